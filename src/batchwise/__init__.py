@@ -1,0 +1,169 @@
+"""Half-price Claude batches that keep deadlines.
+
+Give it requests and say how long each may take; it spends the least money that meets every deadline, loses none of
+them across crashes, and hands each result back to the request that it came from.
+
+Importing this module is cheap: what needs the SDK, prices or an event loop is loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    AdmissionError,
+    BatchwiseError,
+    ClosedDispatcherError,
+    ForkedDispatcherError,
+    InfeasibleSLAError,
+    InvalidRequestError,
+    InvalidValueError,
+    JobNotFoundError,
+    KeyConflictError,
+    LaneSuspendedError,
+    LedgerError,
+    NoCronExpressionError,
+    RequestFailedError,
+    RequestTooLargeError,
+    ResultTimeoutError,
+    SpendLimitError,
+    TicketNotFoundError,
+    UnknownPriceError,
+    UnroutableRequestError,
+    WrongClientError,
+    WrongLoopError,
+    WrongWorkspaceError,
+)
+from .models import (
+    Check,
+    Decision,
+    Lane,
+    Latency,
+    Limits,
+    Outcome,
+    Policy,
+    Progress,
+    Reason,
+    Report,
+    ResultError,
+    RunningBatch,
+    Status,
+    ToolUse,
+)
+from .planning.cadence import (
+    Cadence,
+    largest_rescuable,
+    latest_submission,
+    rescue_duration,
+    sla_cadence,
+    worst_case_latency,
+)
+
+if TYPE_CHECKING:
+    from .async_dispatcher import AsyncDispatcher
+    from .async_tickets import AsyncJob, AsyncTicket
+    from .default import dispatch
+    from .dispatcher import Dispatcher
+    from .ledger.base import Ledger
+    from .planning.forecast import Forecast
+    from .planning.pricing import PriceBook
+    from .planning.routing import choose_lane
+    from .planning.workload import WorkloadPlan, plan_workload
+    from .request import Request
+    from .results import Result, ToolCall
+    from .tickets import Job, Ticket
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdmissionError",
+    "AsyncDispatcher",
+    "AsyncJob",
+    "AsyncTicket",
+    "BatchwiseError",
+    "Cadence",
+    "Check",
+    "ClosedDispatcherError",
+    "Decision",
+    "Dispatcher",
+    "Forecast",
+    "ForkedDispatcherError",
+    "InfeasibleSLAError",
+    "InvalidRequestError",
+    "InvalidValueError",
+    "Job",
+    "JobNotFoundError",
+    "KeyConflictError",
+    "Lane",
+    "LaneSuspendedError",
+    "Latency",
+    "Ledger",
+    "LedgerError",
+    "Limits",
+    "NoCronExpressionError",
+    "Outcome",
+    "Policy",
+    "PriceBook",
+    "Progress",
+    "Reason",
+    "Report",
+    "Request",
+    "RequestFailedError",
+    "RequestTooLargeError",
+    "Result",
+    "ResultError",
+    "ResultTimeoutError",
+    "RunningBatch",
+    "SpendLimitError",
+    "Status",
+    "Ticket",
+    "TicketNotFoundError",
+    "ToolCall",
+    "ToolUse",
+    "UnknownPriceError",
+    "UnroutableRequestError",
+    "WorkloadPlan",
+    "WrongClientError",
+    "WrongLoopError",
+    "WrongWorkspaceError",
+    "choose_lane",
+    "dispatch",
+    "largest_rescuable",
+    "latest_submission",
+    "plan_workload",
+    "rescue_duration",
+    "sla_cadence",
+    "worst_case_latency",
+]
+
+_LAZY = {
+    "AsyncDispatcher": "async_dispatcher",
+    "AsyncJob": "async_tickets",
+    "AsyncTicket": "async_tickets",
+    "Dispatcher": "dispatcher",
+    "Forecast": "planning.forecast",
+    "Job": "tickets",
+    "Ledger": "ledger.base",
+    "PriceBook": "planning.pricing",
+    "Request": "request",
+    "Result": "results",
+    "Ticket": "tickets",
+    "ToolCall": "results",
+    "WorkloadPlan": "planning.workload",
+    "choose_lane": "planning.routing",
+    "dispatch": "default",
+    "plan_workload": "planning.workload",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

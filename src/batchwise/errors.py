@@ -1,0 +1,160 @@
+"""Every error that batchwise raises, under one root.
+
+Each says what was wrong, with which request, and what to do about it. None carries the content of a prompt or of
+an answer; caller's keys appear escaped and shortened (see `shown`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+__all__ = [
+    "AdmissionError",
+    "BatchwiseError",
+    "ClosedDispatcherError",
+    "ForkedDispatcherError",
+    "InfeasibleSLAError",
+    "InvalidRequestError",
+    "InvalidValueError",
+    "JobNotFoundError",
+    "KeyConflictError",
+    "LaneSuspendedError",
+    "LedgerError",
+    "NoCronExpressionError",
+    "RequestFailedError",
+    "RequestTooLargeError",
+    "ResultTimeoutError",
+    "SpendLimitError",
+    "TicketNotFoundError",
+    "UnknownPriceError",
+    "UnroutableRequestError",
+    "WrongClientError",
+    "WrongLoopError",
+    "WrongWorkspaceError",
+    "shown",
+]
+
+
+def shown(text: object, limit: int = 80) -> str:
+    """A caller's string made safe for a message: escaped to ASCII (no terminal codes), quoted, at most `limit` long."""
+    escaped = ascii(text)
+    return escaped if len(escaped) <= limit else f"{escaped[: limit - 4]}...{escaped[-1]}"
+
+
+class BatchwiseError(Exception):
+    """Something went wrong in batchwise."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
+
+
+class InvalidValueError(BatchwiseError, ValueError):
+    """A value that batchwise cannot work with; the message names the field, the value and the mend."""
+
+
+class InvalidRequestError(InvalidValueError):
+    """A request that neither lane would take as it is. Nothing was stored or sent."""
+
+
+class RequestTooLargeError(InvalidRequestError):
+    """One request alone exceeds what a create call may carry."""
+
+
+class UnroutableRequestError(InvalidRequestError):
+    """A request that fits neither lane: its tags and parameters contradict each other."""
+
+
+class InfeasibleSLAError(InvalidValueError):
+    """No cadence keeps this SLA.
+
+    Attributes:
+        shortest: The shortest SLA that can be kept with the same window, reserve, rounds and overhead.
+    """
+
+    def __init__(self, message: str, *, shortest: timedelta) -> None:
+        super().__init__(message)
+        self.shortest = shortest
+
+
+class NoCronExpressionError(InvalidValueError):
+    """No cron expression has this period.
+
+    Attributes:
+        nearest: The longest interval below it that cron can express.
+    """
+
+    def __init__(self, message: str, *, nearest: timedelta) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+
+
+class KeyConflictError(BatchwiseError):
+    """The key is taken by a request with other content."""
+
+
+class JobNotFoundError(BatchwiseError, LookupError):
+    """The ledger has no job of this name."""
+
+
+class TicketNotFoundError(BatchwiseError, LookupError):
+    """The ledger has no request under this key."""
+
+
+class AdmissionError(BatchwiseError):
+    """No lane can keep this deadline beside what is already promised. Nothing was stored or sent."""
+
+
+class SpendLimitError(BatchwiseError):
+    """Accepting this work could pass `Policy.max_spend`. Nothing was stored or sent."""
+
+
+class UnknownPriceError(BatchwiseError):
+    """The price of this model is unknown, so a spend limit cannot be kept for it. Nothing was stored or sent."""
+
+
+class LaneSuspendedError(BatchwiseError):
+    """A lane is suspended: the API refuses work for a reason that retrying cannot mend. Queued work stays queued."""
+
+
+class WrongWorkspaceError(BatchwiseError):
+    """The ledger belongs to another workspace or endpoint. Nothing was polled or sent."""
+
+
+class LedgerError(BatchwiseError):
+    """The ledger cannot be read or written."""
+
+
+class ClosedDispatcherError(BatchwiseError):
+    """The dispatcher is closed (or not yet entered); open a new one."""
+
+
+class ForkedDispatcherError(BatchwiseError):
+    """The dispatcher was made before a fork; make one in the child process."""
+
+
+class WrongLoopError(BatchwiseError):
+    """An AsyncDispatcher belongs to the event loop that entered it."""
+
+
+class WrongClientError(BatchwiseError, TypeError):
+    """The client is of the wrong colour, or one whose platform has no Message Batches API."""
+
+
+class RequestFailedError(BatchwiseError):
+    """The request did not succeed, so it has no answer.
+
+    Attributes:
+        error_type: The error's type, as the API words it (`invalid_request_error`, ...) or batchwise's own
+            (`expired`, `canceled`, `abandoned`, ...).
+    """
+
+    def __init__(self, message: str, *, error_type: str) -> None:
+        super().__init__(message)
+        self.error_type = error_type
+
+
+class ResultTimeoutError(BatchwiseError, TimeoutError):
+    """The result was not there in time. Nothing is lost: ask again, here or in a later process."""

@@ -1,0 +1,467 @@
+"""The words of batchwise as frozen values: lanes, tags, policy, decisions, forecasts and reports.
+
+No behaviour beyond their own consistency: rules live in `batchwise.planning`, effects in the drivers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Literal, TypeVar, Union
+
+import attrs
+
+from .errors import InvalidValueError
+
+__all__ = [
+    "WINDOW",
+    "Check",
+    "Decision",
+    "Lane",
+    "Latency",
+    "LatencyTag",
+    "Limits",
+    "Outcome",
+    "Policy",
+    "Progress",
+    "Reason",
+    "Report",
+    "ResultError",
+    "RunningBatch",
+    "Status",
+    "ToolUse",
+]
+
+WINDOW = timedelta(hours=24)
+"""The Message Batches API's processing window, counted from a batch's `created_at` (API documentation)."""
+
+_ZERO = timedelta(0)
+
+
+class Lane(str, Enum):
+    """Which of the two APIs a request goes to."""
+
+    SYNC = "sync"
+    """The Messages API: full price, an answer in seconds."""
+    BATCH = "batch"
+    """The Message Batches API: half price, up to 24 hours."""
+
+
+class Latency(str, Enum):
+    """How long the caller can wait, where that is not a `timedelta` or a `datetime`."""
+
+    BLOCKING = "blocking"
+    """Somebody is waiting: answer now."""
+    FLEXIBLE = "flexible"
+    """No deadline: whenever it is cheapest."""
+
+
+LatencyTag = Union[Latency, timedelta, datetime]
+"""`Latency`, a `timedelta` counted from the dispatch, or an aware `datetime` to be done by."""
+
+
+class ToolUse(str, Enum):
+    """What a request does with tools."""
+
+    NONE = "none"
+    SINGLE = "single"
+    """Tools are declared and one turn's answer is the result (a forced tool, an extraction)."""
+    SERVER = "server"
+    """Only tools that the API runs itself."""
+    ITERATIVE = "iterative"
+    """The caller runs tools and goes on; a batch cannot carry that."""
+
+
+class Status(str, Enum):
+    """Where a request is."""
+
+    QUEUED = "queued"
+    IN_FLIGHT = "in_flight"
+    SETTLED = "settled"
+
+
+class Outcome(str, Enum):
+    """How a request ended; each accepted request has exactly one."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELED = "canceled"
+
+
+class Reason(str, Enum):
+    """Why a request goes to the lane it goes to. The values are stable."""
+
+    ITERATIVE_TOOL_USE = "iterative_tool_use"
+    BLOCKING = "blocking"
+    STREAMING = "streaming"
+    SYNC_ONLY_PARAMETER = "sync_only_parameter"
+    BATCH_ONLY_PARAMETER = "batch_only_parameter"
+    ZERO_DATA_RETENTION = "zero_data_retention"
+    DEADLINE_INSIDE_WINDOW = "deadline_inside_window"
+    DELAY_COSTS_MORE = "delay_costs_more"
+    LATENCY_TOLERANT = "latency_tolerant"
+    HEDGED = "hedged"
+
+
+_E = TypeVar("_E", bound=Enum)
+
+
+def to_enum(kind: type[_E], value: object, field: str) -> _E:
+    """`value` as a member of `kind`, by member or by its string value.
+
+    Raises:
+        InvalidValueError: It is neither; the message lists the members.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(repr(member.value) for member in kind)
+        raise InvalidValueError(f"{field}={value!r} is not one of {known}") from None
+
+
+def check_aware(value: datetime, field: str) -> datetime:
+    """`value` in UTC.
+
+    Raises:
+        InvalidValueError: It is naive.
+    """
+    if value.tzinfo is None or value.utcoffset() is None:
+        raise InvalidValueError(
+            f"{field}={value.isoformat()} is a naive datetime; give it a time zone, "
+            "e.g. datetime(..., tzinfo=timezone.utc) or .astimezone()"
+        )
+    return value.astimezone(timezone.utc)
+
+
+def check_positive(value: timedelta, field: str) -> timedelta:
+    """`value` if it is a positive `timedelta`.
+
+    Raises:
+        InvalidValueError: It is no timedelta, zero or negative.
+    """
+    if not isinstance(value, timedelta):
+        raise InvalidValueError(f"{field}={value!r} is not a timedelta; write e.g. timedelta(hours=30)")
+    if value <= _ZERO:
+        raise InvalidValueError(f"{field}={value} is not positive; give a duration above zero")
+    return value
+
+
+def to_latency(value: object, field: str = "latency") -> LatencyTag:
+    """`value` as a latency tag: `Latency` (or its string), positive `timedelta`, or aware `datetime` (made UTC).
+
+    Raises:
+        InvalidValueError: It is none of these.
+    """
+    if isinstance(value, timedelta):
+        return check_positive(value, field)
+    if isinstance(value, datetime):
+        return check_aware(value, field)
+    try:
+        return Latency(value)
+    except ValueError:
+        raise InvalidValueError(
+            f"{field}={value!r} says nothing about how long the caller can wait; use Latency.BLOCKING, "
+            "Latency.FLEXIBLE, a timedelta (from the dispatch) or an aware datetime (by then)"
+        ) from None
+
+
+def _positive(_instance: object, attribute: attrs.Attribute[timedelta], value: timedelta) -> None:
+    check_positive(value, attribute.name)
+
+
+def _not_negative(_instance: object, attribute: attrs.Attribute[timedelta], value: timedelta) -> None:
+    if not isinstance(value, timedelta) or value < _ZERO:
+        raise InvalidValueError(f"{attribute.name}={value!r} is not a timedelta of zero or more")
+
+
+def _positive_number(_instance: object, attribute: attrs.Attribute[int], value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidValueError(f"{attribute.name}={value!r} is not a whole number of at least 1")
+
+
+def _to_usd(value: object) -> Decimal:
+    try:
+        amount = Decimal(str(value))
+    except ArithmeticError:
+        raise InvalidValueError(f"{value!r} is not an amount of US dollars; give a Decimal or an int") from None
+    if not amount.is_finite() or amount < 0:
+        raise InvalidValueError(f"{value!r} is not an amount of US dollars of zero or more")
+    return amount
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """What the account's sync lane and batch queue can take. `None` means that a resource does not limit.
+
+    Attributes:
+        requests_per_minute: Messages calls a minute.
+        input_tokens_per_minute: Uncached input tokens a minute.
+        output_tokens_per_minute: Output tokens a minute.
+        concurrency: Messages calls at the same time.
+        latency: Mean time of one sync call; with `concurrency` it bounds the rate.
+        batch_requests_in_queue: Batch requests that may wait in the account's queue at once.
+    """
+
+    requests_per_minute: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive_number))
+    input_tokens_per_minute: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_positive_number)
+    )
+    output_tokens_per_minute: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_positive_number)
+    )
+    concurrency: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive_number))
+    latency: timedelta = attrs.field(default=timedelta(seconds=10), validator=_positive)
+    batch_requests_in_queue: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_positive_number)
+    )
+
+    @classmethod
+    def for_tier(cls, tier: Literal["start", "build", "scale"]) -> Limits:
+        """The published limits of a usage tier (API documentation, rate limits, 2026).
+
+        `concurrency` is not published; the figure fills the request limit at the mean latency of 10 s, and the
+        lane adapts downwards when the API says so.
+
+        Raises:
+            InvalidValueError: No such tier.
+        """
+        try:
+            requests, tokens_in, tokens_out, queue = _TIERS[tier]
+        except KeyError:
+            raise InvalidValueError(f"tier={tier!r} is not one of {', '.join(map(repr, _TIERS))}") from None
+        return cls(
+            requests_per_minute=requests,
+            input_tokens_per_minute=tokens_in,
+            output_tokens_per_minute=tokens_out,
+            concurrency=requests // 10,
+            batch_requests_in_queue=queue,
+        )
+
+
+_TIERS: Mapping[str, tuple[int, int, int, int]] = {
+    "start": (1_000, 2_000_000, 400_000, 200_000),
+    "build": (5_000, 5_000_000, 1_000_000, 300_000),
+    "scale": (10_000, 10_000_000, 2_000_000, 500_000),
+}
+
+
+def _start_tier() -> Limits:
+    return Limits.for_tier("start")
+
+
+def _to_poll_every(value: object) -> tuple[timedelta, timedelta]:
+    match value:
+        case (timedelta() as shortest, timedelta() as longest) if _ZERO < shortest <= longest:
+            return shortest, longest
+    raise InvalidValueError(f"poll_every={value!r} is not a pair (shortest, longest) of positive timedeltas")
+
+
+@attrs.frozen(kw_only=True)
+class Policy:
+    """How a dispatcher trades money for time. Every field has a default that keeps deadlines.
+
+    Attributes:
+        window: The batch API's processing window.
+        reserve: Time kept before each deadline to redo on the sync lane what a batch did not finish;
+            None derives it (a third of the buffer, or what the rescue needs where that is more).
+        min_reserve: The derived reserve's floor.
+        interval: The longest a request waits for its batch to be sent; None derives it from each SLA.
+        flexible_interval: The same for `Latency.FLEXIBLE` requests.
+        hedge: Send to a batch although less than the window is left, with a rescue planned before the deadline.
+        delay_cost_per_hour: What an hour of waiting costs, in USD a request.
+        zero_data_retention: The organisation has zero data retention, which batches are not covered by.
+        max_attempts: How often a request may be tried, over both lanes.
+        max_spend: USD that the ledger's work may cost at most; None: no cap.
+        max_spend_period: The cap counts work accepted within this time; None: the ledger's life.
+        late: "run": overdue work still runs, on the cheapest lane; "fail": it settles unsent.
+        limits: The account's limits.
+        poll_every: Shortest and longest time between two polls of one batch.
+        create_grace: How long a create of unknown outcome is looked for before it is sent again.
+        cancel_settle: How long a cancel may take to end.
+        exclusive_workspace: Nobody else makes batches in the client's workspace.
+    """
+
+    window: timedelta = attrs.field(default=WINDOW, validator=_positive)
+    reserve: timedelta | None = attrs.field(default=None, validator=attrs.validators.optional(_not_negative))
+    min_reserve: timedelta = attrs.field(default=timedelta(minutes=15), validator=_not_negative)
+    interval: timedelta | None = attrs.field(default=None, validator=attrs.validators.optional(_positive))
+    flexible_interval: timedelta = attrs.field(default=timedelta(hours=1), validator=_positive)
+    hedge: bool = False
+    delay_cost_per_hour: Decimal = attrs.field(default=Decimal(0), converter=_to_usd)
+    zero_data_retention: bool = False
+    max_attempts: int = attrs.field(default=3, validator=_positive_number)
+    max_spend: Decimal | None = attrs.field(default=None, converter=attrs.converters.optional(_to_usd))
+    max_spend_period: timedelta | None = attrs.field(default=None, validator=attrs.validators.optional(_positive))
+    late: Literal["run", "fail"] = attrs.field(default="run")
+    limits: Limits = attrs.field(factory=_start_tier)
+    poll_every: tuple[timedelta, timedelta] = attrs.field(
+        default=(timedelta(seconds=10), timedelta(minutes=5)), converter=_to_poll_every
+    )
+    create_grace: timedelta = attrs.field(default=timedelta(minutes=15), validator=_not_negative)
+    cancel_settle: timedelta = attrs.field(default=timedelta(minutes=10), validator=_not_negative)
+    exclusive_workspace: bool = False
+
+    @late.validator
+    def _check_late(self, _attribute: attrs.Attribute[str], value: str) -> None:
+        if value not in {"run", "fail"}:
+            raise InvalidValueError(f"late={value!r} is not one of 'run', 'fail'")
+
+    def reserve_for(self, buffer: timedelta) -> timedelta:
+        """The reserve kept out of `buffer` (SLA - window): the explicit one, else a third, never under the floor."""
+        return self.reserve if self.reserve is not None else max(self.min_reserve, buffer / 3)
+
+
+@attrs.frozen
+class Check:
+    """One routing rule's verdict.
+
+    Attributes:
+        rule: The reason that the rule gives when it decides.
+        decided: Whether this rule chose the lane.
+        verdict: What the rule saw, in words with figures.
+    """
+
+    rule: Reason
+    decided: bool
+    verdict: str
+
+
+@attrs.frozen
+class Decision:
+    """Which lane a request goes to, why, and by when what has to happen.
+
+    Attributes:
+        lane: The lane.
+        reason: The rule that decided, by its stable name.
+        deadline: When the result is due (UTC); None without a deadline.
+        submit_by: The last moment at which its batch may be sent (UTC); None on the sync lane or without deadline.
+        rescue_at: The last moment at which a rescue of it alone would begin (UTC); None where there is none.
+    """
+
+    lane: Lane
+    reason: Reason
+    deadline: datetime | None = None
+    submit_by: datetime | None = None
+    rescue_at: datetime | None = None
+    _explain: Callable[[], str] = attrs.field(default=str, repr=False, eq=False)
+    _check: Callable[[], tuple[Check, ...]] = attrs.field(default=tuple, repr=False, eq=False)
+
+    @property
+    def explanation(self) -> str:
+        """One sentence a person can act on, with the figures in it. Built when read."""
+        return self._explain()
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Every rule with its verdict, in the order in which they are asked. Built when read."""
+        return self._check()
+
+
+@attrs.frozen
+class ResultError:
+    """Why a request has no answer.
+
+    Attributes:
+        type: The API's error type (`invalid_request_error`, `overloaded_error`, ...) or batchwise's own
+            (`expired`, `canceled`, `abandoned`, `missing_row`, `late`, ...).
+        message: The API's words, or ours.
+        retryable: Whether the same request may succeed when tried again.
+    """
+
+    type: str
+    message: str
+    retryable: bool
+
+
+@attrs.frozen(kw_only=True)
+class RunningBatch:
+    """One batch that has not been collected yet.
+
+    Attributes:
+        remote_id: The API's id; None while the create's outcome is unknown.
+        requests: How many requests went with it.
+        elapsed: Time since it was created.
+        expected_end: The earliest and the latest plausible end (UTC; the 10 % and 90 % points of the forecast).
+        rescue_at: When a rescue would start (UTC); None where no deadline asks for one.
+        status: `sealed`, `in_doubt`, `in_progress`, `canceling` or `ended`.
+    """
+
+    remote_id: str | None
+    requests: int
+    elapsed: timedelta
+    expected_end: tuple[datetime, datetime]
+    rescue_at: datetime | None
+    status: str
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """Where the work stands.
+
+    Attributes:
+        total: Requests accepted.
+        by_status: Requests by status.
+        by_outcome: Settled requests by outcome.
+        by_lane: Unsettled requests by the lane that they are on now.
+        batches: Batches not collected yet.
+        at_risk: Requests whose deadline may not be kept with what the lanes can do.
+        suspended: Suspended lanes with the reason.
+        next_due: When some process must run next (UTC) so that every deadline is kept; None: nothing waits.
+    """
+
+    total: int
+    by_status: Mapping[Status, int]
+    by_outcome: Mapping[Outcome, int]
+    by_lane: Mapping[Lane, int]
+    batches: tuple[RunningBatch, ...] = ()
+    at_risk: int = 0
+    suspended: Mapping[Lane, str] = attrs.field(factory=dict)
+    next_due: datetime | None = None
+
+    @property
+    def settled(self) -> int:
+        """Requests that have their outcome."""
+        return self.by_status.get(Status.SETTLED, 0)
+
+    @property
+    def done(self) -> bool:
+        """Whether every accepted request is settled."""
+        return self.settled == self.total
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """Money and deadlines of what has settled. Amounts are USD.
+
+    Attributes:
+        requests: Settled requests.
+        cost: What they cost.
+        cost_by_lane: The same by lane.
+        saved: What the sync lane would have cost beyond that.
+        wasted: Paid for rows that were not used (rescued twice, arrived late).
+        unpriced: Settled requests whose model's price is unknown; they are in none of the amounts.
+        met: Deadlines met.
+        missed: Deadlines missed.
+        worst_lateness: By how much the worst was missed.
+        attempts: Attempts made for these requests.
+        possible_doubles: Purchases that may have happened twice because an acceptance could not be seen.
+        cache_read_tokens: Input tokens read from the prompt cache.
+        input_tokens: All input tokens, cached ones included.
+    """
+
+    requests: int
+    cost: Decimal
+    cost_by_lane: Mapping[Lane, Decimal]
+    saved: Decimal
+    wasted: Decimal
+    unpriced: int
+    met: int
+    missed: int
+    worst_lateness: timedelta
+    attempts: int
+    possible_doubles: int
+    cache_read_tokens: int
+    input_tokens: int

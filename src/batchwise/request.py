@@ -1,0 +1,250 @@
+"""`Request`: the JSON body of one Messages call with its tags, encoded and checked once, at construction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import attrs
+import orjson
+
+from .errors import InvalidRequestError, InvalidValueError, shown
+from .models import Latency, LatencyTag, ToolUse, to_enum, to_latency
+
+__all__ = ["MAX_KEY_LENGTH", "Request", "Traits", "check_key"]
+
+MAX_KEY_LENGTH = 1_024
+
+_CALL_OPTIONS: Mapping[str, str] = {
+    "stream": "say Request(..., stream=True)",
+    "betas": "say Request(..., betas=[...])",
+    "timeout": "set it on the client: Anthropic(timeout=...)",
+    "extra_headers": "set them on the client: Anthropic(default_headers=...)",
+    "extra_query": "set it on the client: Anthropic(default_query=...)",
+    "extra_body": "put its fields into params",
+    "workspace_id": "use a client of that workspace, with a ledger of its own",
+    "user_profile_id": "set it on the client: Anthropic(default_headers=...)",
+}
+_ENCODE = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+_CANONICAL = _ENCODE | orjson.OPT_SORT_KEYS
+
+
+class Traits(NamedTuple):
+    """What routing looks at in the params; requests that share it (and their tags) share a decision."""
+
+    model: str
+    max_tokens: int
+    parameters: tuple[str, ...]
+    tool_types: tuple[str, ...]
+    tool_choice: str
+    speed: str
+
+
+def check_key(key: object) -> str:
+    """`key` if it can be one.
+
+    Raises:
+        InvalidRequestError: It is no string, empty, or over 1,024 characters.
+    """
+    if not isinstance(key, str):
+        raise InvalidRequestError(f"key={shown(key)} is not a string; use e.g. key=str(path)")
+    if not 1 <= len(key) <= MAX_KEY_LENGTH:
+        raise InvalidRequestError(
+            f"key={shown(key)} has {len(key)} characters; a key has 1 to {MAX_KEY_LENGTH} "
+            "(for longer names use a digest of them)"
+        )
+    return key
+
+
+def _plain(value: Any) -> Any:
+    dump: Callable[..., Any] | None = getattr(value, "model_dump", None)
+    if dump is not None and not isinstance(value, type):
+        return dump(mode="json", exclude_unset=True)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    raise TypeError(f"a {type(value).__name__} has no JSON form; convert it before, e.g. to a list or a string")
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(map(_has_nan, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_has_nan, value))
+
+
+def _encode(params: Mapping[str, Any], where: str) -> tuple[bytes, bytes, Mapping[str, Any]]:
+    """The body as sent (the caller's order of names), its canonical form, and the params as plain JSON values."""
+    try:
+        body = orjson.dumps(params, option=_ENCODE)
+        plain = params
+    except TypeError:
+        try:
+            body = orjson.dumps(params, _plain, _ENCODE)
+        except TypeError as error:
+            reason = error.__cause__ or error
+            raise InvalidRequestError(f"{where}: params cannot be encoded as JSON: {reason}") from None
+        plain = orjson.loads(body)
+    if b"null" in body and _has_nan(params):
+        raise InvalidRequestError(f"{where}: params hold a NaN or an infinity, which JSON cannot carry; remove it")
+    return body, orjson.dumps(plain, option=_CANONICAL), plain
+
+
+def _tool_type(tool: Any) -> str:
+    kind = tool.get("type") if isinstance(tool, Mapping) else None
+    return kind if isinstance(kind, str) else "custom"
+
+
+def _traits(params: Mapping[str, Any], where: str) -> Traits:
+    for option in _CALL_OPTIONS.keys() & params.keys():
+        raise InvalidRequestError(f"{where}: params hold {option!r}, which is no body field; {_CALL_OPTIONS[option]}")
+    for name in ("model", "max_tokens", "messages"):
+        if name not in params:
+            raise InvalidRequestError(f"{where}: params lack {name!r}; a Messages call needs it")
+    model, max_tokens, messages = params["model"], params["max_tokens"], params["messages"]
+    if not isinstance(model, str) or not model:
+        raise InvalidRequestError(f"{where}: params['model'] is {shown(model)}; give a model's id")
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0:
+        raise InvalidRequestError(f"{where}: params['max_tokens'] is {shown(max_tokens)}; give a whole number")
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise InvalidRequestError(f"{where}: params['messages'] has to be a list of at least one message")
+    tools = params.get("tools") or ()
+    choice = params.get("tool_choice")
+    if not isinstance(tools, (list, tuple)):
+        raise InvalidRequestError(f"{where}: params['tools'] is a {type(tools).__name__}; give a list")
+    return Traits(
+        model,
+        max_tokens,
+        tuple(params),
+        tuple(map(_tool_type, tools)) if tools else (),
+        str(choice.get("type", "auto")) if isinstance(choice, Mapping) else "auto",
+        str(params.get("speed") or ""),
+    )
+
+
+@attrs.frozen(init=False, eq=False, repr=False)
+class Request:
+    """One Messages call and what its caller says about it.
+
+    The encoded bytes are fixed at construction; changing `params` afterwards changes nothing. Equality and hash go
+    by the content's digest and the tags.
+
+    Args:
+        params: The JSON body of a Messages call. SDK content blocks inside it are taken as they are.
+        key: The caller's name for it, unique within its job: 1 to 1,024 characters.
+        latency: How long the caller can wait. Left out it means `Latency.BLOCKING`, or the default that
+            `dispatch_all` is given.
+        tool_use: What the request does with tools; None infers it from the params, cautiously.
+        betas: `anthropic-beta` values.
+        stream: The caller wants streaming; it routes to the sync lane.
+        expected_output_tokens: The usual size of the answer, for forecasts of money and time.
+
+    Raises:
+        InvalidRequestError: A field is missing, malformed, or belongs elsewhere; the message says which and where.
+    """
+
+    key: str | None
+    betas: tuple[str, ...]
+    stream: bool
+    tool_use: ToolUse | None
+    expected_output_tokens: int | None
+    body: bytes
+    digest: bytes
+    traits: Traits
+    latency_tag: LatencyTag | None
+
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        *,
+        key: str | None = None,
+        latency: LatencyTag | None = None,
+        tool_use: ToolUse | None = None,
+        betas: Iterable[str] = (),
+        stream: bool = False,
+        expected_output_tokens: int | None = None,
+    ) -> None:
+        if key is not None:
+            check_key(key)
+        where = "request" if key is None else f"request {shown(key)}"
+        if not isinstance(params, Mapping):
+            raise InvalidRequestError(f"{where}: params is a {type(params).__name__}; give the call's body as a dict")
+        body, canonical, plain = _encode(params if type(params) is dict else dict(params), where)
+        try:
+            latency = None if latency is None else to_latency(latency)
+            tool_use = None if tool_use is None else to_enum(ToolUse, tool_use, "tool_use")
+        except InvalidValueError as error:
+            raise InvalidRequestError(f"{where}: {error}") from None
+        if betas:
+            betas = _to_betas(betas, where)
+            canonical += b"\0" + ",".join(betas).encode()
+        if stream:
+            if stream is not True:
+                raise InvalidRequestError(f"{where}: stream={stream!r} is neither True nor False")
+            canonical += b"\0stream"
+        traits = _traits(plain, where)
+        if traits.max_tokens == 0 and latency not in {None, Latency.BLOCKING}:
+            raise InvalidRequestError(
+                f"{where}: max_tokens is 0 (a cache warm-up), which a batch refuses; leave latency out or raise it"
+            )
+        if expected_output_tokens is not None and (
+            isinstance(expected_output_tokens, bool)
+            or not isinstance(expected_output_tokens, int)
+            or expected_output_tokens < 1
+        ):
+            raise InvalidRequestError(
+                f"{where}: expected_output_tokens={expected_output_tokens!r} is not a whole number of at least 1"
+            )
+        digest = blake2b(canonical, digest_size=16).digest()
+        self.__attrs_init__(key, tuple(betas), stream, tool_use, expected_output_tokens, body, digest, traits, latency)
+
+    @property
+    def latency(self) -> LatencyTag:
+        """How long the caller can wait."""
+        return Latency.BLOCKING if self.latency_tag is None else self.latency_tag
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The body, decoded anew on each access."""
+        decoded: dict[str, Any] = orjson.loads(self.body)
+        return decoded
+
+    @property
+    def model(self) -> str:
+        """The model asked for."""
+        return self.traits.model
+
+    @property
+    def max_tokens(self) -> int:
+        """The most output tokens asked for."""
+        return self.traits.max_tokens
+
+    def _identity(self) -> tuple[object, ...]:
+        return self.digest, self.key, self.latency, self.tool_use, self.expected_output_tokens
+
+    def __eq__(self, other: object) -> bool:
+        return self._identity() == other._identity() if isinstance(other, Request) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def __repr__(self) -> str:
+        return f"Request(key={shown(self.key)}, model={shown(self.model)}, {len(self.body)} bytes)"
+
+
+def _to_betas(betas: object, where: str) -> tuple[str, ...]:
+    if isinstance(betas, str) or not isinstance(betas, Iterable):
+        raise InvalidRequestError(f"{where}: betas={betas!r} is not a list of strings; write betas=[{betas!r}]")
+    values = tuple(sorted(set(betas)))
+    for beta in values:
+        if not isinstance(beta, str) or not beta or not beta.isascii() or set(beta) & set(", \r\n\0"):
+            raise InvalidRequestError(f"{where}: beta {shown(beta)} cannot be an anthropic-beta value")
+    return values

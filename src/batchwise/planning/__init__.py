@@ -1,0 +1,1 @@
+"""All decisions, as pure functions: no clock, no I/O, no SDK, no database."""

@@ -1,0 +1,449 @@
+"""The arithmetic of deadlines: how often to submit, by when at the latest, and how long a rescue takes.
+
+    waiting (at most `interval`) + window + overhead + reserve <= SLA
+
+All of it is pure and exact: whole microseconds and fractions, no floats, no clock. The default split of the buffer
+(two thirds waiting, one third reserve) is a rule of thumb; `batchwise.planning.workload` sizes the reserve from the
+workload and the account's limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from math import ceil
+from typing import TypeVar, Union
+
+import attrs
+
+from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
+from batchwise.models import WINDOW, Limits, check_aware, check_positive
+
+__all__ = [
+    "Cadence",
+    "largest_rescuable",
+    "latest_submission",
+    "rescue_duration",
+    "sla_cadence",
+    "steady_interval",
+    "sync_rate",
+    "worst_case_latency",
+]
+
+_T = TypeVar("_T")
+Number = Union[float, Decimal, Fraction]
+"""A count or a mean; taken exactly, whatever its type."""
+
+ZERO = timedelta(0)
+_TICK = timedelta.resolution
+_DAY = timedelta(days=1)
+_MINUTE = 60_000_000
+
+_CRON: dict[timedelta, str] = {
+    timedelta(minutes=1): "* * * * *",
+    **{timedelta(minutes=m): f"*/{m} * * * *" for m in (2, 3, 4, 5, 6, 10, 12, 15, 20, 30)},
+    timedelta(hours=1): "0 * * * *",
+    **{timedelta(hours=h): f"0 */{h} * * *" for h in (2, 3, 4, 6, 8, 12)},
+    _DAY: "0 0 * * *",
+    timedelta(weeks=1): "0 0 * * 0",
+}
+"""Every period that one cron expression keeps without a shorter gap at the turn of an hour, a day or a month."""
+
+
+def check_duration(value: object, field: str) -> timedelta:
+    """`value` if it is a `timedelta` of zero or more.
+
+    Raises:
+        InvalidValueError: It is not.
+    """
+    if not isinstance(value, timedelta):
+        raise InvalidValueError(f"{field}={value!r} is not a timedelta; write e.g. timedelta(minutes=15)")
+    if value < ZERO:
+        raise InvalidValueError(f"{field}={value} is negative; give a duration of zero or more")
+    return value
+
+
+def check_whole(value: object, field: str, least: int) -> int:
+    """`value` if it is a whole number of at least `least`.
+
+    Raises:
+        InvalidValueError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidValueError(f"{field}={value!r} is not a whole number of at least {least}")
+    return value
+
+
+def to_number(value: object, field: str) -> Fraction:
+    """`value` (int, float, Decimal or Fraction) as an exact fraction.
+
+    Raises:
+        InvalidValueError: It is no finite number of zero or more.
+    """
+    if isinstance(value, (int, float, Decimal, Fraction)) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):  # not a number, infinite
+            number = Fraction(value)
+            if number >= 0:
+                return number
+    raise InvalidValueError(f"{field}={value!r} is not a number of zero or more")
+
+
+def _utc(value: object, field: str) -> datetime:
+    if not isinstance(value, datetime):
+        raise InvalidValueError(f"{field}={value!r} is not a datetime; give an aware one, e.g. with timezone.utc")
+    return check_aware(value, field)
+
+
+def bounded(compute: Callable[[], _T], what: str) -> _T:
+    """What `compute` returns, or an InvalidValueError where a `datetime` or `timedelta` cannot hold it."""
+    try:
+        return compute()
+    except OverflowError:
+        raise InvalidValueError(f"{what} is more than Python's datetime can hold; give smaller figures") from None
+
+
+@attrs.frozen(kw_only=True)
+class Cadence:
+    """When to submit so that an SLA is kept; made by `sla_cadence`.
+
+    `worst_case + reserve + overhead <= sla` always holds.
+
+    Attributes:
+        sla: Time from dispatch to deadline.
+        window: The batch API's processing window.
+        buffer: `sla - rounds * window`.
+        reserve: The part of the buffer kept to redo on the sync lane what no batch finished.
+        interval: The longest a request waits for its batch to be sent, in each round.
+        worst_case: `rounds * (interval + window)`: dispatch to the end of the last round, without the overhead.
+        rounds: How many batches a request may go through, one after the other, before the sync lane.
+        overhead: Time lost on the way, over all rounds: create calls, poll gaps, cancel settle, collection.
+
+    Raises:
+        InvalidValueError: The fields contradict each other.
+    """
+
+    sla: timedelta
+    window: timedelta
+    buffer: timedelta
+    reserve: timedelta
+    interval: timedelta
+    worst_case: timedelta
+    rounds: int = 1
+    overhead: timedelta = ZERO
+
+    def __attrs_post_init__(self) -> None:
+        for field in ("sla", "window", "interval"):
+            check_positive(getattr(self, field), field)
+        check_duration(self.reserve, "reserve")
+        check_duration(self.overhead, "overhead")
+        check_whole(self.rounds, "rounds", 1)
+        worst_case = self.rounds * (self.interval + self.window)
+        if self.buffer != self.sla - self.rounds * self.window or self.worst_case != worst_case:
+            raise InvalidValueError(
+                f"buffer={self.buffer}, worst_case={self.worst_case}: not sla - rounds * window and "
+                "rounds * (interval + window); let sla_cadence compute them"
+            )
+        if worst_case + self.reserve + self.overhead > self.sla:
+            raise InvalidValueError(
+                f"sla={self.sla} is shorter than worst_case + reserve + overhead = "
+                f"{worst_case + self.reserve + self.overhead}; let sla_cadence compute them"
+            )
+
+    @property
+    def per_day(self) -> float:
+        """Submissions in 24 hours."""
+        return _DAY / self.interval
+
+    @property
+    def check_every(self) -> timedelta:
+        """The longest gap between two looks at running batches while the rescue's length is unknown.
+
+        Half the reserve goes to seeing that a batch expired, the other half is left to the rescue; never longer
+        than the interval, so that the same wake-ups also submit. With a known rescue ask `check_every_for`. With
+        a reserve of zero there is nothing to be in time for, and it is the interval.
+        """
+        return min(self.interval, -(-self.reserve // 2)) if self.reserve else self.interval
+
+    def check_every_for(self, rescue: timedelta) -> timedelta:
+        """The longest gap between two looks that leaves `rescue` before the deadline: at most `reserve - rescue`.
+
+        Args:
+            rescue: How long a rescue takes, e.g. `rescue_duration(...)`.
+
+        Raises:
+            InvalidValueError: The reserve is no longer than the rescue.
+        """
+        if check_duration(rescue, "rescue") >= self.reserve:
+            raise InvalidValueError(
+                f"rescue={rescue} leaves nothing of the reserve of {self.reserve} to notice an expiry; "
+                "ask sla_cadence for a longer reserve"
+            )
+        return min(self.interval, self.reserve - rescue)
+
+    def with_interval(self, interval: timedelta) -> Cadence:
+        """The same SLA with another interval, e.g. one that cron can express; the reserve takes the difference.
+
+        Raises:
+            InvalidValueError: `interval` is no positive timedelta, or too long for the SLA.
+        """
+        check_positive(interval, "interval")
+        longest = (self.buffer - self.overhead) // self.rounds
+        if interval > longest:
+            raise InvalidValueError(f"interval={interval} does not fit the SLA of {self.sla}; give {longest} or less")
+        worst_case = self.rounds * (interval + self.window)
+        reserve = self.sla - self.overhead - worst_case
+        return attrs.evolve(self, interval=interval, worst_case=worst_case, reserve=reserve)
+
+    def submissions(self, start: datetime, end: datetime) -> Iterator[datetime]:
+        """When to submit: `start`, then one interval of elapsed time after the other, before `end`; all in UTC.
+
+        A change to or from daylight saving time between `start` and `end` neither stretches nor shortens a step.
+
+        Args:
+            start: Aware, in any time zone; the first submission.
+            end: Aware; the last submission is earlier.
+
+        Raises:
+            InvalidValueError: `start` or `end` is naive, or `end` is before `start`.
+        """
+        first, last = _utc(start, "start"), _utc(end, "end")
+        if last < first:
+            raise InvalidValueError(f"end={end.isoformat()} is before start={start.isoformat()}; swap them")
+        return (first + self.interval * count for count in range(-((first - last) // self.interval)))
+
+    def cron(self) -> str:
+        """A cron expression (five fields, for a cron that runs in UTC) that fires once an interval.
+
+        There is one for intervals that divide an hour or a day evenly, in whole minutes and hours, and for a week.
+
+        Raises:
+            NoCronExpressionError: There is none; `nearest` is the nearest shorter interval that has one (take
+                `with_interval(nearest)`), zero if the interval is under cron's shortest, a minute.
+        """
+        expression = _CRON.get(self.interval)
+        if expression is not None:
+            return expression
+        nearest = max((period for period in _CRON if period < self.interval), default=ZERO)
+        mend = (
+            f"the nearest shorter interval that it can express is {nearest} ({_CRON[nearest]!r}): "
+            "take with_interval(nearest)"
+            if nearest
+            else "its shortest period is a minute: keep a dispatcher running instead"
+        )
+        raise NoCronExpressionError(f"interval={self.interval} has no cron expression; {mend}", nearest=nearest)
+
+
+def sla_cadence(
+    sla: timedelta,
+    *,
+    window: timedelta = WINDOW,
+    reserve: timedelta | None = None,
+    rounds: int = 1,
+    overhead: timedelta = ZERO,
+) -> Cadence:
+    """How often to submit so that every request meets its SLA, however late in the window its batch ends.
+
+    `buffer = sla - rounds * window`; `interval = (buffer - reserve - overhead) / rounds`, rounded down to the
+    microsecond. 30 h gives a buffer of 6 h, a reserve of 2 h, an interval of 4 h and a worst case of 28 h. A longer
+    SLA never gives a shorter interval.
+
+    Args:
+        sla: Time from dispatch to deadline.
+        window: The batch API's processing window (24 h).
+        reserve: What to keep for a rescue on the sync lane, once, after the last round; None: a third of the
+            buffer. Zero keeps nothing: what expires is then late.
+        rounds: How many batches a request may go through, one after the other, before the sync lane.
+        overhead: Time lost on the way, over all rounds together: create calls, poll gaps, cancel settle,
+            collection. It comes out of the waiting time, not out of the reserve.
+
+    Raises:
+        InfeasibleSLAError: Nothing is left to wait in; `shortest` is the shortest SLA that leaves a microsecond.
+        InvalidValueError: An argument is no duration, zero or negative; the message names it.
+    """
+    check_positive(sla, "sla")
+    check_positive(window, "window")
+    check_whole(rounds, "rounds", 1)
+    check_duration(overhead, "overhead")
+    if reserve is not None:
+        check_duration(reserve, "reserve")
+    windows = bounded(lambda: rounds * window, f"rounds={rounds} times window={window}")
+    buffer = sla - windows
+    kept = buffer / 3 if reserve is None else reserve
+    interval = (buffer - kept - overhead) // rounds
+    if interval <= ZERO:
+        shortest = bounded(lambda: windows + _least_buffer(rounds * _TICK + overhead, reserve), "the shortest SLA")
+        share = "a third of the rest" if reserve is None else f"{reserve}"
+        raise InfeasibleSLAError(
+            f"sla={sla} leaves no time to wait for a submission: the batch window takes {windows} (rounds={rounds}), "
+            f"overhead {overhead}, the reserve {share}. The shortest SLA that can be kept is {shortest}; "
+            "each hour of interval asks for more on top",
+            shortest=shortest,
+        )
+    return Cadence(
+        sla=sla,
+        window=window,
+        buffer=buffer,
+        reserve=kept,
+        interval=interval,
+        worst_case=rounds * (interval + window),
+        rounds=rounds,
+        overhead=overhead,
+    )
+
+
+def _least_buffer(needed: timedelta, reserve: timedelta | None) -> timedelta:
+    """The shortest buffer that has `needed` beside the reserve."""
+    if reserve is not None:
+        return needed + reserve
+    pairs, odd = divmod(needed // _TICK, 2)  # b - round(b / 3) is 2q for b = 3q, and 2q + 1 for b = 3q + 1, 3q + 2
+    return timedelta(microseconds=3 * pairs + odd)
+
+
+def worst_case_latency(
+    interval: timedelta, *, window: timedelta = WINDOW, rounds: int = 1, overhead: timedelta = ZERO
+) -> timedelta:
+    """Dispatch to the end of the last batch at worst: `rounds * (interval + window) + overhead`.
+
+    Args:
+        interval: The longest a request waits for its batch to be sent, in each round; zero: it is sent at once.
+        window: The batch API's processing window (24 h).
+        rounds: How many batches a request may go through, one after the other.
+        overhead: Time lost on the way, over all rounds together.
+
+    Raises:
+        InvalidValueError: An argument is no duration, or negative; window zero or rounds below 1.
+    """
+    check_duration(interval, "interval")
+    check_positive(window, "window")
+    check_whole(rounds, "rounds", 1)
+    check_duration(overhead, "overhead")
+    return bounded(lambda: rounds * (interval + window) + overhead, f"rounds={rounds} times interval + window")
+
+
+def latest_submission(
+    deadline: datetime, *, window: timedelta = WINDOW, reserve: timedelta = ZERO, overhead: timedelta = ZERO
+) -> datetime:
+    """The last moment (UTC) to create a batch for this deadline: `deadline - window - reserve - overhead`.
+
+    Args:
+        deadline: Aware, in any time zone.
+        window: The batch API's processing window (24 h).
+        reserve: What to keep for a rescue; with the default of zero whatever expires is late.
+        overhead: Time lost on the way: create call, poll gap, collection.
+
+    Raises:
+        InvalidValueError: `deadline` is naive, or a duration is none, or negative.
+    """
+    due = _utc(deadline, "deadline")
+    check_positive(window, "window")
+    lead = check_duration(reserve, "reserve") + check_duration(overhead, "overhead") + window
+    return bounded(lambda: due - lead, f"deadline={deadline.isoformat()} minus {lead}")
+
+
+def _pace(limits: Limits, input_tokens: Number, output_tokens: Number) -> Fraction:
+    """Microseconds of the sync lane that one request takes, by the slowest resource; zero if nothing limits."""
+    if not isinstance(limits, Limits):
+        raise InvalidValueError(f"limits={limits!r} is not a Limits; give e.g. Limits.for_tier('start')")
+    amounts = (
+        (limits.requests_per_minute, Fraction(1)),
+        (limits.input_tokens_per_minute, to_number(input_tokens, "input_tokens")),
+        (limits.output_tokens_per_minute, to_number(output_tokens, "output_tokens")),
+    )
+    paces = [amount * _MINUTE / limit for limit, amount in amounts if limit is not None]
+    if limits.concurrency is not None:
+        paces.append(Fraction(limits.latency // _TICK, limits.concurrency))
+    return max(paces, default=Fraction(0))
+
+
+def rescue_duration(requests: int, limits: Limits, *, input_tokens: Number = 0, output_tokens: Number = 0) -> timedelta:
+    """How long the sync lane takes to redo so many requests: the slowest resource rules.
+
+    The lane is fluid, as in `batchwise.planning.schedule`: each resource serves steadily at its limit, concurrency
+    at `concurrency / latency`. The calls still running at its end (one `limits.latency`, or the slowest call's
+    tail) belong to the overhead. Rounded up to the microsecond.
+
+    Args:
+        requests: How many requests.
+        limits: The account's limits; a limit of None does not limit.
+        input_tokens: Mean uncached input tokens PER REQUEST (not the total).
+        output_tokens: Mean output tokens PER REQUEST (not the total).
+
+    Returns:
+        The duration; zero when nothing limits.
+
+    Raises:
+        InvalidValueError: A count is negative or no number, or the duration exceeds `timedelta.max`.
+    """
+    check_whole(requests, "requests", 0)
+    pace = _pace(limits, input_tokens, output_tokens)
+    return bounded(lambda: timedelta(microseconds=ceil(requests * pace)), f"the rescue of requests={requests}")
+
+
+def largest_rescuable(
+    duration: timedelta, limits: Limits, *, input_tokens: Number = 0, output_tokens: Number = 0
+) -> int | None:
+    """How many requests the sync lane can redo within `duration`: the exact inverse of `rescue_duration`.
+
+    `rescue_duration(n) <= duration < rescue_duration(n + 1)` holds for the n returned.
+
+    Args:
+        duration: Zero or more.
+        limits: The account's limits; a limit of None does not limit.
+        input_tokens: Mean uncached input tokens PER REQUEST (not the total).
+        output_tokens: Mean output tokens PER REQUEST (not the total).
+
+    Returns:
+        The number of requests; None when nothing limits: any number.
+
+    Raises:
+        InvalidValueError: `duration` is no duration or negative, or a token count is negative or no number.
+    """
+    check_duration(duration, "duration")
+    pace = _pace(limits, input_tokens, output_tokens)
+    return (duration // _TICK) // pace if pace else None
+
+
+def sync_rate(limits: Limits, *, input_tokens: Number = 0, output_tokens: Number = 0) -> Fraction | None:
+    """Requests an hour that the sync lane can serve, by its tightest resource; None when nothing limits.
+
+    Args:
+        limits: The account's limits, less what other work takes of them.
+        input_tokens: Mean uncached input tokens PER REQUEST.
+        output_tokens: Mean output tokens PER REQUEST.
+
+    Raises:
+        InvalidValueError: A token count is negative or no number.
+    """
+    pace = _pace(limits, input_tokens, output_tokens)
+    return 60 * _MINUTE / pace if pace else None
+
+
+def steady_interval(
+    buffer: timedelta,
+    *,
+    arrivals: Fraction,
+    rate: Fraction | None,
+    rounds: int = 1,
+    overhead: timedelta = ZERO,
+) -> timedelta:
+    """The longest interval for steady arrivals whose batches may expire whole: what gathers must be rescued in time.
+
+    `min(2/3 buffer, (buffer - overhead) * rate / (rate * rounds + arrivals))`, the first share too by round: what
+    arrives in an interval takes `interval * arrivals / rate` of the reserve. Rounded down to the microsecond.
+
+    Args:
+        buffer: SLA less the windows.
+        arrivals: Requests an hour.
+        rate: Requests an hour that the sync lane can serve, see `sync_rate`; None: no limit.
+        rounds: How many batches a request may go through, one after the other.
+        overhead: Time lost on the way, over all rounds together.
+
+    Returns:
+        The interval; zero when the overhead takes all of the buffer.
+    """
+    free = (buffer - overhead) // _TICK
+    share = Fraction(free, rounds) if rate is None else free * rate / (rate * rounds + arrivals)
+    return max(ZERO, min((buffer - buffer / 3) // rounds, timedelta(microseconds=share.__floor__())))

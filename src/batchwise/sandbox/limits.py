@@ -1,0 +1,141 @@
+"""The account's rate limits: token buckets that refill continuously."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from .errors import ApiError
+
+
+@dataclass(frozen=True)
+class RateLimits:
+    """Limits of the sandbox's account; None leaves a kind unlimited.
+
+    Attributes:
+        requests_per_minute: Messages calls.
+        input_tokens_per_minute: input tokens of Messages calls.
+        output_tokens_per_minute: output tokens of Messages calls.
+        concurrency: Messages calls that run at once.
+        batch_calls_per_minute: calls of the Message Batches endpoints.
+    """
+
+    requests_per_minute: int | None = None
+    input_tokens_per_minute: int | None = None
+    output_tokens_per_minute: int | None = None
+    concurrency: int | None = None
+    batch_calls_per_minute: int | None = None
+
+    @classmethod
+    def of(cls, value: RateLimits | Mapping[str, Any] | None) -> RateLimits:
+        """Limits as ordered: an object, a mapping with the same names, or None for no limits."""
+        if isinstance(value, RateLimits):
+            return value
+        return cls(**(value or {}))
+
+
+class _Bucket:
+    def __init__(self, per_minute: int | None, now: float) -> None:
+        self.capacity = per_minute
+        self.level = float(per_minute or 0)
+        self.at = now
+
+    def refill(self, now: float) -> None:
+        if self.capacity is not None:
+            self.level = min(float(self.capacity), self.level + (now - self.at) * self.capacity / 60.0)
+            self.at = now
+
+    def wait(self, amount: float) -> float:
+        """Seconds until `amount` is there; an amount over the capacity needs a full bucket."""
+        if self.capacity is None:
+            return 0.0
+        missing = min(amount, self.capacity) - self.level
+        return max(0.0, missing * 60.0 / self.capacity)
+
+    def take(self, amount: float) -> None:
+        if self.capacity is not None:
+            self.level -= amount
+
+
+# shown when nothing is ordered: the figures of the highest tier
+_SHOWN = {"requests": 10_000, "input-tokens": 10_000_000, "output-tokens": 2_000_000}
+
+
+class Limiter:
+    """Counts calls and tokens against `RateLimits`."""
+
+    def __init__(self, limits: RateLimits, clock: Callable[[], float]) -> None:
+        self.limits = limits
+        self._clock = clock
+        self._lock = threading.Lock()
+        self.running = 0
+        now = clock()
+        self._buckets = {
+            "requests": _Bucket(limits.requests_per_minute, now),
+            "input-tokens": _Bucket(limits.input_tokens_per_minute, now),
+            "output-tokens": _Bucket(limits.output_tokens_per_minute, now),
+        }
+        self._batch_calls = _Bucket(limits.batch_calls_per_minute, now)
+
+    def admit(self, input_tokens: int) -> None:
+        """Take one Messages call in, or refuse it. `done` must follow.
+
+        Raises:
+            ApiError: 429 with `retry-after`.
+        """
+        with self._lock:
+            now = self._clock()
+            needs = {"requests": 1, "input-tokens": input_tokens, "output-tokens": 1}
+            for kind, bucket in self._buckets.items():
+                bucket.refill(now)
+                if (wait := bucket.wait(needs[kind])) > 0:
+                    raise _limited(f"your organization's rate limit of {bucket.capacity} {kind} per minute", wait)
+            if self.limits.concurrency is not None and self.running >= self.limits.concurrency:
+                raise _limited("the number of concurrent connections", 1.0)
+            self.running += 1
+            self._buckets["requests"].take(1)
+            self._buckets["input-tokens"].take(input_tokens)
+
+    def done(self, output_tokens: int) -> None:
+        """A call that was admitted has ended."""
+        with self._lock:
+            self.running -= 1
+            self._buckets["output-tokens"].take(output_tokens)
+
+    def admit_batch_call(self) -> None:
+        """Take one call of a batch endpoint in.
+
+        Raises:
+            ApiError: 429 with `retry-after`.
+        """
+        with self._lock:
+            self._batch_calls.refill(self._clock())
+            if (wait := self._batch_calls.wait(1)) > 0:
+                raise _limited("your organization's rate limit of batch requests per minute", wait)
+            self._batch_calls.take(1)
+
+    def headers(self, server_now: float) -> dict[str, str]:
+        """The `anthropic-ratelimit-*` headers of an answer."""
+        headers: dict[str, str] = {}
+        with self._lock:
+            now = self._clock()
+            for kind, bucket in self._buckets.items():
+                bucket.refill(now)
+                limit, remaining, wait = _SHOWN[kind], _SHOWN[kind], 0.0
+                if bucket.capacity is not None:
+                    limit, remaining = bucket.capacity, max(0, int(bucket.level))
+                    wait = bucket.wait(bucket.capacity)
+                reset = datetime.fromtimestamp(server_now + math.ceil(wait), timezone.utc)
+                headers[f"anthropic-ratelimit-{kind}-limit"] = str(limit)
+                headers[f"anthropic-ratelimit-{kind}-remaining"] = str(remaining)
+                headers[f"anthropic-ratelimit-{kind}-reset"] = reset.strftime("%Y-%m-%dT%H:%M:%SZ")
+        return headers
+
+
+def _limited(what: str, wait: float) -> ApiError:
+    headers = {"retry-after": str(max(1, math.ceil(wait)))}
+    return ApiError("rate_limit_error", f"This request would exceed {what}.", headers=headers)

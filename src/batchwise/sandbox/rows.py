@@ -1,0 +1,121 @@
+"""What became of the rows of a batch that has ended."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from .errors import ApiError
+from .faults import Fault
+from .latency import seeded
+from .replies import Replier, ask, build_message
+from .validation import params_error
+
+if TYPE_CHECKING:
+    from .batches import Batch
+
+SUCCEEDED, ERRORED, CANCELED, EXPIRED = range(4)
+STATES = ("succeeded", "errored", "canceled", "expired")
+
+
+@dataclass
+class Settled:
+    """What became of the rows of an ended batch: states and tokens by row, and the result lines in their order."""
+
+    states: bytearray
+    input_tokens: array[int]
+    output_tokens: array[int]
+    lines: list[bytes] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """The `request_counts` of the end."""
+        return {"processing": 0, **{name: self.states.count(code) for code, name in enumerate(STATES)}}
+
+
+class _Rows:
+    """Settles the rows of one batch, one by one."""
+
+    def __init__(self, batch: Batch, reply: Replier) -> None:
+        self.batch = batch
+        self.reply = reply
+        count = len(batch.rows)
+        self.out = Settled(bytearray(count), array("Q", bytes(8 * count)), array("Q", bytes(8 * count)))
+        self.lines: list[bytes] = [b""] * count
+        self.random = seeded(f"{batch.seed}:rows")
+        self.prefix = f"msg_01{batch.id[-14:]}"
+
+    def unfinished(self, index: int, state: int) -> None:
+        """A row that was not run."""
+        self.out.states[index] = state
+        self._line(index, {"type": STATES[state]})
+
+    def run(self, index: int) -> None:
+        """A row that was run: answered, or failed."""
+        params = self.batch.rows[index]["params"]
+        hit = self._fault()
+        if hit is not None and hit.name == "batch.row_expired":
+            self.unfinished(index, EXPIRED)
+            return
+        try:
+            message = self._message(index, params, hit)
+        except ApiError as error:
+            self.out.states[index] = ERRORED
+            body = error.body(f"req_01{self.batch.id[-12:]}{index:06x}")
+            self._line(index, {"type": "errored", "error": body})
+            return
+        usage = message["usage"]
+        self.out.input_tokens[index] = usage["input_tokens"]
+        self.out.output_tokens[index] = usage["output_tokens"]
+        content = orjson.dumps(message["content"])
+        message["content"] = None
+        self._line(index, {"type": "succeeded", "message": message}, content)
+
+    def _fault(self) -> Fault | None:
+        for fault in self.batch.row_faults:
+            if fault.name == "batch.all_rows_error" or self.random.random() < fault.probability:
+                return fault
+        return None
+
+    def _message(self, index: int, params: dict[str, Any], hit: Fault | None) -> dict[str, Any]:
+        if hit is not None:
+            raise ApiError(hit["type"], hit["message"])
+        batch = self.batch
+        wrong = params_error(params, batch=True, limit=batch.output_limit, betas=batch.betas)
+        if wrong is not None:
+            raise ApiError("invalid_request_error", wrong)
+        reply = ask(self.reply, params)
+        return build_message(params, reply, message_id=f"{self.prefix}{index:06x}", tier="batch")
+
+    def _line(self, index: int, result: dict[str, Any], content: bytes = b"") -> None:
+        # Concatenated, not dumped as one: what orjson returns keeps the room that it grew into, which 100,000 times
+        # is half a gigabyte. The custom_id needs no escaping.
+        custom_id = self.batch.rows[index]["custom_id"].encode()
+        line = orjson.dumps(result)
+        if content:
+            head, _, tail = line.partition(b'"content":null')
+            line = b'%b"content":%b%b' % (head, content, tail)
+        self.lines[index] = b'{"custom_id":"%b","result":%b}\n' % (custom_id, line)
+
+
+def settle(batch: Batch, reply: Replier) -> Settled:
+    """Settle every row: those finished are answered, the others expired or canceled; the lines come shuffled."""
+    count = len(batch.rows)
+    rows = _Rows(batch, reply)
+    finished = batch.finished_rows()
+    order = list(range(count))
+    shuffle = seeded(f"{batch.seed}:order").shuffle
+    if finished < count:
+        shuffle(order)
+    state = EXPIRED if batch.cancel is None else CANCELED
+    for index in order[:finished]:
+        rows.run(index)
+    for index in order[finished:]:
+        rows.unfinished(index, state)
+    shuffle(order)
+    rows.out.order = order
+    rows.out.lines = [rows.lines[index] for index in order]
+    return rows.out

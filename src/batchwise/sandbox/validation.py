@@ -1,0 +1,190 @@
+"""What the API refuses, and with which words."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from .errors import ApiError, invalid
+
+BATCH_BYTES = 256_000_000
+MESSAGE_BYTES = 32_000_000
+BATCH_ROWS = 100_000
+LONG_OUTPUT_BETA = "output-300k-2026-03-24"
+LONG_OUTPUT = 300_000
+
+_ROLES = frozenset(("user", "assistant", "system"))
+_custom_id = re.compile(r"[a-zA-Z0-9_-]{1,64}").fullmatch
+
+REFUSED_IN_BATCH = frozenset(
+    (
+        "speed",
+        "store",
+        "previous_thread_event_id",
+        "cache_hint",
+        "context_hint",
+        "research_preview_2026_02",
+    )
+)
+
+# longest matching prefix wins; whatever matches none has the default
+_OUTPUT_LIMITS = {
+    "claude-3-haiku": 4_096,
+    "claude-3-opus": 4_096,
+    "claude-3-5": 8_192,
+    "claude-3-7": 64_000,
+    "claude-opus-4-0": 32_000,
+    "claude-opus-4-1": 32_000,
+    "claude-opus-4-2025": 32_000,
+    "claude-opus-4-5": 64_000,
+    "claude-sonnet-4-0": 64_000,
+    "claude-sonnet-4-2025": 64_000,
+    "claude-sonnet-4-5": 64_000,
+    "claude-haiku-4-5": 64_000,
+}
+DEFAULT_OUTPUT_LIMIT = 128_000
+
+
+@functools.lru_cache
+def output_limit(model: str) -> int:
+    """The most output tokens that a model gives."""
+    fitting = [prefix for prefix in _OUTPUT_LIMITS if model.startswith(prefix)]
+    return _OUTPUT_LIMITS[max(fitting, key=len)] if fitting else DEFAULT_OUTPUT_LIMIT
+
+
+def parse_object(body: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object in a body.
+
+    Raises:
+        ApiError: 400, the body is no JSON object.
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # a big body makes a million containers, none of them garbage; loads holds the GIL throughout
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise invalid(f"The request body is not valid JSON: {error}") from None
+    finally:
+        if collecting:
+            gc.enable()
+    if not isinstance(value, dict):
+        raise invalid("Input should be an object")
+    return value
+
+
+def check_create(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a batch create, checked as far as the API does before it accepts.
+
+    Raises:
+        ApiError: 400 for the whole create, naming the offender.
+    """
+    rows = body.get("requests")
+    if rows is None:
+        raise invalid("requests: Field required")
+    if not isinstance(rows, list):
+        raise invalid("requests: Input should be a valid list")
+    if not rows:
+        raise invalid("requests: List should have at least 1 item after validation, not 0")
+    if len(rows) > BATCH_ROWS:
+        raise invalid(f"requests: List should have at most {BATCH_ROWS} items after validation, not {len(rows)}")
+    seen: set[str] = set()
+    for index, row in enumerate(rows):
+        _check_row(index, row)
+        custom_id = row["custom_id"]
+        if custom_id in seen:
+            raise invalid(f"requests.{index}.custom_id: custom_id must be unique; {custom_id!r} is used more than once")
+        seen.add(custom_id)
+    return rows
+
+
+def _check_row(index: int, row: Any) -> None:
+    try:
+        if len(row) == 2 and _custom_id(row["custom_id"]) and type(row["params"]) is dict:
+            return
+    except (KeyError, TypeError):
+        pass
+    where = f"requests.{index}"
+    if not isinstance(row, dict):
+        raise invalid(f"{where}: Input should be an object")
+    for name in ("custom_id", "params"):
+        if name not in row:
+            raise invalid(f"{where}.{name}: Field required")
+    custom_id = row["custom_id"]
+    if not isinstance(custom_id, str):
+        raise invalid(f"{where}.custom_id: Input should be a valid string")
+    if not _custom_id(custom_id):
+        raise invalid(
+            f"{where}.custom_id: String should match pattern '^[a-zA-Z0-9_-]{{1,64}}$', not {custom_id[:100]!r}"
+        )
+    if not isinstance(row["params"], dict):
+        raise invalid(f"{where}.params: Input should be an object")
+    extra = next(name for name in row if name not in ("custom_id", "params"))
+    raise invalid(f"{where}.{extra}: Extra inputs are not permitted")
+
+
+def params_error(params: Mapping[str, Any], *, batch: bool, limit: int | None, betas: frozenset[str]) -> str | None:
+    """What is wrong with the params of one request; None if nothing.
+
+    Args:
+        params: the body of a Messages call, or a row's params.
+        batch: whether it is a row of a batch, where some parameters are refused.
+        limit: the output limit that overrides the model's own, or None.
+        betas: the `anthropic-beta` values of the call.
+    """
+    model = params.get("model")
+    if not isinstance(model, str) or not model:
+        return "model: Field required" if model is None else "model: Input should be a valid string"
+    max_tokens = params.get("max_tokens")
+    if type(max_tokens) is not int:
+        return "max_tokens: Field required" if max_tokens is None else "max_tokens: Input should be a valid integer"
+    messages = params.get("messages")
+    if not isinstance(messages, list):
+        return "messages: Field required" if messages is None else "messages: Input should be a valid list"
+    if not messages:
+        return "messages: at least one message is required"
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") not in _ROLES:
+            return f"messages.{index}.role: Input should be 'user' or 'assistant'"
+        if not isinstance(message.get("content"), (str, list)):
+            return f"messages.{index}.content: Field required"
+    if batch and (refused := _refused_in_batch(params)):
+        return refused
+    return _output_error(model, max_tokens, batch=batch, limit=limit, betas=betas)
+
+
+def _refused_in_batch(params: Mapping[str, Any]) -> str | None:
+    if params.get("stream"):
+        return "stream: streaming is not supported in batches"
+    if not REFUSED_IN_BATCH.isdisjoint(params):
+        name = next(name for name in params if name in REFUSED_IN_BATCH)
+        return f"{name}: not supported in batches"
+    if params["max_tokens"] == 0:
+        return "max_tokens: 0 is not supported in batches"
+    return None
+
+
+def _output_error(model: str, max_tokens: int, *, batch: bool, limit: int | None, betas: frozenset[str]) -> str | None:
+    if max_tokens < 0:
+        return "max_tokens: Input should be greater than or equal to 0"
+    most = output_limit(model) if limit is None else limit
+    if batch and LONG_OUTPUT_BETA in betas:
+        most = max(most, LONG_OUTPUT)
+    if max_tokens > most:
+        return f"max_tokens: {max_tokens} > {most}, which is the maximum allowed number of output tokens for {model}"
+    return None
+
+
+def check_params(params: Mapping[str, Any], *, limit: int | None, betas: frozenset[str]) -> None:
+    """Refuse a synchronous call whose params are wrong.
+
+    Raises:
+        ApiError: 400 `invalid_request_error`.
+    """
+    wrong = params_error(params, batch=False, limit=limit, betas=betas)
+    if wrong is not None:
+        raise ApiError("invalid_request_error", wrong)

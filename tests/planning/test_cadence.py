@@ -1,0 +1,416 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from bisect import bisect_left
+from datetime import datetime, timedelta, timezone
+from fractions import Fraction
+from itertools import pairwise
+from zoneinfo import ZoneInfo
+
+import attrs
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tests.strategies import HOUR, NOW, instants, limits, slas
+
+from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
+from batchwise.models import WINDOW, Limits
+from batchwise.planning.cadence import (
+    largest_rescuable,
+    latest_submission,
+    rescue_duration,
+    sla_cadence,
+    steady_interval,
+    sync_rate,
+    worst_case_latency,
+)
+
+BERLIN = ZoneInfo("Europe/Berlin")
+TICK = timedelta.resolution
+ZERO = timedelta(0)
+spans = st.timedeltas(min_value=ZERO, max_value=timedelta(days=3))
+
+
+# The card
+
+
+def test_thirty_hours_submit_every_four():
+    cadence = sla_cadence(timedelta(hours=30))
+    assert cadence.buffer == 6 * HOUR
+    assert cadence.reserve == 2 * HOUR
+    assert cadence.interval == 4 * HOUR
+    assert cadence.worst_case == 28 * HOUR
+    assert (cadence.sla, cadence.window, cadence.rounds) == (30 * HOUR, 24 * HOUR, 1)
+    assert cadence.per_day == 6
+    assert cadence.cron() == "0 */4 * * *"
+
+
+@pytest.mark.parametrize(
+    ("sla", "arguments", "interval", "reserve", "worst_case"),
+    [
+        (30, {"reserve": 3 * HOUR}, 3, 3, 27),
+        (30, {"reserve": ZERO}, 6, 0, 30),
+        (30, {"window": 12 * HOUR}, 12, 6, 24),
+        (60, {"rounds": 2}, 4, 4, 56),
+        (30, {"overhead": HOUR}, 3, 2, 27),
+        (60, {"rounds": 2, "reserve": HOUR, "overhead": HOUR}, 5, 1, 58),
+    ],
+)
+def test_reserve_window_rounds_and_overhead(sla, arguments, interval, reserve, worst_case):
+    cadence = sla_cadence(sla * HOUR, **arguments)
+    assert cadence.interval == interval * HOUR
+    assert cadence.reserve == reserve * HOUR
+    assert cadence.worst_case == worst_case * HOUR
+
+
+def test_no_drift():
+    cadence = sla_cadence(timedelta(hours=24, microseconds=7), rounds=1)
+    assert cadence.reserve + cadence.interval == timedelta(microseconds=7)
+    assert cadence.interval == timedelta(microseconds=5)
+
+
+def test_worst_case_latency():
+    assert worst_case_latency(4 * HOUR) == 28 * HOUR
+    assert worst_case_latency(4 * HOUR, rounds=2, window=HOUR, overhead=timedelta(minutes=5)) == timedelta(minutes=605)
+    assert worst_case_latency(ZERO) == WINDOW
+
+
+def test_latest_submission_is_in_utc():
+    deadline = datetime(2026, 11, 24, 12, tzinfo=BERLIN)
+    assert latest_submission(deadline) == datetime(2026, 11, 23, 11, tzinfo=timezone.utc)
+    latest = latest_submission(deadline, window=12 * HOUR, reserve=2 * HOUR, overhead=HOUR)
+    assert latest == datetime(2026, 11, 23, 20, tzinfo=timezone.utc)
+    assert latest.tzinfo is timezone.utc
+
+
+@pytest.mark.parametrize(
+    ("name", "latest"),
+    [
+        ("spring", datetime(2026, 3, 28, 11, tzinfo=BERLIN)),
+        ("autumn", datetime(2026, 10, 24, 13, tzinfo=BERLIN)),
+    ],
+)
+def test_latest_submission_across_a_change_of_the_clocks(name, latest):
+    deadline = (
+        datetime(2026, 3, 29, 12, tzinfo=BERLIN) if name == "spring" else datetime(2026, 10, 25, 12, tzinfo=BERLIN)
+    )
+    assert latest_submission(deadline) == latest
+
+
+# Submissions
+
+
+@pytest.mark.parametrize(
+    ("day", "hours"),
+    [
+        (datetime(2026, 3, 29, tzinfo=BERLIN), [0, 5, 9, 13, 17, 21]),
+        (datetime(2026, 10, 25, tzinfo=BERLIN), [0, 3, 7, 11, 15, 19, 23]),
+    ],
+)
+def test_submissions_are_elapsed_time_apart(day, hours):
+    cadence = sla_cadence(timedelta(hours=30))
+    found = list(cadence.submissions(day, day + timedelta(days=1)))  # a day on the wall: 23 or 25 hours
+    assert [moment.astimezone(BERLIN).hour for moment in found] == hours
+    assert all(moment.tzinfo is timezone.utc for moment in found)
+    assert {later - earlier for earlier, later in pairwise(found)} == {4 * HOUR}
+
+
+def test_submissions_from_the_start_to_before_the_end():
+    cadence = sla_cadence(timedelta(hours=30))
+    assert list(cadence.submissions(NOW, NOW)) == []
+    assert list(cadence.submissions(NOW, NOW + 4 * HOUR)) == [NOW]
+    assert list(cadence.submissions(NOW, NOW + 4 * HOUR + TICK)) == [NOW, NOW + 4 * HOUR]
+    endless = cadence.submissions(NOW, datetime.max.replace(tzinfo=timezone.utc))
+    assert [next(endless), next(endless)] == [NOW, NOW + 4 * HOUR]
+
+
+@given(sla=slas, start=instants, waits=st.lists(st.fractions(0, 1), max_size=5), data=st.data())
+def test_waiting_processing_and_reserve_fit_the_sla(sla, start, waits, data):
+    rounds = data.draw(st.integers(1, max(1, min(3, (sla - HOUR) // WINDOW))))
+    overhead = data.draw(st.timedeltas(ZERO, timedelta(minutes=10)))
+    cadence = sla_cadence(sla, rounds=rounds, overhead=overhead)
+    submissions = list(cadence.submissions(start, start + min(cadence.interval * 200, timedelta(days=60))))
+    arrival = data.draw(st.datetimes(start.replace(tzinfo=None), submissions[-1].replace(tzinfo=None)))
+    moment = arrival = arrival.replace(tzinfo=timezone.utc)
+    for _ in range(rounds):
+        index = bisect_left(submissions, moment)
+        if index == len(submissions):
+            return
+        moment = submissions[index] + data.draw(st.timedeltas(TICK, cadence.window))
+    assert moment - arrival <= cadence.worst_case
+    assert moment + cadence.overhead + cadence.reserve <= arrival + sla
+
+
+# For any SLA
+
+
+feasible = st.tuples(
+    st.integers(1, 4),
+    st.timedeltas(min_value=TICK, max_value=timedelta(days=5)),
+    st.none() | spans,
+    spans,
+)
+
+
+@given(sla=st.timedeltas(min_value=TICK, max_value=timedelta(days=60)), case=feasible)
+@example(sla=timedelta(hours=24), case=(1, WINDOW, None, ZERO))
+@example(sla=TICK, case=(2, WINDOW, None, TICK))
+@example(sla=30 * HOUR, case=(1, WINDOW, TICK, ZERO))
+def test_a_cadence_fits_or_the_shortest_that_can_is_named(sla, case):
+    rounds, window, reserve, overhead = case
+    keep = {"rounds": rounds, "window": window, "reserve": reserve, "overhead": overhead}
+    refusal = None
+    try:
+        cadence = sla_cadence(sla, **keep)
+    except InfeasibleSLAError as error:
+        refusal = error
+    if refusal is not None:
+        assert refusal.shortest > sla
+        assert str(refusal.shortest) in str(refusal)
+        assert sla_cadence(refusal.shortest, **keep).interval >= TICK
+        with pytest.raises(InfeasibleSLAError):
+            sla_cadence(refusal.shortest - TICK, **keep)
+        return
+    assert cadence.interval > ZERO
+    assert cadence.buffer == sla - rounds * window
+    assert cadence.worst_case == rounds * (cadence.interval + window)
+    unused = sla - (cadence.worst_case + cadence.reserve + overhead)
+    assert ZERO <= unused < rounds * TICK
+    assert cadence.reserve == (cadence.buffer / 3 if reserve is None else reserve)
+    assert ZERO < cadence.check_every <= cadence.interval
+    assert cadence.check_every <= (cadence.reserve or cadence.interval)
+
+
+@given(shorter=slas, more=spans, case=feasible)
+@example(shorter=timedelta(hours=25), more=TICK, case=(1, WINDOW, None, ZERO))
+def test_a_longer_sla_never_gives_a_shorter_interval(shorter, more, case):
+    rounds, window, reserve, overhead = case
+    keep = {"rounds": rounds, "window": window, "reserve": reserve, "overhead": overhead}
+    try:
+        interval = sla_cadence(shorter, **keep).interval
+    except InfeasibleSLAError:
+        return
+    assert sla_cadence(shorter + more, **keep).interval >= interval
+
+
+# Looking at running batches
+
+
+def test_check_every():
+    cadence = sla_cadence(timedelta(hours=30))
+    assert cadence.check_every == HOUR
+    assert cadence.check_every_for(timedelta(minutes=100)) == timedelta(minutes=20)
+    assert sla_cadence(timedelta(hours=30), reserve=5 * HOUR).check_every_for(ZERO) == HOUR
+    assert sla_cadence(timedelta(hours=30), reserve=5 * HOUR).check_every == HOUR
+    assert sla_cadence(timedelta(hours=30), reserve=ZERO).check_every == 6 * HOUR
+    with pytest.raises(InvalidValueError, match=r"rescue=2:00:00 leaves nothing of the reserve of 2:00:00"):
+        cadence.check_every_for(2 * HOUR)
+
+
+@given(sla=slas, share=st.fractions(0, Fraction(99, 100)))
+def test_an_expiry_is_seen_in_time_for_the_rescue(sla, share):
+    cadence = sla_cadence(sla)
+    rescue = timedelta(microseconds=int(cadence.reserve // TICK * share))
+    assert ZERO < cadence.check_every_for(rescue) <= cadence.reserve - rescue
+
+
+# Cron
+
+
+@pytest.mark.parametrize(
+    ("minutes", "expression"),
+    [
+        (1, "* * * * *"),
+        (2, "*/2 * * * *"),
+        (15, "*/15 * * * *"),
+        (30, "*/30 * * * *"),
+        (60, "0 * * * *"),
+        (2 * 60, "0 */2 * * *"),
+        (4 * 60, "0 */4 * * *"),
+        (12 * 60, "0 */12 * * *"),
+        (24 * 60, "0 0 * * *"),
+        (7 * 24 * 60, "0 0 * * 0"),
+    ],
+)
+def test_cron(minutes, expression):
+    every = timedelta(minutes=minutes)
+    assert sla_cadence(WINDOW + every, reserve=ZERO).cron() == expression
+
+
+@pytest.mark.parametrize(
+    ("every", "nearest"),
+    [
+        (7 * HOUR, 6 * HOUR),
+        (timedelta(minutes=90), HOUR),
+        (timedelta(minutes=7), timedelta(minutes=6)),
+        (timedelta(minutes=45), timedelta(minutes=30)),
+        (4 * HOUR + TICK, 4 * HOUR),
+        (4 * HOUR - TICK, 3 * HOUR),
+        (timedelta(days=2), timedelta(days=1)),
+        (timedelta(days=8), timedelta(days=7)),
+    ],
+)
+def test_no_cron_expression_offers_the_nearest_shorter_interval(every, nearest):
+    cadence = sla_cadence(WINDOW + 2 * every, reserve=every)
+    with pytest.raises(NoCronExpressionError, match="with_interval") as raised:
+        cadence.cron()
+    assert raised.value.nearest == nearest
+    assert str(every) in str(raised.value)
+    assert str(nearest) in str(raised.value)
+    mended = cadence.with_interval(raised.value.nearest)
+    assert mended.cron() in str(raised.value)
+    assert mended.worst_case == WINDOW + nearest
+    assert mended.worst_case + mended.reserve == mended.sla == cadence.sla
+
+
+def test_under_a_minute_cron_has_nothing_to_offer():
+    with pytest.raises(NoCronExpressionError, match="shortest period is a minute") as raised:
+        sla_cadence(WINDOW + timedelta(seconds=30), reserve=ZERO).cron()
+    assert raised.value.nearest == ZERO
+
+
+@pytest.mark.parametrize("expression", ["* * * * *", "*/20 * * * *", "0 */6 * * *", "0 0 * * *", "0 0 * * 0"])
+def test_cron_expressions_fire_once_an_interval(expression):
+    def matches(field, value):
+        return field == "*" or (value % int(field[2:]) == 0 if field.startswith("*/") else value == int(field))
+
+    minute, hour, _, _, weekday = expression.split()
+    start = datetime(2026, 1, 25, tzinfo=timezone.utc)  # a Sunday; the weeks after it cross the end of a month
+    ticks = (start + timedelta(minutes=count) for count in range(15 * 24 * 60))
+    fired = [
+        tick
+        for tick in ticks
+        if matches(minute, tick.minute) and matches(hour, tick.hour) and matches(weekday, tick.isoweekday() % 7)
+    ]
+    (gap,) = {later - earlier for earlier, later in pairwise(fired)}
+    assert sla_cadence(WINDOW + gap, reserve=ZERO).cron() == expression
+
+
+def test_with_interval_refuses_what_does_not_fit():
+    cadence = sla_cadence(timedelta(hours=30), overhead=HOUR)
+    assert cadence.with_interval(5 * HOUR).reserve == ZERO
+    with pytest.raises(InvalidValueError, match=r"interval=5:00:00\.000001 does not fit .* give 5:00:00 or less"):
+        cadence.with_interval(5 * HOUR + TICK)
+
+
+# Rescue
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ({"requests_per_minute": 400}, timedelta(minutes=100)),
+        ({"input_tokens_per_minute": 1_000_000}, timedelta(minutes=80)),
+        ({"output_tokens_per_minute": 100_000}, timedelta(minutes=200)),
+        ({"concurrency": 50, "latency": timedelta(seconds=10)}, timedelta(seconds=8_000)),
+        ({"requests_per_minute": 400, "output_tokens_per_minute": 100_000, "concurrency": 50}, timedelta(minutes=200)),
+        ({}, ZERO),
+    ],
+)
+def test_the_slowest_resource_rules(limit, expected):
+    assert rescue_duration(40_000, Limits(**limit), input_tokens=2_000, output_tokens=500) == expected
+
+
+def test_rescue_in_the_small():
+    slow = Limits(requests_per_minute=7)
+    assert rescue_duration(0, slow) == ZERO
+    assert rescue_duration(1, slow) == timedelta(microseconds=8_571_429)  # rounded up
+    assert largest_rescuable(ZERO, slow) == 0
+    assert largest_rescuable(HOUR, Limits()) is None
+    thirds = {"input_tokens": Fraction(1, 30_000_000)}  # two microseconds a request, and nothing lost in a float
+    assert largest_rescuable(timedelta(days=10**6, microseconds=1), Limits(input_tokens_per_minute=1), **thirds) == (
+        864 * 10**14 // 2
+    )
+    assert largest_rescuable(timedelta(days=10**6, microseconds=2), Limits(input_tokens_per_minute=1), **thirds) == (
+        864 * 10**14 // 2 + 1
+    )
+    assert largest_rescuable(2 * HOUR, Limits(requests_per_minute=400)) == 48_000
+    assert rescue_duration(2, Limits(output_tokens_per_minute=60), output_tokens=Fraction(1, 2)) == timedelta(seconds=1)
+
+
+@given(
+    duration=st.timedeltas(ZERO, timedelta(days=30)),
+    limits=limits,
+    input_tokens=st.integers(0, 200_000) | st.fractions(0, 1_000),
+    output_tokens=st.integers(0, 64_000) | st.floats(0, 1_000),
+)
+def test_largest_rescuable_is_the_exact_inverse(duration, limits, input_tokens, output_tokens):
+    tokens = {"input_tokens": input_tokens, "output_tokens": output_tokens}
+    most = largest_rescuable(duration, limits, **tokens)
+    if most is None:
+        assert rescue_duration(10**6, limits, **tokens) == ZERO
+        assert sync_rate(limits, **tokens) is None
+    else:
+        assert rescue_duration(most, limits, **tokens) <= duration < rescue_duration(most + 1, limits, **tokens)
+        assert most <= Fraction(duration // TICK, HOUR // TICK) * sync_rate(limits, **tokens) < most + 1
+
+
+def test_sync_rate_is_an_hour():
+    assert sync_rate(Limits(requests_per_minute=400)) == 24_000
+    assert sync_rate(Limits(requests_per_minute=400, concurrency=10)) == 3_600
+
+
+def test_steady_interval_follows_the_law():
+    law = {"arrivals": Fraction(20_000), "rate": Fraction(24_000)}
+    assert steady_interval(5 * HOUR + 30 * timedelta(minutes=1), **law) == 3 * HOUR
+    assert steady_interval(6 * HOUR + 30 * timedelta(minutes=1), **law, overhead=HOUR) == 3 * HOUR
+    assert steady_interval(6 * HOUR, arrivals=Fraction(1), rate=Fraction(10**9)) == 4 * HOUR
+    assert steady_interval(6 * HOUR, arrivals=Fraction(1), rate=None) == 4 * HOUR
+    assert steady_interval(6 * HOUR, arrivals=Fraction(1), rate=None, overhead=5 * HOUR) == HOUR
+    assert steady_interval(6 * HOUR, arrivals=Fraction(1), rate=None, rounds=2) == 2 * HOUR
+    assert steady_interval(HOUR, **law, overhead=2 * HOUR) == ZERO
+    assert steady_interval(17 * HOUR, **law, rounds=2) == 5 * HOUR + timedelta(minutes=40)
+    assert steady_interval(17 * HOUR, arrivals=Fraction(48_000), rate=Fraction(24_000), rounds=2) == 4.25 * HOUR
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sla_cadence(30), "sla=30 is not a timedelta"),
+        (lambda: sla_cadence(ZERO), "sla=0:00:00 is not positive"),
+        (lambda: sla_cadence(-HOUR), "sla=-1 day, 23:00:00 is not positive"),
+        (lambda: sla_cadence(HOUR, window=ZERO), "window=0:00:00 is not positive"),
+        (lambda: sla_cadence(30 * HOUR, reserve=-HOUR), "reserve=-1 day, 23:00:00 is negative"),
+        (lambda: sla_cadence(30 * HOUR, reserve=2), "reserve=2 is not a timedelta"),
+        (lambda: sla_cadence(30 * HOUR, overhead=-HOUR), "overhead=-1 day, 23:00:00 is negative"),
+        (lambda: sla_cadence(30 * HOUR, rounds=0), "rounds=0 is not a whole number of at least 1"),
+        (lambda: sla_cadence(30 * HOUR, rounds=True), "rounds=True is not a whole number"),
+        (lambda: sla_cadence(30 * HOUR, rounds=10**12), "rounds=1000000000000 times window"),
+        (lambda: worst_case_latency(-HOUR), "interval=-1 day, 23:00:00 is negative"),
+        (lambda: worst_case_latency(HOUR, rounds=10**12), "rounds=1000000000000"),
+        (lambda: latest_submission(datetime(2026, 1, 1)), "deadline=2026-01-01T00:00:00 is a naive datetime"),  # noqa: DTZ001
+        (lambda: latest_submission("soon"), "deadline='soon' is not a datetime"),
+        (lambda: latest_submission(datetime(1, 1, 1, tzinfo=timezone.utc)), "more than Python's datetime can hold"),
+        (lambda: latest_submission(NOW, reserve=-HOUR), "reserve="),
+        (lambda: rescue_duration(-1, Limits()), "requests=-1 is not a whole number of at least 0"),
+        (lambda: rescue_duration(1.5, Limits()), "requests=1.5 is not a whole number"),
+        (lambda: rescue_duration(10**30, Limits(concurrency=1)), "rescue of requests=1000"),
+        (lambda: rescue_duration(1, None), "limits=None is not a Limits"),
+        (lambda: rescue_duration(1, Limits(), input_tokens=-1), "input_tokens=-1 is not a number of zero or more"),
+        (lambda: rescue_duration(1, Limits(), output_tokens="9"), "output_tokens='9' is not a number"),
+        (lambda: rescue_duration(1, Limits(), output_tokens=float("nan")), "output_tokens=nan is not a number"),
+        (lambda: rescue_duration(1, Limits(), output_tokens=float("inf")), "output_tokens=inf is not a number"),
+        (lambda: largest_rescuable(-HOUR, Limits()), "duration=-1 day, 23:00:00 is negative"),
+        (lambda: sla_cadence(30 * HOUR).submissions(datetime(2026, 1, 1), NOW), "start=.* is a naive datetime"),  # noqa: DTZ001
+        (lambda: sla_cadence(30 * HOUR).submissions(NOW, NOW - HOUR), "end=.* is before start=.*; swap"),
+        (lambda: attrs.evolve(sla_cadence(30 * HOUR), interval=5 * HOUR), "worst_case=.* let sla_cadence compute"),
+        (lambda: attrs.evolve(sla_cadence(30 * HOUR), buffer=5 * HOUR), "buffer=5:00:00, .* let sla_cadence compute"),
+        (lambda: attrs.evolve(sla_cadence(30 * HOUR), reserve=3 * HOUR), "sla=1 day, 6:00:00 is shorter than"),
+    ],
+)
+def test_what_is_refused_is_named(call, message):
+    with pytest.raises(InvalidValueError, match=message):
+        call()
+
+
+def test_importing_it_is_cheap_for_a_planner():
+    code = (
+        "import sys; import batchwise.planning.cadence; "
+        "heavy = {'anthropic', 'pydantic', 'httpx', 'httpx2', 'genai_prices', 'sqlite3'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

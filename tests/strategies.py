@@ -14,7 +14,9 @@ HOUR = timedelta(hours=1)
 NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 
 instants = st.datetimes(
-    min_value=datetime(2025, 1, 1), max_value=datetime(2030, 1, 1), timezones=st.just(timezone.utc)  # noqa: DTZ001
+    min_value=datetime(2025, 1, 1),
+    max_value=datetime(2030, 1, 1),
+    timezones=st.just(timezone.utc),  # noqa: DTZ001
 )
 durations = st.timedeltas(min_value=timedelta(microseconds=1), max_value=timedelta(days=30))
 slas = st.timedeltas(min_value=timedelta(hours=25), max_value=timedelta(days=14))
@@ -33,7 +35,12 @@ limits = st.builds(
 
 def params(text: str = "Hello", **others: Any) -> dict[str, Any]:
     """The body of a small Messages call."""
-    return {"model": "claude-sonnet-4-5", "max_tokens": 1_024, "messages": [{"role": "user", "content": text}], **others}
+    return {
+        "model": "claude-sonnet-4-5",
+        "max_tokens": 1_024,
+        "messages": [{"role": "user", "content": text}],
+        **others,
+    }
 
 
 requests = st.builds(

@@ -1,0 +1,414 @@
+"""`choose_lane`: an ordered list of rules, each with one reason.
+
+To add a rule, write one `_Rule` and put it where it belongs in `_RULES`; no other rule has to change. The first rule
+that decides wins; the last always does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import NamedTuple
+
+import attrs
+
+from batchwise.errors import InvalidRequestError, UnroutableRequestError, shown
+from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse, check_aware
+from batchwise.request import Request, Traits
+
+from .forecast import Forecast, hedge_pays
+from .pricing import PriceBook, Rates, estimate, to_usd
+from .state import BYTES_PER_TOKEN
+from .wording import human
+
+__all__ = ["BATCH_ONLY_BETA", "Case", "choose_lane", "decide", "hedge_wait", "infer_tool_use"]
+
+BATCH_ONLY_BETA = "output-300k-2026-03-24"
+"""With it a batch request may put out up to 300,000 tokens; the Messages API does not take it (API documentation)."""
+
+_SYNC_ONLY_PARAMETERS = frozenset({"speed", "store", "previous_thread_event_id", "cache_hint", "context_hint"})
+_SYNC_ONLY_BETAS = frozenset({"research_preview_2026_02"})
+_SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset", "advisor_")
+"""How the types of tools begin that the API runs itself (SDK 2.12, `types/*tool*_param.py`)."""
+
+_ZERO = timedelta(0)
+
+
+def infer_tool_use(traits: Traits) -> ToolUse:
+    """What the params say about tool use, cautiously: client tools without a forced choice are ITERATIVE."""
+    if traits.tool_choice == "none" or not (traits.tool_types or "mcp_servers" in traits.parameters):
+        return ToolUse.NONE
+    if all(kind.startswith(_SERVER_TOOLS) for kind in traits.tool_types):
+        return ToolUse.SERVER
+    return ToolUse.SINGLE if traits.tool_choice in {"tool", "any"} else ToolUse.ITERATIVE
+
+
+@attrs.frozen(kw_only=True)
+class Case:
+    """One routing question with what its rules need."""
+
+    now: datetime
+    policy: Policy
+    forecast: Forecast
+    prices: PriceBook | None
+    traits: Traits
+    size: int
+    latency: LatencyTag
+    tool_use: ToolUse
+    betas: tuple[str, ...]
+    stream: bool
+    output_tokens: int
+    deadline: datetime | None
+    buffer: timedelta
+    reserve: timedelta
+
+    @property
+    def left(self) -> timedelta:
+        """The SLA: from now to the deadline."""
+        return _ZERO if self.deadline is None else self.deadline - self.now
+
+    @property
+    def submit_by(self) -> datetime | None:
+        """The last moment at which a full window and the reserve still fit."""
+        return None if self.deadline is None else self.deadline - self.policy.window - self.reserve
+
+    @property
+    def interval(self) -> timedelta:
+        """The longest it would wait for its batch to be sent."""
+        if self.deadline is None:
+            return self.policy.flexible_interval
+        room = max(_ZERO, self.buffer - self.reserve)
+        return room if self.policy.interval is None else min(room, self.policy.interval)
+
+    @property
+    def batch_only(self) -> tuple[str, ...]:
+        """What only the batch API accepts."""
+        return tuple(f"beta {beta}" for beta in self.betas if beta == BATCH_ONLY_BETA)
+
+    @property
+    def sync_only(self) -> tuple[str, ...]:
+        """What only the Messages API accepts."""
+        names = [f"parameter {name!r}" for name in self.traits.parameters if name in _SYNC_ONLY_PARAMETERS]
+        names += [f"beta {beta}" for beta in self.betas if beta in _SYNC_ONLY_BETAS]
+        return (*names, *(("max_tokens 0",) if self.traits.max_tokens == 0 else ()))
+
+    def saving(self) -> Decimal | None:
+        """USD that the batch lane saves on it by estimate; None: unknown price."""
+        if self.prices is None:
+            return None
+        sync, batch = (self.prices.rates(self.traits.model, lane, at=self.now) for lane in (Lane.SYNC, Lane.BATCH))
+        if sync is None or batch is None:
+            return None
+        return to_usd(self._estimate(sync) - self._estimate(batch))
+
+    def _estimate(self, rates: Rates) -> int:
+        return estimate(self.size // BYTES_PER_TOKEN, self.output_tokens, rates)
+
+
+class _Rule(NamedTuple):
+    reason: Reason
+    lane: Callable[[Case], Lane | None]
+    words: Callable[[Case], str]
+
+
+def _sync_if(condition: Callable[[Case], object]) -> Callable[[Case], Lane | None]:
+    return lambda case: Lane.SYNC if condition(case) else None
+
+
+def _inside_window(case: Case) -> bool:
+    return case.deadline is not None and case.left < case.policy.window + case.reserve
+
+
+def hedge_wait(sla: timedelta) -> timedelta:
+    """How long hedged work is grouped: 5 % of the SLA, at most 5 minutes."""
+    return min(sla / 20, timedelta(minutes=5))
+
+
+def _hedge_rescue(case: Case) -> timedelta:
+    """Before its deadline by how much a hedge has to be broken off."""
+    return max(case.policy.min_reserve, case.policy.reserve or _ZERO) + case.policy.cancel_settle
+
+
+def _hedge(case: Case) -> bool:
+    if not case.policy.hedge or case.batch_only or not _inside_window(case):
+        return False
+    room = case.left - hedge_wait(case.left) - _hedge_rescue(case)
+    saving = case.saving()
+    if room <= _ZERO or (saving is None and case.policy.delay_cost_per_hour):
+        return False
+    hours = Decimal(str(case.forecast.expected(room) / timedelta(hours=1)))
+    return hedge_pays(
+        p=case.forecast.p_end_within(room),
+        saving=Decimal(1) if saving is None else saving,
+        hang=1 - case.forecast.p_cancel_within(case.policy.cancel_settle),
+        share_done=1.0,  # the worst case: a hanging cancel's rows were all done and are all bought again
+        delay_cost=case.policy.delay_cost_per_hour * hours,
+    )
+
+
+def _wait_hours(case: Case) -> Decimal:
+    wait = case.interval / 2 + case.forecast.expected(case.policy.window)
+    return Decimal(str(round(wait / timedelta(hours=1), 3)))
+
+
+def _delay_costs_more(case: Case) -> bool:
+    cost = case.policy.delay_cost_per_hour
+    if not cost or case.batch_only:
+        return False
+    saving = case.saving()
+    return saving is None or _wait_hours(case) * cost > saving
+
+
+def _delay_words(case: Case) -> str:
+    cost, saving = case.policy.delay_cost_per_hour, case.saving()
+    if not cost:
+        return "waiting costs nothing (Policy.delay_cost_per_hour is 0)"
+    waiting = f"waiting {_wait_hours(case)} h on average costs ${_wait_hours(case) * cost:.4f} a request"
+    if saving is None:
+        return f"{waiting} and the price of {shown(case.traits.model)} is unknown, so no saving can be set against it"
+    return f"{waiting}; the batch lane saves ${saving:.4f}"
+
+
+def _window_words(case: Case) -> str:
+    if case.deadline is None:
+        return "no deadline"
+    left, window = human(case.left), human(case.policy.window)
+    if case.buffer < _ZERO:
+        return f"deadline in {left} is inside the {window} window of a batch"
+    verdict = "too little for" if _inside_window(case) else "enough for"
+    return f"deadline in {left} leaves {human(case.buffer)} past the {window} window, {verdict} the reserve of " + (
+        human(case.reserve)
+    )
+
+
+def _tolerant_words(case: Case) -> str:
+    if case.deadline is None:
+        return f"no deadline: goes with the next batch, within {human(case.interval)}, at half price"
+    return (
+        f"{_window_words(case)}: goes with a batch within {human(case.interval)}, at half price, and "
+        f"{human(case.reserve)} are kept to redo what fails"
+    )
+
+
+def _batch_only_words(case: Case) -> str:
+    if not case.batch_only:
+        return "nothing in it is for batches only"
+    words = f"{', '.join(case.batch_only)} is accepted in a batch only, so there is no rescue on the sync lane"
+    if case.deadline is None:
+        return words
+    two = 2 * case.policy.window
+    if case.left >= two:
+        return f"{words}; the deadline in {human(case.left)} leaves time for two windows ({human(two)})"
+    return f"{words}; its deadline in {human(case.left)} is not guaranteed, since two windows ({human(two)}) do not fit"
+
+
+def _hedge_words(case: Case) -> str:
+    if not case.policy.hedge:
+        return "hedging is off (Policy.hedge)"
+    if not _inside_window(case):
+        return "nothing to hedge: the window and the reserve fit"
+    room = case.left - hedge_wait(case.left) - _hedge_rescue(case)
+    if room <= _ZERO:
+        return f"deadline in {human(case.left)} leaves no time for a batch before a rescue had to begin"
+    chance = case.forecast.p_end_within(room)
+    return (
+        f"deadline in {human(case.left)} is inside the window, but a batch ends within {human(room)} with a chance of "
+        f"{chance:.0%}; what is not done {human(_hedge_rescue(case))} before the deadline is rescued"
+    )
+
+
+_RULES: tuple[_Rule, ...] = (
+    _Rule(
+        Reason.ITERATIVE_TOOL_USE,
+        _sync_if(lambda case: case.tool_use is ToolUse.ITERATIVE),
+        lambda case: (
+            "the caller runs tools and goes on, and a batch cannot return tool results in the middle of a request "
+            "(say tool_use=ToolUse.SINGLE if one turn's answer is the result)"
+            if case.tool_use is ToolUse.ITERATIVE
+            else f"tool use is {case.tool_use.value}: one answer ends it"
+        ),
+    ),
+    _Rule(
+        Reason.BLOCKING,
+        _sync_if(lambda case: case.latency is Latency.BLOCKING),
+        lambda case: (
+            "somebody is waiting for the answer, and a batch may take 24 h"
+            if case.latency is Latency.BLOCKING
+            else "nobody is waiting for the answer"
+        ),
+    ),
+    _Rule(
+        Reason.STREAMING,
+        _sync_if(lambda case: case.stream),
+        lambda case: "the caller wants streaming, which a batch has not" if case.stream else "no streaming asked for",
+    ),
+    _Rule(
+        Reason.SYNC_ONLY_PARAMETER,
+        _sync_if(lambda case: case.sync_only),
+        lambda case: (
+            f"{', '.join(case.sync_only)} is refused in a batch" if case.sync_only else "a batch takes all parameters"
+        ),
+    ),
+    _Rule(
+        Reason.BATCH_ONLY_PARAMETER,
+        lambda case: Lane.BATCH if case.batch_only else None,
+        _batch_only_words,
+    ),
+    _Rule(
+        Reason.ZERO_DATA_RETENTION,
+        _sync_if(lambda case: case.policy.zero_data_retention),
+        lambda case: (
+            "zero data retention does not cover batches"
+            if case.policy.zero_data_retention
+            else "no zero data retention asked for"
+        ),
+    ),
+    _Rule(Reason.HEDGED, lambda case: Lane.BATCH if _hedge(case) else None, _hedge_words),
+    _Rule(Reason.DEADLINE_INSIDE_WINDOW, _sync_if(_inside_window), _window_words),
+    _Rule(Reason.DELAY_COSTS_MORE, _sync_if(_delay_costs_more), _delay_words),
+    _Rule(Reason.LATENCY_TOLERANT, lambda _case: Lane.BATCH, _tolerant_words),
+)
+_NEEDS_SYNC = frozenset(
+    {
+        Reason.ITERATIVE_TOOL_USE,
+        Reason.BLOCKING,
+        Reason.STREAMING,
+        Reason.SYNC_ONLY_PARAMETER,
+        Reason.ZERO_DATA_RETENTION,
+    }
+)
+
+
+def deadline_of(latency: LatencyTag, now: datetime) -> datetime | None:
+    """The absolute deadline (UTC) that a latency tag gives at `now`; None without one."""
+    if isinstance(latency, timedelta):
+        return now + latency
+    return latency if isinstance(latency, datetime) else None
+
+
+def _refuse_contradictions(case: Case, where: str) -> None:
+    if case.deadline is not None and case.deadline <= case.now:
+        raise InvalidRequestError(
+            f"{where}: its deadline {case.deadline.isoformat()} is past (now {case.now.isoformat()}); "
+            "give a later one, or leave latency out for an answer now"
+        )
+    if case.traits.max_tokens == 0 and case.latency is not Latency.BLOCKING:
+        raise InvalidRequestError(
+            f"{where}: max_tokens is 0 (a cache warm-up), which a batch refuses; leave latency out or raise it"
+        )
+    if not case.batch_only:
+        return
+    for rule in _RULES:
+        if rule.reason in _NEEDS_SYNC and rule.lane(case):
+            raise UnroutableRequestError(
+                f"{where} fits neither lane: {', '.join(case.batch_only)} is accepted in a batch only, but "
+                f"{rule.words(case)}; drop one of the two"
+            )
+    if case.deadline is not None and case.left < case.policy.window:
+        raise UnroutableRequestError(
+            f"{where} fits neither lane in time: {', '.join(case.batch_only)} is accepted in a batch only, and its "
+            f"deadline in {human(case.left)} is inside the {human(case.policy.window)} window; "
+            f"give it at least {human(case.policy.window)}"
+        )
+
+
+def _checks(case: Case, decisive: _Rule) -> tuple[Check, ...]:
+    return tuple(Check(rule.reason, rule is decisive, rule.words(case)) for rule in _RULES)
+
+
+def decide(case: Case, where: str = "request") -> Decision:
+    """Ask the rules in their order.
+
+    Raises:
+        InvalidRequestError: The deadline is past, or `max_tokens` is 0 with a tolerant tag.
+        UnroutableRequestError: It fits neither lane in time.
+    """
+    _refuse_contradictions(case, where)
+    rule, lane = next((rule, lane) for rule in _RULES if (lane := rule.lane(case)))
+    submit_by = rescue_at = None
+    if lane is Lane.BATCH and case.deadline is not None:
+        if rule.reason is Reason.HEDGED:
+            submit_by = case.now + hedge_wait(case.left)
+            rescue_at = case.deadline - _hedge_rescue(case)
+        elif case.batch_only:
+            submit_by = max(case.now, case.deadline - case.policy.window)
+        else:
+            submit_by = case.submit_by
+            rescue_at = case.deadline - case.reserve
+    return Decision(
+        lane,
+        rule.reason,
+        case.deadline,
+        submit_by,
+        rescue_at,
+        lambda: rule.words(case),
+        lambda: _checks(case, rule),
+    )
+
+
+_DEFAULT_POLICY = Policy()
+_PRIOR = Forecast.prior()
+
+
+def case_of(
+    request: Request,
+    *,
+    now: datetime,
+    policy: Policy,
+    forecast: Forecast | None,
+    prices: PriceBook | None,
+    latency: LatencyTag | None = None,
+    tool_use: ToolUse | None = None,
+) -> Case:
+    """The routing question that a request poses; `latency` and `tool_use` are defaults for its own tags."""
+    tag = request.latency_tag if request.latency_tag is not None else latency
+    tag = Latency.BLOCKING if tag is None else tag
+    deadline = deadline_of(tag, now)
+    buffer = _ZERO if deadline is None else deadline - now - policy.window
+    return Case(
+        now=now,
+        policy=policy,
+        forecast=_PRIOR if forecast is None else forecast,
+        prices=prices,
+        traits=request.traits,
+        size=len(request.body),
+        latency=tag,
+        tool_use=request.tool_use or tool_use or infer_tool_use(request.traits),
+        betas=request.betas,
+        stream=request.stream,
+        output_tokens=request.expected_output_tokens or request.traits.max_tokens,
+        deadline=deadline,
+        buffer=buffer,
+        reserve=policy.reserve_for(buffer),
+    )
+
+
+def choose_lane(
+    request: Request,
+    *,
+    now: datetime,
+    policy: Policy = _DEFAULT_POLICY,
+    forecast: Forecast | None = None,
+    prices: PriceBook | None = None,
+) -> Decision:
+    """Which lane `request` should take when it is dispatched at `now`. Pure.
+
+    Args:
+        request: The request with its tags.
+        now: The moment of the dispatch (aware).
+        policy: How time is traded for money.
+        forecast: How long batches take; None: a documented prior.
+        prices: Prices for the rules that compare dollars; None: the bundled book.
+
+    Returns:
+        The decision; its `explanation` and `checks` are built when read.
+
+    Raises:
+        InvalidValueError: `now` is naive.
+        InvalidRequestError: The deadline is past, or `max_tokens` is 0 with a tolerant tag.
+        UnroutableRequestError: It fits neither lane in time.
+    """
+    book = PriceBook() if prices is None else prices
+    case = case_of(request, now=check_aware(now, "now"), policy=policy, forecast=forecast, prices=book)
+    return decide(case, "request" if request.key is None else f"request {shown(request.key)}")

@@ -1,0 +1,202 @@
+"""What the ledger tells the planner: the unsettled work in groups, the batches, the lanes. Frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from enum import Enum
+
+import attrs
+
+from batchwise.models import Lane, Reason, ToolUse
+
+from .forecast import Forecast
+
+__all__ = ["BYTES_PER_TOKEN", "BatchState", "BatchView", "Group", "Snapshot", "Terms"]
+
+BYTES_PER_TOKEN = 4
+"""A rough mean for English text and code; used where input tokens have to be estimated."""
+
+
+@attrs.frozen(kw_only=True)
+class Terms:
+    """The terms on which requests were accepted; many requests share one.
+
+    Attributes:
+        id: The ledger's number for it; 0: not stored yet.
+        job: The ledger's number of the job; 0: the shared scope.
+        lane: The lane decided on at the dispatch.
+        reason: Why.
+        explanation: The decision's sentence.
+        blocking: Somebody waits for the answer; after a crash of their process nobody does.
+        deadline: When the results are due; None: no deadline.
+        submit_by: The last moment at which a batch with these may be sent.
+        rescue_at: The last moment at which a rescue of one of these alone would begin; None: there is no rescue.
+        interval: The longest one of these waits for its batch to be sent.
+        model: The model asked for.
+        max_tokens: The most output tokens of one of these.
+        output_tokens: What one of these is expected to put out (max_tokens where nothing better is known).
+        betas: `anthropic-beta` values of its call.
+        stream: The caller wants streaming.
+        tool_use: What it does with tools.
+        batch_only: No sync rescue exists.
+        reserve_each: pico-USD kept for one of these until it settles; 0 without a spend limit.
+        reserve_per_byte: The same for each byte of its body.
+    """
+
+    id: int = 0
+    job: int = 0
+    lane: Lane
+    reason: Reason
+    explanation: str = ""
+    blocking: bool = False
+    deadline: datetime | None = None
+    submit_by: datetime | None = None
+    rescue_at: datetime | None = None
+    interval: timedelta = timedelta(0)
+    model: str
+    max_tokens: int
+    output_tokens: int
+    betas: tuple[str, ...] = ()
+    stream: bool = False
+    tool_use: ToolUse = ToolUse.NONE
+    batch_only: bool = False
+    reserve_each: int = 0
+    reserve_per_byte: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Group:
+    """Unsettled requests on the same terms in the same place.
+
+    Attributes:
+        terms: Their terms.
+        requests: How many.
+        size: Bytes of their bodies together.
+        since: When the first of them came here.
+        not_before: The earliest moment at which one of them may be sent again; None: at once.
+        flush: Somebody waits: send at once.
+    """
+
+    terms: Terms
+    requests: int
+    size: int
+    since: datetime
+    not_before: datetime | None = None
+    flush: bool = False
+
+    @property
+    def input_tokens(self) -> int:
+        """All their input, estimated."""
+        return self.size // BYTES_PER_TOKEN
+
+    @property
+    def output_tokens(self) -> int:
+        """All their output, as far as it is known before."""
+        return self.requests * self.terms.output_tokens
+
+
+class BatchState(str, Enum):
+    """Where a batch is. `sealed` and `posting` are ours alone; from `open` on the API knows it.
+
+    sealed -> posting -> open -> canceling -> ended -> closed; posting -> doubt -> open | watched;
+    sealed, posting, doubt, watched -> void. docs/explanation/design.md draws it.
+    """
+
+    SEALED = "sealed"
+    """Its requests and nonce are durable; nothing was sent: safe to send."""
+    POSTING = "posting"
+    """The one POST may be on its way."""
+    DOUBT = "doubt"
+    """The POST's outcome is unknown; looked for in the listing."""
+    WATCHED = "watched"
+    """Given up and its requests sent otherwise, but it may still turn up until its window has passed."""
+    OPEN = "open"
+    """The API processes it."""
+    CANCELING = "canceling"
+    ENDED = "ended"
+    """To be collected."""
+    CLOSED = "closed"
+    """Every row ticked off."""
+    VOID = "void"
+    """Never created."""
+
+
+@attrs.frozen(kw_only=True)
+class BatchView:
+    """One batch that is neither closed nor void.
+
+    Attributes:
+        id: The ledger's number.
+        nonce: In every custom_id of it.
+        state: Where it is.
+        remote_id: The API's id; None until known.
+        requests: How many rows were sealed.
+        size: Bytes of the create body.
+        betas: Its headers.
+        sealed_at: When it was sealed (our clock).
+        posting_at: When `posting` was made durable (our clock).
+        posting_server: The server's `Date` just before the POST.
+        last_byte_at: When the last byte was given to the socket (our clock); None: unknown.
+        watermark: The newest remote id listed just before the POST; None: the listing was empty.
+        candidates: Remote ids that may be it: unknown to the ledger, with its count.
+        struck: Remote ids proved not to be it.
+        created_at: By the server.
+        expires_at: By the server.
+        ended_at: By the server.
+        cancel_at: When a cancel was asked for (our clock).
+        polled_at: When it was last looked at (our clock).
+        failures: Consecutive failed polls or reads.
+        canceled: The caller wants none of its rows any more.
+        groups: Its unsettled requests.
+    """
+
+    id: int
+    nonce: str
+    state: BatchState
+    remote_id: str | None = None
+    requests: int
+    size: int = 0
+    betas: tuple[str, ...] = ()
+    sealed_at: datetime
+    posting_at: datetime | None = None
+    posting_server: datetime | None = None
+    last_byte_at: datetime | None = None
+    watermark: str | None = None
+    candidates: tuple[str, ...] = ()
+    struck: tuple[str, ...] = ()
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    ended_at: datetime | None = None
+    cancel_at: datetime | None = None
+    polled_at: datetime | None = None
+    failures: int = 0
+    canceled: bool = False
+    groups: tuple[Group, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """All that the planner looks at.
+
+    Attributes:
+        batch_queue: Requests queued for a batch.
+        sync_queue: Requests queued for the sync lane.
+        sync_running: Requests that the sync lane runs now.
+        batches: Batches neither closed nor void.
+        suspended: Suspended lanes with the reason.
+        forecast: How long batches and cancels take.
+        clock_offset: The server's clock minus ours, as last seen.
+        batch_paused_until: The account's queue is full until then, as far as known.
+        leased: Whether this process may do batch actions.
+    """
+
+    batch_queue: tuple[Group, ...] = ()
+    sync_queue: tuple[Group, ...] = ()
+    sync_running: tuple[Group, ...] = ()
+    batches: tuple[BatchView, ...] = ()
+    suspended: Mapping[Lane, str] = attrs.field(factory=dict)
+    forecast: Forecast = attrs.field(factory=Forecast.prior)
+    clock_offset: timedelta = timedelta(0)
+    batch_paused_until: datetime | None = None
+    leased: bool = True

@@ -1,0 +1,255 @@
+"""`choose_lane`: the card's table as named cases, each rule by itself, and what holds for every request."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from tests.strategies import HOUR, NOW, durations, params
+
+import batchwise as bw
+from batchwise import Lane, Latency, Policy, Reason, ToolUse
+from batchwise.planning.routing import BATCH_ONLY_BETA, infer_tool_use
+from batchwise.planning.wording import human
+
+CLIENT_TOOL = {"name": "read_file", "input_schema": {"type": "object"}}
+SERVER_TOOL = {"type": "web_search_20250305", "name": "web_search"}
+DAY = timedelta(hours=24)
+
+
+def request(**tags: Any) -> bw.Request:
+    others = tags.pop("params", {})
+    return bw.Request(params(**others), **tags)
+
+
+def choose(policy: Policy | None = None, **tags: Any) -> bw.Decision:
+    return bw.choose_lane(request(**tags), now=NOW, policy=policy or Policy())
+
+
+# -- the card's table ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "tags", "lane", "reason"),
+    [
+        ("pre-merge check", {}, Lane.SYNC, Reason.BLOCKING),
+        ("nightly test generation", {"latency": timedelta(hours=30)}, Lane.BATCH, Reason.LATENCY_TOLERANT),
+        ("weekly security audit", {"latency": timedelta(days=6)}, Lane.BATCH, Reason.LATENCY_TOLERANT),
+        ("overnight report", {"latency": NOW + timedelta(hours=36)}, Lane.BATCH, Reason.LATENCY_TOLERANT),
+        ("whenever", {"latency": Latency.FLEXIBLE}, Lane.BATCH, Reason.LATENCY_TOLERANT),
+        ("report in 12 h", {"latency": timedelta(hours=12)}, Lane.SYNC, Reason.DEADLINE_INSIDE_WINDOW),
+        (
+            "iterative reviewer",
+            {"latency": timedelta(hours=30), "params": {"tools": [CLIENT_TOOL]}},
+            Lane.SYNC,
+            Reason.ITERATIVE_TOOL_USE,
+        ),
+        (
+            "extraction by a forced tool",
+            {
+                "latency": timedelta(hours=30),
+                "params": {"tools": [CLIENT_TOOL], "tool_choice": {"type": "tool", "name": "read_file"}},
+            },
+            Lane.BATCH,
+            Reason.LATENCY_TOLERANT,
+        ),
+        (
+            "research with web search",
+            {"latency": timedelta(hours=30), "params": {"tools": [SERVER_TOOL]}},
+            Lane.BATCH,
+            Reason.LATENCY_TOLERANT,
+        ),
+    ],
+)
+def test_the_cards_workflows(name: str, tags: dict[str, Any], lane: Lane, reason: Reason) -> None:
+    decision = choose(**tags)
+    assert (decision.lane, decision.reason) == (lane, reason), name
+
+
+def test_thirty_hours_is_the_cards_arithmetic() -> None:
+    decision = choose(latency=timedelta(hours=30))
+    assert decision.deadline == NOW + 30 * HOUR
+    assert decision.submit_by == NOW + 4 * HOUR
+    assert decision.rescue_at == NOW + 28 * HOUR
+    assert decision.explanation == (
+        "deadline in 30 h leaves 6 h past the 24 h window, enough for the reserve of 2 h: goes with a batch within 4 h, "
+        "at half price, and 2 h are kept to redo what fails"
+    )
+
+
+# -- the rules -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["speed", "store", "previous_thread_event_id", "cache_hint", "context_hint"])
+def test_a_parameter_that_batches_refuse_goes_sync(name: str) -> None:
+    decision = choose(latency=Latency.FLEXIBLE, params={name: "fast"})
+    assert (decision.lane, decision.reason) == (Lane.SYNC, Reason.SYNC_ONLY_PARAMETER)
+    assert name in decision.explanation
+
+
+def test_streaming_goes_sync() -> None:
+    assert choose(latency=Latency.FLEXIBLE, stream=True).reason is Reason.STREAMING
+
+
+def test_zero_data_retention_goes_sync() -> None:
+    policy = Policy(zero_data_retention=True)
+    assert choose(policy, latency=Latency.FLEXIBLE).reason is Reason.ZERO_DATA_RETENTION
+
+
+def test_the_long_output_beta_goes_to_a_batch_without_a_rescue() -> None:
+    decision = choose(latency=timedelta(hours=30), betas=[BATCH_ONLY_BETA])
+    assert (decision.lane, decision.reason) == (Lane.BATCH, Reason.BATCH_ONLY_PARAMETER)
+    assert decision.rescue_at is None
+    assert "not guaranteed" in decision.explanation
+    assert "not guaranteed" not in choose(latency=timedelta(hours=48), betas=[BATCH_ONLY_BETA]).explanation
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {"latency": timedelta(hours=23)},
+        {"latency": Latency.FLEXIBLE, "stream": True},
+        {"latency": Latency.FLEXIBLE, "params": {"tools": [CLIENT_TOOL]}},
+        {"latency": Latency.FLEXIBLE, "params": {"speed": "fast"}},
+    ],
+)
+def test_what_fits_neither_lane_is_an_error_that_names_both_sides(tags: dict[str, Any]) -> None:
+    with pytest.raises(bw.UnroutableRequestError, match=BATCH_ONLY_BETA) as raised:
+        choose(betas=[BATCH_ONLY_BETA], key="long/report", **tags)
+    assert "'long/report'" in str(raised.value)
+
+
+def test_long_output_under_zero_data_retention_is_an_error() -> None:
+    with pytest.raises(bw.UnroutableRequestError, match="zero data retention"):
+        choose(Policy(zero_data_retention=True), latency=Latency.FLEXIBLE, betas=[BATCH_ONLY_BETA])
+
+
+def test_a_delay_that_costs_more_than_the_batch_saves_goes_sync() -> None:
+    assert choose(Policy(delay_cost_per_hour=1), latency=Latency.FLEXIBLE).reason is Reason.DELAY_COSTS_MORE
+    cheap = Policy(delay_cost_per_hour=Decimal("0.0000001"))
+    assert choose(cheap, latency=Latency.FLEXIBLE).reason is Reason.LATENCY_TOLERANT
+
+
+def test_a_delay_cost_without_a_price_goes_sync_and_says_so() -> None:
+    decision = choose(Policy(delay_cost_per_hour=1), latency=Latency.FLEXIBLE, params={"model": "nobody-knows-1"})
+    assert decision.reason is Reason.DELAY_COSTS_MORE
+    assert "'nobody-knows-1' is unknown" in decision.explanation
+
+
+def test_a_hedge_goes_to_a_batch_inside_the_window_with_a_rescue_planned() -> None:
+    decision = choose(Policy(hedge=True), latency=timedelta(hours=12))
+    assert (decision.lane, decision.reason) == (Lane.BATCH, Reason.HEDGED)
+    assert decision.submit_by == NOW + timedelta(minutes=5)
+    assert decision.rescue_at is not None
+    assert NOW + timedelta(hours=11) < decision.rescue_at < NOW + timedelta(hours=12)
+
+
+def test_a_hedge_needs_room_for_a_rescue() -> None:
+    assert choose(Policy(hedge=True), latency=timedelta(minutes=20)).reason is Reason.DEADLINE_INSIDE_WINDOW
+
+
+def test_checks_show_every_rule_and_one_decides() -> None:
+    checks = choose(latency=timedelta(hours=30)).checks
+    assert {check.rule for check in checks} == set(Reason)
+    assert [check.rule for check in checks if check.decided] == [Reason.LATENCY_TOLERANT]
+    assert all(check.verdict for check in checks)
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ({}, ToolUse.NONE),
+        ({"tools": [CLIENT_TOOL]}, ToolUse.ITERATIVE),
+        ({"tools": [CLIENT_TOOL], "tool_choice": {"type": "auto"}}, ToolUse.ITERATIVE),
+        ({"tools": [CLIENT_TOOL], "tool_choice": {"type": "any"}}, ToolUse.SINGLE),
+        ({"tools": [CLIENT_TOOL], "tool_choice": {"type": "none"}}, ToolUse.NONE),
+        ({"tools": [SERVER_TOOL]}, ToolUse.SERVER),
+        ({"tools": [SERVER_TOOL, CLIENT_TOOL]}, ToolUse.ITERATIVE),
+        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, ToolUse.ITERATIVE),
+        ({"tools": [{"type": "somebody_new_20300101"}]}, ToolUse.ITERATIVE),
+        ({"mcp_servers": [{"url": "https://example.com"}]}, ToolUse.SERVER),
+    ],
+)
+def test_tool_use_is_inferred_with_caution(others: dict[str, Any], expected: ToolUse) -> None:
+    assert infer_tool_use(request(params=others).traits) is expected
+
+
+def test_the_callers_word_on_tool_use_outranks_the_inference() -> None:
+    tags = {"latency": timedelta(hours=30), "params": {"tools": [CLIENT_TOOL]}}
+    assert choose(tool_use=ToolUse.SINGLE, **tags).lane is Lane.BATCH
+
+
+def test_a_past_deadline_and_a_naive_now_are_refused() -> None:
+    with pytest.raises(bw.InvalidRequestError, match="is past"):
+        choose(latency=NOW - HOUR)
+    with pytest.raises(bw.InvalidValueError, match="naive"):
+        bw.choose_lane(request(), now=datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+# -- what always holds ---------------------------------------------------------------------------------------------------
+
+policies = st.builds(
+    Policy,
+    window=st.sampled_from([DAY, 2 * HOUR]),
+    reserve=st.none() | st.timedeltas(timedelta(0), timedelta(hours=6)),
+    min_reserve=st.timedeltas(timedelta(0), timedelta(hours=1)),
+    zero_data_retention=st.booleans(),
+)
+
+
+@given(policies, durations, st.datetimes(timezones=st.just(timezone.utc), max_value=datetime(2100, 1, 1)))  # noqa: DTZ001
+def test_never_a_batch_without_the_window_and_the_reserve(policy: Policy, sla: timedelta, now: datetime) -> None:
+    decision = bw.choose_lane(request(latency=sla), now=now, policy=policy)
+    reserve = policy.reserve_for(sla - policy.window)
+    assert (decision.lane is Lane.BATCH) == (sla >= policy.window + reserve and not policy.zero_data_retention)
+    if decision.lane is Lane.BATCH:
+        assert decision.submit_by is not None
+        assert decision.submit_by >= now
+        assert decision.submit_by + policy.window + reserve == decision.deadline
+
+
+@given(durations, durations)
+def test_more_time_never_turns_a_batch_into_a_sync_call(one: timedelta, other: timedelta) -> None:
+    shorter, longer = sorted((one, other))
+    assume(choose(latency=shorter).lane is Lane.BATCH)
+    assert choose(latency=longer).lane is Lane.BATCH
+
+
+@given(durations)
+def test_a_hedge_keeps_its_rescue_before_the_deadline(sla: timedelta) -> None:
+    policy = Policy(hedge=True)
+    decision = choose(policy, latency=sla)
+    if decision.reason is Reason.HEDGED:
+        assert decision.deadline is not None
+        assert decision.submit_by is not None
+        assert decision.rescue_at is not None
+        assert NOW < decision.submit_by < decision.rescue_at
+        assert decision.rescue_at <= decision.deadline - policy.min_reserve - policy.cancel_settle
+
+
+@given(st.sampled_from(ToolUse), st.sampled_from([Latency.BLOCKING, Latency.FLEXIBLE, timedelta(hours=30)]))
+def test_nothing_that_blocks_or_iterates_is_batched(tool_use: ToolUse, latency: Any) -> None:
+    decision = choose(latency=latency, tool_use=tool_use)
+    batched = tool_use is not ToolUse.ITERATIVE and latency is not Latency.BLOCKING
+    assert (decision.lane is Lane.BATCH) == batched
+
+
+@pytest.mark.parametrize(
+    ("duration", "words"),
+    [
+        (timedelta(hours=30), "30 h"),
+        (timedelta(hours=1, minutes=30), "1 h 30 min"),
+        (timedelta(seconds=45), "45 s"),
+        (timedelta(days=6), "6 d"),
+        (timedelta(milliseconds=250), "250 ms"),
+        (timedelta(minutes=-5), "-5 min"),
+        (timedelta(0), "0 ms"),
+    ],
+)
+def test_durations_in_words(duration: timedelta, words: str) -> None:
+    assert human(duration) == words

@@ -1,0 +1,79 @@
+"""What can be told of a client without any network: whether it fits, where it points, what its SDK would refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import anthropic
+import httpx2
+
+from batchwise.errors import WrongClientError
+
+__all__ = ["base_url", "check_client", "must_stream"]
+
+
+def must_stream(client: Any, model: str, max_tokens: int) -> bool:
+    """Whether the SDK refuses this as a non-streaming call because it may take over 10 minutes."""
+    from anthropic import _constants
+
+    limits: Mapping[str, int] = getattr(_constants, "MODEL_NONSTREAMING_TOKENS", {})
+    calculate = getattr(client, "_calculate_nonstreaming_timeout", None)
+    if calculate is None:  # a later SDK: its documented rule
+        return max_tokens > 21_333
+    try:
+        calculate(max_tokens, limits.get(model))
+    except ValueError:
+        return True
+    return False
+
+
+def base_url(client: Any) -> str:
+    """The client's endpoint, the same for the same endpoint: no credentials, no default port, no trailing slash."""
+    url = httpx2.URL(str(client.base_url)).copy_with(username=None, password=None, query=None, fragment=None)
+    return str(url).rstrip("/")
+
+
+def check_client(client: object, *, async_: bool) -> None:
+    """Refuse a client that the lanes cannot work with. No network.
+
+    Args:
+        client: What the user gave.
+        async_: Whether an `AsyncAnthropic` is wanted.
+
+    Raises:
+        WrongClientError: It is of the wrong colour, no client at all, or its platform has no Message Batches API.
+    """
+    right, wrong = anthropic.Anthropic, anthropic.AsyncAnthropic
+    ours, other = "Dispatcher", "AsyncDispatcher"
+    if async_:
+        right, wrong, ours, other = wrong, right, other, ours  # type: ignore[assignment]
+    name = type(client).__name__
+    if isinstance(client, wrong):
+        raise WrongClientError(
+            f"client is an {name}; {ours} needs an anthropic.{right.__name__} (or use batchwise.{other} with this one)"
+        )
+    if not isinstance(client, right):
+        if type(client).__module__.partition(".")[0] == "anthropic":
+            raise _no_batches(name, right.__name__)
+        raise WrongClientError(
+            f"client is a {name}; give an anthropic.{right.__name__}, or leave it out to make one from the environment"
+        )
+    try:
+        batches = client.messages.batches
+    except Exception:  # noqa: BLE001  (whatever a platform's client raises, it has no batches)
+        batches = None
+    if batches is None:
+        raise _no_batches(name, right.__name__)
+    if getattr(client, "_use_sigv4", False):
+        raise WrongClientError(
+            f"this {name} signs requests with AWS credentials, which reads a create call's whole body before it is "
+            "sent; give it an api_key instead"
+        )
+
+
+def _no_batches(name: str, right: str) -> WrongClientError:
+    return WrongClientError(
+        f"{name}'s platform has no Message Batches API; give an anthropic.{right} for the Claude API "
+        "(or call that platform's client directly)"
+    )

@@ -1,0 +1,36 @@
+"""Cutting a stream of bytes into lines, in either colour: the caller feeds chunks."""
+
+from __future__ import annotations
+
+__all__ = ["LineSplitter"]
+
+
+class LineSplitter:
+    """Cuts chunks into lines at LF or CRLF, wherever the chunks are cut. Blank lines are skipped."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The lines that this chunk completes, without their ends."""
+        if b"\n" not in chunk:
+            if chunk:
+                self._held.append(chunk)
+            return []
+        if self._held:
+            self._held.append(chunk)
+            chunk = b"".join(self._held)
+            self._held.clear()
+        lines = chunk.split(b"\n")
+        rest = lines.pop()
+        if rest:
+            self._held.append(rest)
+        if b"\r" in chunk:
+            lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
+        return [line for line in lines if line]
+
+    def rest(self) -> bytes:
+        """What came after the last line end: empty if the last line was terminated, else a line that may be cut."""
+        return b"".join(self._held)

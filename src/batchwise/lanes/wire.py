@@ -1,0 +1,248 @@
+"""All of the lanes that is not I/O: requests built and answers parsed. Shared by both colours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from typing import Any, cast
+from urllib.parse import quote
+
+import httpx2
+import orjson
+
+from batchwise.errors import InvalidValueError
+
+from .faults import LaneFault, malformed, server_time
+from .values import BatchInfo, BatchStatus, Counts, Created, Listing, Reply
+
+__all__ = [
+    "BATCHES",
+    "MESSAGES",
+    "batch_path",
+    "create_options",
+    "is_encoded",
+    "list_options",
+    "message_of",
+    "message_options",
+    "parse_batch",
+    "parse_created",
+    "parse_listing",
+    "quick_options",
+    "reply",
+    "results_options",
+    "streamed",
+]
+
+BATCHES = "/v1/messages/batches"
+MESSAGES = "/v1/messages"
+WORKSPACE = "anthropic-workspace-id"
+UPLOAD_TIMEOUT = 600.0
+"""Seconds that one write of a create call may stall, at least: 256 MB pass slow lines and busy proxies."""
+QUICK_TIMEOUT = 60.0
+"""Seconds that an answer of a few hundred bytes may take, at most: a hung poll must not outlast a deadline."""
+
+
+# requests
+
+
+def _options(timeout: object, headers: dict[str, str] | None = None, params: Mapping[str, object] | None = None) -> Any:
+    """Options of one call: no retries of the SDK's, and no redirects, which would carry the key to another host."""
+    options: dict[str, Any] = {"max_retries": 0, "follow_redirects": False, "timeout": timeout}
+    if headers:
+        options["headers"] = headers
+    if params:
+        options["params"] = params
+    return options
+
+
+def _beta_header(betas: tuple[str, ...]) -> dict[str, str]:
+    return {"anthropic-beta": ",".join(betas)} if betas else {}
+
+
+def create_options(client: Any, length: int, betas: tuple[str, ...]) -> Any:
+    """Options of a create call whose body has `length` bytes."""
+    base = httpx2.Timeout(client.timeout)
+    write = None if base.write is None else max(base.write, UPLOAD_TIMEOUT)
+    timeout = httpx2.Timeout(connect=base.connect, read=base.read, write=write, pool=base.pool)
+    return _options(timeout, {"Content-Length": str(length), **_beta_header(betas)})
+
+
+def quick_options(client: Any, params: Mapping[str, object] | None = None) -> Any:
+    """Options of a call with a small answer: retrieve, cancel, list."""
+    base = httpx2.Timeout(client.timeout)
+    read = QUICK_TIMEOUT if base.read is None else min(base.read, QUICK_TIMEOUT)
+    timeout = httpx2.Timeout(connect=base.connect, read=read, write=base.write, pool=base.pool)
+    return _options(timeout, params=params)
+
+
+def list_options(client: Any, limit: int, after_id: str | None, before_id: str | None) -> Any:
+    """Options of a list call."""
+    params: dict[str, object] = {"limit": limit}
+    if after_id is not None:
+        params["after_id"] = after_id
+    if before_id is not None:
+        params["before_id"] = before_id
+    return quick_options(client, params)
+
+
+def results_options(client: Any) -> Any:
+    """Options of a results call. Its lines are read as they are: decompressing costs more than it saves."""
+    return _options(client.timeout, {"Accept": "application/x-jsonl", "Accept-Encoding": "identity"})
+
+
+def message_options(client: Any, betas: tuple[str, ...]) -> Any:
+    """Options of a Messages call."""
+    return _options(client.timeout, _beta_header(betas))
+
+
+def batch_path(remote_id: str, *tail: str) -> str:
+    """The path of one batch on the client's own endpoint, whatever the id holds.
+
+    Raises:
+        InvalidValueError: The id would change the path.
+    """
+    if remote_id.strip(".") == "":
+        raise InvalidValueError(f"remote_id={remote_id!r} is no batch's id")
+    return "/".join((BATCHES, quote(remote_id, safe=""), *tail))
+
+
+def streamed(body: bytes) -> bytes:
+    """The same call, streamed: the encoded object with one more field."""
+    return body.rstrip()[:-1] + b',"stream":true}'
+
+
+# answers
+
+
+def headers_of(response: httpx2.Response) -> dict[str, str]:
+    """The response's headers, names in lower case."""
+    return dict(response.headers)
+
+
+def _object(response: httpx2.Response) -> dict[str, Any]:
+    try:
+        value = orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise malformed("the answer is no JSON object", status=response.status_code, headers=headers_of(response))
+    return value
+
+
+def _malformed_batch(response: httpx2.Response) -> LaneFault:
+    return malformed("the answer describes no batch", status=response.status_code, headers=headers_of(response))
+
+
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)")
+
+
+def moment(text: str) -> datetime:
+    """An RFC 3339 time in UTC, fractions of any length (those past a microsecond are dropped).
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = _MOMENT.fullmatch(text)
+    if match is None:
+        raise ValueError("not an RFC 3339 time")
+    day, clock, fraction, zone = match.groups()
+    zone = "+00:00" if zone in "Zz" else zone
+    micros = ((fraction or "") + "000000")[:6]
+    return datetime.fromisoformat(f"{day}T{clock}.{micros}{zone}").astimezone(timezone.utc)
+
+
+def _maybe_moment(text: str | None) -> datetime | None:
+    return None if text is None else moment(text)
+
+
+def _batch(value: Any, time: datetime | None, workspace: str | None) -> BatchInfo:
+    status = value["processing_status"]
+    if not value["id"] or not isinstance(value["id"], str) or status not in {"in_progress", "canceling", "ended"}:
+        raise ValueError("not a batch")
+    counts = value["request_counts"]
+    return BatchInfo(
+        id=value["id"],
+        status=cast("BatchStatus", status),
+        counts=Counts(
+            processing=int(counts["processing"]),
+            succeeded=int(counts["succeeded"]),
+            errored=int(counts["errored"]),
+            canceled=int(counts["canceled"]),
+            expired=int(counts["expired"]),
+        ),
+        created_at=moment(value["created_at"]),
+        expires_at=moment(value["expires_at"]),
+        ended_at=_maybe_moment(value.get("ended_at")),
+        cancel_initiated_at=_maybe_moment(value.get("cancel_initiated_at")),
+        archived_at=_maybe_moment(value.get("archived_at")),
+        server_time=time,
+        workspace=workspace,
+    )
+
+
+_WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+
+def parse_batch(response: httpx2.Response) -> BatchInfo:
+    """The batch that a response describes.
+
+    Raises:
+        LaneFault: It describes none.
+    """
+    value = _object(response)
+    try:
+        return _batch(value, server_time(response.headers), response.headers.get(WORKSPACE))
+    except _WRONG:
+        pass
+    raise _malformed_batch(response)
+
+
+def parse_created(response: httpx2.Response) -> Created:
+    """The batch that a create call made."""
+    return Created(batch=parse_batch(response), request_id=response.headers.get("request-id"))
+
+
+def parse_listing(response: httpx2.Response) -> Listing:
+    """A page of the list.
+
+    Raises:
+        LaneFault: It is none.
+    """
+    value = _object(response)
+    time, workspace = server_time(response.headers), response.headers.get(WORKSPACE)
+    try:
+        batches = tuple(_batch(item, time, workspace) for item in value["data"])
+        has_more, last_id = bool(value["has_more"]), value.get("last_id")
+    except _WRONG:
+        pass
+    else:
+        return Listing(batches=batches, has_more=has_more, last_id=last_id, server_time=time, workspace=workspace)
+    raise malformed("the answer is no list of batches", status=response.status_code, headers=headers_of(response))
+
+
+def message_of(response: httpx2.Response) -> bytes:
+    """The message that a non-streaming call answered with, as JSON.
+
+    Raises:
+        LaneFault: It is none.
+    """
+    if "content" not in _object(response):
+        raise malformed("the answer is no message", status=response.status_code, headers=headers_of(response))
+    return response.content
+
+
+def reply(response: httpx2.Response, body: bytes, seconds: float) -> Reply:
+    """A message together with what the response's headers say."""
+    return Reply(
+        body=body,
+        headers=headers_of(response),
+        latency=timedelta(seconds=seconds),
+        server_time=server_time(response.headers),
+        workspace=response.headers.get(WORKSPACE),
+    )
+
+
+def is_encoded(response: httpx2.Response) -> bool:
+    """Whether the body has to be decoded although we asked for it as it is."""
+    return response.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}

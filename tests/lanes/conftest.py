@@ -1,0 +1,20 @@
+"""Every test of a lane runs in three colours: synchronous, asyncio, trio."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from tests.lanes.harness import AsyncLanes, SyncLanes
+
+
+@pytest.fixture(params=["sync", "asyncio", "trio"])
+def make_lanes(request):
+    """A maker of lanes of one colour; its options go to the client."""
+    return SyncLanes if request.param == "sync" else partial(AsyncLanes, request.param)
+
+
+@pytest.fixture
+def lanes(make_lanes):
+    return make_lanes()

@@ -1,0 +1,186 @@
+"""Both colours behind one synchronous face, and a server that plays a script over a raw socket."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from typing import Any
+
+import anthropic
+import anyio
+from typing_extensions import Self
+
+from batchwise.lanes.batches import AsyncBatchLane, BatchLane
+from batchwise.lanes.faults import LaneFault
+from batchwise.lanes.messages import AsyncMessageLane, MessageLane
+
+URL = "http://api.test"
+KEY = "sk-very-secret"
+
+
+class SyncLanes:
+    """The synchronous lanes."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = {"api_key": KEY, "base_url": URL, **options}
+        self.slept: list[float] = []
+
+    @contextmanager
+    def _client(self):
+        http_client = anthropic.DefaultHttpxClient(verify=False)
+        with anthropic.Anthropic(http_client=http_client, **self.options) as client:
+            yield client
+
+    def batch(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        with self._client() as client:
+            return getattr(BatchLane(client, sleep=self.slept.append), method)(*args, **kwargs)
+
+    def create(self, chunks: Iterable[bytes], length: int, betas: tuple[str, ...] = ()) -> Any:
+        return self.batch("create", chunks, length=length, betas=betas)
+
+    def results(
+        self, remote_id: str, limit: int | None = None, into: list[bytes] | None = None
+    ) -> tuple[list[bytes], LaneFault | None]:
+        got = [] if into is None else into
+        with self._client() as client, BatchLane(client, sleep=self.slept.append).results(remote_id) as chunks:
+            try:
+                for chunk in chunks:
+                    got.append(chunk)
+                    if limit is not None and len(got) >= limit:
+                        break
+            except LaneFault as error:
+                return got, error
+        return got, None
+
+    def call(self, body: bytes, **kwargs: Any) -> Any:
+        with self._client() as client:
+            return MessageLane(client).call(body, **kwargs)
+
+
+class AsyncLanes:
+    """The asynchronous lanes, each call in an event loop of its own."""
+
+    def __init__(self, backend: str, **options: Any) -> None:
+        self.backend = backend
+        self.options = {"api_key": KEY, "base_url": URL, **options}
+        self.slept: list[float] = []
+
+    async def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+    def _run(self, use: Callable[[anthropic.AsyncAnthropic], Any]) -> Any:
+        async def main() -> Any:
+            http_client = anthropic.DefaultAsyncHttpxClient(verify=False)
+            async with anthropic.AsyncAnthropic(http_client=http_client, **self.options) as client:
+                return await use(client)
+
+        return anyio.run(main, backend=self.backend)
+
+    def batch(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._run(lambda client: getattr(AsyncBatchLane(client, sleep=self._sleep), method)(*args, **kwargs))
+
+    def create(self, chunks: Iterable[bytes], length: int, betas: tuple[str, ...] = ()) -> Any:
+        async def given():
+            for chunk in chunks:
+                yield chunk
+
+        return self.batch("create", given(), length=length, betas=betas)
+
+    def results(
+        self, remote_id: str, limit: int | None = None, into: list[bytes] | None = None
+    ) -> tuple[list[bytes], LaneFault | None]:
+        async def use(client: anthropic.AsyncAnthropic) -> tuple[list[bytes], LaneFault | None]:
+            got = [] if into is None else into
+            async with AsyncBatchLane(client, sleep=self._sleep).results(remote_id) as chunks:
+                try:
+                    async for chunk in chunks:
+                        got.append(chunk)
+                        if limit is not None and len(got) >= limit:
+                            break
+                except LaneFault as error:
+                    return got, error
+            return got, None
+
+        return self._run(use)
+
+    def call(self, body: bytes, **kwargs: Any) -> Any:
+        return self._run(lambda client: AsyncMessageLane(client).call(body, **kwargs))
+
+
+class Peer:
+    """One connection as the server sees it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._buffer = b""
+
+    def head(self) -> bytes:
+        while b"\r\n\r\n" not in self._buffer:
+            data = self.connection.recv(65_536)
+            if not data:
+                return self._buffer
+            self._buffer += data
+        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        return head
+
+    def body(self, at_most: int | None = None) -> int:
+        """Read the body until it is whole, the client closes, or `at_most` bytes came; how many there were."""
+        seen = len(self._buffer)
+        while at_most is None or seen < at_most:
+            try:
+                data = self.connection.recv(65_536)
+            except OSError:
+                break
+            if not data:
+                break
+            seen += len(data)
+        return seen
+
+    def send(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.connection.sendall(piece)
+
+    def answer(self, status: int, body: bytes, *headers: bytes) -> None:
+        lines = [b"HTTP/1.1 %d X" % status, b"Content-Length: %d" % len(body), *headers]
+        self.send(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+
+
+class ScriptedServer:
+    """Accepts connections on loopback and lets `script` handle each; `heads` are the request heads seen."""
+
+    def __init__(self, script: Callable[[Peer], Any]) -> None:
+        self._script = script
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.heads: list[bytes] = []
+        self.told: list[Any] = []
+        self.handled = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(20)
+                peer = Peer(connection)
+                try:
+                    self.heads.append(peer.head())
+                    self.told.append(self._script(peer))
+                except OSError as error:
+                    self.told.append(error)
+            self.handled.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(timeout=25)

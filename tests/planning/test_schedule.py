@@ -1,0 +1,366 @@
+"""The shared rescue against brute force: unit tasks on a lane of one unit a microsecond, matched to time slots."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from itertools import product
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from tests.strategies import HOUR, NOW
+from tests.strategies import limits as any_limits
+
+from batchwise.errors import InvalidValueError
+from batchwise.models import Limits
+from batchwise.planning import lane
+from batchwise.planning.schedule import (
+    Cohort,
+    at_risk,
+    fits,
+    last_safe_moments,
+    latest_starts,
+    room,
+    servable,
+    work,
+)
+
+ZERO = timedelta(0)
+US = timedelta(microseconds=1)
+UNIT = Limits(input_tokens_per_minute=60_000_000)
+"""One input token takes one microsecond, so that figures below are small whole numbers."""
+
+
+def cohort(due: int, tokens: int, release: int = 0, requests: int = 1) -> Cohort:
+    return Cohort(deadline=NOW + due * US, requests=requests, input_tokens=tokens, release=NOW + release * US)
+
+
+def at(moment: datetime) -> int:
+    return (moment - NOW) // US
+
+
+small = st.builds(cohort, st.integers(0, 16), st.integers(0, 6), st.integers(-3, 12))
+small_cohorts = st.lists(small, max_size=5)
+big = st.builds(
+    Cohort,
+    deadline=st.timedeltas(ZERO, 60 * HOUR).map(lambda after: NOW + after),
+    requests=st.integers(1, 100_000),
+    input_tokens=st.integers(0, 10**9),
+    output_tokens=st.integers(0, 10**8),
+    release=st.none() | st.timedeltas(-HOUR, 60 * HOUR).map(lambda after: NOW + after),
+)
+big_cohorts = st.lists(big, min_size=1, max_size=8)
+
+
+def can_be_in_time(cohorts: list[Cohort], tail: int = 0) -> bool:
+    """Whether unit tasks can be matched to the time slots between release and due: feasible by any schedule."""
+    tasks = [range(max(0, at(c.release or NOW)), at(c.deadline) - tail) for c in cohorts for _ in range(c.input_tokens)]
+    taken: dict[int, int] = {}
+
+    def place(task: int, seen: set[int]) -> bool:
+        for slot in tasks[task]:
+            if slot not in seen:
+                seen.add(slot)
+                if slot not in taken or place(taken[slot], seen):
+                    taken[slot] = task
+                    return True
+        return False
+
+    # A cohort without work is in time if it can start by its due.
+    idle = all(max(0, at(c.release or NOW)) <= at(c.deadline) - tail for c in cohorts if not c.input_tokens)
+    return idle and all(place(task, set()) for task in range(len(tasks)))
+
+
+class TestProtocolExample:
+    limits = Limits(requests_per_minute=400)
+    cohorts = tuple(
+        Cohort(deadline=NOW + due * HOUR, requests=40_000, release=NOW + release * HOUR)
+        for due, release in ((30, 28.0), (30 + 1 / 6, 28.1), (30 + 1 / 3, 28.2))
+    )
+
+    def test_each_alone_fits_and_together_two_miss(self):
+        for alone in self.cohorts:
+            assert work(alone, self.limits) == timedelta(hours=1, minutes=40)
+            assert fits([alone], self.limits, now=NOW, tail=ZERO) is None
+        shortfall = fits(self.cohorts, self.limits, now=NOW, tail=ZERO)
+        assert shortfall is not None
+        assert (shortfall.start, shortfall.end) == (NOW + 28 * HOUR, NOW + (30 + 1 / 3) * HOUR)
+        assert shortfall.needed == 5 * HOUR
+        assert shortfall.available == timedelta(hours=2, minutes=20)
+        assert shortfall.missing == timedelta(hours=2, minutes=40)
+        assert shortfall.requests == 120_000
+        assert str(shortfall) == (
+            "120,000 requests need 5:00:00 of the sync lane (bound by requests_per_minute) between "
+            "2026-11-24 16:00:00+00:00 and 2026-11-24 18:20:00+00:00, which is 2:20:00: 2:40:00 too short"
+        )
+        assert fits(self.cohorts[:2], self.limits, now=NOW, tail=ZERO) is not None
+
+    def test_the_first_has_to_start_at_25_33_h(self):
+        starts = latest_starts(self.cohorts, self.limits, tail=ZERO)
+        assert [start - NOW for start in starts] == [
+            timedelta(hours=25, minutes=20),
+            timedelta(hours=27),
+            timedelta(hours=28, minutes=40),
+        ]
+        moments = last_safe_moments(
+            self.cohorts, self.limits, tail=ZERO, settle=timedelta(minutes=10), wake_gap=timedelta(minutes=5)
+        )
+        assert [start - moment for start, moment in zip(starts, moments, strict=True)] == [timedelta(minutes=15)] * 3
+
+    def test_what_is_lost_when_nobody_started_early(self):
+        now = NOW + 28.2 * HOUR  # 2:08 are left to the last deadline: 51,200 requests
+        assert at_risk(self.cohorts, self.limits, now=now, tail=ZERO) == 120_000 - 51_200
+        assert sum(servable(self.cohorts, self.limits, now=now, tail=ZERO)) == 51_200
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (Limits(), ZERO),
+        (Limits(requests_per_minute=60), timedelta(seconds=100)),
+        (Limits(requests_per_minute=60, input_tokens_per_minute=600), timedelta(seconds=300)),
+        (Limits(requests_per_minute=60, output_tokens_per_minute=60), timedelta(seconds=500)),
+        (Limits(requests_per_minute=60, concurrency=4, latency=timedelta(seconds=8)), timedelta(seconds=200)),
+        (Limits(input_tokens_per_minute=7), timedelta(microseconds=25_714_285_715)),
+    ],
+)
+def test_work_is_that_of_the_tightest_resource_rounded_up(limits, expected):
+    some = Cohort(deadline=NOW, requests=100, input_tokens=3_000, output_tokens=500)
+    assert work(some, limits) == expected
+
+
+@given(small_cohorts, st.integers(0, 3))
+def test_fits_exactly_what_some_schedule_can_do(cohorts, tail):
+    assert (fits(cohorts, UNIT, now=NOW, tail=tail * US) is None) == can_be_in_time(cohorts, tail)
+
+
+@given(small_cohorts, st.integers(0, 3))
+def test_a_shortfall_is_the_worst_of_all_spans(cohorts, tail):
+    spans = [(max(0, at(c.release or NOW)), at(c.deadline) - tail, c) for c in cohorts]
+    lacks = {
+        (start, end): sum(c.input_tokens for release, due, c in spans if start <= release and due <= end)
+        - (end - start)
+        for start, _, _ in spans
+        for _, end, _ in spans
+        if any(start <= release and due <= end for release, due, _ in spans)
+    }
+    shortfall = fits(cohorts, UNIT, now=NOW, tail=tail * US)
+    if shortfall is None:
+        assert all(lack <= 0 for lack in lacks.values())
+    else:
+        assert shortfall.missing == max(lacks.values()) * US
+        assert lacks[at(shortfall.start), at(shortfall.end)] * US == shortfall.missing
+        assert shortfall.available == shortfall.end - shortfall.start
+        assert 1 <= shortfall.requests <= len(cohorts)
+        assert str(shortfall)
+
+
+@given(st.lists(small, min_size=1, max_size=5), st.integers(0, 3))
+def test_latest_starts_are_in_time_and_a_microsecond_later_is_not(cohorts, tail):
+    starts = latest_starts(cohorts, UNIT, tail=tail * US)
+    order = sorted(range(len(cohorts)), key=lambda index: (cohorts[index].deadline, index))
+    first = min(at(start) for start in starts)
+    for position, index in enumerate(order):
+        rest = [cohorts[other] for other in order[position:]]
+        for delay, expected in ((0, True), (1, False)):
+            begun = [cohort(at(c.deadline) - first, c.input_tokens, at(starts[index]) - first + delay) for c in rest]
+            assert can_be_in_time(begun, tail) is expected
+
+
+@given(big_cohorts, any_limits, st.timedeltas(ZERO, HOUR))
+def test_latest_starts_run_one_after_the_other(cohorts, limits, tail):
+    starts = latest_starts(cohorts, limits, tail=tail)
+    order = sorted(range(len(cohorts)), key=lambda index: (cohorts[index].deadline, index))
+    following = None
+    for index in reversed(order):
+        by = cohorts[index].deadline - tail
+        end = starts[index] + work(cohorts[index], limits)
+        assert end == (by if following is None else min(by, following))
+        following = starts[index]
+    begun = [
+        Cohort(
+            deadline=c.deadline,
+            requests=c.requests,
+            input_tokens=c.input_tokens,
+            output_tokens=c.output_tokens,
+            release=start,
+        )
+        for c, start in zip(cohorts, starts, strict=True)
+    ]
+    assert fits(begun, limits, now=min(starts), tail=tail) is None
+
+
+@given(big_cohorts, any_limits, big)
+def test_more_work_and_less_capacity_never_start_later(cohorts, limits, more):
+    starts = latest_starts(cohorts, limits, tail=ZERO)
+    assert all(new <= old for new, old in zip(latest_starts([*cohorts, more], limits, tail=ZERO), starts, strict=False))
+    halved = Limits(
+        **{
+            name: None if value is None else max(1, value // 2)
+            for name in ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute", "concurrency")
+            for value in [getattr(limits, name)]
+        },
+        latency=limits.latency * 2,
+    )
+    assert all(new <= old for new, old in zip(latest_starts(cohorts, halved, tail=ZERO), starts, strict=True))
+    if fits(cohorts, limits, now=NOW, tail=ZERO) is not None:
+        assert fits([*cohorts, more], limits, now=NOW, tail=ZERO) is not None
+        assert fits(cohorts, halved, now=NOW, tail=ZERO) is not None
+    assert at_risk(cohorts, limits, now=NOW, tail=ZERO) <= at_risk([*cohorts, more], limits, now=NOW, tail=ZERO)
+    assert at_risk(cohorts, limits, now=NOW, tail=ZERO) <= at_risk(cohorts, halved, now=NOW, tail=ZERO)
+
+
+@example([cohort(8, 6)], 9, 3, 0)  # one runs into the new window
+@example([cohort(14, 6)], 9, 3, 0)  # and can be moved past it in part
+@example([cohort(14, 6, 4)], 9, 3, 0)
+@given(small_cohorts, st.integers(0, 16), st.integers(-3, 12), st.integers(0, 2))
+def test_room_is_exactly_what_fits(cohorts, due, release, tail):
+    free = room(cohorts, UNIT, now=NOW, tail=tail * US, deadline=NOW + due * US, release=NOW + release * US)
+    fitting = [amount for amount in range(1, 20) if can_be_in_time([*cohorts, cohort(due, amount, release)], tail)]
+    assert free == max(fitting, default=0) * US
+
+
+@given(big_cohorts, big, any_limits)
+def test_room_agrees_with_fits(cohorts, new, limits):
+    assume(work(new, limits) > ZERO)
+    free = room(cohorts, limits, now=NOW, tail=ZERO, deadline=new.deadline, release=new.release)
+    assert (fits([*cohorts, new], limits, now=NOW, tail=ZERO) is None) == (work(new, limits) <= free)
+
+
+alike = st.builds(
+    lambda due, each, count, release: cohort(due, each * count, release, count),
+    st.integers(-1, 16),
+    st.integers(0, 4),
+    st.integers(1, 4),
+    st.just(0),
+)
+
+
+def most_in_time(cohorts: list[Cohort], tail: int) -> int:
+    """The most requests, by trying every choice of counts."""
+    best = 0
+    for counts in product(*(range(c.requests + 1) for c in cohorts)):
+        if sum(counts) > best:
+            chosen = [
+                cohort(at(c.deadline), c.input_tokens // c.requests * count, at(c.release or NOW), count)
+                for c, count in zip(cohorts, counts, strict=True)
+                if count
+            ]
+            if can_be_in_time(chosen, tail):
+                best = sum(counts)
+    return best
+
+
+@given(st.lists(alike, max_size=4), st.integers(0, 2))
+def test_at_risk_is_what_no_choice_of_requests_can_avoid(cohorts, tail):
+    total, best = sum(c.requests for c in cohorts), most_in_time(cohorts, tail)
+    assert at_risk(cohorts, UNIT, now=NOW, tail=tail * US) == total - best
+    assert sum(servable(cohorts, UNIT, now=NOW, tail=tail * US)) == best
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda c, release: cohort(at(c.deadline), c.input_tokens, release, c.requests), alike, st.integers(-2, 10)
+        ),
+        max_size=4,
+    )
+)
+def test_with_later_releases_the_truth_lies_between_servable_and_at_risk(cohorts):
+    total, best = sum(c.requests for c in cohorts), most_in_time(cohorts, 0)
+    counts = servable(cohorts, UNIT, now=NOW, tail=ZERO)
+    assert sum(counts) <= best <= total - at_risk(cohorts, UNIT, now=NOW, tail=ZERO)
+    served = [
+        cohort(at(c.deadline), c.input_tokens // c.requests * count, at(c.release or NOW), count)
+        for c, count in zip(cohorts, counts, strict=True)
+        if count
+    ]
+    assert can_be_in_time(served)
+
+
+@given(big_cohorts, any_limits)
+def test_all_can_be_served_exactly_if_all_fits(cohorts, limits):
+    counts = servable(cohorts, limits, now=NOW, tail=ZERO)
+    everything = tuple(c.requests for c in cohorts)
+    if fits(cohorts, limits, now=NOW, tail=ZERO) is None:
+        assert counts == everything
+        assert at_risk(cohorts, limits, now=NOW, tail=ZERO) == 0
+    else:
+        assert counts != everything
+        assert sum(counts) <= sum(everything) - at_risk(cohorts, limits, now=NOW, tail=ZERO)
+
+
+def test_a_later_release_leaves_its_cohort_only_the_time_after_it():
+    late = cohort(10, 12, 7, requests=6)  # three units of time for calls of two
+    early = cohort(10, 1)
+    assert at_risk([early, late], UNIT, now=NOW, tail=ZERO) == 5
+    assert servable([early, late], UNIT, now=NOW, tail=ZERO) == (1, 1)
+
+
+def test_resources_that_bind_different_cohorts_are_not_taken_as_parallel():
+    limits = Limits(requests_per_minute=1_000, input_tokens_per_minute=1_000_000)
+    heavy = Cohort(deadline=NOW + 0.9 * HOUR, requests=6_000, input_tokens=54_000_000)
+    many = Cohort(deadline=NOW + HOUR, requests=54_000, input_tokens=6_000_000)
+    assert fits([heavy], limits, now=NOW, tail=ZERO) is None
+    shortfall = fits([heavy, many], limits, now=NOW, tail=ZERO)
+    assert shortfall is not None
+    assert shortfall.needed == 1.8 * HOUR
+    assert at_risk([heavy, many], limits, now=NOW, tail=ZERO) == 0  # a lower bound: each resource by itself has room
+
+
+def test_without_limits_only_what_is_past_its_moment_is_lost():
+    late = Cohort(deadline=NOW + HOUR, requests=3, release=NOW + 2 * HOUR)
+    good = Cohort(deadline=NOW + HOUR, requests=4)
+    assert fits([good], Limits(), now=NOW, tail=HOUR) is None
+    shortfall = fits([good, late], Limits(), now=NOW, tail=ZERO)
+    assert shortfall is not None
+    assert str(shortfall) == (
+        "3 requests can start at 2026-11-23 14:00:00+00:00, 1:00:00 after they had to (2026-11-23 13:00:00+00:00)"
+    )
+    assert at_risk([good, late], Limits(), now=NOW, tail=ZERO) == 3
+    assert servable([good, late], Limits(), now=NOW, tail=ZERO) == (4, 0)
+
+
+def test_nothing_fits_and_risks_nothing():
+    assert fits([], UNIT, now=NOW, tail=ZERO) is None
+    assert latest_starts([], UNIT, tail=ZERO) == ()
+    assert at_risk([], UNIT, now=NOW, tail=ZERO) == 0
+    assert servable([], UNIT, now=NOW, tail=ZERO) == ()
+    assert room([], UNIT, now=NOW, tail=ZERO, deadline=NOW + HOUR) == HOUR
+    assert room([], UNIT, now=NOW, tail=HOUR, deadline=NOW + HOUR) == ZERO
+
+
+def test_absurd_work_has_an_answer():
+    endless = Cohort(deadline=NOW, requests=10**12)
+    slow = Limits(requests_per_minute=1)
+    assert latest_starts([endless], slow, tail=ZERO)[0].year == 1
+    assert at_risk([endless], slow, now=NOW, tail=ZERO) == 10**12
+    assert fits([Cohort(deadline=NOW, requests=10**15)], slow, now=NOW, tail=ZERO) is not None
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: Cohort(deadline=datetime(2026, 1, 1), requests=1), "deadline="),  # noqa: DTZ001
+        (lambda: Cohort(deadline=NOW, requests=1, release=datetime(2026, 1, 1)), "release="),  # noqa: DTZ001
+        (lambda: Cohort(deadline=NOW, requests=0), "requests=0 "),
+        (lambda: Cohort(deadline=NOW, requests=True), "requests=True"),
+        (lambda: Cohort(deadline=NOW, requests=1, output_tokens=-1), "output_tokens=-1"),
+        (lambda: fits([], UNIT, now=datetime(2026, 1, 1), tail=ZERO), "now="),  # noqa: DTZ001
+        (lambda: fits([], UNIT, now=NOW, tail=-US), "tail="),
+        (lambda: last_safe_moments([], UNIT, tail=ZERO, settle=5, wake_gap=ZERO), "settle=5"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(call, said):
+    with pytest.raises(InvalidValueError, match=said):
+        call()
+
+
+def test_ten_thousand_cohorts_take_a_linear_number_of_steps():
+    cohorts = [cohort(200_000 + index * 7_919 % 10_007, 9, index * 104_729 % 100_003) for index in range(10_000)]
+    runs, left = lane.edf(lane.to_jobs(cohorts, UNIT, NOW, ZERO))
+    assert not any(left)
+    assert len(runs) <= 2 * len(cohorts)
+    assert fits(cohorts, UNIT, now=NOW, tail=ZERO) is None
+    assert at_risk(cohorts, UNIT, now=NOW, tail=ZERO) == 0
+    assert servable(cohorts, UNIT, now=NOW, tail=ZERO) == (1,) * 10_000

@@ -1,0 +1,332 @@
+"""What a result row, an API error or a lost connection means, in one table.
+
+Three questions are asked of every error: what becomes of a request whose batch row says so (`rule_row`), of a request
+whose Messages call ended so (`rule_call`), and of a batch whose create call ended so (`rule_create`). Errors are
+named by the API's documentation (2026); an error that it does not name has a row of its own, so that every input gets
+a ruling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from enum import Enum
+from typing import Any, NamedTuple
+
+import attrs
+
+from batchwise.models import Outcome, ResultError
+
+__all__ = [
+    "CreateOutcome",
+    "CreateRuling",
+    "Fault",
+    "Ruling",
+    "Verdict",
+    "culprits",
+    "rule_call",
+    "rule_create",
+    "rule_row",
+    "stop_sign",
+]
+
+
+class Verdict(Enum):
+    """What becomes of a request."""
+
+    SETTLE = "settle"
+    """It ends, with the ruling's outcome."""
+    RETRY = "retry"
+    """It is tried again while attempts are left; else it ends with the ruling's outcome."""
+    CONTINUE = "continue"
+    """The API paused a long turn (`pause_turn`): send the turn back and let it go on."""
+    SUSPEND = "suspend"
+    """No work of this lane can succeed now: it stays queued, and so does this request."""
+
+
+class CreateOutcome(Enum):
+    """What became of a create call that did not answer with a batch."""
+
+    NOT_CREATED = "not_created"
+    """Proved: nothing was created. The same bytes may be sent again."""
+    UNKNOWN = "unknown"
+    """Nothing is proved: reconcile before anything is sent again."""
+    TOO_LARGE = "too_large"
+    """Nothing was created: halve the batch."""
+    QUEUE_FULL = "queue_full"
+    """Nothing was created: wait until the account's processing queue has room."""
+    RATE_LIMITED = "rate_limited"
+    """Nothing was created: wait as long as the API says."""
+    INVALID = "invalid"
+    """Nothing was created: some request (`culprits`, or one to be found by halving) spoils the call."""
+    SUSPENDED = "suspended"
+    """Nothing was created, and nothing will be before somebody mends the cause."""
+
+
+@attrs.frozen
+class Fault:
+    """One failed API call, as the lanes report it.
+
+    Attributes:
+        status: The HTTP status; None: no response came.
+        type: The error's type as the API words it, else the lane's word (`connection_error`, `timeout`, ...).
+        message: The API's words, or the lane's.
+        retry_after: What the response asked to wait.
+        error_code: The API's `error.details.error_code`.
+        request_sent: False where it is proved that the request cannot have arrived whole (connecting failed, or the
+            body was not sent to its end).
+    """
+
+    status: int | None
+    type: str
+    message: str
+    retry_after: timedelta | None = None
+    error_code: str | None = None
+    request_sent: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class Ruling:
+    """What a row or a failed call means for its request.
+
+    Attributes:
+        verdict: What becomes of the request.
+        outcome: How it ends if it ends now: for SETTLE, and for RETRY when no attempt is left.
+        error: Why there is no answer; None where there is one.
+        costs_attempt: Whether this try counts among the request's attempts; False: it is forgiven.
+        doubtful: It may have been billed although no answer can be used; trying again may buy it twice.
+        caller_decides: A canceled row: tried again if batchwise canceled to rescue, settled if the caller canceled.
+        wait: How long the API asks to wait before the lane's next call.
+        reason: Why the lane is to be suspended, and the mend; for SUSPEND only.
+    """
+
+    verdict: Verdict
+    outcome: Outcome | None = None
+    error: ResultError | None = None
+    costs_attempt: bool = True
+    doubtful: bool = False
+    caller_decides: bool = False
+    wait: timedelta | None = None
+    reason: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CreateRuling:
+    """What a failed create means for its batch. No create that failed costs its requests an attempt.
+
+    Attributes:
+        outcome: What became of the batch.
+        error: The failure, as the culprits of an INVALID create get it.
+        culprits: Positions in the batch that the API names; empty: it names none.
+        everyone: INVALID by what all requests share (the betas): each of them is a culprit.
+        wait: How long the API asks to wait.
+        reason: Why the lane is to be suspended, and the mend; for SUSPENDED only.
+    """
+
+    outcome: CreateOutcome
+    error: ResultError
+    culprits: tuple[int, ...] = ()
+    everyone: bool = False
+    wait: timedelta | None = None
+    reason: str | None = None
+
+
+class _Rule(NamedTuple):
+    row: Verdict
+    call: Verdict
+    create: CreateOutcome  # once it is proved that nothing was created
+    costs_attempt: bool = True  # of a call; a row that is tried again always costs one, so that nothing spins
+    mend: str = ""
+
+
+_SETTLE, _RETRY, _SUSPEND, _CREATE = Verdict.SETTLE, Verdict.RETRY, Verdict.SUSPEND, CreateOutcome
+_KEY = "check the API key and its workspace, then resume()"
+_MONEY = "mend the account's credit, billing or spend limit in the Console, then resume()"
+_ACCESS = "give the API key access, or cancel the request that needs it, then resume()"
+_ENDPOINT = "check the client's base URL and its headers, then resume()"
+
+# error                    a batch's row  a call    a create that made nothing  costs  the mend of a suspended lane
+_TABLE: Mapping[str, _Rule] = {
+    "invalid_request_error": _Rule(_SETTLE, _SETTLE, _CREATE.INVALID),
+    "request_too_large": _Rule(_SETTLE, _SETTLE, _CREATE.TOO_LARGE),
+    "not_found_error": _Rule(_SETTLE, _SETTLE, _CREATE.SUSPENDED, mend=_ENDPOINT),
+    "authentication_error": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_KEY),
+    # May be the request's own (a file, a model): it costs an attempt, lest one request stop the lane for ever.
+    "permission_error": _Rule(_SETTLE, _SUSPEND, _CREATE.SUSPENDED, mend=_ACCESS),
+    "billing_error": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_MONEY),
+    "account_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_MONEY),
+    "rate_limit_error": _Rule(_RETRY, _RETRY, _CREATE.RATE_LIMITED, costs_attempt=False),
+    "conflict_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
+    "request_timeout": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
+    "api_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),  # and every other 5xx
+    "timeout_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
+    "overloaded_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
+    "unknown_4xx": _Rule(_SETTLE, _SETTLE, _CREATE.SUSPENDED, mend=_ENDPOINT),
+    "unknown_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),  # a connection lost, too
+}
+_BY_STATUS: Mapping[int, str] = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "request_timeout",
+    409: "conflict_error",
+    413: "request_too_large",
+    422: "invalid_request_error",
+    425: "request_timeout",
+    429: "rate_limit_error",
+}
+# The organisation or workspace is refused, whatever the status and the type: caps of money, a hold, its own key off.
+_REFUSED_CODES = frozenset({
+    "enforced_spend_limit_reached", "contract_spend_limit_reached", "organization_on_hold", "cmek_key_disabled",
+})  # fmt: skip
+_REFUSED_WORDS = re.compile(
+    r"credit balance is too low|reached your specified (?:workspace )?api usage limits", re.IGNORECASE
+)
+_REFUSED_TYPES = frozenset({"invalid_request_error", "rate_limit_error", "permission_error", "billing_error"})
+_QUEUE_WORDS = re.compile(r"\bqueue\b|batch requests", re.IGNORECASE)
+_BETA_WORDS = re.compile(r"anthropic-beta", re.IGNORECASE)
+_CULPRIT = re.compile(r"(?:^|[\s,;])requests(?:\.|\[)([0-9]{1,6})(?=[\].:\s]|$)")
+# No answer that could be used, though the request may have been done: gateways time out or lose the origin's answer.
+_ANSWERED = frozenset({500, 501, 503, 505, 529})
+
+
+def rule_row(result: Mapping[str, Any]) -> Ruling:
+    """What a batch's result object (`{"type": "succeeded", "message": ...}` and its like) means. Total: never raises.
+
+    Billed are succeeded rows alone (API documentation).
+    """
+    match result.get("type"):
+        case "succeeded":
+            return _rule_answer(result.get("message"))
+        case "errored":
+            fault = _row_fault(result.get("error"))
+            rule = _TABLE[_kind(fault)]
+            return _ruling(fault, rule.row, rule.mend, costs_attempt=rule.row is not Verdict.SUSPEND)
+        case "expired":
+            error = ResultError("expired", "the batch's window ended before this request's turn", retryable=True)
+            return Ruling(verdict=Verdict.RETRY, outcome=Outcome.EXPIRED, error=error)
+        case "canceled":
+            error = ResultError("canceled", "the batch was canceled before this request's turn", retryable=True)
+            return Ruling(
+                verdict=Verdict.RETRY, outcome=Outcome.CANCELED, error=error, costs_attempt=False, caller_decides=True
+            )
+        case other:
+            return _unusable("unknown_result_type", f"the API answered with a result of type {ascii(other)[:80]}")
+
+
+def rule_call(fault: Fault) -> Ruling:
+    """What a failed Messages call means for its request. Total: never raises."""
+    rule, status = _TABLE[_kind(fault)], fault.status
+    lost = status is None or status < 400 or (status >= 500 and status not in _ANSWERED)
+    ruling = _ruling(fault, rule.call, rule.mend, costs_attempt=rule.costs_attempt)
+    return attrs.evolve(ruling, doubtful=fault.request_sent and lost, wait=fault.retry_after)
+
+
+def rule_create(fault: Fault) -> CreateRuling:
+    """What a failed create means for its batch. Total: never raises.
+
+    A 4xx and a body that was not sent whole prove that nothing was created. A timeout, a 5xx, a dropped connection
+    and an answer that cannot be read prove nothing.
+    """
+    rule = _TABLE[_kind(fault)]
+    proved = not fault.request_sent or (fault.status is not None and 400 <= fault.status < 500)
+    outcome = rule.create if proved else CreateOutcome.UNKNOWN
+    if outcome is CreateOutcome.RATE_LIMITED and (fault.retry_after is None or _QUEUE_WORDS.search(fault.message)):
+        outcome = CreateOutcome.QUEUE_FULL  # rate limits always say for how long
+    invalid = outcome is CreateOutcome.INVALID
+    error = ResultError(fault.type, fault.message, retryable=rule.row is not Verdict.SETTLE)
+    return CreateRuling(
+        outcome=outcome,
+        error=error,
+        culprits=culprits(fault.message) if invalid else (),
+        everyone=invalid and _BETA_WORDS.search(fault.message) is not None,
+        wait=fault.retry_after,
+        reason=_reason(error, rule.mend) if outcome is CreateOutcome.SUSPENDED else None,
+    )
+
+
+def stop_sign(errors: Mapping[tuple[str, str], int], rows: int) -> str | None:
+    """Why the lane must stop after a batch: one same lasting error on all its rows, which is no fault of each row.
+
+    Args:
+        errors: Rows without an answer by (error type, message).
+        rows: All rows of the batch.
+
+    Returns:
+        The reason with its mend; None for a batch of one row, mixed ends, and errors that pass by themselves.
+    """
+    if rows < 2 or len(errors) != 1:
+        return None
+    (((kind, message), count),) = errors.items()
+    known = _kind(Fault(None, kind, message))
+    if count != rows or _TABLE[known].row is Verdict.RETRY:
+        return None
+    mend = _TABLE[known].mend or "mend what the requests share (model, betas, parameters) or the account, then resume()"
+    return f"all {rows} requests of a batch failed alike: {_reason(ResultError(kind, message, retryable=True), mend)}"
+
+
+def culprits(message: str) -> tuple[int, ...]:
+    """Positions that a refused create names (`requests.3.custom_id: ...`), ascending; empty if it names none."""
+    return tuple(sorted({int(position) for position in _CULPRIT.findall(message)}))
+
+
+def _rule_answer(message: object) -> Ruling:
+    if not isinstance(message, Mapping):
+        return _unusable("malformed_result", "the API answered with a succeeded row that has no message")
+    if message.get("stop_reason") == "pause_turn" and message.get("content"):
+        return Ruling(verdict=Verdict.CONTINUE, costs_attempt=False)
+    return Ruling(verdict=Verdict.SETTLE, outcome=Outcome.SUCCEEDED)  # a refusal and a cut answer are answers
+
+
+def _unusable(kind: str, message: str) -> Ruling:
+    error = ResultError(kind, f"{message}; it may have been billed, so it is not tried again unasked", retryable=True)
+    return Ruling(verdict=Verdict.SETTLE, outcome=Outcome.FAILED, error=error, doubtful=True)
+
+
+def _row_fault(error: object) -> Fault:
+    """An errored row's error, which lies inside an error response or is bare."""
+    inner = error.get("error", error) if isinstance(error, Mapping) else None
+    inner = inner if isinstance(inner, Mapping) else {}
+    details = inner.get("details")
+    code = details.get("error_code") if isinstance(details, Mapping) else None
+    kind, message = inner.get("type"), inner.get("message")
+    return Fault(
+        None,
+        kind if isinstance(kind, str) and kind else "unknown_error",
+        message if isinstance(message, str) else "the API gave no reason",
+        error_code=code if isinstance(code, str) else None,
+    )
+
+
+def _kind(fault: Fault) -> str:
+    """The fault's name in the table."""
+    status = fault.status
+    if status is None or status < 400:  # a row, a lost connection, or an error event inside a stream
+        kind = fault.type if fault.type in _TABLE else "unknown_error"
+    elif status >= 500:
+        kind = "api_error"
+    elif status in _BY_STATUS and not (status == 400 and fault.type in _TABLE):
+        kind = _BY_STATUS[status]
+    else:
+        kind = fault.type if fault.type in _TABLE else "unknown_4xx"
+    worded = kind in _REFUSED_TYPES and _REFUSED_WORDS.search(fault.message) is not None
+    return "account_refused" if worded or fault.error_code in _REFUSED_CODES else kind
+
+
+def _ruling(fault: Fault, verdict: Verdict, mend: str, *, costs_attempt: bool) -> Ruling:
+    error = ResultError(fault.type, fault.message, retryable=verdict is not Verdict.SETTLE)
+    suspended = verdict is Verdict.SUSPEND
+    return Ruling(
+        verdict=verdict,
+        outcome=None if suspended else Outcome.FAILED,
+        error=error,
+        costs_attempt=costs_attempt,
+        reason=_reason(error, mend) if suspended else None,
+    )
+
+
+def _reason(error: ResultError, mend: str) -> str:
+    return f"{error.type}: {error.message.rstrip('.')}; {mend}"

@@ -1,0 +1,308 @@
+"""What a request will cost, and what it did cost: genai-prices' data, resolved once and multiplied as integers.
+
+Prices per token are whole numbers of pico-USD (1e-12 USD), so that sums over 100,000 rows are exact and cheap. An
+unknown model, variant or price kind gives None, never a neighbour's number: `genai_prices.calc_price` matches
+prefixes and would price `claude-opus-4-12` as 4.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from decimal import Context, Decimal
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from batchwise.errors import InvalidValueError
+from batchwise.models import Lane, check_aware
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo
+
+__all__ = ["PICO", "PriceBook", "Rates", "cost", "estimate", "is_priced_whole", "to_pico", "to_usd"]
+
+PICO = 10**12
+"""Pico-USD in one USD."""
+
+_MTOK = 10**6
+_EXACT = Context(prec=60)
+_NEWEST = datetime(9999, 1, 1, tzinfo=timezone.utc)
+_MEMO_LIMIT = 4_096
+
+# Anthropic's pricing page (2026), where the data have no figure: cache writes cost 1.25x (5 min) and 2x (1 h), reads
+# 0.1x of an uncached input token; a web search 0.01 USD on either lane. A batch halves every token kind, US-only
+# inference (`inference_geo: "us"`) costs 1.1x of every token kind.
+_WRITE_5M, _WRITE_1H, _READ, _WEB_SEARCH = Decimal("1.25"), Decimal(2), Decimal("0.1"), Decimal("0.01")
+_BATCH, _US = Decimal("0.5"), Decimal("1.1")
+_GEOS = frozenset({None, "", "global", "not_available", "us"})
+_TIERS = frozenset({None, "", "auto", "standard", "standard_only", "batch"})
+_SPEEDS = frozenset({None, "", "standard", "fast"})
+_WRITES = ("cache_write_mtok", "cache_write_5m_mtok", "cache_write_1h_mtok")
+_KINDS = frozenset({"input_mtok", "output_mtok", "cache_read_mtok", "web_searches_kcount", *_WRITES})
+_DATED = re.compile(r"(.+)-20[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])")
+
+
+@attrs.frozen
+class Rates:
+    """What one model charges on one lane and variant, in whole pico-USD a token.
+
+    Attributes:
+        input: An uncached input token.
+        output: An output token (thinking included).
+        cache_write_5m: An input token written to the 5-minute cache.
+        cache_write_1h: An input token written to the 1-hour cache.
+        cache_read: An input token read from the cache.
+        web_search: One web search.
+        threshold: Input tokens (cached ones included) above which `above` holds for every token of the request;
+            None where length does not matter.
+        above: The rates above `threshold`.
+    """
+
+    input: int
+    output: int
+    cache_write_5m: int
+    cache_write_1h: int
+    cache_read: int
+    web_search: int = 10**10
+    threshold: int | None = None
+    above: Rates | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if (self.threshold is None) != (self.above is None):
+            raise InvalidValueError("Rates: give threshold and above together, or neither")
+
+    @classmethod
+    def per_mtok(cls, *, input: Decimal | str, output: Decimal | str) -> Rates:  # noqa: A002
+        """Rates from USD per million tokens, with Anthropic's usual cache multipliers.
+
+        Raises:
+            InvalidValueError: A rate is no whole number of pico-USD a token.
+        """
+        price_in, price_out = Decimal(input) / _MTOK, Decimal(output) / _MTOK
+        return cls(
+            input=to_pico(price_in),
+            output=to_pico(price_out),
+            cache_write_5m=to_pico(price_in * _WRITE_5M),
+            cache_write_1h=to_pico(price_in * _WRITE_1H),
+            cache_read=to_pico(price_in * _READ),
+        )
+
+    def scaled(self, factor: Decimal) -> Rates:
+        """Every token kind times `factor`; a web search keeps its price.
+
+        Raises:
+            InvalidValueError: A product is no whole number of pico-USD.
+        """
+        kinds = ("input", "output", "cache_write_5m", "cache_write_1h", "cache_read")
+        tokens = {kind: _whole(getattr(self, kind) * factor) for kind in kinds}
+        return attrs.evolve(self, **tokens, above=None if self.above is None else self.above.scaled(factor))
+
+
+class PriceBook:
+    """The price of each model, resolved once per model, lane, variant and day.
+
+    Args:
+        overrides: Own prices by exact model id, as the sync lane charges them; the batch discount and the factor of
+            US inference are applied to them. They go before the data.
+    """
+
+    def __init__(self, overrides: Mapping[str, Rates] | None = None) -> None:
+        self._overrides = dict(overrides or {})
+        self._memo: dict[tuple[object, ...], Rates | None] = {}
+
+    def rates(
+        self,
+        model: str,
+        lane: Lane,
+        *,
+        geo: str | None = None,
+        speed: str | None = None,
+        service_tier: str | None = None,
+        at: datetime | None = None,
+    ) -> Rates | None:
+        """What `model` charges on `lane`, or None where that is not known for certain.
+
+        Args:
+            model: An exact model id, or one with a date suffix (`-YYYYMMDD`) of a model that the data know.
+            lane: The lane; the batch lane charges half of every token kind.
+            geo: `inference_geo` of the request or of the usage; "us" costs 1.1x.
+            speed: `speed` of the request or of the usage; "fast" has a price of its own on some models.
+            service_tier: `service_tier` of the usage; "priority" is paid by commitment, so None.
+            at: When the request runs (aware); None: the newest prices that the data hold.
+
+        Raises:
+            InvalidValueError: `at` is naive.
+        """
+        day = None if at is None else check_aware(at, "at").toordinal()
+        key = (model, lane, geo, speed, service_tier, day)
+        try:
+            return self._memo[key]
+        except KeyError:
+            rates = None
+        if service_tier in _TIERS and speed in _SPEEDS and geo in _GEOS:
+            with suppress(InvalidValueError):  # no whole number of pico-USD: no exact price
+                rates = self._resolve(model, lane, at or _NEWEST, fast=speed == "fast")
+                rates = rates.scaled(_US) if rates is not None and geo == "us" else rates
+        if len(self._memo) >= _MEMO_LIMIT:
+            self._memo.clear()
+        self._memo[key] = rates
+        return rates
+
+    def cost(self, model: str, lane: Lane, usage: Mapping[str, Any], *, at: datetime | None = None) -> int | None:
+        """What one answer cost, in pico-USD; None where that is not known for certain.
+
+        The variant (geography, speed, service tier) is read from the usage itself.
+
+        Raises:
+            InvalidValueError: `at` is naive.
+        """
+        get = usage.get
+        geo, speed, tier = get("inference_geo"), get("speed"), get("service_tier")
+        try:
+            rates = self.rates(model, lane, geo=geo, speed=speed, service_tier=tier, at=at)
+            return cost(usage, rates) if rates is not None and is_priced_whole(usage) else None
+        except (TypeError, AttributeError):  # no usage object as the API words it
+            return None
+
+    def _resolve(self, model: str, lane: Lane, at: datetime, *, fast: bool) -> Rates | None:
+        batch = Lane(lane) is Lane.BATCH
+        if model not in self._overrides:
+            return None if fast and batch else _listed(model, at, batch=batch, fast=fast)
+        own = self._overrides[model]
+        return None if fast else own.scaled(_BATCH) if batch else own
+
+
+def cost(usage: Mapping[str, Any], rates: Rates) -> int:
+    """What one answer cost, in pico-USD, from the API's `usage` object.
+
+    Usage of several answers must not be added up before: length decides the rates of each answer by itself. Tokens of
+    other models (`is_priced_whole`) are not in the figure.
+    """
+    get = usage.get
+    fresh = get("input_tokens") or 0
+    written = get("cache_creation_input_tokens") or 0
+    read = get("cache_read_input_tokens") or 0
+    while rates.threshold is not None and fresh + written + read > rates.threshold:
+        rates = rates.above  # type: ignore[assignment]  # set together with threshold
+    total: int = fresh * rates.input + (get("output_tokens") or 0) * rates.output
+    if read:
+        total += read * rates.cache_read
+    if written:
+        split = get("cache_creation")
+        hour = min((split.get("ephemeral_1h_input_tokens") or 0) if split else 0, written)
+        total += hour * rates.cache_write_1h + (written - hour) * rates.cache_write_5m
+    tools = get("server_tool_use")
+    if tools:
+        total += (tools.get("web_search_requests") or 0) * rates.web_search
+    return total
+
+
+def is_priced_whole(usage: Mapping[str, Any]) -> bool:
+    """Whether `cost` sees all that was billed.
+
+    Beta answers may list `iterations` beside the model's own turns (a compaction, an advisor or fallback model), whose
+    tokens are not in the top-level figures or are another model's, or redeem a fallback credit. Usage without its two
+    token counts says nothing.
+    """
+    turns = usage.get("iterations") or ()
+    told = {"input_tokens", "output_tokens"} <= usage.keys()
+    return told and not usage.get("fallback_credit") and all(turn.get("type") == "message" for turn in turns)
+
+
+def estimate(input_tokens: int, output_tokens: int, rates: Rates) -> int:
+    """What so many uncached input tokens and output tokens would cost, in pico-USD."""
+    return cost({"input_tokens": input_tokens, "output_tokens": output_tokens}, rates)
+
+
+def to_usd(pico: int) -> Decimal:
+    """Pico-USD as exact USD."""
+    return _EXACT.divide(pico, PICO)
+
+
+def to_pico(usd: Decimal | int) -> int:
+    """USD as pico-USD.
+
+    Raises:
+        InvalidValueError: It is no whole number of pico-USD.
+    """
+    return _whole(_EXACT.multiply(Decimal(usd), PICO))
+
+
+def _whole(pico: Decimal) -> int:
+    if pico < 0 or pico != pico.to_integral_value():
+        raise InvalidValueError(f"{pico} is not a whole number of pico-USD (1e-12 USD) of zero or more")
+    return int(pico)
+
+
+def _listed(model: str, at: datetime, *, batch: bool, fast: bool) -> Rates | None:
+    """The rates by genai-prices' data."""
+    from genai_prices import Usage, calc_price
+
+    resolve = partial(calc_price, Usage(), model, provider_id="anthropic", genai_request_timestamp=at)
+    try:
+        found = resolve()
+    except LookupError:
+        return None
+    variants = getattr(found.model, "price_variants", None) or ()
+    dated = (*variants, *(found.model.prices if isinstance(found.model.prices, list) else ()))
+    if not _is_id_of(model, found.model) or any(hasattr(entry.constraint, "start_time") for entry in dated):
+        return None  # the memo's grain is the day; none of Anthropic's prices changes by the hour
+    context = {"processing": "batch"} if batch else {"speed": "fast"} if fast else {}
+    listed = any(v.when == context and (v.constraint is None or v.constraint.active(at)) for v in variants)
+    if context and listed:
+        return _table(resolve(price_context=context).model_price.__dict__)
+    rates = None if fast else _table(found.model_price.__dict__)
+    return rates.scaled(_BATCH) if rates is not None and batch else rates
+
+
+def _is_id_of(name: str, model: ModelInfo) -> bool:
+    """Whether the data name `name` itself, or name the model whose dated snapshot (`-YYYYMMDD`) it is."""
+    named = {
+        model.id,
+        *(clause.equals for clause in (model.match, *getattr(model.match, "or_", ())) if hasattr(clause, "equals")),
+    }
+    if name in named:
+        return True
+    dated = _DATED.fullmatch(name)
+    return dated is not None and dated[1] in {known.removesuffix("-latest") for known in named}
+
+
+def _table(prices: Mapping[str, Any]) -> Rates | None:
+    """The data's prices (USD per million tokens or per 1,000 searches, perhaps by length) as rates."""
+    known = {kind: price for kind, price in prices.items() if price is not None}
+    if not known.keys() <= _KINDS or not {"input_mtok", "output_mtok"} <= known.keys():
+        return None
+    starts = {tier.start for price in known.values() for tier in getattr(price, "tiers", ())}
+    above: Rates | None = None
+    threshold: int | None = None
+    for start in sorted(starts, reverse=True):
+        above = attrs.evolve(_at_length(known, start + 1), threshold=threshold, above=above)
+        threshold = start
+    return attrs.evolve(_at_length(known, 0), threshold=threshold, above=above)
+
+
+def _at_length(known: Mapping[str, Any], tokens: int) -> Rates:
+    """The rates of a request with so many input tokens: the highest tier that it passes holds for all of them."""
+
+    def price(kind: str, otherwise: Decimal) -> Decimal:
+        listed = known.get(kind)
+        if listed is None:
+            return otherwise
+        if isinstance(listed, Decimal):
+            return listed
+        passed = [tier for tier in listed.tiers if tokens > tier.start]
+        return Decimal(max(passed, key=lambda tier: int(tier.start)).price if passed else listed.base)
+
+    fresh = price("input_mtok", Decimal(0))
+    return Rates(
+        input=to_pico(fresh / _MTOK),
+        output=to_pico(price("output_mtok", Decimal(0)) / _MTOK),
+        cache_write_5m=to_pico(price("cache_write_5m_mtok", price("cache_write_mtok", fresh * _WRITE_5M)) / _MTOK),
+        cache_write_1h=to_pico(price("cache_write_1h_mtok", fresh * _WRITE_1H) / _MTOK),
+        cache_read=to_pico(price("cache_read_mtok", fresh * _READ) / _MTOK),
+        web_search=to_pico(price("web_searches_kcount", _WEB_SEARCH * 1_000) / 1_000),
+    )

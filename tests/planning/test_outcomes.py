@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchwise.models import Outcome
+from batchwise.planning.outcomes import (
+    CreateOutcome,
+    Fault,
+    Ruling,
+    Verdict,
+    culprits,
+    rule_call,
+    rule_create,
+    rule_row,
+    stop_sign,
+)
+
+SETTLE, RETRY, CONTINUE, SUSPEND = Verdict.SETTLE, Verdict.RETRY, Verdict.CONTINUE, Verdict.SUSPEND
+C = CreateOutcome
+LOW_CREDIT = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing."
+WORKSPACE_CAP = "You have reached your specified workspace API usage limits. You will regain access on 2026-12-01."
+CAP = "enforced_spend_limit_reached"
+MINUTE = timedelta(minutes=1)
+
+# status, type, message, extras -> the call's verdict, costs an attempt, doubtful; the create's outcome
+FAULTS: dict[str, tuple[Fault, Verdict, bool, bool, CreateOutcome]] = {
+    "400": (Fault(400, "invalid_request_error", "messages: too long"), SETTLE, True, False, C.INVALID),
+    "400 low credit": (Fault(400, "invalid_request_error", LOW_CREDIT), SUSPEND, False, False, C.SUSPENDED),
+    "400 workspace cap": (Fault(400, "invalid_request_error", WORKSPACE_CAP), SUSPEND, False, False, C.SUSPENDED),
+    "400 organisation cap": (
+        Fault(400, "invalid_request_error", "You have reached your specified API usage limits."),
+        SUSPEND, False, False, C.SUSPENDED,
+    ),
+    "400 on hold": (
+        Fault(400, "invalid_request_error", "disabled", error_code="organization_on_hold"),
+        SUSPEND, False, False, C.SUSPENDED,
+    ),
+    "400 own key off": (
+        Fault(400, "invalid_request_error", "key", error_code="cmek_key_disabled"), SUSPEND, False, False, C.SUSPENDED
+    ),
+    "400 without a type": (Fault(400, "", "<html>"), SETTLE, True, False, C.INVALID),
+    "400 of another type": (Fault(400, "request_too_large", "x"), SETTLE, True, False, C.TOO_LARGE),
+    "409 without a type": (Fault(409, "", "x"), RETRY, True, False, C.NOT_CREATED),
+    "425": (Fault(425, "", "too early"), RETRY, True, False, C.NOT_CREATED),
+    "429 of another type": (
+        Fault(429, "api_error", "x", retry_after=MINUTE), RETRY, False, False, C.RATE_LIMITED
+    ),
+    "500 worded like low credit": (Fault(500, "api_error", LOW_CREDIT), RETRY, True, False, C.UNKNOWN),
+    "500 of another type": (Fault(500, "invalid_request_error", "x"), RETRY, True, False, C.UNKNOWN),
+    "529 of another type": (Fault(529, "authentication_error", "x"), RETRY, True, False, C.UNKNOWN),
+    "401": (Fault(401, "authentication_error", "invalid x-api-key"), SUSPEND, False, False, C.SUSPENDED),
+    "402": (Fault(402, "billing_error", "payment overdue"), SUSPEND, False, False, C.SUSPENDED),
+    "403": (Fault(403, "permission_error", "not yours"), SUSPEND, True, False, C.SUSPENDED),
+    "403 by the edge": (Fault(403, "forbidden", "Request not allowed"), SUSPEND, True, False, C.SUSPENDED),
+    "404": (Fault(404, "not_found_error", "model: claude-9"), SETTLE, True, False, C.SUSPENDED),
+    "408": (Fault(408, "", "Request Timeout"), RETRY, True, False, C.NOT_CREATED),
+    "409": (Fault(409, "conflict_error", "conflict"), RETRY, True, False, C.NOT_CREATED),
+    "413": (Fault(413, "request_too_large", "too large"), SETTLE, True, False, C.TOO_LARGE),
+    "413 by the edge": (Fault(413, "", "<html>"), SETTLE, True, False, C.TOO_LARGE),
+    "422": (Fault(422, "", "unprocessable"), SETTLE, True, False, C.INVALID),
+    "429 with retry-after": (
+        Fault(429, "rate_limit_error", "slow down", retry_after=MINUTE), RETRY, False, False, C.RATE_LIMITED
+    ),
+    "429 without": (Fault(429, "rate_limit_error", "slow down"), RETRY, False, False, C.QUEUE_FULL),
+    "429 queue": (
+        Fault(429, "rate_limit_error", "too many batch requests in the processing queue", retry_after=MINUTE),
+        RETRY, False, False, C.QUEUE_FULL,
+    ),
+    "429 ramp": (
+        Fault(429, "rate_limit_error", "ramp", retry_after=MINUTE, error_code="ramp_limit_exceeded"),
+        RETRY, False, False, C.RATE_LIMITED,
+    ),
+    "429 monthly cap": (Fault(429, "rate_limit_error", "cap", error_code=CAP), SUSPEND, False, False, C.SUSPENDED),
+    "429 contract cap": (
+        Fault(429, "rate_limit_error", "cap", error_code="contract_spend_limit_reached"),
+        SUSPEND, False, False, C.SUSPENDED,
+    ),
+    "418": (Fault(418, "", "teapot"), SETTLE, True, False, C.SUSPENDED),
+    "405": (Fault(405, "", "Method Not Allowed"), SETTLE, True, False, C.SUSPENDED),
+    "500": (Fault(500, "api_error", "Internal server error"), RETRY, True, False, C.UNKNOWN),
+    "501": (Fault(501, "", "not implemented"), RETRY, True, False, C.UNKNOWN),
+    "502": (Fault(502, "", "<html>"), RETRY, True, True, C.UNKNOWN),
+    "503": (Fault(503, "", "unavailable"), RETRY, True, False, C.UNKNOWN),
+    "504": (Fault(504, "timeout_error", "timed out"), RETRY, True, True, C.UNKNOWN),
+    "524": (Fault(524, "", "origin timed out"), RETRY, True, True, C.UNKNOWN),
+    "529": (Fault(529, "overloaded_error", "Overloaded"), RETRY, True, False, C.UNKNOWN),
+    "500 while sending": (Fault(500, "api_error", "x", request_sent=False), RETRY, True, False, C.NOT_CREATED),
+    "timeout": (Fault(None, "timeout", "no answer in 600 s"), RETRY, True, True, C.UNKNOWN),
+    "connection dropped": (Fault(None, "connection_error", "reset by peer"), RETRY, True, True, C.UNKNOWN),
+    "connect failed": (
+        Fault(None, "connection_error", "refused", request_sent=False), RETRY, True, False, C.NOT_CREATED
+    ),
+    "body incomplete": (
+        Fault(None, "body_incomplete", "broken pipe", request_sent=False), RETRY, True, False, C.NOT_CREATED
+    ),
+    "no credentials": (
+        Fault(None, "authentication_error", "no key", request_sent=False), SUSPEND, False, False, C.SUSPENDED
+    ),
+    "200 that is no JSON": (Fault(200, "malformed_answer", "<html>"), RETRY, True, True, C.UNKNOWN),
+    "302": (Fault(302, "", "elsewhere"), RETRY, True, True, C.UNKNOWN),
+    "overloaded inside a stream": (Fault(200, "overloaded_error", "Overloaded"), RETRY, True, True, C.UNKNOWN),
+    "refused inside a stream": (Fault(200, "invalid_request_error", "no"), SETTLE, True, True, C.UNKNOWN),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_failed_call(name: str) -> None:
+    fault, verdict, costs_attempt, doubtful, _ = FAULTS[name]
+    ruling = rule_call(fault)
+    assert (ruling.verdict, ruling.costs_attempt, ruling.doubtful) == (verdict, costs_attempt, doubtful)
+    assert ruling.wait == fault.retry_after
+    assert not ruling.caller_decides
+    assert ruling.error is not None
+    assert (ruling.error.type, ruling.error.message) == (fault.type, fault.message)
+    assert ruling.error.retryable == (verdict is not SETTLE)
+    check_shape(ruling)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_failed_create(name: str) -> None:
+    fault, *_, outcome = FAULTS[name]
+    ruling = rule_create(fault)
+    assert ruling.outcome is outcome
+    assert ruling.wait == fault.retry_after
+    assert (ruling.reason is not None) == (outcome is C.SUSPENDED)
+    assert (ruling.culprits, ruling.everyone) == ((), False)
+
+
+def errored(kind: str, message: str = "words", **more: Any) -> dict[str, Any]:
+    return {"type": "errored", "error": {"type": "error", "error": {"type": kind, "message": message, **more}}}
+
+
+ROWS: dict[str, tuple[dict[str, Any], Verdict, Outcome | None, str | None]] = {
+    "answer": (
+        {"type": "succeeded", "message": {"stop_reason": "end_turn", "content": []}}, SETTLE, Outcome.SUCCEEDED, None
+    ),
+    "refusal": (
+        {"type": "succeeded", "message": {"stop_reason": "refusal", "content": []}}, SETTLE, Outcome.SUCCEEDED, None
+    ),
+    "cut at max_tokens": (
+        {"type": "succeeded", "message": {"stop_reason": "max_tokens"}}, SETTLE, Outcome.SUCCEEDED, None
+    ),
+    "client tool": ({"type": "succeeded", "message": {"stop_reason": "tool_use"}}, SETTLE, Outcome.SUCCEEDED, None),
+    "pause": (
+        {"type": "succeeded", "message": {"stop_reason": "pause_turn", "content": [{"type": "text"}]}},
+        CONTINUE, None, None,
+    ),
+    "pause with nothing to go on from": (
+        {"type": "succeeded", "message": {"stop_reason": "pause_turn", "content": []}}, SETTLE, Outcome.SUCCEEDED, None
+    ),
+    "answer without message": ({"type": "succeeded"}, SETTLE, Outcome.FAILED, "malformed_result"),
+    "expired": ({"type": "expired"}, RETRY, Outcome.EXPIRED, "expired"),
+    "canceled": ({"type": "canceled"}, RETRY, Outcome.CANCELED, "canceled"),
+    "unknown type": ({"type": "deferred"}, SETTLE, Outcome.FAILED, "unknown_result_type"),
+    "no type": ({}, SETTLE, Outcome.FAILED, "unknown_result_type"),
+    "invalid": (errored("invalid_request_error"), SETTLE, Outcome.FAILED, "invalid_request_error"),
+    "too large": (errored("request_too_large"), SETTLE, Outcome.FAILED, "request_too_large"),
+    "not found": (errored("not_found_error"), SETTLE, Outcome.FAILED, "not_found_error"),
+    "forbidden": (errored("permission_error"), SETTLE, Outcome.FAILED, "permission_error"),
+    "revoked": (errored("authentication_error"), SUSPEND, None, "authentication_error"),
+    "billing": (errored("billing_error"), SUSPEND, None, "billing_error"),
+    "low credit": (errored("invalid_request_error", LOW_CREDIT), SUSPEND, None, "invalid_request_error"),
+    "monthly cap": (
+        errored("rate_limit_error", "cap", details={"error_code": CAP}), SUSPEND, None, "rate_limit_error"
+    ),
+    "api": (errored("api_error"), RETRY, Outcome.FAILED, "api_error"),
+    "overloaded": (errored("overloaded_error"), RETRY, Outcome.FAILED, "overloaded_error"),
+    "timed out": (errored("timeout_error"), RETRY, Outcome.FAILED, "timeout_error"),
+    "rate limited": (errored("rate_limit_error"), RETRY, Outcome.FAILED, "rate_limit_error"),
+    "unheard of": (errored("gremlin_error"), RETRY, Outcome.FAILED, "gremlin_error"),
+    "bare error": (
+        {"type": "errored", "error": {"type": "invalid_request_error", "message": "m"}},
+        SETTLE, Outcome.FAILED, "invalid_request_error",
+    ),
+    "error that is a list": (
+        {"type": "errored", "error": {"error": ["x"]}}, RETRY, Outcome.FAILED, "unknown_error"
+    ),
+    "error of odd values": (
+        {"type": "errored", "error": {"type": ["x"], "message": 3, "details": 4}},
+        RETRY, Outcome.FAILED, "unknown_error",
+    ),
+    "error of an odd code": (
+        errored("api_error", details={"error_code": [1]}), RETRY, Outcome.FAILED, "api_error"
+    ),
+    "error that is a word": ({"type": "errored", "error": "x"}, RETRY, Outcome.FAILED, "unknown_error"),
+    "no error": ({"type": "errored"}, RETRY, Outcome.FAILED, "unknown_error"),
+}  # fmt: skip
+FORGIVEN = {"pause", "canceled", "revoked", "billing", "low credit", "monthly cap"}
+DOUBTFUL = {"answer without message", "unknown type", "no type"}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_result_row(name: str) -> None:
+    row, verdict, outcome, kind = ROWS[name]
+    ruling = rule_row(row)
+    assert (ruling.verdict, ruling.outcome) == (verdict, outcome)
+    assert (ruling.error.type if ruling.error else None) == kind
+    assert ruling.costs_attempt == (name not in FORGIVEN)
+    assert ruling.doubtful == (name in DOUBTFUL)
+    assert ruling.caller_decides == (name == "canceled")
+    if ruling.error is not None and name not in DOUBTFUL:
+        assert ruling.error.retryable == (verdict is not SETTLE)
+    check_shape(ruling)
+
+
+def check_shape(ruling: Ruling) -> None:
+    assert (ruling.reason is not None) == (ruling.verdict is SUSPEND)
+    assert (ruling.outcome is None) == (ruling.verdict in {SUSPEND, CONTINUE})
+    assert (ruling.error is None) == (ruling.verdict is CONTINUE or ruling.outcome is Outcome.SUCCEEDED)
+
+
+def test_the_reason_says_what_happened_and_what_to_do() -> None:
+    reason = rule_call(Fault(401, "authentication_error", "invalid x-api-key.")).reason
+    assert reason == "authentication_error: invalid x-api-key; check the API key and its workspace, then resume()"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=10,
+)
+names = st.sampled_from([
+    "succeeded", "errored", "expired", "canceled", "error", "invalid_request_error", "api_error", "pause_turn",
+    "authentication_error", "timeout", LOW_CREDIT, "requests.1.params: x", CAP,
+])  # fmt: skip
+fields = st.sampled_from(["type", "error", "message", "details", "error_code", "stop_reason", "content"])
+messy = st.recursive(json_values | names, lambda inner: st.dictionaries(fields, inner, max_size=4), max_leaves=12)
+rows = st.dictionaries(st.text(max_size=5) | fields, messy, max_size=5)
+faults = st.builds(
+    Fault,
+    st.none() | st.integers(100, 599) | st.sampled_from([400, 401, 403, 404, 413, 429, 500, 529]),
+    names | st.text(max_size=10),
+    names | st.text(max_size=30),
+    st.none() | st.timedeltas(timedelta(0), timedelta(hours=1)),
+    st.none() | st.sampled_from([CAP, "else"]),
+    st.booleans(),
+)
+
+
+@given(rows)
+def test_any_row_gets_a_ruling(row: dict[str, Any]) -> None:
+    ruling = rule_row(row)
+    check_shape(ruling)
+    assert ruling.verdict is not RETRY or ruling.costs_attempt or ruling.caller_decides  # nothing spins
+
+
+@given(rows)
+def test_a_succeeded_row_always_settles_or_goes_on(row: dict[str, Any]) -> None:
+    ruling = rule_row({**row, "type": "succeeded"})
+    assert ruling.verdict in {SETTLE, CONTINUE}
+    assert (ruling.outcome is Outcome.SUCCEEDED) <= isinstance(row.get("message"), dict)
+
+
+@given(faults)
+def test_any_failed_call_gets_a_ruling(fault: Fault) -> None:
+    ruling = rule_call(fault)
+    check_shape(ruling)
+    if not fault.request_sent or (fault.status is not None and 400 <= fault.status < 500):
+        assert not ruling.doubtful
+    elif fault.status is None or fault.status < 400:
+        assert ruling.doubtful
+    assert ruling.verdict is not RETRY or ruling.costs_attempt or fault.status == 429
+
+
+@given(faults)
+def test_a_create_is_unknown_exactly_when_nothing_is_proved(fault: Fault) -> None:
+    proved = not fault.request_sent or (fault.status is not None and 400 <= fault.status < 500)
+    ruling = rule_create(fault)
+    assert (ruling.outcome is C.UNKNOWN) == (not proved)
+    assert (ruling.reason is not None) == (ruling.outcome is C.SUSPENDED)
+    assert ruling.outcome is C.INVALID or not (ruling.culprits or ruling.everyone)
+
+
+@pytest.mark.parametrize(
+    ("message", "positions"),
+    [
+        ("requests.3.custom_id: String should match pattern '^[a-zA-Z0-9_-]{1,64}$'", (3,)),
+        ("requests.0.custom_id: String should have at most 64 characters", (0,)),
+        ("requests.12.params.max_tokens: Field required", (12,)),
+        ("requests[7].params: no", (7,)),
+        ("requests.4: Input should be an object", (4,)),
+        ("requests.9", (9,)),
+        ("requests.5.params: a; requests.2.custom_id: b, requests.5.custom_id: c", (2, 5)),
+        ("requests.8.params: a, requests.1.params: b", (1, 8)),
+        ("1 error: requests.99999.params.model: Field required", (99_999,)),
+        ("requests: List should have at least 1 item", ()),
+        ("requests.1234567.custom_id: no", ()),
+        ("requests.3x: no", ()),
+        ("params.requests.3.custom_id: no", ()),
+        ("custom_id 'requests.3.custom_id' is taken", ()),
+        ("", ()),
+    ],
+)
+def test_the_culprits_of_a_refused_create(message: str, positions: tuple[int, ...]) -> None:
+    assert culprits(message) == positions
+    ruling = rule_create(Fault(400, "invalid_request_error", message))
+    assert (ruling.outcome, ruling.culprits, ruling.everyone) == (C.INVALID, positions, False)
+    assert not ruling.error.retryable
+
+
+def test_betas_are_everyones_fault() -> None:
+    fault = Fault(400, "invalid_request_error", "Unexpected value(s) `x-2026` for the `anthropic-beta` header.")
+    assert rule_create(fault).everyone
+    assert not rule_create(Fault(401, "authentication_error", fault.message)).everyone
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("invalid_request_error", LOW_CREDIT),
+        ("invalid_request_error", "tools.0: Extra inputs are not permitted"),
+        ("authentication_error", "invalid x-api-key"),
+        ("billing_error", "overdue"),
+        ("permission_error", "no access to this model"),
+        ("not_found_error", "model: claude-9"),
+    ],
+)
+def test_one_lasting_error_on_all_rows_is_a_stop_sign(kind: str, message: str) -> None:
+    reason = stop_sign(Counter({(kind, message): 500}), 500)
+    assert reason is not None
+    assert "all 500 requests" in reason
+    assert message.rstrip(".") in reason
+    assert reason.endswith("then resume()")
+
+
+@pytest.mark.parametrize(
+    ("errors", "total"),
+    [
+        ({("invalid_request_error", "bad"): 1}, 1),
+        ({("invalid_request_error", "bad"): 499}, 500),
+        ({("invalid_request_error", "bad"): 499, ("invalid_request_error", "worse"): 1}, 500),
+        ({("overloaded_error", "Overloaded"): 500}, 500),
+        ({("api_error", "oops"): 500}, 500),
+        ({("rate_limit_error", "slow"): 500}, 500),
+        ({("gremlin_error", "?"): 500}, 500),
+        ({("expired", "x"): 500}, 500),
+        ({("canceled", "x"): 500}, 500),
+        ({}, 500),
+        ({}, 0),
+    ],
+)
+def test_other_ends_of_a_batch_are_none(errors: dict[tuple[str, str], int], total: int) -> None:
+    assert stop_sign(errors, total) is None
+
+
+@given(st.dictionaries(st.tuples(names, names | st.text(max_size=5)), st.integers(1, 5), max_size=3), st.integers(0, 9))
+def test_any_batch_gets_an_answer(errors: dict[tuple[str, str], int], total: int) -> None:
+    assert (stop_sign(errors, total) is None) or list(errors.values()) == [total]

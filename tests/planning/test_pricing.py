@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from genai_prices import Usage, calc_price
+from genai_prices.data_snapshot import DataSnapshot, get_snapshot, set_custom_snapshot
+from genai_prices.types import (
+    ClauseEquals,
+    ConditionalPrice,
+    ModelInfo,
+    ModelPrice,
+    Provider,
+    Tier,
+    TieredPrices,
+    TimeOfDateConstraint,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchwise.errors import InvalidValueError
+from batchwise.models import Lane
+from batchwise.planning.pricing import PICO, PriceBook, Rates, cost, estimate, is_priced_whole, to_pico, to_usd
+
+UTC = timezone.utc
+AT = datetime(2026, 11, 23, 12, tzinfo=UTC)
+BOOK = PriceBook()
+PROVIDER = next(provider for provider in get_snapshot().providers if provider.id == "anthropic")
+LISTED = {model.id: model for model in PROVIDER.models}
+CACHING = sorted(name for name, model in LISTED.items() if model.get_prices(AT).cache_write_1h_mtok is not None)
+IN_BATCHES = sorted(name for name in CACHING if LISTED[name].price_variants)
+
+counts = st.one_of(st.integers(0, 2_000), st.integers(0, 2_000_000))
+instants = st.datetimes(datetime(2025, 1, 1), datetime(2028, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+
+
+@st.composite
+def usages(draw: st.DrawFn) -> dict[str, Any]:
+    five, hour = draw(counts), draw(counts)
+    usage: dict[str, Any] = {
+        "input_tokens": draw(counts),
+        "output_tokens": draw(counts),
+        "cache_creation_input_tokens": draw(st.sampled_from([five + hour, None])) if five + hour == 0 else five + hour,
+        "cache_read_input_tokens": draw(st.none() | counts),
+        "service_tier": "standard",
+    }
+    if hour or draw(st.booleans()):
+        usage["cache_creation"] = {"ephemeral_5m_input_tokens": five, "ephemeral_1h_input_tokens": hour}
+    return usage
+
+
+def theirs(usage: dict[str, Any], model: str, at: datetime = AT, **context: str) -> Decimal:
+    split = usage.get("cache_creation") or {}
+    written, read = usage.get("cache_creation_input_tokens") or 0, usage.get("cache_read_input_tokens") or 0
+    seen = Usage(
+        input_tokens=usage["input_tokens"] + written + read,
+        output_tokens=usage["output_tokens"],
+        cache_write_tokens=written,
+        cache_write_1h_tokens=split.get("ephemeral_1h_input_tokens", 0),
+        cache_read_tokens=read,
+        web_searches=(usage.get("server_tool_use") or {}).get("web_search_requests", 0),
+    )
+    return calc_price(
+        seen, model, provider_id="anthropic", genai_request_timestamp=at, price_context=context or None
+    ).total_price
+
+
+def rates_of(model: str, lane: Lane, **variant: Any) -> Rates:
+    rates = BOOK.rates(model, lane, **{"at": AT, **variant})
+    assert rates is not None
+    return rates
+
+
+@given(st.sampled_from(CACHING), usages(), instants)
+def test_the_sync_lane_costs_what_genai_prices_says(model: str, usage: dict[str, Any], at: datetime) -> None:
+    assert to_usd(cost(usage, rates_of(model, Lane.SYNC, at=at))) == theirs(usage, model, at)
+
+
+@given(st.sampled_from(IN_BATCHES), usages())
+def test_the_batch_lane_costs_what_the_batch_variant_says(model: str, usage: dict[str, Any]) -> None:
+    batch = cost(usage, rates_of(model, Lane.BATCH))
+    assert to_usd(batch) == theirs(usage, model, processing="batch")
+    assert batch * 2 == cost(usage, rates_of(model, Lane.SYNC))
+
+
+@pytest.mark.parametrize("model", sorted(set(CACHING) - set(IN_BATCHES)))
+def test_a_model_without_batch_variant_costs_half(model: str) -> None:
+    assert rates_of(model, Lane.BATCH) == rates_of(model, Lane.SYNC).scaled(Decimal("0.5"))
+
+
+def test_batch_history_before_the_variant_is_half_too() -> None:
+    before = datetime(2026, 10, 13, tzinfo=UTC)
+    usage = {"input_tokens": 10**6, "output_tokens": 0}
+    assert theirs(usage, "claude-haiku-4-5", before, processing="batch") == 1  # the data start a day later
+    assert to_usd(cost(usage, rates_of("claude-haiku-4-5", Lane.BATCH, at=before))) == Decimal("0.5")
+
+
+@pytest.mark.parametrize("name", sorted(set(LISTED) - {"claude-3-5-haiku-latest", "claude-3-opus-latest"}))
+def test_every_listed_id_is_priced(name: str) -> None:
+    assert BOOK.rates(name, Lane.SYNC, at=AT) is not None
+
+
+def test_kinds_without_a_listed_price_cost_the_documented_multiple() -> None:
+    assert rates_of("claude-2", Lane.SYNC) == Rates.per_mtok(input="8", output="24")
+    assert Rates.per_mtok(input="8", output="24").cache_write_1h == 16_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("claude-haiku-4-5-20251001", "claude-haiku-4-5"),
+        ("claude-sonnet-4-5-20250929", "claude-sonnet-4-5"),
+        ("claude-opus-4-5-20251101", "claude-opus-4-5"),
+        ("claude-opus-4-1-20250805", "claude-opus-4-1"),
+        ("claude-opus-4-20250514", "claude-opus-4-0"),
+        ("claude-sonnet-4-20250514", "claude-sonnet-4-0"),
+        ("claude-3-5-haiku-20241022", "claude-3-5-haiku-latest"),
+        ("claude-opus-5-latest", "claude-opus-5"),
+        ("claude-fable-5-2-20261020", "claude-fable-5-2"),
+    ],
+)
+def test_known_aliases_and_date_suffixes_are_priced(name: str, like: str) -> None:
+    assert BOOK.rates(name, Lane.SYNC, at=AT) == rates_of(like, Lane.SYNC)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "claude-opus-4-12", "claude-opus-4-1x", "claude-opus-4", "claude-haiku-4-5-preview", "claude-haiku-4-5-2025",
+        "claude-haiku-4-5-20251301", "claude-haiku-4-5-20251001-v1", "claude-haiku-4-5-2025-10-01",
+        "claude-haiku-4-5@20251001", "anthropic.claude-haiku-4-5-20251001-v1:0", "us.anthropic.claude-haiku-4-5",
+        "anthropic/claude-haiku-4-5", "claude-haiku-4.5", "claude-4-5-haiku", "CLAUDE-HAIKU-4-5", " claude-haiku-4-5",
+        "claude-haiku-6", "claude-mythos-5", "gpt-5", "no such model", "", "claude-haiku-4-5-\u0662\u0660251001",
+        "claude-opus-4-20250514-20250514", "claude-opus-5-latest-20261020",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("lane", Lane)
+def test_other_names_have_no_price(name: str, lane: Lane) -> None:
+    expected = rates_of("claude-opus-4-0", lane) if name == "claude-opus-4" else None  # named in the data
+    assert BOOK.rates(name, lane, at=AT) == expected
+
+
+@given(st.sampled_from(sorted(LISTED)), st.text("-.@:/_ vabx0129", min_size=1, max_size=9))
+def test_a_suffix_that_is_no_date_is_never_priced_by_its_prefix(name: str, suffix: str) -> None:
+    named = name + suffix
+    if named not in LISTED and not (suffix[0] == "-" and len(suffix) == 9 and suffix[1:].isdigit()):
+        assert BOOK.rates(named, Lane.SYNC, at=AT) is None
+
+
+@pytest.mark.parametrize("lane", Lane)
+@given(st.sampled_from(IN_BATCHES), usages())
+def test_us_inference_costs_a_tenth_more_of_every_token(lane: Lane, model: str, usage: dict[str, Any]) -> None:
+    plain, us = rates_of(model, lane), rates_of(model, lane, geo="us")
+    assert cost(usage, us) * 10 == cost(usage, plain) * 11
+    assert us.web_search == plain.web_search == PICO // 100
+
+
+@pytest.mark.parametrize("geo", [None, "", "global", "not_available"])
+def test_other_geographies_known_cost_nothing_more(geo: str | None) -> None:
+    assert rates_of("claude-sonnet-5", Lane.SYNC, geo=geo) == rates_of("claude-sonnet-5", Lane.SYNC)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"geo": "eu"},
+        {"service_tier": "priority"},
+        {"service_tier": "flex"},
+        {"speed": "ludicrous"},
+        {"speed": "fast"},
+        {"speed": "fast", "model": "claude-opus-5", "lane": Lane.BATCH},
+    ],
+)
+def test_unknown_variants_have_no_price(variant: dict[str, Any]) -> None:
+    assert BOOK.rates(**{"model": "claude-haiku-4-5", "lane": Lane.SYNC, "at": AT, **variant}) is None
+
+
+@given(usages())
+def test_fast_mode_costs_what_the_data_say(usage: dict[str, Any]) -> None:
+    fast = rates_of("claude-opus-5", Lane.SYNC, speed="fast")
+    assert to_usd(cost(usage, fast)) == theirs(usage, "claude-opus-5", speed="fast")
+    assert fast != rates_of("claude-opus-5", Lane.SYNC)
+
+
+@pytest.mark.parametrize(("tokens", "usd"), [(99_999, "0.0099999"), (100_000, "0.01"), (100_001, "0.0500005")])
+@pytest.mark.parametrize("kind", ["input_tokens", "cache_read_input_tokens"])
+def test_length_decides_for_every_token(tokens: int, usd: str, kind: str) -> None:
+    rates = rates_of("claude-haiku-5-5", Lane.SYNC)
+    assert rates.threshold == 100_000
+    price = Decimal(usd) * (Decimal("0.1") if kind == "cache_read_input_tokens" else 1)
+    assert to_usd(cost({kind: tokens}, rates)) == price
+    if kind == "input_tokens":
+        assert to_usd(estimate(tokens, 0, rates)) == price
+
+
+def test_prices_follow_the_date_in_utc_and_are_kept_by_the_day() -> None:
+    book, change = PriceBook(), datetime(2026, 3, 13, tzinfo=UTC)
+    before = book.rates("claude-sonnet-4-6", Lane.SYNC, at=change - timedelta(seconds=1))
+    after = book.rates("claude-sonnet-4-6", Lane.SYNC, at=change)
+    assert before is not None
+    assert before.threshold == 200_000
+    assert after is not None
+    assert after.threshold is None
+    late_evening = datetime(2026, 3, 12, 20, tzinfo=timezone(timedelta(hours=-5)))
+    assert book.rates("claude-sonnet-4-6", Lane.SYNC, at=late_evening) is after
+    assert book.rates("claude-sonnet-4-6", Lane.SYNC) == after
+
+
+def test_a_naive_time_is_refused() -> None:
+    with pytest.raises(InvalidValueError, match="naive"):
+        BOOK.rates("claude-haiku-4-5", Lane.SYNC, at=datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+def test_rates_are_resolved_once() -> None:
+    assert rates_of("claude-haiku-4-5", Lane.BATCH) is rates_of("claude-haiku-4-5", Lane.BATCH)
+
+
+def test_the_memo_is_bounded() -> None:
+    book = PriceBook()
+    for number in range(5_000):
+        assert book.rates(f"no-model-{number}", Lane.SYNC, speed="ludicrous") is None
+    assert len(book._memo) < 4_100
+
+
+def test_web_searches_are_paid_in_full_on_both_lanes() -> None:
+    usage = {"input_tokens": 0, "output_tokens": 0, "server_tool_use": {"web_search_requests": 3}}
+    for lane in Lane:
+        assert to_usd(cost(usage, rates_of("claude-sonnet-5", lane))) == Decimal("0.03")
+    assert theirs(usage, "claude-sonnet-5") == Decimal("0.03")
+
+
+def test_cache_writes_without_a_split_are_five_minute_ones() -> None:
+    rates = rates_of("claude-sonnet-5", Lane.SYNC)
+    assert cost({"cache_creation_input_tokens": 7}, rates) == 7 * rates.cache_write_5m
+    assert cost({"cache_creation_input_tokens": 7, "cache_creation": None}, rates) == 7 * rates.cache_write_5m
+
+
+@pytest.mark.parametrize("lane", Lane)
+@given(usages(), st.sampled_from(["us", "global", None]))
+def test_the_books_read_the_variant_from_the_usage(lane: Lane, usage: dict[str, Any], geo: str | None) -> None:
+    expected = cost(usage, rates_of("claude-sonnet-5", lane, geo=geo))
+    assert BOOK.cost("claude-sonnet-5", lane, {**usage, "inference_geo": geo}, at=AT) == expected
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"service_tier": "priority"},
+        {"speed": "fast"},
+        {"inference_geo": "mars"},
+        {"inference_geo": ["us"]},
+        {"input_tokens": "many"},
+        {"cache_creation_input_tokens": 1, "cache_creation": "none"},
+        {"iterations": ["?"]},
+        {"iterations": [{"type": "message"}, {"type": "advisor_message", "model": "claude-opus-5"}]},
+        {"iterations": [{"type": "compaction"}]},
+        {"fallback_credit": {"status": {"type": "redeemed"}}},
+    ],
+)
+def test_usage_that_is_not_understood_has_no_cost(usage: dict[str, Any]) -> None:
+    assert BOOK.cost("claude-haiku-4-5", Lane.SYNC, {"input_tokens": 1, "output_tokens": 1, **usage}, at=AT) is None
+    assert BOOK.cost("no such model", Lane.SYNC, {"input_tokens": 1, "output_tokens": 1}, at=AT) is None
+
+
+def test_the_models_own_turns_are_priced() -> None:
+    counted = {"input_tokens": 0, "output_tokens": 0}
+    assert is_priced_whole({**counted, "iterations": [{"type": "message"}]})
+    assert is_priced_whole({**counted, "iterations": None})
+
+
+@pytest.mark.parametrize("usage", [{}, {"input_tokens": 3}, {"output_tokens": 3}])
+def test_usage_without_its_counts_is_unknown_rather_than_free(usage: dict[str, Any]) -> None:
+    assert BOOK.cost("claude-haiku-4-5", Lane.SYNC, usage, at=AT) is None
+
+
+def test_own_prices_go_first_and_are_halved_in_batches() -> None:
+    own = Rates.per_mtok(input="6", output="30")
+    assert (own.input, own.output) == (6_000_000, 30_000_000)
+    assert (own.cache_write_5m, own.cache_write_1h, own.cache_read) == (7_500_000, 12_000_000, 600_000)
+    book = PriceBook({"claude-haiku-4-5": own, "in-house": own})
+    for model in ("claude-haiku-4-5", "in-house"):
+        assert book.rates(model, Lane.SYNC, at=AT) == own
+        batch = book.rates(model, Lane.BATCH, geo="us", at=AT)
+        assert batch is not None
+        assert batch.input == 3_300_000
+        assert batch.web_search == own.web_search
+        assert book.rates(model, Lane.SYNC, speed="fast", at=AT) is None
+    assert book.rates("claude-haiku-4-5-20251001", Lane.SYNC, at=AT) == rates_of("claude-haiku-4-5", Lane.SYNC)
+
+
+def test_a_price_that_is_no_whole_number_is_none_rather_than_rounded() -> None:
+    book = PriceBook({"odd": Rates(1, 2, 2, 2, 2)})
+    assert book.rates("odd", Lane.SYNC) is not None
+    assert book.rates("odd", Lane.BATCH) is None
+    with pytest.raises(InvalidValueError, match="pico"):
+        Rates.per_mtok(input="0.0000001", output="1")
+
+
+def test_threshold_and_above_belong_together() -> None:
+    with pytest.raises(InvalidValueError, match="together"):
+        Rates(1, 1, 1, 1, 1, threshold=5)
+
+
+def test_tiers_of_the_rates_are_scaled_and_chained() -> None:
+    top = Rates(40, 40, 40, 40, 40)
+    middle = Rates(20, 20, 20, 20, 20, threshold=100, above=top)
+    rates = Rates(10, 10, 10, 10, 10, threshold=10, above=middle)
+    assert [cost({"input_tokens": tokens}, rates) for tokens in (10, 11, 100, 101)] == [100, 220, 2_000, 4_040]
+    assert cost({"input_tokens": 101}, rates.scaled(Decimal("0.5"))) == 2_020
+
+
+@given(st.integers(0, 10**24))
+def test_money_is_exact(pico: int) -> None:
+    assert to_usd(pico) * PICO == pico or to_usd(pico).as_tuple().exponent < 0
+    assert to_pico(to_usd(pico)) == pico
+    assert str(to_usd(0)) == "0"
+    assert str(to_usd(PICO // 10)) == "0.1"
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6))
+def test_an_estimate_is_the_cost_of_uncached_usage(tokens_in: int, tokens_out: int) -> None:
+    for model in ("claude-haiku-5-5", "claude-sonnet-5"):
+        rates = rates_of(model, Lane.BATCH)
+        used = cost({"input_tokens": tokens_in, "output_tokens": tokens_out}, rates)
+        assert estimate(tokens_in, tokens_out, rates) == used
+
+
+def listed(name: str, **prices: Any) -> ModelInfo:
+    return ModelInfo(id=name, match=ClauseEquals(equals=name), prices=ModelPrice(**prices))
+
+
+@pytest.fixture
+def own_data() -> Iterator[list[ModelInfo]]:
+    models: list[ModelInfo] = []
+    provider = Provider(id="anthropic", name="", api_pattern="", models=models)
+    set_custom_snapshot(DataSnapshot(providers=[provider], from_auto_update=False))
+    yield models
+    set_custom_snapshot(None)
+
+
+def test_data_with_several_tiers_are_read_as_genai_prices_reads_them(own_data: list[ModelInfo]) -> None:
+    tiers = [Tier(start=10, price=Decimal(2)), Tier(start=100, price=Decimal(3))]
+    late = TieredPrices(base=Decimal(5), tiers=[Tier(start=50, price=Decimal(7))])
+    own_data.append(listed("m", input_mtok=TieredPrices(base=Decimal(1), tiers=tiers), output_mtok=late))
+    rates = PriceBook().rates("m", Lane.SYNC, at=AT)
+    assert rates is not None
+    for tokens in (0, 10, 11, 50, 51, 100, 101):
+        usage = {"input_tokens": tokens, "output_tokens": 9}
+        assert to_usd(cost(usage, rates)) == theirs(usage, "m")
+
+
+def test_data_that_are_not_understood_give_no_price(own_data: list[ModelInfo]) -> None:
+    plain = {"input_mtok": Decimal(1), "output_mtok": Decimal(5)}
+    by_the_hour = listed("hourly")
+    night = TimeOfDateConstraint(start_time=time(0), end_time=time(6))
+    by_the_hour.prices = [ConditionalPrice(prices=ModelPrice(**plain)), ConditionalPrice(night, prices=ModelPrice())]
+    own_data += [
+        listed("plain", **plain),
+        by_the_hour,
+        listed("by the call", **plain, requests_kcount=Decimal(1)),
+        listed("no output", input_mtok=Decimal(1)),
+        listed("too fine", input_mtok=Decimal("0.0000001"), output_mtok=Decimal(5)),
+    ]
+    book = PriceBook()
+    assert [model.id for model in own_data if book.rates(model.id, Lane.SYNC, at=AT) is not None] == ["plain"]
+
+
+def test_negative_prices_are_refused() -> None:
+    with pytest.raises(InvalidValueError, match="zero or more"):
+        to_pico(-1)
+
+
+def test_importing_the_module_costs_nothing() -> None:
+    code = (
+        "import sys, batchwise.planning.pricing as p; p.PriceBook({}); "
+        "print([n for n in ('genai_prices', 'anthropic', 'pydantic', 'httpx2', 'sqlite3') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,230 @@
+"""Promises: work with a deadline is accepted only while every rescue that could become necessary still fits.
+
+Worst case: every batch expires at the end of its window. If that does not fit, the work is submitted earlier; what
+still does not fit goes to the sync lane now; what does not fit there either is refused with the figures. Where the
+policy hedges, a batch may be broken off at any time, so its rows count as available once a cancel has settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+import attrs
+
+from batchwise.errors import AdmissionError, shown
+from batchwise.models import Lane, Limits, Policy
+
+from .planner import is_hedged, margin_of, reading_of, usable
+from .schedule import Cohort, Shortfall, fits, servable, work
+from .state import BatchState, Group, Snapshot, Terms
+
+__all__ = ["Admission", "Promises", "admit", "promises_of"]
+
+_ZERO = timedelta(0)
+
+
+@attrs.frozen
+class Promises:
+    """What is promised already, and a quick sufficient test: all the work fits into the shortest span of any."""
+
+    cohorts: tuple[Cohort, ...]
+    work: timedelta = _ZERO
+    shortest: timedelta | None = None
+
+    @classmethod
+    def of(cls, cohorts: Sequence[Cohort], limits: Limits, now: datetime, tail: timedelta) -> Promises:
+        """Those that have to be kept for these cohorts."""
+        total = sum((work(cohort, limits) for cohort in cohorts), _ZERO)
+        return cls(tuple(cohorts), total, min((_span(cohort, now, tail) for cohort in cohorts), default=None))
+
+    def with_one(self, cohort: Cohort, limits: Limits, now: datetime, tail: timedelta) -> Promises:
+        """These and one more."""
+        span = _span(cohort, now, tail)
+        shortest = span if self.shortest is None else min(span, self.shortest)
+        return Promises((*self.cohorts, cohort), self.work + work(cohort, limits), shortest)
+
+    def kept(self, limits: Limits, now: datetime, tail: timedelta) -> Shortfall | None:
+        """None if every deadline can be kept in the worst case."""
+        if self.shortest is None or self.work <= self.shortest:
+            return None
+        return fits(self.cohorts, limits, now=now, tail=tail)
+
+
+def _span(cohort: Cohort, now: datetime, tail: timedelta) -> timedelta:
+    return cohort.deadline - tail - max(now, cohort.release or now)
+
+
+def _cohort(group: Group, release: datetime | None, deadline: datetime) -> Cohort:
+    return Cohort(
+        deadline=deadline,
+        requests=group.requests,
+        input_tokens=group.input_tokens,
+        output_tokens=group.output_tokens,
+        release=release,
+    )
+
+
+def _overhead(policy: Policy) -> timedelta:
+    """Between a batch's expiry and its rows on the sync lane: two polls, and reading what it did finish."""
+    return 2 * policy.poll_every[0] + reading_of(policy)
+
+
+def _release(terms: Terms, submitted: datetime, now: datetime, policy: Policy) -> datetime:
+    """When rows of these terms, submitted then, are on the sync lane in the worst case."""
+    if is_hedged(terms, policy):
+        return max(now, submitted) + policy.cancel_settle
+    return submitted + policy.window + _overhead(policy)
+
+
+def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
+    """What the ledger's unsettled work with deadlines may ask of the sync lane, as far as it can still be in time."""
+    limits, tail = usable(policy.limits), margin_of(policy)
+    found: list[Cohort] = []
+
+    def add(group: Group, release: datetime | None) -> None:
+        deadline = group.terms.deadline
+        if deadline is not None and not group.terms.batch_only and deadline > now:
+            found.append(_cohort(group, release, deadline))
+
+    for group in (*snapshot.sync_running, *snapshot.sync_queue):
+        add(group, None)
+    for group in snapshot.batch_queue:
+        waits = now if group.flush else group.since + group.terms.interval
+        add(group, _release(group.terms, max(now, waits), now, policy))
+    for batch in snapshot.batches:
+        for group in batch.groups:
+            if batch.state in {BatchState.CANCELING, BatchState.ENDED}:
+                add(group, now)
+            else:
+                add(group, _release(group.terms, batch.created_at or batch.sealed_at, now, policy))
+    promises = Promises.of(found, limits, now, tail)
+    if promises.kept(limits, now, tail) is None:
+        return promises
+    # Its deadlines are lost already, or batches have to be cancelled before they expire: what is lost binds no more.
+    at_once = [attrs.evolve(cohort, release=None) for cohort in found]
+    counts = servable(at_once, limits, now=now, tail=tail)
+    kept = (_less(cohort, count) for cohort, count in zip(at_once, counts, strict=True) if count)
+    return Promises.of(tuple(kept), limits, now, tail)
+
+
+def _less(cohort: Cohort, requests: int) -> Cohort:
+    return attrs.evolve(
+        cohort,
+        requests=requests,
+        input_tokens=cohort.input_tokens * requests // cohort.requests,
+        output_tokens=cohort.output_tokens * requests // cohort.requests,
+    )
+
+
+@attrs.frozen
+class Admission:
+    """Where new work goes.
+
+    Attributes:
+        terms: The terms as promised (a shorter interval if an earlier submission is needed).
+        sync: How many of the group go to the sync lane now, of those that were routed to a batch.
+        promises: All promises with these.
+        words: What was changed and why; empty if nothing was.
+    """
+
+    terms: Terms
+    sync: int
+    promises: Promises
+    words: str = ""
+
+
+def admit(group: Group, promises: Promises, now: datetime, policy: Policy, *, at_once: bool) -> Admission:
+    """Promise a group of new requests its deadline: in a batch, or part of it, or on the sync lane.
+
+    Args:
+        group: The new requests (`terms` as routed).
+        promises: What is promised already.
+        now: The moment.
+        policy: The rules' figures.
+        at_once: They are submitted at once (a bulk dispatch), not with the next cadence tick.
+
+    Raises:
+        AdmissionError: Not even the sync lane can have them in time; the message has the figures.
+    """
+    terms, deadline = group.terms, group.terms.deadline
+    if deadline is None or terms.batch_only:
+        return Admission(terms, 0, promises)
+    limits, tail = usable(policy.limits), margin_of(policy)
+    if terms.lane is not Lane.BATCH:
+        return Admission(terms, 0, _on_sync(group, deadline, promises, now, policy))
+    waits = (now,) if at_once or terms.interval <= _ZERO else (now + terms.interval, now)
+    shortfall: Shortfall | None = None
+    for submitted in waits:
+        cohort = _cohort(group, _release(terms, submitted, now, policy), deadline)
+        tried = promises.with_one(cohort, limits, now, tail)
+        shortfall = tried.kept(limits, now, tail)
+        if shortfall is None:
+            if submitted == waits[0]:
+                return Admission(terms, 0, tried)
+            sooner = attrs.evolve(terms, interval=_ZERO, submit_by=now)
+            return Admission(sooner, 0, tried, "submitted at once, so that its rescue fits beside what is promised")
+    return _split(group, deadline, promises, now, policy, shortfall)
+
+
+def _on_sync(group: Group, deadline: datetime, promises: Promises, now: datetime, policy: Policy) -> Promises:
+    limits, tail = usable(policy.limits), margin_of(policy)
+    if deadline - tail <= now + limits.latency:
+        return promises  # so near that no call can be promised: it runs at once and may be in time
+    tried = promises.with_one(_cohort(group, None, deadline), limits, now, tail)
+    shortfall = tried.kept(limits, now, tail)
+    if shortfall is not None:
+        raise _refusal(group, deadline, shortfall)
+    return tried
+
+
+def _refusal(group: Group, deadline: datetime, shortfall: Shortfall | None) -> AdmissionError:
+    return AdmissionError(
+        f"{group.requests:,} requests for {shown(group.terms.model)} cannot be kept to their deadline "
+        f"{deadline.isoformat(timespec='seconds')} beside what is promised: {shortfall}; give them a later "
+        "deadline, raise Policy.limits if the account allows more, or pass a smaller expected_output_tokens"
+    )
+
+
+def _part(group: Group, requests: int) -> Group:
+    return attrs.evolve(group, requests=requests, size=group.size * requests // group.requests)
+
+
+def _split(
+    group: Group, deadline: datetime, promises: Promises, now: datetime, policy: Policy, shortfall: Shortfall | None
+) -> Admission:
+    """As many as possible in a batch, the others on the sync lane now."""
+    terms, limits, tail = group.terms, usable(policy.limits), margin_of(policy)
+
+    def tried(batched: int) -> Promises | None:
+        found = promises
+        parts: Sequence[tuple[int, datetime | None]] = (
+            (batched, _release(terms, now, now, policy)),
+            (group.requests - batched, now),
+        )
+        for requests, release in parts:
+            if requests:
+                found = found.with_one(_cohort(_part(group, requests), release, deadline), limits, now, tail)
+        return found if found.kept(limits, now, tail) is None else None
+
+    batched = _largest(group.requests, tried)
+    if batched is None:
+        raise _refusal(group, deadline, shortfall)
+    count, kept = batched
+    sync = group.requests - count
+    words = f"{sync:,} of {group.requests:,} run on the sync lane now, since a rescue of all would not fit: {shortfall}"
+    return Admission(attrs.evolve(terms, interval=_ZERO, submit_by=now), sync, kept, words)
+
+
+def _largest(most: int, tried: Callable[[int], Promises | None]) -> tuple[int, Promises] | None:
+    """The largest number that fits, by bisection (fewer in the batch never need more of the sync lane later)."""
+    best: tuple[int, Promises] | None = None
+    low, high = 0, most
+    while low <= high:
+        middle = (low + high) // 2
+        found = tried(middle)
+        if found is None:
+            high = middle - 1
+        else:
+            best, low = (middle, found), middle + 1
+    return best

@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.planning.pacing_simulation import Books, Server, simulate
+
+from batchwise.models import Limits
+from batchwise.planning.pacing import BURST, OutputForecast, Pacer
+
+SMALL = (100, 20, 20)
+LIMITS = Limits(
+    requests_per_minute=1_000, input_tokens_per_minute=2_000_000, output_tokens_per_minute=400_000, concurrency=200
+)
+UNLIMITED = (None, None, None)
+
+
+def mixed(seed: int = 1, *, answered: float = 1.0):
+    """Calls of 100 to 8,000 input and 20 to 600 reserved output tokens, of which `answered` are used."""
+    rng = random.Random(seed)
+    while True:
+        reserved = rng.randint(20, 600)
+        yield rng.randint(100, 8_000), reserved, int(reserved * answered)
+
+
+def tailed(mean: float):
+    return lambda rng: mean * (0.5 + 0.5 * rng.expovariate(1))
+
+
+def excess(books: Books, index: int, per_minute: float) -> float:
+    """The most that any interval's bookings, less what was given back in it, pass `per_minute`."""
+    given_back = ((now, (0, *tokens)) for now, *tokens in books.refunds)
+    booked = ((now, (1, *tokens)) for now, *tokens in books.starts)
+    steps = heapq.merge(((now, -a[index]) for now, a in given_back), ((now, a[index]) for now, a in booked))
+    total, lowest, worst = 0.0, math.inf, 0.0
+    for now, amount in steps:
+        line = per_minute / 60.0 * now
+        lowest = min(lowest, total - line)
+        total += amount
+        worst = max(worst, total - line - lowest)
+    return worst
+
+
+@given(
+    limits=st.builds(
+        Limits,
+        requests_per_minute=st.none() | st.integers(1, 5_000),
+        input_tokens_per_minute=st.none() | st.integers(1_000, 5_000_000),
+        output_tokens_per_minute=st.none() | st.integers(1_000, 1_000_000),
+        concurrency=st.integers(1, 300),
+    ),
+    latency=st.floats(0.05, 60.0),
+    answered=st.sampled_from([1.0, 0.5, 0.05]),
+    wake_late=st.sampled_from([0.0, 0.1, 3.0]),
+    seed=st.integers(0, 1_000),
+)
+def test_no_interval_passes_the_limits_by_more_than_the_burst_and_one_call(
+    limits: Limits, latency: float, answered: float, wake_late: float, seed: int
+) -> None:
+    calls = itertools.islice(mixed(seed, answered=answered), 600)
+    books, _ = simulate(limits, calls, seconds=600, latency=tailed(latency), wake_late=wake_late, seed=seed)
+    assert books.starts
+    assert books.peak_running <= (limits.concurrency or 0)
+    configured = (limits.requests_per_minute, limits.input_tokens_per_minute, limits.output_tokens_per_minute)
+    for index, per_minute in enumerate(configured):
+        if per_minute is not None:
+            largest = max((1, *tokens)[index] for _, *tokens in books.starts)
+            assert excess(books, index, per_minute) <= per_minute * BURST + largest + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("limits", "calls", "per_minute", "index"),
+    [
+        (Limits(requests_per_minute=1_000), itertools.repeat(SMALL), 1_000, 0),
+        (Limits(requests_per_minute=7), itertools.repeat(SMALL), 7, 0),
+        (Limits(input_tokens_per_minute=2_000_000), mixed(), 2_000_000, 1),
+        (Limits(input_tokens_per_minute=20_000), mixed(), 20_000, 1),  # one call is a third of a minute
+        (Limits(output_tokens_per_minute=400_000), mixed(), 400_000, 2),
+        (LIMITS, mixed(), 2_000_000, 1),
+        (Limits(concurrency=20), itertools.repeat(SMALL), 120, 0),
+        (Limits(requests_per_minute=1_000, concurrency=20), itertools.repeat(SMALL), 120, 0),
+    ],
+)
+def test_a_saturated_lane_uses_what_the_limits_allow(limits: Limits, calls, per_minute: int, index: int) -> None:
+    books, pacer = simulate(limits, calls, seconds=1_200, latency=tailed(10.0), wake_late=0.05)
+    used = sum((1, *tokens)[index] for _, *tokens in books.starts)
+    assert used >= 0.95 * per_minute * 20
+    assert pacer.share == 1.0
+
+
+def test_reservations_that_are_not_used_are_given_back() -> None:
+    calls = itertools.repeat((100, 1_000, 200))
+    books, _ = simulate(Limits(output_tokens_per_minute=400_000), calls, seconds=1_200, latency=5.0)
+    used = 200 * sum(now >= 600 for now in books.admitted)
+    assert 0.95 * 4_000_000 <= used <= 1.01 * 4_000_000
+
+
+MIX = [next(itertools.islice(mixed(), number, None)) for number in range(1_000)]
+MEAN_IN = sum(call[0] for call in MIX) / 1_000
+MEAN_OUT = sum(call[1] for call in MIX) / 1_000
+
+
+@pytest.mark.parametrize("burst_seconds", [60.0, 5.0])
+@pytest.mark.parametrize("latency", [0.5, 10.0])
+@pytest.mark.parametrize(
+    ("real", "calls", "per_minute"),
+    [
+        ((333, None, None), itertools.repeat(SMALL), 333),
+        ((None, 666_667, None), None, 666_667 / MEAN_IN),
+        ((None, None, 133_333), None, 133_333 / MEAN_OUT),
+    ],
+)
+def test_limits_configured_three_times_too_high_make_no_storm(
+    real: tuple[int | None, int | None, int | None], calls, per_minute: float, latency: float, burst_seconds: float
+) -> None:
+    server = Server(real, burst_seconds=burst_seconds)
+    calls = calls or itertools.cycle((i, o, o) for i, o, _ in MIX)
+    books, _ = simulate(LIMITS, calls, seconds=2_400, server=server, latency=tailed(latency), wake_late=0.05)
+    refused = sum(now >= 600 for now in books.refusals)
+    admitted = sum(now >= 600 for now in books.admitted)
+    assert len(books.refusals) <= 0.012 * len(books.starts)
+    assert refused <= 0.01 * (refused + admitted)
+    assert admitted >= 0.85 * per_minute * 30
+
+
+@pytest.mark.parametrize("limits", [LIMITS, Limits(concurrency=200)])
+def test_a_concurrency_configured_three_times_too_high_adapts(limits: Limits) -> None:
+    server = Server(UNLIMITED, concurrency=67)
+    books, _ = simulate(limits, itertools.repeat(SMALL), seconds=2_400, server=server, latency=tailed(10.0))
+    refused = sum(now >= 600 for now in books.refusals)
+    admitted = sum(now >= 600 for now in books.admitted)
+    assert refused <= 0.01 * admitted
+    assert admitted >= 0.8 * 67 * 6 * 30
+
+
+def test_an_outage_is_probed_by_single_calls_and_then_forgotten() -> None:
+    books, pacer = simulate(LIMITS, itertools.repeat(SMALL), seconds=1_800, latency=1.0, outage=(300.0, 900.0))
+    assert len(books.refusals) <= 25
+    assert sum(now >= 1_200 for now in books.admitted) >= 0.95 * 1_000 * 10
+    assert pacer.share > 0.95
+
+
+def go(pacer: Pacer, now: float = 0.0) -> float:
+    return pacer.ask(now, input_tokens=10, output_tokens=10)
+
+
+def refuse(pacer: Pacer, now: float, retry_after: float | None = None) -> None:
+    pacer.throttled(now, retry_after, input_tokens=10, output_tokens=10)
+
+
+def end(pacer: Pacer, now: float) -> None:
+    pacer.done(now, input_tokens=10, output_tokens=10, input_tokens_used=10, output_tokens_used=10)
+
+
+def test_a_refusal_pauses_the_whole_lane_once() -> None:
+    pacer = Pacer(Limits(concurrency=10), now=0.0)
+    assert pacer.paused_until == -math.inf
+    assert [go(pacer) for _ in range(5)] == [0.0] * 5
+    refuse(pacer, 1.0, 7.0)
+    assert pacer.paused_until == 8.0
+    assert pacer.share == 0.8
+    assert pacer.concurrency == 8.0
+    assert pacer.running == 4
+    refuse(pacer, 1.1, 3.0)  # the same event: nothing shortens the pause, nothing is cut twice
+    assert pacer.paused_until == 8.0
+    refuse(pacer, 1.2, 10.0)
+    assert pacer.paused_until == pytest.approx(11.2)
+    assert pacer.share == 0.8
+    assert go(pacer, 2.0) == pytest.approx(9.2)
+    end(pacer, 3.0)
+    assert go(pacer, 11.2) == 0.0
+
+
+def test_refusals_without_a_success_between_back_off_and_probe() -> None:
+    pacer = Pacer(Limits(concurrency=10), now=0.0)
+    now, pauses = 0.0, []
+    for _ in range(9):
+        assert go(pacer, now) == 0.0
+        refuse(pacer, now)
+        pauses.append(pacer.paused_until - now)
+        now = pacer.paused_until
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+    assert pacer.concurrency == 1.0
+    assert go(pacer, now) == 0.0
+    assert go(pacer, now) > 0.0
+    end(pacer, now + 1.0)
+    assert pacer.concurrency > 7.0
+    assert pacer.share >= 0.8
+
+
+def test_nothing_is_saved_up_during_a_pause() -> None:
+    pacer = Pacer(Limits(requests_per_minute=600), now=0.0)
+    assert go(pacer) == 0.0
+    refuse(pacer, 0.0, 30.0)
+    assert go(pacer, 30.0) == 0.0
+    assert go(pacer, 30.0) == pytest.approx(1 / 8, rel=0.01)
+
+
+def test_the_share_returns_and_the_learned_ceiling_grows() -> None:
+    pacer = Pacer(Limits(), now=0.0)
+    assert pacer.concurrency == math.inf
+    for _ in range(50):
+        assert go(pacer) == 0.0
+    refuse(pacer, 0.0, 1.0)
+    assert pacer.concurrency == 40.0
+    for _ in range(20):
+        end(pacer, 1.0)
+    for now in range(1, 300):
+        end(pacer, float(now))
+        assert go(pacer, float(now)) == 0.0
+    assert pacer.share == 1.0
+    assert 50.0 < pacer.concurrency < 200.0
+    pacer = Pacer(Limits(), now=0.0)
+    go(pacer)
+    refuse(pacer, 0.0, 1.0)
+    assert pacer.concurrency == 8.0  # one refused call is no reason to go on one by one
+    pacer = Pacer(LIMITS, now=0.0)
+    go(pacer)
+    refuse(pacer, 0.0, 0.0)
+    go(pacer, 1e9)
+    assert pacer.share == 1.0
+
+
+def test_a_full_lane_says_when_to_ask_again() -> None:
+    pacer = Pacer(Limits(concurrency=2, latency=timedelta(seconds=1)), now=0.0)
+    assert go(pacer) == go(pacer) == 0.0
+    assert go(pacer) == 0.5
+    for _ in range(100):
+        pacer.done(1.0, input_tokens=0, output_tokens=0, latency=0.1)
+        pacer.ask(1.0, input_tokens=0, output_tokens=0)
+    assert go(pacer, 1.0) == pytest.approx(0.05, rel=0.2)
+
+
+def test_a_call_that_used_more_than_reserved_is_paid_for() -> None:
+    pacer = Pacer(Limits(output_tokens_per_minute=6_000), now=0.0)
+    assert go(pacer) == 0.0
+    pacer.done(0.0, input_tokens=10, output_tokens=10, output_tokens_used=1_120)
+    assert go(pacer) == pytest.approx(10.0)
+
+
+def headers(kind: str, limit: object = None, remaining: object = None) -> dict[str, str]:
+    values = {"limit": limit, "remaining": remaining, "reset": "2026-11-23T12:00:00Z"}
+    return {f"anthropic-ratelimit-{kind}-{name}": str(value) for name, value in values.items() if value is not None}
+
+
+def steady_wait(pacer: Pacer, now: float) -> float:
+    """The wait after one call is let go from an empty bucket."""
+    while (wait := go(pacer, now)) == 0.0:
+        pass
+    assert go(pacer, now + wait) == 0.0
+    return go(pacer, now + wait)
+
+
+def test_headers_lower_a_limit_and_let_it_return_to_the_configured_one() -> None:
+    pacer = Pacer(Limits(requests_per_minute=600), now=0.0)
+    assert steady_wait(pacer, 0.0) == pytest.approx(0.1)
+    pacer.observe(10.0, headers("requests", 200))
+    assert steady_wait(pacer, 20.0) == pytest.approx(0.3)
+    pacer.observe(30.0, headers("requests", 10_000))
+    assert steady_wait(pacer, 40.0) == pytest.approx(0.1)
+
+
+def test_headers_set_a_limit_that_was_not_configured() -> None:
+    pacer = Pacer(Limits(), now=0.0)
+    pacer.observe(0.0, headers("requests", 60))
+    assert steady_wait(pacer, 0.0) == pytest.approx(1.0)
+
+
+def test_headers_that_explain_the_refusals_give_back_what_was_cut() -> None:
+    pacer = Pacer(Limits(requests_per_minute=600), now=0.0)
+    go(pacer)
+    refuse(pacer, 0.0, 1.0)
+    pacer.observe(1.0, headers("requests", 200))
+    assert pacer.share == 1.0
+    assert steady_wait(pacer, 10.0) == pytest.approx(0.3)
+
+
+def test_what_remains_is_believed_only_downwards() -> None:
+    pacer = Pacer(Limits(input_tokens_per_minute=60_000), now=0.0)
+    pacer.observe(0.0, headers("input-tokens", 60_000, 0))
+    assert go(pacer) == 0.0
+    assert go(pacer) == pytest.approx(0.01)
+    pacer.observe(0.0, headers("input-tokens", 60_000, 60_000))
+    assert go(pacer) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("value", ["", "many", "nan", "inf", "-5", "0"])
+def test_nonsense_in_headers_is_ignored(value: str) -> None:
+    pacer = Pacer(Limits(requests_per_minute=600), now=0.0)
+    pacer.observe(0.0, headers("requests", value) | headers("output-tokens", value, value))
+    pacer.observe(0.0, {})
+    assert steady_wait(pacer, 0.0) == pytest.approx(0.1)
+
+
+def test_the_forecast_learns_what_a_model_writes() -> None:
+    forecast = OutputForecast()
+    for _ in range(4):
+        forecast.learn("model", 1_000, 100)
+        assert forecast.expect("model", 1_000) == 1_000
+    forecast.learn("model", 1_000, 100)
+    assert forecast.expect("model", 1_000) == 100
+    assert forecast.expect("model", 5_000) == 500
+    assert forecast.expect("other", 1_000) == 1_000
+    for _ in range(300):
+        forecast.learn("model", 1_000, 900)
+    assert 880 <= forecast.expect("model", 1_000) <= 901
+    for _ in range(10):
+        forecast.learn("none", 0, 0)
+    assert forecast.expect("none", 100) == 100
+
+
+def test_a_refused_call_gives_its_tokens_back() -> None:
+    pacer = Pacer(Limits(output_tokens_per_minute=600), now=0.0)
+    assert pacer.ask(0.0, input_tokens=0, output_tokens=500) == 0.0
+    pacer.throttled(0.0, 1.0, input_tokens=0, output_tokens=500)
+    assert pacer.ask(1.0, input_tokens=0, output_tokens=500) == 0.0
+
+
+def cut(pacer: Pacer, times: int) -> float:
+    """Refusals with successes between them; the time of the last pause's end."""
+    now = 0.0
+    for _ in range(times):
+        assert go(pacer, now) == 0.0
+        assert go(pacer, now) == 0.0
+        refuse(pacer, now, 0.1)
+        now = pacer.paused_until
+        end(pacer, now)
+        now += 1.0
+    return now
+
+
+def test_a_cut_share_returns_soon_and_then_grows_faster_and_faster() -> None:
+    pacer = Pacer(LIMITS, now=0.0)
+    now = cut(pacer, 5)
+    assert 0.33 < pacer.share < 0.45
+    end(pacer, now + 60.0)
+    assert 0.42 < pacer.share < 0.55
+    end(pacer, now + 300.0)
+    assert pacer.share > 0.95
+
+
+def test_the_share_has_a_floor() -> None:
+    pacer = Pacer(Limits(requests_per_minute=10_000_000), now=0.0)
+    cut(pacer, 100)
+    assert 0.01 <= pacer.share < 0.02
+
+
+def test_a_cut_of_configured_rates_leaves_an_unlimited_concurrency_alone() -> None:
+    pacer = Pacer(Limits(requests_per_minute=600), now=0.0)
+    go(pacer)
+    refuse(pacer, 0.0, 1.0)
+    assert pacer.concurrency == math.inf
+
+
+def test_the_burst_falls_with_the_share() -> None:
+    pacer = Pacer(Limits(requests_per_minute=6_000), now=0.0)
+    go(pacer)
+    refuse(pacer, 0.0, 1.0)
+    started = sum(go(pacer, 4.0) == 0.0 for _ in range(200))
+    assert started == int(6_000 * BURST * pacer.share) + 1
+    assert started < 110

@@ -1,0 +1,429 @@
+"""The ledger's protocol: what is durable, in one colour (synchronous; async drivers reach it through a thread).
+
+Every method is one transaction and safe to call from several threads and processes. A method that changes
+something returns after it is durable. Times are aware UTC datetimes, money whole pico-USD (1e-12 USD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import NamedTuple, Protocol
+
+import attrs
+
+from batchwise.models import Lane, Outcome, Report, Status
+from batchwise.planning.forecast import Sample
+from batchwise.planning.state import BatchView, Snapshot, Terms
+
+__all__ = [
+    "Accepted",
+    "Cap",
+    "Claim",
+    "Counts",
+    "Entry",
+    "Intake",
+    "Lease",
+    "Ledger",
+    "Member",
+    "RequestRow",
+    "ResultRow",
+    "Settlement",
+]
+
+
+class Entry(NamedTuple):
+    """One request to accept. `key` None: a generated one. `terms` need not be stored yet (id 0)."""
+
+    key: str | None
+    digest: bytes
+    body: bytes
+    terms: Terms
+
+
+@attrs.frozen(kw_only=True)
+class Cap:
+    """A spend limit: what settled since `since`, plus what is reserved for unsettled work, may not pass `limit`."""
+
+    limit: int
+    since: datetime | None = None
+
+
+class RequestRow(NamedTuple):
+    """One accepted request."""
+
+    id: int
+    key: str
+    job: int
+    terms: Terms
+    lane: Lane
+    status: Status
+    attempts: int
+    nonce: str | None
+    """The nonce of the batch that it is in or was last in; None: never sealed."""
+    result: int | None
+    """The cursor of its result."""
+
+
+class Accepted(NamedTuple):
+    """What became of one entry."""
+
+    row: RequestRow
+    created: bool
+
+
+class Claim(NamedTuple):
+    """One request handed to the sync lane of a run."""
+
+    id: int
+    key: str
+    terms: Terms
+    body: bytes
+    attempts: int
+    turns: tuple[bytes, ...]
+    """Result lines of the paused turns before this attempt, first first."""
+
+
+class Member(NamedTuple):
+    """One unsettled request of a batch."""
+
+    key: str
+    terms: Terms
+    attempts: int
+    turns: tuple[bytes, ...]
+    """Result lines of the paused turns before this attempt, first first."""
+
+
+class Settlement(NamedTuple):
+    """One request's outcome."""
+
+    id: int
+    outcome: Outcome
+    lane: Lane
+    line: bytes
+    """The result as a JSON line in the shape of a batch result, whatever the lane."""
+    cost: int | None
+    """pico-USD, all its attempts together; None: the model's price is unknown."""
+    saved: int | None
+    met: bool | None
+    """None: no deadline."""
+    lateness: timedelta = timedelta(0)
+    input_tokens: int = 0
+    cache_read_tokens: int = 0
+    attempted: bool = True
+    """Whether this outcome came from one more attempt (False: unsent, abandoned, cancelled in the queue)."""
+
+
+class ResultRow(NamedTuple):
+    """One settled request with its outcome."""
+
+    cursor: int
+    request: int
+    key: str
+    job: str | None
+    outcome: Outcome
+    lane: Lane
+    attempts: int
+    nonce: str | None
+    line: bytes
+    cost: int | None
+    saved: int | None
+    deadline: datetime | None
+    settled_at: datetime
+    met: bool | None
+    betas: tuple[str, ...]
+
+
+class Counts(NamedTuple):
+    """How many requests are where: (lane, status, outcome) to a number."""
+
+    by: dict[tuple[Lane, Status, Outcome | None], int]
+
+
+class Intake(Protocol):
+    """A bulk dispatch: staged in chunks, visible and durable as a whole by one `accept`, or not at all.
+
+    As a context manager it aborts what was not accepted. Staged rows of a process that died are removed by
+    `Ledger.recover`.
+    """
+
+    def __enter__(self) -> Intake: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def stage(self, entries: Sequence[Entry]) -> None:
+        """Stage some more.
+
+        Raises:
+            KeyConflictError: A key is taken by other content (in the ledger or earlier in this intake).
+        """
+
+    def accept(
+        self,
+        *,
+        now: datetime,
+        cap: Cap | None = None,
+        flush: bool = True,
+        sync: Mapping[Terms, int] | None = None,
+    ) -> Sequence[int]:
+        """Accept all of it in one transaction; returns the numbers of its requests (existing ones included), in order.
+
+        `sync`: of these terms (as staged) the last so many are queued for the sync lane instead.
+
+        Raises:
+            SpendLimitError: It could pass the cap; all of it stays out.
+        """
+
+
+class Lease(Protocol):
+    """A lock that dies with its process. The one who holds it does the batch actions."""
+
+    @property
+    def held(self) -> bool: ...
+    def acquire(self) -> bool:
+        """Try, without waiting."""
+
+    def release(self) -> None: ...
+
+
+class Ledger(Protocol):
+    """See the module's docstring."""
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """Its absolute path, or `:memory:`; for messages."""
+
+    @property
+    def lease(self) -> Lease: ...
+
+    def start_run(self, *, pid: int, now: datetime) -> int:
+        """Register a dispatcher; its liveness lock dies with the process. Returns its number (over 0)."""
+
+    def end_run(self, run: int) -> None: ...
+
+    def recover(self, *, now: datetime) -> int:
+        """Clear up after dead runs; returns how many requests were touched.
+
+        Staged rows go. Unsettled blocking requests (queued for the sync lane, or running) settle CANCELED with the
+        error type `abandoned`. Other sync calls that ran are queued again, counted as possible doubles. Batches in
+        `posting` are not touched: that is the lease holder's work (`doubt_orphans`).
+        """
+
+    def bind(self, *, endpoint: str, workspace: str | None) -> None:
+        """Remember, or check, whose ledger this is. A workspace of None is not checked.
+
+        Raises:
+            WrongWorkspaceError: It belongs to another endpoint or workspace.
+        """
+
+    def version(self) -> int:
+        """A number that changes when anything in the ledger changed, by whomever."""
+
+    def close(self) -> None: ...
+
+    # -- intake -----------------------------------------------------------------------------------------------------
+
+    def accept(
+        self, entry: Entry, *, job: str | None, run: int, now: datetime, claim: bool = False, cap: Cap | None = None
+    ) -> Accepted:
+        """Accept one request (`claim`: the run starts it on the sync lane at once, without a queue in between).
+
+        The same key with the same content gives the existing row; an earlier deadline tightens it (new terms;
+        where it is still queued, also their lane). An abandoned row is accepted anew. In a named job an entry
+        without a key gets the first free or equal `#<position>`.
+
+        Raises:
+            KeyConflictError: The key is taken by other content.
+            SpendLimitError: It could pass the cap.
+        """
+
+    def intake(self, *, job: str | None, run: int, now: datetime) -> Intake:
+        """Begin a bulk dispatch. One at a time for each job; a second waits for the first to end."""
+
+    def job_id(self, name: str) -> int | None: ...
+
+    def job_name(self, job: int) -> str | None: ...
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The unsettled work. Its cost does not grow with what has settled."""
+
+    def find(self, key: str, *, job: str | None) -> RequestRow | None: ...
+
+    def row(self, request: int) -> RequestRow | None: ...
+
+    def results(self, *, job: int | None, after: int, limit: int) -> list[ResultRow]:
+        """Settled results in the order of settling, from behind the cursor `after`; job None: of all jobs."""
+
+    def result(self, request: int) -> ResultRow | None: ...
+
+    def counts(self, *, job: int | None) -> Counts: ...
+
+    def counts_of(self, requests: Sequence[int]) -> Counts:
+        """The same over these requests."""
+
+    def marks(self) -> tuple[int, int]:
+        """The last request's number and the last result's cursor; 0 where there is none."""
+
+    def report(self, *, job: int | None) -> Report: ...
+
+    def history(self, *, limit: int = 1_000) -> Sequence[Sample]:
+        """How long the last batches and cancels took."""
+
+    # -- the sync lane ----------------------------------------------------------------------------------------------
+
+    def claim(self, terms: int, count: int, *, run: int, now: datetime, any_lane: bool = False) -> list[Claim]:
+        """Hand up to `count` requests of these terms, queued for the sync lane (or any), to the run."""
+
+    def note_attempt(self, request: int, *, run: int, costs_attempt: bool, doubtful: bool) -> bool:
+        """Book a failed try of a request that the run goes on with; False: it is the run's no more."""
+
+    def claim_one(self, request: int, *, run: int) -> Claim | None:
+        """The same for one request by its number; one that the run already has is given, too."""
+
+    # -- the batch lane (lease holder only) -------------------------------------------------------------------------
+
+    def flush(self, terms: Iterable[int] | None = None, *, request: int | None = None, job: int | None = None) -> None:
+        """Mark queued groups as waited for (all; those of these terms; that of a request; those of a job)."""
+
+    def seal(
+        self,
+        terms: Sequence[int],
+        *,
+        nonce: str,
+        taken: frozenset[int],
+        now: datetime,
+        max_requests: int,
+        max_bytes: int,
+    ) -> BatchView | None:
+        """Seal queued requests of these terms, in order, into one batch of a telling count; None: nothing to seal."""
+
+    def posting(self, batch: int, *, watermark: str | None, server: datetime | None, now: datetime) -> None:
+        """Make durable that the POST may be on its way from now on."""
+
+    def still_posting(self, batch: int) -> bool:
+        """Whether the batch is in `posting` and still has all its rows: the fence before the last chunk."""
+
+    def entries(self, batch: int) -> Iterator[tuple[int, str, bytes]]:
+        """The number, key and body of each row of the batch, in order, in bounded memory (short reads; no lock kept)."""
+
+    def created(
+        self,
+        batch: int,
+        *,
+        remote_id: str,
+        created_at: datetime | None,
+        expires_at: datetime | None,
+        now: datetime,
+    ) -> None:
+        """Record that it is this one: state `open`."""
+
+    def update_batch(self, view: BatchView) -> None:
+        """Store the changed fields of a view (its groups aside)."""
+
+    def known_remotes(self, remote_ids: Sequence[str]) -> frozenset[str]:
+        """Which of these the ledger knows as batches of its own."""
+
+    def members(self, batch: int, requests: Sequence[int]) -> dict[int, Member]:
+        """Which of these requests are still in the batch, unsettled."""
+
+    def has_turns(self) -> bool:
+        """Whether any request has paused turns."""
+
+    def doubt_orphans(self) -> int:
+        """Put every batch in `posting` into `doubt`: for a process that has just got the lease."""
+
+    def unseal(
+        self,
+        batch: int,
+        *,
+        lane: Lane = Lane.BATCH,
+        costs_attempt: bool = False,
+        not_before: datetime | None = None,
+        now: datetime,
+        keep: bool = False,
+        doubtful: bool = False,
+        terms: Sequence[int] | None = None,
+    ) -> int:
+        """Queue the batch's unsettled requests (of these terms) again; returns how many.
+
+        The batch becomes `void` unless `keep`: then it stays as it is and what it may still deliver is used if it
+        comes first, otherwise booked as wasted. `doubtful` counts them as possible doubles.
+        """
+
+    def move(self, terms: Sequence[int], *, lane: Lane) -> int:
+        """Move queued requests of these terms to the other lane's queue."""
+
+    # -- ends -------------------------------------------------------------------------------------------------------
+
+    def settle(
+        self,
+        settlements: Sequence[Settlement],
+        *,
+        now: datetime,
+        batch: int | None = None,
+        run: int | None = None,
+    ) -> int:
+        """Settle, each once; one already settled is left, and its cost booked as wasted once per batch row.
+
+        With `batch`, rows count as that batch's. Books costs in the same transaction. Returns how many settled.
+        """
+
+    def requeue(
+        self,
+        requests: Sequence[int],
+        *,
+        lane: Lane,
+        costs_attempt: bool,
+        now: datetime,
+        not_before: datetime | None = None,
+        doubtful: bool = False,
+        turn: bytes | None = None,
+        body: bytes | None = None,
+        batch: int | None = None,
+    ) -> int:
+        """Queue in-flight requests again. `turn`: one paused turn's result line, with the body that continues it.
+
+        With `batch`, only those that are still in that batch.
+        """
+
+    def missing(self, batch: int) -> list[int]:
+        """The batch's rows that are not ticked off."""
+
+    def bodies(self, requests: Sequence[int]) -> list[bytes]:
+        """The encoded params of these requests, in order."""
+
+    def book_stray(self, batch: int, request: int, cost: int) -> None:
+        """Book a paid row of a request that had left the batch or was settled otherwise: once for each."""
+
+    def cancel(
+        self, *, request: int | None = None, job: int | None = None, now: datetime
+    ) -> tuple[int, tuple[int, ...]]:
+        """Settle what is queued (one request, a job, or all) as CANCELED.
+
+        Returns how many, and the batches in which other rows of it still are.
+        """
+
+    def reopen(self, *, job: int, outcomes: Sequence[Outcome], now: datetime) -> int:
+        """Queue a job's settled requests of these outcomes anew, on their first terms without a deadline's past."""
+
+    def suspend(self, lane: Lane, reason: str, *, now: datetime) -> None: ...
+
+    def resume(self, lane: Lane | None = None) -> None: ...
+
+    def note_advance(self, *, now: datetime) -> timedelta | None:
+        """Remember that a pass began now; returns the time since the one before."""
+
+    def pause_batches(self, until: datetime | None) -> None:
+        """The account's queue is full until then."""
+
+    def note_clock(self, offset: timedelta) -> None:
+        """Remember the server's clock minus ours."""
+
+    def purge(self, *, before: datetime) -> int:
+        """Delete what settled before then, results included; returns how many requests."""

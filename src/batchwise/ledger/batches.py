@@ -1,0 +1,421 @@
+"""The two lanes' moves: requests handed to the sync lane, sealed into batches, taken back."""
+
+# ruff: noqa: S608 (statements are made of constants and question marks)
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from batchwise.errors import LedgerError
+from batchwise.models import Lane
+from batchwise.planning.custom_ids import custom_id_length
+from batchwise.planning.packing import body_length, entry_size, telling_count
+from batchwise.planning.state import BatchState, BatchView
+
+from .base import Claim, Member
+from .ends import Ends
+from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, LANE_CODES, QUEUED, SYNC, decode_key, micros, view_values
+from .store import Moves, Place, Row
+
+__all__ = ["Lanes"]
+
+_ENTRIES = 512
+_ENTRY_BYTES = 4_000_000
+_ACCEPTED_TERMS = "SELECT id FROM terms WHERE staged = 0 AND id IN (SELECT value FROM json_each(?))"
+_OVER = {BatchState.CLOSED, BatchState.VOID}
+_IN_BATCH = (
+    "id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1 "
+    "AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
+)
+
+
+class Lanes(Ends):
+    """Claims, seals and the life of a batch."""
+
+    # -- the sync lane ----------------------------------------------------------------------------------------------
+
+    def claim(self, terms: int, count: int, *, run: int, now: datetime, any_lane: bool = False) -> list[Claim]:
+        """Hand up to `count` requests of these terms, queued for the sync lane (or any), to the run."""
+        with self._transaction("claim") as db:
+            found = db.execute(
+                "SELECT id FROM request WHERE status = 0 AND terms = ? AND lane <= ? AND not_before <= ? "
+                "AND (SELECT staged FROM terms WHERE id = request.terms) = 0 ORDER BY id LIMIT ?",
+                (terms, BATCH if any_lane else SYNC, micros(now), count),
+            ).fetchall()
+            rows = self._rows(db, [row[0] for row in found])
+            return self._hand_over(db, sorted(rows.values()), run, now)
+
+    def claim_one(self, request: int, *, run: int) -> Claim | None:
+        """The same for one request by its number; one that the run already has is given, too."""
+        with self._transaction("claim_one") as db:
+            row = self._rows(db, [request]).get(request)
+            if row is None or row.lane != SYNC:
+                return None
+            if row.status == IN_FLIGHT and row.run == run:
+                return self._claims(db, [row])[0]
+            if row.status != QUEUED or self._row(db, request) is None:
+                return None
+            return self._hand_over(db, [row], run, None)[0]
+
+    def note_attempt(self, request: int, *, run: int, costs_attempt: bool, doubtful: bool) -> bool:
+        """Book a failed try of a request that the run goes on with; False: it is the run's no more."""
+        with self._transaction("note_attempt") as db:
+            row = self._rows(db, [request]).get(request)
+            if row is None or row.status != IN_FLIGHT or row.lane != SYNC or row.run != run:
+                return False
+            if costs_attempt:
+                db.execute("UPDATE request SET attempts = attempts + 1 WHERE id = ?", (request,))
+            self._book_waste(db, row.job, doubles=int(doubtful))
+            return True
+
+    def _hand_over(self, db: sqlite3.Connection, rows: list[Row], run: int, now: datetime | None) -> list[Claim]:
+        moves = Moves(self, db, now)
+        for row in rows:
+            moves.row(row, Place(row.terms, SYNC, IN_FLIGHT, 0, 0))
+        if now is None and rows:
+            # Without a clock at hand the group counts as begun when it was queued: never too late.
+            moves.since = db.execute(
+                "SELECT min(since) FROM cohort WHERE terms = ? AND lane = 0 AND status = 0", (rows[0].terms,)
+            ).fetchone()[0]
+        db.executemany(
+            "UPDATE request SET status = 1, lane = 0, run = ?, not_before = 0 WHERE id = ?",
+            [(run, row.id) for row in rows],
+        )
+        moves.book()
+        return self._claims(db, rows)
+
+    def _claims(self, db: sqlite3.Connection, rows: Iterable[Row]) -> list[Claim]:
+        claims = []
+        for row in rows:
+            key, body = db.execute(
+                "SELECT q.key, b.params FROM request q JOIN body b ON b.id = q.id WHERE q.id = ?", (row.id,)
+            ).fetchone()
+            claims.append(
+                Claim(
+                    row.id,
+                    decode_key(key),
+                    self._terms(db, row.terms),
+                    body,
+                    row.attempts,
+                    self._turns(db, row),
+                )
+            )
+        return claims
+
+    def _turns(self, db: sqlite3.Connection, row: Row) -> tuple[bytes, ...]:
+        return tuple(
+            line for (line,) in db.execute("SELECT line FROM turn WHERE request = ? ORDER BY n", (row.id,)).fetchall()
+        )
+
+    # -- the batch lane ---------------------------------------------------------------------------------------------
+
+    def flush(self, terms: Iterable[int] | None = None, *, request: int | None = None, job: int | None = None) -> None:
+        """Mark queued groups as waited for (all; those of these terms; that of a request; those of a job)."""
+        with self._transaction("flush") as db:
+            what, values = "TRUE", [()]  # type: tuple[str, list[tuple[int, ...]]]
+            if terms is not None:
+                what, values = "terms = ?", [(number,) for number in terms]
+            elif request is not None:
+                what, values = "terms = (SELECT terms FROM request WHERE id = ? AND status = 0)", [(request,)]
+            elif job is not None:
+                what, values = "terms IN (SELECT id FROM terms WHERE job = ?)", [(job,)]
+            db.executemany(f"UPDATE cohort SET flush = 1 WHERE status = 0 AND flush = 0 AND {what}", values)
+
+    def seal(
+        self,
+        terms: Sequence[int],
+        *,
+        nonce: str,
+        taken: frozenset[int],
+        now: datetime,
+        max_requests: int,
+        max_bytes: int,
+    ) -> BatchView | None:
+        """Seal queued requests of these terms, in order, into one batch of a telling count; None: nothing to seal.
+
+        Where every count up to what is there is taken, all of it is sealed: no rows are padded, and the nonce tells
+        whose the batch is once it has ended.
+        """
+        with self._transaction("seal") as db:
+            # As JSON: there may be more of them than a statement has room for question marks.
+            chosen = orjson.dumps(
+                [number for (number,) in db.execute(_ACCEPTED_TERMS, (orjson.dumps(list(terms)).decode(),))]
+            ).decode()
+            # One alone comes out of the index in order, and reading it ends at the limit.
+            which = "= json_extract(?, '$[0]')" if chosen.count(",") == 0 else "IN (SELECT value FROM json_each(?))"
+            queued = f"status = 0 AND terms {which} AND lane = 1 AND not_before <= ?"
+            values = (chosen, micros(now))
+            ids, sizes = self._fitting(db, queued, (*values, max_requests), max_bytes)
+            if not ids:
+                return None
+            count = telling_count(len(ids), taken) or len(ids)
+            first, last = ids[0], ids[count - 1]
+            inside = (*values, last)
+            moved = db.execute(
+                "SELECT terms, not_before, count(*), sum(size) FROM request "
+                f"WHERE {queued} AND id <= ? GROUP BY terms, not_before",
+                inside,
+            ).fetchall()
+            about = self._terms(db, moved[0][0])
+            jobs = {self._terms(db, row[0]).job for row in moved}
+            batch = db.execute(
+                "INSERT INTO batch (nonce, state, requests, size, betas, sealed_at, job, model, first, last) "
+                "VALUES (?, 'sealed', ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    nonce,
+                    count,
+                    body_length(count, sizes[count - 1]),
+                    orjson.dumps(about.betas).decode(),
+                    micros(now),
+                    jobs.pop() if len(jobs) == 1 else 0,
+                    about.model,
+                    first,
+                    last,
+                ),
+            ).lastrowid
+            db.execute(
+                f"UPDATE request SET status = 1, not_before = 0, batch = ? WHERE {queued} AND id <= ?",
+                (batch, *inside),
+            )
+            moves = Moves(self, db, now)
+            for number, not_before, requests, size in moved:
+                moves.add(Place(number, BATCH, QUEUED, 0, not_before), -requests, -size)
+                moves.add(Place(number, BATCH, IN_FLIGHT, batch or 0, 0), requests, size)
+            moves.book()
+            return self._batch(db, batch or 0)
+
+    def _fitting(
+        self, db: sqlite3.Connection, queued: str, values: Sequence[Any], max_bytes: int
+    ) -> tuple[array[int], array[int]]:
+        """The numbers of the rows that fit, in order, and how many bytes of entries each comes with, summed up."""
+        ids, sums = array("q"), array("q")
+        total = 0
+        # Sorted by number without their keys: the keys are looked up in that order, one page after the other.
+        for number, key, size in db.execute(
+            "SELECT q.id, q.key, q.size FROM request q "
+            f"WHERE q.id IN (SELECT id FROM request WHERE {queued} ORDER BY id LIMIT ?) ORDER BY q.id",
+            values,
+        ):
+            # In ASCII, of most keys, a character is a byte.
+            length = len(key) if key.isascii() else len(decode_key(key))
+            total += entry_size(custom_id_length(length, number), size)
+            if body_length(len(ids) + 1, total) > max_bytes:
+                break
+            ids.append(number)
+            sums.append(total)
+        return ids, sums
+
+    def _batch(self, db: sqlite3.Connection, batch: int) -> BatchView:
+        return self._view(db, db.execute(f"SELECT {BATCH_COLUMNS} FROM batch WHERE id = ?", (batch,)).fetchone())
+
+    def posting(self, batch: int, *, watermark: str | None, server: datetime | None, now: datetime) -> None:
+        """Make durable that the POST may be on its way from now on."""
+        with self._transaction("posting") as db:
+            moved = db.execute(
+                "UPDATE batch SET state = 'posting', watermark = ?, posting_server = ?, posting_at = ? "
+                "WHERE id = ? AND state IN ('sealed', 'posting')",
+                (watermark, None if server is None else micros(server), micros(now), batch),
+            )
+            if not moved.rowcount:
+                raise LedgerError(f"batch {batch} is not sealed any more; look at the snapshot again")
+
+    def still_posting(self, batch: int) -> bool:
+        """Whether the batch is in `posting` and still has all its rows: the fence before the last chunk."""
+        with self._using():
+            return bool(
+                self._db.execute(
+                    "SELECT state = 'posting' AND requests = "
+                    "(SELECT total(requests) FROM cohort c WHERE c.batch = b.id) FROM batch b WHERE id = ?",
+                    (batch,),
+                ).fetchone()[0]
+            )
+
+    def entries(self, batch: int) -> Iterator[tuple[int, str, bytes]]:
+        """The number, key and body of each row of the batch, in order.
+
+        In bounded memory: some rows at a time, in short reads without a lock in between.
+        """
+        with self._using():
+            after, last = self._db.execute("SELECT first - 1, last FROM batch WHERE id = ?", (batch,)).fetchone()
+        while after < last:
+            part: list[tuple[int, str, bytes]] = []
+            with self._using():
+                size = 0
+                # CROSS JOIN keeps the order of the loops: requests by number, and each one's body.
+                found = self._db.execute(
+                    "SELECT q.id, q.key, b.params FROM request q CROSS JOIN body b ON b.id = q.id "
+                    "WHERE q.id > ? AND q.id <= ? AND q.batch = ? AND q.status = 1 AND q.lane = 1 "
+                    "AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = q.id) "
+                    f"ORDER BY q.id LIMIT {_ENTRIES}",
+                    (after, last, batch),
+                )
+                for number, key, body in found:
+                    part.append((number, decode_key(key), body))
+                    size += len(body)
+                    if size >= _ENTRY_BYTES:
+                        break
+                found.close()
+            if not part:
+                return
+            yield from part
+            after = part[-1][0]
+
+    def created(
+        self,
+        batch: int,
+        *,
+        remote_id: str,
+        created_at: datetime | None,
+        expires_at: datetime | None,
+        now: datetime,
+    ) -> None:
+        """Record that it is this one: state `open`."""
+        with self._transaction("created") as db:
+            db.execute(
+                "UPDATE batch SET state = 'open', remote_id = ?, created_at = ?, expires_at = ?, polled_at = ?, "
+                "failures = 0, live = 1 WHERE id = ?",
+                (
+                    remote_id,
+                    None if created_at is None else micros(created_at),
+                    None if expires_at is None else micros(expires_at),
+                    micros(now),
+                    batch,
+                ),
+            )
+
+    def update_batch(self, view: BatchView) -> None:
+        """Store the changed fields of a view (its groups aside).
+
+        Raises:
+            LedgerError: It would close a batch that still has requests: they would be lost from sight.
+        """
+        values = view_values(view)
+        over = view.state in _OVER
+        with self._transaction("update_batch") as db:
+            left = db.execute("SELECT total(requests) FROM cohort WHERE batch = ?", (view.id,)).fetchone()[0]
+            if over and left:
+                raise LedgerError(
+                    f"batch {view.id} ({view.remote_id}) still has {left:.0f} unsettled requests; "
+                    "settle or requeue them before it is closed"
+                )
+            fields = ", ".join(f"{name} = ?" for name in values)
+            db.execute(
+                f"UPDATE batch SET {fields}, live = ? WHERE id = ?",
+                (*values.values(), not over, view.id),
+            )
+
+    def known_remotes(self, remote_ids: Sequence[str]) -> frozenset[str]:
+        """Which of these the ledger knows as batches of its own."""
+        with self._using():
+            known = (
+                self._db.execute("SELECT remote_id FROM batch WHERE remote_id = ?", (each,)).fetchone()
+                for each in remote_ids
+            )
+            return frozenset(row[0] for row in known if row is not None)
+
+    def members(self, batch: int, requests: Sequence[int]) -> dict[int, Member]:
+        """Which of these requests are still in the batch, unsettled."""
+        with self._reading() as db:
+            rows = self._rows(db, requests).values()
+            inside = [row for row in rows if row.status == IN_FLIGHT and row.inside == batch]
+            keys = self._keys(db, [row.id for row in inside])
+            paused = db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]
+            return {
+                row.id: Member(
+                    keys[row.id], self._terms(db, row.terms), row.attempts, self._turns(db, row) if paused else ()
+                )
+                for row in inside
+            }
+
+    def has_turns(self) -> bool:
+        """Whether any request has paused turns."""
+        with self._using():
+            return bool(self._db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0])
+
+    def bodies(self, requests: Sequence[int]) -> list[bytes]:
+        """The encoded params of these requests, in order."""
+        with self._reading() as db:
+            return [db.execute("SELECT params FROM body WHERE id = ?", (number,)).fetchone()[0] for number in requests]
+
+    def doubt_orphans(self) -> int:
+        """Put every batch in `posting` into `doubt`: for a process that has just got the lease."""
+        with self._transaction("doubt_orphans") as db:
+            return db.execute("UPDATE batch SET state = 'doubt' WHERE live = 1 AND state = 'posting'").rowcount
+
+    def unseal(
+        self,
+        batch: int,
+        *,
+        lane: Lane = Lane.BATCH,
+        costs_attempt: bool = False,
+        not_before: datetime | None = None,
+        now: datetime,
+        keep: bool = False,
+        doubtful: bool = False,
+        terms: Sequence[int] | None = None,
+    ) -> int:
+        """Queue the batch's unsettled requests (of these terms) again; returns how many.
+
+        The batch becomes `void` unless `keep`, or unless other requests are still in it. Kept, it stays as it is, and
+        what it may still deliver is used if it comes first, otherwise booked as wasted. `doubtful` counts them as
+        possible doubles.
+        """
+        code = LANE_CODES[lane]
+        earliest = 0 if not_before is None else micros(not_before)
+        with self._transaction("unseal") as db:
+            first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
+            groups = self._groups(db, "batch = ?", (batch,))
+            wanted = None if terms is None else frozenset(terms)
+            chosen = [each for each in groups if wanted is None or each[0].terms in wanted]
+            moves = Moves(self, db, now)
+            for place, group in chosen:
+                moves.add(place, -group.requests, -group.size)
+                # It has waited its interval already.
+                moves.add(Place(place.terms, code, QUEUED, 0, earliest), group.requests, group.size, flush=True)
+                if doubtful:
+                    self._book_waste(db, group.terms.job, doubles=group.requests)
+                db.execute(
+                    f"UPDATE request SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? "
+                    f"WHERE {_IN_BATCH} AND terms = ?",
+                    (code, costs_attempt, earliest, first, last, batch, place.terms),
+                )
+            moves.book()
+            if not keep and len(chosen) == len(groups):
+                db.execute("UPDATE batch SET state = 'void', live = 0 WHERE id = ?", (batch,))
+            return sum(group.requests for _, group in chosen)
+
+    def move(self, terms: Sequence[int], *, lane: Lane) -> int:
+        """Move queued requests of these terms to the other lane's queue."""
+        code = LANE_CODES[lane]
+        moved = 0
+        with self._transaction("move") as db:
+            for number in dict.fromkeys(terms):
+                for place, group in self._groups(db, "terms = ? AND status = 0 AND lane = ?", (number, 1 - code)):
+                    moves = Moves(self, db, group.since)
+                    moves.add(place, -group.requests, -group.size)
+                    moves.add(place._replace(lane=code), group.requests, group.size, flush=group.flush)
+                    moves.book()
+                    moved += group.requests
+                    db.execute(
+                        "UPDATE request SET lane = ? WHERE status = 0 AND terms = ? AND lane = ? AND not_before = ?",
+                        (code, number, 1 - code, place.not_before),
+                    )
+        return moved
+
+    def missing(self, batch: int) -> list[int]:
+        """The batch's rows that are not ticked off."""
+        with self._using():
+            first, last = self._db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
+            return [
+                row[0]
+                for row in self._db.execute(
+                    f"SELECT id FROM request WHERE {_IN_BATCH} ORDER BY id",
+                    (first, last, batch),
+                )
+            ]

@@ -1,0 +1,268 @@
+"""The questions to the ledger; nothing here changes it."""
+
+# ruff: noqa: S608 (statements are made of constants and question marks)
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+from batchwise.models import Lane, Outcome, Report, Status
+from batchwise.planning.forecast import Sample
+from batchwise.planning.state import BatchView, Snapshot
+
+from .base import Counts, RequestRow, ResultRow
+from .rows import (
+    BATCH,
+    BATCH_COLUMNS,
+    IN_FLIGHT,
+    LANES,
+    OUTCOMES,
+    QUEUED,
+    STATUSES,
+    decode_key,
+    encode_key,
+    from_micros,
+    view_of,
+)
+from .store import Store
+
+__all__ = ["Looking"]
+
+_REQUEST = (
+    "SELECT q.id, q.key, q.job, q.terms, coalesce(r.lane, q.lane), CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END, "
+    "coalesce(r.attempts, q.attempts), q.batch, r.seq FROM request q LEFT JOIN result r ON r.request = q.id"
+)
+_VISIBLE = "EXISTS (SELECT 1 FROM terms t WHERE t.id = q.terms AND t.staged = 0)"
+_RESULT = (
+    "r.seq, r.request, q.key, r.job, r.outcome, r.lane, r.attempts, CASE r.batch WHEN 0 THEN q.batch ELSE r.batch END, "
+    "r.line, r.cost, r.saved, q.terms, r.settled_at, r.met"
+)
+_PICO = Decimal(1).scaleb(-12)
+
+
+class Looking(Store):
+    """The reading half of the protocol."""
+
+    def job_id(self, name: str) -> int | None:
+        """The number of a job that has been accepted; None: there is none."""
+        with self._using():
+            row = self._db.execute("SELECT id FROM job WHERE name = ? AND visible", (encode_key(name),)).fetchone()
+            return None if row is None else int(row[0])
+
+    def job_name(self, job: int) -> str | None:
+        """The name of a job by its number; None for 0, the shared scope, and for no job."""
+        with self._using():
+            row = self._db.execute("SELECT name FROM job WHERE id = ? AND visible", (job,)).fetchone()
+            return None if row is None or row[0] is None else decode_key(row[0])
+
+    def marks(self) -> tuple[int, int]:
+        """The last request's number and the last result's cursor; 0 where there is none."""
+        with self._using():
+            last = dict(self._db.execute("SELECT name, value - 1 FROM counter"))
+            return last["request"], last["result"]
+
+    def snapshot(self) -> Snapshot:
+        """The unsettled work. Its cost does not grow with what has settled.
+
+        The forecast is the prior: what `history` teaches depends on the policy's window, unknown here.
+        """
+        with self._reading() as db:
+            groups = self._groups(db, "TRUE")
+            batches = tuple(self._view(db, row) for row in db.execute(f"{_LIVE} ORDER BY id").fetchall())
+            offset, paused = self._meta(db, "clock_offset"), self._meta(db, "paused_until")
+            suspended = {lane: reason for lane in LANES if (reason := self._meta(db, f"suspended:{lane.value}"))}
+        by_place: dict[tuple[int, int], list[Any]] = {(lane, status): [] for lane in (0, 1) for status in (0, 1)}
+        for place, group in groups:
+            by_place[place.lane, place.status].append(group)
+        return Snapshot(
+            batch_queue=tuple(by_place[BATCH, QUEUED]),
+            sync_queue=tuple(by_place[0, QUEUED]),
+            sync_running=tuple(by_place[0, IN_FLIGHT]),
+            batches=batches,
+            suspended=suspended,
+            clock_offset=timedelta(microseconds=int(offset or 0)),
+            batch_paused_until=from_micros(int(paused)) if paused else None,
+            leased=self._lease.held,
+        )
+
+    def _view(self, db: sqlite3.Connection, row: Sequence[Any]) -> BatchView:
+        return view_of(row, tuple(group for _, group in self._groups(db, "batch = ?", (row[0],))))
+
+    def find(self, key: str, *, job: str | None) -> RequestRow | None:
+        """The request under this key."""
+        with self._using():
+            name = None if job is None else encode_key(job)
+            number = self._db.execute(
+                f"{_REQUEST} WHERE q.key = ? AND {_VISIBLE} AND q.job = (SELECT id FROM job WHERE name IS ?)",
+                (encode_key(key), name),
+            ).fetchone()
+            return None if number is None else self._request(self._db, number)
+
+    def row(self, request: int) -> RequestRow | None:
+        """The request of this number."""
+        with self._using():
+            return self._row(self._db, request)
+
+    def _row(self, db: sqlite3.Connection, request: int) -> RequestRow | None:
+        row = db.execute(f"{_REQUEST} WHERE q.id = ? AND {_VISIBLE}", (request,)).fetchone()
+        return None if row is None else self._request(db, row)
+
+    def _request(self, db: sqlite3.Connection, row: Sequence[Any]) -> RequestRow:
+        number, key, job, terms, lane, status, attempts, batch, result = row
+        return RequestRow(
+            number,
+            decode_key(key),
+            job,
+            self._terms(db, terms),
+            LANES[lane],
+            STATUSES[status],
+            attempts,
+            self._nonce(db, batch),
+            result,
+        )
+
+    def results(self, *, job: int | None, after: int, limit: int) -> list[ResultRow]:
+        """Settled results in the order of settling, from behind the cursor `after`; job None: of all jobs."""
+        which, values = ("", (after, limit)) if job is None else ("r.job = ? AND ", (job, after, limit))
+        with self._using():
+            found = self._db.execute(
+                f"SELECT {_RESULT} FROM result r JOIN request q ON q.id = r.request "
+                f"WHERE {which}r.seq > ? ORDER BY r.seq LIMIT ?",
+                values,
+            ).fetchall()
+            return self._result_rows(found)
+
+    def result(self, request: int) -> ResultRow | None:
+        """The request's result; None: not settled."""
+        with self._using():
+            found = self._db.execute(
+                f"SELECT {_RESULT} FROM request q JOIN result r ON r.request = q.id WHERE q.id = ?",
+                (request,),
+            ).fetchall()
+            return next(iter(self._result_rows(found)), None)
+
+    def _result_rows(self, found: Sequence[Sequence[Any]]) -> list[ResultRow]:
+        db, rows = self._db, []
+        for seq, request, key, job, outcome, lane, attempts, batch, line, cost, saved, terms, at, met in found:
+            about = self._terms(db, terms)
+            rows.append(
+                ResultRow(
+                    seq,
+                    request,
+                    decode_key(key),
+                    self._job_name(db, job) if job else None,
+                    OUTCOMES[outcome],
+                    LANES[lane],
+                    attempts,
+                    self._nonce(db, batch),
+                    line,
+                    cost,
+                    saved,
+                    about.deadline,
+                    from_micros(at),
+                    None if met is None else bool(met),
+                    about.betas,
+                )
+            )
+        return rows
+
+    def counts(self, *, job: int | None) -> Counts:
+        """How many requests are where: cohorts and tallies only."""
+        by: dict[tuple[Lane, Status, Outcome | None], int] = {}
+        unsettled = "" if job is None else "WHERE terms IN (SELECT id FROM terms WHERE job = ?)"
+        settled = "" if job is None else "WHERE job = ?"
+        values = () if job is None else (job,)
+        with self._reading() as db:
+            for lane, status, count in db.execute(
+                f"SELECT lane, status, sum(requests) FROM cohort {unsettled} GROUP BY lane, status",
+                values,
+            ):
+                by[LANES[lane], STATUSES[status], None] = count
+            for lane, outcome, count in db.execute(
+                f"SELECT lane, outcome, sum(requests - purged) FROM tally {settled} GROUP BY lane, outcome",
+                values,
+            ):
+                if count:
+                    by[LANES[lane], Status.SETTLED, OUTCOMES[outcome]] = count
+        return Counts(by)
+
+    def counts_of(self, requests: Sequence[int]) -> Counts:
+        """The same over these requests."""
+        by: dict[tuple[Lane, Status, Outcome | None], int] = {}
+        with self._reading() as db:
+            for row in self._rows(db, list(dict.fromkeys(requests))).values():
+                outcome = None
+                if row.result is not None:
+                    found = db.execute("SELECT outcome FROM result WHERE seq = ?", (row.result,)).fetchone()
+                    outcome = OUTCOMES[found[0]]
+                place = LANES[row.lane], STATUSES[row.status], outcome
+                by[place] = by.get(place, 0) + 1
+        return Counts(by)
+
+    def report(self, *, job: int | None) -> Report:
+        """Money and deadlines of what has settled, what was purged since included."""
+        where, values = ("", ()) if job is None else (" WHERE job = ?", (job,))
+        with self._reading() as db:
+            tallies = db.execute(
+                "SELECT lane, requests, cost, saved, unpriced, met, missed, lateness, attempts, cache_tokens, "
+                f"input_tokens FROM tally{where}",
+                values,
+            ).fetchall()
+            wastes = db.execute(f"SELECT wasted, doubles FROM waste{where}", values).fetchall()
+        lanes, requests, cost, saved, unpriced, met, missed, lateness, attempts, cached, tokens = zip(
+            *tallies, (0,) * 11, strict=True
+        )
+        return Report(
+            requests=sum(requests),
+            cost=sum(cost) * _PICO,
+            cost_by_lane={
+                lane: sum(each for each, on in zip(cost, lanes, strict=True) if on == code) * _PICO
+                for code, lane in enumerate(LANES)
+            },
+            saved=sum(saved) * _PICO,
+            wasted=sum(each[0] for each in wastes) * _PICO,
+            unpriced=sum(unpriced),
+            met=sum(met),
+            missed=sum(missed),
+            worst_lateness=timedelta(microseconds=max(lateness)),
+            attempts=sum(attempts),
+            possible_doubles=sum(each[1] for each in wastes),
+            cache_read_tokens=sum(cached),
+            input_tokens=sum(tokens),
+        )
+
+    def history(self, *, limit: int = 1_000) -> Sequence[Sample]:
+        """How long the last batches and cancels took, newest first."""
+        with self._reading() as db:
+            offset = int(self._meta(db, "clock_offset") or 0)
+            found = db.execute(
+                "SELECT created_at, ended_at, cancel_at, model, requests FROM batch "
+                "WHERE created_at IS NOT NULL AND ended_at IS NOT NULL ORDER BY id DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        samples = []
+        for created, ended, cancel, model, requests in found:
+            spans = [("batch", created, ended, True)]
+            if cancel is not None and cancel + offset < ended:
+                # `cancel_at` is our clock's; the offset makes it the server's.
+                asked = max(created, cancel + offset)
+                spans = [("batch", created, asked, False), ("cancel", asked, ended, True)]
+            samples += [
+                Sample(
+                    kind=kind,  # type: ignore[arg-type] # one of the two words above
+                    duration=timedelta(microseconds=max(0, stop - start)),
+                    ended=whole,
+                    model=model,
+                    requests=requests,
+                    hour=from_micros(start).hour,
+                )
+                for kind, start, stop, whole in spans
+            ]
+        return samples[:limit]
+
+
+_LIVE = f"SELECT {BATCH_COLUMNS} FROM batch WHERE live = 1"

@@ -1,0 +1,193 @@
+"""Between values and the ledger's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from hashlib import blake2b
+from typing import Any
+
+import attrs
+import orjson
+
+from batchwise.models import Lane, Outcome, Reason, Status, ToolUse
+from batchwise.planning.custom_ids import UNSEALED, custom_id
+from batchwise.planning.state import BatchState, BatchView, Group, Terms
+
+__all__ = [
+    "BATCH",
+    "BATCH_COLUMNS",
+    "IN_FLIGHT",
+    "LANES",
+    "LANE_CODES",
+    "OUTCOMES",
+    "OUTCOME_CODES",
+    "QUEUED",
+    "SETTLED",
+    "STATUSES",
+    "SYNC",
+    "canceled_line",
+    "decode_key",
+    "decode_terms",
+    "digest_of",
+    "encode_key",
+    "encode_terms",
+    "from_micros",
+    "merged",
+    "micros",
+    "view_of",
+    "view_values",
+]
+
+LANES = (Lane.SYNC, Lane.BATCH)
+STATUSES = (Status.QUEUED, Status.IN_FLIGHT, Status.SETTLED)
+OUTCOMES = (Outcome.SUCCEEDED, Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED)
+LANE_CODES = {lane: code for code, lane in enumerate(LANES)}
+OUTCOME_CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
+SYNC, BATCH = 0, 1
+QUEUED, IN_FLIGHT, SETTLED = 0, 1, 2
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def micros(moment: datetime) -> int:
+    """Whole microseconds since 1970."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_micros(count: int) -> datetime:
+    """The moment that `micros` counted."""
+    return _EPOCH + timedelta(microseconds=count)
+
+
+def encode_key(key: str) -> bytes:
+    """A key as bytes: any string has some, NULs and lone surrogates included, and equal bytes mean equal keys."""
+    return key.encode("utf-8", "surrogatepass")
+
+
+def decode_key(key: bytes) -> str:
+    """The key that `encode_key` encoded."""
+    return key.decode("utf-8", "surrogatepass")
+
+
+def _optional(moment: datetime | None) -> int | None:
+    return None if moment is None else micros(moment)
+
+
+def _moment(count: int | None) -> datetime | None:
+    return None if count is None else from_micros(count)
+
+
+def encode_terms(terms: Terms) -> bytes:
+    """All of it but its number and its job."""
+    return orjson.dumps(
+        {
+            "lane": terms.lane,
+            "reason": terms.reason,
+            "explanation": terms.explanation,
+            "blocking": terms.blocking,
+            "deadline": _optional(terms.deadline),
+            "submit_by": _optional(terms.submit_by),
+            "rescue_at": _optional(terms.rescue_at),
+            "interval": terms.interval // _MICROSECOND,
+            "model": terms.model,
+            "max_tokens": terms.max_tokens,
+            "output_tokens": terms.output_tokens,
+            "betas": terms.betas,
+            "stream": terms.stream,
+            "tool_use": terms.tool_use,
+            "batch_only": terms.batch_only,
+            "reserve_each": terms.reserve_each,
+            "reserve_per_byte": terms.reserve_per_byte,
+        }
+    )
+
+
+def decode_terms(number: int, job: int, data: bytes) -> Terms:
+    """The terms that `encode_terms` encoded."""
+    values = orjson.loads(data)
+    values |= {
+        "id": number,
+        "job": job,
+        "lane": Lane(values["lane"]),
+        "reason": Reason(values["reason"]),
+        "deadline": _moment(values["deadline"]),
+        "submit_by": _moment(values["submit_by"]),
+        "rescue_at": _moment(values["rescue_at"]),
+        "interval": timedelta(microseconds=values["interval"]),
+        "betas": tuple(values["betas"]),
+        "tool_use": ToolUse(values["tool_use"]),
+    }
+    return Terms(**values)
+
+
+def digest_of(job: int, data: bytes) -> bytes:
+    """What equal terms of one job share."""
+    return blake2b(b"%d:%b" % (job, data), digest_size=16).digest()
+
+
+def merged(old: Terms, new: Terms, *, queued: bool) -> Terms | None:
+    """The terms of an unsettled request that is dispatched again with the same content; None: the old ones stand.
+
+    The stricter call for speed wins, and no promise is taken back: the earlier deadline stays, a request that could
+    wait is not abandoned with a process that blocked on it later, and none goes back from the sync lane to a batch.
+    """
+    deadline = min((each.deadline for each in (old, new) if each.deadline is not None), default=None)
+    blocking = old.blocking and new.blocking
+    earlier = new.deadline is not None and (old.deadline is None or new.deadline < old.deadline)
+    if old.lane is Lane.BATCH and (earlier or (new.blocking and queued)):
+        result = attrs.evolve(new, id=old.id, job=old.job, deadline=deadline, blocking=blocking)
+    elif old.lane is Lane.SYNC and (earlier or blocking != old.blocking):
+        result = attrs.evolve(old, deadline=deadline, blocking=blocking)
+    else:
+        return None
+    return None if result == old else result
+
+
+def canceled_line(key: str, nonce: str | None, number: int, kind: str, message: str) -> bytes:
+    """A result line for a request that ends here, in the shape of a batch's."""
+    return orjson.dumps(
+        {
+            "custom_id": custom_id(key, nonce or UNSEALED, number),
+            "result": {"type": "canceled", "error": {"type": kind, "message": message}},
+        }
+    )
+
+
+_TIMES = (
+    "posting_at",
+    "posting_server",
+    "last_byte_at",
+    "created_at",
+    "expires_at",
+    "ended_at",
+    "cancel_at",
+    "polled_at",
+)
+_STORED = ("state", "remote_id", "watermark", "candidates", "struck", *_TIMES, "failures", "canceled")
+BATCH_COLUMNS = ", ".join(("id", "nonce", "requests", "size", "betas", "sealed_at", *_STORED))
+
+
+def view_of(row: Sequence[Any], groups: tuple[Group, ...]) -> BatchView:
+    """A batch's view from its `BATCH_COLUMNS`."""
+    values = dict(zip(BATCH_COLUMNS.split(", "), row, strict=True))
+    for name in ("betas", "candidates", "struck"):
+        values[name] = tuple(orjson.loads(values[name]))
+    for name in _TIMES:
+        values[name] = _moment(values[name])
+    values["sealed_at"] = from_micros(values["sealed_at"])
+    values["state"] = BatchState(values["state"])
+    values["canceled"] = bool(values["canceled"])
+    return BatchView(**values, groups=groups)
+
+
+def view_values(view: BatchView) -> dict[str, Any]:
+    """The columns of a view that may change."""
+    values = {name: getattr(view, name) for name in _STORED}
+    for name in ("candidates", "struck"):
+        values[name] = orjson.dumps(values[name]).decode()
+    for name in _TIMES:
+        values[name] = _optional(values[name])
+    values["state"] = view.state.value
+    return values

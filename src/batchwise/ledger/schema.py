@@ -1,0 +1,281 @@
+"""The SQLite schema with its migrations, and how a ledger's file comes into being."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+from batchwise.errors import LedgerError
+
+__all__ = ["BUSY_SECONDS", "MIGRATIONS", "connect", "migrate"]
+
+BUSY_SECONDS = 60.0
+"""How long a writer waits for another process. Transactions are short, so this is far beyond any queue of them."""
+
+_OPENING_PAUSE = 0.02
+
+# Words of the schema: status 0 queued, 1 in flight, 2 settled; lane 0 sync, 1 batch; outcome 0 succeeded, 1 failed,
+# 2 expired, 3 canceled; times in microseconds since 1970 (UTC); 0 in `batch`, `run`, `not_before`, `staged`: none.
+#
+# Why it has this shape:
+# - Bodies and result lines are kept out of `request`, whose rows move often and are scanned.
+# - A request that a batch has answered is not touched: that it has a result says that it is settled, whatever its
+#   status (results come shuffled, so each would dirty a page of its own). Others change to status 2 as well, which
+#   takes them out of the partial indices.
+# - `cohort` counts the unsettled requests of each terms in each place, `tally` the settled ones: nothing that the
+#   planner or a report asks for ever scans requests, so its cost does not grow with what has settled.
+# - A bulk's rows are inserted with terms that are `staged`; accepting it touches terms and cohorts, not rows.
+# - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
+# - There are foreign keys where the lookup they need is cheap in both directions. `request.terms` has
+#   none: it would need one more index over all requests.
+_FIRST = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO counter VALUES ('request', 1), ('result', 1);
+CREATE TABLE run (id INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL, started INTEGER NOT NULL);
+CREATE TABLE job (
+    id INTEGER PRIMARY KEY,
+    name BLOB UNIQUE,
+    visible INTEGER NOT NULL DEFAULT 0,
+    positions INTEGER NOT NULL DEFAULT 0
+);
+INSERT INTO job (id, name, visible) VALUES (0, NULL, 1);
+CREATE TABLE intake (id INTEGER PRIMARY KEY AUTOINCREMENT, job INTEGER NOT NULL REFERENCES job, run INTEGER NOT NULL);
+CREATE TABLE terms (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    job INTEGER NOT NULL REFERENCES job,
+    staged INTEGER NOT NULL,
+    blocking INTEGER NOT NULL,
+    digest BLOB,
+    data BLOB NOT NULL
+);
+CREATE UNIQUE INDEX terms_digest ON terms (digest) WHERE digest IS NOT NULL;
+CREATE INDEX terms_staged ON terms (staged) WHERE staged > 0;
+CREATE TABLE request (
+    id INTEGER PRIMARY KEY,
+    job INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    digest BLOB NOT NULL,
+    terms INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    lane INTEGER NOT NULL,
+    status INTEGER NOT NULL DEFAULT 0,
+    batch INTEGER NOT NULL DEFAULT 0,
+    run INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    not_before INTEGER NOT NULL DEFAULT 0,
+    abandoned INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (job, key)
+);
+CREATE INDEX request_queued ON request (terms) WHERE status = 0;
+CREATE INDEX request_running ON request (run) WHERE status = 1 AND lane = 0;
+CREATE TABLE body (id INTEGER PRIMARY KEY REFERENCES request ON DELETE CASCADE, params BLOB NOT NULL);
+CREATE TABLE turn (
+    request INTEGER NOT NULL REFERENCES request ON DELETE CASCADE,
+    n INTEGER NOT NULL,
+    line BLOB NOT NULL,
+    body BLOB,
+    PRIMARY KEY (request, n)
+);
+CREATE TABLE again (
+    id INTEGER PRIMARY KEY,
+    intake INTEGER NOT NULL REFERENCES intake ON DELETE CASCADE,
+    request INTEGER NOT NULL,
+    terms INTEGER NOT NULL
+);
+CREATE INDEX again_intake ON again (intake);
+CREATE TABLE batch (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    live INTEGER NOT NULL DEFAULT 1,
+    nonce TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL,
+    remote_id TEXT,
+    requests INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    betas TEXT NOT NULL,
+    sealed_at INTEGER NOT NULL,
+    posting_at INTEGER,
+    posting_server INTEGER,
+    last_byte_at INTEGER,
+    watermark TEXT,
+    candidates TEXT NOT NULL DEFAULT '[]',
+    struck TEXT NOT NULL DEFAULT '[]',
+    created_at INTEGER,
+    expires_at INTEGER,
+    ended_at INTEGER,
+    cancel_at INTEGER,
+    polled_at INTEGER,
+    failures INTEGER NOT NULL DEFAULT 0,
+    canceled INTEGER NOT NULL DEFAULT 0,
+    job INTEGER NOT NULL,
+    model TEXT NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL
+);
+CREATE INDEX batch_live ON batch (id) WHERE live = 1;
+CREATE INDEX batch_remote ON batch (remote_id) WHERE remote_id IS NOT NULL;
+CREATE TABLE cohort (
+    terms INTEGER NOT NULL REFERENCES terms,
+    lane INTEGER NOT NULL,
+    status INTEGER NOT NULL,
+    batch INTEGER NOT NULL,
+    not_before INTEGER NOT NULL,
+    requests INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    since INTEGER NOT NULL,
+    flush INTEGER NOT NULL,
+    PRIMARY KEY (terms, lane, status, batch, not_before)
+) WITHOUT ROWID;
+CREATE INDEX cohort_batch ON cohort (batch) WHERE batch > 0;
+CREATE TABLE result (
+    seq INTEGER PRIMARY KEY,
+    request INTEGER NOT NULL,
+    job INTEGER NOT NULL,
+    outcome INTEGER NOT NULL,
+    lane INTEGER NOT NULL,
+    batch INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,
+    settled_at INTEGER NOT NULL,
+    cost INTEGER,
+    saved INTEGER,
+    met INTEGER,
+    line BLOB NOT NULL
+);
+CREATE INDEX result_job ON result (job);
+CREATE UNIQUE INDEX result_request ON result (request);
+CREATE TABLE tally (
+    job INTEGER NOT NULL,
+    lane INTEGER NOT NULL,
+    outcome INTEGER NOT NULL,
+    requests INTEGER NOT NULL DEFAULT 0,
+    purged INTEGER NOT NULL DEFAULT 0,
+    cost INTEGER NOT NULL DEFAULT 0,
+    saved INTEGER NOT NULL DEFAULT 0,
+    unpriced INTEGER NOT NULL DEFAULT 0,
+    met INTEGER NOT NULL DEFAULT 0,
+    missed INTEGER NOT NULL DEFAULT 0,
+    lateness INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    input_tokens INTEGER NOT NULL DEFAULT 0,
+    cache_tokens INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (job, lane, outcome)
+) WITHOUT ROWID;
+CREATE TABLE spend (minute INTEGER PRIMARY KEY, cost INTEGER NOT NULL);
+CREATE TABLE waste (
+    job INTEGER PRIMARY KEY,
+    wasted INTEGER NOT NULL DEFAULT 0,
+    doubles INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE late (request INTEGER NOT NULL, batch INTEGER NOT NULL, PRIMARY KEY (request, batch)) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST,)
+"""Each brings the schema one version on; never change one that was released, append."""
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """Open (and where need be create) the file, migrated, with every durability setting in place.
+
+    Raises:
+        LedgerError: It cannot be opened, is no ledger, or was written by a newer batchwise.
+    """
+    try:
+        if path != ":memory:":
+            _create(path)
+        db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    except (OSError, sqlite3.Error) as error:
+        raise LedgerError(
+            f"the ledger {path} cannot be opened ({error}); check that its folder exists and can be written, "
+            "or name another with Dispatcher(ledger=...) or $BATCHWISE_LEDGER"
+        ) from error
+    try:
+        _settle_in(db, path)
+        migrate(db, path)
+    except sqlite3.DatabaseError as error:
+        db.close()
+        raise LedgerError(
+            f"{path} cannot be used as a ledger ({error}); name another file, or restore this one from a copy"
+        ) from error
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _create(path: str) -> None:
+    """Make the file private from its first byte: SQLite gives -wal and -shm the mode of the main file."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        if Path(path).stat().st_mode & 0o077:
+            with contextlib.suppress(PermissionError):  # somebody else's file: not ours to change
+                Path(path).chmod(0o600)
+    else:
+        os.close(descriptor)
+
+
+def _settle_in(db: sqlite3.Connection, path: str) -> None:
+    # Bodies and result lines of a kilobyte or so pack better; only a new file heeds it.
+    db.execute("PRAGMA page_size = 8192")
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        # Two processes that open a new file at once: the change to WAL does not wait on the busy handler.
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(_OPENING_PAUSE)
+    # FULL: with NORMAL no sync stands between a seal's commit and its POST, and a lost seal is a batch bought twice.
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+    db.execute("PRAGMA wal_autocheckpoint = 2000")
+    db.execute("PRAGMA journal_size_limit = 67108864")
+    db.execute("PRAGMA cache_size = -16384")
+    db.execute("PRAGMA temp_store = MEMORY")
+    if path != ":memory:" and db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        raise LedgerError(f"{path} lies on a file system without shared memory; keep the ledger on a local disk")
+
+
+def migrate(db: sqlite3.Connection, path: str) -> None:
+    """Bring the schema to the newest version, in one transaction.
+
+    Raises:
+        LedgerError: It is newer than this batchwise, or somebody else's database.
+    """
+    known = len(MIGRATIONS)
+    if _version(db) == known:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        version = _version(db)
+        _check_version(db, path, version)
+        for script in MIGRATIONS[version:]:
+            for statement in script.split(";\n"):
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {known}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _check_version(db: sqlite3.Connection, path: str, version: int) -> None:
+    known = len(MIGRATIONS)
+    if version > known:
+        raise LedgerError(
+            f"the ledger {path} has schema version {version}, this batchwise knows up to {known}; "
+            "upgrade it (pip install -U batchwise) or use another ledger"
+        )
+    if version == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise LedgerError(f"{path} is a SQLite database, but no ledger; name another file")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    return version

@@ -1,0 +1,196 @@
+"""The ledger in a SQLite file (or in memory)."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from batchwise.errors import WrongWorkspaceError
+from batchwise.models import Lane
+
+from .base import Lease, Ledger
+from .intake import Acceptance
+from .locks import MemoryLock, ProcessLock
+from .rows import from_micros, micros
+from .store import CHUNK
+
+__all__ = ["SqliteLedger", "open_ledger"]
+
+_ABANDONED = "the process that waited for it ended before the answer came; dispatch its key again to run it"
+_DEFAULT = Path(".batchwise") / "ledger.db"
+
+
+class SqliteLedger(Acceptance):
+    """A `Ledger` in one SQLite file, safe for several threads and several processes on one machine.
+
+    Args:
+        path: The file (made if missing, readable by its owner only), or `:memory:`.
+
+    Raises:
+        LedgerError: The file cannot be used; the message says why and what to do.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(os.fspath(path))
+
+    @property
+    def lease(self) -> Lease:
+        """The lock of batch actions."""
+        return self._lease
+
+    # -- runs -------------------------------------------------------------------------------------------------------
+
+    def start_run(self, *, pid: int, now: datetime) -> int:
+        """Register a dispatcher; its liveness lock dies with the process. Returns its number (over 0)."""
+        with self._transaction("start_run") as db:
+            run = db.execute("INSERT INTO run (pid, started) VALUES (?, ?)", (pid, micros(now))).lastrowid or 0
+            # Locked before others can see the run, or they would take it for a dead one.
+            lock = self._run_lock(run)
+            lock.acquire()
+            self._runs[run] = lock
+        return run
+
+    def end_run(self, run: int) -> None:
+        """The dispatcher is done. What it leaves unfinished is cleared up by the next `recover`."""
+        with self._using():
+            mine = self._db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
+        for (intake,) in mine:
+            self._abort(intake)
+        lock = self._runs.pop(run, None)
+        if lock is not None:
+            lock.remove()
+
+    def _run_lock(self, run: int) -> ProcessLock | MemoryLock:
+        return MemoryLock() if self._memory else ProcessLock(self._folder / f"run-{run}.lock")
+
+    def _alive(self, run: int) -> bool:
+        if run in self._runs:
+            return True
+        lock = self._run_lock(run)
+        if lock.acquire():
+            lock.remove()
+            return False
+        return True
+
+    def recover(self, *, now: datetime) -> int:
+        """Clear up after dead runs; returns how many requests were touched, staged ones (never accepted) aside.
+
+        Staged rows go. Unsettled blocking requests (queued for the sync lane, or running) settle CANCELED with the
+        error type `abandoned`. Other sync calls that ran are queued again with an attempt spent, counted as possible
+        doubles. Batches in `posting` are not touched: that is the lease holder's work (`doubt_orphans`).
+        """
+        with self._using():
+            runs = [row[0] for row in self._db.execute("SELECT id FROM run ORDER BY id") if row[0] not in self._runs]
+            runs += [row[0] for row in self._db.execute("SELECT DISTINCT run FROM intake") if row[0] not in self._runs]
+        touched = 0
+        for run in dict.fromkeys(runs):
+            lock = self._run_lock(run)
+            if not lock.acquire():
+                continue
+            try:
+                touched += self._recover_run(run, now)
+            finally:
+                lock.remove()
+        return touched
+
+    def _recover_run(self, run: int, now: datetime) -> int:
+        with self._using():
+            staged = self._db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
+        for (intake,) in staged:
+            self._abort(intake)
+        touched, found = 0, CHUNK
+        while found:
+            with self._transaction("recover") as db:
+                ids = [
+                    row[0]
+                    for row in db.execute(
+                        "SELECT id FROM request WHERE status = 1 AND lane = 0 AND run = ? UNION ALL "
+                        "SELECT id FROM request WHERE status = 0 AND lane = 0 AND run = ? AND terms IN "
+                        "(SELECT c.terms FROM cohort c JOIN terms t ON t.id = c.terms "
+                        "WHERE c.status = 0 AND c.lane = 0 AND t.blocking) LIMIT ?",
+                        (run, run, CHUNK),
+                    )
+                ]
+                rows = self._rows(db, ids).values()
+                waited = [row.id for row in rows if self._terms(db, row.terms).blocking]
+                others = [row for row in rows if not self._terms(db, row.terms).blocking]
+                self._cancel_rows(db, waited, "abandoned", _ABANDONED, now)
+                self._requeue(db, others, lane=Lane.SYNC, costs_attempt=True, now=now, doubtful=True)
+                found = len(ids)
+                touched += found
+                if not found:
+                    db.execute("DELETE FROM run WHERE id = ?", (run,))
+        return touched
+
+    # -- whose, and what is known of the lanes ----------------------------------------------------------------------
+
+    def bind(self, *, endpoint: str, workspace: str | None) -> None:
+        """Remember, or check, whose ledger this is. A workspace of None is not checked.
+
+        Raises:
+            WrongWorkspaceError: It belongs to another endpoint or workspace.
+        """
+        with self._transaction("bind") as db:
+            for name, value in (("endpoint", endpoint), ("workspace", workspace)):
+                known = self._meta(db, name)
+                if value is None or known == value:
+                    continue
+                if known is not None:
+                    raise WrongWorkspaceError(
+                        f"the ledger {self._name} belongs to the {name} {known}, the client to {value}; "
+                        "use the client that it was made with, or another ledger. Nothing was polled or sent"
+                    )
+                self._put(db, name, value)
+
+    def suspend(self, lane: Lane, reason: str, *, now: datetime) -> None:
+        """No more work for this lane until `resume`."""
+        with self._transaction("suspend") as db:
+            self._put(db, f"suspended:{lane.value}", reason)
+            self._put(db, f"suspended_at:{lane.value}", str(micros(now)))
+
+    def resume(self, lane: Lane | None = None) -> None:
+        """The lane (None: both) takes work again."""
+        with self._transaction("resume") as db:
+            for each in Lane if lane is None else (lane,):
+                self._put(db, f"suspended:{each.value}", None)
+                self._put(db, f"suspended_at:{each.value}", None)
+
+    def note_advance(self, *, now: datetime) -> timedelta | None:
+        """Remember that a pass began now; returns the time since the one before."""
+        with self._transaction("note_advance") as db:
+            before = self._meta(db, "advanced_at")
+            self._put(db, "advanced_at", str(micros(now)))
+        return None if before is None else now - from_micros(int(before))
+
+    def pause_batches(self, until: datetime | None) -> None:
+        """The account's queue is full until then."""
+        with self._transaction("pause_batches") as db:
+            self._put(db, "paused_until", None if until is None else str(micros(until)))
+
+    def note_clock(self, offset: timedelta) -> None:
+        """Remember the server's clock minus ours."""
+        with self._transaction("note_clock") as db:
+            self._put(db, "clock_offset", str(offset // timedelta(microseconds=1)))
+
+
+def open_ledger(spec: str | os.PathLike[str] | Ledger | None = None) -> Ledger:
+    """The ledger that is meant: a `Ledger` as it is, a path or `:memory:`; None: `$BATCHWISE_LEDGER`, else the default.
+
+    The default is `.batchwise/ledger.db` under the current folder, with a `.gitignore` beside it: it holds prompts.
+
+    Raises:
+        LedgerError: The file cannot be used.
+    """
+    if spec is None:
+        spec = os.environ.get("BATCHWISE_LEDGER") or _default()
+    return SqliteLedger(spec) if isinstance(spec, (str, os.PathLike)) else spec
+
+
+def _default() -> Path:
+    folder = _DEFAULT.parent
+    folder.mkdir(mode=0o700, exist_ok=True)
+    ignore = folder / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n")
+    return _DEFAULT

@@ -1,0 +1,400 @@
+"""What all parts of the SQLite ledger stand on: one connection, its transactions, the cohorts and the books."""
+
+# Statements are made of constants and question marks; the parts of a ledger share its insides.
+# ruff: noqa: S608, SLF001
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from batchwise.errors import ClosedDispatcherError, LedgerError
+from batchwise.planning.state import Group, Terms
+
+from .locks import MemoryLock, ProcessLock
+from .rows import SETTLED, decode_key, decode_terms, digest_of, encode_terms, from_micros, micros
+from .schema import BUSY_SECONDS, connect
+
+__all__ = ["CHUNK", "Moves", "Place", "Row", "Store"]
+
+CHUNK = 2_000
+"""Rows that one transaction moves where a call may move any number: other writers get their turn in between."""
+
+_CACHED = 10_000
+_QUIET = {"note_advance", "note_clock"}
+"""Commits of one's own that nobody has to look at: a pass that notes its begin is not woken by that."""
+_SELECTED = 500
+_SELECT_ROWS = (
+    "SELECT q.id, q.job, q.size, q.terms, coalesce(r.lane, q.lane), CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END, "
+    "CASE WHEN q.status = 1 AND q.lane = 1 THEN q.batch ELSE 0 END, q.not_before, "
+    "q.batch, q.run, coalesce(r.attempts, q.attempts), r.seq, q.abandoned "
+    f"FROM request q LEFT JOIN result r ON r.request = q.id WHERE q.id IN ({', '.join('?' * _SELECTED)})"
+)
+_SELECT_KEYS = f"SELECT id, key FROM request WHERE id IN ({', '.join('?' * _SELECTED)})"
+_MINUTE = timedelta(minutes=1) // timedelta(microseconds=1)
+
+
+class Row(NamedTuple):
+    """The slim columns of a request; from `terms` to `not_before` they are its `Place`."""
+
+    id: int
+    job: int
+    size: int
+    terms: int
+    lane: int
+    status: int
+    inside: int
+    """The batch that it is in; 0: in none."""
+    not_before: int
+    batch: int
+    """The batch that it is in or was last in."""
+    run: int
+    attempts: int
+    result: int | None
+    abandoned: int
+
+
+class Place(NamedTuple):
+    """Where an unsettled request is: a cohort's key."""
+
+    terms: int
+    lane: int
+    status: int
+    batch: int
+    not_before: int
+
+
+def place_of(row: Row) -> Place:
+    """The cohort in which an unsettled row is counted."""
+    return tuple.__new__(Place, row[3:8])
+
+
+class _Lock(Protocol):
+    @property
+    def held(self) -> bool: ...
+    def acquire(self) -> bool: ...
+    def release(self) -> None: ...
+    def remove(self) -> None: ...
+
+
+class Store:
+    """One connection for all threads, its transactions, and what several parts of the ledger read and write.
+
+    Every change goes through `_transaction` and ends in `_commit`, so a subclass can count, delay or break commits.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        name = os.fspath(path)
+        self._memory = name == ":memory:"
+        # Real path: a symbolic link must not give the same file other lock files.
+        self._name = name if self._memory else os.path.realpath(name)
+        if not self._memory:
+            _make_folder(Path(self._name).parent)
+        self._db = connect(self._name)
+        self._lock = threading.RLock()
+        self._open = True
+        self._commits = 0
+        self._terms_by_id: dict[int, Terms] = {}
+        self._job_names: dict[int, str | None] = {0: None}
+        self._nonces: dict[int, str] = {}
+        self._runs: dict[int, _Lock] = {}
+        if not self._memory:
+            _make_folder(self._folder)
+        self._lease: _Lock = MemoryLock() if self._memory else ProcessLock(self._folder / "lease.lock")
+        _ALL.add(self)
+
+    @property
+    def name(self) -> str:
+        """Its absolute path, or `:memory:`; for messages."""
+        return self._name
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self._name + ".locks")
+
+    # -- transactions -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self, name: str) -> Iterator[sqlite3.Connection]:
+        """A write transaction: durable when the block has been left. One that changed nothing is none."""
+        with self._using():
+            self._db.execute("BEGIN IMMEDIATE")
+            before = self._db.total_changes
+            try:
+                yield self._db
+                if self._db.total_changes == before:
+                    self._db.execute("ROLLBACK")
+                else:
+                    self._commit(name)
+                    self._commits += name not in _QUIET
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    def _commit(self, name: str) -> None:  # noqa: ARG002 (for subclasses, which tell commits apart by it)
+        """Every change to the ledger becomes durable here and nowhere else."""
+        self._db.execute("COMMIT")
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """One consistent state for several selects."""
+        with self._using():
+            self._db.execute("BEGIN")
+            try:
+                yield self._db
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        with self._lock:
+            if not self._open:
+                raise ClosedDispatcherError(f"the ledger {self._name} is closed; open it again")
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise self._trouble(error) from error
+
+    def _trouble(self, error: sqlite3.Error) -> LedgerError:
+        if "locked" in str(error) or "busy" in str(error):
+            return LedgerError(
+                f"another process has been writing to the ledger {self._name} for {BUSY_SECONDS:.0f} s; "
+                "nothing was changed. If that process hangs, end it: its work goes on from the ledger"
+            )
+        return LedgerError(
+            f"the ledger {self._name} failed ({error}); nothing of this step was changed. "
+            "Check the disk's space and the file's permissions, then go on"
+        )
+
+    def version(self) -> int:
+        """A number that changes when anything in the ledger changed, by whomever."""
+        with self._using():
+            others: int = self._db.execute("PRAGMA data_version").fetchone()[0]
+            return others + self._commits
+
+    def close(self) -> None:
+        """Close the file and give up the locks; again is harmless."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+            for lock in (*self._runs.values(), self._lease):
+                lock.release()
+            self._runs.clear()
+            with suppress(sqlite3.Error):
+                self._db.close()
+
+    # -- small things -----------------------------------------------------------------------------------------------
+
+    def _take(self, db: sqlite3.Connection, counter: str, count: int) -> int:
+        """The first of `count` numbers that were never given before."""
+        first: int = db.execute("SELECT value FROM counter WHERE name = ?", (counter,)).fetchone()[0]
+        if count:
+            db.execute("UPDATE counter SET value = ? WHERE name = ?", (first + count, counter))
+        return first
+
+    def _meta(self, db: sqlite3.Connection, name: str) -> str | None:
+        row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def _put(self, db: sqlite3.Connection, name: str, value: str | None) -> None:
+        if self._meta(db, name) == value:
+            return
+        if value is None:
+            db.execute("DELETE FROM meta WHERE name = ?", (name,))
+        else:
+            db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value))
+
+    def _rows(self, db: sqlite3.Connection, ids: Sequence[int]) -> dict[int, Row]:
+        """The rows of these numbers, by number. One statement text for all lengths, so that it stays prepared."""
+        found: dict[int, Row] = {}
+        for start in range(0, len(ids), _SELECTED):
+            part = list(ids[start : start + _SELECTED])
+            part += [-1] * (_SELECTED - len(part))
+            for row in db.execute(_SELECT_ROWS, part):
+                found[row[0]] = tuple.__new__(Row, row)
+        return found
+
+    def _keys(self, db: sqlite3.Connection, ids: Sequence[int]) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for start in range(0, len(ids), _SELECTED):
+            part = list(ids[start : start + _SELECTED])
+            part += [-1] * (_SELECTED - len(part))
+            for number, key in db.execute(_SELECT_KEYS, part):
+                found[number] = decode_key(key)
+        return found
+
+    def _terms(self, db: sqlite3.Connection, number: int) -> Terms:
+        """Terms by number. They never change, so they are remembered."""
+        known = self._terms_by_id.get(number)
+        if known is None:
+            job, data = db.execute("SELECT job, data FROM terms WHERE id = ?", (number,)).fetchone()
+            if len(self._terms_by_id) >= _CACHED:
+                self._terms_by_id.clear()
+            known = self._terms_by_id[number] = decode_terms(number, job, data)
+        return known
+
+    def _store_terms(self, db: sqlite3.Connection, terms: Terms, job: int, *, staged: int = 0) -> int:
+        """The number of such terms; equal ones share it, but for those of a bulk, which are its own."""
+        data = encode_terms(terms)
+        digest = None if staged else digest_of(job, data)
+        if digest is not None:
+            found = db.execute("SELECT id FROM terms WHERE digest = ?", (digest,)).fetchone()
+            if found is not None:
+                return int(found[0])
+        stored = db.execute(
+            "INSERT INTO terms (job, staged, blocking, digest, data) VALUES (?, ?, ?, ?, ?)",
+            (job, staged, terms.blocking, digest, data),
+        )
+        return int(stored.lastrowid or 0)
+
+    def _job_name(self, db: sqlite3.Connection, number: int) -> str | None:
+        if number not in self._job_names:
+            (name,) = db.execute("SELECT name FROM job WHERE id = ?", (number,)).fetchone()
+            self._job_names[number] = name.decode("utf-8", "surrogatepass")
+        return self._job_names[number]
+
+    def _nonce(self, db: sqlite3.Connection, batch: int) -> str | None:
+        if not batch:
+            return None
+        known = self._nonces.get(batch)
+        if known is None:
+            if len(self._nonces) >= _CACHED:
+                self._nonces.clear()
+            (known,) = db.execute("SELECT nonce FROM batch WHERE id = ?", (batch,)).fetchone()
+            self._nonces[batch] = known
+        return known
+
+    def _groups(self, db: sqlite3.Connection, where: str, values: Sequence[Any] = ()) -> list[tuple[Place, Group]]:
+        """Cohorts with their keys."""
+        columns = "terms, lane, status, batch, not_before, requests, size, since, flush"
+        return [
+            (
+                Place(*row[:5]),
+                Group(
+                    terms=self._terms(db, row[0]),
+                    requests=row[5],
+                    size=row[6],
+                    since=from_micros(row[7]),
+                    not_before=from_micros(row[4]) if row[4] else None,
+                    flush=bool(row[8]),
+                ),
+            )
+            for row in db.execute(f"SELECT {columns} FROM cohort WHERE {where} ORDER BY terms", values).fetchall()
+        ]
+
+    def _spent(self, db: sqlite3.Connection, since: datetime | None) -> int:
+        """pico-USD that settled or were wasted, since the minute of `since` (None: ever)."""
+        # Summed here: SQLite's integers end at 9.2 million USD.
+        if since is None:
+            return sum(row[0] for row in db.execute("SELECT cost FROM tally UNION ALL SELECT wasted FROM waste"))
+        start = micros(since) // _MINUTE
+        return sum(row[0] for row in db.execute("SELECT cost FROM spend WHERE minute >= ?", (start,)))
+
+    def _reserved(self, db: sqlite3.Connection) -> int:
+        """pico-USD kept for unsettled requests."""
+        return int(self._meta(db, "reserved") or 0)
+
+    def _book(self, db: sqlite3.Connection, cost: int, now: datetime) -> None:
+        if cost:
+            db.execute(
+                "INSERT INTO spend VALUES (?, ?) ON CONFLICT DO UPDATE SET cost = cost + excluded.cost",
+                (micros(now) // _MINUTE, cost),
+            )
+
+    def _book_waste(self, db: sqlite3.Connection, job: int, *, wasted: int = 0, doubles: int = 0) -> None:
+        if wasted or doubles:
+            db.execute(
+                "INSERT INTO waste VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
+                "SET wasted = wasted + excluded.wasted, doubles = doubles + excluded.doubles",
+                (job, wasted, doubles),
+            )
+
+
+class Moves:
+    """Collects how requests move between places, and books it in the cohorts and the reserve, with them."""
+
+    def __init__(self, store: Store, db: sqlite3.Connection, now: datetime | None = None) -> None:
+        self._store, self._db = store, db
+        self.since = 0 if now is None else micros(now)
+        self._delta: dict[Place, list[int]] = {}
+        self._flush: set[Place] = set()
+
+    def add(self, place: Place, requests: int, size: int, *, flush: bool = False) -> None:
+        """`requests` more there (or fewer, if negative)."""
+        known = self._delta.get(place)
+        if known is None:
+            self._delta[place] = [requests, size]
+        else:
+            known[0] += requests
+            known[1] += size
+        if flush:
+            self._flush.add(place)
+
+    def row(self, row: Row, to: Place | None) -> None:
+        """One row leaves its place (unless it is settled) for another (None: settles)."""
+        if row.status != SETTLED:
+            self.add(place_of(row), -1, -row.size)
+        if to is not None:
+            self.add(to, 1, row.size)
+
+    def book(self) -> None:
+        """Write it all."""
+        store, db = self._store, self._db
+        reserve = 0
+        for place, (requests, size) in self._delta.items():
+            terms = store._terms(db, place.terms)
+            reserve += requests * terms.reserve_each + size * terms.reserve_per_byte
+            if not requests and not size:
+                continue
+            if requests >= 0:
+                db.execute(
+                    "INSERT INTO cohort VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                    "requests = requests + excluded.requests, size = size + excluded.size, "
+                    "since = min(since, excluded.since), flush = max(flush, excluded.flush)",
+                    (*place, requests, size, self.since, place in self._flush),
+                )
+            else:
+                key = "terms = ? AND lane = ? AND status = ? AND batch = ? AND not_before = ?"
+                db.execute(
+                    f"UPDATE cohort SET requests = requests + ?, size = size + ? WHERE {key}",
+                    (requests, size, *place),
+                )
+                db.execute(f"DELETE FROM cohort WHERE {key} AND requests = 0", place)
+        if reserve:
+            store._put(db, "reserved", str(store._reserved(db) + reserve))
+        self._delta.clear()
+
+
+def _make_folder(folder: Path) -> None:
+    """Make what is missing, for its owner alone."""
+    try:
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        for each in reversed(missing):
+            each.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise LedgerError(f"the ledger's folder {folder} cannot be made ({error}); name another path") from error
+
+
+_ALL: weakref.WeakSet[Store] = weakref.WeakSet()
+_INHERITED: list[object] = []
+
+
+def _keep_inherited() -> None:
+    """In a forked child: never close the parent's connection, whose locks SQLite would believe to be the child's."""
+    for store in list(_ALL):
+        store._open = False
+        store._lock = threading.RLock()
+        _INHERITED.append(store._db)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_inherited)

@@ -278,7 +278,7 @@ class Policy:
         max_spend_period: The cap counts work accepted within this time; None: the ledger's life.
         late: "run": overdue work still runs, on the cheapest lane; "fail": it settles unsent.
         limits: The account's limits.
-        poll_every: Shortest and longest time between two polls of one batch.
+        poll_every: Shortest and longest time between two polls of one batch; in between a tenth of its age.
         create_grace: How long a create of unknown outcome is looked for before it is sent again.
         cancel_settle: How long a cancel may take to end.
         exclusive_workspace: Nobody else makes batches in the client's workspace.
@@ -298,7 +298,7 @@ class Policy:
     late: Literal["run", "fail"] = attrs.field(default="run")
     limits: Limits = attrs.field(factory=_start_tier)
     poll_every: tuple[timedelta, timedelta] = attrs.field(
-        default=(timedelta(seconds=10), timedelta(minutes=5)), converter=_to_poll_every
+        default=(timedelta(seconds=1), timedelta(minutes=2)), converter=_to_poll_every
     )
     create_grace: timedelta = attrs.field(default=timedelta(minutes=15), validator=_not_negative)
     cancel_settle: timedelta = attrs.field(default=timedelta(minutes=10), validator=_not_negative)

@@ -1,0 +1,211 @@
+"""`AsyncDispatcher`: batchwise over `anthropic.AsyncAnthropic`, on asyncio and trio."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from .async_tickets import AsyncJob, AsyncTicket
+from .drivers.tasks import TaskDriver, in_thread
+from .engine.core import Engine
+from .engine.effects import AsyncPorts
+from .engine.handles import to_request, to_tags
+from .errors import ClosedDispatcherError
+from .lanes.batches import AsyncBatchLane
+from .lanes.clients import base_url, check_client
+from .lanes.messages import AsyncMessageLane
+from .ledger.base import Ledger
+from .ledger.sqlite import open_ledger
+from .models import LatencyTag, Policy, Progress, Report, Status, ToolUse
+from .request import Request
+from .results import Result
+
+if TYPE_CHECKING:
+    import anthropic
+    from typing_extensions import Self
+
+__all__ = ["AsyncDispatcher"]
+
+
+class AsyncDispatcher:
+    """`Dispatcher` with `await`: under `async with` only, on the event loop that entered it.
+
+    Args:
+        client: An `anthropic.AsyncAnthropic`; None makes one from the environment.
+        ledger: A path, `":memory:"`, or a `Ledger`; None: `$BATCHWISE_LEDGER`, else `.batchwise/ledger.db`.
+        policy: How time is traded for money.
+
+    Raises:
+        WrongClientError: The client is a synchronous one, or of a platform without the Message Batches API.
+    """
+
+    def __init__(
+        self,
+        client: anthropic.AsyncAnthropic | None = None,
+        *,
+        ledger: str | os.PathLike[str] | Ledger | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        if client is None:
+            import anthropic
+
+            client = anthropic.AsyncAnthropic()
+        check_client(client, async_=True)
+        self._client, self._spec, self._policy = client, ledger, policy or Policy()
+        self._own_ledger = not hasattr(ledger, "snapshot")
+        self._ports = AsyncPorts(AsyncBatchLane(client), AsyncMessageLane(client))
+        self._entered: TaskDriver | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._entered is not None:
+            raise ClosedDispatcherError("an AsyncDispatcher is entered once; make a new one")
+        self._ledger = await in_thread(open_ledger, self._spec)
+        try:
+            self._engine = await in_thread(Engine, self._ledger, self._policy, endpoint=base_url(self._client))
+        except BaseException:
+            if self._own_ledger:
+                self._ledger.close()
+            raise
+        self._entered = TaskDriver(self._engine, self._ports)
+        await self._entered.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._driver.close(finish=kind is None, spare_calls=kind is not None and issubclass(kind, Exception))
+        finally:
+            if self._own_ledger:
+                with anyio.CancelScope(shield=True):
+                    await in_thread(self._ledger.close)
+
+    @property
+    def _driver(self) -> TaskDriver:
+        if self._entered is None:
+            raise ClosedDispatcherError("use it under `async with AsyncDispatcher(...) as d:`")
+        return self._entered
+
+    # -- accepting --------------------------------------------------------------------------------------------------
+
+    async def dispatch(
+        self,
+        request: Request | Mapping[str, Any],
+        *,
+        key: str | None = None,
+        latency: LatencyTag | None = None,
+        tool_use: ToolUse | None = None,
+        betas: Sequence[str] = (),
+        stream: bool = False,
+        expected_output_tokens: int | None = None,
+        job: str | None = None,
+    ) -> AsyncTicket:
+        """Accept one request; durable when this returns. See `Dispatcher.dispatch`."""
+        self._driver.check()
+        tags = {
+            "key": key,
+            "latency": latency,
+            "tool_use": tool_use,
+            "betas": betas,
+            "stream": stream,
+            "expected_output_tokens": expected_output_tokens,
+        }
+        made = to_request(request, tags)
+        try:
+            accepted, decision = await in_thread(self._engine.accept, made, job)
+        finally:
+            self._driver.call()
+        if accepted.row.status is not Status.IN_FLIGHT:
+            self._driver.wake()
+        return AsyncTicket(self._driver, accepted.row, job, decision)
+
+    async def dispatch_all(
+        self,
+        requests: Iterable[Request],
+        *,
+        job: str | None = None,
+        latency: LatencyTag | None = None,
+        tool_use: ToolUse | None = None,
+    ) -> AsyncJob:
+        """Accept many, whole or not at all. The iterable is read in a worker thread. See `Dispatcher.dispatch_all`."""
+        self._driver.check()
+        latency, tool_use = to_tags(latency, tool_use)
+        marks = await in_thread(self._ledger.marks)
+        numbers = await in_thread(self._engine.accept_all, requests, job, latency, tool_use)
+        self._driver.wake()
+        if job is None:
+            return AsyncJob(self._driver, None, 0, numbers, marks)
+        return await self.job(job)
+
+    # -- finding again ----------------------------------------------------------------------------------------------
+
+    async def job(self, name: str) -> AsyncJob:
+        """A job by its name, from whatever process. See `Dispatcher.job`."""
+        self._driver.check()
+        return AsyncJob(self._driver, name, await in_thread(self._engine.job_number, name))
+
+    async def ticket(self, key: str, *, job: str | None = None) -> AsyncTicket:
+        """A request by its key. See `Dispatcher.ticket`."""
+        self._driver.check()
+        return AsyncTicket(self._driver, await in_thread(self._engine.find, key, job), job)
+
+    async def results(self, *, job: str | None = None, after: int | None = None) -> AsyncIterator[Result]:
+        """What has settled so far, in the order of settling; does not wait. See `Dispatcher.results`."""
+        self._driver.check()
+        number = None if job is None else await in_thread(self._engine.job_number, job)
+        cursor = after or 0
+        while rows := await in_thread(self._ledger.results, job=number, after=cursor, limit=1_000):
+            for row in rows:
+                yield Result(row)
+            cursor = rows[-1].cursor
+
+    # -- acting -----------------------------------------------------------------------------------------------------
+
+    async def flush(self) -> None:
+        """Submit what is queued for a batch now. See `Dispatcher.flush`."""
+        self._driver.check()
+        await in_thread(self._ledger.flush)
+        self._driver.wake()
+
+    async def advance(self) -> Progress:
+        """Do all that is due, and return. See `Dispatcher.advance`."""
+        self._driver.check()
+        gap = await in_thread(self._engine.wake_gap)
+        await self._driver.advance(gap)
+        self._driver.raise_fatal()
+        return await in_thread(self._engine.progress, None, gap)
+
+    async def progress(self, job: str | None = None) -> Progress:
+        """Where the work stands. See `Dispatcher.progress`."""
+        self._driver.check()
+        return await in_thread(self._engine.progress_of, job)
+
+    async def report(self, job: str | None = None) -> Report:
+        """Money and deadlines of what has settled. See `Dispatcher.report`."""
+        self._driver.check()
+        return await in_thread(self._engine.report_of, job)
+
+    async def cancel(self, key: str | None = None, *, job: str | None = None) -> int:
+        """Cancel one request, a job, or all that is unsettled. See `Dispatcher.cancel`."""
+        self._driver.check()
+        if key is not None:
+            return await (await self.ticket(key, job=job)).cancel()
+        number = None if job is None else await in_thread(self._engine.job_number, job)
+        return await self._driver.cancel(job=number)
+
+    async def resume(self) -> None:
+        """Go on after a suspended lane's cause was mended. See `Dispatcher.resume`."""
+        self._driver.check()
+        await in_thread(self._ledger.resume)
+        self._engine.suspended.clear()
+        self._driver.wake()
+
+    async def purge(self, *, before: datetime) -> int:
+        """Delete what settled before then. See `Dispatcher.purge`."""
+        self._driver.check()
+        return await in_thread(self._ledger.purge, before=before)

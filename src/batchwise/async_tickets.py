@@ -1,0 +1,113 @@
+"""`AsyncTicket` and `AsyncJob`: what a dispatch gives back, over the task driver."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from functools import partial
+
+from .drivers.tasks import TaskDriver, in_thread
+from .engine.handles import JobView, TicketView, seconds
+from .ledger.base import RequestRow
+from .models import Decision, Outcome, Progress, Report
+from .results import Result
+
+__all__ = ["AsyncJob", "AsyncTicket"]
+
+
+class AsyncTicket(TicketView):
+    """One accepted request."""
+
+    def __init__(self, driver: TaskDriver, row: RequestRow, job: str | None, decision: Decision | None = None) -> None:
+        super().__init__(driver.engine, row, job, decision)
+        self._driver = driver
+
+    async def result(self, timeout: float | timedelta | None = None) -> Result:
+        """Wait for its outcome. See `Ticket.result`."""
+        limit = seconds(timeout)
+        self._driver.check()
+        found = await in_thread(self._look)
+        if found is not None:
+            return found
+        await in_thread(self._engine.ledger.flush, request=self._row.id)
+        found = await self._driver.wait_for(self._ready, limit, self._row.id)
+        if found is None:
+            raise self._late(limit)
+        return found
+
+    async def refresh(self) -> AsyncTicket:
+        """Look at the ledger again; returns itself."""
+        self._driver.check()
+        await in_thread(self._read)
+        return self
+
+    async def cancel(self) -> int:
+        """Cancel it. See `Ticket.cancel`."""
+        self._driver.check()
+        return await self._driver.cancel(request=self._row.id)
+
+
+class AsyncJob(JobView):
+    """A set of requests that were dispatched together."""
+
+    def __init__(
+        self,
+        driver: TaskDriver,
+        name: str | None,
+        number: int,
+        requests: Sequence[int] | None = None,
+        marks: tuple[int, int] = (0, 0),
+    ) -> None:
+        super().__init__(driver.engine, name, number, requests, marks)
+        self._driver = driver
+
+    async def results(self, timeout: float | timedelta | None = None) -> AsyncIterator[Result]:
+        """Its results as they settle, each once. See `Job.results`."""
+        limit = seconds(timeout)
+        self._driver.check()
+        for result in await in_thread(self._earlier):
+            yield result
+        await in_thread(self._flush)
+        after = self._first()
+        while True:
+            found = await self._driver.wait_for(partial(self._next, after), limit)
+            if found is None:
+                raise self._late(limit)
+            results, after = found
+            if not results:
+                return
+            for result in results:
+                yield result
+
+    async def progress(self) -> Progress:
+        """Where it stands."""
+        self._driver.check()
+        return await in_thread(self._progress)
+
+    async def wait(self, timeout: float | timedelta | None = None) -> Progress:
+        """Wait until all of it is settled. See `Job.wait`."""
+        limit = seconds(timeout)
+        self._driver.check()
+        await in_thread(self._flush)
+        if await self._driver.wait_for(self._all_settled, limit) is None:
+            raise self._late(limit)
+        return await in_thread(self._progress)
+
+    async def report(self) -> Report:
+        """Money and deadlines of what has settled of it."""
+        self._driver.check()
+        return await in_thread(self._engine.report, self._number)
+
+    async def cancel(self) -> int:
+        """Cancel what is unsettled of it; returns how many settled now."""
+        self._driver.check()
+        if self._requests is None:
+            return await self._driver.cancel(job=self._number)
+        return await self._driver.cancel(requests=self._requests)
+
+    async def retry(self, outcomes: Sequence[Outcome] = (Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED)) -> int:
+        """Queue its settled requests of these outcomes anew. See `Job.retry`."""
+        self._driver.check()
+        count = await in_thread(self._reopen, tuple(outcomes))
+        self._driver.wake()
+        return count

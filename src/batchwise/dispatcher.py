@@ -1,0 +1,286 @@
+"""`Dispatcher`: batchwise over `anthropic.Anthropic`."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .drivers.threads import ThreadDriver
+from .engine.core import Engine
+from .engine.effects import SyncPorts
+from .engine.handles import to_request, to_tags
+from .lanes.batches import BatchLane
+from .lanes.clients import base_url, check_client
+from .lanes.messages import MessageLane
+from .ledger.base import Ledger
+from .ledger.sqlite import open_ledger
+from .models import LatencyTag, Policy, Progress, Report, Status, ToolUse
+from .request import Request
+from .results import Result
+from .tickets import Job, Ticket
+
+if TYPE_CHECKING:
+    import anthropic
+    from typing_extensions import Self
+
+__all__ = ["Dispatcher"]
+
+
+class Dispatcher:
+    """Sends each request to the lane that meets its deadline for the least money, and hands its result back.
+
+    Everything accepted is durable: a later process goes on from the ledger. Thread-safe; not usable after a fork.
+
+    Args:
+        client: An `anthropic.Anthropic`; None makes one from the environment.
+        ledger: A path, `":memory:"`, or a `Ledger`; None: `$BATCHWISE_LEDGER`, else `.batchwise/ledger.db`.
+        policy: How time is traded for money.
+
+    Raises:
+        WrongClientError: The client is an async one, or of a platform without the Message Batches API.
+        WrongWorkspaceError: The ledger belongs to another endpoint.
+        LedgerError: The ledger cannot be opened.
+    """
+
+    def __init__(
+        self,
+        client: anthropic.Anthropic | None = None,
+        *,
+        ledger: str | os.PathLike[str] | Ledger | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        if client is None:
+            import anthropic
+
+            client = anthropic.Anthropic()
+        check_client(client, async_=False)
+        stopping = threading.Event()
+        self._own_ledger = not hasattr(ledger, "snapshot")
+        self._ledger = open_ledger(ledger)
+        try:
+            self._engine = Engine(self._ledger, policy or Policy(), endpoint=base_url(client))
+        except BaseException:
+            if self._own_ledger:
+                self._ledger.close()
+            raise
+
+        def nap(seconds: float) -> None:
+            stopping.wait(seconds)
+
+        ports = SyncPorts(BatchLane(client, sleep=nap), MessageLane(client))
+        self._driver = ThreadDriver(self._engine, ports, stopping)
+
+    # -- accepting --------------------------------------------------------------------------------------------------
+
+    def dispatch(
+        self,
+        request: Request | Mapping[str, Any],
+        *,
+        key: str | None = None,
+        latency: LatencyTag | None = None,
+        tool_use: ToolUse | None = None,
+        betas: Sequence[str] = (),
+        stream: bool = False,
+        expected_output_tokens: int | None = None,
+        job: str | None = None,
+    ) -> Ticket:
+        """Accept one request; durable when this returns.
+
+        Args:
+            request: The JSON body of a Messages call, or a `Request`.
+            key: The caller's name for it, unique within its job. The same key with the same content gives the
+                existing ticket, so a script that runs again buys nothing twice.
+            latency: How long the caller can wait; left out: somebody is waiting.
+            tool_use: What it does with tools; None infers it.
+            betas: `anthropic-beta` values.
+            stream: The caller wants streaming.
+            expected_output_tokens: The usual size of the answer.
+            job: The job to append it to.
+
+        Raises:
+            InvalidRequestError: It cannot be sent as it is.
+            KeyConflictError: The key is taken by other content.
+            AdmissionError: No lane can keep its deadline.
+            SpendLimitError: It could pass `Policy.max_spend`.
+            UnknownPriceError: There is a spend limit, and its model's price is unknown.
+        """
+        self._driver.check()
+        tags = {
+            "key": key,
+            "latency": latency,
+            "tool_use": tool_use,
+            "betas": betas,
+            "stream": stream,
+            "expected_output_tokens": expected_output_tokens,
+        }
+        accepted, decision = self._engine.accept(to_request(request, tags), job)
+        if accepted.created and accepted.row.status is Status.IN_FLIGHT:
+            self._driver.call()
+        self._driver.wake()
+        return Ticket(self._driver, accepted.row, job, decision)
+
+    def dispatch_all(
+        self,
+        requests: Iterable[Request],
+        *,
+        job: str | None = None,
+        latency: LatencyTag | None = None,
+        tool_use: ToolUse | None = None,
+    ) -> Job:
+        """Accept many, whole or not at all, in bounded memory, and submit them.
+
+        Args:
+            requests: The requests; a generator is read once, in chunks.
+            job: A name to find them again by, in this or a later process.
+            latency: The default for requests without a latency of their own.
+            tool_use: The default for requests without a tool use of their own.
+
+        Raises:
+            BatchwiseError: What was wrong with which request; nothing of the job was accepted.
+        """
+        self._driver.check()
+        latency, tool_use = to_tags(latency, tool_use)
+        marks = self._ledger.marks()
+        numbers = self._engine.accept_all(requests, job, latency, tool_use)
+        self._driver.wake()
+        if job is None:
+            return Job(self._driver, None, 0, numbers, marks)
+        return self.job(job)
+
+    # -- finding again ----------------------------------------------------------------------------------------------
+
+    def job(self, name: str) -> Job:
+        """A job by its name, from whatever process.
+
+        Raises:
+            JobNotFoundError: The ledger has none of this name.
+        """
+        self._driver.check()
+        return Job(self._driver, name, self._engine.job_number(name))
+
+    def ticket(self, key: str, *, job: str | None = None) -> Ticket:
+        """A request by its key.
+
+        Raises:
+            TicketNotFoundError: The ledger has none.
+        """
+        self._driver.check()
+        return Ticket(self._driver, self._engine.find(key, job), job)
+
+    def results(self, *, job: str | None = None, after: int | None = None) -> Iterator[Result]:
+        """What has settled so far, in the order of settling; does not wait.
+
+        Args:
+            job: Of this job only.
+            after: Only those behind this cursor (`Result.cursor` of the last one seen).
+
+        Raises:
+            JobNotFoundError: The ledger has no such job.
+        """
+        self._driver.check()
+        number = None if job is None else self._engine.job_number(job)
+        return self._pages(number, after or 0)
+
+    def _pages(self, number: int | None, after: int) -> Iterator[Result]:
+        while rows := self._ledger.results(job=number, after=after, limit=1_000):
+            for row in rows:
+                yield Result(row)
+            after = rows[-1].cursor
+
+    # -- acting -----------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Submit what is queued for a batch now, without waiting for the cadence."""
+        self._driver.check()
+        self._ledger.flush()
+        self._driver.wake()
+
+    def advance(self) -> Progress:
+        """Do all that is due, and return: for cron and scripts. `Progress.next_due` says when to come again."""
+        self._driver.check()
+        gap = self._engine.wake_gap()
+        self._driver.advance(gap)
+        self._driver.raise_fatal()
+        return self._engine.progress(None, gap)
+
+    def progress(self, job: str | None = None) -> Progress:
+        """Where the work stands.
+
+        Raises:
+            JobNotFoundError: The ledger has no such job.
+        """
+        self._driver.check()
+        return self._engine.progress_of(job)
+
+    def report(self, job: str | None = None) -> Report:
+        """Money and deadlines of what has settled.
+
+        Raises:
+            JobNotFoundError: The ledger has no such job.
+        """
+        self._driver.check()
+        return self._engine.report_of(job)
+
+    def cancel(self, key: str | None = None, *, job: str | None = None) -> int:
+        """Cancel one request (`key`, in `job`), a whole job, or all that is unsettled; returns how many settled now.
+
+        What is queued settles CANCELED at once. A batch that holds nothing else is cancelled: what it finished is
+        delivered, since it is paid for. Sync calls that are running end by themselves.
+
+        Raises:
+            TicketNotFoundError: There is no such request.
+            JobNotFoundError: There is no such job.
+        """
+        self._driver.check()
+        if key is not None:
+            return self.ticket(key, job=job).cancel()
+        return self._driver.cancel(job=None if job is None else self._engine.job_number(job))
+
+    def resume(self) -> None:
+        """Go on after a suspended lane's cause was mended."""
+        self._driver.check()
+        self._ledger.resume()
+        self._engine.suspended.clear()
+        self._driver.wake()
+
+    def purge(self, *, before: datetime) -> int:
+        """Delete what settled before then, prompts and results included; returns how many requests."""
+        self._driver.check()
+        return self._ledger.purge(before=before)
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Send what is queued for a batch, finish the sync calls, and end. Does not wait for batches."""
+        self._close(finish=True)
+
+    def halt(self) -> None:
+        """End at once: what is queued stays queued, for a later process."""
+        self._close(finish=False)
+
+    def _close(self, *, finish: bool) -> None:
+        if self._driver.closed:
+            return
+        try:
+            self._driver.close(finish=finish)
+        finally:
+            if self._own_ledger:
+                self._ledger.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return self._driver.closed
+
+    def __enter__(self) -> Self:
+        self._driver.check()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(finish=kind is None)

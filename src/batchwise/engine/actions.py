@@ -1,0 +1,180 @@
+"""From a planner's action to the procedure that carries it out. Exhaustive; decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import attrs
+
+from batchwise.ledger.base import Ledger
+from batchwise.models import Lane, Outcome, ResultError
+from batchwise.planning import planner
+from batchwise.planning.state import BatchState, BatchView
+
+from .collection import cancel, collect, poll, release
+from .core import Engine
+from .effects import Procedure, store
+from .submission import give_up, reconcile, reseal, submit
+
+__all__ = ["carry_out", "withdraw"]
+
+_BACKLOG = 256
+"""Claims that one process holds at once beyond what runs: few enough that urgent work need not wait behind them."""
+
+
+def carry_out(engine: Engine, action: planner.Action) -> Procedure[None]:
+    """Do what the planner asks for."""
+    match action:
+        case planner.Seal():
+            yield from submit(engine, action)
+        case planner.Run():
+            yield from _run_claims(engine, action)
+        case planner.Move():
+            yield from store(lambda: engine.ledger.move([action.terms], lane=action.lane))
+        case planner.FailLate():
+            yield from _fail_late(engine, action)
+        case planner.WaitUntil():
+            return
+        case planner.Release():
+            batch = yield from store(lambda: _view(engine.ledger, action.batch))
+            if batch is not None:
+                yield from release(engine, batch, action.terms)
+        case _:
+            batch = yield from store(lambda: _view(engine.ledger, action.batch))
+            if batch is not None:
+                yield from _with_batch(engine, action, batch)
+
+
+def _view(ledger: Ledger, number: int) -> BatchView | None:
+    """The batch as it is now: another action may have changed it since the plan was made."""
+    return next((batch for batch in ledger.snapshot().batches if batch.id == number), None)
+
+
+def _with_batch(
+    engine: Engine,
+    action: planner.Post | planner.Reconcile | planner.GiveUp | planner.Poll | planner.Cancel | planner.Collect,
+    batch: BatchView,
+) -> Procedure[None]:
+    match action:
+        case planner.Post() if batch.state is BatchState.SEALED:
+            yield from reseal(engine, batch)
+        case planner.Reconcile() if batch.state in {BatchState.DOUBT, BatchState.WATCHED}:
+            yield from reconcile(engine, batch)
+        case planner.GiveUp() if batch.state is BatchState.DOUBT:
+            yield from give_up(engine, batch)
+        case planner.Poll() if batch.state in {BatchState.OPEN, BatchState.CANCELING}:
+            yield from poll(engine, batch)
+        case planner.Cancel() if batch.state is BatchState.OPEN:
+            yield from cancel(engine, batch)
+        case planner.Collect() if batch.state is BatchState.ENDED:
+            yield from collect(engine, batch)
+        case planner.Post() | planner.Reconcile() | planner.GiveUp():
+            return  # it has moved on
+        case planner.Poll() | planner.Cancel() | planner.Collect():
+            return
+        case _:
+            _unreachable(action)
+
+
+def _unreachable(action: NoReturn) -> NoReturn:
+    raise AssertionError(action)
+
+
+def _run_claims(engine: Engine, action: planner.Run) -> Procedure[None]:
+    """Hand queued requests to this process's sync lane, as many as it can take up soon."""
+    limit = engine.policy.limits.concurrency or _BACKLOG
+    room = (_BACKLOG if action.urgent else 0) + limit + _BACKLOG - engine.queue.busy
+    if room <= 0:
+        return
+    claims = yield from store(
+        lambda: engine.ledger.claim(action.terms, min(room, action.requests), run=engine.run, now=engine.now())
+    )
+    for claim in claims:
+        engine.push(claim, urgent=action.urgent)
+
+
+def _fail_late(engine: Engine, action: planner.FailLate) -> Procedure[None]:
+    """Settle overdue queued requests unsent, as the policy says."""
+    error = ResultError(
+        "late", "its deadline passed before it could be sent, and Policy.late is 'fail'", retryable=True
+    )
+
+    def fail() -> list[int]:
+        ended = []
+        while claims := engine.ledger.claim(action.terms, 1_000, run=engine.run, now=engine.now(), any_lane=True):
+            engine.ledger.settle(
+                [
+                    engine.failure(
+                        claim.id,
+                        claim.key,
+                        claim.terms,
+                        Outcome.FAILED,
+                        error,
+                        lane=claim.terms.lane,
+                        nonce=None,
+                        attempted=False,
+                    )
+                    for claim in claims
+                ],
+                now=engine.now(),
+                run=engine.run,
+            )
+            ended += [claim.id for claim in claims]
+        return ended
+
+    engine.settled((yield from store(fail)))
+
+
+def withdraw(
+    engine: Engine, *, request: int | None = None, job: int | None = None, requests: Sequence[int] | None = None
+) -> Procedure[int]:
+    """Cancel for the caller: one request, a job, these requests, or everything. Returns how many settled now.
+
+    What is queued settles at once. A batch in which nobody else has rows is cancelled, and what it finished is still
+    delivered; rows in a shared batch settle at once, and what they may have cost is booked when they come.
+    """
+    ledger = engine.ledger
+    wanted = set(requests) if requests is not None else None if request is None else {request}
+
+    def settle_queued() -> tuple[int, set[int]]:
+        if requests is None:
+            count, batches = ledger.cancel(request=request, job=job, now=engine.now())
+            return count, set(batches)
+        found = [ledger.cancel(request=number, now=engine.now()) for number in requests]
+        return sum(count for count, _ in found), {batch for _, batches in found for batch in batches}
+
+    count, batches = yield from store(settle_queued)
+    for number in sorted(batches):
+        batch = yield from store(lambda number=number: _view(ledger, number))  # type: ignore[misc]
+        if batch is None:
+            continue
+        mine = yield from store(lambda batch=batch: _mine(engine, batch, job, wanted))  # type: ignore[misc]
+        if len(mine) < sum(group.requests for group in batch.groups):
+            count += yield from store(lambda batch=batch, mine=mine: _settle_shared(engine, batch, mine))  # type: ignore[misc]
+            continue
+        asked = attrs.evolve(batch, canceled=True)
+        yield from store(lambda asked=asked: ledger.update_batch(asked))  # type: ignore[misc]
+        if asked.state is BatchState.OPEN:
+            yield from cancel(engine, asked)
+    engine.settled(sorted(wanted) if wanted is not None else [])
+    return count
+
+
+def _mine(engine: Engine, batch: BatchView, job: int | None, wanted: set[int] | None) -> list[int]:
+    numbers = engine.ledger.missing(batch.id)
+    if wanted is not None:
+        return [number for number in numbers if number in wanted]
+    if job is None:
+        return numbers
+    members = engine.ledger.members(batch.id, numbers)
+    return [number for number, member in members.items() if member.terms.job == job]
+
+
+def _settle_shared(engine: Engine, batch: BatchView, mine: Sequence[int]) -> int:
+    error = ResultError("canceled", "canceled by the caller while its batch ran", retryable=True)
+    settlements = [
+        engine.failure(number, member.key, member.terms, Outcome.CANCELED, error, lane=Lane.BATCH, nonce=batch.nonce)
+        for number, member in engine.ledger.members(batch.id, mine).items()
+    ]
+    return engine.ledger.settle(settlements, now=engine.now(), batch=batch.id)

@@ -1,0 +1,154 @@
+"""One request on the sync lane: called, continued while its turn is paused, settled or queued again."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import partial
+from time import monotonic
+
+import orjson
+
+from batchwise.lanes.faults import LaneFault
+from batchwise.lanes.values import Reply
+from batchwise.ledger.base import Claim, Settlement
+from batchwise.models import Lane, Outcome, ResultError
+from batchwise.planning.custom_ids import UNSEALED, custom_id
+from batchwise.planning.outcomes import Ruling, Verdict, rule_call
+from batchwise.planning.turns import continued, merged, wrapped
+
+from .core import Engine
+from .effects import Ports, Procedure, api, store
+from .money import Biller
+from .queue import Ticked
+
+__all__ = ["call"]
+
+_MAX_TURNS = 20
+"""How often a paused turn is continued."""
+_PATIENCE = 40
+"""How many refusals for load (429, 529) one request sits out before they cost it attempts."""
+
+
+def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
+    """Run one claim to its end, or give it back to the queue."""
+    claim = ticked.claim
+    while True:
+        try:
+            reply: Reply = yield from api(partial(_ask, claim))
+        except LaneFault as error:
+            yield from _faulted(engine, ticked, claim, error)
+            return
+        except BaseException:
+            engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
+            raise
+        line = wrapped(custom_id(claim.key, UNSEALED, claim.id), "succeeded", "message", reply.body)
+        try:
+            message = orjson.loads(reply.body)
+            usage = message.get("usage") or {}
+            paused = message.get("stop_reason") == "pause_turn" and bool(message.get("content"))
+        except (orjson.JSONDecodeError, AttributeError):
+            engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
+            yield from _unusable(engine, claim)
+            return
+        if not paused or len(claim.turns) >= _MAX_TURNS:
+            break
+        claim = claim._replace(body=continued(claim.body, line), turns=(*claim.turns, line))
+    engine.queue.done(
+        ticked,
+        monotonic(),
+        headers=reply.headers,
+        used_in=(usage.get("input_tokens") or 0) + (usage.get("cache_creation_input_tokens") or 0),
+        used_out=usage.get("output_tokens") or 0,
+        took=reply.latency,
+    )
+    now = engine.now()
+    terms = claim.terms
+    money = Biller(engine.prices, now)(terms.model, Lane.SYNC, message, claim.turns)
+    met, lateness = engine.met(terms, now)
+    settlement = Settlement(
+        claim.id,
+        Outcome.SUCCEEDED,
+        Lane.SYNC,
+        merged(claim.turns, line),
+        money.cost,
+        money.saved,
+        met,
+        lateness,
+        money.input_tokens,
+        money.cache_read_tokens,
+    )
+    yield from _settle(engine, settlement)
+
+
+def _ask(claim: Claim, ports: Ports) -> Reply:
+    terms = claim.terms
+    return ports.call(claim.body, model=terms.model, max_tokens=terms.max_tokens, betas=terms.betas)
+
+
+def _settle(engine: Engine, settlement: Settlement) -> Procedure[None]:
+    yield from store(lambda: engine.ledger.settle([settlement], now=engine.now(), run=engine.run))
+    engine.settled([settlement.id])
+
+
+def _unusable(engine: Engine, claim: Claim) -> Procedure[None]:
+    error = ResultError("malformed_response", "the API's answer is no message; it may have been billed", retryable=True)
+    yield from _settle(engine, _failure(engine, claim, Outcome.FAILED, error))
+
+
+def _failure(engine: Engine, claim: Claim, outcome: Outcome, error: ResultError) -> Settlement:
+    return engine.failure(claim.id, claim.key, claim.terms, outcome, error, lane=Lane.SYNC, nonce=None)
+
+
+def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> Procedure[None]:
+    ruling = rule_call(error.fault)
+    throttled = error.fault.status in {429, 529}
+    engine.queue.failed(ticked, monotonic(), throttled=throttled, retry_after=ruling.wait)
+    if ruling.verdict is Verdict.SUSPEND:
+        yield from _suspend(engine, claim, ruling)
+        return
+    costs = ruling.costs_attempt
+    if throttled:
+        refusals = engine.failures[f"refused {claim.id}"] = engine.failures[f"refused {claim.id}"] + 1
+        costs = refusals > _PATIENCE
+    attempts = claim.attempts + (1 if costs else 0)
+    if ruling.verdict is Verdict.RETRY and attempts < engine.policy.max_attempts:
+        wait = timedelta(0) if throttled else ruling.wait or engine.backoff(attempts)
+        yield from _again(engine, claim._replace(attempts=attempts), wait, costs=costs, doubtful=ruling.doubtful)
+        return
+    engine.failures.pop(f"refused {claim.id}", None)
+    outcome = ruling.outcome or Outcome.FAILED
+    reason = ruling.error or ResultError("unknown_error", "the API gave no reason", retryable=True)
+    yield from _settle(engine, _failure(engine, claim, outcome, reason))
+
+
+def _again(engine: Engine, claim: Claim, wait: timedelta, *, costs: bool, doubtful: bool) -> Procedure[None]:
+    """Try again in this process; what the try cost is durable first."""
+    if costs or doubtful:
+        noted = yield from store(
+            lambda: engine.ledger.note_attempt(claim.id, run=engine.run, costs_attempt=costs, doubtful=doubtful)
+        )
+        if not noted:
+            return  # settled, or taken by another run
+    urgent = claim.terms.deadline is not None
+    engine.push(claim, urgent=urgent, wait=max(0.001, wait / timedelta(seconds=1)) if wait else 0.0)
+
+
+def _suspend(engine: Engine, claim: Claim, ruling: Ruling) -> Procedure[None]:
+    """No call can succeed now: this one is queued again and the lane rests until `resume` or a restart."""
+    attempts = claim.attempts + (1 if ruling.costs_attempt else 0)
+    if attempts >= engine.policy.max_attempts and ruling.error is not None:
+        yield from _settle(engine, _failure(engine, claim, Outcome.FAILED, ruling.error))
+        return
+    waiting = [claim, *engine.queue.drain()]
+
+    def rest() -> None:
+        now = engine.now()
+        engine.ledger.suspend(Lane.SYNC, ruling.reason or "the API refuses all work", now=now)
+        for number, part in enumerate(waiting):
+            engine.ledger.requeue(
+                [part.id], lane=Lane.SYNC, costs_attempt=ruling.costs_attempt and number == 0, now=now
+            )
+
+    yield from store(rest)
+    engine.suspended[Lane.SYNC] = ruling.reason or ""
+    engine.settled([part.id for part in waiting])

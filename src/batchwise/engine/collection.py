@@ -1,0 +1,381 @@
+"""How a batch's end is noticed and its rows are collected: each once, and none taken for granted.
+
+Rows are read as raw lines in bounded memory and settled in chunks; reading them again changes nothing. `ended` proves
+nothing: every custom_id that was sent is ticked off, and a short or broken read is read again before anything is
+bought again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import attrs
+import orjson
+
+from batchwise.lanes.faults import LaneFault
+from batchwise.lanes.lines import LineSplitter
+from batchwise.lanes.values import BatchInfo
+from batchwise.ledger.base import Member, Settlement
+from batchwise.models import Lane, Outcome, ResultError
+from batchwise.planning.custom_ids import opener
+from batchwise.planning.outcomes import Ruling, Verdict, rule_call, rule_row, stop_sign
+from batchwise.planning.state import BatchState, BatchView, Terms
+from batchwise.planning.turns import continued, merged
+
+from .core import Engine
+from .effects import Procedure, api, store
+from .money import Biller
+
+__all__ = ["cancel", "collect", "poll", "release"]
+
+_CHUNK = 2_000
+"""Rows settled in one transaction."""
+_REREADS = 3
+"""How often a short or broken read is repeated before missing rows are bought again."""
+_MAX_TURNS = 20
+"""How often a paused turn is continued."""
+_YOUNG = timedelta(minutes=5)
+"""A batch just created may be unknown to `retrieve` for a moment (seen: a second or so)."""
+
+
+def poll(engine: Engine, batch: BatchView) -> Procedure[None]:
+    """Ask how a batch is doing."""
+    remote = batch.remote_id or ""
+    try:
+        info = yield from api(lambda ports: ports.retrieve(remote))
+    except LaneFault as error:
+        yield from _unreadable(engine, batch, error)
+        return
+    yield from store(lambda: _update(engine, batch, info))
+
+
+def cancel(engine: Engine, batch: BatchView) -> Procedure[None]:
+    """Cancel a batch; what it finished is collected when it has ended."""
+    remote = batch.remote_id or ""
+    asked = attrs.evolve(batch, state=BatchState.CANCELING, cancel_at=engine.now(), polled_at=engine.now())
+    try:
+        info = yield from api(lambda ports: ports.cancel(remote))
+    except LaneFault:  # it may have ended just now, or the cancel may have arrived: the next poll tells
+        yield from store(lambda: engine.ledger.update_batch(asked))
+        return
+    yield from store(lambda: _update(engine, asked, info))
+
+
+def release(engine: Engine, batch: BatchView, terms: tuple[int, ...]) -> Procedure[None]:
+    """Queue its rows for the sync lane, whatever becomes of it: their last safe moment has come."""
+    sent = batch.state is not BatchState.SEALED
+
+    def queue() -> None:
+        engine.ledger.unseal(
+            batch.id, lane=Lane.SYNC, now=engine.now(), keep=sent, doubtful=sent, terms=None if not sent else terms
+        )
+        left = {group.terms.id for group in batch.groups} - set(terms)
+        if batch.state is BatchState.DOUBT and not left:
+            engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED))
+
+    yield from store(queue)
+
+
+def _update(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
+    states = {"in_progress": BatchState.OPEN, "canceling": BatchState.CANCELING, "ended": BatchState.ENDED}
+    state = states[info.status]
+    if state is BatchState.OPEN and batch.state is BatchState.CANCELING:
+        state = BatchState.OPEN if batch.cancel_at is None else BatchState.CANCELING
+    now = engine.now()
+    if info.server_time is not None:
+        engine.ledger.note_clock(info.server_time - now)
+    engine.ledger.update_batch(
+        attrs.evolve(
+            batch,
+            state=state,
+            created_at=info.created_at,
+            expires_at=info.expires_at,
+            ended_at=info.ended_at,
+            polled_at=now,
+            failures=0,
+        )
+    )
+
+
+def _unreadable(engine: Engine, batch: BatchView, error: LaneFault) -> Procedure[None]:
+    """A poll or a read failed: again later; lost for good if the API goes on not knowing the batch."""
+    now, failures = engine.now(), batch.failures + 1
+    ruling = rule_call(error.fault)
+    if error.fault.status == 404:
+        young = now - (batch.posting_at or batch.sealed_at) < _YOUNG
+        if failures > _REREADS and not young:
+            yield from _lost(engine, batch, "batch_gone", "the API knows the batch no more; it or its results are gone")
+            return
+    elif ruling.verdict is Verdict.SUSPEND:
+        reason = ruling.reason or ""
+        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=now))
+    noted = attrs.evolve(batch, polled_at=now, failures=failures)
+    yield from store(lambda: engine.ledger.update_batch(noted))
+
+
+def _lost(engine: Engine, batch: BatchView, kind: str, words: str) -> Procedure[None]:
+    """Its unsettled rows will not come: another attempt while some are left. They may have been paid for."""
+
+    def give_back() -> list[int]:
+        error = ResultError(kind, words, retryable=True)
+        ruling = Ruling(verdict=Verdict.RETRY, outcome=Outcome.FAILED, error=error, doubtful=True)
+        sorter = _Sorter(engine, batch)
+        numbers = engine.ledger.missing(batch.id)
+        for start in range(0, len(numbers), _CHUNK):
+            members = engine.ledger.members(batch.id, numbers[start : start + _CHUNK])
+            for number, member in members.items():
+                sorter.failed(number, member, ruling, None)
+            sorter.write()
+        engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.CLOSED))
+        return sorter.ended
+
+    engine.settled((yield from store(give_back)))
+
+
+def collect(engine: Engine, batch: BatchView) -> Procedure[None]:
+    """Read an ended batch's rows, settle them, and tick them off."""
+    remote = batch.remote_id or ""
+    reader = _Reader(engine, batch)
+    fault: LaneFault | None = None
+    try:
+        yield from api(lambda ports: ports.read(remote, reader.feed))
+    except LaneFault as error:
+        fault = error
+    missing = yield from store(reader.finish)
+    engine.settled(reader.sorter.take_ended())
+    if reader.stop is not None:
+        reason = reader.stop
+        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))
+    if not missing:
+        closed = attrs.evolve(batch, state=BatchState.CLOSED, polled_at=engine.now())
+        yield from store(lambda: engine.ledger.update_batch(closed))
+    elif fault is not None and (fault.fault.status == 404 or rule_call(fault.fault).verdict is Verdict.SUSPEND):
+        yield from _unreadable(engine, batch, fault)
+    elif batch.failures < _REREADS:
+        again = attrs.evolve(batch, polled_at=engine.now(), failures=batch.failures + 1)
+        yield from store(lambda: engine.ledger.update_batch(again))
+    else:
+        yield from _lost(engine, batch, "missing_row", "the batch ended without a readable row for this request")
+
+
+class _Sorter:
+    """What becomes of the rows of a chunk, and the writing of it."""
+
+    def __init__(self, engine: Engine, batch: BatchView) -> None:
+        self.engine, self.batch = engine, batch
+        self.settlements: list[Settlement] = []
+        self.again: dict[tuple[Lane, bool, bool], list[int]] = {}
+        self.turns: list[tuple[int, bytes, Member]] = []
+        self.ended: list[int] = []
+        self.look(engine.now())
+
+    def look(self, now: datetime) -> None:
+        """The moment from which on rows are judged."""
+        self._now, self._bill = now, Biller(self.engine.prices, now)
+        self._met: dict[int, tuple[bool | None, timedelta]] = {}
+
+    def answered(self, number: int, member: Member, line: bytes, message: Mapping[str, Any]) -> None:
+        """A row with an answer."""
+        terms = member.terms
+        money = self._bill(terms.model, Lane.BATCH, message, member.turns)
+        if terms.id not in self._met:
+            self._met[terms.id] = self.engine.met(terms, self._now)
+        met, lateness = self._met[terms.id]
+        self.settlements.append(
+            Settlement(
+                number,
+                Outcome.SUCCEEDED,
+                Lane.BATCH,
+                merged(member.turns, line) if member.turns else line,
+                money.cost,
+                money.saved,
+                met,
+                lateness,
+                money.input_tokens,
+                money.cache_read_tokens,
+            )
+        )
+
+    def failed(self, number: int, member: Member, ruling: Ruling, line: bytes | None) -> None:
+        """A row without an answer: tried again while attempts are left, else it ends."""
+        again = ruling.verdict in {Verdict.RETRY, Verdict.SUSPEND} and not self.batch.canceled
+        if again and (not ruling.costs_attempt or member.attempts + 1 < self.engine.policy.max_attempts):
+            place = (self._lane(member.terms), ruling.costs_attempt, ruling.doubtful)
+            self.again.setdefault(place, []).append(number)
+            return
+        outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
+        settlement = self.engine.failure(
+            number,
+            member.key,
+            member.terms,
+            outcome,
+            error or ResultError("unknown_error", "the API gave no reason", retryable=True),
+            lane=Lane.BATCH,
+            nonce=self.batch.nonce,
+        )
+        self.settlements.append(settlement if line is None else settlement._replace(line=line))
+
+    def _lane(self, terms: Terms) -> Lane:
+        """Another batch if the time allows one, else the sync lane."""
+        if terms.deadline is None or terms.batch_only:
+            return Lane.BATCH
+        policy = self.engine.policy
+        left = terms.deadline - self.engine.now()
+        return Lane.BATCH if left >= policy.window + policy.reserve_for(left - policy.window) else Lane.SYNC
+
+    def write(self) -> None:
+        """Settle and queue again, in two or three transactions."""
+        ledger, now, batch = self.engine.ledger, self.engine.now(), self.batch.id
+        if self.settlements:
+            ledger.settle(self.settlements, now=now, batch=batch)
+            self.ended += [settlement.id for settlement in self.settlements]
+        for (lane, costs, doubtful), numbers in self.again.items():
+            ledger.requeue(numbers, lane=lane, costs_attempt=costs, now=now, doubtful=doubtful, batch=batch)
+        for number, line, member in self.turns:
+            body = next(iter(ledger.bodies([number])))
+            ledger.requeue(
+                [number],
+                lane=self._lane(member.terms),
+                costs_attempt=False,
+                now=now,
+                turn=line,
+                body=continued(body, line),
+                batch=batch,
+            )
+        self.settlements, self.again, self.turns = [], {}, []
+
+    def take_ended(self) -> list[int]:
+        """The requests that settled since the last time."""
+        ended, self.ended = self.ended, []
+        return ended
+
+
+def _is_answer(result: Mapping[str, Any]) -> bool:
+    """Whether a row's result is a whole answer."""
+    message = result.get("message")
+    return (
+        result.get("type") == "succeeded" and isinstance(message, dict) and message.get("stop_reason") != "pause_turn"
+    )
+
+
+class _Reader:
+    """Takes a results stream chunk by chunk; every method but `finish` is called from within the read."""
+
+    def __init__(self, engine: Engine, batch: BatchView) -> None:
+        self.engine, self.batch = engine, batch
+        self.sorter = _Sorter(engine, batch)
+        self.stop: str | None = None
+        self._splitter = LineSplitter()
+        self._open = opener(batch.nonce)
+        self._lines: list[bytes] = []
+        self._held: list[tuple[int, bytes, Ruling]] = []
+        self._kinds: Counter[tuple[str, str]] = Counter()
+        self._mixed = False
+        self._alike = self._one_for_all()
+
+    def _one_for_all(self) -> Member | None:
+        """What holds for each row of a batch of one kind, from which none has left; the usual bulk."""
+        groups = self.batch.groups
+        whole = len(groups) == 1 and groups[0].requests == self.batch.requests
+        if not whole or self.engine.ledger.has_turns():
+            return None
+        return Member("", groups[0].terms, 0, ())
+
+    def feed(self, chunk: bytes) -> bool:
+        """Take some bytes in; always wants more."""
+        self._lines += self._splitter.feed(chunk)
+        if len(self._lines) >= _CHUNK:
+            self._sort()
+        return True
+
+    def finish(self) -> list[int]:
+        """Take in the rest; returns the rows that are not ticked off."""
+        rest = self._splitter.rest()
+        if rest:
+            self._lines.append(rest)
+        self._sort()
+        if not self._mixed and self._held:
+            self.stop = stop_sign(self._kinds, self.batch.requests)
+            self._let_go(forgiven=self.stop is not None)
+            self.sorter.write()
+        return self.engine.ledger.missing(self.batch.id)
+
+    def _sort(self) -> None:
+        rows: dict[int, tuple[bytes, Mapping[str, Any]]] = {}
+        sorter, alike = self.sorter, self._alike
+        sorter.look(self.engine.now())
+        for line in self._lines:
+            try:
+                row = orjson.loads(line)
+                number, result = self._open(row["custom_id"].encode()), row["result"]
+            except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+                continue  # garbage or a cut line: its request stays unticked
+            if number < 0 or not isinstance(result, dict):
+                continue
+            if alike is not None and _is_answer(result):
+                sorter.answered(number, alike, line, result["message"])
+            else:
+                rows[number] = line, result
+        self._lines = []
+        if sorter.settlements:
+            self._mix()
+        members = self.engine.ledger.members(self.batch.id, list(rows)) if rows else {}
+        for number, (line, result) in rows.items():
+            member = members.get(number)
+            if member is None:
+                self._stray(number, result, result.get("message"))
+            elif _is_answer(result):
+                self._mix()
+                sorter.answered(number, member, line, result["message"])
+            else:
+                self._unanswered(number, member, line, result)
+        self.sorter.write()
+        self.engine.settled(self.sorter.take_ended())
+
+    def _unanswered(self, number: int, member: Member, line: bytes, result: Mapping[str, Any]) -> None:
+        ruling = rule_row(result)
+        if ruling.verdict is Verdict.CONTINUE and len(member.turns) < _MAX_TURNS:
+            self._mix()
+            self.sorter.turns.append((number, line, member))
+            return
+        if ruling.verdict is Verdict.CONTINUE or ruling.error is None:
+            self._mix()
+            self.sorter.answered(number, member, line, result["message"])
+            return
+        self._kinds[ruling.error.type, ruling.error.message] += 1
+        if len(self._kinds) > 1:
+            self._mix()
+        if self._mixed:
+            self.sorter.failed(number, member, ruling, line)
+        else:
+            self._held.append((number, line, ruling))
+
+    def _stray(self, number: int, result: Mapping[str, Any], message: object) -> None:
+        """A row of a request that has left this batch or is settled: paid and not used, or seen before."""
+        if result.get("type") != "succeeded" or not isinstance(message, dict):
+            return
+        now = self.engine.now()
+        cost = self.engine.prices.cost(str(message.get("model")), Lane.BATCH, message.get("usage") or {}, at=now)
+        self.engine.ledger.book_stray(self.batch.id, number, cost or 0)
+
+    def _mix(self) -> None:
+        """The rows do not all end alike: no stop sign, so what was held back is judged row by row."""
+        if not self._mixed:
+            self._mixed = True
+            self._let_go(forgiven=False)
+
+    def _let_go(self, *, forgiven: bool) -> None:
+        held, self._held = self._held, []
+        for start in range(0, len(held), _CHUNK):
+            part: Sequence[tuple[int, bytes, Ruling]] = held[start : start + _CHUNK]
+            members = self.engine.ledger.members(self.batch.id, [number for number, _, _ in part])
+            for number, line, ruling in part:
+                member = members.get(number)
+                if member is None:
+                    continue
+                if forgiven:
+                    ruling = attrs.evolve(ruling, verdict=Verdict.SUSPEND, costs_attempt=False)  # noqa: PLW2901
+                self.sorter.failed(number, member, ruling, line)

@@ -1,0 +1,512 @@
+"""The core that both drivers share: routing and accepting, the planner's pass, money, and who is told what."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from time import monotonic
+from typing import Any
+
+import attrs
+import tenacity
+
+from batchwise.errors import (
+    InvalidRequestError,
+    JobNotFoundError,
+    TicketNotFoundError,
+    UnknownPriceError,
+    shown,
+)
+from batchwise.ledger.base import Accepted, Cap, Claim, Entry, Ledger, RequestRow, Settlement
+from batchwise.models import (
+    Check,
+    Decision,
+    Lane,
+    Latency,
+    LatencyTag,
+    Outcome,
+    Policy,
+    Progress,
+    Reason,
+    Report,
+    ResultError,
+    RunningBatch,
+    Status,
+    ToolUse,
+)
+from batchwise.planning import planner, routing
+from batchwise.planning.admission import Promises, admit, promises_of
+from batchwise.planning.custom_ids import UNSEALED, custom_id
+from batchwise.planning.forecast import Forecast
+from batchwise.planning.pricing import PriceBook, estimate, to_pico
+from batchwise.planning.schedule import at_risk
+from batchwise.planning.state import BatchState, Group, Snapshot, Terms
+from batchwise.planning.turns import failed
+from batchwise.request import Request
+
+from .queue import CallQueue
+
+__all__ = ["Engine"]
+
+_CHUNK = 2_000
+"""Rows staged in one transaction."""
+_URGENT, _BLOCKING, _PATIENT = 0, 1, 2
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class Engine:
+    """One dispatcher's core. Thread-safe; blocks for ledger calls only.
+
+    Args:
+        ledger: The durable record.
+        policy: The rules' figures.
+        endpoint: The client's base URL, which the ledger is bound to.
+        now: The clock; injected by tests that run in virtual time.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        policy: Policy,
+        *,
+        endpoint: str,
+        now: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        self.ledger, self.policy, self.endpoint, self.now = ledger, policy, endpoint, now
+        self.prices = PriceBook()
+        self.queue = CallQueue(policy.limits, now=monotonic())
+        self.on_settled: Callable[[Sequence[int]], None] = lambda _requests: None
+        ledger.bind(endpoint=endpoint, workspace=None)
+        self.run = ledger.start_run(pid=os.getpid(), now=self.now())
+        ledger.recover(now=self.now())
+        ledger.resume()
+        self.failures: Counter[str] = Counter()
+        self.ceiling: int | None = None
+        self.suspended: dict[Lane, str] = {}
+        self.busy: set[object] = set()
+        self._beginning = threading.Lock()
+        self._sealing: object | None = None
+        self._promises: tuple[float, Promises] | None = None
+        self._routes: dict[object, tuple[Decision, Terms]] = {}
+        self._forecast: tuple[float, Forecast] = (-1e9, Forecast.prior(window=policy.window))
+
+    # -- accepting --------------------------------------------------------------------------------------------------
+
+    def route(
+        self, request: Request, now: datetime, latency: LatencyTag | None = None, tool_use: ToolUse | None = None
+    ) -> tuple[Decision, Terms]:
+        """The decision for a request and the terms to store.
+
+        Raises:
+            InvalidRequestError: Its tags or parameters cannot be kept; see `choose_lane`.
+            UnknownPriceError: There is a spend limit and no price.
+        """
+        where = "request" if request.key is None else f"request {shown(request.key)}"
+        case = routing.case_of(
+            request,
+            now=now,
+            policy=self.policy,
+            forecast=self.forecast(),
+            prices=self.prices,
+            latency=latency,
+            tool_use=tool_use,
+        )
+        decision = routing.decide(case, where)
+        each, per_byte = self._reserve(case, decision.lane, where)
+        hedged = decision.reason is Reason.HEDGED
+        return decision, Terms(
+            lane=decision.lane,
+            reason=decision.reason,
+            explanation=decision.explanation,
+            blocking=case.latency is Latency.BLOCKING,
+            deadline=decision.deadline,
+            submit_by=decision.submit_by,
+            rescue_at=decision.rescue_at,
+            interval=routing.hedge_wait(case.left) if hedged else case.interval,
+            model=request.model,
+            max_tokens=request.max_tokens,
+            output_tokens=case.output_tokens,
+            betas=request.betas,
+            stream=request.stream,
+            tool_use=case.tool_use,
+            batch_only=bool(case.batch_only),
+            reserve_each=each,
+            reserve_per_byte=per_byte,
+        )
+
+    def _reserve(self, case: routing.Case, lane: Lane, where: str) -> tuple[int, int]:
+        """pico-USD kept for a request until it settles: its sync price, and its batch price too where both may come."""
+        if self.policy.max_spend is None:
+            return 0, 0
+        lanes = (Lane.SYNC, Lane.BATCH) if lane is Lane.BATCH else (Lane.SYNC,)
+        each = per_byte = 0
+        for part in lanes:
+            rates = self.prices.rates(case.traits.model, part, at=case.now)
+            if rates is None:
+                raise UnknownPriceError(
+                    f"{where}: the price of {shown(case.traits.model)} is unknown, so Policy.max_spend cannot be kept; "
+                    "use a model with a known price, or drop max_spend"
+                )
+            each += estimate(0, case.traits.max_tokens, rates)
+            per_byte += -(-rates.cache_write_1h // 2)  # two bytes a token, the dearest kind of input
+        return each, per_byte
+
+    def _cap(self) -> Cap | None:
+        if self.policy.max_spend is None:
+            return None
+        period = self.policy.max_spend_period
+        return Cap(limit=to_pico(self.policy.max_spend), since=None if period is None else self.now() - period)
+
+    def accept(self, request: Request, job: str | None) -> tuple[Accepted, Decision]:
+        """Accept one request; a new one for the sync lane begins at once.
+
+        Raises:
+            BatchwiseError: Whatever was wrong with it; nothing was stored or sent.
+        """
+        now = self.now()
+        decision, terms = self.route(request, now)
+        if terms.lane is Lane.BATCH and terms.deadline is not None and not terms.batch_only:
+            decision, terms = self._admit_one(request, decision, terms, now)
+        claim = terms.lane is Lane.SYNC and Lane.SYNC not in self.suspended
+        entry = Entry(request.key, request.digest, request.body, terms)
+        accepted = self.ledger.accept(entry, job=job, run=self.run, now=now, claim=claim, cap=self._cap())
+        if not accepted.created:
+            return accepted, decision_of(accepted.row.terms)
+        if claim:
+            row = accepted.row
+            self.push(Claim(row.id, row.key, row.terms, request.body, 0, ()))
+        return accepted, decision
+
+    def _admit_one(self, request: Request, decision: Decision, terms: Terms, now: datetime) -> tuple[Decision, Terms]:
+        group = Group(terms=terms, requests=1, size=len(request.body), since=now)
+        admission = admit(group, self._known_promises(now), now, self.policy, at_once=False)
+        self._promises = (self._promises or (monotonic(), admission.promises))[0], admission.promises
+        if not admission.words:
+            return decision, terms
+        terms = admission.terms
+        if admission.sync:
+            terms = attrs.evolve(terms, lane=Lane.SYNC, submit_by=None, rescue_at=None)
+        terms = attrs.evolve(terms, explanation=f"{terms.explanation}; {admission.words}")
+        return decision_of(terms), terms
+
+    def _known_promises(self, now: datetime) -> Promises:
+        """What is promised, read anew every half second; in between, what this process added is added up."""
+        if self._promises is None or monotonic() - self._promises[0] > 0.5:
+            self._promises = monotonic(), promises_of(self.ledger.snapshot(), now, self.policy)
+        return self._promises[1]
+
+    def accept_all(
+        self,
+        requests: Iterable[Request],
+        job: str | None,
+        latency: LatencyTag | None,
+        tool_use: ToolUse | None,
+    ) -> Sequence[int]:
+        """Accept many, whole or not at all, in bounded memory; returns their numbers in order."""
+        now = self.now()
+        routes: dict[object, Terms] = {}
+        groups: dict[int, list[int]] = {}
+        by_size = bool(self.policy.hedge or self.policy.delay_cost_per_hour)
+        with self.ledger.intake(job=job, run=self.run, now=now) as intake:
+            chunk: list[Entry] = []
+            for position, request in enumerate(requests):
+                if not isinstance(request, Request):
+                    raise InvalidRequestError(
+                        f"item #{position} of dispatch_all is a {type(request).__name__}; wrap params in Request(...)"
+                    )
+                signature = (
+                    request.traits,
+                    request.latency_tag,
+                    request.tool_use,
+                    request.betas,
+                    request.stream,
+                    request.expected_output_tokens,
+                    len(request.body) >> 10 if by_size else 0,
+                )
+                terms = routes.get(signature)
+                if terms is None:
+                    terms = routes[signature] = self._route_named(request, position, now, latency, tool_use)
+                    groups[id(terms)] = [0, 0]
+                tally = groups[id(terms)]
+                tally[0] += 1
+                tally[1] += len(request.body)
+                chunk.append(Entry(request.key, request.digest, request.body, terms))
+                if len(chunk) >= _CHUNK:
+                    intake.stage(chunk)
+                    chunk = []
+            if chunk:
+                intake.stage(chunk)
+            moves = self._admit_all(
+                [
+                    Group(terms=terms, requests=groups[id(terms)][0], size=groups[id(terms)][1], since=now)
+                    for terms in routes.values()
+                ],
+                now,
+            )
+            numbers = intake.accept(now=now, cap=self._cap(), flush=True, sync=moves)
+        self._promises = None
+        return numbers
+
+    def _route_named(
+        self, request: Request, position: int, now: datetime, latency: LatencyTag | None, tool_use: ToolUse | None
+    ) -> Terms:
+        try:
+            return self.route(request, now, latency, tool_use)[1]
+        except InvalidRequestError as error:
+            raise type(error)(f"item #{position} of dispatch_all: {error}") from None
+
+    def _admit_all(self, groups: list[Group], now: datetime) -> dict[Terms, int]:
+        """How many of which terms go to the sync lane at once."""
+        dated = [group for group in groups if group.terms.lane is Lane.BATCH and group.terms.deadline is not None]
+        if not dated:
+            return {}
+        promises = promises_of(self.ledger.snapshot(), now, self.policy)
+        moves: dict[Terms, int] = {}
+        for group in sorted(dated, key=lambda group: group.terms.deadline or now):
+            admission = admit(group, promises, now, self.policy, at_once=True)
+            promises = admission.promises
+            if admission.sync:
+                moves[group.terms] = admission.sync
+        return moves
+
+    # -- the planner's pass -----------------------------------------------------------------------------------------
+
+    def forecast(self) -> Forecast:
+        """How long batches take, from the ledger's record, read anew every minute."""
+        read, forecast = self._forecast
+        if monotonic() - read > 60:
+            history = self.ledger.history()
+            if history:
+                forecast = Forecast.from_history(history, window=self.policy.window)
+            self._forecast = monotonic(), forecast
+        return forecast
+
+    def snapshot(self) -> Snapshot:
+        """The ledger's snapshot with what only this process knows."""
+        snapshot = attrs.evolve(self.ledger.snapshot(), forecast=self.forecast(), leased=self.ledger.lease.held)
+        self.suspended = dict(snapshot.suspended)
+        return snapshot
+
+    def plan(self, wake_gap: timedelta = timedelta(0)) -> tuple[planner.Action, ...]:
+        """Take the lease if it is free, and ask the planner."""
+        lease = self.ledger.lease
+        if not lease.held and lease.acquire():
+            self.ledger.doubt_orphans()
+        return planner.plan(self.snapshot(), self.now(), self.policy, wake_gap=wake_gap)
+
+    def begin(self, action: planner.Action) -> object | None:
+        """A token for an action that may begin now, None for one that is under way. Give it to `end`."""
+        match action:
+            case planner.Seal():
+                token: object = object()
+            case planner.WaitUntil():
+                return None
+            case planner.Run() | planner.Move() | planner.FailLate():
+                token = (type(action), action.terms)
+            case planner.Release():
+                token = ("release", action.batch)
+            case _:
+                token = ("batch", action.batch)
+        with self._beginning:
+            if isinstance(action, planner.Seal):  # one at a time: each looks at what the others left
+                if self._sealing is not None:
+                    return None
+                self._sealing = token
+            elif token in self.busy or (isinstance(action, planner.Post) and self._sealing is not None):
+                return None  # a batch that is being sealed now is sent by the one who seals it
+            else:
+                self.busy.add(token)
+        return token
+
+    def sealed(self, batch: int) -> object:
+        """The seal under way became this batch: the next seal may begin. Gives the token of the batch's sending."""
+        with self._beginning:
+            token = ("batch", batch)
+            self.busy.add(token)
+            self._sealing = None
+        return token
+
+    def end(self, token: object) -> None:
+        """The action of this token is done."""
+        with self._beginning:
+            self.busy.discard(token)
+            if token is self._sealing:
+                self._sealing = None
+
+    def push(self, claim: Claim, *, urgent: bool = False, wait: float = 0.0) -> None:
+        """Hand a claim to this process's sync lane."""
+        priority = _URGENT if urgent else _BLOCKING if claim.terms.blocking else _PATIENT
+        due = claim.terms.deadline
+        self.queue.push(
+            claim,
+            priority=priority,
+            due=float("inf") if due is None else due.timestamp(),
+            not_before=monotonic() + wait if wait else 0.0,
+        )
+
+    def backoff(self, failures: int) -> timedelta:
+        """Exponential with jitter, from the shortest to the longest poll gap."""
+        shortest, longest = self.policy.poll_every
+        state = tenacity.RetryCallState(retry_object=tenacity.Retrying(), fn=None, args=(), kwargs={})
+        state.attempt_number = max(1, failures)
+        second = timedelta(seconds=1)
+        wait = tenacity.wait_exponential_jitter(
+            initial=shortest / second, max=longest / second, jitter=shortest / second
+        )
+        return timedelta(seconds=float(wait(state)))
+
+    # -- ends -------------------------------------------------------------------------------------------------------
+
+    def settled(self, requests: Sequence[int]) -> None:
+        """Tell whoever waits."""
+        if requests:
+            self.on_settled(requests)
+
+    def met(self, terms: Terms, now: datetime) -> tuple[bool | None, timedelta]:
+        """Whether its deadline is met by settling now, and by how much not."""
+        if terms.deadline is None:
+            return None, timedelta(0)
+        return now <= terms.deadline, max(timedelta(0), now - terms.deadline)
+
+    def failure(
+        self,
+        request: int,
+        key: str,
+        terms: Terms,
+        outcome: Outcome,
+        error: ResultError,
+        *,
+        lane: Lane,
+        nonce: str | None,
+        attempted: bool = True,
+    ) -> Settlement:
+        """The settlement of a request that has no answer; its attempts were not billed."""
+        met, lateness = self.met(terms, self.now())
+        line = failed(custom_id(key, nonce or UNSEALED, request), outcome, error)
+        return Settlement(request, outcome, lane, line, 0, 0, met, lateness, attempted=attempted)
+
+    # -- finding ----------------------------------------------------------------------------------------------------
+
+    def job_number(self, name: str) -> int:
+        """The ledger's number of a job.
+
+        Raises:
+            JobNotFoundError: There is none of this name.
+        """
+        number = self.ledger.job_id(name)
+        if number is None:
+            raise JobNotFoundError(f"no job {shown(name)} in the ledger {self.ledger.name}; is it the right ledger?")
+        return number
+
+    def find(self, key: str, job: str | None) -> RequestRow:
+        """A request by its key.
+
+        Raises:
+            TicketNotFoundError: There is none.
+        """
+        row = self.ledger.find(key, job=job)
+        if row is None:
+            where = "" if job is None else f" in job {shown(job)}"
+            raise TicketNotFoundError(f"no request {shown(key)}{where} in the ledger {self.ledger.name}")
+        return row
+
+    def wake_gap(self) -> timedelta:
+        """How long it may take until `advance` is called again: as long as it took this time, a day at most."""
+        gap = self.ledger.note_advance(now=self.now()) or timedelta(0)
+        return min(gap, timedelta(days=1))
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def progress(self, job: int | None, wake_gap: timedelta = timedelta(0)) -> Progress:
+        """Where the work stands."""
+        now, snapshot = self.now(), self.snapshot()
+        counts = self.ledger.counts(job=job).by
+        actions = planner.plan(attrs.evolve(snapshot, leased=True), now, self.policy, wake_gap=wake_gap)
+        cohorts = [cohort for cohort, _, _ in planner.cohorts_of(snapshot, now)]
+        return Progress(
+            **tallies(counts.items()),
+            batches=tuple(self._running(snapshot, job, now)),
+            at_risk=at_risk(cohorts, self.policy.limits, now=now, tail=planner.tail_of(self.policy.limits)),
+            suspended=snapshot.suspended,
+            next_due=_next_due(actions, now),
+        )
+
+    def _running(self, snapshot: Snapshot, job: int | None, now: datetime) -> Iterator[RunningBatch]:
+        starts = planner.safe_moments(snapshot, now, self.policy)
+        for batch in snapshot.batches:
+            if job is not None and all(group.terms.job != job for group in batch.groups):
+                continue
+            begun = batch.sealed_at if batch.created_at is None else batch.created_at - snapshot.clock_offset
+            elapsed = max(timedelta(0), now - begun)
+            yield RunningBatch(
+                remote_id=batch.remote_id,
+                requests=batch.requests,
+                elapsed=elapsed,
+                expected_end=snapshot.forecast.expected_range(begun, elapsed),
+                rescue_at=starts.get(batch.id),
+                status="in_doubt"
+                if batch.state in {BatchState.DOUBT, BatchState.WATCHED}
+                else "in_progress"
+                if batch.state is BatchState.OPEN
+                else batch.state.value,
+            )
+
+    def progress_of(self, job: str | None) -> Progress:
+        """Where a job, or everything, stands."""
+        return self.progress(None if job is None else self.job_number(job))
+
+    def report_of(self, job: str | None) -> Report:
+        """Money and deadlines of a job, or of everything."""
+        return self.report(None if job is None else self.job_number(job))
+
+    def report(self, job: int | None) -> Report:
+        """Money and deadlines."""
+        return self.ledger.report(job=job)
+
+    def close(self) -> None:
+        """End the run: give the lease back, and let go of the ledger's liveness lock."""
+        if self.ledger.lease.held:
+            self.ledger.lease.release()
+        self.ledger.end_run(self.run)
+
+
+def tallies(counts: Iterable[tuple[tuple[Lane, Status, Outcome | None], int]]) -> dict[str, Any]:
+    """The counts of a `Progress`."""
+    by_status, by_outcome, by_lane = Counter[Status](), Counter[Outcome](), Counter[Lane]()
+    for (lane, status, outcome), number in counts:
+        by_status[status] += number
+        if outcome is not None:
+            by_outcome[outcome] += number
+        if status is not Status.SETTLED:
+            by_lane[lane] += number
+    return {
+        "total": sum(by_status.values()),
+        "by_status": dict(by_status),
+        "by_outcome": dict(by_outcome),
+        "by_lane": dict(by_lane),
+    }
+
+
+def _next_due(actions: Sequence[Any], now: datetime) -> datetime | None:
+    if any(not isinstance(action, planner.WaitUntil) for action in actions):
+        return now
+    return actions[-1].moment if actions else None
+
+
+def decision_of(terms: Terms) -> Decision:
+    """The decision that was recorded in terms."""
+    return Decision(
+        terms.lane,
+        terms.reason,
+        terms.deadline,
+        terms.submit_by,
+        terms.rescue_at,
+        lambda: terms.explanation,
+        lambda: (Check(terms.reason, True, terms.explanation),),
+    )

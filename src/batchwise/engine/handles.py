@@ -1,0 +1,258 @@
+"""What tickets and jobs of both colours share: what they know, and the questions that they put to the ledger."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import attrs
+
+from batchwise.errors import InvalidRequestError, InvalidValueError, LaneSuspendedError, ResultTimeoutError, shown
+from batchwise.ledger.base import RequestRow
+from batchwise.models import Decision, Lane, LatencyTag, Outcome, Progress, Status, ToolUse, to_enum, to_latency
+from batchwise.planning.custom_ids import UNSEALED, custom_id
+from batchwise.request import Request
+from batchwise.results import Result
+
+from .core import Engine, decision_of, tallies
+
+__all__ = ["JobView", "TicketView", "seconds", "suspended", "to_request", "to_tags"]
+
+_PAGE = 1_000
+"""Results read from the ledger at once."""
+
+
+def seconds(timeout: float | timedelta | None) -> float | None:
+    """A timeout in seconds.
+
+    Raises:
+        InvalidValueError: It is negative or no duration.
+    """
+    if timeout is None:
+        return None
+    value = timeout / timedelta(seconds=1) if isinstance(timeout, timedelta) else timeout
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise InvalidValueError(f"timeout={timeout!r} is neither seconds nor a timedelta of zero or more")
+    return float(value)
+
+
+def to_request(request: Request | Mapping[str, Any], tags: Mapping[str, Any]) -> Request:
+    """A request from what `dispatch` is given.
+
+    Raises:
+        InvalidRequestError: It cannot be one, or tags were given beside a finished `Request`.
+    """
+    given = {name: value for name, value in tags.items() if value not in (None, (), False)}
+    if isinstance(request, Request):
+        if not given:
+            return request
+        if {"betas", "stream"} & given.keys():
+            raise InvalidRequestError(
+                f"request {shown(request.key)}: betas and stream belong to its content; give them to Request(...)"
+            )
+        return retagged(request, given)
+    if not isinstance(request, Mapping):
+        raise InvalidRequestError(
+            f"dispatch takes params (a dict) or a Request, not a {type(request).__name__}"
+            + ("; use dispatch_all for several" if isinstance(request, (list, tuple, Iterator)) else "")
+        )
+    return Request(request, **given)
+
+
+def retagged(request: Request, tags: Mapping[str, Any]) -> Request:
+    """The same content with other tags."""
+    merged = {
+        "key": request.key,
+        "latency": request.latency_tag,
+        "tool_use": request.tool_use,
+        "expected_output_tokens": request.expected_output_tokens,
+        **tags,
+    }
+    return Request(request.params, betas=request.betas, stream=request.stream, **merged)
+
+
+def to_tags(latency: object, tool_use: object) -> tuple[LatencyTag | None, ToolUse | None]:
+    """The defaults given to `dispatch_all`, checked."""
+    return (
+        None if latency is None else to_latency(latency),
+        None if tool_use is None else to_enum(ToolUse, tool_use, "tool_use"),
+    )
+
+
+def suspended(engine: Engine, lane: Lane, name: str) -> LaneSuspendedError | None:
+    """The error for somebody who waits for work on this lane, if the lane is suspended."""
+    reason = engine.suspended.get(lane)
+    if reason is None:
+        return None
+    return LaneSuspendedError(f"{name}: the {lane.value} lane is suspended ({reason}). Queued work stays queued.")
+
+
+class TicketView:
+    """One accepted request, as last known."""
+
+    def __init__(self, engine: Engine, row: RequestRow, job: str | None, decision: Decision | None = None) -> None:
+        self._engine, self._row, self._job = engine, row, job
+        self._decision = decision
+        self._found: Result | None = None
+
+    @property
+    def key(self) -> str:
+        """The caller's key, or the one it was given."""
+        return self._row.key
+
+    @property
+    def job(self) -> str | None:
+        """The job's name; None in the shared scope."""
+        return self._job
+
+    @property
+    def custom_id(self) -> str:
+        """The id of its latest attempt; each batch that it goes into gives it a new one."""
+        return custom_id(self._row.key, self._row.nonce or UNSEALED, self._row.id)
+
+    @property
+    def decision(self) -> Decision:
+        """The lane decided on at the dispatch, and why."""
+        return self._decision if self._decision is not None else decision_of(self._row.terms)
+
+    @property
+    def status(self) -> Status:
+        """Where it is, as last known."""
+        return Status.SETTLED if self._found is not None else self._row.status
+
+    def _look(self) -> Result | None:
+        """Its result, if it is settled."""
+        if self._found is None:
+            row = self._engine.ledger.result(self._row.id)
+            if row is not None:
+                self._found = Result(row)
+        return self._found
+
+    def _read(self) -> None:
+        row = self._engine.ledger.row(self._row.id)
+        if row is not None:
+            self._row = row
+        self._look()
+
+    def _ready(self) -> Result | None:
+        """Its result; raises if it cannot come because its lane is suspended."""
+        result = self._look()
+        if result is None:
+            row = self._engine.ledger.row(self._row.id)
+            lane = self._row.lane if row is None else row.lane
+            queued = row is None or row.status is Status.QUEUED
+            error = suspended(self._engine, lane, f"request {shown(self.key)}") if queued else None
+            if error is not None:
+                raise error
+        return result
+
+    def _late(self, timeout: float | None) -> ResultTimeoutError:
+        return ResultTimeoutError(
+            f"request {shown(self.key)} was not settled within {timeout} s; nothing is lost, ask again"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} key={shown(self.key)} status={self.status.value}>"
+
+
+class JobView:
+    """A set of requests: a named job, or those of one bulk dispatch without a name."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        name: str | None,
+        number: int,
+        requests: Sequence[int] | None = None,
+        marks: tuple[int, int] = (0, 0),
+    ) -> None:
+        self._engine, self._name, self._number = engine, name, number
+        self._requests = None if requests is None else sorted(requests)
+        self._marks = marks
+
+    @property
+    def name(self) -> str | None:
+        """The job's name; None for a bulk dispatch without one."""
+        return self._name
+
+    def _page(self, after: int) -> tuple[list[Result], int]:
+        """The next settled results of it behind a cursor, and the cursor behind them."""
+        rows = self._engine.ledger.results(job=self._number, after=after, limit=_PAGE)
+        last = rows[-1].cursor if rows else after
+        return [Result(row) for row in rows if self._has(row.request)], last
+
+    def _earlier(self) -> list[Result]:
+        """Results that were there before this bulk dispatch found its requests again."""
+        if self._requests is None:
+            return []
+        last, cursor = self._marks
+        found = (self._engine.ledger.result(n) for n in self._requests[: bisect_left(self._requests, last + 1)])
+        return [Result(row) for row in found if row is not None and row.cursor <= cursor]
+
+    def _first(self) -> int:
+        return 0 if self._requests is None else self._marks[1]
+
+    def _has(self, request: int) -> bool:
+        if self._requests is None:
+            return True
+        index = bisect_left(self._requests, request)
+        return index < len(self._requests) and self._requests[index] == request
+
+    def _unsettled(self) -> dict[Lane, int]:
+        """How many of it are not settled, by lane; raises if they cannot be because a lane is suspended."""
+        ledger = self._engine.ledger
+        counts = ledger.counts(job=self._number) if self._requests is None else ledger.counts_of(self._requests)
+        left: dict[Lane, int] = {}
+        queued: set[Lane] = set()
+        for (lane, status, _), number in counts.by.items():
+            if status is not Status.SETTLED and number:
+                left[lane] = left.get(lane, 0) + number
+                if status is Status.QUEUED:
+                    queued.add(lane)
+        if left and queued == set(left):  # nothing of it is on its way any more
+            for lane in queued:
+                error = suspended(self._engine, lane, f"job {shown(self._name)}")
+                if error is not None:
+                    raise error
+        return left
+
+    def _next(self, after: int) -> tuple[list[Result], int] | None:
+        """The next page, an empty one at the end, None if there is something to wait for."""
+        left = self._unsettled()
+        while True:
+            results, last = self._page(after)
+            if results:
+                return results, last
+            if last == after:
+                return None if left else ([], after)
+            after = last
+
+    def _flush(self) -> None:
+        ledger = self._engine.ledger
+        if self._requests is None:
+            ledger.flush(job=self._number)
+
+    def _all_settled(self) -> bool | None:
+        return None if self._unsettled() else True
+
+    def _reopen(self, outcomes: tuple[Outcome, ...]) -> int:
+        return self._engine.ledger.reopen(job=self._number, outcomes=outcomes, now=self._engine.now())
+
+    def _progress(self) -> Progress:
+        progress = self._engine.progress(self._number)
+        if self._requests is None:
+            return progress
+        counts = self._engine.ledger.counts_of(self._requests)
+        return attrs.evolve(progress, **tallies(counts.by.items()))
+
+    def _late(self, timeout: float | None) -> ResultTimeoutError:
+        left = sum(self._unsettled().values())
+        return ResultTimeoutError(
+            f"{left} requests of job {shown(self._name)} were not settled within {timeout} s; "
+            "nothing is lost, ask again"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} name={shown(self._name)}>"

@@ -1,0 +1,84 @@
+"""What an answer cost and saved, by the lane on which each part of it ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import orjson
+
+from batchwise.models import Lane
+from batchwise.planning.custom_ids import UNSEALED, parse
+from batchwise.planning.pricing import PriceBook, Rates, cost, is_priced_whole
+
+__all__ = ["Bill", "Biller"]
+
+_RARE = ("iterations", "fallback_credit")
+"""Fields of a usage that may hold more than the top-level figures."""
+
+
+class Bill(NamedTuple):
+    """pico-USD and tokens of one request's attempts together."""
+
+    cost: int | None
+    saved: int | None
+    input_tokens: int
+    cache_read_tokens: int
+
+
+class Biller:
+    """Bills answers at one moment; rates are looked up once for each model, lane and variant.
+
+    Args:
+        prices: The price book.
+        at: The moment whose prices hold.
+    """
+
+    def __init__(self, prices: PriceBook, at: datetime) -> None:
+        self._prices, self._at = prices, at
+        self._rates: dict[tuple[Any, ...], tuple[Rates, Rates] | None] = {}
+
+    def __call__(self, model: str, lane: Lane, message: Mapping[str, Any], turns: Sequence[bytes] = ()) -> Bill:
+        """The bill of an answer on this lane, and of the paused turns before it."""
+        bill = self._one(model, lane, message.get("usage") or {})
+        for turn in turns:
+            row = orjson.loads(turn)
+            ours = parse(row["custom_id"])
+            ran_on = Lane.SYNC if ours is None or ours.nonce == UNSEALED else Lane.BATCH
+            bill = _sum(bill, self._one(model, ran_on, row["result"]["message"].get("usage") or {}))
+        return bill
+
+    def _one(self, model: str, lane: Lane, usage: Mapping[str, Any]) -> Bill:
+        get = usage.get
+        read = get("cache_read_input_tokens") or 0
+        tokens = (get("input_tokens") or 0) + (get("cache_creation_input_tokens") or 0) + read
+        variant = (model, lane, get("inference_geo"), get("speed"), get("service_tier"))
+        try:
+            rates = self._rates[variant]
+        except KeyError:
+            rates = self._rates[variant] = self._look_up(*variant)
+        if rates is None or (any(name in usage for name in _RARE) and not is_priced_whole(usage)):
+            return Bill(None, None, tokens, read)
+        here, full = rates
+        paid = cost(usage, here)
+        return Bill(paid, 0 if here is full else cost(usage, full) - paid, tokens, read)
+
+    def _look_up(
+        self, model: str, lane: Lane, geo: str | None, speed: str | None, tier: str | None
+    ) -> tuple[Rates, Rates] | None:
+        full, here = (
+            self._prices.rates(model, each, geo=geo, speed=speed, service_tier=tier, at=self._at)
+            for each in (Lane.SYNC, lane)
+        )
+        return None if full is None or here is None else (here, full)
+
+
+def _sum(one: Bill, other: Bill) -> Bill:
+    known = one.cost is not None and other.cost is not None
+    return Bill(
+        (one.cost or 0) + (other.cost or 0) if known else None,
+        (one.saved or 0) + (other.saved or 0) if known else None,
+        one.input_tokens + other.input_tokens,
+        one.cache_read_tokens + other.cache_read_tokens,
+    )

@@ -1,0 +1,119 @@
+"""The sync lane's queue in one process: the most urgent claim first, as fast as the pacing lets through."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import NamedTuple
+
+from batchwise.ledger.base import Claim
+from batchwise.models import Limits
+from batchwise.planning.pacing import OutputForecast, Pacer
+from batchwise.planning.state import BYTES_PER_TOKEN
+
+__all__ = ["CallQueue", "Ticked"]
+
+
+class Ticked(NamedTuple):
+    """A claim let through, with what the pacing reserved for it."""
+
+    claim: Claim
+    input_tokens: int
+    output_tokens: int
+
+
+class CallQueue:
+    """Thread-safe. Times are seconds of a monotonic clock, passed in."""
+
+    def __init__(self, limits: Limits, *, now: float) -> None:
+        self._lock = threading.Lock()
+        self._pacer = Pacer(limits, now=now)
+        self._outputs = OutputForecast()
+        self._heap: list[tuple[int, float, int, Claim]] = []
+        self._later: list[tuple[float, int, int, float, Claim]] = []
+        self._sequence = 0
+        self._running = 0
+
+    def push(self, claim: Claim, *, priority: int, due: float, not_before: float = 0.0) -> None:
+        """Queue a claim: lower `priority` first, then the earlier `due`; not before `not_before`."""
+        with self._lock:
+            self._sequence += 1
+            if not_before:
+                heapq.heappush(self._later, (not_before, priority, self._sequence, due, claim))
+            else:
+                heapq.heappush(self._heap, (priority, due, self._sequence, claim))
+
+    def next(self, now: float) -> Ticked | float | None:
+        """The next claim to run (booked as running), seconds to wait for it, or None when nothing is queued."""
+        with self._lock:
+            while self._later and self._later[0][0] <= now:
+                _, priority, sequence, due, claim = heapq.heappop(self._later)
+                heapq.heappush(self._heap, (priority, due, sequence, claim))
+            if not self._heap:
+                return self._later[0][0] - now if self._later else None
+            claim = self._heap[0][3]
+            tokens_in = max(1, len(claim.body) // BYTES_PER_TOKEN)
+            tokens_out = min(claim.terms.output_tokens, self._outputs.expect(claim.terms.model, claim.terms.max_tokens))
+            wait = self._pacer.ask(now, input_tokens=tokens_in, output_tokens=tokens_out)
+            if wait > 0:
+                return wait
+            heapq.heappop(self._heap)
+            self._running += 1
+            return Ticked(claim, tokens_in, tokens_out)
+
+    def done(
+        self, ticked: Ticked, now: float, *, headers: Mapping[str, str], used_in: int, used_out: int, took: timedelta
+    ) -> None:
+        """The claim has its answer."""
+        with self._lock:
+            self._running -= 1
+            terms = ticked.claim.terms
+            self._outputs.learn(terms.model, terms.max_tokens, used_out)
+            self._pacer.done(
+                now,
+                input_tokens=ticked.input_tokens,
+                output_tokens=ticked.output_tokens,
+                input_tokens_used=used_in,
+                output_tokens_used=used_out,
+                latency=took / timedelta(seconds=1),
+            )
+            self._pacer.observe(now, headers)
+
+    def failed(self, ticked: Ticked, now: float, *, throttled: bool, retry_after: timedelta | None) -> None:
+        """The claim's call failed; a throttled one pauses the whole lane."""
+        with self._lock:
+            self._running -= 1
+            if throttled:
+                wait = None if retry_after is None else retry_after / timedelta(seconds=1)
+                self._pacer.throttled(now, wait, input_tokens=ticked.input_tokens, output_tokens=ticked.output_tokens)
+            else:
+                self._pacer.done(
+                    now,
+                    input_tokens=ticked.input_tokens,
+                    output_tokens=ticked.output_tokens,
+                    input_tokens_used=0,
+                    output_tokens_used=0,
+                    latency=None,
+                )
+
+    def drain(self) -> list[Claim]:
+        """Take out everything that has not begun."""
+        with self._lock:
+            claims = [*(entry[3] for entry in self._heap), *(entry[4] for entry in self._later)]
+            self._heap.clear()
+            self._later.clear()
+            return claims
+
+    @property
+    def waiting(self) -> int:
+        """Claims that have not begun."""
+        with self._lock:
+            return len(self._heap) + len(self._later)
+
+    @property
+    def busy(self) -> int:
+        """Claims not finished: waiting or running."""
+        with self._lock:
+            return len(self._heap) + len(self._later) + self._running

@@ -1,0 +1,137 @@
+"""`Ticket` and `Job`: what a dispatch gives back, over the thread driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from functools import partial
+
+from .drivers.threads import ThreadDriver
+from .engine.handles import JobView, TicketView, seconds
+from .ledger.base import RequestRow
+from .models import Decision, Outcome, Progress, Report
+from .results import Result
+
+__all__ = ["Job", "Ticket"]
+
+
+class Ticket(TicketView):
+    """One accepted request."""
+
+    def __init__(
+        self, driver: ThreadDriver, row: RequestRow, job: str | None, decision: Decision | None = None
+    ) -> None:
+        super().__init__(driver.engine, row, job, decision)
+        self._driver = driver
+
+    def result(self, timeout: float | timedelta | None = None) -> Result:
+        """Wait for its outcome; what it waits for is submitted.
+
+        Args:
+            timeout: Seconds or a `timedelta`; None waits as long as it takes.
+
+        Raises:
+            ResultTimeoutError: It was not settled in time. Nothing is lost.
+            LaneSuspendedError: Its lane is suspended, so it cannot be settled before that is mended.
+        """
+        limit = seconds(timeout)
+        self._driver.check()
+        found = self._look()
+        if found is not None:
+            return found
+        self._engine.ledger.flush(request=self._row.id)
+        found = self._driver.wait_for(self._ready, limit, self._row.id)
+        if found is None:
+            raise self._late(limit)
+        return found
+
+    def refresh(self) -> Ticket:
+        """Look at the ledger again; returns itself."""
+        self._driver.check()
+        self._read()
+        return self
+
+    def cancel(self) -> int:
+        """Cancel it if it is still queued, or alone in its batch; returns 1 if it settled now."""
+        self._driver.check()
+        return self._driver.cancel(request=self._row.id)
+
+
+class Job(JobView):
+    """A set of requests that were dispatched together."""
+
+    def __init__(
+        self,
+        driver: ThreadDriver,
+        name: str | None,
+        number: int,
+        requests: Sequence[int] | None = None,
+        marks: tuple[int, int] = (0, 0),
+    ) -> None:
+        super().__init__(driver.engine, name, number, requests, marks)
+        self._driver = driver
+
+    def results(self, timeout: float | timedelta | None = None) -> Iterator[Result]:
+        """Its results as they settle, each once, in bounded memory; ends when all are settled.
+
+        Args:
+            timeout: Seconds or a `timedelta` to wait for the next result; None waits as long as it takes.
+
+        Raises:
+            ResultTimeoutError: No further result came in time. Nothing is lost.
+            LaneSuspendedError: A lane is suspended, and nothing of the job is on its way any more.
+        """
+        limit = seconds(timeout)
+        self._driver.check()
+        return self._stream(limit)
+
+    def _stream(self, timeout: float | None) -> Iterator[Result]:
+        yield from self._earlier()
+        self._flush()
+        after = self._first()
+        while True:
+            found = self._driver.wait_for(partial(self._next, after), timeout)
+            if found is None:
+                raise self._late(timeout)
+            results, after = found
+            if not results:
+                return
+            yield from results
+
+    def progress(self) -> Progress:
+        """Where it stands."""
+        self._driver.check()
+        return self._progress()
+
+    def wait(self, timeout: float | timedelta | None = None) -> Progress:
+        """Wait until all of it is settled.
+
+        Raises:
+            ResultTimeoutError: It was not in time. Nothing is lost.
+            LaneSuspendedError: A lane is suspended, and nothing of the job is on its way any more.
+        """
+        limit = seconds(timeout)
+        self._driver.check()
+        self._flush()
+        if self._driver.wait_for(self._all_settled, limit) is None:
+            raise self._late(limit)
+        return self._progress()
+
+    def report(self) -> Report:
+        """Money and deadlines of what has settled of it."""
+        self._driver.check()
+        return self._engine.report(self._number)
+
+    def cancel(self) -> int:
+        """Cancel what is unsettled of it; returns how many settled now."""
+        self._driver.check()
+        if self._requests is None:
+            return self._driver.cancel(job=self._number)
+        return self._driver.cancel(requests=self._requests)
+
+    def retry(self, outcomes: Sequence[Outcome] = (Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED)) -> int:
+        """Queue its settled requests of these outcomes anew; returns how many. Their old results are dropped."""
+        self._driver.check()
+        count = self._reopen(tuple(outcomes))
+        self._driver.wake()
+        return count

@@ -1,0 +1,1 @@
+"""What is durable: one protocol, in one colour, with SQLite behind it."""

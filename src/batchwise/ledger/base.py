@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import attrs
 
 from batchwise.models import Lane, Outcome, Report, Status
 from batchwise.planning.forecast import Sample
 from batchwise.planning.state import BatchView, Snapshot, Terms
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "Accepted",
@@ -148,7 +151,7 @@ class Intake(Protocol):
     `Ledger.recover`.
     """
 
-    def __enter__(self) -> Intake: ...
+    def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
@@ -181,11 +184,14 @@ class Lease(Protocol):
     """A lock that dies with its process. The one who holds it does the batch actions."""
 
     @property
-    def held(self) -> bool: ...
+    def held(self) -> bool:
+        """Whether this object holds it."""
+
     def acquire(self) -> bool:
         """Try, without waiting."""
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Give it up."""
 
 
 class Ledger(Protocol):
@@ -198,12 +204,14 @@ class Ledger(Protocol):
         """Its absolute path, or `:memory:`; for messages."""
 
     @property
-    def lease(self) -> Lease: ...
+    def lease(self) -> Lease:
+        """The lock of batch actions."""
 
     def start_run(self, *, pid: int, now: datetime) -> int:
         """Register a dispatcher; its liveness lock dies with the process. Returns its number (over 0)."""
 
-    def end_run(self, run: int) -> None: ...
+    def end_run(self, run: int) -> None:
+        """The dispatcher is done; what it leaves unfinished is cleared up by the next `recover`."""
 
     def recover(self, *, now: datetime) -> int:
         """Clear up after dead runs; returns how many requests were touched.
@@ -223,7 +231,8 @@ class Ledger(Protocol):
     def version(self) -> int:
         """A number that changes when anything in the ledger changed, by whomever."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close it and give up its locks; again is harmless."""
 
     # -- intake -----------------------------------------------------------------------------------------------------
 
@@ -244,25 +253,31 @@ class Ledger(Protocol):
     def intake(self, *, job: str | None, run: int, now: datetime) -> Intake:
         """Begin a bulk dispatch. One at a time for each job; a second waits for the first to end."""
 
-    def job_id(self, name: str) -> int | None: ...
+    def job_id(self, name: str) -> int | None:
+        """The number of a job."""
 
-    def job_name(self, job: int) -> str | None: ...
+    def job_name(self, job: int) -> str | None:
+        """The name of a job."""
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
         """The unsettled work. Its cost does not grow with what has settled."""
 
-    def find(self, key: str, *, job: str | None) -> RequestRow | None: ...
+    def find(self, key: str, *, job: str | None) -> RequestRow | None:
+        """A request by its key."""
 
-    def row(self, request: int) -> RequestRow | None: ...
+    def row(self, request: int) -> RequestRow | None:
+        """A request by its number."""
 
     def results(self, *, job: int | None, after: int, limit: int) -> list[ResultRow]:
         """Settled results in the order of settling, from behind the cursor `after`; job None: of all jobs."""
 
-    def result(self, request: int) -> ResultRow | None: ...
+    def result(self, request: int) -> ResultRow | None:
+        """How a request ended; None: it has not."""
 
-    def counts(self, *, job: int | None) -> Counts: ...
+    def counts(self, *, job: int | None) -> Counts:
+        """How many requests are where; job None: of all jobs."""
 
     def counts_of(self, requests: Sequence[int]) -> Counts:
         """The same over these requests."""
@@ -270,7 +285,8 @@ class Ledger(Protocol):
     def marks(self) -> tuple[int, int]:
         """The last request's number and the last result's cursor; 0 where there is none."""
 
-    def report(self, *, job: int | None) -> Report: ...
+    def report(self, *, job: int | None) -> Report:
+        """Money and deadlines of what has settled; job None: of all jobs."""
 
     def history(self, *, limit: int = 1_000) -> Sequence[Sample]:
         """How long the last batches and cancels took."""
@@ -310,7 +326,7 @@ class Ledger(Protocol):
         """Whether the batch is in `posting` and still has all its rows: the fence before the last chunk."""
 
     def entries(self, batch: int) -> Iterator[tuple[int, str, bytes]]:
-        """The number, key and body of each row of the batch, in order, in bounded memory (short reads; no lock kept)."""
+        """The number, key and body of each row of the batch, in order, in bounded memory; no lock is kept."""
 
     def created(
         self,
@@ -412,9 +428,11 @@ class Ledger(Protocol):
     def reopen(self, *, job: int, outcomes: Sequence[Outcome], now: datetime) -> int:
         """Queue a job's settled requests of these outcomes anew, on their first terms without a deadline's past."""
 
-    def suspend(self, lane: Lane, reason: str, *, now: datetime) -> None: ...
+    def suspend(self, lane: Lane, reason: str, *, now: datetime) -> None:
+        """Nothing goes to this lane until `resume`."""
 
-    def resume(self, lane: Lane | None = None) -> None: ...
+    def resume(self, lane: Lane | None = None) -> None:
+        """Let work go to this lane (None: to both) again."""
 
     def note_advance(self, *, now: datetime) -> timedelta | None:
         """Remember that a pass began now; returns the time since the one before."""

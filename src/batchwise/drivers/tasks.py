@@ -39,6 +39,8 @@ _MAX_ACTIONS = 8
 """Batch actions under way at once."""
 _WATCH = 0.25
 """Seconds between two looks for what other processes did to the ledger."""
+_SPARED = 60.0
+"""Seconds that calls which run are given after an exception."""
 
 
 async def in_thread(function: Callable[..., T], *args: Any, **keywords: Any) -> T:
@@ -237,14 +239,17 @@ class TaskDriver:
     async def _pass(self) -> float | None:
         """One look at the state; begins what is due. Returns the seconds until something is due again."""
         wait: float | None = None
+        before, moved = await in_thread(self._ledger.version), False
         for action in await in_thread(self.engine.plan):
             if isinstance(action, planner.WaitUntil):
                 wait = max(0.0, (action.moment - self.engine.now()) / timedelta(seconds=1))
             elif isinstance(action, QUICK):
-                await self._carry_out_now(action)
+                moved |= await self._carry_out_now(action)
             elif self._acting < _MAX_ACTIONS and (token := self.engine.begin(action)) is not None:
                 self._acting += 1
                 self._tasks.start_soon(self._act, action, token)
+        if moved and await in_thread(self._ledger.version) != before:
+            return 0.0  # rows moved: what is due now was not seen by this plan
         return wait
 
     async def _carry_out_now(self, action: planner.Action) -> bool:
@@ -298,10 +303,11 @@ class TaskDriver:
 
     async def _let_calls_end(self) -> None:
         """Calls that run are paid for: let them end, and start no more."""
-        self.engine.queue.drain()
-        with anyio.move_on_after(60.0):
+        await in_thread(self.engine.put_back)
+        with anyio.move_on_after(_SPARED):
             while self.engine.queue.busy:
                 await self._work_bell.wait(self._work_bell.heard(), 0.05)
+                await in_thread(self.engine.put_back)
 
     # -- one pass at a time, for advance and close ------------------------------------------------------------------
 

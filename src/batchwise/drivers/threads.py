@@ -30,6 +30,8 @@ _MAX_ACTIONS = 8
 """Batch actions under way at once."""
 _WATCH = 0.25
 """Seconds between two looks for what other processes did to the ledger."""
+_SPARED = 60.0
+"""Seconds that calls which run are given after an exception."""
 
 
 class _Bell:
@@ -174,13 +176,16 @@ class ThreadDriver:
     def _pass(self) -> float | None:
         """One look at the state; begins what is due. Returns the seconds until something is due again."""
         wait: float | None = None
+        before, moved = self._ledger.version(), False
         for action in self.engine.plan():
             if isinstance(action, planner.WaitUntil):
                 wait = max(0.0, (action.moment - self.engine.now()) / timedelta(seconds=1))
             elif isinstance(action, QUICK):
-                self._carry_out_now(action)
+                moved |= self._carry_out_now(action)
             elif self._acting < _MAX_ACTIONS:
                 self._begin(action)
+        if moved and self._ledger.version() != before:
+            return 0.0  # rows moved: what is due now was not seen by this plan
         return wait
 
     def _carry_out_now(self, action: planner.Action) -> bool:
@@ -320,8 +325,13 @@ class ThreadDriver:
         """Whether it has ended."""
         return self._closed
 
-    def close(self, *, finish: bool) -> None:
-        """End; with `finish` only after what is queued for a batch was sent and the sync calls have ended."""
+    def close(self, *, finish: bool, spare_calls: bool = False) -> None:
+        """End.
+
+        Args:
+            finish: Only after what is queued for a batch was sent and the sync calls have ended.
+            spare_calls: Let calls that run end: they are paid for.
+        """
         if self._closed or self._pid != os.getpid():
             return
         try:
@@ -329,8 +339,18 @@ class ThreadDriver:
                 self._ledger.flush()
                 self.wake()
                 self._drain()
+            elif spare_calls:
+                self._let_calls_end()
         finally:
             self._stop(wait=finish)
+
+    def _let_calls_end(self) -> None:
+        """Calls that run are paid for: let them end, and start no more."""
+        end = monotonic() + _SPARED
+        self.engine.put_back()
+        while self.engine.queue.busy and monotonic() < end:
+            self._work_bell.wait(self._work_bell.heard(), 0.05)
+            self.engine.put_back()
 
     def _drain(self) -> None:
         """Let pump and workers send what is queued; then do in this thread what they could not."""

@@ -1,0 +1,108 @@
+"""A process that dies at a chosen crossing: every commit to the ledger and every send to the API is one.
+
+The ledger's single `_commit` and the client's single transport are wrapped, so nothing can be committed or sent past
+the count. Processes come from a fork server that has the SDK loaded, so that hundreds of them are cheap.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from datetime import timedelta
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx2
+
+import batchwise as bw
+from batchwise.ledger.sqlite import SqliteLedger
+from tests.strategies import params
+
+MILLISECOND = timedelta(milliseconds=1)
+POLICY = bw.Policy(
+    poll_every=(20 * MILLISECOND, 100 * MILLISECOND),
+    create_grace=1_000 * MILLISECOND,
+    cancel_settle=500 * MILLISECOND,
+    limits=bw.Limits(latency=50 * MILLISECOND, concurrency=8),
+)
+JOB = "nightly"
+
+
+class Crossings:
+    """Counts; at `last` the process is killed where it stands."""
+
+    def __init__(self, last: int | None, log: Path) -> None:
+        self._last, self._log = last, log
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def cross(self, name: str) -> None:
+        with self._lock:
+            self.count += 1
+            if self.count == self._last:
+                self._log.write_text(name)
+                os.kill(os.getpid(), signal.SIGKILL)
+                threading.Event().wait()  # SIGKILL is on its way
+
+
+class KillableLedger(SqliteLedger):
+    crossings: Crossings
+
+    def _commit(self, name: str) -> None:
+        self.crossings.cross(f"before commit {name}")
+        super()._commit(name)
+        self.crossings.cross(f"after commit {name}")
+
+
+class KillableTransport(httpx2.HTTPTransport):
+    crossings: Crossings
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        name = f"{request.method} {request.url.path}"
+        self.crossings.cross(f"before send {name}")
+        response = super().handle_request(request)
+        self.crossings.cross(f"after send {name}")
+        return response
+
+
+def run_job(base_url: str, ledger: str, last: int | None, log: str, requests: int, dated: bool) -> None:
+    """The whole script of a user: dispatch a job (and one patient request for the sync lane), wait for all."""
+    crossings = Crossings(last, Path(log))
+    KillableLedger.crossings = KillableTransport.crossings = crossings
+    client = anthropic.Anthropic(
+        base_url=base_url, api_key="sandbox", http_client=httpx2.Client(transport=KillableTransport())
+    )
+    with bw.Dispatcher(client, ledger=KillableLedger(ledger), policy=POLICY) as dispatcher:
+        job = dispatcher.dispatch_all(
+            (bw.Request(params(f"prompt {number}"), key=f"key {number}") for number in range(requests)),
+            job=JOB,
+            latency=timedelta(hours=30),
+        )
+        soon = dispatcher.dispatch(params("soon"), key="soon", latency=timedelta(hours=2)) if dated else None
+        keys = [result.key for result in job.results(timeout=60)]
+        assert sorted(keys) == sorted(f"key {number}" for number in range(requests)), keys
+        assert soon is None or soon.result(timeout=60).ok
+    Path(log).write_text(f"done {crossings.count}")
+
+
+def context() -> ForkServerContext:
+    """Processes that start with the SDK loaded."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["tests.reliability.crossing", "batchwise.dispatcher", "batchwise.engine.submission"])
+    return made
+
+
+def run(target: Any, *arguments: object, timeout: float = 90) -> int | None:
+    """Run a function in a process of its own; returns its exit code."""
+    process = context().Process(target=target, args=arguments)
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise TimeoutError(f"{target.__name__}{arguments} did not end in {timeout} s")
+    return process.exitcode

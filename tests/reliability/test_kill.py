@@ -1,0 +1,70 @@
+"""A real process is killed at every crossing in turn; a second one finishes; the sandbox's books are the witness."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import batchwise as bw
+from batchwise.sandbox import Sandbox
+from tests.reliability.crossing import POLICY, run, run_job
+
+REQUESTS = 5
+
+
+def killed_at(crossing: int, folder: Path, *, dated: bool) -> tuple[str, Counter[str], int]:
+    """Kill a run at this crossing and let another finish.
+
+    Returns where it died, how often each prompt was bought, and how many possible doubles the books admit.
+    """
+    folder.mkdir()
+    ledger, log = folder / "ledger.db", folder / "log"
+    with Sandbox(batch_latency=0.15, sync_latency=0.02) as sandbox:
+        code = run(run_job, sandbox.base_url, str(ledger), crossing, str(log), REQUESTS, dated)
+        where = log.read_text()
+        assert code == (0 if where.startswith("done") else -signal.SIGKILL), (where, code)
+        assert run(run_job, sandbox.base_url, str(ledger), None, str(log), REQUESTS, dated) == 0, where
+        with bw.Dispatcher(sandbox.client(), ledger=ledger, policy=POLICY) as dispatcher:
+            outcomes = Counter(result.outcome for result in dispatcher.results())
+            doubles = dispatcher.report().possible_doubles
+        assert outcomes == {bw.Outcome.SUCCEEDED: REQUESTS + dated}, (where, outcomes)
+        return where, sandbox.books.bought_by_prompt(), doubles
+
+
+def test_a_kill_at_every_crossing_loses_nothing_and_buys_nothing_twice(tmp_path: Path) -> None:
+    seen: list[str] = []
+    while not seen or not seen[-1].startswith("done"):
+        assert len(seen) < 200, "no run completed"
+        where, bought, _ = killed_at(len(seen) + 1, tmp_path / str(len(seen)), dated=False)
+        assert bought == {f"prompt {number}": 1 for number in range(REQUESTS)}, where
+        seen.append(where)
+    for crossing in (
+        "before commit accept",
+        "after commit seal",
+        "before commit posting",
+        "after commit posting",
+        "before send POST /v1/messages/batches",
+        "after send POST /v1/messages/batches",
+        "before commit created",
+        "after commit created",
+        "before commit settle",
+        "after commit settle",
+    ):
+        assert crossing in seen, seen
+
+
+@pytest.mark.soak
+def test_with_a_sync_call_beside_the_batch_only_that_call_can_be_bought_twice_and_the_books_say_so(
+    tmp_path: Path,
+) -> None:
+    for crossing in range(1, 200):
+        where, bought, doubles = killed_at(crossing, tmp_path / str(crossing), dated=True)
+        twice = {prompt: times for prompt, times in bought.items() if times != 1}
+        assert set(twice) <= {"soon"}, (where, twice)
+        assert sum(times - 1 for times in twice.values()) <= doubles, (where, twice)
+        if where.startswith("done"):
+            return
+    pytest.fail("no run completed")

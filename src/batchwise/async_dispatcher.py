@@ -120,8 +120,8 @@ class AsyncDispatcher:
             accepted, decision = await in_thread(self._engine.accept, made, job)
         finally:
             self._driver.call()
-        if accepted.row.status is not Status.IN_FLIGHT:
-            self._driver.wake()
+        if accepted.row.status is Status.QUEUED:
+            self._driver.wake(self._engine.due(accepted.row))
         return AsyncTicket(self._driver, accepted.row, job, decision)
 
     async def dispatch_all(

@@ -26,10 +26,9 @@ class AsyncTicket(TicketView):
         """Wait for its outcome. See `Ticket.result`."""
         limit = seconds(timeout)
         self._driver.check()
-        found = await in_thread(self._look)
-        if found is not None:
-            return found
-        await in_thread(self._engine.ledger.flush, request=self._row.id)
+        if not self._called and await in_thread(self._look) is None:
+            await in_thread(self._engine.ledger.flush, request=self._row.id)
+            self._driver.wake()
         found = await self._driver.wait_for(self._ready, limit, self._row.id)
         if found is None:
             raise self._late(limit)
@@ -68,6 +67,7 @@ class AsyncJob(JobView):
         for result in await in_thread(self._earlier):
             yield result
         await in_thread(self._flush)
+        self._driver.wake()
         after = self._first()
         while True:
             found = await self._driver.wait_for(partial(self._next, after), limit)
@@ -89,6 +89,7 @@ class AsyncJob(JobView):
         limit = seconds(timeout)
         self._driver.check()
         await in_thread(self._flush)
+        self._driver.wake()
         if await self._driver.wait_for(self._all_settled, limit) is None:
             raise self._late(limit)
         return await in_thread(self._progress)

@@ -120,7 +120,8 @@ class Dispatcher:
         accepted, decision = self._engine.accept(to_request(request, tags), job)
         if accepted.created and accepted.row.status is Status.IN_FLIGHT:
             self._driver.call()
-        self._driver.wake()
+        elif accepted.row.status is Status.QUEUED:
+            self._driver.wake(self._engine.due(accepted.row))
         return Ticket(self._driver, accepted.row, job, decision)
 
     def dispatch_all(
@@ -262,11 +263,11 @@ class Dispatcher:
         """End at once: what is queued stays queued, for a later process."""
         self._close(finish=False)
 
-    def _close(self, *, finish: bool) -> None:
+    def _close(self, *, finish: bool, spare_calls: bool = False) -> None:
         if self._driver.closed:
             return
         try:
-            self._driver.close(finish=finish)
+            self._driver.close(finish=finish, spare_calls=spare_calls)
         finally:
             if self._own_ledger:
                 self._ledger.close()
@@ -283,4 +284,4 @@ class Dispatcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close(finish=kind is None)
+        self._close(finish=kind is None, spare_calls=kind is not None and issubclass(kind, Exception))

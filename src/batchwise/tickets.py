@@ -36,10 +36,9 @@ class Ticket(TicketView):
         """
         limit = seconds(timeout)
         self._driver.check()
-        found = self._look()
-        if found is not None:
-            return found
-        self._engine.ledger.flush(request=self._row.id)
+        if not self._called and self._look() is None:
+            self._engine.ledger.flush(request=self._row.id)
+            self._driver.wake()
         found = self._driver.wait_for(self._ready, limit, self._row.id)
         if found is None:
             raise self._late(limit)
@@ -88,6 +87,7 @@ class Job(JobView):
     def _stream(self, timeout: float | None) -> Iterator[Result]:
         yield from self._earlier()
         self._flush()
+        self._driver.wake()
         after = self._first()
         while True:
             found = self._driver.wait_for(partial(self._next, after), timeout)
@@ -113,6 +113,7 @@ class Job(JobView):
         limit = seconds(timeout)
         self._driver.check()
         self._flush()
+        self._driver.wake()
         if self._driver.wait_for(self._all_settled, limit) is None:
             raise self._late(limit)
         return self._progress()

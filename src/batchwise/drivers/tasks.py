@@ -10,7 +10,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 _MAX_ACTIONS = 8
 """Batch actions under way at once."""
+_NEVER = datetime.max.replace(tzinfo=timezone.utc)
 _WATCH = 0.25
 """Seconds between two looks for what other processes did to the ledger."""
 _SPARED = 60.0
@@ -84,6 +85,7 @@ class TaskDriver:
         engine.on_settled = self._on_settled
         self._pump_bell, self._work_bell, self._news = _Bell(), _Bell(), _Bell()
         self._acting = 0
+        self._next: datetime | None = None
         self._waiters: dict[int, list[anyio.Event]] = {}
         self._fatal: BaseException | None = None
         self._tasks = anyio.create_task_group()
@@ -132,9 +134,10 @@ class TaskDriver:
         if anyio.lowlevel.current_token() != self._loop:
             raise WrongLoopError("this dispatcher belongs to the event loop that entered it; make one for this loop")
 
-    def wake(self) -> None:
-        """Have the pump look again."""
-        self._pump_bell.ring()
+    def wake(self, due: datetime | None = None) -> None:
+        """Have the pump look again: at once, or not later than `due`."""
+        if due is None or self._next is None or due < self._next:
+            self._pump_bell.ring()
 
     def call(self) -> None:
         """Take up what the call queue holds."""
@@ -155,7 +158,6 @@ class TaskDriver:
         self, check: Callable[[], T | None], timeout: float | None, request: int | None = None
     ) -> T | None:
         """The first value that `check` (run in a thread) gives; None after `timeout` seconds."""
-        self._pump_bell.ring()
         end = None if timeout is None else monotonic() + timeout
         while True:
             heard = self._news.heard()
@@ -209,7 +211,7 @@ class TaskDriver:
 
     async def _run_pump(self) -> None:
         while self._fatal is None:
-            heard = self._pump_bell.heard()
+            heard, self._next = self._pump_bell.heard(), None
             try:
                 before = dict(self.engine.suspended)
                 wait = await self._pass()
@@ -221,6 +223,7 @@ class TaskDriver:
             except Exception:  # noqa: BLE001  # logged, and tried again
                 _log.exception("batchwise: a pass failed; the next one follows")
                 wait = 1.0
+            self._next = _NEVER if wait is None else self.engine.now() + timedelta(seconds=wait)
             await self._watch(heard, wait)
 
     async def _watch(self, heard: anyio.Event, wait: float | None) -> None:

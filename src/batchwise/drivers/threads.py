@@ -7,7 +7,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from time import monotonic
 from typing import TypeVar
 
@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 _MAX_ACTIONS = 8
 """Batch actions under way at once."""
+_NEVER = datetime.max.replace(tzinfo=timezone.utc)
 _WATCH = 0.25
 """Seconds between two looks for what other processes did to the ledger."""
 _SPARED = 60.0
@@ -73,6 +74,7 @@ class ThreadDriver:
         self._lock = threading.Lock()
         self._pump_bell, self._work_bell, self._news = _Bell(), _Bell(), _Bell()
         self._pump: threading.Thread | None = None
+        self._next: datetime | None = None
         self._workers: set[threading.Thread] = set()
         self._idle = 0
         self._acting = 0
@@ -91,7 +93,7 @@ class ThreadDriver:
 
     def wait_for(self, check: Callable[[], T | None], timeout: float | None, request: int | None = None) -> T | None:
         """The first value that `check` gives; None after `timeout` seconds."""
-        self.wake()
+        self._start()
         end = None if timeout is None else monotonic() + timeout
         while True:
             event = threading.Event()
@@ -135,18 +137,23 @@ class ThreadDriver:
 
     # -- the pump ---------------------------------------------------------------------------------------------------
 
-    def wake(self) -> None:
-        """Start the pump on first need, or have it look again."""
+    def wake(self, due: datetime | None = None) -> None:
+        """Have the pump look again: at once, or not later than `due`."""
+        self._start()
+        if due is None or self._next is None or due < self._next:
+            self._pump_bell.ring()
+
+    def _start(self) -> None:
+        """Start the pump on first need."""
         if self._pump is None and not self._stopping.is_set():
             with self._lock:
                 if self._pump is None:
                     self._pump = threading.Thread(target=self._run_pump, name="batchwise-pump", daemon=True)
                     self._pump.start()
-        self._pump_bell.ring()
 
     def _run_pump(self) -> None:
         while not self._stopping.is_set():
-            heard = self._pump_bell.heard()
+            heard, self._next = self._pump_bell.heard(), None
             try:
                 before = dict(self.engine.suspended)
                 wait = self._pass()
@@ -158,6 +165,7 @@ class ThreadDriver:
             except Exception:  # noqa: BLE001  # logged, and tried again
                 _log.exception("batchwise: a pass failed; the next one follows")
                 wait = 1.0
+            self._next = _NEVER if wait is None else self.engine.now() + timedelta(seconds=wait)
             self._watch(heard, wait)
 
     def _watch(self, heard: int, wait: float | None) -> None:

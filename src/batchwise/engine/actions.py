@@ -177,4 +177,4 @@ def _settle_shared(engine: Engine, batch: BatchView, mine: Sequence[int]) -> int
         engine.failure(number, member.key, member.terms, Outcome.CANCELED, error, lane=Lane.BATCH, nonce=batch.nonce)
         for number, member in engine.ledger.members(batch.id, mine).items()
     ]
-    return engine.ledger.settle(settlements, now=engine.now(), batch=batch.id)
+    return engine.ledger.settle(settlements, now=engine.now())  # not by the batch: its rows may still come, and cost

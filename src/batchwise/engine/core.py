@@ -171,7 +171,7 @@ class Engine:
         """
         now = self.now()
         decision, terms = self.route(request, now)
-        if terms.lane is Lane.BATCH and terms.deadline is not None and not terms.batch_only:
+        if terms.deadline is not None and not terms.batch_only:
             decision, terms = self._admit_one(request, decision, terms, now)
         claim = terms.lane is Lane.SYNC and Lane.SYNC not in self.suspended
         entry = Entry(request.key, request.digest, request.body, terms)
@@ -182,6 +182,13 @@ class Engine:
             row = accepted.row
             self.push(Claim(row.id, row.key, row.terms, request.body, 0, ()))
         return accepted, decision
+
+    def due(self, row: RequestRow) -> datetime | None:
+        """By when the pump has to look at a request just accepted; None: at once."""
+        if row.lane is Lane.SYNC:
+            return None
+        waits = self.now() + row.terms.interval
+        return waits if row.terms.submit_by is None else min(waits, row.terms.submit_by)
 
     def _admit_one(self, request: Request, decision: Decision, terms: Terms, now: datetime) -> tuple[Decision, Terms]:
         group = Group(terms=terms, requests=1, size=len(request.body), since=now)
@@ -263,7 +270,7 @@ class Engine:
 
     def _admit_all(self, groups: list[Group], now: datetime) -> dict[Terms, int]:
         """How many of which terms go to the sync lane at once."""
-        dated = [group for group in groups if group.terms.lane is Lane.BATCH and group.terms.deadline is not None]
+        dated = [group for group in groups if group.terms.deadline is not None]
         if not dated:
             return {}
         promises = promises_of(self.ledger.snapshot(), now, self.policy)
@@ -352,13 +359,10 @@ class Engine:
 
     def backoff(self, failures: int) -> timedelta:
         """Exponential with jitter, from the shortest to the longest poll gap."""
-        shortest, longest = self.policy.poll_every
+        shortest, longest = (gap / timedelta(seconds=1) for gap in self.policy.poll_every)
         state = tenacity.RetryCallState(retry_object=tenacity.Retrying(), fn=None, args=(), kwargs={})
         state.attempt_number = max(1, failures)
-        second = timedelta(seconds=1)
-        wait = tenacity.wait_exponential_jitter(
-            initial=shortest / second, max=longest / second, jitter=shortest / second
-        )
+        wait = tenacity.wait_exponential(multiplier=shortest, max=longest) + tenacity.wait_random(0, shortest)
         return timedelta(seconds=float(wait(state)))
 
     # -- ends -------------------------------------------------------------------------------------------------------
@@ -469,8 +473,16 @@ class Engine:
         """Money and deadlines."""
         return self.ledger.report(job=job)
 
+    def put_back(self) -> None:
+        """Queue anew, in the ledger, the claims whose calls have not begun."""
+        claims = self.queue.drain()
+        if claims:
+            numbers = [claim.id for claim in claims]
+            self.ledger.requeue(numbers, lane=Lane.SYNC, costs_attempt=False, now=self.now())
+
     def close(self) -> None:
-        """End the run: give the lease back, and let go of the ledger's liveness lock."""
+        """End the run: give claims and the lease back, and let go of the ledger's liveness lock."""
+        self.put_back()
         if self.ledger.lease.held:
             self.ledger.lease.release()
         self.ledger.end_run(self.run)

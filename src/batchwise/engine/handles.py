@@ -122,6 +122,11 @@ class TicketView:
         """Where it is, as last known."""
         return Status.SETTLED if self._found is not None else self._row.status
 
+    @property
+    def _called(self) -> bool:
+        """Whether this process has it on the sync lane, as far as known: there is nothing to submit."""
+        return self._row.status is Status.IN_FLIGHT and self._row.lane is Lane.SYNC
+
     def _look(self) -> Result | None:
         """Its result, if it is settled."""
         if self._found is None:
@@ -139,7 +144,7 @@ class TicketView:
     def _ready(self) -> Result | None:
         """Its result; raises if it cannot come because its lane is suspended."""
         result = self._look()
-        if result is None:
+        if result is None and self._engine.suspended:
             row = self._engine.ledger.row(self._row.id)
             lane = self._row.lane if row is None else row.lane
             queued = row is None or row.status is Status.QUEUED
@@ -238,7 +243,15 @@ class JobView:
         return None if self._unsettled() else True
 
     def _reopen(self, outcomes: tuple[Outcome, ...]) -> int:
-        return self._engine.ledger.reopen(job=self._number, outcomes=outcomes, now=self._engine.now())
+        """Queue anew and mark as waited for, as a bulk dispatch is."""
+        ledger, now = self._engine.ledger, self._engine.now()
+        count = ledger.reopen(job=self._number, outcomes=outcomes, now=now, requests=self._requests)
+        if self._requests is None:
+            ledger.flush(job=self._number)
+        elif count:
+            rows = map(ledger.row, self._requests)
+            ledger.flush({row.terms.id for row in rows if row is not None and row.status is Status.QUEUED})
+        return count
 
     def _progress(self) -> Progress:
         progress = self._engine.progress(self._number)

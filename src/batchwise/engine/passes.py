@@ -22,7 +22,8 @@ _REPEATS: Mapping[type, int] = {
 
 def once(action: planner.Action) -> object:
     """What counts as the same action again."""
-    return type(action), getattr(action, "batch", None)
+    terms = action.terms if isinstance(action, (planner.Move, planner.FailLate)) else None
+    return type(action), getattr(action, "batch", None), terms
 
 
 def repeats(action: planner.Action, *, only_sending: bool) -> int:

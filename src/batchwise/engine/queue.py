@@ -16,6 +16,9 @@ from batchwise.planning.state import BYTES_PER_TOKEN
 __all__ = ["CallQueue", "Ticked"]
 
 
+_BLOCKING = 1
+
+
 class Ticked(NamedTuple):
     """A claim let through, with what the pacing reserved for it."""
 
@@ -25,41 +28,56 @@ class Ticked(NamedTuple):
 
 
 class CallQueue:
-    """Thread-safe. Times are seconds of a monotonic clock, passed in."""
+    """Thread-safe. Times are seconds of a monotonic clock, passed in.
+
+    While something urgent waits, what has a deadline runs in the order of deadlines, whatever had slack when it was
+    claimed; else blocking work goes first.
+    """
 
     def __init__(self, limits: Limits, *, now: float) -> None:
         self._lock = threading.Lock()
         self._pacer = Pacer(limits, now=now)
         self._outputs = OutputForecast()
-        self._heap: list[tuple[int, float, int, Claim]] = []
+        self._dated: list[tuple[float, int, Claim, int]] = []
+        self._blocking: list[tuple[float, int, Claim, int]] = []
         self._later: list[tuple[float, int, int, float, Claim]] = []
+        self._urgent = 0
         self._sequence = 0
         self._running = 0
 
     def push(self, claim: Claim, *, priority: int, due: float, not_before: float = 0.0) -> None:
-        """Queue a claim: lower `priority` first, then the earlier `due`; not before `not_before`."""
+        """Queue a claim of `priority` 0 (urgent), 1 (blocking) or 2 (neither); not before `not_before`."""
         with self._lock:
             self._sequence += 1
             if not_before:
                 heapq.heappush(self._later, (not_before, priority, self._sequence, due, claim))
             else:
-                heapq.heappush(self._heap, (priority, due, self._sequence, claim))
+                self._put(priority, due, self._sequence, claim)
+
+    def _put(self, priority: int, due: float, sequence: int, claim: Claim) -> None:
+        heapq.heappush(self._blocking if priority == _BLOCKING else self._dated, (due, sequence, claim, priority))
+        self._urgent += priority == 0
+
+    def _next_in_line(self) -> list[tuple[float, int, Claim, int]]:
+        return self._dated if self._dated and (self._urgent or not self._blocking) else self._blocking
 
     def next(self, now: float) -> Ticked | float | None:
         """The next claim to run (booked as running), seconds to wait for it, or None when nothing is queued."""
         with self._lock:
             while self._later and self._later[0][0] <= now:
                 _, priority, sequence, due, claim = heapq.heappop(self._later)
-                heapq.heappush(self._heap, (priority, due, sequence, claim))
-            if not self._heap:
+                self._put(priority, due, sequence, claim)
+            line = self._next_in_line()
+            if not line:
                 return self._later[0][0] - now if self._later else None
-            claim = self._heap[0][3]
+            _, _, claim, priority = line[0]
             tokens_in = max(1, len(claim.body) // BYTES_PER_TOKEN)
             tokens_out = min(claim.terms.output_tokens, self._outputs.expect(claim.terms.model, claim.terms.max_tokens))
             wait = self._pacer.ask(now, input_tokens=tokens_in, output_tokens=tokens_out)
             if wait > 0:
                 return wait
-            heapq.heappop(self._heap)
+            heapq.heappop(line)
+            self._urgent -= priority == 0
             self._running += 1
             return Ticked(claim, tokens_in, tokens_out)
 
@@ -101,8 +119,10 @@ class CallQueue:
     def drain(self) -> list[Claim]:
         """Take out everything that has not begun."""
         with self._lock:
-            claims = [*(entry[3] for entry in self._heap), *(entry[4] for entry in self._later)]
-            self._heap.clear()
+            claims = [entry[2] for entry in (*self._dated, *self._blocking)] + [entry[4] for entry in self._later]
+            self._dated.clear()
+            self._blocking.clear()
+            self._urgent = 0
             self._later.clear()
             return claims
 
@@ -110,10 +130,10 @@ class CallQueue:
     def waiting(self) -> int:
         """Claims that have not begun."""
         with self._lock:
-            return len(self._heap) + len(self._later)
+            return len(self._dated) + len(self._blocking) + len(self._later)
 
     @property
     def busy(self) -> int:
         """Claims not finished: waiting or running."""
         with self._lock:
-            return len(self._heap) + len(self._later) + self._running
+            return len(self._dated) + len(self._blocking) + len(self._later) + self._running

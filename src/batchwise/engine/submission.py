@@ -6,6 +6,7 @@
 4. What is not proved, either way, is in doubt: looked for in the listing down to the watermark. One row's nonce
    proves a candidate ours or strikes it off; an unproved candidate is never cancelled.
 5. Nothing seen past the grace: its requests go elsewhere, and it is watched for until its window has passed.
+6. What fails again and again suspends the lane with its reason: nothing is sent for ever.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from time import monotonic
 import attrs
 import orjson
 
-from batchwise.errors import BatchwiseError
+from batchwise.errors import BatchwiseError, LedgerError
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.lines import LineSplitter
 from batchwise.lanes.values import BatchInfo, Listing
 from batchwise.models import Lane, Outcome
 from batchwise.planning.custom_ids import new_nonce, parse, sealer
-from batchwise.planning.outcomes import CreateOutcome, CreateRuling, rule_create
-from batchwise.planning.packing import MAX_BYTES, body_chunks
+from batchwise.planning.outcomes import CreateOutcome, CreateRuling, Fault, Verdict, rule_call, rule_create
+from batchwise.planning.packing import MAX_BYTES, MAX_REQUESTS, body_chunks
 from batchwise.planning.planner import Seal
 from batchwise.planning.state import BatchState, BatchView
 
@@ -38,6 +39,12 @@ __all__ = ["FenceError", "give_up", "reconcile", "reseal", "submit"]
 _PAGE = 100
 _TROUBLES = 10
 """Creates that fail in a row, without proof of a lasting cause, before the lane is suspended."""
+_VANISHED = 3
+"""Creates given up in a row, and single requests refused in a row, before the lane is suspended."""
+_CUT_OFF = 3
+"""Uploads cut off in a row before they are taken for too large: the 413 is lost where a proxy closes at once."""
+_LARGE = 1_000_000
+"""Bytes from which on a body may be too large for some proxy; 1 MB is the smallest limit in common use."""
 _SKEW = timedelta(minutes=5)
 """How far behind the watermark's moment a listing is read where there is no watermark."""
 
@@ -62,28 +69,47 @@ def submit(engine: Engine, seal: Seal) -> Procedure[None]:
         yield from _trouble(engine, rule_create(error.fault))
         return
     yield from store(lambda: _greet(engine, listing))
-    unfinished = {info.counts.total for info in listing.batches if info.status != "ended"}
-    batch = yield from store(
-        lambda: engine.ledger.seal(
-            seal.terms,
-            nonce=new_nonce(os.urandom(16)),
-            taken=frozenset(unfinished),
-            now=engine.now(),
-            max_requests=min(seal.max_requests, engine.ceiling or seal.max_requests),
-            max_bytes=MAX_BYTES,
-        )
-    )
+    batch = yield from store(lambda: _seal(engine, seal, listing))
     if batch is None:
         return
     token = engine.sealed(batch.id)
+    told = False
     try:
-        watermark = listing.batches[0].id if listing.batches else None
-        yield from store(
-            lambda: engine.ledger.posting(batch.id, watermark=watermark, server=listing.server_time, now=engine.now())
-        )
-        yield from _post(engine, batch)
+        if (yield from store(lambda: _begin(engine, batch, listing))):
+            yield from _post(engine, batch)
+        told = True
     finally:
+        if not told:
+            engine.orphans.add(batch.id)
         engine.end(token)
+
+
+def _seal(engine: Engine, seal: Seal, listing: Listing) -> BatchView | None:
+    """Seal a number of requests that no unfinished batch has, be it listed or not yet seen."""
+    listed = {info.counts.total for info in listing.batches if info.status != "ended"}
+    unfinished = {batch.requests for batch in engine.ledger.snapshot().batches if batch.state is not BatchState.ENDED}
+    limits = [limit for limit in (seal.max_requests, engine.ceiling, engine.portion) if limit is not None]
+    return engine.ledger.seal(
+        seal.terms,
+        nonce=new_nonce(os.urandom(16)),
+        taken=frozenset(listed | unfinished),
+        now=engine.now(),
+        max_requests=min(limits),
+        max_bytes=MAX_BYTES,
+    )
+
+
+def _begin(engine: Engine, batch: BatchView, listing: Listing) -> bool:
+    """Make `posting` durable; False if the batch's requests have gone elsewhere since it was sealed."""
+    watermark = listing.batches[0].id if listing.batches else None
+    try:
+        engine.ledger.posting(batch.id, watermark=watermark, server=listing.server_time, now=engine.now())
+    except LedgerError:
+        known = engine.batch(batch.id)
+        if known is not None and known.state is BatchState.SEALED:
+            raise
+        return False
+    return True
 
 
 def _greet(engine: Engine, listing: Listing) -> None:
@@ -112,13 +138,22 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
     try:
         created = yield from api(lambda ports: ports.create(chunks, batch.size, batch.betas))
     except LaneFault as error:
-        yield from _not_answered(engine, batch, rule_create(error.fault), engine.now())
+        yield from _not_answered(engine, batch, error.fault, engine.now())
         return
     except FenceError:
         yield from store(lambda: engine.ledger.unseal(batch.id, now=engine.now()))
         return
-    engine.failures["create"] = 0
     yield from store(lambda: _record(engine, batch, created.batch))
+    _worked(engine)
+
+
+def _worked(engine: Engine) -> None:
+    """A create was answered, or found: what went wrong before is over."""
+    for name in ("create", "full", "cut off", "vanished", "refused"):
+        engine.failures[name] = 0
+    engine.full_since = None
+    if engine.portion is not None:
+        engine.portion = None if engine.portion >= MAX_REQUESTS else 2 * engine.portion
 
 
 def _record(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
@@ -131,12 +166,26 @@ def _record(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
     )
 
 
-def _not_answered(engine: Engine, batch: BatchView, ruling: CreateRuling, sent: datetime) -> Procedure[None]:
-    ledger = engine.ledger
+def _cut_off(engine: Engine, batch: BatchView, fault: Fault) -> bool:
+    """Whether the upload seems to be too large: the listing was answered, yet large bodies are cut off every time."""
+    if fault.status is not None or fault.request_sent or batch.requests < 2 or batch.size < _LARGE:
+        return False
+    engine.failures["cut off"] += 1
+    return engine.failures["cut off"] >= _CUT_OFF
+
+
+def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: datetime) -> Procedure[None]:
+    ledger, ruling = engine.ledger, rule_create(fault)
+    if _cut_off(engine, batch, fault):
+        engine.failures["cut off"] = engine.failures["create"] = 0
+        ruling = attrs.evolve(ruling, outcome=CreateOutcome.TOO_LARGE)
     match ruling.outcome:
         case CreateOutcome.UNKNOWN:
-            doubt = attrs.evolve(batch, state=BatchState.DOUBT, last_byte_at=sent, polled_at=None, failures=0)
-            yield from store(lambda: ledger.update_batch(doubt))
+            # By number: the batch was read before `posting`, and a caller may have cancelled meanwhile.
+            posting = yield from store(lambda: engine.batch(batch.id))
+            if posting is not None:
+                doubt = attrs.evolve(posting, state=BatchState.DOUBT, last_byte_at=sent, polled_at=None, failures=0)
+                yield from store(lambda: ledger.update_batch(doubt, was=posting))
         case CreateOutcome.TOO_LARGE if batch.requests > 1:
             engine.ceiling = max(1, batch.requests // 2)
             yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
@@ -155,7 +204,7 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
     elif ruling.culprits:
         positions = set(ruling.culprits)
     else:
-        engine.ceiling = max(1, batch.requests // 2)
+        engine.portion = max(1, batch.requests // 2)
         yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
         return
 
@@ -183,21 +232,39 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
         return guilty
 
     engine.settled((yield from store(fail)))
-    engine.ceiling = None
+    if ruling.everyone or ruling.culprits:
+        return
+    engine.failures["refused"] += 1
+    if engine.failures["refused"] >= _VANISHED and ruling.outcome is CreateOutcome.INVALID:
+        reason = (
+            f"{engine.failures['refused']} requests in a row were refused, each alone in its batch, the last with "
+            f"{ruling.error.type}: {ruling.error.message}; mend what the requests share, then resume()"
+        )
+        engine.failures["refused"] = 0
+        yield from store(lambda: ledger.suspend(Lane.BATCH, reason, now=engine.now()))
 
 
 def _trouble(engine: Engine, ruling: CreateRuling) -> Procedure[None]:
     """Nothing was created: wait, or suspend the lane."""
-    engine.failures["create"] += 1
-    failures = engine.failures["create"]
+    full = ruling.outcome is CreateOutcome.QUEUE_FULL
+    name = "full" if full else "create"
+    engine.failures[name] += 1
+    failures = engine.failures[name]
     reason = ruling.reason
-    if reason is None and ruling.outcome is not CreateOutcome.QUEUE_FULL and failures >= _TROUBLES:
+    if reason is None and not full and failures >= _TROUBLES:
         reason = (
             f"{failures} create calls in a row failed, the last with {ruling.error.type}: {ruling.error.message}; "
             "see whether the API can be reached, then resume()"
         )
+    if full:
+        engine.full_since = engine.full_since or engine.now()
+        if engine.now() - engine.full_since > engine.policy.window:  # whatever filled the queue has ended by now
+            reason = (
+                f"the API has refused every batch for a whole window ({ruling.error.message}); see what fills the "
+                "account's queue, then resume()"
+            )
     if reason is not None:
-        engine.failures["create"] = 0
+        engine.failures[name], engine.full_since = 0, None
         words = reason
         yield from store(lambda: engine.ledger.suspend(Lane.BATCH, words, now=engine.now()))
         return
@@ -215,9 +282,19 @@ def give_up(engine: Engine, batch: BatchView) -> Procedure[None]:
 
     def queue() -> None:
         engine.ledger.unseal(batch.id, now=engine.now(), keep=True, doubtful=True)
-        engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED, failures=0))
+        engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED, failures=0), was=batch)
 
     yield from store(queue)
+    engine.failures["vanished"] += 1
+    vanished = engine.failures["vanished"]
+    if vanished < _VANISHED:
+        return
+    engine.failures["vanished"] = 0
+    reason = (
+        f"{vanished} create calls in a row were not answered, and their batches were never listed; "
+        "see what lies between here and the API, then resume()"
+    )
+    yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))
 
 
 # -- reconciliation ---------------------------------------------------------------------------------------------------
@@ -225,29 +302,68 @@ def give_up(engine: Engine, batch: BatchView) -> Procedure[None]:
 
 def reconcile(engine: Engine, batch: BatchView) -> Procedure[None]:
     """Look for a batch whose create's outcome is unknown."""
-    now = engine.now()
-    if batch.state is BatchState.WATCHED and now > batch.sealed_at + engine.policy.window + engine.policy.create_grace:
-        yield from store(lambda: engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.VOID)))
-        return
+    now, policy = engine.now(), engine.policy
     try:
         found = yield from _candidates(engine, batch)
-        struck = set(batch.struck)
-        ours: BatchInfo | None = None
-        for info in found:
-            if engine.policy.exclusive_workspace or (info.status == "ended" and (yield from _proved(batch, info))):
-                ours = info
-                break
-            if info.status == "ended":
-                struck.add(info.id)
-    except LaneFault:
-        failed = attrs.evolve(batch, polled_at=now, failures=batch.failures + 1)
-        yield from store(lambda: engine.ledger.update_batch(failed))
+    except LaneFault as error:
+        yield from _unseen(engine, batch, batch, error.fault, now)
         return
+    certain = policy.exclusive_workspace and len(found) == 1 and (yield from store(lambda: _telling(engine, batch)))
+    struck, ours = set(batch.struck), None
+    unread: Fault | None = None
+    for info in found:
+        if info.status != "ended":
+            proof: bool | None = None
+        else:
+            try:
+                proof = yield from _proved(batch, info)
+            except LaneFault as error:  # it stays a candidate
+                proof, unread = None, error.fault
+        if proof or (proof is None and certain):
+            ours = info
+            break
+        if proof is False:
+            struck.add(info.id)
     candidates = tuple(info.id for info in found if info.id not in struck)
     looked = attrs.evolve(batch, candidates=candidates, struck=tuple(sorted(struck)), polled_at=now, failures=0)
-    yield from store(lambda: engine.ledger.update_batch(looked))
     if ours is not None:
+        yield from store(lambda: engine.ledger.update_batch(looked, was=batch))
         yield from _adopt(engine, looked, ours)
+    elif unread is not None:
+        yield from _unseen(engine, batch, looked, unread, now)
+    elif (
+        batch.state is BatchState.WATCHED
+        and not candidates
+        and now > batch.sealed_at + policy.window + policy.create_grace
+    ):
+        yield from store(lambda: engine.ledger.update_batch(attrs.evolve(looked, state=BatchState.VOID), was=batch))
+    else:
+        yield from store(lambda: engine.ledger.update_batch(looked, was=batch))
+
+
+def _unseen(engine: Engine, batch: BatchView, looked: BatchView, fault: Fault, now: datetime) -> Procedure[None]:
+    """The listing, or a candidate, cannot be read: again later; requests that wait for it are told in the end."""
+    failures = batch.failures + 1
+    failed = attrs.evolve(looked, polled_at=now, failures=failures)
+    yield from store(lambda: engine.ledger.update_batch(failed, was=batch))
+    ruling = rule_call(fault)
+    reason = ruling.reason if ruling.verdict is Verdict.SUSPEND else None
+    if reason is None and failures >= _TROUBLES and batch.state is BatchState.DOUBT:
+        reason = (
+            f"a batch whose create was not answered could not be looked for {failures} times in a row, the last time "
+            f"because of {fault.type}: {fault.message}; see whether the API can be reached, then resume()"
+        )
+    if reason is not None:
+        words = reason
+        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, words, now=engine.now()))
+
+
+def _telling(engine: Engine, batch: BatchView) -> bool:
+    """Whether no other batch of ours that the API has not named yet has the same count."""
+    return not any(
+        other.id != batch.id and other.remote_id is None and other.requests == batch.requests
+        for other in engine.ledger.snapshot().batches
+    )
 
 
 def _candidates(engine: Engine, batch: BatchView) -> Procedure[list[BatchInfo]]:
@@ -282,42 +398,30 @@ def _too_old(batch: BatchView, info: BatchInfo) -> bool:
     return batch.posting_server is not None and info.created_at < batch.posting_server - _SKEW
 
 
-def _proved(batch: BatchView, info: BatchInfo) -> Procedure[bool]:
-    """Read one row of an ended candidate: does it carry our nonce?"""
-    splitter, first = LineSplitter(), list[bytes]()
+def _proved(batch: BatchView, info: BatchInfo) -> Procedure[bool | None]:
+    """Read one row of an ended candidate: does it carry our nonce? None: no row could be read, which proves nothing."""
+    splitter, ids = LineSplitter(), list[str]()
 
     def feed(chunk: bytes) -> bool:
-        first.extend(line for line in splitter.feed(chunk) if line)
-        return not first
+        ids.extend(filter(None, map(_id_of, splitter.feed(chunk))))
+        return not ids
 
     yield from api(lambda ports: ports.read(info.id, feed))
-    line = first[0] if first else splitter.rest()
+    ids.extend(filter(None, (_id_of(splitter.rest()),)))
+    if not ids:
+        return None
+    ours = [parse(each) for each in ids]
+    return any(each is not None and each.nonce == batch.nonce for each in ours)
+
+
+def _id_of(line: bytes) -> str | None:
     try:
-        ours = parse(str(orjson.loads(line)["custom_id"]))
+        return str(orjson.loads(line)["custom_id"])
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        return False
-    return ours is not None and ours.nonce == batch.nonce
+        return None
 
 
 def _adopt(engine: Engine, batch: BatchView, info: BatchInfo) -> Procedure[None]:
-    """It is ours. One whose requests have gone elsewhere is cancelled; what it did is booked."""
+    """It is ours. The planner cancels one whose requests have gone elsewhere; what it did is booked when it ends."""
     yield from store(lambda: _record(engine, batch, info))
-    if batch.state is not BatchState.WATCHED:
-        return
-    if info.status != "ended":
-        try:
-            info = yield from api(lambda ports: ports.cancel(info.id))
-        except LaneFault:
-            return  # it is polled like any other from now on
-    state = BatchState.ENDED if info.status == "ended" else BatchState.CANCELING
-    known = attrs.evolve(
-        batch,
-        state=state,
-        remote_id=info.id,
-        created_at=info.created_at,
-        expires_at=info.expires_at,
-        ended_at=info.ended_at,
-        cancel_at=engine.now(),
-        polled_at=engine.now(),
-    )
-    yield from store(lambda: engine.ledger.update_batch(known))
+    _worked(engine)

@@ -339,14 +339,21 @@ class Ledger(Protocol):
     ) -> None:
         """Record that it is this one: state `open`."""
 
-    def update_batch(self, view: BatchView) -> None:
-        """Store the changed fields of a view (its groups aside)."""
+    def update_batch(self, view: BatchView, *, was: BatchView | None = None) -> bool:
+        """Store the fields of a view (its groups aside); with `was`, what was read, only those that differ from it.
+
+        With `was`, nothing is stored if the batch has another state by now and this would change it. Returns whether
+        it was stored.
+        """
 
     def known_remotes(self, remote_ids: Sequence[str]) -> frozenset[str]:
         """Which of these the ledger knows as batches of its own."""
 
     def members(self, batch: int, requests: Sequence[int]) -> dict[int, Member]:
         """Which of these requests are still in the batch, unsettled."""
+
+    def unsettled(self, requests: Sequence[int]) -> dict[int, Member]:
+        """Which of these requests are unsettled, wherever they are."""
 
     def has_turns(self) -> bool:
         """Whether any request has paused turns."""
@@ -425,8 +432,13 @@ class Ledger(Protocol):
         Returns how many, and the batches in which other rows of it still are.
         """
 
-    def reopen(self, *, job: int, outcomes: Sequence[Outcome], now: datetime) -> int:
-        """Queue a job's settled requests of these outcomes anew, on their first terms without a deadline's past."""
+    def reopen(
+        self, *, job: int, outcomes: Sequence[Outcome], now: datetime, requests: Sequence[int] | None = None
+    ) -> int:
+        """Queue a job's settled requests of these outcomes anew, on their first terms without a deadline's past.
+
+        With `requests`, only those of them.
+        """
 
     def suspend(self, lane: Lane, reason: str, *, now: datetime) -> None:
         """Nothing goes to this lane until `resume`."""

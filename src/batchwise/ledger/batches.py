@@ -20,7 +20,7 @@ from batchwise.planning.state import BatchState, BatchView
 
 from .base import Claim, Member
 from .ends import Ends
-from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, LANE_CODES, QUEUED, SYNC, decode_key, micros, view_values
+from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, SYNC, decode_key, micros, view_values
 from .store import Moves, Place, Row
 
 __all__ = ["Lanes"]
@@ -289,8 +289,11 @@ class Lanes(Ends):
                 ),
             )
 
-    def update_batch(self, view: BatchView) -> None:
-        """Store the changed fields of a view (its groups aside).
+    def update_batch(self, view: BatchView, *, was: BatchView | None = None) -> bool:
+        """Store the fields of a view (its groups aside); with `was`, what was read, only those that differ from it.
+
+        With `was`, nothing is stored if the batch has another state by now and this would change it. Returns whether
+        it was stored.
 
         Raises:
             LedgerError: It would close a batch that still has requests: they would be lost from sight.
@@ -298,6 +301,13 @@ class Lanes(Ends):
         values = view_values(view)
         over = view.state in _OVER
         with self._transaction("update_batch") as db:
+            if was is not None:
+                before = view_values(was)
+                values = {name: value for name, value in values.items() if value != before[name]}
+                (state,) = db.execute("SELECT state FROM batch WHERE id = ?", (view.id,)).fetchone()
+                if not values or ("state" in values and state != was.state.value):
+                    return not values
+                over = over if "state" in values else state in {each.value for each in _OVER}
             left = db.execute("SELECT total(requests) FROM cohort WHERE batch = ?", (view.id,)).fetchone()[0]
             if over and left:
                 raise LedgerError(
@@ -309,6 +319,7 @@ class Lanes(Ends):
                 f"UPDATE batch SET {fields}, live = ? WHERE id = ?",
                 (*values.values(), not over, view.id),
             )
+            return True
 
     def known_remotes(self, remote_ids: Sequence[str]) -> frozenset[str]:
         """Which of these the ledger knows as batches of its own."""
@@ -323,15 +334,22 @@ class Lanes(Ends):
         """Which of these requests are still in the batch, unsettled."""
         with self._reading() as db:
             rows = self._rows(db, requests).values()
-            inside = [row for row in rows if row.status == IN_FLIGHT and row.inside == batch]
-            keys = self._keys(db, [row.id for row in inside])
-            paused = db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]
-            return {
-                row.id: Member(
-                    keys[row.id], self._terms(db, row.terms), row.attempts, self._turns(db, row) if paused else ()
-                )
-                for row in inside
-            }
+            return self._members(db, [row for row in rows if row.status == IN_FLIGHT and row.inside == batch])
+
+    def unsettled(self, requests: Sequence[int]) -> dict[int, Member]:
+        """Which of these requests are unsettled, wherever they are."""
+        with self._reading() as db:
+            return self._members(db, [row for row in self._rows(db, requests).values() if row.status != SETTLED])
+
+    def _members(self, db: sqlite3.Connection, rows: Sequence[Row]) -> dict[int, Member]:
+        keys = self._keys(db, [row.id for row in rows])
+        paused = db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]
+        return {
+            row.id: Member(
+                keys[row.id], self._terms(db, row.terms), row.attempts, self._turns(db, row) if paused else ()
+            )
+            for row in rows
+        }
 
     def has_turns(self) -> bool:
         """Whether any request has paused turns."""
@@ -371,8 +389,9 @@ class Lanes(Ends):
         with self._transaction("unseal") as db:
             first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
             groups = self._groups(db, "batch = ?", (batch,))
-            wanted = None if terms is None else frozenset(terms)
-            chosen = [each for each in groups if wanted is None or each[0].terms in wanted]
+            some = None if terms is None else frozenset(terms)
+            chosen = [each for each in groups if some is None or each[0].terms in some]
+            wanted = None if some is None else orjson.dumps(list(some)).decode()
             moves = Moves(self, db, now)
             for place, group in chosen:
                 moves.add(place, -group.requests, -group.size)
@@ -380,11 +399,14 @@ class Lanes(Ends):
                 moves.add(Place(place.terms, code, QUEUED, 0, earliest), group.requests, group.size, flush=True)
                 if doubtful:
                     self._book_waste(db, group.terms.job, doubles=group.requests)
-                db.execute(
-                    f"UPDATE request SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? "
-                    f"WHERE {_IN_BATCH} AND terms = ?",
-                    (code, costs_attempt, earliest, first, last, batch, place.terms),
-                )
+            which, values = (
+                ("", ()) if wanted is None else (" AND terms IN (SELECT value FROM json_each(?))", (wanted,))
+            )
+            db.execute(
+                "UPDATE request SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? "
+                f"WHERE {_IN_BATCH}{which}",
+                (code, costs_attempt, earliest, first, last, batch, *values),
+            )
             moves.book()
             if not keep and len(chosen) == len(groups):
                 db.execute("UPDATE batch SET state = 'void', live = 0 WHERE id = ?", (batch,))

@@ -316,12 +316,15 @@ class Ends(Looking):
         moves.book()
         return len(rows)
 
-    def reopen(self, *, job: int, outcomes: Sequence[Outcome], now: datetime) -> int:
+    def reopen(
+        self, *, job: int, outcomes: Sequence[Outcome], now: datetime, requests: Sequence[int] | None = None
+    ) -> int:
         """Queue a job's settled requests of these outcomes anew, attempts and paused turns forgotten.
 
-        A deadline that has passed is dropped. What they cost stays in the books.
+        With `requests`, only those of them. A deadline that has passed is dropped. What they cost stays in the books.
         """
         reopened, after = 0, 0
+        wanted = None if requests is None else frozenset(requests)
         marks = ", ".join("?" * len(outcomes))
         while True:
             with self._transaction("reopen") as db:
@@ -330,7 +333,7 @@ class Ends(Looking):
                     f"ORDER BY seq LIMIT {CHUNK}",
                     (job, after, *(OUTCOME_CODES[outcome] for outcome in outcomes)),
                 ).fetchall()
-                rows = self._rows(db, [each[1] for each in found])
+                rows = self._rows(db, [each[1] for each in found if wanted is None or each[1] in wanted])
                 moves = Moves(self, db, now)
                 for row in rows.values():
                     self._renew(db, moves, row, self._terms(db, row.terms), now=now)

@@ -55,8 +55,10 @@ __all__ = [
 _ZERO = timedelta(0)
 _NEAR = timedelta(minutes=1)
 """Deadlines this near each other always share a batch."""
-_FILLED = 19, 20
-"""The share of its limits that the sync lane surely keeps filled (95 %)."""
+_FILLED = 0.95
+"""The share of its limits that the sync lane surely keeps filled."""
+_CALM = 0.7
+"""The share of its limits that hedged work counts on, so that urgent work still to come finds room: our choice."""
 
 
 @attrs.frozen
@@ -168,19 +170,18 @@ def margin_of(policy: Policy) -> timedelta:
 
 
 @lru_cache(maxsize=64)
-def usable(limits: Limits) -> Limits:
+def usable(limits: Limits, share: float = _FILLED) -> Limits:
     """The limits that rescues are planned with: what the lane surely keeps filled."""
-    part, whole = _FILLED
 
-    def share(limit: int | None) -> int | None:
-        return None if limit is None else max(1, limit * part // whole)
+    def part(limit: int | None) -> int | None:
+        return None if limit is None else max(1, int(limit * share))
 
     return attrs.evolve(
         limits,
-        requests_per_minute=share(limits.requests_per_minute),
-        input_tokens_per_minute=share(limits.input_tokens_per_minute),
-        output_tokens_per_minute=share(limits.output_tokens_per_minute),
-        latency=limits.latency * whole / part,  # concurrency / latency is a rate, too
+        requests_per_minute=part(limits.requests_per_minute),
+        input_tokens_per_minute=part(limits.input_tokens_per_minute),
+        output_tokens_per_minute=part(limits.output_tokens_per_minute),
+        latency=limits.latency / share,  # concurrency / latency is a rate, too
     )
 
 
@@ -241,21 +242,25 @@ class _Planner:
         self.margin, self.reading, self.limits = margin_of(policy), reading_of(policy), usable(policy.limits)
         self.batch_works = Lane.BATCH not in snapshot.suspended
         self.sync_works = Lane.SYNC not in snapshot.suspended
-        self.starts, self.lost = self._starts()
+        self.cohorts = [cohort for cohort, _, _ in cohorts_of(snapshot, now)]
+        self.starts = self._starts(self.limits)
+        self.calm = self._starts(usable(policy.limits, _CALM)) if policy.hedge else self.starts
+        self.lost = self._lost()
 
-    def _starts(self) -> tuple[dict[datetime, datetime], set[datetime]]:
-        """By deadline: when its work has to start on the sync lane at the latest; deadlines that cannot be kept."""
-        cohorts = [cohort for cohort, _, _ in cohorts_of(self.snapshot, self.now)]
+    def _starts(self, limits: Limits) -> dict[datetime, datetime]:
+        """By deadline: when its work has to start on the sync lane at the latest."""
         starts: dict[datetime, datetime] = {}
-        moments = latest_starts(cohorts, self.limits, tail=self.margin)
-        for cohort, start in zip(cohorts, moments, strict=True):
+        for cohort, start in zip(self.cohorts, latest_starts(self.cohorts, limits, tail=self.margin), strict=True):
             starts[cohort.deadline] = min(start, starts.get(cohort.deadline, start))
-        if min(moments, default=self.now) >= self.now:
-            return starts, set()
-        at_once = [attrs.evolve(cohort, release=None) for cohort in cohorts]
+        return starts
+
+    def _lost(self) -> set[datetime]:
+        """Deadlines that cannot be kept for a single request."""
+        if min(self.starts.values(), default=self.now) >= self.now:
+            return set()
+        at_once = [attrs.evolve(cohort, release=None) for cohort in self.cohorts]
         counts = servable(at_once, self.limits, now=self.now, tail=_ZERO)
-        kept = {cohort.deadline for cohort, count in zip(cohorts, counts, strict=True) if count}
-        return starts, starts.keys() - kept
+        return self.starts.keys() - {each.deadline for each, count in zip(at_once, counts, strict=True) if count}
 
     def start(self, group: Group) -> datetime | None:
         """When it has to be on the sync lane; None: no deadline, or none that can be kept."""
@@ -263,6 +268,11 @@ class _Planner:
         if deadline is None or group.terms.batch_only or deadline in self.lost:
             return None
         return self.starts.get(deadline)
+
+    def cancel_at(self, group: Group) -> datetime | None:
+        """When a batch with it has to be cancelled; None: never."""
+        start, deadline = self.start(group), group.terms.deadline
+        return None if start is None or deadline is None else self.calm[deadline] - self.lead
 
     def due(self, moment: datetime) -> bool:
         """Whether it is time, or would be too late the next time; otherwise the moment is noted."""
@@ -326,20 +336,21 @@ class _Planner:
         due = [(start, terms) for start, terms in self.stake(batch) if self.due(start)]
         if not due:
             return False
-        if look is not None and min(due)[0] > self.now and not self._fresh(batch):
+        if look is not None and min(due)[0] > self.now and not self._fresh(batch, min(due)[0]):
             self.actions.append(look)
         else:
             self.actions.append(Release(batch.id, tuple(terms for _, terms in due)))
         return True
 
-    def _fresh(self, batch: BatchView) -> bool:
-        """Whether it was just looked at, or cannot be."""
-        looked = batch.polled_at
-        return batch.failures > 0 or (looked is not None and self.now - looked < self.policy.poll_every[0])
+    def _fresh(self, batch: BatchView, moment: datetime) -> bool:
+        """Whether it was looked at since, or just before, `moment` fell due, or cannot be looked at."""
+        looked, since = batch.polled_at, moment - (self.horizon - self.now) - self.policy.poll_every[0]
+        return batch.failures > 0 or (looked is not None and looked >= since)
 
     def _open(self, batch: BatchView) -> None:
-        if self.sync_works and self._any_due(start - self.lead for start, _ in self.stake(batch)):
-            self.actions.append(Cancel(batch.id) if self._fresh(batch) else Poll(batch.id))
+        moments = [moment for group in batch.groups if (moment := self.cancel_at(group)) is not None]
+        if self.sync_works and self._any_due(moments):
+            self.actions.append(Cancel(batch.id) if self._fresh(batch, min(moments)) else Poll(batch.id))
         else:
             self._look(batch, Poll(batch.id))
 
@@ -417,8 +428,8 @@ class _Planner:
         last = self._last_seal(group)
         if last is None or not self.sync_works:
             return False
-        start = self.start(group)
-        too_late = last < self.now or (start is not None and start - self.lead <= self.horizon)
+        at_once = self.cancel_at(group)
+        too_late = last < self.now or (at_once is not None and at_once <= self.horizon)
         if too_late or (not sendable and self.due(last)):
             self.actions.append(Move(terms.id, Lane.SYNC))
             return True
@@ -426,10 +437,9 @@ class _Planner:
 
     def _last_seal(self, group: Group) -> datetime | None:
         """Rule 5: until when it may go into a batch; None: as long as it likes."""
-        start, deadline = self.start(group), group.terms.deadline
-        if start is None or deadline is None:
+        last, deadline = self.cancel_at(group), group.terms.deadline
+        if last is None or deadline is None:
             return None
-        last = start - self.lead
         if is_hedged(group.terms, self.policy):
             return last
         rescue = self.margin + work(_cohort(group, deadline, None), self.limits)

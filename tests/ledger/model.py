@@ -1,0 +1,99 @@
+"""What the ledger tests share: short ways to make values and to drive a ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta, timezone
+from hashlib import blake2b
+from itertools import count
+from typing import Any
+
+import attrs
+import orjson
+
+from batchwise.ledger.base import Accepted, Cap, Entry, Ledger, Settlement
+from batchwise.models import Lane, Outcome, Reason, Status
+from batchwise.planning.state import BatchView, Terms
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
+HOUR = timedelta(hours=1)
+
+FLEXIBLE = Terms(
+    lane=Lane.BATCH, reason=Reason.LATENCY_TOLERANT, model="claude-sonnet-4-5", max_tokens=1_024, output_tokens=300
+)
+NIGHTLY = attrs.evolve(FLEXIBLE, deadline=NOW + 30 * HOUR, submit_by=NOW + 4 * HOUR, betas=("one", "two"))
+BLOCKING = attrs.evolve(FLEXIBLE, lane=Lane.SYNC, reason=Reason.BLOCKING, blocking=True)
+PATIENT = attrs.evolve(BLOCKING, blocking=False, deadline=NOW + HOUR)  # sync lane, but nobody blocks
+
+QUEUED, IN_FLIGHT, SETTLED = Status.QUEUED, Status.IN_FLIGHT, Status.SETTLED
+SYNC, BATCH = Lane.SYNC, Lane.BATCH
+
+
+def entry(key: str | None, terms: Terms = FLEXIBLE, body: bytes | str = b'{"a":1}') -> Entry:
+    content = body.encode() if isinstance(body, str) else body
+    return Entry(key, blake2b(content, digest_size=16).digest(), content, terms)
+
+
+def line(number: int, kind: str = "succeeded", **more: Any) -> bytes:
+    return orjson.dumps({"custom_id": f"r{number}", "result": {"type": kind, **more}})
+
+
+def settlement(number: int, outcome: Outcome = Outcome.SUCCEEDED, lane: Lane = Lane.BATCH, **more: Any) -> Settlement:
+    values: dict[str, Any] = {"line": line(number), "cost": 5, "saved": 5, "met": None} | more
+    return Settlement(number, outcome, lane, **values)
+
+
+class World:
+    """A ledger with a run, and shorthands."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.run = ledger.start_run(pid=1, now=NOW)
+        self._nonces = count(1)
+
+    def accept(
+        self, key: str | None = None, terms: Terms = FLEXIBLE, body: bytes | str = b'{"a":1}', **more: Any
+    ) -> Accepted:
+        job = more.pop("job", None)
+        return self.ledger.accept(entry(key, terms, body), job=job, run=self.run, now=more.pop("now", NOW), **more)
+
+    def bulk(self, entries: Sequence[Entry], job: str | None = "job", chunk: int = 3, **more: Any) -> list[int]:
+        with self.ledger.intake(job=job, run=self.run, now=NOW) as intake:
+            for start in range(0, len(entries), chunk):
+                intake.stage(entries[start : start + chunk])
+            return list(intake.accept(now=NOW, **more))
+
+    def seal(self, taken: Iterable[int] = (), terms: Sequence[int] | None = None, **more: Any) -> BatchView | None:
+        if terms is None:
+            terms = sorted({group.terms.id for group in self.ledger.snapshot().batch_queue})
+        options: dict[str, Any] = {"now": NOW, "max_requests": 100_000, "max_bytes": 256_000_000} | more
+        return self.ledger.seal(terms, nonce=f"{next(self._nonces):012d}", taken=frozenset(taken), **options)
+
+    def sealed(self, taken: Iterable[int] = (), **more: Any) -> BatchView:
+        batch = self.seal(taken, **more)
+        assert batch is not None
+        return batch
+
+    def opened(self, **more: Any) -> BatchView:
+        batch = self.sealed(**more)
+        self.ledger.posting(batch.id, watermark="w", server=NOW, now=NOW)
+        self.ledger.created(batch.id, remote_id=f"msgbatch_{batch.id}", created_at=NOW, expires_at=NOW, now=NOW)
+        return self.view(batch.id)
+
+    def view(self, batch: int) -> BatchView:
+        return next(each for each in self.ledger.snapshot().batches if each.id == batch)
+
+    def status(self, number: int) -> Status:
+        row = self.ledger.row(number)
+        assert row is not None
+        return row.status
+
+    def cap(self, limit: int, since: datetime | None = None) -> Cap:
+        return Cap(limit=limit, since=since)
+
+
+def total(ledger: Ledger, job: int | None = None) -> dict[Status, int]:
+    sums = dict.fromkeys(Status, 0)
+    for (_, status, _), number in ledger.counts(job=job).by.items():
+        sums[status] += number
+    return sums

@@ -1,0 +1,1059 @@
+"""What every ledger does. A second backend has to pass this unchanged."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import timedelta
+from decimal import Decimal
+
+import attrs
+import orjson
+import pytest
+
+from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
+from batchwise.ledger.base import Ledger
+from batchwise.models import Outcome
+from batchwise.planning.custom_ids import sealer
+from batchwise.planning.packing import body_chunks
+from batchwise.planning.state import BatchState
+
+from .conftest import Backend
+from .model import (
+    BATCH,
+    BLOCKING,
+    FLEXIBLE,
+    HOUR,
+    IN_FLIGHT,
+    NIGHTLY,
+    NOW,
+    PATIENT,
+    QUEUED,
+    SETTLED,
+    SYNC,
+    World,
+    entry,
+    line,
+    settlement,
+    total,
+)
+
+KEYS = [
+    "'; DROP TABLE request; --",
+    "a\0b",
+    "a\0c",
+    "new\nline",
+    "\ud800",
+    "\udfff\ud800",
+    "\x1b[31m",
+    "../../etc",
+    "é" * 1_024,
+]
+
+
+# -- accepting one ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_any_key_comes_back_as_it_was(world: World, key: str) -> None:
+    one = world.accept(key, job=key)
+    assert one.row.key == key
+    assert world.ledger.find(key, job=key) == one.row
+    assert world.ledger.job_name(one.row.job) == key
+    assert world.ledger.job_id(key) == one.row.job
+    batch = world.sealed()
+    assert [each[1] for each in world.ledger.entries(batch.id)] == [key]
+    world.ledger.settle([settlement(one.row.id)], now=NOW, batch=batch.id)
+    assert world.ledger.results(job=one.row.job, after=0, limit=9)[0].key == key
+
+
+def test_different_odd_keys_are_different(world: World) -> None:
+    assert len({world.accept(key, body=key.encode("utf-8", "surrogatepass")).row.id for key in KEYS}) == len(KEYS)
+
+
+def test_what_was_accepted_is_there_as_it_was(world: World) -> None:
+    row = world.accept("k", NIGHTLY, b'{"x":[1]}', job="j").row
+    assert (row.lane, row.status, row.attempts, row.nonce, row.result) == (BATCH, QUEUED, 0, None, None)
+    assert attrs.evolve(row.terms, id=0, job=0) == NIGHTLY
+    assert row.terms.job == row.job > 0
+    assert row.terms.id > 0
+    assert world.ledger.row(row.id) == row
+    assert world.ledger.bodies([row.id]) == [b'{"x":[1]}']
+    assert world.ledger.marks() == (row.id, 0)
+
+
+def test_nothing_is_found_that_is_not_there(world: World) -> None:
+    ledger = world.ledger
+    assert ledger.find("k", job=None) is None
+    assert ledger.find("k", job="no") is None
+    assert ledger.row(77) is None
+    assert ledger.result(77) is None
+    assert ledger.job_id("no") is None
+    assert ledger.job_name(77) is None
+    assert ledger.job_name(0) is None
+    assert ledger.results(job=None, after=0, limit=9) == []
+    assert ledger.counts(job=None).by == {}
+    assert ledger.marks() == (0, 0)
+    assert world.seal() is None
+    assert not ledger.snapshot().batch_queue
+
+
+def test_same_key_same_content_is_one_request(world: World) -> None:
+    first, second = world.accept("k"), world.accept("k")
+    assert first.created
+    assert not second.created
+    assert second.row == first.row
+    assert total(world.ledger)[QUEUED] == 1
+
+
+def test_same_key_other_content_is_refused_and_leaves_no_trace(world: World) -> None:
+    world.accept("k\n'", job="j")
+    before = world.ledger.snapshot()
+    with pytest.raises(KeyConflictError, match=r'"k\\n\'"'):
+        world.accept("k\n'", body=b"{}", job="j")
+    assert world.ledger.snapshot() == before
+    assert world.accept("k\n'", body=b"{}").created, "another scope"
+
+
+def test_keys_are_generated_without_a_job(world: World) -> None:
+    one, two = world.accept(), world.accept()
+    assert one.created
+    assert two.created
+    assert one.row.key != two.row.key
+
+
+def test_positions_in_a_job(world: World) -> None:
+    keys = [world.accept(body=body, job="j").row.key for body in ("a", "b", "b")]
+    assert keys == ["#0", "#1", "#2"]
+
+
+def test_a_second_run_finds_its_positions_again(backend: Backend) -> None:
+    if not backend.shared:
+        pytest.skip("one process only")
+    first = World(backend.open())
+    for body in ("a", "b", "b"):
+        first.accept(body=body, job="j")
+    second = World(backend.open())
+    # Another order, and something new: content finds its place, the new one goes to the end.
+    got = [second.accept(body=body, job="j") for body in ("b", "new", "a", "b")]
+    assert [(each.row.key, each.created) for each in got] == [("#1", False), ("#3", True), ("#0", False), ("#2", False)]
+
+
+def test_positions_go_on_behind_a_bulk(world: World) -> None:
+    world.bulk([entry(None, body="a"), entry("named", body="b"), entry(None, body="c")])
+    assert [world.ledger.find(key, job="job") is not None for key in ("#0", "#1", "#2")] == [True, False, True]
+    assert world.accept(body="d", job="job").row.key == "#3"
+
+
+def test_a_position_taken_by_hand_is_passed_over(world: World) -> None:
+    world.accept("#0", body="hand", job="j")
+    world.accept("#1x", body="x", job="j")
+    assert world.accept(body="a", job="j").row.key == "#1"
+
+
+def test_an_earlier_deadline_tightens(world: World) -> None:
+    number = world.accept("k").row.id
+    assert world.accept("k", NIGHTLY).row.terms.deadline == NIGHTLY.deadline
+    later = attrs.evolve(NIGHTLY, deadline=NOW + 50 * HOUR)
+    assert world.accept("k", later).row.terms.deadline == NIGHTLY.deadline
+    sooner = attrs.evolve(PATIENT, deadline=NOW + HOUR)
+    row = world.accept("k", sooner).row
+    assert (row.id, row.lane, row.terms.deadline) == (number, SYNC, NOW + HOUR)
+    assert world.accept("k", NIGHTLY).row.lane is SYNC, "never back"
+    (group,) = world.ledger.snapshot().sync_queue
+    assert group.requests == 1
+    assert not world.ledger.snapshot().batch_queue
+
+
+def test_blocking_on_a_queued_request_brings_it_to_the_sync_lane(world: World) -> None:
+    world.accept("k", NIGHTLY)
+    row = world.accept("k", BLOCKING).row
+    assert (row.lane, row.terms.lane, row.terms.deadline) == (SYNC, SYNC, NIGHTLY.deadline)
+    assert not row.terms.blocking, "the first dispatch could wait: its promise does not end with this process"
+
+
+def test_in_flight_requests_keep_their_lane(world: World) -> None:
+    world.accept("k", FLEXIBLE)
+    world.opened()
+    assert world.accept("k", BLOCKING).row.terms == world.accept("k", FLEXIBLE).row.terms
+    row = world.accept("k", PATIENT).row
+    assert (row.lane, row.status, row.terms.deadline) == (BATCH, IN_FLIGHT, PATIENT.deadline)
+    assert [group.terms.deadline for group in world.ledger.snapshot().batches[0].groups] == [PATIENT.deadline]
+
+
+def test_claiming_at_once(world: World) -> None:
+    row = world.accept("k", BLOCKING, claim=True).row
+    assert (row.lane, row.status) == (SYNC, IN_FLIGHT)
+    assert world.ledger.snapshot().sync_running[0].requests == 1
+    claim = world.ledger.claim_one(row.id, run=world.run)
+    assert claim is not None
+    assert (claim.key, claim.body, claim.attempts, claim.turns) == ("k", b'{"a":1}', 0, ())
+    assert world.ledger.claim_one(row.id, run=world.run + 1) is None
+
+
+# -- accepting many -----------------------------------------------------------------------------------------------
+
+
+def test_a_bulk_is_invisible_until_it_is_accepted(world: World) -> None:
+    ledger = world.ledger
+    with ledger.intake(job="job", run=world.run, now=NOW) as intake:
+        intake.stage([entry("a", NIGHTLY), entry("b", BLOCKING)])
+        assert ledger.job_id("job") is None
+        assert ledger.find("a", job="job") is None
+        assert ledger.row(1) is None
+        assert total(ledger) == {QUEUED: 0, IN_FLIGHT: 0, SETTLED: 0}
+        assert not ledger.snapshot().batch_queue
+        assert world.seal(terms=range(10)) is None
+        assert ledger.claim(2, 9, run=world.run, now=NOW) == []
+        assert ledger.claim_one(2, run=world.run) is None
+        assert ledger.cancel(now=NOW) == (0, ())
+        ledger.flush()
+        ledger.move([1, 2], lane=SYNC)
+        numbers = list(intake.accept(now=NOW))
+    assert ledger.find("a", job="job") is not None
+    assert len(numbers) == 2
+    assert total(ledger)[QUEUED] == 2
+    assert [(g.terms.deadline, g.requests, g.flush) for g in ledger.snapshot().batch_queue] == [
+        (NIGHTLY.deadline, 1, True)
+    ]
+
+
+def test_a_bulk_that_is_left_is_gone(world: World) -> None:
+    with world.ledger.intake(job="job", run=world.run, now=NOW) as bulk:
+        bulk.stage([entry(str(number)) for number in range(20)])
+    assert world.ledger.job_id("job") is None
+    assert world.bulk([entry("3", body="other content")])
+    assert total(world.ledger)[QUEUED] == 1
+
+
+def test_a_conflict_in_a_bulk_leaves_nothing(world: World) -> None:
+    world.accept("5", body="other", job="job")
+    with pytest.raises(KeyConflictError, match="'5'"):
+        world.bulk([entry(str(number)) for number in range(9)])
+    with pytest.raises(KeyConflictError, match="'x'"):
+        world.bulk([entry("x"), entry("x", body="different")])
+    assert total(world.ledger)[QUEUED] == 1
+
+
+def test_a_bulk_run_twice_is_there_once(world: World) -> None:
+    entries = [entry(None, NIGHTLY, str(number)) for number in range(10)]
+    first = world.bulk(entries)
+    assert world.bulk(entries, chunk=4) == first
+    assert world.bulk([*entries, entry(None, NIGHTLY, "more")])[:10] == first
+    assert total(world.ledger)[QUEUED] == 11
+    assert sum(group.requests for group in world.ledger.snapshot().batch_queue) == 11
+
+
+def test_twice_in_one_bulk_is_once(world: World) -> None:
+    numbers = world.bulk([entry("a"), entry("b"), entry("a"), entry("b", NIGHTLY)], chunk=10)
+    assert numbers[0] == numbers[2]
+    assert numbers[1] == numbers[3]
+    assert total(world.ledger)[QUEUED] == 2
+    row = world.ledger.row(numbers[1])
+    assert row is not None
+    assert row.terms.deadline == NIGHTLY.deadline
+
+
+def test_a_bulk_tightens_only_when_it_is_accepted(world: World) -> None:
+    number = world.accept("a", job="job").row.id
+    with world.ledger.intake(job="job", run=world.run, now=NOW) as intake:
+        intake.stage([entry("a", NIGHTLY)])
+    row = world.ledger.row(number)
+    assert row is not None
+    assert row.terms.deadline is None
+    world.bulk([entry("a", NIGHTLY)])
+    row = world.ledger.row(number)
+    assert row is not None
+    assert row.terms.deadline == NIGHTLY.deadline
+    (group,) = world.ledger.snapshot().batch_queue
+    assert group.flush
+
+
+def test_a_bulk_flushes_what_was_there(world: World) -> None:
+    world.accept("a", job="job")
+    world.bulk([entry("a")])
+    assert [group.flush for group in world.ledger.snapshot().batch_queue] == [True]
+
+
+def test_bulk_without_flush_and_with_a_part_for_the_sync_lane(world: World) -> None:
+    numbers = world.bulk([entry(str(n), NIGHTLY) for n in range(10)], flush=False, sync={NIGHTLY: 4, FLEXIBLE: 3})
+    snapshot = world.ledger.snapshot()
+    assert [(g.requests, g.size, g.flush) for g in snapshot.batch_queue] == [(6, 42, False)]
+    assert [(g.requests, g.size, g.flush) for g in snapshot.sync_queue] == [(4, 28, False)]
+    batch = world.sealed()
+    assert world.ledger.missing(batch.id) == numbers[:6]
+
+
+def test_bulks_of_one_job_wait_for_each_other(world: World) -> None:
+    order = []
+
+    def second() -> None:
+        with world.ledger.intake(job="job", run=world.run, now=NOW) as intake:
+            order.append("second")
+            intake.accept(now=NOW)
+
+    with world.ledger.intake(job="job", run=world.run, now=NOW) as intake:
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.1)
+        order.append("first")
+        with pytest.raises(LedgerError, match="this thread"):
+            world.ledger.intake(job="job", run=world.run, now=NOW)
+        intake.accept(now=NOW)
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_one_request_waits_for_the_bulk_that_holds_its_key(world: World) -> None:
+    got = []
+    with world.ledger.intake(job="job", run=world.run, now=NOW) as intake:
+        intake.stage([entry("a")])
+        with pytest.raises(LedgerError, match="this thread"):
+            world.accept("a", job="job")
+        thread = threading.Thread(target=lambda: got.append(world.accept("a", job="job")))
+        thread.start()
+        time.sleep(0.1)
+        assert not got
+        (number,) = intake.accept(now=NOW)
+    thread.join(10)
+    assert [(each.row.id, each.created) for each in got] == [(number, False)]
+
+
+def test_an_ended_bulk_takes_no_more(world: World) -> None:
+    with world.ledger.intake(job="job", run=world.run, now=NOW) as intake:
+        intake.accept(now=NOW)
+        with pytest.raises(LedgerError):
+            intake.stage([entry("a")])
+        with pytest.raises(LedgerError):
+            intake.accept(now=NOW)
+    assert world.ledger.job_id("job") is not None, "an empty job is a job"
+
+
+# -- money --------------------------------------------------------------------------------------------------------
+
+PRICED = attrs.evolve(FLEXIBLE, reserve_each=100, reserve_per_byte=10)
+
+
+def test_the_cap_counts_reserved_spent_and_wasted(world: World) -> None:
+    body = b"1234567890"  # 200 reserved
+    one = world.accept("a", PRICED, body, cap=world.cap(200)).row.id
+    with pytest.raises(SpendLimitError, match="max_spend"):
+        world.accept("b", PRICED, body, cap=world.cap(399))
+    assert world.ledger.find("b", job=None) is None
+    world.accept("b", PRICED, body, cap=world.cap(400))
+    world.accept("a", PRICED, body, cap=world.cap(0)), "nothing new"
+    batch = world.opened()
+    world.ledger.settle([settlement(one, cost=50)], now=NOW, batch=batch.id)
+    with pytest.raises(SpendLimitError):
+        world.accept("c", PRICED, body, cap=world.cap(449))
+    world.accept("c", PRICED, body, cap=world.cap(450))
+    other = world.opened()
+    for _ in range(2):
+        world.ledger.book_stray(other.id, one, 7)
+        world.ledger.book_stray(batch.id, one, 7)  # the row that settled it, read again
+    with pytest.raises(SpendLimitError):
+        world.accept("d", FLEXIBLE, body, cap=world.cap(456))
+    world.accept("d", FLEXIBLE, body, cap=world.cap(457))
+    assert world.ledger.report(job=None).wasted == Decimal(7).scaleb(-12)
+
+
+def test_the_cap_over_a_period(world: World) -> None:
+    one, two = world.accept("a").row.id, world.accept("b").row.id
+    batch = world.opened()
+    world.ledger.settle([settlement(one, cost=50)], now=NOW, batch=batch.id)
+    world.ledger.settle([settlement(two, cost=20)], now=NOW + HOUR, batch=batch.id)
+    with pytest.raises(SpendLimitError):
+        world.accept("c", cap=world.cap(19, NOW + HOUR))
+    world.accept("c", cap=world.cap(20, NOW + HOUR))
+
+
+def test_a_bulk_over_the_cap_stays_out_whole(world: World) -> None:
+    entries = [entry(str(n), PRICED, b"1234567890") for n in range(3)]
+    with pytest.raises(SpendLimitError):
+        world.bulk(entries, cap=world.cap(599))
+    assert total(world.ledger)[QUEUED] == 0
+    world.bulk(entries, cap=world.cap(600))
+
+
+def test_the_reserve_follows_cancel_reopen_and_requeue(world: World) -> None:
+    world.bulk([entry(str(n), PRICED, b"1234567890") for n in range(3)])
+    job = world.ledger.job_id("job")
+    assert job is not None
+    world.ledger.cancel(now=NOW)
+    world.accept("x", cap=world.cap(0))
+    world.ledger.reopen(job=job, outcomes=[Outcome.CANCELED], now=NOW)
+    with pytest.raises(SpendLimitError):
+        world.accept("y", cap=world.cap(599))
+    batch = world.opened(terms=[group.terms.id for group in world.ledger.snapshot().batch_queue])
+    (first, *_) = world.ledger.missing(batch.id)
+    world.ledger.requeue([first], lane=BATCH, costs_attempt=True, now=NOW, turn=b"t", body=b"12345678901234567890")
+    with pytest.raises(SpendLimitError):
+        world.accept("y", cap=world.cap(699))
+    world.accept("y", cap=world.cap(700))
+
+
+def test_books_of_large_amounts(world: World) -> None:
+    large = 10**12 * 5_000_000  # five million USD in pico-USD: two of them pass 2**63
+    numbers = [world.accept(str(n)).row.id for n in range(2)]
+    world.ledger.settle([settlement(numbers[0], cost=large)], now=NOW)
+    world.ledger.settle([settlement(numbers[1], lane=SYNC, cost=large)], now=NOW + HOUR)
+    assert world.ledger.report(job=None).cost == 10_000_000
+    with pytest.raises(SpendLimitError):
+        world.accept("c", cap=world.cap(2 * large - 1))
+    with pytest.raises(SpendLimitError):
+        world.accept("c", cap=world.cap(2 * large - 1, NOW))
+
+
+# -- sealing ------------------------------------------------------------------------------------------------------
+
+
+def test_a_seal_takes_rows_in_order_and_tells(world: World) -> None:
+    numbers = world.bulk([entry(f"k{n}", body=str(n)) for n in range(10)])
+    batch = world.sealed(taken={10, 9})
+    assert batch.requests == 8
+    assert (batch.state, batch.groups[0].requests, batch.betas) == (BatchState.SEALED, 8, ())
+    assert [each[0] for each in world.ledger.entries(batch.id)] == numbers[:8]
+    assert world.sealed(taken={2, 1}).requests == 2, "no telling count is left: all of it, never padded"
+    assert total(world.ledger)[IN_FLIGHT] == 10
+
+
+def test_a_seal_respects_the_count_limit_and_merges_terms_by_number(world: World) -> None:
+    one, two, three = (
+        world.accept(key, terms).row.id for key, terms in (("a", FLEXIBLE), ("b", NIGHTLY), ("c", FLEXIBLE))
+    )
+    batch = world.sealed(max_requests=2)
+    assert world.ledger.missing(batch.id) == [one, two]
+    assert len(batch.groups) == 2
+    assert world.ledger.missing(world.sealed().id) == [three]
+
+
+def test_a_seal_of_very_many_terms(world: World) -> None:
+    deadlines = (NOW + HOUR + timedelta(microseconds=number) for number in range(33_000))
+    entries = [entry(str(at), attrs.evolve(NIGHTLY, deadline=at)) for at in deadlines]
+    world.bulk(entries, chunk=10_000)
+    batch = world.sealed()
+    assert batch.requests == len(batch.groups) == 33_000
+    assert world.ledger.unseal(batch.id, now=NOW, terms=[group.terms.id for group in batch.groups[1:]]) == 32_999
+
+
+@pytest.mark.parametrize("slack", [-1, 0, 1])
+def test_the_size_of_a_seal_is_exact(world: World, slack: int) -> None:
+    for number in range(40):
+        world.accept("é" * (number + 30), body="x" * number)
+    ids = sealer("1" * 12)
+    rows = [(number, "é" * (number + 29), b"x" * (number - 1)) for number in range(1, 21)]
+    limit = len(b"".join(body_chunks((ids(key, number), body) for number, key, body in rows)))
+    batch = world.sealed(max_bytes=limit + slack)
+    assert batch.requests == (19 if slack < 0 else 20)
+    seal = sealer(batch.nonce)
+    written = b"".join(body_chunks((seal(key, number), body) for number, key, body in world.ledger.entries(batch.id)))
+    assert len(written) == batch.size <= limit + slack
+
+
+def test_rows_wait_for_their_moment(world: World) -> None:
+    number = world.accept("a").row.id
+    batch = world.opened()
+    world.ledger.requeue([number], lane=BATCH, costs_attempt=True, now=NOW, not_before=NOW + HOUR, batch=batch.id)
+    world.accept("b")
+    groups = world.ledger.snapshot().batch_queue
+    assert sorted((group.requests, group.not_before) for group in groups if group.not_before) == [(1, NOW + HOUR)]
+    assert world.sealed().requests == 1
+    assert world.seal() is None
+    row = world.ledger.row(number)
+    assert row is not None
+    assert (row.attempts, row.status) == (1, QUEUED)
+    assert world.sealed(now=NOW + HOUR).requests == 1
+
+
+def test_the_life_of_a_batch_is_kept(world: World) -> None:
+    world.accept("a", NIGHTLY)
+    ledger, batch = world.ledger, world.sealed()
+    assert not ledger.still_posting(batch.id)
+    ledger.posting(batch.id, watermark="msgbatch_0", server=NOW - HOUR, now=NOW)
+    assert ledger.still_posting(batch.id)
+    view = world.view(batch.id)
+    assert (view.state, view.watermark, view.posting_server, view.posting_at) == (
+        BatchState.POSTING,
+        "msgbatch_0",
+        NOW - HOUR,
+        NOW,
+    )
+    assert view.betas == ("one", "two")
+    assert ledger.doubt_orphans() == 1
+    assert ledger.doubt_orphans() == 0
+    assert not ledger.still_posting(batch.id)
+    changed = attrs.evolve(
+        world.view(batch.id),
+        candidates=("a", "b"),
+        struck=("c",),
+        last_byte_at=NOW,
+        failures=3,
+        canceled=True,
+        cancel_at=NOW,
+        polled_at=NOW + timedelta(microseconds=1),
+    )
+    ledger.update_batch(changed)
+    assert world.view(batch.id) == changed
+    ledger.created(batch.id, remote_id="msgbatch_1", created_at=NOW, expires_at=NOW + 24 * HOUR, now=NOW)
+    view = world.view(batch.id)
+    assert (view.state, view.remote_id, view.expires_at) == (BatchState.OPEN, "msgbatch_1", NOW + 24 * HOUR)
+    assert ledger.known_remotes(["msgbatch_1", "msgbatch_2"]) == {"msgbatch_1"}
+    with pytest.raises(LedgerError, match="still has 1"):
+        ledger.update_batch(attrs.evolve(view, state=BatchState.CLOSED))
+    ledger.settle([settlement(1)], now=NOW, batch=batch.id)
+    ledger.update_batch(attrs.evolve(view, state=BatchState.CLOSED, ended_at=NOW + HOUR))
+    assert ledger.snapshot().batches == ()
+
+
+def test_what_an_ended_batch_teaches(world: World) -> None:
+    world.accept("a")
+    batch = world.opened()
+    assert world.ledger.history() == []
+    world.ledger.settle([settlement(1)], now=NOW, batch=batch.id)
+    world.ledger.update_batch(attrs.evolve(batch, state=BatchState.CLOSED, ended_at=NOW + HOUR))
+    (sample,) = world.ledger.history()
+    assert (sample.kind, sample.duration, sample.ended, sample.model) == ("batch", HOUR, True, FLEXIBLE.model)
+    assert (sample.requests, sample.hour) == (1, 12)
+
+
+def test_what_a_cancelled_batch_teaches(world: World) -> None:
+    world.accept("a")
+    batch = world.opened()
+    world.ledger.settle([settlement(1)], now=NOW, batch=batch.id)
+    world.ledger.note_clock(timedelta(minutes=5))
+    cancel_at = NOW + HOUR - timedelta(minutes=5)
+    world.ledger.update_batch(
+        attrs.evolve(batch, state=BatchState.CLOSED, cancel_at=cancel_at, ended_at=NOW + 2 * HOUR)
+    )
+    whole, cancel = world.ledger.history()
+    assert (whole.kind, whole.duration, whole.ended) == ("batch", HOUR, False)
+    assert (cancel.kind, cancel.duration, cancel.ended) == ("cancel", HOUR, True)
+    assert world.ledger.snapshot().clock_offset == timedelta(minutes=5)
+
+
+def test_the_fence_sees_a_lost_row(world: World) -> None:
+    numbers = [world.accept(str(n)).row.id for n in range(2)]
+    batch = world.sealed()
+    world.ledger.posting(batch.id, watermark=None, server=None, now=NOW)
+    world.ledger.settle([settlement(numbers[0], lane=SYNC)], now=NOW)
+    assert not world.ledger.still_posting(batch.id)
+
+
+def test_a_batch_is_posted_once(world: World) -> None:
+    world.accept("a")
+    batch = world.opened()
+    with pytest.raises(LedgerError, match="not sealed"):
+        world.ledger.posting(batch.id, watermark=None, server=None, now=NOW)
+
+
+def test_unseal_queues_again_and_voids(world: World) -> None:
+    numbers = world.bulk([entry(str(n), NIGHTLY if n % 2 else FLEXIBLE) for n in range(4)])
+    batch = world.sealed()
+    assert world.ledger.unseal(batch.id, lane=SYNC, costs_attempt=True, now=NOW + HOUR, not_before=NOW + 2 * HOUR) == 4
+    snapshot = world.ledger.snapshot()
+    assert snapshot.batches == ()
+    assert sum(group.requests for group in snapshot.sync_queue) == 4
+    assert {(group.since, group.not_before) for group in snapshot.sync_queue} == {(NOW + HOUR, NOW + 2 * HOUR)}
+    assert all(group.flush for group in snapshot.sync_queue), "they have waited their interval already"
+    row = world.ledger.row(numbers[0])
+    assert row is not None
+    assert (row.nonce, row.attempts, row.lane) == (batch.nonce, 1, SYNC)
+    assert world.ledger.unseal(batch.id, now=NOW) == 0
+
+
+def test_unseal_of_some_terms_leaves_the_rest(world: World) -> None:
+    one, two = world.accept("a", NIGHTLY).row, world.accept("b").row
+    batch = world.opened()
+    assert world.ledger.unseal(batch.id, terms=[one.terms.id], lane=SYNC, now=NOW) == 1
+    assert world.view(batch.id).groups[0].requests == 1
+    assert world.ledger.missing(batch.id) == [two.id]
+
+
+def test_a_kept_batch_may_still_deliver(world: World) -> None:
+    numbers = world.bulk([entry(str(n)) for n in range(3)])
+    batch = world.opened()
+    assert world.ledger.unseal(batch.id, lane=SYNC, now=NOW, keep=True, doubtful=True) == 3
+    assert world.view(batch.id).groups == ()
+    report = world.ledger.report(job=None)
+    assert report.possible_doubles == 3
+    (claim,) = world.ledger.claim(world.ledger.snapshot().sync_queue[0].terms.id, 1, run=world.run, now=NOW)
+    # The sync lane is first for one row, the batch for the others, of which one is running.
+    world.ledger.settle([settlement(claim.id, lane=SYNC, cost=10, line=b"sync")], now=NOW, run=world.run)
+    world.ledger.claim_one(numbers[1], run=world.run)
+    delivered = [settlement(number, cost=5) for number in numbers]
+    assert world.ledger.settle(delivered, now=NOW, batch=batch.id) == 2
+    assert world.ledger.settle(delivered, now=NOW, batch=batch.id) == 0
+    assert world.ledger.settle([settlement(numbers[1], lane=SYNC, cost=10, line=b"late")], now=NOW, run=world.run) == 0
+    report = world.ledger.report(job=None)
+    assert report.cost == Decimal(20).scaleb(-12)
+    assert report.wasted == Decimal(15).scaleb(-12), "5 for the batch's row of the first, 10 for the second's call"
+    assert total(world.ledger) == {QUEUED: 0, IN_FLIGHT: 0, SETTLED: 3}
+    assert not world.ledger.snapshot().sync_running
+
+
+def test_a_failure_counts_only_where_the_request_is(world: World) -> None:
+    number = world.accept("a").row.id
+    batch = world.opened()
+    world.ledger.unseal(batch.id, lane=SYNC, now=NOW, keep=True)
+    failed = settlement(number, Outcome.FAILED, cost=0)
+    assert world.ledger.settle([failed], now=NOW, batch=batch.id) == 0
+    world.ledger.claim_one(number, run=world.run)
+    assert world.ledger.settle([failed], now=NOW, batch=batch.id) == 0
+    assert world.ledger.settle([failed], now=NOW, run=world.run + 1) == 0
+    assert world.ledger.settle([failed], now=NOW, run=world.run) == 1
+
+
+def test_move_between_the_lanes(world: World) -> None:
+    row = world.accept("a").row
+    world.accept("b")
+    world.ledger.flush([row.terms.id])
+    assert world.ledger.move([row.terms.id], lane=SYNC) == 2
+    assert world.ledger.move([row.terms.id], lane=SYNC) == 0
+    (group,) = world.ledger.snapshot().sync_queue
+    assert (group.requests, group.flush, group.since) == (2, True, NOW)
+    assert world.seal() is None
+    assert world.ledger.move([row.terms.id], lane=BATCH) == 2
+    assert world.sealed().requests == 2
+
+
+def test_waiting_goes_along_to_the_other_lane(world: World) -> None:
+    row = world.accept("a").row
+    world.ledger.move([row.terms.id], lane=SYNC)
+    world.accept("b")
+    world.ledger.flush(request=world.accept("b").row.id)
+    world.ledger.move([row.terms.id], lane=BATCH)
+    world.accept("c")
+    world.ledger.move([row.terms.id], lane=SYNC)
+    assert [(group.requests, group.flush) for group in world.ledger.snapshot().sync_queue] == [(3, True)]
+
+
+def test_a_flushed_group_that_joins_another_flushes_it(world: World) -> None:
+    row = world.accept("a").row
+    world.ledger.flush()
+    world.ledger.move([row.terms.id], lane=SYNC)
+    world.accept("b")
+    world.ledger.move([row.terms.id], lane=BATCH)
+    assert [(group.requests, group.flush) for group in world.ledger.snapshot().batch_queue] == [(2, True)]
+
+
+def test_flush_marks_what_it_names(world: World) -> None:
+    def flushed() -> list[bool]:
+        return [group.flush for group in world.ledger.snapshot().batch_queue]
+
+    one, two, three = (
+        world.accept(str(n), attrs.evolve(FLEXIBLE, max_tokens=n), job=job).row
+        for n, job in ((1, None), (2, "j"), (3, "j"))
+    )
+    assert flushed() == [False] * 3
+    world.ledger.flush([one.terms.id])
+    assert flushed() == [True, False, False]
+    world.ledger.flush(request=three.id)
+    assert flushed() == [True, False, True]
+    world.ledger.flush(job=two.job)
+    assert flushed() == [True] * 3
+    world.sealed()
+    world.accept("new", attrs.evolve(FLEXIBLE, max_tokens=1))
+    assert flushed() == [False], "who came after the flush has nobody waiting"
+    world.ledger.flush()
+    assert flushed() == [True]
+
+
+# -- the sync lane ------------------------------------------------------------------------------------------------
+
+
+def test_claims_are_handed_out_once(world: World) -> None:
+    numbers = world.bulk([entry(f"{n:02}", PATIENT) for n in range(5)])
+    (group,) = world.ledger.snapshot().sync_queue
+    claims = world.ledger.claim(group.terms.id, 3, run=world.run, now=NOW)
+    assert [(claim.id, claim.key) for claim in claims] == [(numbers[n], f"{n:02}") for n in range(3)]
+    assert len(world.ledger.claim(group.terms.id, 9, run=world.run, now=NOW)) == 2
+    assert world.ledger.claim(group.terms.id, 9, run=world.run, now=NOW) == []
+    assert world.ledger.claim_one(numbers[0], run=world.run) == claims[0]
+    assert world.ledger.claim_one(numbers[0], run=99) is None
+
+
+def test_claims_leave_the_batch_queue_alone_unless_told(world: World) -> None:
+    row = world.accept("a").row
+    assert world.ledger.claim(row.terms.id, 9, run=world.run, now=NOW) == []
+    assert world.ledger.claim_one(row.id, run=world.run) is None
+    assert len(world.ledger.claim(row.terms.id, 9, run=world.run, now=NOW, any_lane=True)) == 1
+    assert world.ledger.snapshot().sync_running[0].requests == 1
+    assert not world.ledger.snapshot().batch_queue
+
+
+def test_failed_tries_are_noted(world: World) -> None:
+    row = world.accept("a", BLOCKING, claim=True).row
+    assert world.ledger.note_attempt(row.id, run=world.run, costs_attempt=True, doubtful=True)
+    assert world.ledger.note_attempt(row.id, run=world.run, costs_attempt=False, doubtful=False)
+    assert not world.ledger.note_attempt(row.id, run=99, costs_attempt=True, doubtful=True)
+    after = world.ledger.row(row.id)
+    assert after is not None
+    assert after.attempts == 1
+    assert world.ledger.report(job=0).possible_doubles == 1
+
+
+def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World) -> None:
+    numbers = world.bulk([entry("a", body="first"), entry("b", body="other")])
+    assert not world.ledger.has_turns()
+    for turn in (b"one", b"two"):
+        batch = world.opened()
+        queued = world.ledger.requeue(
+            [numbers[0]], lane=BATCH, costs_attempt=False, now=NOW, turn=turn, body=b"longer " + turn, batch=batch.id
+        )
+        assert queued == 1
+        assert world.ledger.requeue([numbers[0]], lane=BATCH, costs_attempt=False, now=NOW, batch=batch.id) == 0
+    assert world.ledger.has_turns()
+    assert world.ledger.bodies(numbers) == [b"longer two", b"other"]
+    batch = world.opened()
+    members = world.ledger.members(batch.id, [*numbers, 99])
+    assert {number: (member.key, member.turns) for number, member in members.items()} == {
+        numbers[0]: ("a", (b"one", b"two"))
+    }
+    assert batch.groups[0].size == len(b"longer two")
+    world.ledger.settle([settlement(numbers[0], Outcome.FAILED)], now=NOW, batch=batch.id)
+    row = world.ledger.row(numbers[0])
+    assert row is not None
+    world.ledger.reopen(job=row.job, outcomes=[Outcome.FAILED], now=NOW)
+    assert world.ledger.bodies([numbers[0]]) == [b"first"]
+    assert world.ledger.snapshot().batch_queue[0].size == len(b"first")
+    batch = world.opened()
+    assert world.ledger.members(batch.id, numbers)[numbers[0]].turns == ()
+
+
+# -- ends ---------------------------------------------------------------------------------------------------------
+
+
+def test_results_come_in_the_order_of_settling(world: World) -> None:
+    numbers = world.bulk([entry(str(n), NIGHTLY) for n in range(5)])
+    alone = world.accept("alone").row.id
+    batch = world.opened()
+    order = [numbers[3], numbers[0], alone, numbers[4]]
+    for number in order:
+        raw = line(number, text="\u2028\U0001f600")
+        assert world.ledger.settle([settlement(number, line=raw, met=True)], now=NOW, batch=batch.id) == 1
+    job = world.ledger.job_id("job")
+    everything = world.ledger.results(job=None, after=0, limit=9)
+    assert [each.request for each in everything] == order
+    assert [each.request for each in world.ledger.results(job=job, after=0, limit=9)] == [
+        numbers[3],
+        numbers[0],
+        numbers[4],
+    ]
+    assert [each.request for each in world.ledger.results(job=0, after=0, limit=9)] == [alone]
+    assert [each.request for each in world.ledger.results(job=job, after=everything[0].cursor, limit=1)] == [numbers[0]]
+    first = everything[0]
+    assert first == world.ledger.result(numbers[3])
+    assert (first.key, first.job, first.outcome, first.lane, first.attempts, first.nonce, first.met) == (
+        "3",
+        "job",
+        Outcome.SUCCEEDED,
+        BATCH,
+        1,
+        batch.nonce,
+        True,
+    )
+    assert (first.line, first.cost, first.saved) == (line(numbers[3], text="\u2028\U0001f600"), 5, 5)
+    assert (first.deadline, first.settled_at, first.betas) == (NIGHTLY.deadline, NOW, ("one", "two"))
+    row = world.ledger.row(numbers[3])
+    assert row is not None
+    assert (row.status, row.result) == (SETTLED, first.cursor)
+    assert world.ledger.missing(batch.id) == [numbers[1], numbers[2]]
+    assert world.ledger.marks() == (alone, everything[-1].cursor)
+
+
+def test_settling_twice_is_settling_once(world: World) -> None:
+    numbers = [world.accept(str(n)).row.id for n in range(3)]
+    batch = world.opened()
+    rows = [settlement(number) for number in numbers]
+    assert world.ledger.settle([*rows, *rows], now=NOW, batch=batch.id) == 3
+    assert world.ledger.settle(rows, now=NOW + HOUR, batch=batch.id) == 0
+    other = [settlement(numbers[0], Outcome.FAILED, line=b"other")]
+    assert world.ledger.settle(other, now=NOW + HOUR, batch=batch.id) == 0
+    report = world.ledger.report(job=None)
+    assert (report.requests, report.cost, report.wasted) == (3, Decimal(15).scaleb(-12), 0)
+    assert world.ledger.settle([settlement(99)], now=NOW) == 0, "never heard of it"
+
+
+def test_the_report(world: World) -> None:
+    a, b, c, d = (world.accept(key, NIGHTLY, job="j").row for key in "abcd")
+    world.accept("else", FLEXIBLE)
+    world.opened()
+    rows = [
+        settlement(a.id, cost=10, saved=10, met=True, input_tokens=100, cache_read_tokens=60),
+        settlement(b.id, cost=4, saved=4, met=False, lateness=HOUR),
+        settlement(c.id, lane=SYNC, cost=20, saved=0, met=False, lateness=2 * HOUR),
+        settlement(d.id, Outcome.FAILED, cost=None, saved=None, met=False, attempted=False),
+    ]
+    world.ledger.settle(rows, now=NOW)
+    report = world.ledger.report(job=a.job)
+    pico = Decimal(1).scaleb(-12)
+    assert (report.requests, report.cost, report.saved, report.unpriced) == (4, 34 * pico, 14 * pico, 1)
+    assert report.cost_by_lane == {SYNC: 20 * pico, BATCH: 14 * pico}
+    assert (report.met, report.missed, report.worst_lateness) == (1, 3, 2 * HOUR)
+    assert (report.attempts, report.input_tokens, report.cache_read_tokens) == (3, 100, 60)
+    assert world.ledger.report(job=None) == report
+    assert world.ledger.report(job=0).requests == 0
+    assert world.ledger.counts(job=a.job).by == {
+        (BATCH, SETTLED, Outcome.SUCCEEDED): 2,
+        (SYNC, SETTLED, Outcome.SUCCEEDED): 1,
+        (BATCH, SETTLED, Outcome.FAILED): 1,
+    }
+    assert world.ledger.counts_of([a.id, b.id, c.id, a.id, 99]).by == {
+        (BATCH, SETTLED, Outcome.SUCCEEDED): 2,
+        (SYNC, SETTLED, Outcome.SUCCEEDED): 1,
+    }
+
+
+def test_cancel_settles_what_is_queued_and_names_the_batches(world: World) -> None:
+    inside = world.accept("in", job="j").row
+    batch = world.opened()
+    queued = world.accept("out", NIGHTLY, job="j").row
+    other = world.accept("other").row
+    assert world.ledger.cancel(request=inside.id, now=NOW) == (0, (batch.id,))
+    assert world.ledger.cancel(job=inside.job, now=NOW) == (1, (batch.id,))
+    result = world.ledger.result(queued.id)
+    assert result is not None
+    assert (result.outcome, result.cost, result.met, result.attempts) == (Outcome.CANCELED, 0, None, 0)
+    decoded = orjson.loads(result.line)
+    assert decoded["result"]["type"] == "canceled"
+    assert decoded["result"]["error"]["type"] == "canceled"
+    assert decoded["custom_id"].startswith("out_bw000000000000-")
+    assert world.status(other.id) is QUEUED
+    assert world.ledger.cancel(now=NOW) == (1, (batch.id,))
+    assert world.ledger.cancel(request=other.id, now=NOW) == (0, ())
+    assert not world.accept("out", NIGHTLY, job="j").created, "cancelled on purpose: retry() is the way back"
+
+
+def test_cancel_of_many(world: World) -> None:
+    world.bulk([entry(str(n)) for n in range(4_500)], chunk=1_000)
+    assert world.ledger.cancel(job=world.ledger.job_id("job"), now=NOW) == (4_500, ())
+    assert total(world.ledger) == {QUEUED: 0, IN_FLIGHT: 0, SETTLED: 4_500}
+
+
+def test_reopen_queues_anew(world: World) -> None:
+    numbers = world.bulk([entry(str(n), NIGHTLY) for n in range(3)])
+    job = world.ledger.job_id("job")
+    assert job is not None
+    batch = world.opened()
+    outcomes = [Outcome.SUCCEEDED, Outcome.FAILED, Outcome.EXPIRED]
+    world.ledger.settle(
+        [settlement(n, outcome, met=False) for n, outcome in zip(numbers, outcomes, strict=True)],
+        now=NOW,
+        batch=batch.id,
+    )
+    last = world.ledger.results(job=job, after=0, limit=9)[-1].cursor
+    later = NOW + 31 * HOUR
+    assert world.ledger.reopen(job=job, outcomes=[Outcome.FAILED, Outcome.EXPIRED], now=later) == 2
+    assert [each.request for each in world.ledger.results(job=job, after=0, limit=9)] == numbers[:1]
+    row = world.ledger.row(numbers[1])
+    assert row is not None
+    assert (row.status, row.attempts, row.result, row.terms.deadline) == (QUEUED, 0, None, None)
+    assert (world.ledger.report(job=job).requests, world.ledger.report(job=job).missed) == (1, 1)
+    assert world.ledger.report(job=job).cost == Decimal(15).scaleb(-12), "spent is spent"
+    batch = world.opened()
+    world.ledger.settle([settlement(number) for number in numbers], now=later, batch=batch.id)
+    again = world.ledger.results(job=job, after=last, limit=9)
+    assert [each.request for each in again] == numbers[1:], "behind the cursor of those who read before"
+
+
+def test_purge_takes_what_is_old_and_keeps_the_books(world: World) -> None:
+    numbers = world.bulk([entry(str(n)) for n in range(4)])
+    world.accept("k")
+    batch = world.opened()
+    world.ledger.settle([settlement(number) for number in numbers[:2]], now=NOW, batch=batch.id)
+    world.ledger.settle([settlement(numbers[2])], now=NOW + HOUR, batch=batch.id)
+    report = world.ledger.report(job=None)
+    assert world.ledger.purge(before=NOW + HOUR) == 2
+    assert world.ledger.row(numbers[0]) is None
+    assert [each.request for each in world.ledger.results(job=None, after=0, limit=9)] == [numbers[2]]
+    assert total(world.ledger) == {QUEUED: 0, IN_FLIGHT: 2, SETTLED: 1}
+    assert world.ledger.report(job=None) == report
+    assert world.ledger.missing(batch.id) == [numbers[3], world.ledger.find("k", job=None).id]  # type: ignore[union-attr]
+    assert world.ledger.settle([settlement(numbers[0])], now=NOW, batch=batch.id) == 0
+    assert world.accept("0", job="job").created
+    assert world.accept("new").row.id > numbers[3], "numbers are never given twice"
+
+
+# -- lanes, clock, owner ------------------------------------------------------------------------------------------
+
+
+def test_lanes_are_suspended_and_resumed(world: World) -> None:
+    world.ledger.suspend(SYNC, "monthly cap\n", now=NOW)
+    world.ledger.suspend(BATCH, "key revoked", now=NOW)
+    assert world.ledger.snapshot().suspended == {SYNC: "monthly cap\n", BATCH: "key revoked"}
+    world.ledger.resume(SYNC)
+    assert world.ledger.snapshot().suspended == {BATCH: "key revoked"}
+    world.ledger.resume()
+    assert world.ledger.snapshot().suspended == {}
+
+
+def test_pause_and_pass(world: World) -> None:
+    world.ledger.pause_batches(NOW + HOUR)
+    assert world.ledger.snapshot().batch_paused_until == NOW + HOUR
+    world.ledger.pause_batches(None)
+    assert world.ledger.snapshot().batch_paused_until is None
+    world.ledger.note_clock(timedelta(seconds=-30))
+    assert world.ledger.snapshot().clock_offset == timedelta(seconds=-30)
+    assert world.ledger.note_advance(now=NOW) is None
+    assert world.ledger.note_advance(now=NOW + HOUR) == HOUR
+
+
+def test_a_ledger_belongs_to_one_workspace(world: World) -> None:
+    bind = world.ledger.bind
+    bind(endpoint="https://a", workspace=None)
+    bind(endpoint="https://a", workspace="w")
+    bind(endpoint="https://a", workspace=None)
+    with pytest.raises(WrongWorkspaceError, match="workspace w"):
+        bind(endpoint="https://a", workspace="v")
+    with pytest.raises(WrongWorkspaceError, match="https://a"):
+        bind(endpoint="https://b", workspace="w")
+
+
+def test_the_version_shows_changes_and_only_those(world: World) -> None:
+    before = world.ledger.version()
+    world.ledger.snapshot()
+    world.ledger.flush()
+    assert world.ledger.version() == before
+    world.accept("a")
+    changed = world.ledger.version()
+    assert changed != before
+    world.accept("a")
+    assert world.ledger.version() == changed
+
+
+def test_a_closed_ledger_says_so(world: World) -> None:
+    world.ledger.close()
+    world.ledger.close()
+    with pytest.raises(BatchwiseError, match="closed"):
+        world.accept("a")
+
+
+# -- runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_recovered_from_the_living(world: World) -> None:
+    world.accept("a", BLOCKING, claim=True)
+    assert world.ledger.recover(now=NOW) == 0
+
+
+def _recover(backend: Backend, world: World) -> Ledger:
+    """End the run as a crash would, and let another ledger (in memory: the same) clear up."""
+    if not backend.shared:
+        world.ledger.end_run(world.run)
+        return world.ledger
+    world.ledger.close()
+    return backend.open()
+
+
+def test_what_a_dead_run_leaves(backend: Backend) -> None:
+    world = World(backend.open())
+    blocked = world.accept("running", BLOCKING, claim=True).row.id
+    waiting = world.accept("waiting", BLOCKING, job="j").row.id
+    patient = world.accept("patient", PATIENT, claim=True).row.id
+    queued = world.accept("queued", PATIENT).row.id
+    world.accept("batched", NIGHTLY)
+    batch = world.opened()
+    world.ledger.intake(job="bulk", run=world.run, now=NOW).stage([entry(str(n)) for n in range(5)])
+    ledger = _recover(backend, world)
+    assert ledger.recover(now=NOW) == 3
+    assert ledger.recover(now=NOW) == 0
+    for number in (blocked, waiting):
+        result = ledger.result(number)
+        assert result is not None
+        assert result.outcome is Outcome.CANCELED
+        assert orjson.loads(result.line)["result"]["error"]["type"] == "abandoned"
+    rows = [ledger.row(number) for number in (patient, queued)]
+    assert [(row.status, row.lane, row.attempts) for row in rows if row] == [(QUEUED, SYNC, 1), (QUEUED, SYNC, 0)]
+    assert ledger.report(job=None).possible_doubles == 1
+    assert ledger.missing(batch.id)
+    assert ledger.job_id("bulk") is None
+    again = World(ledger)
+    assert len(again.bulk([entry("0", body="other")], job="bulk")) == 1
+
+
+def test_an_abandoned_request_is_accepted_anew(backend: Backend) -> None:
+    world = World(backend.open())
+    number = world.accept("a", BLOCKING, claim=True).row.id
+    other = world.accept("b", BLOCKING, job="bulk").row.id
+    again = World(_recover(backend, world))
+    again.ledger.recover(now=NOW)
+    cursors = [each.cursor for each in again.ledger.results(job=None, after=0, limit=9)]
+    one = again.accept("a", BLOCKING, claim=True)
+    assert (one.created, one.row.id, one.row.status, one.row.attempts, one.row.result) == (
+        True,
+        number,
+        IN_FLIGHT,
+        0,
+        None,
+    )
+    assert again.bulk([entry("b", NIGHTLY)], job="bulk") == [other]
+    row = again.ledger.row(other)
+    assert row is not None
+    assert (row.status, row.lane, row.terms.deadline) == (QUEUED, BATCH, NIGHTLY.deadline)
+    assert again.ledger.results(job=None, after=0, limit=9) == []
+    assert again.ledger.report(job=None).requests == 0
+    again.ledger.settle([settlement(number, lane=SYNC)], now=NOW, run=again.run)
+    assert again.ledger.results(job=None, after=0, limit=9)[0].cursor > max(cursors)
+
+
+def test_a_promise_outlives_who_blocks_on_it_later(backend: Backend) -> None:
+    world = World(backend.open())
+    number = world.accept("a", NIGHTLY).row.id
+    world.accept("a", BLOCKING)
+    world.ledger.claim_one(number, run=world.run)
+    ledger = _recover(backend, world)
+    assert ledger.recover(now=NOW) == 1
+    row = ledger.row(number)
+    assert row is not None
+    assert (row.status, row.terms.deadline) == (QUEUED, NIGHTLY.deadline)
+
+
+def test_a_bulk_of_a_dead_run_holds_nobody_up(backend: Backend) -> None:
+    world = World(backend.open())
+    world.ledger.intake(job="job", run=world.run, now=NOW).stage([entry("a"), entry("b")])
+    again = World(_recover(backend, world))
+    assert again.accept("a", job="job", body="other").created
+    assert len(again.bulk([entry("b", body="other")])) == 1
+
+
+def test_the_lease_is_exclusive(backend: Backend) -> None:
+    one = backend.open()
+    assert not one.lease.held
+    assert not one.snapshot().leased
+    assert one.lease.acquire()
+    assert one.lease.acquire(), "again is harmless"
+    assert one.snapshot().leased
+    if backend.shared:
+        two = backend.open()
+        assert not two.lease.acquire()
+        one.lease.release()
+        assert two.lease.acquire()
+        assert not one.lease.acquire()
+        two.close()
+        assert one.lease.acquire()
+    one.lease.release()
+    assert not one.lease.held
+
+
+def test_many_threads_at_once(world: World) -> None:
+    errors: list[BaseException] = []
+
+    def work(name: int) -> None:
+        try:
+            for index in range(20):
+                row = world.accept(f"{name}-{index}", PATIENT).row
+                assert world.ledger.claim_one(row.id, run=world.run) is not None
+                assert world.ledger.settle([settlement(row.id, lane=SYNC)], now=NOW, run=world.run) == 1
+                with pytest.raises(KeyConflictError):
+                    world.accept(f"{name}-{index}", body="other")
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert total(world.ledger) == {QUEUED: 0, IN_FLIGHT: 0, SETTLED: 160}
+    assert len(world.ledger.results(job=None, after=0, limit=999)) == 160

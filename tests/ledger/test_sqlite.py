@@ -1,0 +1,356 @@
+"""What is SQLite's own: the file and its mode, migrations, several processes, locks that die with theirs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from batchwise.errors import BatchwiseError, LedgerError
+from batchwise.ledger import schema
+from batchwise.ledger.sqlite import SqliteLedger, open_ledger
+from batchwise.models import Outcome
+
+from .model import (
+    NIGHTLY,
+    NOW,
+    PATIENT,
+    QUEUED,
+    SETTLED,
+    SYNC,
+    World,
+    entry,
+    settlement,
+    total,
+)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def lax() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("lax")
+def test_all_files_are_private_under_a_lax_umask(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deep" / "ledger.db"
+    ledger = SqliteLedger(path)
+    world = World(ledger)
+    world.accept("a")
+    ledger.lease.acquire()
+    files = sorted(each for each in (tmp_path / "new").rglob("*") if each.is_file())
+    names = {each.name for each in files}
+    assert names == {"ledger.db", "ledger.db-wal", "ledger.db-shm", "lease.lock", "run-1.lock"}
+    assert {each.name: mode(each) for each in files} == dict.fromkeys(names, 0o600)
+    folders = [tmp_path / "new", path.parent, tmp_path / "new" / "deep" / "ledger.db.locks"]
+    assert [mode(each) for each in folders] == [0o700] * 3
+    ledger.close()
+
+
+@pytest.mark.usefixtures("lax")
+def test_a_copied_ledger_is_made_private_again(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    SqliteLedger(path).close()
+    path.chmod(0o644)
+    SqliteLedger(path).close()
+    assert mode(path) == 0o600
+
+
+@pytest.mark.usefixtures("lax")
+def test_the_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BATCHWISE_LEDGER", raising=False)
+    ledger = open_ledger(None)
+    assert ledger.name == str(tmp_path / ".batchwise" / "ledger.db")
+    assert (tmp_path / ".batchwise" / ".gitignore").read_text() == "*\n"
+    assert mode(tmp_path / ".batchwise") == 0o700
+    assert open_ledger(ledger) is ledger
+    ledger.close()
+    monkeypatch.setenv("BATCHWISE_LEDGER", str(tmp_path / "other.db"))
+    other = open_ledger()
+    assert other.name == str(tmp_path / "other.db")
+    other.close()
+    memory = open_ledger(":memory:")
+    assert memory.name == ":memory:"
+    memory.close()
+
+
+def test_durability_is_not_loosened(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    values = {
+        name: ledger._db.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("journal_mode", "synchronous", "foreign_keys")
+    }
+    assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+    ledger.close()
+
+
+def test_every_change_is_one_commit_of_a_known_name(tmp_path: Path) -> None:
+    names: list[str] = []
+
+    class Counting(SqliteLedger):
+        def _commit(self, name: str) -> None:
+            names.append(name)
+            super()._commit(name)
+
+    world = World(Counting(tmp_path / "ledger.db"))
+    world.bulk([entry(str(number)) for number in range(4)], chunk=2)
+    batch = world.opened()
+    world.ledger.settle([settlement(1)], now=NOW, batch=batch.id)
+    world.ledger.settle([settlement(1)], now=NOW, batch=batch.id)
+    assert names == ["start_run", "intake", "stage", "stage", "intake accept", "seal", "posting", "created", "settle"]
+    world.ledger.close()
+
+
+def test_a_commit_that_fails_changes_nothing(tmp_path: Path) -> None:
+    class Broken(SqliteLedger):
+        broken = False
+
+        def _commit(self, name: str) -> None:
+            if self.broken:
+                raise sqlite3.OperationalError("disk I/O error")
+            super()._commit(name)
+
+    ledger = Broken(tmp_path / "ledger.db")
+    world = World(ledger)
+    world.accept(body="a", job="j")
+    before, ledger.broken = ledger.snapshot(), True
+    with pytest.raises(LedgerError, match=r"ledger\.db failed \(disk I/O error\)"):
+        world.accept(body="b", job="j")
+    with pytest.raises(LedgerError), ledger.intake(job="x", run=world.run, now=NOW):
+        pass
+    ledger.broken = False
+    assert ledger.snapshot() == before
+    world.accept(body="a", job="j")
+    assert world.accept(body="b", job="j").row.key == "#1"
+    ledger.close()
+
+
+def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    SqliteLedger(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(LedgerError, match=r"schema version 99.*pip install -U batchwise"):
+        SqliteLedger(path)
+
+
+def test_an_older_ledger_is_brought_forward_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.db"
+    old = SqliteLedger(path)
+    World(old).accept("a")
+    old.close()
+    monkeypatch.setattr(
+        schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE more (id INTEGER);\nINSERT INTO more VALUES (7);\n")
+    )
+    for _ in range(2):
+        new = SqliteLedger(path)
+        assert new._db.execute("SELECT id FROM more").fetchall() == [(7,)]
+        assert new._db.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
+        assert new.find("a", job=None) is not None
+        new.close()
+
+
+def test_a_migration_that_fails_leaves_the_old_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.db"
+    SqliteLedger(path).close()
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE more (id INTEGER);\nnonsense;\n"))
+    with pytest.raises(LedgerError):
+        SqliteLedger(path)
+    monkeypatch.undo()
+    again = SqliteLedger(path)
+    assert not again._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'more'").fetchall()
+    again.close()
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("dear diary " * 100)
+    with pytest.raises(LedgerError, match="cannot be used as a ledger"):
+        SqliteLedger(text)
+    assert text.read_text().startswith("dear diary")
+    foreign = tmp_path / "foreign.db"
+    db = sqlite3.connect(foreign)
+    db.execute("CREATE TABLE mine (id)")
+    db.commit()
+    db.close()
+    with pytest.raises(LedgerError, match="no ledger"):
+        SqliteLedger(foreign)
+    with pytest.raises(LedgerError, match="cannot be"):
+        SqliteLedger(tmp_path)
+
+
+def test_a_link_to_a_ledger_shares_its_locks(tmp_path: Path) -> None:
+    one = SqliteLedger(tmp_path / "ledger.db")
+    (tmp_path / "link.db").symlink_to(tmp_path / "ledger.db")
+    two = SqliteLedger(tmp_path / "link.db")
+    assert one.lease.acquire()
+    assert not two.lease.acquire()
+    one.close()
+    two.close()
+
+
+# -- several processes --------------------------------------------------------------------------------------------
+
+
+def _work(path: str, name: int, rounds: int) -> None:
+    ledger = SqliteLedger(path)
+    world = World(ledger)
+    for index in range(rounds):
+        one = world.accept(f"{name}-{index}", PATIENT).row.id
+        claim = ledger.claim_one(one, run=world.run)
+        assert claim is not None
+        assert ledger.settle([settlement(one, lane=SYNC)], now=NOW, run=world.run) == 1
+        shared = world.accept(f"shared-{index}", NIGHTLY).row.id
+        assert shared
+        numbers = world.bulk([entry(None, body=f"{n}") for n in range(10)], job=f"job-{index % 3}", chunk=4)
+        assert len(numbers) == 10
+        if ledger.lease.acquire():
+            ids = [group.terms.id for group in ledger.snapshot().batch_queue]
+            batch = ledger.seal(
+                ids, nonce=f"{name:06d}{index:06d}", taken=frozenset(), now=NOW, max_requests=7, max_bytes=10**6
+            )
+            if batch is not None:
+                rows = [settlement(row[0]) for row in ledger.entries(batch.id)]
+                assert ledger.settle(rows, now=NOW, batch=batch.id) == batch.requests
+            ledger.lease.release()
+        ledger.recover(now=NOW)
+    ledger.end_run(world.run)
+    ledger.close()
+
+
+def test_several_processes_on_one_file(tmp_path: Path) -> None:
+    path, rounds = str(tmp_path / "ledger.db"), 15
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=_work, args=(path, name, rounds)) for name in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    ledger = SqliteLedger(path)
+    sums = total(ledger)
+    assert sum(sums.values()) == 4 * rounds + rounds + 3 * 10
+    results = ledger.results(job=None, after=0, limit=10_000)
+    assert len({row.request for row in results}) == len(results) == sums[SETTLED]
+    groups = sum(group.requests for group in ledger.snapshot().batch_queue)
+    assert groups == sums[QUEUED]
+    assert list((tmp_path / "ledger.db.locks").glob("run-*")) == []
+    ledger.close()
+
+
+_HOLDER = """
+import sys, time
+from tests.ledger.model import BLOCKING, NOW, World, entry
+from batchwise.ledger.sqlite import SqliteLedger
+
+ledger = SqliteLedger(sys.argv[1])
+world = World(ledger)
+world.accept("a", BLOCKING, claim=True)
+ledger.intake(job="bulk", run=world.run, now=NOW).stage([entry("b")])
+assert ledger.lease.acquire()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_process_frees_its_run_and_the_lease(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    holder = subprocess.Popen([sys.executable, "-c", textwrap.dedent(_HOLDER), str(path)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"ready\n"
+    ledger = SqliteLedger(path)
+    assert not ledger.lease.acquire()
+    assert ledger.recover(now=NOW) == 0
+    holder.send_signal(signal.SIGSTOP)
+    assert not ledger.lease.acquire(), "stopped is not dead"
+    assert ledger.recover(now=NOW) == 0
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    assert ledger.lease.acquire()
+    assert ledger.recover(now=NOW) == 1
+    (result,) = ledger.results(job=None, after=0, limit=9)
+    assert (result.key, result.outcome) == ("a", Outcome.CANCELED)
+    assert World(ledger).bulk([entry("b", body="other")], job="bulk")
+    ledger.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_neither_uses_nor_keeps_the_parents_locks(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    script = f"""
+        import os, sys, time
+        from batchwise.errors import BatchwiseError
+        from batchwise.ledger.sqlite import SqliteLedger
+        from tests.ledger.model import NOW, World
+        ledger = SqliteLedger({str(path)!r})
+        world = World(ledger)
+        assert ledger.lease.acquire()
+        if os.fork() == 0:
+            try:
+                world.accept("a")
+            except BatchwiseError:
+                print("refused", flush=True)
+            del ledger, world
+            time.sleep(5)
+            os._exit(0)
+        time.sleep(60)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"refused\n"
+    ledger = SqliteLedger(path)
+    assert not ledger.lease.acquire(), "the parent lives"
+    parent.kill()
+    parent.wait()
+    assert ledger.lease.acquire(), "the child lives, and holds nothing"
+    World(ledger).accept("b")
+    parent.stdout.close()
+    ledger.close()
+
+
+def test_a_writer_that_hangs_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    world = World(ledger)
+    ledger._db.execute("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(BatchwiseError, match="another process has been writing") as caught:
+        world.accept("a")
+    assert "database is locked" not in str(caught.value)
+    other.execute("ROLLBACK")
+    other.close()
+    assert world.accept("a").created
+    ledger.close()
+
+
+def test_looking_does_not_wait_for_a_writer(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    World(ledger).accept("a")
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    assert ledger.snapshot().batch_queue
+    assert ledger.find("a", job=None) is not None
+    assert time.monotonic() - began < 5
+    other.execute("ROLLBACK")
+    other.close()
+    ledger.close()

@@ -1,0 +1,539 @@
+"""The ledger against a plain dict, by a rule-based state machine that also crashes, reopens and recovers."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import attrs
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from batchwise.errors import KeyConflictError
+from batchwise.ledger.base import Ledger
+from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.models import Lane, Outcome, Status
+from batchwise.planning.state import BatchState, Group, Terms
+
+from .model import (
+    BATCH,
+    BLOCKING,
+    FLEXIBLE,
+    HOUR,
+    IN_FLIGHT,
+    NIGHTLY,
+    NOW,
+    PATIENT,
+    QUEUED,
+    SETTLED,
+    SYNC,
+    entry,
+    settlement,
+)
+
+TERMS = [
+    FLEXIBLE,
+    NIGHTLY,
+    BLOCKING,
+    PATIENT,
+    attrs.evolve(NIGHTLY, deadline=NOW + 40 * HOUR, reserve_each=7, reserve_per_byte=3),
+]
+JOBS = [None, "j", "'"]
+keys = st.sampled_from(["a", "b", "c\0", "\ud800"])
+bodies = st.sampled_from([b"1", b"22"])
+specs = st.tuples(st.none() | keys, st.sampled_from(TERMS), bodies)
+picks = st.integers(0, 1_000)
+some = st.lists(picks, min_size=1, max_size=4)
+lanes = st.sampled_from(Lane)
+outcomes = st.sampled_from(Outcome)
+
+
+@attrs.define
+class Model:
+    """One accepted request, as it has to be."""
+
+    job: str | None
+    key: str
+    body: bytes
+    terms: Terms
+    lane: Lane
+    run: int
+    status: Status = QUEUED
+    batch: int = 0
+    attempts: int = 0
+    not_before: datetime | None = None
+    outcome: Outcome | None = None
+    settled_by: int | None = None
+    line: bytes = b""
+    abandoned: bool = False
+
+
+def plain(terms: Terms) -> Terms:
+    return attrs.evolve(terms, id=0, job=0)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.ledger: Ledger = self._open()
+        self.requests: dict[int, Model] = {}
+        self.order: list[int] = []  # in the order of settling
+        self.batches: dict[int, BatchState] = {}
+        self.now = NOW
+        self.cost = self.wasted = self.doubles = 0
+        self.late: set[tuple[int, int]] = set()
+        self.nonce = 0
+        self._start()
+
+    def _open(self) -> Ledger:
+        return SqliteLedger(self.folder / "ledger.db")
+
+    def _start(self) -> None:
+        self.run = self.ledger.start_run(pid=1, now=self.now)
+        self.positions: dict[str, int] = {}
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        shutil.rmtree(self.folder)
+
+    # -- the model's own rules ----------------------------------------------------------------------------------------
+
+    def _find(self, job: str | None, key: str) -> int | None:
+        return next((n for n, each in self.requests.items() if (each.job, each.key) == (job, key)), None)
+
+    def _join(self, number: int, new: Terms) -> bool:
+        old = self.requests[number]
+        if old.status is SETTLED:
+            if not old.abandoned:
+                return False
+            if new.deadline is not None and new.deadline <= self.now:
+                new = attrs.evolve(new, deadline=None, submit_by=None, rescue_at=None)
+            self.order.remove(number)
+            self.requests[number] = Model(old.job, old.key, old.body, new, new.lane, self.run, batch=old.batch)
+            return True
+        deadlines = [each.deadline for each in (old.terms, new) if each.deadline]
+        earlier = new.deadline is not None and (old.terms.deadline is None or new.deadline < old.terms.deadline)
+        queued = old.status is QUEUED
+        changes = {"deadline": min(deadlines, default=None), "blocking": old.terms.blocking and new.blocking}
+        if old.terms.lane is BATCH and (earlier or (new.blocking and queued)):
+            old.terms = attrs.evolve(new, **changes)
+            if queued:
+                old.lane = new.lane
+        elif old.terms.lane is SYNC:
+            before = old.terms
+            old.terms = attrs.evolve(before, **changes)
+            if queued and old.terms != before:
+                old.lane = SYNC
+        if queued:
+            old.run = self.run
+        return False
+
+    def _settled(self, number: int, outcome: Outcome, lane: Lane, line: bytes, by: int, cost: int) -> None:
+        request = self.requests[number]
+        request.status, request.outcome, request.lane, request.line = SETTLED, outcome, lane, line
+        request.settled_by, request.not_before = by, None
+        self.order.append(number)
+        self.cost += cost
+
+    def _requeue(self, number: int, lane: Lane, *, attempt: bool, not_before: datetime | None = None) -> None:
+        request = self.requests[number]
+        request.status, request.lane, request.not_before = QUEUED, lane, not_before
+        request.attempts += attempt
+
+    def _choose(self, pool: list[int], wanted: list[int]) -> list[int]:
+        return sorted({pool[each % len(pool)] for each in wanted}) if pool else []
+
+    def _where(self, **fields: Any) -> list[int]:
+        return [n for n, each in self.requests.items() if all(getattr(each, k) == v for k, v in fields.items())]
+
+    def _in_batch(self, batch: int) -> list[int]:
+        return self._where(status=IN_FLIGHT, lane=BATCH, batch=batch)
+
+    def _ids(self, terms: Terms) -> list[int]:
+        """The ledger's numbers of these terms, of all jobs."""
+        groups = [*self._groups()]
+        return [group.terms.id for group in groups if plain(group.terms) == terms]
+
+    def _groups(self) -> list[Group]:
+        snapshot = self.ledger.snapshot()
+        inside = [group for batch in snapshot.batches for group in batch.groups]
+        return [*snapshot.batch_queue, *snapshot.sync_queue, *snapshot.sync_running, *inside]
+
+    # -- intake -----------------------------------------------------------------------------------------------------
+
+    @rule(spec=specs, job=st.sampled_from(JOBS), claim=st.booleans())
+    def accept(self, spec: tuple[str | None, Terms, bytes], job: str | None, claim: bool) -> None:
+        key, terms, body = spec
+        found = None if key is None else self._find(job, key)
+        offer = entry(key, terms, body)
+        if found is not None and self.requests[found].body != body:
+            try:
+                self.ledger.accept(offer, job=job, run=self.run, now=self.now, claim=claim)
+            except KeyConflictError:
+                return
+            raise AssertionError("a taken key was given again")
+        got = self.ledger.accept(offer, job=job, run=self.run, now=self.now, claim=claim)
+        number = got.row.id
+        if key is None and number in self.requests:
+            request = self.requests[number]
+            assert job is not None
+            assert (request.job, request.body) == (job, body)
+            assert request.key.startswith("#")
+            found = number
+        if found is None:
+            assert got.created
+            lane = SYNC if claim else terms.lane
+            self.requests[number] = Model(job, got.row.key, body, terms, lane, self.run)
+            if claim:
+                self.requests[number].status = IN_FLIGHT
+        else:
+            assert number == found
+            anew = self._join(found, terms)
+            assert got.created is anew
+            if anew and claim:
+                self.requests[found].status, self.requests[found].lane = IN_FLIGHT, SYNC
+
+    @rule(
+        specs=st.lists(specs, min_size=1, max_size=6),
+        job=st.sampled_from(JOBS),
+        chunk=st.integers(1, 4),
+        keep=st.booleans(),
+        flush=st.booleans(),
+    )
+    def bulk(
+        self, specs: list[tuple[str | None, Terms, bytes]], job: str | None, chunk: int, keep: bool, flush: bool
+    ) -> None:
+        entries = [entry(key, terms, body) for key, terms, body in specs]
+        names = [f"#{index}" if key is None and job is not None else key for index, (key, _, _) in enumerate(specs)]
+        seen: dict[str, bytes] = {}
+        conflict = False
+        for name, (_, _, body) in zip(names, specs, strict=True):
+            if name is None:
+                continue
+            found = self._find(job, name)
+            known = seen.get(name) if found is None else self.requests[found].body
+            conflict = conflict or (known is not None and known != body)
+            seen[name] = body
+        try:
+            with self.ledger.intake(job=job, run=self.run, now=self.now) as intake:
+                for start in range(0, len(entries), chunk):
+                    intake.stage(entries[start : start + chunk])
+                if not keep:
+                    return
+                numbers = intake.accept(now=self.now, flush=flush)
+        except KeyConflictError:
+            assert conflict
+            return
+        assert not conflict
+        for number, (_, terms, body) in zip(numbers, specs, strict=True):
+            if number in self.requests:
+                self._join(number, terms)
+            else:
+                row = self.ledger.row(number)
+                assert row is not None
+                self.requests[number] = Model(job, row.key, body, terms, terms.lane, self.run)
+
+    # -- lanes --------------------------------------------------------------------------------------------------------
+
+    @rule(terms=st.sampled_from(TERMS), count=st.integers(1, 3), any_lane=st.booleans())
+    def claim(self, terms: Terms, count: int, any_lane: bool) -> None:
+        for number in dict.fromkeys(self._ids(terms)):
+            for claim in self.ledger.claim(number, count, run=self.run, now=self.now, any_lane=any_lane):
+                request = self.requests[claim.id]
+                assert request.status is QUEUED
+                assert any_lane or request.lane is SYNC
+                assert claim.body == request.body
+                assert claim.attempts == request.attempts
+                request.status, request.lane, request.run, request.not_before = IN_FLIGHT, SYNC, self.run, None
+
+    @rule(wanted=picks)
+    def claim_one(self, wanted: int) -> None:
+        for number in self._choose(list(self.requests), [wanted]):
+            request = self.requests[number]
+            got = self.ledger.claim_one(number, run=self.run)
+            mine = request.status is IN_FLIGHT and request.lane is SYNC and request.run == self.run
+            assert (got is not None) == (mine or (request.status is QUEUED and request.lane is SYNC))
+            if got is not None:
+                request.status, request.run, request.not_before = IN_FLIGHT, self.run, None
+
+    @rule(wanted=some, taken=st.frozensets(st.integers(1, 5)), most=st.integers(1, 6))
+    def seal(self, wanted: list[int], taken: frozenset[int], most: int) -> None:
+        groups = self.ledger.snapshot().batch_queue
+        if not groups:
+            return
+        chosen = sorted({groups[each % len(groups)].terms.id for each in wanted})
+        fitting = sorted(
+            number
+            for number in self._where(status=QUEUED, lane=BATCH)
+            if self._terms_id(number) in chosen and (self.requests[number].not_before or self.now) <= self.now
+        )[:most]
+        self.nonce += 1
+        batch = self.ledger.seal(
+            chosen, nonce=f"{self.nonce:012d}", taken=taken, now=self.now, max_requests=most, max_bytes=10**6
+        )
+        if batch is None:
+            assert not fitting
+            return
+        count = next((n for n in range(len(fitting), 0, -1) if n not in taken), len(fitting))
+        assert [row[0] for row in self.ledger.entries(batch.id)] == fitting[:count]
+        assert batch.requests == count
+        self.batches[batch.id] = BatchState.SEALED
+        for number in fitting[:count]:
+            request = self.requests[number]
+            request.status, request.batch, request.not_before = IN_FLIGHT, batch.id, None
+
+    def _terms_id(self, number: int) -> int:
+        row = self.ledger.row(number)
+        assert row is not None
+        return row.terms.id
+
+    @precondition(lambda self: self.batches)
+    @rule(wanted=picks, reached=st.booleans())
+    def post(self, wanted: int, reached: bool) -> None:
+        sealed = [batch for batch, state in self.batches.items() if state is BatchState.SEALED]
+        for batch in self._choose(sealed, [wanted]):
+            self.ledger.posting(batch, watermark=None, server=None, now=self.now)
+            self.batches[batch] = BatchState.POSTING
+            if reached:
+                self.ledger.created(batch, remote_id=f"r{batch}", created_at=self.now, expires_at=None, now=self.now)
+                self.batches[batch] = BatchState.OPEN
+
+    @rule(
+        wanted=picks, lane=lanes, attempt=st.booleans(), keep=st.booleans(), doubtful=st.booleans(), wait=st.booleans()
+    )
+    def unseal(self, wanted: int, lane: Lane, attempt: bool, keep: bool, doubtful: bool, wait: bool) -> None:
+        for batch in self._choose(self._alive(), [wanted]):
+            inside = self._in_batch(batch)
+            later = self.now + HOUR if wait else None
+            got = self.ledger.unseal(
+                batch, lane=lane, costs_attempt=attempt, not_before=later, now=self.now, keep=keep, doubtful=doubtful
+            )
+            assert got == len(inside)
+            self.doubles += doubtful * got
+            for number in inside:
+                self._requeue(number, lane, attempt=attempt, not_before=later)
+            if not keep:
+                self.batches[batch] = BatchState.VOID
+
+    def _alive(self) -> list[int]:
+        return [batch for batch, state in self.batches.items() if state is not BatchState.VOID]
+
+    @rule(terms=st.sampled_from(TERMS), lane=lanes)
+    def move(self, terms: Terms, lane: Lane) -> None:
+        numbers = set(self._ids(terms))
+        moved = [
+            n for n in self._where(status=QUEUED) if self._terms_id(n) in numbers and self.requests[n].lane is not lane
+        ]
+        assert self.ledger.move(sorted(numbers), lane=lane) == len(moved)
+        for number in moved:
+            self.requests[number].lane = lane
+
+    @rule()
+    def flush(self) -> None:
+        self.ledger.flush()
+        assert all(group.flush for group in self.ledger.snapshot().batch_queue)
+
+    # -- ends ---------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.batches)
+    @rule(which=picks, wanted=some, outcome=outcomes, cost=st.integers(0, 9), fresh=st.booleans())
+    def deliver(self, which: int, wanted: list[int], outcome: Outcome, cost: int, fresh: bool) -> None:
+        """A batch delivers rows that are in it, and rows that once were."""
+        (batch,) = self._choose(list(self.batches), [which])
+        numbers = self._choose(self._where(batch=batch), wanted)
+        text = f"{batch} {self.now if fresh else ''}".encode()
+        rows = [settlement(n, outcome, line=b"%d %b" % (n, text), cost=cost) for n in numbers]
+        inside = set(self._in_batch(batch))
+        settles = [
+            n
+            for n in numbers
+            if self.requests[n].status is not SETTLED and (outcome is Outcome.SUCCEEDED or n in inside)
+        ]
+        for row in rows:
+            request = self.requests[row.id]
+            if request.status is SETTLED and cost and request.settled_by != batch and request.line != row.line:
+                self._waste(row.id, batch, cost)
+        assert self.ledger.settle(rows, now=self.now, batch=batch) == len(settles)
+        for row in rows:
+            if row.id in settles:
+                self.requests[row.id].attempts += 1
+                self._settled(row.id, outcome, BATCH, row.line, batch, cost)
+
+    def _waste(self, number: int, batch: int, cost: int) -> None:
+        if (number, batch) not in self.late:
+            self.late.add((number, batch))
+            self.wasted += cost
+
+    @rule(wanted=some, outcome=outcomes, cost=st.integers(0, 9))
+    def answer(self, wanted: list[int], outcome: Outcome, cost: int) -> None:
+        numbers = self._choose(self._where(status=IN_FLIGHT, lane=SYNC, run=self.run), wanted)
+        rows = [settlement(n, outcome, SYNC, line=b"sync %d" % n, cost=cost) for n in numbers]
+        assert self.ledger.settle(rows, now=self.now, run=self.run) == len(rows)
+        assert self.ledger.settle(rows, now=self.now, run=self.run) == 0
+        for row in rows:
+            self.requests[row.id].attempts += 1
+            self._settled(row.id, outcome, SYNC, row.line, 0, cost)
+
+    @rule(wanted=some, lane=lanes, attempt=st.booleans(), turn=st.none() | st.binary(min_size=1, max_size=3))
+    def requeue(self, wanted: list[int], lane: Lane, attempt: bool, turn: bytes | None) -> None:
+        numbers = self._choose(self._where(status=IN_FLIGHT), wanted)
+        assert self.ledger.requeue(numbers, lane=lane, costs_attempt=attempt, now=self.now, turn=turn) == len(numbers)
+        for number in numbers:
+            self._requeue(number, lane, attempt=attempt)
+
+    @rule(job=st.sampled_from([*JOBS, "all"]))
+    def cancel(self, job: str | None) -> None:
+        chosen = [n for n in self._where(status=QUEUED) if job == "all" or self.requests[n].job == job]
+        inside = [n for n in self._where(status=IN_FLIGHT, lane=BATCH) if job == "all" or self.requests[n].job == job]
+        number = None if job == "all" else self.ledger.job_id(job) if job is not None else 0
+        if number is None and job != "all":
+            return
+        got, batches = self.ledger.cancel(job=number, now=self.now)
+        assert got == len(chosen)
+        assert set(batches) == {self.requests[n].batch for n in inside}
+        self._ended_here(chosen)
+
+    def _ended_here(self, chosen: list[int]) -> None:
+        new = {row.request: row for row in self.ledger.results(job=None, after=0, limit=10_000)}
+        for number in sorted(chosen, key=lambda each: new[each].cursor):
+            self._settled(number, Outcome.CANCELED, self.requests[number].lane, new[number].line, 0, 0)
+
+    @rule(job=st.sampled_from(JOBS), chosen=st.sets(outcomes, min_size=1))
+    def reopen(self, job: str | None, chosen: set[Outcome]) -> None:
+        number = 0 if job is None else self.ledger.job_id(job)
+        if number is None:
+            return
+        again = [n for n in self.order if self.requests[n].job == job and self.requests[n].outcome in chosen]
+        assert self.ledger.reopen(job=number, outcomes=sorted(chosen), now=self.now) == len(again)
+        for each in again:
+            old = self.requests[each]
+            terms = attrs.evolve(old.terms, blocking=False)
+            if terms.deadline is not None and terms.deadline <= self.now:
+                terms = attrs.evolve(terms, deadline=None, submit_by=None, rescue_at=None)
+            self.requests[each] = Model(old.job, old.key, old.body, terms, terms.lane, 0, batch=old.batch)
+            self.order.remove(each)
+
+    @rule(hours=st.integers(1, 60))
+    def wait(self, hours: int) -> None:
+        self.now += timedelta(hours=hours)
+
+    # -- crashes ------------------------------------------------------------------------------------------------------
+
+    @rule()
+    def reopen_file(self) -> None:
+        other = self._open()
+        assert other.snapshot() == self.ledger.snapshot()
+        assert other.counts(job=None) == self.ledger.counts(job=None)
+        assert other.recover(now=self.now) == 0, "the run lives"
+        other.close()
+
+    @rule(staged=st.lists(specs, max_size=3))
+    def crash(self, staged: list[tuple[str | None, Terms, bytes]]) -> None:
+        """The process dies, within a bulk; the next one clears up. (Locks die with `close`, as with the process.)"""
+        try:
+            intake = self.ledger.intake(job="j", run=self.run, now=self.now)
+            intake.stage([entry(*spec) for spec in staged])
+        except KeyConflictError:
+            pass
+        dead = self.run
+        self.ledger.close()
+        self.ledger = self._open()
+        running = self._where(status=IN_FLIGHT, lane=SYNC, run=dead)
+        waiting = [n for n in self._where(status=QUEUED, lane=SYNC, run=dead) if self.requests[n].terms.blocking]
+        abandoned = [n for n in [*running, *waiting] if self.requests[n].terms.blocking]
+        again = [n for n in running if not self.requests[n].terms.blocking]
+        assert self.ledger.recover(now=self.now) == len(abandoned) + len(again)
+        assert self.ledger.recover(now=self.now) == 0
+        self._ended_here(abandoned)
+        for number in abandoned:
+            self.requests[number].abandoned = True
+        for number in again:
+            self._requeue(number, SYNC, attempt=True)
+        self.doubles += len(again)
+        self._start()
+
+    # -- what always holds ------------------------------------------------------------------------------------------
+
+    @invariant()
+    def rows_agree(self) -> None:
+        for number, request in self.requests.items():
+            row = self.ledger.row(number)
+            assert row is not None
+            assert (row.key, row.status, row.lane, row.attempts) == (
+                request.key,
+                request.status,
+                request.lane,
+                request.attempts,
+            )
+            assert plain(row.terms) == request.terms
+            assert self.ledger.find(request.key, job=request.job) == row
+        for batch in self._alive():
+            assert self.ledger.missing(batch) == sorted(self._in_batch(batch))
+
+    @invariant()
+    def groups_agree(self) -> None:
+        expected: Counter[object] = Counter()
+        for each in self.requests.values():
+            if each.status is not SETTLED:
+                batch = each.batch if each.status is IN_FLIGHT and each.lane is BATCH else 0
+                expected[each.job, each.terms, each.lane, each.status, batch, each.not_before] += 1
+        snapshot = self.ledger.snapshot()
+        got: Counter[object] = Counter()
+        places = [
+            *((group, BATCH, QUEUED, 0) for group in snapshot.batch_queue),
+            *((group, SYNC, QUEUED, 0) for group in snapshot.sync_queue),
+            *((group, SYNC, IN_FLIGHT, 0) for group in snapshot.sync_running),
+            *((group, BATCH, IN_FLIGHT, batch.id) for batch in snapshot.batches for group in batch.groups),
+        ]
+        for group, lane, status, batch in places:
+            job = self.ledger.job_name(group.terms.job)
+            got[job, plain(group.terms), lane, status, batch, group.not_before] += group.requests
+            assert group.since <= self.now
+        assert got == expected
+        sizes = sum(len(each.body) for each in self.requests.values() if each.status is not SETTLED)
+        assert sum(group.size for group, *_ in places) == sizes
+        assert {batch.id: batch.state for batch in snapshot.batches} == {n: self.batches[n] for n in self._alive()}
+
+    @invariant()
+    def counts_agree(self) -> None:
+        for job in JOBS:
+            number = 0 if job is None else self.ledger.job_id(job)
+            mine = [each for each in self.requests.values() if each.job == job]
+            assert number is not None or not mine
+            if number is not None:
+                assert self.ledger.counts(job=number).by == Counter(
+                    (each.lane, each.status, each.outcome) for each in mine
+                )
+        assert self.ledger.counts_of(list(self.requests)) == self.ledger.counts(job=None)
+
+    @invariant()
+    def results_agree(self) -> None:
+        results = self.ledger.results(job=None, after=0, limit=10_000)
+        assert [row.request for row in results] == self.order
+        for row in results:
+            request = self.requests[row.request]
+            assert (row.outcome, row.lane, row.line) == (request.outcome, request.lane, request.line)
+        assert {n for n, each in self.requests.items() if each.status is SETTLED} == set(self.order)
+
+    @invariant()
+    def books_agree(self) -> None:
+        report = self.ledger.report(job=None)
+        assert report.requests == len(self.order)
+        assert (report.cost * 10**12, report.wasted * 10**12) == (self.cost, self.wasted)
+        assert report.possible_doubles == self.doubles
+        reserved = sum(
+            each.terms.reserve_each + len(each.body) * each.terms.reserve_per_byte
+            for each in self.requests.values()
+            if each.status is not SETTLED
+        )
+        with self.ledger._reading() as db:  # type: ignore[attr-defined]
+            assert self.ledger._reserved(db) == reserved  # type: ignore[attr-defined]
+            assert self.ledger._spent(db, None) == self.cost + self.wasted  # type: ignore[attr-defined]
+
+
+TestLedgerMachine = LedgerMachine.TestCase

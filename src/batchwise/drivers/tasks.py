@@ -88,6 +88,7 @@ class TaskDriver:
         self._next: datetime | None = None
         self._waiters: dict[int, list[anyio.Event]] = {}
         self._fatal: BaseException | None = None
+        self._told = engine.troubles
         self._tasks = anyio.create_task_group()
 
     async def start(self) -> None:
@@ -213,9 +214,9 @@ class TaskDriver:
         while self._fatal is None:
             heard, self._next = self._pump_bell.heard(), None
             try:
-                before = dict(self.engine.suspended)
                 wait = await self._pass()
-                if self.engine.suspended != before:
+                if self.engine.troubles != self._told:
+                    self._told = self.engine.troubles
                     self._tell_all()
             except BatchwiseError as error:
                 self._fail(error)

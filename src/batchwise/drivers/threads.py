@@ -80,6 +80,7 @@ class ThreadDriver:
         self._acting = 0
         self._waiters: dict[int, list[threading.Event]] = {}
         self._fatal: BaseException | None = None
+        self._told = engine.troubles
 
     def cancel(
         self, *, request: int | None = None, job: int | None = None, requests: Sequence[int] | None = None
@@ -155,9 +156,9 @@ class ThreadDriver:
         while not self._stopping.is_set():
             heard, self._next = self._pump_bell.heard(), None
             try:
-                before = dict(self.engine.suspended)
                 wait = self._pass()
-                if self.engine.suspended != before:
+                if self.engine.troubles != self._told:
+                    self._told = self.engine.troubles
                     self._tell_all()
             except BatchwiseError as error:
                 self._fail(error)

@@ -7,7 +7,6 @@ from typing import NoReturn
 
 import attrs
 
-from batchwise.ledger.base import Ledger
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning import planner
 from batchwise.planning.state import BatchState, BatchView
@@ -15,7 +14,7 @@ from batchwise.planning.state import BatchState, BatchView
 from .collection import cancel, collect, poll, release
 from .core import Engine
 from .effects import Procedure, store
-from .submission import give_up, reconcile, reseal, submit
+from .submission import give_up, greet, reconcile, reseal, submit
 
 __all__ = ["carry_out", "withdraw"]
 
@@ -37,18 +36,14 @@ def carry_out(engine: Engine, action: planner.Action) -> Procedure[None]:
         case planner.WaitUntil():
             return
         case planner.Release():
-            batch = yield from store(lambda: _view(engine.ledger, action.batch))
+            batch = yield from store(lambda: engine.batch(action.batch))
             if batch is not None:
                 yield from release(engine, batch, action.terms)
         case _:
-            batch = yield from store(lambda: _view(engine.ledger, action.batch))
+            yield from greet(engine)
+            batch = yield from store(lambda: engine.batch(action.batch))
             if batch is not None:
                 yield from _with_batch(engine, action, batch)
-
-
-def _view(ledger: Ledger, number: int) -> BatchView | None:
-    """The batch as it is now: another action may have changed it since the plan was made."""
-    return next((batch for batch in ledger.snapshot().batches if batch.id == number), None)
 
 
 def _with_batch(
@@ -132,7 +127,8 @@ def withdraw(
     """Cancel for the caller: one request, a job, these requests, or everything. Returns how many settled now.
 
     What is queued settles at once. A batch in which nobody else has rows is cancelled, and what it finished is still
-    delivered; rows in a shared batch settle at once, and what they may have cost is booked when they come.
+    delivered; rows in a shared batch, or in one that the API has not named yet, settle at once, and what they may have
+    cost is booked when they come.
     """
     ledger = engine.ledger
     wanted = set(requests) if requests is not None else None if request is None else {request}
@@ -146,15 +142,15 @@ def withdraw(
 
     count, batches = yield from store(settle_queued)
     for number in sorted(batches):
-        batch = yield from store(lambda number=number: _view(ledger, number))  # type: ignore[misc]
+        batch = yield from store(lambda number=number: engine.batch(number))  # type: ignore[misc]
         if batch is None:
             continue
         mine = yield from store(lambda batch=batch: _mine(engine, batch, job, wanted))  # type: ignore[misc]
-        if len(mine) < sum(group.requests for group in batch.groups):
+        if batch.remote_id is None or len(mine) < sum(group.requests for group in batch.groups):
             count += yield from store(lambda batch=batch, mine=mine: _settle_shared(engine, batch, mine))  # type: ignore[misc]
             continue
         asked = attrs.evolve(batch, canceled=True)
-        yield from store(lambda asked=asked: ledger.update_batch(asked))  # type: ignore[misc]
+        yield from store(lambda asked=asked, batch=batch: ledger.update_batch(asked, was=batch))  # type: ignore[misc]
         if asked.state is BatchState.OPEN:
             yield from cancel(engine, asked)
     engine.settled(sorted(wanted) if wanted is not None else [])

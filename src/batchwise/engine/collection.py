@@ -2,7 +2,7 @@
 
 Rows are read as raw lines in bounded memory and settled in chunks; reading them again changes nothing. `ended` proves
 nothing: every custom_id that was sent is ticked off, and a short or broken read is read again before anything is
-bought again.
+bought again. Reads that fail are never a reason to buy again: they go on, and in the end suspend the lane.
 """
 
 from __future__ import annotations
@@ -32,9 +32,14 @@ from .money import Biller
 __all__ = ["cancel", "collect", "poll", "release"]
 
 _CHUNK = 2_000
-"""Rows settled in one transaction."""
+"""Rows given back in one transaction."""
+_ROWS, _BYTES = 10_000, 8_000_000
+"""Rows, and bytes of rows, settled in one transaction. Results come shuffled, so each one dirties a page of an index
+of its own; the more there are in one, the fewer pages are written twice."""
 _REREADS = 3
-"""How often a short or broken read is repeated before missing rows are bought again."""
+"""How often a short read is repeated before missing rows are bought again."""
+_TROUBLES = 10
+"""Polls or reads of one batch that fail in a row before the lane is suspended."""
 _MAX_TURNS = 20
 """How often a paused turn is continued."""
 _YOUNG = timedelta(minutes=5)
@@ -49,41 +54,48 @@ def poll(engine: Engine, batch: BatchView) -> Procedure[None]:
     except LaneFault as error:
         yield from _unreadable(engine, batch, error)
         return
-    yield from store(lambda: _update(engine, batch, info))
+    if info.status != "ended" and _overdue(engine, info):
+        yield from _again(engine, batch, f"it should have ended at {info.expires_at:%Y-%m-%d %H:%M} UTC")
+        return
+    yield from store(lambda: _update(engine, batch, info, was=batch))
+
+
+def _overdue(engine: Engine, info: BatchInfo) -> bool:
+    """Whether it ought to have ended long ago; both times are the server's."""
+    return info.server_time is not None and info.server_time > info.expires_at + engine.policy.create_grace
 
 
 def cancel(engine: Engine, batch: BatchView) -> Procedure[None]:
     """Cancel a batch; what it finished is collected when it has ended."""
-    remote = batch.remote_id or ""
-    asked = attrs.evolve(batch, state=BatchState.CANCELING, cancel_at=engine.now(), polled_at=engine.now())
+    remote, now = batch.remote_id or "", engine.now()
+    asked = attrs.evolve(batch, state=BatchState.CANCELING, cancel_at=batch.cancel_at or now, polled_at=now)
     try:
         info = yield from api(lambda ports: ports.cancel(remote))
     except LaneFault:  # it may have ended just now, or the cancel may have arrived: the next poll tells
-        yield from store(lambda: engine.ledger.update_batch(asked))
+        yield from store(lambda: engine.ledger.update_batch(asked, was=batch))
         return
-    yield from store(lambda: _update(engine, asked, info))
+    yield from store(lambda: _update(engine, asked, info, was=batch))
 
 
 def release(engine: Engine, batch: BatchView, terms: tuple[int, ...]) -> Procedure[None]:
     """Queue its rows for the sync lane, whatever becomes of it: their last safe moment has come."""
-    sent = batch.state is not BatchState.SEALED
 
     def queue() -> None:
-        engine.ledger.unseal(
-            batch.id, lane=Lane.SYNC, now=engine.now(), keep=sent, doubtful=sent, terms=None if not sent else terms
-        )
+        if batch.state is BatchState.SEALED:  # never sent: back into the queue, where what is due changes lanes
+            engine.ledger.unseal(batch.id, now=engine.now())
+            return
+        engine.ledger.unseal(batch.id, lane=Lane.SYNC, now=engine.now(), keep=True, doubtful=True, terms=terms)
         left = {group.terms.id for group in batch.groups} - set(terms)
         if batch.state is BatchState.DOUBT and not left:
-            engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED))
+            engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED), was=batch)
 
     yield from store(queue)
 
 
-def _update(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
+def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView) -> None:
+    """Take over what the API says. One that still runs although we asked for its end is open: it is asked again."""
     states = {"in_progress": BatchState.OPEN, "canceling": BatchState.CANCELING, "ended": BatchState.ENDED}
     state = states[info.status]
-    if state is BatchState.OPEN and batch.state is BatchState.CANCELING:
-        state = BatchState.OPEN if batch.cancel_at is None else BatchState.CANCELING
     now = engine.now()
     if info.server_time is not None:
         engine.ledger.note_clock(info.server_time - now)
@@ -96,24 +108,36 @@ def _update(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
             ended_at=info.ended_at,
             polled_at=now,
             failures=0,
-        )
+        ),
+        was=was,
     )
 
 
 def _unreadable(engine: Engine, batch: BatchView, error: LaneFault) -> Procedure[None]:
     """A poll or a read failed: again later; lost for good if the API goes on not knowing the batch."""
-    now, failures = engine.now(), batch.failures + 1
-    ruling = rule_call(error.fault)
-    if error.fault.status == 404:
-        young = now - (batch.posting_at or batch.sealed_at) < _YOUNG
-        if failures > _REREADS and not young:
+    fault, ruling = error.fault, rule_call(error.fault)
+    if fault.status == 404:
+        young = engine.now() - (batch.posting_at or batch.sealed_at) < _YOUNG
+        if batch.failures >= _REREADS and not young:
             yield from _lost(engine, batch, "batch_gone", "the API knows the batch no more; it or its results are gone")
             return
-    elif ruling.verdict is Verdict.SUSPEND:
-        reason = ruling.reason or ""
-        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=now))
-    noted = attrs.evolve(batch, polled_at=now, failures=failures)
-    yield from store(lambda: engine.ledger.update_batch(noted))
+    reason = (ruling.reason or "") if ruling.verdict is Verdict.SUSPEND else None
+    yield from _again(engine, batch, f"{fault.type}: {fault.message}", reason)
+
+
+def _again(engine: Engine, batch: BatchView, words: str, reason: str | None = None) -> Procedure[None]:
+    """Look again later, ever more seldom. Who waits is told in the end; nothing is bought again because of it."""
+    failures = batch.failures + 1
+    noted = attrs.evolve(batch, polled_at=engine.now(), failures=failures)
+    yield from store(lambda: engine.ledger.update_batch(noted, was=batch))
+    if reason is None and failures >= _TROUBLES:
+        reason = (
+            f"batch {batch.remote_id} could not be read {failures} times in a row ({words}); "
+            "see whether the API can be reached, then resume()"
+        )
+    if reason is not None:
+        told = reason
+        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, told, now=engine.now()))
 
 
 def _lost(engine: Engine, batch: BatchView, kind: str, words: str) -> Procedure[None]:
@@ -129,7 +153,7 @@ def _lost(engine: Engine, batch: BatchView, kind: str, words: str) -> Procedure[
             for number, member in members.items():
                 sorter.failed(number, member, ruling, None)
             sorter.write()
-        engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.CLOSED))
+        engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.CLOSED), was=batch)
         return sorter.ended
 
     engine.settled((yield from store(give_back)))
@@ -144,19 +168,18 @@ def collect(engine: Engine, batch: BatchView) -> Procedure[None]:
         yield from api(lambda ports: ports.read(remote, reader.feed))
     except LaneFault as error:
         fault = error
-    missing = yield from store(reader.finish)
+    missing = yield from store(lambda: reader.finish(last=fault is None and batch.failures >= _REREADS))
     engine.settled(reader.sorter.take_ended())
     if reader.stop is not None:
         reason = reader.stop
         yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))
     if not missing:
         closed = attrs.evolve(batch, state=BatchState.CLOSED, polled_at=engine.now())
-        yield from store(lambda: engine.ledger.update_batch(closed))
-    elif fault is not None and (fault.fault.status == 404 or rule_call(fault.fault).verdict is Verdict.SUSPEND):
+        yield from store(lambda: engine.ledger.update_batch(closed, was=batch))
+    elif fault is not None:
         yield from _unreadable(engine, batch, fault)
     elif batch.failures < _REREADS:
-        again = attrs.evolve(batch, polled_at=engine.now(), failures=batch.failures + 1)
-        yield from store(lambda: engine.ledger.update_batch(again))
+        yield from _again(engine, batch, "rows are missing from its results")
     else:
         yield from _lost(engine, batch, "missing_row", "the batch ended without a readable row for this request")
 
@@ -202,8 +225,10 @@ class _Sorter:
     def failed(self, number: int, member: Member, ruling: Ruling, line: bytes | None) -> None:
         """A row without an answer: tried again while attempts are left, else it ends."""
         again = ruling.verdict in {Verdict.RETRY, Verdict.SUSPEND} and not self.batch.canceled
-        if again and (not ruling.costs_attempt or member.attempts + 1 < self.engine.policy.max_attempts):
-            place = (self._lane(member.terms), ruling.costs_attempt, ruling.doubtful)
+        # Canceled by somebody else, it costs an attempt: they may go on cancelling.
+        costs = ruling.costs_attempt or (ruling.caller_decides and self.batch.cancel_at is None)
+        if again and (not costs or member.attempts + 1 < self.engine.policy.max_attempts):
+            place = (self._lane(member.terms), costs, ruling.doubtful)
             self.again.setdefault(place, []).append(number)
             return
         outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
@@ -271,7 +296,8 @@ class _Reader:
         self._splitter = LineSplitter()
         self._open = opener(batch.nonce)
         self._lines: list[bytes] = []
-        self._held: list[tuple[int, bytes, Ruling]] = []
+        self._size = 0
+        self._held: dict[int, tuple[bytes, Ruling]] = {}
         self._kinds: Counter[tuple[str, str]] = Counter()
         self._mixed = False
         self._alike = self._one_for_all()
@@ -287,20 +313,27 @@ class _Reader:
     def feed(self, chunk: bytes) -> bool:
         """Take some bytes in; always wants more."""
         self._lines += self._splitter.feed(chunk)
-        if len(self._lines) >= _CHUNK:
+        self._size += len(chunk)
+        if self._size >= _BYTES or len(self._lines) >= _ROWS:
+            self._size = 0
             self._sort()
         return True
 
-    def finish(self) -> list[int]:
-        """Take in the rest; returns the rows that are not ticked off."""
+    def finish(self, *, last: bool = True) -> list[int]:
+        """Take in the rest; returns the rows that are not ticked off.
+
+        Rows that all failed alike are judged once every row was seen, or in the `last` reading.
+        """
         rest = self._splitter.rest()
         if rest:
             self._lines.append(rest)
         self._sort()
-        if not self._mixed and self._held:
-            self.stop = stop_sign(self._kinds, self.batch.requests)
-            self._let_go(forgiven=self.stop is not None)
-            self.sorter.write()
+        missing = self.engine.ledger.missing(self.batch.id)
+        if self._mixed or not self._held or not (last or self._held.keys() >= set(missing)):
+            return missing
+        self.stop = stop_sign(self._kinds, self.batch.requests)
+        self._let_go(forgiven=self.stop is not None)
+        self.sorter.write()
         return self.engine.ledger.missing(self.batch.id)
 
     def _sort(self) -> None:
@@ -323,10 +356,11 @@ class _Reader:
         if sorter.settlements:
             self._mix()
         members = self.engine.ledger.members(self.batch.id, list(rows)) if rows else {}
+        strays = self.engine.ledger.unsettled([number for number in rows if number not in members])
         for number, (line, result) in rows.items():
             member = members.get(number)
             if member is None:
-                self._stray(number, result, result.get("message"))
+                self._stray(number, strays.get(number), line, result)
             elif _is_answer(result):
                 self._mix()
                 sorter.answered(number, member, line, result["message"])
@@ -345,17 +379,30 @@ class _Reader:
             self._mix()
             self.sorter.answered(number, member, line, result["message"])
             return
+        if number in self._held:
+            return  # it came twice
         self._kinds[ruling.error.type, ruling.error.message] += 1
         if len(self._kinds) > 1:
             self._mix()
         if self._mixed:
             self.sorter.failed(number, member, ruling, line)
         else:
-            self._held.append((number, line, ruling))
+            self._held[number] = line, ruling
 
-    def _stray(self, number: int, result: Mapping[str, Any], message: object) -> None:
-        """A row of a request that has left this batch or is settled: paid and not used, or seen before."""
+    def _stray(self, number: int, member: Member | None, line: bytes, result: Mapping[str, Any]) -> None:
+        """A row of a request that has left this batch or is settled.
+
+        It is paid: a whole answer ends its request wherever that is by now, if nothing has ended it yet. A paused
+        turn is on the record already if it was continued. The rest is booked as paid and not used.
+        """
+        message = result.get("message")
         if result.get("type") != "succeeded" or not isinstance(message, dict):
+            return
+        if member is not None and not member.turns and _is_answer(result):
+            self._mix()
+            self.sorter.answered(number, member, line, message)
+            return
+        if not _is_answer(result) and self.engine.ledger.has_turn(number, line):
             return
         now = self.engine.now()
         cost = self.engine.prices.cost(str(message.get("model")), Lane.BATCH, message.get("usage") or {}, at=now)
@@ -368,11 +415,12 @@ class _Reader:
             self._let_go(forgiven=False)
 
     def _let_go(self, *, forgiven: bool) -> None:
-        held, self._held = self._held, []
+        held = list(self._held.items())
+        self._held = {}
         for start in range(0, len(held), _CHUNK):
-            part: Sequence[tuple[int, bytes, Ruling]] = held[start : start + _CHUNK]
-            members = self.engine.ledger.members(self.batch.id, [number for number, _, _ in part])
-            for number, line, ruling in part:
+            part: Sequence[tuple[int, tuple[bytes, Ruling]]] = held[start : start + _CHUNK]
+            members = self.engine.ledger.members(self.batch.id, [number for number, _ in part])
+            for number, (line, ruling) in part:
                 member = members.get(number)
                 if member is None:
                     continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import Counter
@@ -43,7 +44,7 @@ from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.pricing import PriceBook, estimate, to_pico
 from batchwise.planning.schedule import at_risk
-from batchwise.planning.state import BatchState, Group, Snapshot, Terms
+from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 from batchwise.planning.turns import failed
 from batchwise.request import Request
 
@@ -51,6 +52,7 @@ from .queue import CallQueue
 
 __all__ = ["Engine"]
 
+_log = logging.getLogger("batchwise")
 _CHUNK = 2_000
 """Rows staged in one transaction."""
 _URGENT, _BLOCKING, _PATIENT = 0, 1, 2
@@ -85,10 +87,21 @@ class Engine:
         ledger.bind(endpoint=endpoint, workspace=None)
         self.run = ledger.start_run(pid=os.getpid(), now=self.now())
         ledger.recover(now=self.now())
-        ledger.resume()
+        self._rested = True
         self.failures: Counter[str] = Counter()
+        self.greeted = False
+        """Whether the client's workspace is known to be the ledger's."""
         self.ceiling: int | None = None
+        """Requests in a batch that the API took for too large, halved; it grows again."""
+        self.portion: int | None = None
+        """Requests in a batch while one that spoils its create is looked for."""
+        self.full_since: datetime | None = None
+        """Since when the account's queue has been full."""
+        self.orphans: set[int] = set()
+        """Batches whose sending was broken off in this process, in a way that tells nothing of the create."""
         self.suspended: dict[Lane, str] = {}
+        self.stalled: frozenset[int] = frozenset()
+        """Jobs none of whose batches could be read the last time."""
         self.busy: set[object] = set()
         self._beginning = threading.Lock()
         self._sealing: object | None = None
@@ -298,14 +311,43 @@ class Engine:
         """The ledger's snapshot with what only this process knows."""
         snapshot = attrs.evolve(self.ledger.snapshot(), forecast=self.forecast(), leased=self.ledger.lease.held)
         self.suspended = dict(snapshot.suspended)
+        self.stalled = frozenset(
+            group.terms.job for batch in snapshot.batches if batch.failures for group in batch.groups
+        ) - {group.terms.job for batch in snapshot.batches if not batch.failures for group in batch.groups}
         return snapshot
+
+    @property
+    def troubles(self) -> tuple[dict[Lane, str], frozenset[int]]:
+        """What whoever waits may have to be told: suspended lanes, and jobs whose batches cannot be read."""
+        return self.suspended, self.stalled
 
     def plan(self, wake_gap: timedelta = timedelta(0)) -> tuple[planner.Action, ...]:
         """Take the lease if it is free, and ask the planner."""
+        if self._rested:  # a restart goes on with a suspended lane; only looking does not
+            self._rested = False
+            self.ledger.resume()
         lease = self.ledger.lease
         if not lease.held and lease.acquire():
             self.ledger.doubt_orphans()
-        return planner.plan(self.snapshot(), self.now(), self.policy, wake_gap=wake_gap)
+        snapshot = self.snapshot()
+        if snapshot.leased and self._doubt_orphans(snapshot):
+            snapshot = self.snapshot()
+        return planner.plan(snapshot, self.now(), self.policy, wake_gap=wake_gap)
+
+    def _doubt_orphans(self, snapshot: Snapshot) -> bool:
+        """Creates whose sender is gone. Its last byte may have been sent just now, so the grace begins now."""
+        orphans, changed = self.orphans & {batch.id for batch in snapshot.batches}, False
+        for batch in snapshot.batches:
+            broken_off = batch.id in orphans and batch.state is BatchState.POSTING
+            if broken_off or (batch.state is BatchState.DOUBT and batch.last_byte_at is None):
+                doubt = attrs.evolve(batch, state=BatchState.DOUBT, last_byte_at=self.now(), polled_at=None)
+                changed = self.ledger.update_batch(doubt, was=batch) or changed
+        self.orphans -= orphans
+        return changed
+
+    def batch(self, number: int) -> BatchView | None:
+        """A batch that is not over, as it is now."""
+        return next((batch for batch in self.ledger.snapshot().batches if batch.id == number), None)
 
     def begin(self, action: planner.Action) -> object | None:
         """A token for an action that may begin now, None for one that is under way. Give it to `end`."""
@@ -473,6 +515,23 @@ class Engine:
         """Money and deadlines."""
         return self.ledger.report(job=job)
 
+    def warn_of_rest(self) -> None:
+        """Say what stays queued because its lane is suspended: nobody may be there to be told otherwise."""
+        for lane, reason in self.snapshot().suspended.items():
+            left = sum(
+                number
+                for (where, status, _), number in self.ledger.counts(job=None).by.items()
+                if where is lane and status is Status.QUEUED
+            )
+            if left:
+                _log.warning(
+                    "batchwise: %d requests stay queued in %s: the %s lane is suspended (%s)",
+                    left,
+                    self.ledger.name,
+                    lane.value,
+                    reason,
+                )
+
     def put_back(self) -> None:
         """Queue anew, in the ledger, the claims whose calls have not begun."""
         claims = self.queue.drain()
@@ -483,6 +542,7 @@ class Engine:
     def close(self) -> None:
         """End the run: give claims and the lease back, and let go of the ledger's liveness lock."""
         self.put_back()
+        self.warn_of_rest()
         if self.ledger.lease.held:
             self.ledger.lease.release()
         self.ledger.end_run(self.run)

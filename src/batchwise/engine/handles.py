@@ -148,7 +148,8 @@ class TicketView:
             row = self._engine.ledger.row(self._row.id)
             lane = self._row.lane if row is None else row.lane
             queued = row is None or row.status is Status.QUEUED
-            error = suspended(self._engine, lane, f"request {shown(self.key)}") if queued else None
+            stuck = queued or (row is not None and lane is Lane.BATCH and row.job in self._engine.stalled)
+            error = suspended(self._engine, lane, f"request {shown(self.key)}") if stuck else None
             if error is not None:
                 raise error
         return result
@@ -210,17 +211,17 @@ class JobView:
         ledger = self._engine.ledger
         counts = ledger.counts(job=self._number) if self._requests is None else ledger.counts_of(self._requests)
         left: dict[Lane, int] = {}
-        queued: set[Lane] = set()
+        moving = False
         for (lane, status, _), number in counts.by.items():
-            if status is not Status.SETTLED and number:
-                left[lane] = left.get(lane, 0) + number
-                if status is Status.QUEUED:
-                    queued.add(lane)
-        if left and queued == set(left):  # nothing of it is on its way any more
-            for lane in queued:
-                error = suspended(self._engine, lane, f"job {shown(self._name)}")
-                if error is not None:
-                    raise error
+            if status is Status.SETTLED or not number:
+                continue
+            left[lane] = left.get(lane, 0) + number
+            sent = status is Status.IN_FLIGHT
+            moving = moving or (sent and not (lane is Lane.BATCH and self._number in self._engine.stalled))
+        for lane in () if moving else left:  # nothing of it is on its way any more
+            error = suspended(self._engine, lane, f"job {shown(self._name)}")
+            if error is not None:
+                raise error
         return left
 
     def _next(self, after: int) -> tuple[list[Result], int] | None:

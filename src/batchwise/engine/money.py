@@ -14,7 +14,7 @@ from batchwise.planning.pricing import PriceBook, Rates, cost, is_priced_whole
 
 __all__ = ["Bill", "Biller"]
 
-_RARE = ("iterations", "fallback_credit")
+_RARE = frozenset({"iterations", "fallback_credit"})
 """Fields of a usage that may hold more than the top-level figures."""
 
 
@@ -58,9 +58,13 @@ class Biller:
             rates = self._rates[variant]
         except KeyError:
             rates = self._rates[variant] = self._look_up(*variant)
-        if rates is None or (any(name in usage for name in _RARE) and not is_priced_whole(usage)):
+        if rates is None or (not _RARE.isdisjoint(usage) and not is_priced_whole(usage)):
             return Bill(None, None, tokens, read)
         here, full = rates
+        if (here.threshold is None or tokens <= here.threshold) and tokens == get("input_tokens") and not get("server_tool_use"):  # the usual answer
+            written = get("output_tokens") or 0
+            paid = tokens * here.input + written * here.output
+            return Bill(paid, tokens * full.input + written * full.output - paid, tokens, read)
         paid = cost(usage, here)
         return Bill(paid, 0 if here is full else cost(usage, full) - paid, tokens, read)
 

@@ -34,13 +34,15 @@ from batchwise.planning.state import BatchState, BatchView
 from .core import Engine
 from .effects import Ports, Procedure, api, store
 
-__all__ = ["FenceError", "give_up", "reconcile", "reseal", "submit"]
+__all__ = ["FenceError", "give_up", "greet", "reconcile", "reseal", "submit"]
 
 _PAGE = 100
 _TROUBLES = 10
 """Creates that fail in a row, without proof of a lasting cause, before the lane is suspended."""
 _VANISHED = 3
-"""Creates given up in a row, and single requests refused in a row, before the lane is suspended."""
+"""Creates given up in a row before the lane is suspended."""
+_REFUSED = 10
+"""Single requests refused in a row, unnamed by the API, before the lane is suspended."""
 _CUT_OFF = 3
 """Uploads cut off in a row before they are taken for too large: the 413 is lost where a proxy closes at once."""
 _LARGE = 1_000_000
@@ -112,8 +114,24 @@ def _begin(engine: Engine, batch: BatchView, listing: Listing) -> bool:
     return True
 
 
+def greet(engine: Engine) -> Procedure[None]:
+    """Learn whose workspace the client's is, before anything of the ledger's is touched with it.
+
+    Raises:
+        WrongWorkspaceError: It is not the ledger's.
+    """
+    if engine.greeted:
+        return
+    try:
+        listing = yield from api(lambda ports: ports.list(limit=1))
+    except LaneFault:
+        return  # what follows meets the same fault, and is asked for again
+    yield from store(lambda: _greet(engine, listing))
+
+
 def _greet(engine: Engine, listing: Listing) -> None:
     engine.ledger.bind(endpoint=engine.endpoint, workspace=listing.workspace)
+    engine.greeted = True
     if listing.server_time is not None:
         engine.ledger.note_clock(listing.server_time - engine.now())
 
@@ -144,16 +162,18 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
         yield from store(lambda: engine.ledger.unseal(batch.id, now=engine.now()))
         return
     yield from store(lambda: _record(engine, batch, created.batch))
-    _worked(engine)
+    _worked(engine, batch)
 
 
-def _worked(engine: Engine) -> None:
-    """A create was answered, or found: what went wrong before is over."""
+def _worked(engine: Engine, batch: BatchView) -> None:
+    """A create was answered, or found: what went wrong before is over, and batches may grow again."""
     for name in ("create", "full", "cut off", "vanished", "refused"):
         engine.failures[name] = 0
     engine.full_since = None
     if engine.portion is not None:
         engine.portion = None if engine.portion >= MAX_REQUESTS else 2 * engine.portion
+    if engine.ceiling is not None and batch.requests >= engine.ceiling:
+        engine.ceiling += engine.ceiling // 4 + 1
 
 
 def _record(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
@@ -235,7 +255,7 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
     if ruling.everyone or ruling.culprits:
         return
     engine.failures["refused"] += 1
-    if engine.failures["refused"] >= _VANISHED and ruling.outcome is CreateOutcome.INVALID:
+    if engine.failures["refused"] >= _REFUSED:
         reason = (
             f"{engine.failures['refused']} requests in a row were refused, each alone in its batch, the last with "
             f"{ruling.error.type}: {ruling.error.message}; mend what the requests share, then resume()"
@@ -424,4 +444,4 @@ def _id_of(line: bytes) -> str | None:
 def _adopt(engine: Engine, batch: BatchView, info: BatchInfo) -> Procedure[None]:
     """It is ours. The planner cancels one whose requests have gone elsewhere; what it did is booked when it ends."""
     yield from store(lambda: _record(engine, batch, info))
-    _worked(engine)
+    _worked(engine, batch)

@@ -50,7 +50,7 @@ class MessageLane:
 
     def _post(self, body: bytes, options: Any) -> httpx2.Response:
         try:
-            return self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=body, options=options)
+            return self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=wire.Body(body), options=options)
         except Exception as error:  # noqa: BLE001  (translate raises again what it does not know)
             failure = translate(error)
         raise failure
@@ -89,7 +89,7 @@ class AsyncMessageLane:
 
     async def _post(self, body: bytes, options: Any) -> httpx2.Response:
         try:
-            return await self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=body, options=options)
+            return await self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=wire.Body(body), options=options)
         except Exception as error:  # noqa: BLE001
             failure = translate(error)
         raise failure

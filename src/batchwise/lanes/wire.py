@@ -19,6 +19,7 @@ from .values import BatchInfo, BatchStatus, Counts, Created, Listing, Reply
 __all__ = [
     "BATCHES",
     "MESSAGES",
+    "Body",
     "batch_path",
     "create_options",
     "is_encoded",
@@ -107,9 +108,20 @@ def batch_path(remote_id: str, *tail: str) -> str:
     return "/".join((BATCHES, quote(remote_id, safe=""), *tail))
 
 
-def streamed(body: bytes) -> bytes:
+class Body(bytes):
+    """A call's body. The SDK's log at DEBUG holds its repr, which must not show the prompt."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} bytes>"
+
+    __str__ = __repr__
+
+
+def streamed(body: bytes) -> Body:
     """The same call, streamed: the encoded object with one more field."""
-    return body.rstrip()[:-1] + b',"stream":true}'
+    return Body(body.rstrip()[:-1] + b',"stream":true}')
 
 
 # answers

@@ -355,6 +355,9 @@ class Ledger(Protocol):
     def unsettled(self, requests: Sequence[int]) -> dict[int, Member]:
         """Which of these requests are unsettled, wherever they are."""
 
+    def has_turn(self, request: int, line: bytes) -> bool:
+        """Whether this is one of the request's paused turns."""
+
     def has_turns(self) -> bool:
         """Whether any request has paused turns."""
 

@@ -351,6 +351,14 @@ class Lanes(Ends):
             for row in rows
         }
 
+    def has_turn(self, request: int, line: bytes) -> bool:
+        """Whether this is one of the request's paused turns."""
+        with self._using():
+            found = self._db.execute(
+                "SELECT EXISTS (SELECT 1 FROM turn WHERE request = ? AND line = ?)", (request, line)
+            )
+            return bool(found.fetchone()[0])
+
     def has_turns(self) -> bool:
         """Whether any request has paused turns."""
         with self._using():

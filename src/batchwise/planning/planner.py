@@ -11,6 +11,8 @@
 7. A suspended lane gets nothing; its work stays queued, or takes the other lane at its last safe moment.
 8. Overdue work runs on the cheapest lane, or fails unsent, as the policy says.
 9. What would be too late when the planner is asked next is done now.
+10. The lease's holder may stand still (stopped, asleep) and hold it all the same: at the last safe moment the others
+    take what is unsettled to the sync lane, and leave its batches alone.
 """
 
 from __future__ import annotations
@@ -55,6 +57,8 @@ __all__ = [
 _ZERO = timedelta(0)
 _NEAR = timedelta(minutes=1)
 """Deadlines this near each other always share a batch."""
+_DATE = timedelta(seconds=1)
+"""How exactly a server shows its clock."""
 _FILLED = 0.95
 """The share of its limits that the sync lane surely keeps filled."""
 _CALM = 0.7
@@ -298,7 +302,7 @@ class _Planner:
             case BatchState.OPEN:
                 self._open(batch)
             case BatchState.SEALED:
-                if not self._release(batch) and self.batch_works and not self._paused():
+                if not self._release(batch):
                     self.actions.append(Post(batch.id))
             case BatchState.POSTING:
                 self._release(batch)
@@ -348,6 +352,11 @@ class _Planner:
         return batch.failures > 0 or (looked is not None and looked >= since)
 
     def _open(self, batch: BatchView) -> None:
+        if not batch.groups:  # its requests have gone elsewhere: what it does from now on is paid for nothing
+            self.actions.append(Cancel(batch.id))
+            return
+        if batch.cancel_at is not None and self._release(batch):  # a cancel that came to nothing
+            return
         moments = [moment for group in batch.groups if (moment := self.cancel_at(group)) is not None]
         if self.sync_works and self._any_due(moments):
             self.actions.append(Cancel(batch.id) if self._fresh(batch, min(moments)) else Poll(batch.id))
@@ -356,6 +365,10 @@ class _Planner:
 
     def _ended(self, batch: BatchView) -> None:
         """Its rows are paid: they are bought again only if they cannot be read."""
+        self._release_unread(batch)
+        self._look(batch, Collect(batch.id))
+
+    def _release_unread(self, batch: BatchView) -> None:
         looked = batch.polled_at or batch.sealed_at
         unread = looked + self.reading
         starts = [start for start, _ in self.stake(batch)]
@@ -363,7 +376,16 @@ class _Planner:
             self._release(batch)
         elif starts:
             self.note(max(min(starts), unread))
-        self._look(batch, Collect(batch.id))
+
+    def stranded(self) -> None:
+        """Rule 10: what the lease's holder has left to its last safe moment."""
+        for batch in self.snapshot.batches:
+            if batch.state is BatchState.ENDED:
+                self._release_unread(batch)
+            else:
+                self._release(batch)
+        for group in self.snapshot.batch_queue:
+            self._diverted(group, sendable=True)
 
     def _look(self, batch: BatchView, action: Action) -> None:
         moment = self.next_look(batch)
@@ -396,11 +418,12 @@ class _Planner:
         if set(batch.candidates) - set(batch.struck):
             return False
         begun = batch.last_byte_at or batch.posting_at or batch.sealed_at
-        over = begun + self.policy.create_grace
-        if batch.polled_at is not None and not batch.failures and batch.polled_at >= over:
-            return True
-        self.note(over)
-        return False
+        waited = _ZERO if batch.polled_at is None else batch.polled_at - begun
+        if batch.polled_at is not None and batch.posting_at is not None and batch.posting_server is not None:
+            # Our clock may have been set meanwhile: the server's has to say so too, to the second that it shows.
+            sent = batch.posting_server + (begun - batch.posting_at)
+            waited = min(waited, batch.polled_at + self.snapshot.clock_offset - sent + _DATE)
+        return batch.polled_at is not None and not batch.failures and waited >= self.policy.create_grace
 
     # -- queues -----------------------------------------------------------------------------------------------------
 
@@ -413,11 +436,18 @@ class _Planner:
         ready = [group for group in self.snapshot.batch_queue if not self._diverted(group, sendable=sendable)]
         if not sendable:
             return
-        for bundle in _bundles(ready):
+        ready = [group for group in ready if not self._too_early(group)]
+        for bundle in sorted(_bundles(ready), key=_soonest):
             if room > 0 and self._bundle_due(bundle):
                 most_now = min(MAX_REQUESTS, room)
                 self.actions.append(Seal(tuple(g.terms.id for g in bundle), bundle[0].terms.betas, most_now))
                 room -= min(most_now, sum(group.requests for group in bundle)) if most is not None else 0
+
+    def _too_early(self, group: Group) -> bool:
+        if group.not_before is None or group.not_before <= self.now:
+            return False
+        self.note(group.not_before)
+        return True
 
     def _diverted(self, group: Group, *, sendable: bool) -> bool:
         """Rules 1, 5, 7 and 8: whether the group leaves the batch queue."""
@@ -503,6 +533,12 @@ def _bundles(groups: Iterable[Group]) -> Iterator[list[Group]]:
         yield bundle
 
 
+def _soonest(bundle: list[Group]) -> tuple[bool, datetime]:
+    """Where the account's queue has little room, the nearest deadline goes first."""
+    first = bundle[0]
+    return first.terms.deadline is None, first.terms.deadline or first.since
+
+
 def _may_share(first: Group, other: Group) -> bool:
     one, two = first.terms, other.terms
     return (
@@ -532,7 +568,7 @@ def plan(snapshot: Snapshot, now: datetime, policy: Policy, *, wake_gap: timedel
 
     Returns:
         Actions in the order in which to begin them; a `WaitUntil` stands last where something falls due later.
-        Without the lease only the sync lane's actions.
+        Without the lease only what concerns the sync lane.
     """
     planner = _Planner(snapshot, now, policy, wake_gap)
     planner.queued_for_sync()
@@ -540,6 +576,8 @@ def plan(snapshot: Snapshot, now: datetime, policy: Policy, *, wake_gap: timedel
         for batch in snapshot.batches:
             planner.batch(batch)
         planner.queued_for_batch()
+    else:
+        planner.stranded()
     if planner.next is not None:
         planner.actions.append(WaitUntil(planner.next))
     return tuple(planner.actions)

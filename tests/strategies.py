@@ -14,9 +14,9 @@ HOUR = timedelta(hours=1)
 NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 
 instants = st.datetimes(
-    min_value=datetime(2025, 1, 1),
-    max_value=datetime(2030, 1, 1),
-    timezones=st.just(timezone.utc),  # noqa: DTZ001
+    min_value=datetime(2025, 1, 1),  # noqa: DTZ001
+    max_value=datetime(2030, 1, 1),  # noqa: DTZ001
+    timezones=st.just(timezone.utc),
 )
 durations = st.timedeltas(min_value=timedelta(microseconds=1), max_value=timedelta(days=30))
 slas = st.timedeltas(min_value=timedelta(hours=25), max_value=timedelta(days=14))

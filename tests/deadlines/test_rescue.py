@@ -38,7 +38,7 @@ def test_a_late_batch_is_cancelled_at_its_last_safe_moment_and_only_the_rest_is_
         (batch,) = sandbox.client().messages.batches.list().data
         assert batch.cancel_initiated_at is not None
         assert results[0].deadline is not None
-        # Three mean calls (0.15 s), 60 calls of 50 ms ten at a time (0.3 s), 0.5 s for the cancel to end, some overhead.
+        # Three mean calls (0.15 s), 60 of 50 ms ten at a time (0.3 s), 0.5 s for the cancel to end, some overhead.
         left = results[0].deadline - batch.cancel_initiated_at
         assert timedelta(seconds=0.7) < left < timedelta(seconds=2), left
         assert all(result.ok and result.met_deadline for result in results)

@@ -6,7 +6,6 @@ from bisect import bisect_left
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
 from itertools import pairwise
-from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import attrs

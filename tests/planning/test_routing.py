@@ -30,7 +30,7 @@ def choose(policy: Policy | None = None, **tags: Any) -> bw.Decision:
     return bw.choose_lane(request(**tags), now=NOW, policy=policy or Policy())
 
 
-# -- the card's table ----------------------------------------------------------------------------------------------------
+# -- the card's table -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,12 @@ def test_thirty_hours_is_the_cards_arithmetic() -> None:
     assert decision.submit_by == NOW + 4 * HOUR
     assert decision.rescue_at == NOW + 28 * HOUR
     assert decision.explanation == (
-        "deadline in 30 h leaves 6 h past the 24 h window, enough for the reserve of 2 h: goes with a batch within 4 h, "
-        "at half price, and 2 h are kept to redo what fails"
+        "deadline in 30 h leaves 6 h past the 24 h window, enough for the reserve of 2 h: goes with a batch "
+        "within 4 h, at half price, and 2 h are kept to redo what fails"
     )
 
 
-# -- the rules -----------------------------------------------------------------------------------------------------------
+# -- the rules --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["speed", "store", "previous_thread_event_id", "cache_hint", "context_hint"])
@@ -191,7 +191,7 @@ def test_a_past_deadline_and_a_naive_now_are_refused() -> None:
         bw.choose_lane(request(), now=datetime(2026, 1, 1))  # noqa: DTZ001
 
 
-# -- what always holds ---------------------------------------------------------------------------------------------------
+# -- what always holds ------------------------------------------------------------------------------------------------
 
 policies = st.builds(
     Policy,

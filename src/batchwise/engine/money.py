@@ -61,7 +61,8 @@ class Biller:
         if rates is None or (not _RARE.isdisjoint(usage) and not is_priced_whole(usage)):
             return Bill(None, None, tokens, read)
         here, full = rates
-        if (here.threshold is None or tokens <= here.threshold) and tokens == get("input_tokens") and not get("server_tool_use"):  # the usual answer
+        plain = tokens == get("input_tokens") and not get("server_tool_use")
+        if plain and (here.threshold is None or tokens <= here.threshold):  # the usual answer
             written = get("output_tokens") or 0
             paid = tokens * here.input + written * here.output
             return Bill(paid, tokens * full.input + written * full.output - paid, tokens, read)

@@ -89,7 +89,9 @@ class AsyncMessageLane:
 
     async def _post(self, body: bytes, options: Any) -> httpx2.Response:
         try:
-            return await self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=wire.Body(body), options=options)
+            return await self._client.post(
+                wire.MESSAGES, cast_to=httpx2.Response, content=wire.Body(body), options=options
+            )
         except Exception as error:  # noqa: BLE001
             failure = translate(error)
         raise failure

@@ -37,11 +37,11 @@ _EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
 
 
 def _to_deadline(value: datetime) -> datetime:
-    return check_aware(value, "deadline")
+    return value if value.tzinfo is timezone.utc else check_aware(value, "deadline")
 
 
 def _to_release(value: datetime | None) -> datetime | None:
-    return None if value is None else check_aware(value, "release")
+    return value if value is None or value.tzinfo is timezone.utc else check_aware(value, "release")
 
 
 def check_not_negative(value: object, field: str) -> timedelta:

@@ -239,8 +239,6 @@ class _Planner:
     def __init__(self, snapshot: Snapshot, now: datetime, policy: Policy, wake_gap: timedelta) -> None:
         self.snapshot, self.now, self.policy = snapshot, now, policy
         self.horizon = now + wake_gap
-        self.lead = max(policy.cancel_settle, wake_gap)
-        """From a cancel to its rows: it has to settle, and somebody has to look."""
         self.actions: list[Action] = []
         self.next: datetime | None = None
         self.margin, self.reading, self.limits = margin_of(policy), reading_of(policy), usable(policy.limits)
@@ -276,7 +274,11 @@ class _Planner:
     def cancel_at(self, group: Group) -> datetime | None:
         """When a batch with it has to be cancelled; None: never."""
         start, deadline = self.start(group), group.terms.deadline
-        return None if start is None or deadline is None else self.calm[deadline] - self.lead
+        return None if start is None or deadline is None else self.calm[deadline] - self.policy.cancel_settle
+
+    def cancel_moments(self, batch: BatchView) -> list[datetime]:
+        """The same for each of its groups."""
+        return [moment for group in batch.groups if (moment := self.cancel_at(group)) is not None]
 
     def due(self, moment: datetime) -> bool:
         """Whether it is time, or would be too late the next time; otherwise the moment is noted."""
@@ -357,7 +359,7 @@ class _Planner:
             return
         if batch.cancel_at is not None and self._release(batch):  # a cancel that came to nothing
             return
-        moments = [moment for group in batch.groups if (moment := self.cancel_at(group)) is not None]
+        moments = self.cancel_moments(batch)
         if self.sync_works and self._any_due(moments):
             self.actions.append(Cancel(batch.id) if self._fresh(batch, min(moments)) else Poll(batch.id))
         else:
@@ -551,10 +553,8 @@ def _may_share(first: Group, other: Group) -> bool:
 def safe_moments(snapshot: Snapshot, now: datetime, policy: Policy) -> dict[int, datetime]:
     """By batch: its last safe moment, for people to see."""
     planner = _Planner(snapshot, now, policy, _ZERO)
-    found = {
-        batch.id: [start for group in batch.groups if (start := planner.start(group))] for batch in snapshot.batches
-    }
-    return {number: min(starts) - planner.lead for number, starts in found.items() if starts}
+    found = {batch.id: planner.cancel_moments(batch) for batch in snapshot.batches}
+    return {number: min(moments) for number, moments in found.items() if moments}
 
 
 def plan(snapshot: Snapshot, now: datetime, policy: Policy, *, wake_gap: timedelta = _ZERO) -> tuple[Action, ...]:

@@ -1,0 +1,173 @@
+"""Promises: nothing is accepted whose worst-case rescue does not fit beside what is promised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.strategies import HOUR, NOW
+
+from batchwise.errors import AdmissionError
+from batchwise.models import Lane, Limits, Policy, Reason
+from batchwise.planning.admission import Admission, Promises, admit, promises_of
+from batchwise.planning.planner import margin_of, usable
+from batchwise.planning.schedule import Cohort, fits
+from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
+
+MINUTE, ZERO = timedelta(minutes=1), timedelta(0)
+POLICY = Policy(limits=Limits(requests_per_minute=100))
+HEDGE = attrs.evolve(POLICY, hedge=True)
+RATE = 95 * 60
+"""Calls an hour that rescues count on."""
+NOTHING = Promises(())
+OVERHEAD = 2 * POLICY.poll_every[0] + POLICY.cancel_settle / 10
+"""Between a batch's expiry and its rows on the sync lane."""
+
+
+def group(requests: int, due: timedelta | None = 30 * HOUR, **others: Any) -> Group:
+    settings: dict[str, Any] = {"lane": Lane.BATCH, "reason": Reason.LATENCY_TOLERANT, "interval": 4 * HOUR, **others}
+    flush = settings.pop("flush", False)
+    deadline = None if due is None else NOW + due
+    terms = Terms(id=1, deadline=deadline, model="m", max_tokens=1_024, output_tokens=500, **settings)
+    return Group(terms=terms, requests=requests, size=requests * 100, since=NOW, flush=flush)
+
+
+def batch(state: BatchState, *groups: Group) -> BatchView:
+    return BatchView(id=1, nonce="n", state=state, requests=1, sealed_at=NOW, created_at=NOW, groups=groups)
+
+
+def promised(admission: Admission, now: datetime = NOW, policy: Policy = POLICY) -> bool:
+    found = fits(admission.promises.cohorts, usable(policy.limits), now=now, tail=margin_of(policy))
+    return found is None
+
+
+def test_what_fits_is_promised_to_a_batch() -> None:
+    admission = admit(group(1_000), NOTHING, NOW, POLICY, at_once=False)
+    assert (admission.sync, admission.words, admission.terms.interval) == (0, "", 4 * HOUR)
+    assert admission.promises.cohorts[0].release == NOW + 28 * HOUR + OVERHEAD
+
+
+def test_what_fits_only_if_it_is_sent_earlier_is_sent_at_once() -> None:
+    admission = admit(group(3 * RATE), NOTHING, NOW, POLICY, at_once=False)
+    assert admission.sync == 0
+    assert (admission.terms.interval, admission.terms.submit_by) == (ZERO, NOW)
+    assert admission.words == "submitted at once, so that its rescue fits beside what is promised"
+
+
+def test_what_still_does_not_fit_goes_to_the_sync_lane() -> None:
+    admission = admit(group(8 * RATE), NOTHING, NOW, POLICY, at_once=True)
+    assert 2 * RATE < admission.sync < 2.1 * RATE
+    assert admission.words.startswith(f"{admission.sync:,} of 45,600 run on the sync lane now, since a rescue of all")
+    assert promised(admission)
+
+
+def test_what_fits_nowhere_is_refused_with_the_figures() -> None:
+    with pytest.raises(
+        AdmissionError, match=r"177,990 requests .* need .* of the sync lane \(bound by requests_per_min"
+    ):
+        admit(group(177_990), NOTHING, NOW, POLICY, at_once=True)
+
+
+def test_sync_work_with_a_deadline_is_promised_too() -> None:
+    urgent = group(RATE, 2 * HOUR, lane=Lane.SYNC, reason=Reason.DEADLINE_INSIDE_WINDOW)
+    admission = admit(urgent, NOTHING, NOW, POLICY, at_once=True)
+    assert (admission.sync, len(admission.promises.cohorts)) == (0, 1)
+    with pytest.raises(AdmissionError, match="5,700 requests"):
+        admit(urgent, admission.promises, NOW, POLICY, at_once=True)
+
+
+def test_a_deadline_so_near_that_nothing_can_be_promised_is_tried_all_the_same() -> None:
+    urgent = group(1, timedelta(seconds=20), lane=Lane.SYNC, reason=Reason.DEADLINE_INSIDE_WINDOW)
+    assert admit(urgent, NOTHING, NOW, POLICY, at_once=True).promises is NOTHING
+
+
+@pytest.mark.parametrize(
+    "free", [group(10**7, None), group(10**7, batch_only=True), group(10**7, None, lane=Lane.SYNC, blocking=True)]
+)
+def test_what_has_no_deadline_or_no_rescue_needs_no_promise(free: Group) -> None:
+    assert admit(free, NOTHING, NOW, POLICY, at_once=True).promises is NOTHING
+
+
+def test_each_alone_fits_and_together_they_do_not() -> None:
+    first = admit(group(39_000, 31 * HOUR), NOTHING, NOW, POLICY, at_once=True)
+    second = admit(group(39_000, 31 * HOUR), first.promises, NOW, POLICY, at_once=True)
+    assert first.sync == 0 < second.sync
+    assert promised(second)
+
+
+def test_hedged_work_counts_as_available_once_a_cancel_has_settled() -> None:
+    hedged = group(RATE, 2 * HOUR, reason=Reason.HEDGED, interval=5 * MINUTE)
+    admission = admit(hedged, NOTHING, NOW, POLICY, at_once=True)
+    assert (admission.sync, admission.promises.cohorts[0].release) == (0, NOW + POLICY.cancel_settle)
+    assert admit(group(8 * RATE), NOTHING, NOW, HEDGE, at_once=True).sync == 0
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "release"),
+    [
+        (Snapshot(sync_queue=(group(10),)), None),
+        (Snapshot(sync_running=(group(10),)), None),
+        (Snapshot(batch_queue=(group(10),)), 28 * HOUR),
+        (Snapshot(batch_queue=(group(10, flush=True),)), 24 * HOUR),
+        (Snapshot(batches=(batch(BatchState.OPEN, group(10)),)), 24 * HOUR),
+        (Snapshot(batches=(batch(BatchState.DOUBT, group(10)),)), 24 * HOUR),
+        (Snapshot(batches=(batch(BatchState.ENDED, group(10)),)), ZERO),
+    ],
+)
+def test_what_is_unsettled_is_promised_from_its_worst_release_on(snapshot: Snapshot, release: timedelta | None) -> None:
+    (cohort,) = promises_of(snapshot, NOW, POLICY).cohorts
+    over = OVERHEAD if release else ZERO
+    assert cohort.release == (None if release is None else NOW + release + over)
+
+
+def test_what_is_lost_already_binds_nobody() -> None:
+    snapshot = Snapshot(sync_queue=(group(100, MINUTE, lane=Lane.SYNC), group(10 * RATE, 2 * HOUR, lane=Lane.SYNC)))
+    promises = promises_of(snapshot, NOW, POLICY)
+    assert 0 < sum(cohort.requests for cohort in promises.cohorts) < 2 * RATE
+    assert admit(group(1_000), promises, NOW, POLICY, at_once=False).sync == 0
+
+
+groups = st.builds(
+    group,
+    st.integers(1, 30_000),
+    st.timedeltas(HOUR, 48 * HOUR),
+    lane=st.sampled_from(Lane),
+    reason=st.sampled_from([Reason.LATENCY_TOLERANT, Reason.HEDGED]),
+    interval=st.timedeltas(ZERO, 4 * HOUR),
+)
+
+
+def tolerant(each: Group) -> bool:
+    left = (each.terms.deadline or NOW) - NOW
+    return each.terms.reason is Reason.HEDGED or left >= 30 * HOUR or each.terms.lane is Lane.SYNC
+
+
+@given(st.lists(groups.filter(tolerant), max_size=6), st.booleans(), st.booleans())
+def test_whatever_is_accepted_fits_in_the_worst_case(work: Sequence[Group], hedge: bool, at_once: bool) -> None:
+    policy = HEDGE if hedge else POLICY
+    promises = NOTHING
+    for each in work:
+        try:
+            admission = admit(each, promises, NOW, policy, at_once=at_once)
+        except AdmissionError:
+            continue
+        assert promised(admission, policy=policy)
+        assert 0 <= admission.sync <= each.requests
+        assert admission.sync == 0 or each.terms.lane is Lane.BATCH
+        before, after = (sum(cohort.requests for cohort in some.cohorts) for some in (promises, admission.promises))
+        assert after - before == each.requests
+        promises = admission.promises
+
+
+@given(st.lists(groups, max_size=6))
+def test_the_quick_test_never_says_yes_to_what_does_not_fit(work: Sequence[Group]) -> None:
+    limits, tail = usable(POLICY.limits), margin_of(POLICY)
+    cohorts = [Cohort(deadline=each.terms.deadline or NOW, requests=each.requests, release=NOW + HOUR) for each in work]
+    promises = Promises.of(cohorts, limits, NOW, tail)
+    if promises.shortest is not None and promises.work <= promises.shortest:
+        assert fits(cohorts, limits, now=NOW, tail=tail) is None

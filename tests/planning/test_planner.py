@@ -1,0 +1,543 @@
+"""The planner's rules, one by one and as properties. `WAIT` below is what stands last where something is due later."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from time import perf_counter
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.strategies import HOUR, NOW
+
+from batchwise.models import Lane, Limits, Policy, Reason
+from batchwise.planning.planner import (
+    Action,
+    Cancel,
+    Collect,
+    FailLate,
+    GiveUp,
+    Move,
+    Poll,
+    Post,
+    Reconcile,
+    Release,
+    Run,
+    Seal,
+    WaitUntil,
+    cohorts_of,
+    margin_of,
+    plan,
+    safe_moments,
+    usable,
+)
+from batchwise.planning.schedule import Cohort, latest_starts, work
+from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
+
+MINUTE, SECOND, MICROSECOND, ZERO = (
+    timedelta(minutes=1),
+    timedelta(seconds=1),
+    timedelta(microseconds=1),
+    timedelta(0),
+)
+WINDOW = 24 * HOUR
+LIMITS = Limits(requests_per_minute=100)
+POLICY = Policy(limits=LIMITS)
+MARGIN = margin_of(POLICY)
+LEAD = POLICY.cancel_settle
+DOWN = {Lane.SYNC: "no credit"}
+BATCH_DOWN = {Lane.BATCH: "no permission"}
+
+
+def terms(number: int = 1, due: timedelta | None = 30 * HOUR, **others: Any) -> Terms:
+    deadline = None if due is None else NOW + due
+    given_terms: dict[str, Any] = {
+        "lane": Lane.BATCH,
+        "reason": Reason.LATENCY_TOLERANT,
+        "interval": 4 * HOUR,
+        "submit_by": None if deadline is None else deadline - 26 * HOUR,
+        "model": "m",
+        "max_tokens": 1_024,
+        "output_tokens": 500,
+    }
+    return Terms(id=number, deadline=deadline, **{**given_terms, **others})
+
+
+def group(*args: Any, requests: int = 10, since: datetime = NOW, flush: bool = False, **others: Any) -> Group:
+    not_before = others.pop("not_before", None)
+    return Group(
+        terms=terms(*args, **others), requests=requests, size=1_000, since=since, not_before=not_before, flush=flush
+    )
+
+
+def hedged(number: int = 1, due: timedelta = 2 * HOUR, **others: Any) -> Group:
+    settings = {"reason": Reason.HEDGED, "interval": 5 * MINUTE, "submit_by": NOW + 5 * MINUTE, **others}
+    return group(number, due, **settings)
+
+
+def batch(
+    *groups: Group, number: int = 1, state: BatchState = BatchState.OPEN, age: timedelta = HOUR, **others: Any
+) -> BatchView:
+    created = NOW - age
+    return BatchView(
+        **{
+            "id": number,
+            "nonce": "n",
+            "state": state,
+            "requests": max(1, sum(each.requests for each in groups)),
+            "sealed_at": created,
+            "posting_at": created,
+            "created_at": created,
+            "expires_at": created + WINDOW,
+            "polled_at": NOW,
+            "groups": groups,
+            **others,
+        }
+    )
+
+
+def start_of(requests: int, due: timedelta) -> datetime:
+    """The latest start of so many alone."""
+    return latest_starts([Cohort(deadline=NOW + due, requests=requests)], usable(LIMITS), tail=MARGIN)[0]
+
+
+def acts(snapshot: Snapshot, now: datetime = NOW, policy: Policy = POLICY, **gap: timedelta) -> list[Action]:
+    """What is done now."""
+    return [action for action in plan(snapshot, now, policy, **gap) if not isinstance(action, WaitUntil)]
+
+
+def wait(snapshot: Snapshot, now: datetime = NOW, policy: Policy = POLICY, **gap: timedelta) -> datetime | None:
+    last = plan(snapshot, now, policy, **gap)[-1:]
+    return last[0].moment if last and isinstance(last[0], WaitUntil) else None
+
+
+# -- rule 1 ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [BatchState.SEALED, BatchState.POSTING, BatchState.DOUBT, BatchState.CANCELING])
+def test_1_what_is_unsettled_at_its_last_safe_moment_goes_to_the_sync_lane(state: BatchState) -> None:
+    start = start_of(10, 30 * HOUR)
+    snapshot = Snapshot(batches=(batch(group(), state=state, polled_at=start),))
+    assert Release(1, (1,)) in acts(snapshot, start)
+    assert Release(1, (1,)) not in acts(snapshot, start - SECOND)
+
+
+def test_1_unsent_work_goes_to_the_sync_lane_when_no_batch_can_be_had() -> None:
+    snapshot = Snapshot(batch_queue=(hedged(),), suspended=BATCH_DOWN)
+    last = start_of(10, 2 * HOUR) - LEAD
+    assert acts(snapshot, last - SECOND) == []
+    assert acts(snapshot, last) == [Move(1, Lane.SYNC)]
+
+
+def test_1_unreadable_results_are_bought_again_only_at_the_last_safe_moment() -> None:
+    start = start_of(10, 30 * HOUR)
+    ended = batch(group(), state=BatchState.ENDED, polled_at=start - HOUR, failures=2)
+    assert acts(Snapshot(batches=(ended,)), start - SECOND) == [Collect(1)]
+    assert acts(Snapshot(batches=(ended,)), start) == [Release(1, (1,)), Collect(1)]
+
+
+def test_1_an_ended_batch_is_read_before_anything_is_bought_again() -> None:
+    start = start_of(10, 30 * HOUR)
+    ended = Snapshot(batches=(batch(group(), state=BatchState.ENDED, polled_at=start),))
+    assert acts(ended, start) == [Collect(1)]
+    assert acts(ended, start + POLICY.cancel_settle / 10) == [Release(1, (1,)), Collect(1)]
+
+
+def test_1_while_there_is_time_a_look_goes_before_a_release() -> None:
+    start, gap = start_of(10, 30 * HOUR), 20 * MINUTE
+    canceling = batch(group(), state=BatchState.CANCELING, cancel_at=start - HOUR, polled_at=start - HOUR)
+    assert acts(Snapshot(batches=(canceling,)), start - MINUTE, wake_gap=gap) == [Poll(1)]
+    looked = attrs.evolve(canceling, polled_at=start - MINUTE)
+    assert acts(Snapshot(batches=(looked,)), start - MINUTE, wake_gap=gap) == [Release(1, (1,))]
+
+
+# -- rule 2 ------------------------------------------------------------------------------------------------------------
+
+
+def test_2_the_last_safe_moment_is_joint() -> None:
+    alone = batch(group(1, requests=5_700), number=1)
+    other = batch(group(2, 30 * HOUR + MINUTE, requests=5_700), number=2)
+    snapshot = Snapshot(batches=(alone, other))
+    assert safe_moments(Snapshot(batches=(alone,)), NOW, POLICY)[1] == start_of(5_700, 30 * HOUR) - LEAD
+    joint = start_of(11_400, 30 * HOUR + MINUTE) - LEAD
+    assert abs(safe_moments(snapshot, NOW, POLICY)[1] - joint) <= 2 * MICROSECOND
+    assert acts(snapshot, joint)[0] == Poll(1)
+
+
+def test_2_what_waits_and_what_runs_counts_too() -> None:
+    mine = batch(hedged(1))
+    for place in ("sync_queue", "sync_running", "batch_queue"):
+        snapshot = Snapshot(batches=(mine,), **{place: (hedged(2, requests=950),)})
+        joint = start_of(960, 2 * HOUR) - LEAD
+        assert abs(safe_moments(snapshot, NOW, POLICY)[1] - joint) <= 2 * MICROSECOND
+
+
+# -- rule 3 ------------------------------------------------------------------------------------------------------------
+
+
+def test_3_a_batch_is_cancelled_at_its_last_safe_moment_and_not_before() -> None:
+    moment = start_of(10, 2 * HOUR) - LEAD
+    assert acts(Snapshot(batches=(batch(hedged(), polled_at=moment),)), moment) == [Cancel(1)]
+    before = Snapshot(batches=(batch(hedged(), polled_at=moment - SECOND),))
+    assert acts(before, moment - SECOND) == []
+    assert wait(before, moment - SECOND) == moment
+
+
+def test_3_a_batch_that_nobody_looked_at_may_have_ended() -> None:
+    late = start_of(10, 2 * HOUR)
+    assert acts(Snapshot(batches=(batch(hedged(), polled_at=NOW),)), late) == [Poll(1)]
+    assert acts(Snapshot(batches=(batch(hedged(), polled_at=late),)), late) == [Cancel(1)]
+    assert acts(Snapshot(batches=(batch(hedged(), polled_at=NOW, failures=1),)), late) == [Cancel(1)]
+
+
+def test_3_nothing_is_cancelled_while_the_sync_lane_is_suspended() -> None:
+    late = start_of(10, 2 * HOUR)
+    assert acts(Snapshot(batches=(batch(hedged(), polled_at=late),), suspended=DOWN), late) == []
+
+
+def test_3_what_cannot_be_in_time_anyway_is_not_cancelled() -> None:
+    over = NOW + 2 * HOUR
+    assert acts(Snapshot(batches=(batch(hedged(), polled_at=over),)), over) == []
+
+
+def test_3_a_rescue_that_is_late_saves_what_it_can() -> None:
+    now = start_of(6_000, 2 * HOUR) + 30 * MINUTE
+    assert acts(Snapshot(batches=(batch(hedged(requests=6_000), polled_at=now),)), now) == [Cancel(1)]
+
+
+# -- rule 4 ------------------------------------------------------------------------------------------------------------
+
+
+def test_4_queued_work_is_sealed_when_its_interval_is_over() -> None:
+    snapshot = Snapshot(batch_queue=(group(due=40 * HOUR),))
+    assert acts(snapshot, NOW + 4 * HOUR - SECOND) == []
+    assert wait(snapshot) == NOW + 4 * HOUR
+    assert acts(snapshot, NOW + 4 * HOUR) == [Seal((1,), (), 100_000)]
+
+
+def test_4_or_when_its_submit_by_comes() -> None:
+    assert acts(Snapshot(batch_queue=(group(submit_by=NOW + HOUR),)), NOW + HOUR) == [Seal((1,), (), 100_000)]
+
+
+def test_4_or_when_a_batch_is_full() -> None:
+    assert acts(Snapshot(batch_queue=(group(due=None, requests=100_000),))) == [Seal((1,), (), 100_000)]
+
+
+def test_4_or_when_somebody_waits() -> None:
+    assert acts(Snapshot(batch_queue=(group(flush=True),))) == [Seal((1,), (), 100_000)]
+
+
+def test_4_what_is_tried_again_waits_for_its_pause() -> None:
+    snapshot = Snapshot(batch_queue=(group(due=None, not_before=NOW + MINUTE, since=NOW - 9 * HOUR),))
+    assert acts(snapshot) == []
+    assert acts(snapshot, NOW + MINUTE) == [Seal((1,), (), 100_000)]
+
+
+def test_4_near_deadlines_share_a_batch_and_others_do_not() -> None:
+    near = group(1, 30 * HOUR, flush=True), group(2, 33 * HOUR, flush=True)
+    far = group(3, 40 * HOUR, flush=True), group(4, None, flush=True), group(5, 30 * HOUR, flush=True, betas=("b",))
+    sealed = [action.terms for action in acts(Snapshot(batch_queue=near + far)) if isinstance(action, Seal)]
+    assert sorted(sealed) == [(1, 2), (3,), (4,), (5,)]
+
+
+def test_4_the_account_s_queue_limits_a_seal() -> None:
+    policy = Policy(limits=Limits(batch_requests_in_queue=100))
+    queue = group(1, None, requests=80, flush=True), group(2, requests=80, flush=True)
+    running = batch(group(9, None, requests=30), number=9)
+    assert acts(Snapshot(batch_queue=queue, batches=(running,)), policy=policy) == [Seal((2,), (), 70)]  # dated first
+    assert acts(Snapshot(batch_queue=queue, batches=(attrs.evolve(running, requests=100),)), policy=policy) == []
+
+
+# -- rule 5 ------------------------------------------------------------------------------------------------------------
+
+
+def test_5_a_batch_gets_only_what_still_has_a_window_and_its_rescue() -> None:
+    last = start_of(6_000, 30 * HOUR) - WINDOW
+    snapshot = Snapshot(batch_queue=(group(requests=6_000, submit_by=None, interval=9 * HOUR),))
+    assert wait(snapshot) == last
+    assert acts(snapshot, last) == [Seal((1,), (), 100_000)]
+    assert acts(snapshot, last + SECOND) == [Move(1, Lane.SYNC)]
+
+
+def test_5_hedged_work_is_sealed_until_it_would_be_cancelled_at_once() -> None:
+    last = start_of(10, 2 * HOUR) - LEAD
+    snapshot = Snapshot(batch_queue=(hedged(flush=True),))
+    assert acts(snapshot, last - SECOND) == [Seal((1,), (), 100_000)]
+    assert acts(snapshot, last) == [Move(1, Lane.SYNC)]
+
+
+def test_5_where_the_policy_hedges_late_work_still_tries_a_batch() -> None:
+    snapshot = Snapshot(batch_queue=(group(flush=True),))
+    assert acts(snapshot, NOW + 20 * HOUR) == [Move(1, Lane.SYNC)]
+    assert acts(snapshot, NOW + 20 * HOUR, attrs.evolve(POLICY, hedge=True)) == [Seal((1,), (), 100_000)]
+
+
+# -- rule 6 ------------------------------------------------------------------------------------------------------------
+
+
+def test_6_a_create_of_unknown_outcome_is_looked_for() -> None:
+    doubt = batch(group(), state=BatchState.DOUBT, last_byte_at=NOW, polled_at=None, age=ZERO)
+    assert acts(Snapshot(batches=(doubt,))) == [Reconcile(1)]
+
+
+def test_6_past_the_grace_it_is_sent_again_and_watched() -> None:
+    over = NOW + POLICY.create_grace
+    doubt = batch(group(), state=BatchState.DOUBT, last_byte_at=NOW, polled_at=over, age=ZERO)
+    assert acts(Snapshot(batches=(doubt,)), over) == [GiveUp(1)]
+    assert GiveUp(1) not in acts(Snapshot(batches=(attrs.evolve(doubt, polled_at=over - SECOND),)), over)
+    assert GiveUp(1) not in acts(Snapshot(batches=(attrs.evolve(doubt, candidates=("x",)),)), over)
+    assert acts(Snapshot(batches=(attrs.evolve(doubt, candidates=("x",), struck=("x",)),)), over) == [GiveUp(1)]
+    watched = attrs.evolve(doubt, state=BatchState.WATCHED, groups=())
+    assert acts(Snapshot(batches=(watched,)), over + HOUR) == [Reconcile(1)]
+
+
+def test_6_a_seal_that_never_became_posting_is_safe_to_send() -> None:
+    assert acts(Snapshot(batches=(batch(group(), state=BatchState.SEALED),))) == [Post(1)]
+
+
+# -- rule 7 ------------------------------------------------------------------------------------------------------------
+
+
+def test_7_a_suspended_lane_gets_nothing() -> None:
+    queue = Snapshot(batch_queue=(group(flush=True),))
+    assert acts(attrs.evolve(queue, suspended=BATCH_DOWN)) == []
+    sync = Snapshot(sync_queue=(group(lane=Lane.SYNC),))
+    assert acts(sync) == [Run(1, 10, urgent=False)]
+    assert acts(attrs.evolve(sync, suspended=DOWN)) == []
+
+
+def test_7_a_pause_is_sat_out_up_to_the_last_moment() -> None:
+    last = start_of(10, 30 * HOUR) - WINDOW
+    snapshot = Snapshot(batch_queue=(group(flush=True),), batch_paused_until=last + HOUR)
+    assert (acts(snapshot), wait(snapshot)) == ([], last)
+    assert acts(snapshot, last) == [Move(1, Lane.SYNC)]
+
+
+def test_7_work_stays_in_the_batch_queue_while_no_lane_works() -> None:
+    snapshot = Snapshot(batch_queue=(group(),), suspended={**DOWN, **BATCH_DOWN})
+    assert acts(snapshot, start_of(10, 30 * HOUR)) == []
+
+
+# -- rule 8 ------------------------------------------------------------------------------------------------------------
+
+
+def test_8_overdue_work_runs_on_the_cheapest_lane() -> None:
+    over = NOW + 31 * HOUR
+    assert acts(Snapshot(batch_queue=(group(),)), over) == [Seal((1,), (), 100_000)]
+    assert acts(Snapshot(sync_queue=(group(),)), over) == [Move(1, Lane.BATCH)]
+    assert acts(Snapshot(sync_queue=(group(lane=Lane.SYNC),)), over) == [Run(1, 10, urgent=False)]
+
+
+def test_8_or_fails_unsent() -> None:
+    over, policy = NOW + 31 * HOUR, attrs.evolve(POLICY, late="fail")
+    assert acts(Snapshot(batch_queue=(group(1),), sync_queue=(group(2),)), over, policy) == [FailLate(2), FailLate(1)]
+
+
+def test_8_late_work_runs_after_what_can_be_in_time() -> None:
+    queue = group(1, -HOUR, lane=Lane.SYNC), group(2, HOUR), group(3, None, blocking=True), group(4, 2 * MINUTE)
+    runs = [action.terms for action in acts(Snapshot(sync_queue=queue)) if isinstance(action, Run)]
+    assert runs == [4, 3, 2, 1]
+
+
+# -- rule 9 ------------------------------------------------------------------------------------------------------------
+
+
+def test_9_what_would_be_too_late_next_time_is_done_now() -> None:
+    gap, cancel = 4 * HOUR, start_of(10, 20 * HOUR) - LEAD
+    for now, done in ((cancel - gap, [Cancel(1)]), (cancel - gap - SECOND, [])):
+        assert acts(Snapshot(batches=(batch(hedged(due=20 * HOUR), polled_at=now),)), now, wake_gap=gap) == done
+    queue = Snapshot(batch_queue=(group(due=40 * HOUR),))
+    assert acts(queue, wake_gap=4 * HOUR) == [Seal((1,), (), 100_000)]
+    assert acts(queue, wake_gap=4 * HOUR - SECOND) == []
+
+
+def test_9_a_batch_cancelled_in_time_is_not_bought_again_in_the_same_pass() -> None:
+    gap, start = 4 * HOUR, start_of(10, 20 * HOUR)
+    for now, done in ((start - gap - SECOND, []), (start - gap, [Release(1, (1,))])):
+        canceling = batch(hedged(due=20 * HOUR), state=BatchState.CANCELING, cancel_at=now, polled_at=now)
+        assert acts(Snapshot(batches=(canceling,)), now, wake_gap=gap) == done
+
+
+# -- looks -------------------------------------------------------------------------------------------------------------
+
+
+def test_looks_grow_rare_but_come_at_the_expiry_and_often_after_it() -> None:
+    shortest, longest = POLICY.poll_every
+
+    def next_look(polled: timedelta, **others: Any) -> timedelta:
+        snapshot = Snapshot(batches=(batch(group(due=None), age=ZERO, polled_at=NOW + polled, **others),))
+        moment = wait(snapshot, NOW + polled)
+        assert moment is not None
+        return moment - NOW - polled
+
+    assert next_look(SECOND) == shortest
+    assert next_look(10 * MINUTE) == MINUTE
+    assert next_look(10 * HOUR) == longest
+    assert next_look(WINDOW - MINUTE) == MINUTE
+    assert next_look(WINDOW) == shortest
+    assert next_look(WINDOW + 10 * MINUTE) == MINUTE
+    assert next_look(10 * HOUR, failures=1) == 2 * shortest
+
+
+# -- properties --------------------------------------------------------------------------------------------------------
+
+moments = st.timedeltas(-HOUR, 50 * HOUR)
+gaps = st.sampled_from([ZERO, MINUTE, HOUR, 4 * HOUR])
+
+
+@st.composite
+def groups(draw: st.DrawFn, number: int) -> Group:
+    due = draw(st.none() | moments)
+    made = draw(st.sampled_from([group, hedged])) if due is not None and due < WINDOW else group
+    return made(
+        number,
+        due,
+        requests=draw(st.integers(1, 20_000)),
+        since=NOW - draw(st.timedeltas(ZERO, 5 * HOUR)),
+        flush=draw(st.booleans()),
+        lane=draw(st.sampled_from(Lane)),
+        blocking=due is None and draw(st.booleans()),
+    )
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> Snapshot:
+    counts = [draw(st.integers(0, 3)) for _ in range(3)]
+    numbers = iter(range(1, 100))
+    batch_queue, sync_queue, running = (tuple(draw(groups(next(numbers))) for _ in range(count)) for count in counts)
+    batches = []
+    for number in range(1, draw(st.integers(0, 4)) + 1):
+        state = draw(st.sampled_from([each for each in BatchState if each not in {BatchState.CLOSED, BatchState.VOID}]))
+        age = draw(st.timedeltas(ZERO, 25 * HOUR))
+        batches.append(
+            batch(
+                *(draw(groups(next(numbers))) for _ in range(draw(st.integers(0, 2)))),
+                number=number,
+                state=state,
+                age=age,
+                polled_at=draw(st.none() | st.timedeltas(ZERO, age).map(lambda ago: NOW - ago)),
+                failures=draw(st.integers(0, 2)),
+            )
+        )
+    return Snapshot(
+        batch_queue=batch_queue,
+        sync_queue=sync_queue,
+        sync_running=running,
+        batches=tuple(batches),
+        suspended=draw(st.sampled_from([{}, DOWN, BATCH_DOWN])),
+        batch_paused_until=draw(st.none() | moments.map(lambda after: NOW + after)),
+        leased=draw(st.booleans()),
+    )
+
+
+policies = st.builds(
+    Policy,
+    limits=st.sampled_from([LIMITS, Limits(requests_per_minute=100, batch_requests_in_queue=30_000)]),
+    hedge=st.booleans(),
+    late=st.sampled_from(["run", "fail"]),
+)
+
+
+@given(snapshots(), policies, gaps)
+def test_no_seal_of_work_without_a_window_and_its_rescue(snapshot: Snapshot, policy: Policy, gap: timedelta) -> None:
+    queued = {each.terms.id: each for each in snapshot.batch_queue}
+    cohorts = {each.terms.id: cohort for cohort, each, _ in cohorts_of(snapshot, NOW)}
+    sealed = [
+        number for act in plan(snapshot, NOW, policy, wake_gap=gap) if isinstance(act, Seal) for number in act.terms
+    ]
+    for number in sealed:
+        if number not in cohorts or policy.hedge or queued[number].terms.reason is Reason.HEDGED:
+            continue
+        rescue = work(cohorts[number], usable(policy.limits)) + margin_of(policy)
+        can_be_in_time = NOW + rescue <= cohorts[number].deadline
+        if can_be_in_time and Lane.SYNC not in snapshot.suspended and not overloaded(snapshot, policy):
+            assert NOW + policy.window + rescue <= cohorts[number].deadline
+
+
+def overloaded(snapshot: Snapshot, policy: Policy) -> bool:
+    cohorts = [cohort for cohort, _, _ in cohorts_of(snapshot, NOW)]
+    return any(start < NOW for start in latest_starts(cohorts, usable(policy.limits), tail=margin_of(policy)))
+
+
+@given(snapshots(), policies, gaps)
+def test_every_dated_group_is_acted_on_or_asked_about_by_its_latest_start(
+    snapshot: Snapshot, policy: Policy, gap: timedelta
+) -> None:
+    snapshot = attrs.evolve(snapshot, leased=True, suspended={})
+    if overloaded(snapshot, policy):
+        return
+    actions = plan(snapshot, NOW, policy, wake_gap=gap)
+    again = next((act.moment for act in actions if isinstance(act, WaitUntil)), None)
+    touched: set[int] = {number for act in actions if isinstance(act, Seal) for number in act.terms}
+    touched |= {act.terms for act in actions if isinstance(act, (Move, Run, FailLate))}
+    batches = {getattr(act, "batch", None) for act in actions}
+    found = cohorts_of(snapshot, NOW)
+    starts = latest_starts([cohort for cohort, _, _ in found], usable(policy.limits), tail=margin_of(policy))
+    running = {each.terms.id for each in snapshot.sync_running}
+    for (_, each, place), start in zip(found, starts, strict=True):
+        if each.terms.id in touched | running or (place is not None and place.id in batches):
+            continue
+        if place is not None and place.state is BatchState.WATCHED:
+            continue  # its requests went elsewhere when it was given up
+        assert again is not None
+        assert again <= start
+
+
+@given(snapshots(), policies, gaps)
+def test_nothing_is_cancelled_or_run_while_the_sync_lane_is_suspended(
+    snapshot: Snapshot, policy: Policy, gap: timedelta
+) -> None:
+    actions = plan(attrs.evolve(snapshot, suspended=DOWN), NOW, policy, wake_gap=gap)
+    needed = {each.id for each in snapshot.batches if each.groups}
+    assert not [act for act in actions if isinstance(act, Cancel) and act.batch in needed]
+    assert not [act for act in actions if isinstance(act, (Run, Release))]
+
+
+@given(snapshots(), policies, gaps)
+def test_the_same_state_gives_the_same_plan_and_asks_again_later(
+    snapshot: Snapshot, policy: Policy, gap: timedelta
+) -> None:
+    actions = plan(snapshot, NOW, policy, wake_gap=gap)
+    assert plan(snapshot, NOW, policy, wake_gap=gap) == actions
+    assert all(act.moment >= NOW for act in actions if isinstance(act, WaitUntil))
+    assert not [act for act in actions[:-1] if isinstance(act, WaitUntil)]
+
+
+@given(snapshots(), policies, gaps)
+def test_a_batch_has_one_action_and_perhaps_a_release(snapshot: Snapshot, policy: Policy, gap: timedelta) -> None:
+    actions = plan(snapshot, NOW, policy, wake_gap=gap)
+    others = [act.batch for act in actions if hasattr(act, "batch") and not isinstance(act, Release)]
+    released = [act.batch for act in actions if isinstance(act, Release)]
+    assert len(others) == len(set(others))
+    assert len(released) == len(set(released))
+    sealed = [number for act in actions if isinstance(act, Seal) for number in act.terms]
+    moved = [act.terms for act in actions if isinstance(act, (Move, FailLate))]
+    assert len(sealed + moved) == len(set(sealed + moved))
+
+
+@given(snapshots(), policies, gaps)
+def test_without_the_lease_only_the_sync_lane_acts(snapshot: Snapshot, policy: Policy, gap: timedelta) -> None:
+    for act in plan(attrs.evolve(snapshot, leased=False), NOW, policy, wake_gap=gap):
+        assert isinstance(act, (Run, Move, FailLate, Release, WaitUntil))
+
+
+# -- rule 10 ----------------------------------------------------------------------------------------------------------
+
+
+def test_10_what_a_stopped_lease_holder_leaves_to_its_last_safe_moment_is_taken_over() -> None:
+    start = start_of(20, 30 * HOUR)
+    stranded = Snapshot(batches=(batch(group()),), batch_queue=(group(2),), leased=False)
+    assert acts(stranded) == []
+    assert acts(stranded, start) == [Release(1, (1,)), Move(2, Lane.SYNC)]
+
+
+# -- performance ------------------------------------------------------------------------------------------------------
+
+
+def test_thousands_of_groups_are_planned_in_well_under_a_second() -> None:
+    queue = tuple(group(number, 30 * HOUR + number * SECOND, requests=1) for number in range(1, 3_001))
+    started = perf_counter()
+    plan(Snapshot(batch_queue=queue), NOW, POLICY)
+    assert perf_counter() - started < 2.0  # 0.1 s on an idle core

@@ -1,0 +1,53 @@
+"""The scripts of docs/examples run as a reader would run them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
+SAYS = {
+    "premerge_check": ["lane sync", "merge: True"],
+    "nightly_tests": ["src/part_7.py: no tests", "18 written, 2 failed", "saved $"],
+    "weekly_audit": ["lane ", "billing: ", "0 late"],
+    "iterative_reviewer": ["turn 1, lane sync", "read_file(", "turn 2, lane sync", "review: Reads well"],
+    "demo": ["the sandbox", "SIGKILL", "saved", "nothing twice"],
+}
+
+
+def run(name: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("ANTHROPIC_", "BATCHWISE_"))}
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py")],
+        check=False, capture_output=True, text=True, timeout=240, cwd=cwd, env={**clean, **env},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_example(name, tmp_path):
+    done = run(name, tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    for text in SAYS[name]:
+        assert text in done.stdout
+
+
+def test_none_is_forgotten():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAYS, "demo_live"}
+
+
+@pytest.mark.parametrize("name", sorted(SAYS.keys() - {"demo"}))
+def test_each_is_short_and_has_a_live_flag(name):
+    text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 80
+    assert '"--live"' in text
+
+
+def test_the_live_demo_without_a_key_says_what_is_missing(tmp_path):
+    done = run("demo_live", tmp_path)
+    assert done.returncode == 2
+    assert "ANTHROPIC_API_KEY" in done.stderr
+    assert not list(tmp_path.iterdir())

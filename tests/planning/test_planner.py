@@ -341,6 +341,17 @@ def test_8_late_work_runs_after_what_can_be_in_time() -> None:
     assert runs == [4, 3, 2, 1]
 
 
+def test_8_the_lane_is_handed_a_minute_of_work_and_what_is_urgent() -> None:
+    late, soon = group(1, 9 * HOUR, requests=1_000), group(2, 2 * MINUTE, requests=10)
+    running = group(3, 9 * HOUR, requests=90)
+    assert acts(Snapshot(sync_queue=(late,))) == [Run(1, 95, urgent=False)]
+    assert wait(Snapshot(sync_queue=(late,))) == NOW + 30 * SECOND
+    assert acts(Snapshot(sync_queue=(late,)), wake_gap=MINUTE) == [Run(1, 190, urgent=False)]
+    assert acts(Snapshot(sync_queue=(late,), sync_running=(running,))) == [Run(1, 5, urgent=False)]
+    full = attrs.evolve(running, requests=900)
+    assert acts(Snapshot(sync_queue=(late, soon), sync_running=(full,))) == [Run(2, 10, urgent=True)]
+
+
 # -- rule 9 ------------------------------------------------------------------------------------------------------------
 
 

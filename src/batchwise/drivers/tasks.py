@@ -115,7 +115,6 @@ class TaskDriver:
                 with anyio.CancelScope(shield=True):
                     await self._let_calls_end()
             self._tell_all()
-            self._tasks.cancel_scope.shield = True  # scopes are left in the order in which they were entered
             self._tasks.cancel_scope.cancel()
             try:
                 await self._tasks.__aexit__(None, None, None)

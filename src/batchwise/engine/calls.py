@@ -101,7 +101,7 @@ def _failure(engine: Engine, claim: Claim, outcome: Outcome, error: ResultError)
 
 def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> Procedure[None]:
     ruling = rule_call(error.fault)
-    throttled = error.fault.status in {429, 529}
+    throttled = error.fault.status in {429, 529} and ruling.verdict is not Verdict.SUSPEND
     engine.queue.failed(ticked, monotonic(), throttled=throttled, retry_after=ruling.wait)
     if ruling.verdict is Verdict.SUSPEND:
         yield from _suspend(engine, claim, ruling)

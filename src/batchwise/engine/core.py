@@ -87,7 +87,7 @@ class Engine:
         ledger.bind(endpoint=endpoint, workspace=None)
         self.run = ledger.start_run(pid=os.getpid(), now=self.now())
         ledger.recover(now=self.now())
-        self._rested = True
+        self._rested, self._rising = True, threading.Lock()
         self.failures: Counter[str] = Counter()
         self.greeted = False
         """Whether the client's workspace is known to be the ledger's."""
@@ -186,6 +186,7 @@ class Engine:
         decision, terms = self.route(request, now)
         if terms.deadline is not None and not terms.batch_only:
             decision, terms = self._admit_one(request, decision, terms, now)
+        self._rise()
         claim = terms.lane is Lane.SYNC and Lane.SYNC not in self.suspended
         entry = Entry(request.key, request.digest, request.body, terms)
         accepted = self.ledger.accept(entry, job=job, run=self.run, now=now, claim=claim, cap=self._cap())
@@ -323,9 +324,7 @@ class Engine:
 
     def plan(self, wake_gap: timedelta = timedelta(0)) -> tuple[planner.Action, ...]:
         """Take the lease if it is free, and ask the planner."""
-        if self._rested:  # a restart goes on with a suspended lane; only looking does not
-            self._rested = False
-            self.ledger.resume()
+        self._rise()
         lease = self.ledger.lease
         if not lease.held and lease.acquire():
             self.ledger.doubt_orphans()
@@ -333,6 +332,14 @@ class Engine:
         if snapshot.leased and self._doubt_orphans(snapshot):
             snapshot = self.snapshot()
         return planner.plan(snapshot, self.now(), self.policy, wake_gap=wake_gap)
+
+    def _rise(self) -> None:
+        """A restart goes on with a lane that was suspended before it; only looking does not."""
+        if self._rested:
+            with self._rising:  # nobody works on before it is done: what is suspended from then on stays so
+                if self._rested:
+                    self.ledger.resume()
+                    self._rested = False
 
     def _doubt_orphans(self, snapshot: Snapshot) -> bool:
         """Creates whose sender is gone. Its last byte may have been sent just now, so the grace begins now."""

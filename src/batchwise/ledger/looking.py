@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -146,29 +146,28 @@ class Looking(Store):
             return next(iter(self._result_rows(found)), None)
 
     def _result_rows(self, found: Sequence[Sequence[Any]]) -> list[ResultRow]:
-        db, rows = self._db, []
+        rows: list[ResultRow] = []
+        alike: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         for seq, request, key, job, outcome, lane, attempts, batch, line, cost, saved, terms, at, met in found:
-            about = self._terms(db, terms)
-            rows.append(
-                ResultRow(
-                    seq,
-                    request,
-                    decode_key(key),
-                    self._job_name(db, job) if job else None,
-                    OUTCOMES[outcome],
-                    LANES[lane],
-                    attempts,
-                    self._nonce(db, batch),
-                    line,
-                    cost,
-                    saved,
-                    about.deadline,
-                    from_micros(at),
-                    None if met is None else bool(met),
-                    about.betas,
-                )
-            )
+            kind = (job, outcome, lane, batch, terms, at, met)
+            try:
+                name, how, where, nonce, deadline, settled_at, in_time, betas = alike[kind]
+            except KeyError:  # neighbours share all of it
+                name, how, where, nonce, deadline, settled_at, in_time, betas = alike[kind] = self._shared(*kind)
+            text = key.decode("utf-8", "surrogatepass")
+            row = (seq, request, text, name, how, where, attempts, nonce, line, cost, saved, deadline, settled_at)
+            rows.append(tuple.__new__(ResultRow, (*row, in_time, betas)))
         return rows
+
+    def _shared(
+        self, job: int, outcome: int, lane: int, batch: int, terms: int, at: int, met: int | None
+    ) -> tuple[str | None, Outcome, Lane, str | None, datetime | None, datetime, bool | None, tuple[str, ...]]:
+        """What rows that settled together have in common."""
+        db, about = self._db, self._terms(self._db, terms)
+        name = self._job_name(db, job) if job else None
+        in_time = None if met is None else bool(met)
+        how, where = OUTCOMES[outcome], LANES[lane]
+        return name, how, where, self._nonce(db, batch), about.deadline, from_micros(at), in_time, about.betas
 
     def counts(self, *, job: int | None) -> Counts:
         """How many requests are where: cohorts and tallies only."""

@@ -219,7 +219,7 @@ def _create(path: str) -> None:
 
 def _settle_in(db: sqlite3.Connection, path: str) -> None:
     # Bodies and result lines of a kilobyte or so pack better; only a new file heeds it.
-    db.execute("PRAGMA page_size = 8192")
+    db.execute("PRAGMA page_size = 16384")
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         # Two processes that open a new file at once: the change to WAL does not wait on the busy handler.

@@ -17,9 +17,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
+from itertools import accumulate
+from operator import itemgetter
 from typing import Union
 
 import attrs
@@ -59,6 +62,10 @@ _NEAR = timedelta(minutes=1)
 """Deadlines this near each other always share a batch."""
 _DATE = timedelta(seconds=1)
 """How exactly a server shows its clock."""
+_NEVER = datetime.max.replace(tzinfo=timezone.utc)
+_BLOCKING = 1
+_AHEAD = timedelta(minutes=1)
+"""How much of the sync lane's time is handed out beyond the next look, so that the lane does not run dry."""
 _FILLED = 0.95
 """The share of its limits that the sync lane surely keeps filled."""
 _CALM = 0.7
@@ -474,7 +481,7 @@ class _Planner:
             return None
         if is_hedged(group.terms, self.policy):
             return last
-        rescue = self.margin + work(_cohort(group, deadline, None), self.limits)
+        rescue = self.margin + self._lane_time(group)
         return min(last, deadline - rescue - self.policy.window)
 
     def _bundle_due(self, bundle: list[Group]) -> bool:
@@ -504,8 +511,30 @@ class _Planner:
                 self.actions.append(Move(terms.id, Lane.BATCH))
             elif self.sync_works and (group.not_before is None or self.due(group.not_before)):
                 ready.append((self._urgency(group), group))
-        for (rank, _), group in sorted(ready, key=lambda pair: pair[0]):
-            self.actions.append(Run(group.terms.id, group.requests, urgent=rank == 0))
+        self._hand_out(sorted(ready, key=lambda pair: pair[0]))
+
+    def _hand_out(self, ready: Iterable[tuple[tuple[int, datetime], Group]]) -> None:
+        """As much as the lane does until the next look: what is claimed early would stand before what comes later.
+
+        Something urgent is held up only by what the lane holds of no later deadline.
+        """
+        held = sorted((group.terms.deadline or _NEVER, self._lane_time(group)) for group in self.snapshot.sync_running)
+        sums = list(accumulate((time for _, time in held), initial=_ZERO))
+        budget, given = self.horizon - self.now + _AHEAD, _ZERO
+        for (rank, _), group in ready:
+            before = bisect_right(held, group.terms.deadline or _NEVER, key=itemgetter(0)) if rank == 0 else len(held)
+            free, needed = budget - given - sums[before], self._lane_time(group)
+            if rank == _BLOCKING or needed <= free:
+                requests = group.requests
+            else:
+                requests = max(0, -(-group.requests * free // needed))
+                self.note(self.now + _AHEAD / 2)
+            if requests:
+                given += needed * requests / group.requests
+                self.actions.append(Run(group.terms.id, requests, urgent=rank == 0))
+
+    def _lane_time(self, group: Group) -> timedelta:
+        return work(_cohort(group, self.now, None), self.limits)
 
     def _urgency(self, group: Group) -> tuple[int, datetime]:
         """Rescues without slack first, then blocking work, then by deadline; what is late anyway comes last."""
@@ -513,7 +542,7 @@ class _Planner:
         if start is not None:
             return (0 if start <= self.horizon + self.margin else 2), start
         if group.terms.blocking:
-            return 1, group.since
+            return _BLOCKING, group.since
         return (3 if group.terms.deadline is None else 4), group.since
 
 

@@ -153,8 +153,12 @@ def test_a_refused_or_missing_key_is_said_and_keeps_the_work(sandbox, tmp_path, 
         monkeypatch.setenv("HOME", str(tmp_path))  # no login of the developer's
     else:
         monkeypatch.setenv("ANTHROPIC_API_KEY", key)
-    submit(ledger)
+    done = run("-c", SUBMIT, str(ledger))
+    assert done.returncode == 0
+    assert "7 requests stay queued" in done.stderr
+    assert "the batch lane is suspended (authentication_error" in done.stderr
     said = batchwise("advance", "--ledger", str(ledger))
+    assert said.returncode == 3
     assert "suspended: the batch lane: authentication_error" in said.stdout
     assert "Traceback" not in said.stderr
     assert sandbox.books.billed() + sandbox.books.running() == 0

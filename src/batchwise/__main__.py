@@ -46,7 +46,7 @@ def _words(progress: Progress) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 with a message on stderr, or 2 where `advance` met a stop sign."""
+    """Run one command; returns the exit code: 0, 1 with a message on stderr, or 3 where `advance` met a stop sign."""
     options = _parser().parse_args(arguments)
     from .dispatcher import Dispatcher
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"batchwise: {error}\n")
         return 1
     sys.stdout.write(f"{_words(found)}\n")
-    return 2 if options.command == "advance" and found.suspended else 0
+    return 3 if options.command == "advance" and found.suspended else 0
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ class AsyncDispatcher:
         ledger: str | os.PathLike[str] | Ledger | None = None,
         policy: Policy | None = None,
     ) -> None:
+        self._own_client = client is None
         if client is None:
             import anthropic
 
@@ -81,9 +82,11 @@ class AsyncDispatcher:
         try:
             await self._driver.close(finish=kind is None, spare_calls=kind is not None and issubclass(kind, Exception))
         finally:
-            if self._own_ledger:
-                with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True):
+                if self._own_ledger:
                     await in_thread(self._ledger.close)
+                if self._own_client:
+                    await self._client.close()
 
     @property
     def _driver(self) -> TaskDriver:

@@ -53,11 +53,13 @@ class Dispatcher:
         ledger: str | os.PathLike[str] | Ledger | None = None,
         policy: Policy | None = None,
     ) -> None:
+        self._own_client = client is None
         if client is None:
             import anthropic
 
             client = anthropic.Anthropic()
         check_client(client, async_=False)
+        self._client = client
         stopping = threading.Event()
         self._own_ledger = not hasattr(ledger, "snapshot")
         self._ledger = open_ledger(ledger)
@@ -271,6 +273,8 @@ class Dispatcher:
         finally:
             if self._own_ledger:
                 self._ledger.close()
+            if self._own_client:
+                self._client.close()
 
     @property
     def closed(self) -> bool:

@@ -275,7 +275,8 @@ class Policy:
         zero_data_retention: The organisation has zero data retention, which batches are not covered by.
         max_attempts: How often a request may be tried, over both lanes.
         max_spend: USD that the ledger's work may cost at most; None: no cap.
-        max_spend_period: The cap counts work accepted within this time; None: the ledger's life.
+        max_spend_period: The cap counts what settled within this time, and all that is unsettled; None: the
+            ledger's life.
         late: "run": overdue work still runs, on the cheapest lane; "fail": it settles unsent.
         limits: The account's limits.
         poll_every: Shortest and longest time between two polls of one batch; in between a tenth of its age.

@@ -13,7 +13,7 @@ import pytest
 
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
 from batchwise.ledger.base import Ledger
-from batchwise.models import Outcome
+from batchwise.models import Lane, Outcome
 from batchwise.planning.custom_ids import sealer
 from batchwise.planning.packing import body_chunks
 from batchwise.planning.state import BatchState
@@ -276,10 +276,14 @@ def test_a_bulk_flushes_what_was_there(world: World) -> None:
 
 
 def test_bulk_without_flush_and_with_a_part_for_the_sync_lane(world: World) -> None:
-    numbers = world.bulk([entry(str(n), NIGHTLY) for n in range(10)], flush=False, sync={NIGHTLY: 4, FLEXIBLE: 3})
+    now = attrs.evolve(NIGHTLY, lane=Lane.SYNC, explanation="no room for its rescue")
+    numbers = world.bulk(
+        [entry(str(n), NIGHTLY) for n in range(10)], flush=False, sync={NIGHTLY: (4, now), FLEXIBLE: (3, now)}
+    )
     snapshot = world.ledger.snapshot()
     assert [(g.requests, g.size, g.flush) for g in snapshot.batch_queue] == [(6, 42, False)]
     assert [(g.requests, g.size, g.flush) for g in snapshot.sync_queue] == [(4, 28, False)]
+    assert [group.terms.explanation for group in snapshot.sync_queue] == ["no room for its rescue"]
     batch = world.sealed()
     assert world.ledger.missing(batch.id) == numbers[:6]
 

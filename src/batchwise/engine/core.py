@@ -210,10 +210,10 @@ class Engine:
         self._promises = (self._promises or (monotonic(), admission.promises))[0], admission.promises
         if not admission.words:
             return decision, terms
-        terms = admission.terms
         if admission.sync:
-            terms = attrs.evolve(terms, lane=Lane.SYNC, submit_by=None, rescue_at=None)
-        terms = attrs.evolve(terms, explanation=f"{terms.explanation}; {admission.words}")
+            terms = _diverted(terms, admission.words)
+        else:
+            terms = attrs.evolve(admission.terms, explanation=f"{terms.explanation}; {admission.words}")
         return decision_of(terms), terms
 
     def _known_promises(self, now: datetime) -> Promises:
@@ -282,18 +282,18 @@ class Engine:
         except InvalidRequestError as error:
             raise type(error)(f"item #{position} of dispatch_all: {error}") from None
 
-    def _admit_all(self, groups: list[Group], now: datetime) -> dict[Terms, int]:
-        """How many of which terms go to the sync lane at once."""
+    def _admit_all(self, groups: list[Group], now: datetime) -> dict[Terms, tuple[int, Terms]]:
+        """How many of which terms go to the sync lane at once, and on which terms."""
         dated = [group for group in groups if group.terms.deadline is not None]
         if not dated:
             return {}
         promises = promises_of(self.ledger.snapshot(), now, self.policy)
-        moves: dict[Terms, int] = {}
+        moves: dict[Terms, tuple[int, Terms]] = {}
         for group in sorted(dated, key=lambda group: group.terms.deadline or now):
             admission = admit(group, promises, now, self.policy, at_once=True)
             promises = admission.promises
             if admission.sync:
-                moves[group.terms] = admission.sync
+                moves[group.terms] = admission.sync, _diverted(group.terms, admission.words)
         return moves
 
     # -- the planner's pass -----------------------------------------------------------------------------------------
@@ -480,14 +480,15 @@ class Engine:
         """Where the work stands."""
         now, snapshot = self.now(), self.snapshot()
         counts = self.ledger.counts(job=job).by
-        actions = planner.plan(attrs.evolve(snapshot, leased=True), now, self.policy, wake_gap=wake_gap)
-        cohorts = [cohort for cohort, _, _ in planner.cohorts_of(snapshot, now)]
+        # Whatever runs can be cancelled at once: only what even that could not save is at risk.
+        cohorts = [attrs.evolve(cohort, release=None) for cohort, _, _ in planner.cohorts_of(snapshot, now)]
+        due = planner.next_due(snapshot, now, self.policy)
         return Progress(
             **tallies(counts.items()),
             batches=tuple(self._running(snapshot, job, now)),
             at_risk=at_risk(cohorts, self.policy.limits, now=now, tail=planner.tail_of(self.policy.limits)),
             suspended=snapshot.suspended,
-            next_due=_next_due(actions, now),
+            next_due=due if due is None else max(now, due - wake_gap),
         )
 
     def _running(self, snapshot: Snapshot, job: int | None, now: datetime) -> Iterator[RunningBatch]:
@@ -572,10 +573,10 @@ def tallies(counts: Iterable[tuple[tuple[Lane, Status, Outcome | None], int]]) -
     }
 
 
-def _next_due(actions: Sequence[Any], now: datetime) -> datetime | None:
-    if any(not isinstance(action, planner.WaitUntil) for action in actions):
-        return now
-    return actions[-1].moment if actions else None
+def _diverted(terms: Terms, words: str) -> Terms:
+    """Terms of work that admission sends to the sync lane now."""
+    explanation = f"{terms.explanation}; {words}"
+    return attrs.evolve(terms, lane=Lane.SYNC, submit_by=None, rescue_at=None, explanation=explanation)
 
 
 def decision_of(terms: Terms) -> Decision:

@@ -169,11 +169,11 @@ class Intake(Protocol):
         now: datetime,
         cap: Cap | None = None,
         flush: bool = True,
-        sync: Mapping[Terms, int] | None = None,
+        sync: Mapping[Terms, tuple[int, Terms]] | None = None,
     ) -> Sequence[int]:
         """Accept all of it in one transaction; returns the numbers of its requests (existing ones included), in order.
 
-        `sync`: of these terms (as staged) the last so many are queued for the sync lane instead.
+        `sync`: of these terms (as staged) the last so many are queued for the sync lane instead, on other terms.
 
         Raises:
             SpendLimitError: It could pass the cap; all of it stays out.

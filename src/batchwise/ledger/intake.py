@@ -507,7 +507,7 @@ class SqliteIntake:
         now: datetime,
         cap: Cap | None = None,
         flush: bool = True,
-        sync: Mapping[Terms, int] | None = None,
+        sync: Mapping[Terms, tuple[int, Terms]] | None = None,
     ) -> Sequence[int]:
         """Accept all of it in one transaction; returns the numbers of its requests (existing ones included), in order.
 
@@ -525,8 +525,8 @@ class SqliteIntake:
             for number, (count, size) in self._counts.items():
                 lane = LANE_CODES[ledger._terms(db, number).lane]
                 moves.add(Place(number, lane, QUEUED, 0, 0), count, size, flush=flush)
-            for terms, count in (sync or {}).items():
-                self._divert(db, moves, terms, count, flush=flush)
+            for terms, (count, others) in (sync or {}).items():
+                self._divert(db, moves, terms, count, others, flush=flush)
             # Booked before rows that were there are joined: those of this bulk may be among them.
             moves.book()
             self._join_again(db, now, cap, flush=flush)
@@ -546,18 +546,21 @@ class SqliteIntake:
             ledger._positions[self._job_id] = _Positions(len(self._numbers))
         return self._numbers
 
-    def _divert(self, db: sqlite3.Connection, moves: Moves, terms: Terms, count: int, *, flush: bool) -> None:
-        """The last `count` requests staged with these terms go to the sync lane's queue."""
+    def _divert(
+        self, db: sqlite3.Connection, moves: Moves, terms: Terms, count: int, others: Terms, *, flush: bool
+    ) -> None:
+        """The last `count` requests staged with these terms go to the sync lane's queue, on others."""
         number = self._numbered.get(terms)
         if number is None or terms.lane is Lane.SYNC:
             return
+        new = self._ledger._store_terms(db, others, self._job_id)
         last = "SELECT id FROM request WHERE terms = ? AND status = 0 AND lane = 1 ORDER BY id DESC LIMIT ?"
         requests, size = db.execute(
             f"SELECT count(*), total(size) FROM request WHERE id IN ({last})", (number, count)
         ).fetchone()
-        db.execute(f"UPDATE request SET lane = 0 WHERE id IN ({last})", (number, count))
+        db.execute(f"UPDATE request SET lane = 0, terms = ? WHERE id IN ({last})", (new, number, count))
         moves.add(Place(number, BATCH, QUEUED, 0, 0), -requests, -int(size))
-        moves.add(Place(number, SYNC, QUEUED, 0, 0), requests, int(size), flush=flush)
+        moves.add(Place(new, SYNC, QUEUED, 0, 0), requests, int(size), flush=flush)
 
     def _join_again(self, db: sqlite3.Connection, now: datetime, cap: Cap | None, *, flush: bool) -> None:
         """Requests that were there already: tightened, or begun anew."""

@@ -50,6 +50,7 @@ __all__ = [
     "cohorts_of",
     "is_hedged",
     "margin_of",
+    "next_due",
     "plan",
     "reading_of",
     "safe_moments",
@@ -249,6 +250,7 @@ class _Planner:
         self.actions: list[Action] = []
         self.next: datetime | None = None
         self.margin, self.reading, self.limits = margin_of(policy), reading_of(policy), usable(policy.limits)
+        self.curious = True
         self.batch_works = Lane.BATCH not in snapshot.suspended
         self.sync_works = Lane.SYNC not in snapshot.suspended
         self.cohorts = [cohort for cohort, _, _ in cohorts_of(snapshot, now)]
@@ -302,6 +304,16 @@ class _Planner:
         """Ask again at `moment` (at once if it has come)."""
         moment = max(moment, self.now)
         self.next = moment if self.next is None else min(self.next, moment)
+
+    def walk(self) -> None:
+        """Look at everything; without the lease only at what concerns the sync lane."""
+        self.queued_for_sync()
+        if not self.snapshot.leased:
+            self.stranded()
+            return
+        for batch in self.snapshot.batches:
+            self.batch(batch)
+        self.queued_for_batch()
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
@@ -398,6 +410,9 @@ class _Planner:
 
     def _look(self, batch: BatchView, action: Action) -> None:
         moment = self.next_look(batch)
+        if not self.curious:  # a look that nothing hangs on can wait until the batch is over for certain
+            over = batch.expires_at or batch.sealed_at + self.policy.window
+            moment = max(moment, over - self.snapshot.clock_offset)
         if moment <= self.now:
             self.actions.append(action)
         else:
@@ -586,6 +601,17 @@ def safe_moments(snapshot: Snapshot, now: datetime, policy: Policy) -> dict[int,
     return {number: min(moments) for number, moments in found.items() if moments}
 
 
+def next_due(snapshot: Snapshot, now: datetime, policy: Policy) -> datetime | None:
+    """When some process must run at the latest so that every deadline is kept; None: nothing waits.
+
+    Looks at batches that a pump takes in between, to be early, are not counted.
+    """
+    planner = _Planner(attrs.evolve(snapshot, leased=True), now, policy, _ZERO)
+    planner.curious = False
+    planner.walk()
+    return now if planner.actions else planner.next
+
+
 def plan(snapshot: Snapshot, now: datetime, policy: Policy, *, wake_gap: timedelta = _ZERO) -> tuple[Action, ...]:
     """What has to be done now.
 
@@ -600,13 +626,7 @@ def plan(snapshot: Snapshot, now: datetime, policy: Policy, *, wake_gap: timedel
         Without the lease only what concerns the sync lane.
     """
     planner = _Planner(snapshot, now, policy, wake_gap)
-    planner.queued_for_sync()
-    if snapshot.leased:
-        for batch in snapshot.batches:
-            planner.batch(batch)
-        planner.queued_for_batch()
-    else:
-        planner.stranded()
+    planner.walk()
     if planner.next is not None:
         planner.actions.append(WaitUntil(planner.next))
     return tuple(planner.actions)

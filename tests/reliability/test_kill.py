@@ -42,7 +42,7 @@ def test_a_kill_at_every_crossing_loses_nothing_and_buys_nothing_twice(tmp_path:
         assert bought == {f"prompt {number}": 1 for number in range(REQUESTS)}, where
         seen.append(where)
     for crossing in (
-        "before commit accept",
+        "before commit intake accept",
         "after commit seal",
         "before commit posting",
         "after commit posting",

@@ -39,7 +39,9 @@ _MAX_ACTIONS = 8
 """Batch actions under way at once."""
 _NEVER = datetime.max.replace(tzinfo=timezone.utc)
 _WATCH = 0.25
-"""Seconds between two looks for what other processes did to the ledger."""
+"""Seconds between two looks for what other processes did to the ledger, at least."""
+_PASS_SHARE = 10
+"""Planning anew takes one part in so many of the time, however much is queued, unless something is due."""
 _SPARED = 60.0
 """Seconds that calls which run are given after an exception."""
 
@@ -86,8 +88,10 @@ class TaskDriver:
         self._pump_bell, self._work_bell, self._news = _Bell(), _Bell(), _Bell()
         self._acting = 0
         self._next: datetime | None = None
+        self._gap = _WATCH
         self._waiters: dict[int, list[anyio.Event]] = {}
         self._fatal: BaseException | None = None
+        self._version, self._look_at = -1, 0.0
         self._told = engine.troubles
         self._tasks = anyio.create_task_group()
 
@@ -213,7 +217,10 @@ class TaskDriver:
         while self._fatal is None:
             heard, self._next = self._pump_bell.heard(), None
             try:
+                await self._notice()
+                begun = monotonic()
                 wait = await self._pass()
+                self._gap = max(_WATCH, _PASS_SHARE * (monotonic() - begun))
                 if self.engine.troubles != self._told:
                     self._told = self.engine.troubles
                     self._tell_all()
@@ -229,15 +236,26 @@ class TaskDriver:
     async def _watch(self, heard: anyio.Event, wait: float | None) -> None:
         """Sleep until something is due, until the bell rings, or until another process changed the ledger."""
         end = None if wait is None else monotonic() + wait
-        version = await in_thread(self._ledger.version)
         while not heard.is_set():
-            left = _WATCH if end is None else min(_WATCH, end - monotonic())
-            if left <= 0:
+            until = self._look_at if end is None else min(self._look_at, end)
+            await self._pump_bell.wait(heard, max(0.0, until - monotonic()))
+            if (await self._notice()) or (end is not None and monotonic() >= end):
                 return
-            await self._pump_bell.wait(heard, left)
-            if await in_thread(self._ledger.version) != version:
-                self._tell_all()
-                return
+
+    async def _notice(self) -> bool:
+        """Whether the ledger changed since the last look, by whomever: then whoever waits is told.
+
+        Every change is told, those that fall between two passes too: a caller that looked just before one would
+        wait for ever.
+        """
+        if monotonic() < self._look_at:
+            return False
+        self._look_at = monotonic() + _WATCH
+        before, self._version = self._version, await in_thread(self._ledger.version)
+        if self._version == before:
+            return False
+        self._tell_all()
+        return True
 
     async def _pass(self) -> float | None:
         """One look at the state; begins what is due. Returns the seconds until something is due again."""

@@ -30,7 +30,9 @@ _MAX_ACTIONS = 8
 """Batch actions under way at once."""
 _NEVER = datetime.max.replace(tzinfo=timezone.utc)
 _WATCH = 0.25
-"""Seconds between two looks for what other processes did to the ledger."""
+"""Seconds between two looks for what other processes did to the ledger, at least."""
+_PASS_SHARE = 10
+"""Planning anew takes one part in so many of the time, however much is queued, unless something is due."""
 _SPARED = 60.0
 """Seconds that calls which run are given after an exception."""
 
@@ -75,11 +77,13 @@ class ThreadDriver:
         self._pump_bell, self._work_bell, self._news = _Bell(), _Bell(), _Bell()
         self._pump: threading.Thread | None = None
         self._next: datetime | None = None
+        self._gap = _WATCH
         self._workers: set[threading.Thread] = set()
         self._idle = 0
         self._acting = 0
         self._waiters: dict[int, list[threading.Event]] = {}
         self._fatal: BaseException | None = None
+        self._version, self._look_at = -1, 0.0
         self._told = engine.troubles
 
     def cancel(
@@ -156,7 +160,10 @@ class ThreadDriver:
         while not self._stopping.is_set():
             heard, self._next = self._pump_bell.heard(), None
             try:
+                self._notice()
+                begun = monotonic()
                 wait = self._pass()
+                self._gap = max(_WATCH, _PASS_SHARE * (monotonic() - begun))
                 if self.engine.troubles != self._told:
                     self._told = self.engine.troubles
                     self._tell_all()
@@ -172,15 +179,26 @@ class ThreadDriver:
     def _watch(self, heard: int, wait: float | None) -> None:
         """Sleep until something is due, until the bell rings, or until another process changed the ledger."""
         end = None if wait is None else monotonic() + wait
-        version = self._ledger.version()
         while self._pump_bell.heard() == heard and not self._stopping.is_set():
-            left = _WATCH if end is None else min(_WATCH, end - monotonic())
-            if left <= 0:
+            until = self._look_at if end is None else min(self._look_at, end)
+            self._pump_bell.wait(heard, max(0.0, until - monotonic()))
+            if (self._notice()) or (end is not None and monotonic() >= end):
                 return
-            self._pump_bell.wait(heard, left)
-            if self._ledger.version() != version:
-                self._tell_all()
-                return
+
+    def _notice(self) -> bool:
+        """Whether the ledger changed since the last look, by whomever: then whoever waits is told.
+
+        Every change is told, those that fall between two passes too: a caller that looked just before one would
+        wait for ever.
+        """
+        if monotonic() < self._look_at:
+            return False
+        self._look_at = monotonic() + _WATCH
+        before, self._version = self._version, self._ledger.version()
+        if self._version == before:
+            return False
+        self._tell_all()
+        return True
 
     def _pass(self) -> float | None:
         """One look at the state; begins what is due. Returns the seconds until something is due again."""

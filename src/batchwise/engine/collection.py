@@ -33,9 +33,8 @@ __all__ = ["cancel", "collect", "poll", "release"]
 
 _CHUNK = 2_000
 """Rows given back in one transaction."""
-_ROWS, _BYTES = 10_000, 8_000_000
-"""Rows, and bytes of rows, settled in one transaction. Results come shuffled, so each one dirties a page of an index
-of its own; the more there are in one, the fewer pages are written twice."""
+_ROWS, _BYTES = 2_000, 4_000_000
+"""Rows, and bytes of rows, settled in one transaction: few enough that what is made for them dies young."""
 _REREADS = 3
 """How often a short read is repeated before missing rows are bought again."""
 _TROUBLES = 10
@@ -121,6 +120,9 @@ def _unreadable(engine: Engine, batch: BatchView, error: LaneFault) -> Procedure
         if batch.failures >= _REREADS and not young:
             yield from _lost(engine, batch, "batch_gone", "the API knows the batch no more; it or its results are gone")
             return
+        noted = attrs.evolve(batch, polled_at=engine.now(), failures=batch.failures + 1)
+        yield from store(lambda: engine.ledger.update_batch(noted, was=batch))
+        return
     reason = (ruling.reason or "") if ruling.verdict is Verdict.SUSPEND else None
     yield from _again(engine, batch, f"{fault.type}: {fault.message}", reason)
 

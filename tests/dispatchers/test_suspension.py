@@ -1,0 +1,129 @@
+"""A lane that the API refuses for good rests: callers are told what to do, and the work stays queued."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from batchwise import Lane, LaneSuspendedError, Latency, Status
+from tests.strategies import params
+
+from .world import World, listed, many
+
+FLEXIBLE = Latency.FLEXIBLE
+
+
+@pytest.mark.parametrize(
+    ("fault", "advice"),
+    [
+        ("messages.unauthorized_401", "API key"),
+        ("messages.spend_cap", "spend limit in the Console"),
+        ("messages.billing_402", "billing"),
+    ],
+)
+async def test_the_sync_lane_rests_until_resume(world: World, fault, advice):
+    world.sandbox.fault(fault, times=None)
+    world.sandbox.sync_latency = 0.05
+    async with world.open() as d:
+        tickets = [await d.dispatch(params(f"p{n}"), key=f"k{n}") for n in range(3)]
+        found = await world.together(*(ticket.result for ticket in tickets))
+        for error in found:
+            assert isinstance(error, LaneSuspendedError)
+            assert "sync lane" in str(error)
+            assert advice in str(error)
+            assert "resume()" in str(error)
+        progress = await d.progress()
+        assert list(progress.suspended) == [Lane.SYNC]
+        assert progress.by_status == {Status.QUEUED: 3}
+        late = await d.dispatch(params("late"), key="late")
+        with pytest.raises(LaneSuspendedError):
+            await late.result()
+        calls = world.calls
+        await world.colour.sleep(0.1)
+        assert world.calls == calls  # it rests
+        world.sandbox.clear_faults()
+        await d.resume()
+        assert [(await t.result()).text for t in [*tickets, late]] == [*(f"echo: p{n}" for n in range(3)), "echo: late"]
+        assert (await d.progress()).suspended == {}
+    assert world.books.bought_twice() == {}
+
+
+@pytest.mark.parametrize("fault", ["create.unauthorized_401", "create.billing_402"])
+async def test_the_batch_lane_rests_until_resume(world: World, fault):
+    world.sandbox.fault(fault, times=None)
+    async with world.open() as d:
+        job = await d.dispatch_all(many(3), job="j", latency=FLEXIBLE)
+        with pytest.raises(LaneSuspendedError, match="job 'j': the batch lane is suspended"):
+            await job.wait()
+        with pytest.raises(LaneSuspendedError, match=r"resume\(\)"):
+            await listed(job.results())
+        with pytest.raises(LaneSuspendedError, match="'r-1'"):
+            await (await d.ticket("r-1", job="j")).result()
+        assert (await d.progress("j")).by_status == {Status.QUEUED: 3}
+        assert (await (await d.dispatch(params("now"))).result()).ok  # the other lane works
+        world.sandbox.clear_faults()
+        await d.resume()
+        assert sorted(r.text for r in await listed(job.results())) == [f"echo: r-{n}" for n in range(3)]
+    assert world.books.bought_twice() == {}
+
+
+async def test_all_rows_of_a_batch_refused_alike_suspends_it(world: World):
+    world.sandbox.fault("batch.all_rows_error", times=1)
+    async with world.open() as d:
+        job = await d.dispatch_all(many(3), job="j", latency=FLEXIBLE)
+        with pytest.raises(LaneSuspendedError, match="credit balance"):
+            await job.wait()
+        await d.resume()
+        assert {(r.ok, r.attempts) for r in await listed(job.results())} == {(True, 1)}
+
+
+async def test_whoever_waits_already_is_told(world: World):
+    world.sandbox.fault("create.unauthorized_401", times=None, skip=0)
+    async with world.open() as d:
+        ticket = await d.dispatch(params("x"), latency=FLEXIBLE)
+        job = await d.dispatch_all(many(2), job="j", latency=FLEXIBLE)
+        found = await world.together(ticket.result, job.wait, lambda: listed(job.results()))
+        assert [type(error) for error in found] == [LaneSuspendedError] * 3
+
+
+async def test_leaving_with_a_suspended_lane_keeps_the_work(world: World):
+    world.sandbox.fault("messages.unauthorized_401", times=None)
+    world.sandbox.fault("create.unauthorized_401", times=None)
+    started = time.monotonic()
+    async with world.open() as d:
+        job = await d.dispatch_all(many(3), job="j", latency=FLEXIBLE)
+        await d.dispatch(params("x"), key="k", job="j")
+        with pytest.raises(LaneSuspendedError):
+            await job.wait()
+    assert time.monotonic() - started < 10
+    world.sandbox.clear_faults()
+    async with world.open() as d:  # a new process tries again
+        results = {r.key: r for r in await listed((await d.job("j")).results())}
+        assert [results[f"r-{n}"].ok for n in range(3)] == [True] * 3
+        assert results["k"].ok or results["k"].error.type == "abandoned"
+
+
+async def test_a_new_process_tries_again_and_looking_does_not(world: World):
+    world.sandbox.fault("messages.unauthorized_401", times=None)
+    async with world.open() as d:
+        with pytest.raises(LaneSuspendedError):
+            await (await d.dispatch(params("x"), key="k")).result()
+    async with world.open() as d:
+        assert list((await d.progress()).suspended) == [Lane.SYNC]
+    world.sandbox.clear_faults()
+    async with world.open() as d:
+        assert (await (await d.dispatch(params("y"))).result()).text == "echo: y"
+        assert (await d.progress()).suspended == {}
+
+
+async def test_a_batch_that_runs_is_delivered_though_the_lane_is_suspended(world: World):
+    world.sandbox.batch_latency = 0.4
+    async with world.open() as d:
+        job = await d.dispatch_all(many(2), job="j", latency=FLEXIBLE)
+        await world.until(lambda: world.creates)
+        world.sandbox.fault("create.unauthorized_401", times=None)
+        refused = await d.dispatch(params("x"), key="x", latency=FLEXIBLE)
+        with pytest.raises(LaneSuspendedError):
+            await refused.result()
+        assert len(await listed(job.results())) == 2

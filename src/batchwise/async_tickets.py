@@ -95,7 +95,7 @@ class AsyncJob(JobView):
         return await in_thread(self._progress)
 
     async def report(self) -> Report:
-        """Money and deadlines of what has settled of it."""
+        """Money and deadlines of what has settled of it; without a name, of all work without a job."""
         self._driver.check()
         return await in_thread(self._engine.report, self._number)
 

@@ -119,7 +119,7 @@ class Job(JobView):
         return self._progress()
 
     def report(self) -> Report:
-        """Money and deadlines of what has settled of it."""
+        """Money and deadlines of what has settled of it; without a name, of all work without a job."""
         self._driver.check()
         return self._engine.report(self._number)
 

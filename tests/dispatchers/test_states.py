@@ -234,3 +234,13 @@ async def test_the_default_ledger_is_hidden_from_git(world: World, monkeypatch):
             pass
     assert (world.folder / ".batchwise" / ".gitignore").read_text() == "*\n"
     assert (world.folder / ".batchwise" / "ledger.db").stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_blocking_call_is_not_bought_in_another_workspace(world: World):
+    world.sandbox.api_keys = {"mine": "wrkspc_mine", "theirs": "wrkspc_theirs"}
+    async with world.open(client=world.client(api_key="mine")) as d:
+        assert (await (await d.dispatch(params("one"))).result()).ok
+    with pytest.raises(WrongWorkspaceError, match="wrkspc_mine"):
+        async with world.open(client=world.client(api_key="theirs")) as d:
+            await (await d.dispatch(params("two"))).result()
+    assert world.books.bought("two") == 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import attrs
 import httpx2
 
 import batchwise as bw
@@ -106,3 +107,64 @@ def run(target: Any, *arguments: object, timeout: float = 90) -> int | None:
         process.join()
         raise TimeoutError(f"{target.__name__}{arguments} did not end in {timeout} s")
     return process.exitcode
+
+
+class StoppingCrossings(Crossings):
+    """At the first crossing of this name the process stops (SIGSTOP) where it stands."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        super().__init__(None, log)
+        self._name = name
+
+    def cross(self, name: str) -> None:
+        with self._lock:
+            self.count += 1
+            stop, self._name = name == self._name, "" if name == self._name else self._name
+        if stop:
+            self._log.write_text(name)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def run_and_stop(base_url: str, ledger: str, stop_at: str, log: str, requests: int, sla: float | None) -> None:
+    """A job whose process stops at a crossing, and goes on when it is let."""
+    crossings = StoppingCrossings(stop_at, Path(log))
+    KillableLedger.crossings = KillableTransport.crossings = crossings
+    client = anthropic.Anthropic(
+        base_url=base_url, api_key="sandbox", timeout=2.0, http_client=httpx2.Client(transport=KillableTransport())
+    )
+    policy = POLICY if sla is None else short_window(sla)
+    with bw.Dispatcher(client, ledger=KillableLedger(ledger), policy=policy) as dispatcher:
+        latency = bw.Latency.FLEXIBLE if sla is None else timedelta(seconds=sla)
+        job = dispatcher.dispatch_all(
+            (bw.Request(params(f"prompt {number}"), key=f"key {number}") for number in range(requests)),
+            job=JOB,
+            latency=latency,
+        )
+        keys = [result.key for result in job.results(timeout=60)]
+        assert len(keys) == requests
+    Path(log).write_text("done")
+
+
+def short_window(sla: float) -> bw.Policy:
+    """A policy by which a batch may be waited for during a third of this many seconds."""
+    return attrs.evolve(POLICY, window=timedelta(seconds=sla / 3), min_reserve=timedelta(0))
+
+
+def run_beside(base_url: str, ledger: str, worker: int, requests: int, log: str) -> None:
+    """One of several processes at work on one ledger: a job of its own, one that all share, and calls."""
+    client = anthropic.Anthropic(base_url=base_url, api_key="sandbox")
+    with bw.Dispatcher(client, ledger=ledger, policy=POLICY) as dispatcher:
+        names = [f"own {worker} {number}" for number in range(requests)]
+        own = dispatcher.dispatch_all(
+            [bw.Request(params(name), key=name) for name in names], job=f"own {worker}", latency=timedelta(hours=30)
+        )
+        shared = dispatcher.dispatch_all(
+            [bw.Request(params(f"shared {number}"), key=f"shared {number}") for number in range(requests)],
+            job="shared",
+            latency=timedelta(hours=30),
+        )
+        for number in range(3):
+            assert dispatcher.dispatch(params(f"call {worker} {number}")).result(timeout=60).ok
+        assert sorted(result.key for result in own.results(timeout=60)) == sorted(names)
+        assert all(result.ok for result in shared.results(timeout=60))
+    Path(log).write_text("done")

@@ -314,8 +314,9 @@ class TaskDriver:
             await drive_async(call(self.engine, ticked), self._ports)
         except BatchwiseError as error:
             self._fail(error)
-        except Exception:  # noqa: BLE001  # logged, and planned again
-            _log.exception("batchwise: a call failed within batchwise; its request stays in flight")
+        except Exception as error:  # noqa: BLE001  # a fault of ours: whoever waits has to know
+            _log.exception("batchwise: a call failed within batchwise; its request stays in the ledger")
+            self._fail(BatchwiseError(f"a call failed within batchwise ({type(error).__name__}); the log says where"))
         self._work_bell.ring()
         if self.engine.queue.waiting == 0:
             self._pump_bell.ring()

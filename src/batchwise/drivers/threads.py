@@ -284,20 +284,30 @@ class ThreadDriver:
                     continue
                 before = monotonic()
                 self._work_bell.wait(heard, 10.0 if got is None else got)
-                if got is None and monotonic() - before >= 10.0:
+                if got is None and monotonic() - before >= 10.0 and self._leave():
                     return
         finally:
-            with self._lock:
+            self._leave(at_once=True)
+
+    def _leave(self, *, at_once: bool = False) -> bool:
+        """Whether this worker may end. Decided under the lock: `call` counts on whoever is idle."""
+        me = threading.current_thread()
+        with self._lock:
+            if self.engine.queue.waiting and not at_once:
+                return False
+            if me in self._workers:
                 self._idle -= 1
-                self._workers.discard(threading.current_thread())
+                self._workers.discard(me)
+            return True
 
     def _run_call(self, ticked: Ticked) -> None:
         try:
             drive(call(self.engine, ticked), self._ports)
         except BatchwiseError as error:
             self._fail(error)
-        except Exception:  # noqa: BLE001  # logged, and planned again
-            _log.exception("batchwise: a call failed within batchwise; its request stays in flight")
+        except Exception as error:  # noqa: BLE001  # a fault of ours: whoever waits has to know
+            _log.exception("batchwise: a call failed within batchwise; its request stays in the ledger")
+            self._fail(BatchwiseError(f"a call failed within batchwise ({type(error).__name__}); the log says where"))
         self._work_bell.ring()
         if self.engine.queue.waiting == 0:
             self._pump_bell.ring()

@@ -8,6 +8,7 @@ from time import monotonic
 
 import orjson
 
+from batchwise.errors import BatchwiseError
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import Reply
 from batchwise.ledger.base import Claim, Settlement
@@ -20,6 +21,7 @@ from .core import Engine
 from .effects import Ports, Procedure, api, store
 from .money import Biller
 from .queue import Ticked
+from .submission import greet
 
 __all__ = ["call"]
 
@@ -32,6 +34,7 @@ _PATIENCE = 40
 def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
     """Run one claim to its end, or give it back to the queue."""
     claim = ticked.claim
+    yield from _check_workspace(engine, ticked)
     while True:
         try:
             reply: Reply = yield from api(partial(_ask, claim))
@@ -61,6 +64,10 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
         used_out=usage.get("output_tokens") or 0,
         took=reply.latency,
     )
+    if not engine.greeted and reply.workspace is not None:
+        workspace = reply.workspace
+        yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace))
+        engine.greeted = True
     now = engine.now()
     terms = claim.terms
     money = Biller(engine.prices, now)(terms.model, Lane.SYNC, message, claim.turns)
@@ -78,6 +85,19 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
         money.cache_read_tokens,
     )
     yield from _settle(engine, settlement)
+
+
+def _check_workspace(engine: Engine, ticked: Ticked) -> Procedure[None]:
+    """Nothing of a ledger that belongs to a workspace is sent with the key of another."""
+    if engine.greeted or not engine.claimed:
+        return
+    try:
+        yield from greet(engine)
+    except BatchwiseError:
+        engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
+        number = ticked.claim.id
+        yield from store(lambda: engine.ledger.requeue([number], lane=Lane.SYNC, costs_attempt=False, now=engine.now()))
+        raise
 
 
 def _ask(claim: Claim, ports: Ports) -> Reply:

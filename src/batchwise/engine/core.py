@@ -86,7 +86,7 @@ class Engine:
         self.prices = PriceBook()
         self.queue = CallQueue(policy.limits, now=monotonic())
         self.on_settled: Callable[[Sequence[int]], None] = lambda _requests: None
-        ledger.bind(endpoint=endpoint, workspace=None)
+        self.claimed = ledger.bind(endpoint=endpoint, workspace=None)
         self.run = ledger.start_run(pid=os.getpid(), now=self.now())
         ledger.recover(now=self.now())
         self._rested, self._rising = True, threading.Lock()

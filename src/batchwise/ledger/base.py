@@ -221,8 +221,10 @@ class Ledger(Protocol):
         `posting` are not touched: that is the lease holder's work (`doubt_orphans`).
         """
 
-    def bind(self, *, endpoint: str, workspace: str | None) -> None:
-        """Remember, or check, whose ledger this is. A workspace of None is not checked.
+    def bind(self, *, endpoint: str, workspace: str | None) -> bool:
+        """Remember, or check, whose ledger this is; returns whether its workspace is known.
+
+        A workspace of None is not checked.
 
         Raises:
             WrongWorkspaceError: It belongs to another endpoint or workspace.

@@ -125,8 +125,10 @@ class SqliteLedger(Acceptance):
 
     # -- whose, and what is known of the lanes ----------------------------------------------------------------------
 
-    def bind(self, *, endpoint: str, workspace: str | None) -> None:
-        """Remember, or check, whose ledger this is. A workspace of None is not checked.
+    def bind(self, *, endpoint: str, workspace: str | None) -> bool:
+        """Remember, or check, whose ledger this is; returns whether its workspace is known.
+
+        A workspace of None is not checked.
 
         Raises:
             WrongWorkspaceError: It belongs to another endpoint or workspace.
@@ -142,6 +144,7 @@ class SqliteLedger(Acceptance):
                         "use the client that it was made with, or another ledger. Nothing was polled or sent"
                     )
                 self._put(db, name, value)
+            return self._meta(db, "workspace") is not None
 
     def suspend(self, lane: Lane, reason: str, *, now: datetime) -> None:
         """No more work for this lane until `resume`."""

@@ -1,0 +1,293 @@
+"""Whatever a results stream does, no row is settled twice, none is lost, and reading again changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import batchwise as bw
+from batchwise.planning.custom_ids import custom_id, parse
+from batchwise.planning.state import BatchState
+from tests.reliability.simulation import HOUR, MINUTE, REFUSALS, Remote, World, message_of
+
+ROWS = 6
+NAMES = [f"prompt {number}" for number in range(ROWS)]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = ended()
+    yield made
+    made.close()
+
+
+def ended(latency: Any = bw.Latency.FLEXIBLE) -> World:
+    """A world whose one batch has ended and is about to be collected."""
+    world = World()
+    world.dispatch_all(NAMES, latency)
+    world.run()
+    world.true += 2 * HOUR
+    world.api.order("retrieve", "stale")
+    world.run()
+    return world
+
+
+def serve(world: World, *bodies: bytes, size: int = 1 << 20, fault: str | None = None) -> list[int]:
+    """Have the results of the first batch read as these bodies, the last one again and again; returns the reads."""
+    reads: list[int] = []
+    real = world.api.read
+
+    def read(remote_id: str, feed: Callable[[bytes], bool]) -> None:
+        if remote_id != world.api.batches[0].id:
+            real(remote_id, feed)
+            return
+        body = bodies[min(len(reads), len(bodies) - 1)]
+        reads.append(len(body))
+        for start in range(0, len(body), size):
+            if not feed(body[start : start + size]):
+                return
+        world.api._refuse(fault)
+
+    world.api.read = read  # type: ignore[method-assign]
+    return reads
+
+
+def outcomes(world: World) -> Counter[bw.Outcome]:
+    return Counter(outcome for outcome, _ in world.seen.values())
+
+
+def lines(world: World) -> list[bytes]:
+    return world.api.lines(world.api.batches[0])
+
+
+def finish(world: World) -> None:
+    for _ in range(60):
+        world.pass_time(10 * MINUTE)
+        world.check()
+        if len(world.seen) == ROWS:
+            break
+    assert len(world.seen) == ROWS, world.ledger.snapshot()
+
+
+def row(custom_id: str, text: str = "somebody else's") -> bytes:
+    return orjson.dumps({"custom_id": custom_id, "result": {"type": "succeeded", "message": message_of(text)}}) + b"\n"
+
+
+GOOD: dict[str, Callable[[World], bytes]] = {
+    "as it is": lambda w: b"".join(lines(w)),
+    "no newline at the end": lambda w: b"".join(lines(w))[:-1],
+    "blank lines": lambda w: b"\n\n".join(lines(w)) + b"\n \n",
+    "CRLF": lambda w: b"".join(lines(w)).replace(b"\n", b"\r\n"),
+    "garbage between": lambda w: b"<html>\n\xff\xfe{\n[]\nnull\n7\n".join(lines(w)),
+    "a row twice": lambda w: b"".join([lines(w)[0], *lines(w), lines(w)[3]]),
+    "rows of somebody else": lambda w: row("foreign-1") + b"".join(lines(w)) + row("x" * 200) + b'{"custom_id": 7}\n',
+    "rows of another seal": lambda w: row(custom_id("key", "0" * 11 + "1", 1)) + b"".join(lines(w)),
+    "an unknown number": lambda w: (
+        row(custom_id("key", parse(orjson.loads(lines(w)[0])["custom_id"]).nonce, 999))  # type: ignore[union-attr]
+        + b"".join(lines(w))
+    ),
+}
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+@pytest.mark.parametrize("case", GOOD)
+def test_a_whole_stream_settles_everything_in_one_reading_however_it_is_cut(world: World, case: str, size: int) -> None:
+    reads = serve(world, GOOD[case](world), size=size)
+    finish(world)
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert len(reads) == 1
+    assert len(world.api.batches) == 1
+    report = world.ledger.report(job=None)
+    assert (report.possible_doubles, world.ledger.snapshot().batches) == (0, ())
+
+
+BROKEN: dict[str, tuple[Callable[[World], bytes], str | None]] = {
+    "an early clean end": (lambda w: b"".join(lines(w)[:2]), None),
+    "a cut line": (lambda w: b"".join(lines(w))[:-40], None),
+    "a dropped stream": (lambda w: b"".join(lines(w)[:3]), "dropped"),
+    "a 500": (lambda w: b"", "500"),
+    "nothing at all": (lambda w: b"", None),
+    "garbage in a row's place": (lambda w: b"".join([b"<html>\n", *lines(w)[1:]]), None),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_reading_is_repeated_before_anything_is_bought_again(world: World, case: str) -> None:
+    body, fault = BROKEN[case]
+    whole = b"".join(lines(world))
+    reads = serve(world, body(world), fault=fault)
+    while not reads:
+        world.pass_time(MINUTE)
+    world.check()
+    kept = dict(world.seen)
+    serve(world, whole)
+    finish(world)
+    assert kept.items() <= world.seen.items()
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert len(world.api.batches) == 1, "bought again"
+    report = world.ledger.report(job=None)
+    assert (report.wasted, report.possible_doubles) == (0, 0)
+
+
+def test_rows_that_stay_missing_are_tried_again_and_the_books_say_that_they_may_be_doubles(world: World) -> None:
+    reads = serve(world, b"".join(lines(world)[1:]))
+    finish(world)
+    assert len(reads) == 4
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert [len(batch.rows) for batch in world.api.batches] == [ROWS, 1]
+    assert world.ledger.report(job=None).possible_doubles == 1
+
+
+def test_rows_that_always_go_missing_fail_with_their_reason(world: World) -> None:
+    world.api.order("read", "empty", always=True)
+    finish(world)
+    assert outcomes(world) == {bw.Outcome.FAILED: ROWS}
+    assert all(b"missing_row" in line for _, line in world.seen.values())
+    assert len(world.api.batches) == 3, "Policy.max_attempts"
+
+
+def test_reads_that_fail_for_ever_suspend_the_lane_and_buy_nothing(world: World) -> None:
+    world.api.order("read", "500", always=True)
+    world.pass_time(12 * HOUR)
+    assert bw.Lane.BATCH in world.engine.suspended
+    assert len(world.api.batches) == 1
+    assert world.api.calls["read"] < 200
+    world.api.heal()
+    finish(world)
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+
+
+def test_results_that_cannot_be_read_in_time_go_to_the_sync_lane(request: pytest.FixtureRequest) -> None:
+    world = ended(30 * HOUR)
+    request.addfinalizer(world.close)
+    world.api.order("read", "500", always=True)
+    world.pass_time(28 * HOUR, wakes=2_000)
+    world.check()
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert world.api.sync.total() == ROWS
+    assert world.ledger.report(job=None).possible_doubles == ROWS
+
+
+def test_an_unknown_result_type_fails_its_request_unbought(world: World) -> None:
+    broken = [orjson.dumps({**orjson.loads(line), "result": {"type": "deferred"}}) for line in lines(world)[:1]]
+    serve(world, b"\n".join([*broken, *lines(world)[1:]]))
+    finish(world)
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS - 1, bw.Outcome.FAILED: 1}
+    assert len(world.api.batches) == 1
+
+
+def test_results_gone_are_bought_again_and_booked(world: World) -> None:
+    world.api.batches[0].gone = True
+    finish(world)
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert len(world.api.batches) == 2
+    assert world.ledger.report(job=None).possible_doubles == ROWS
+
+
+def test_a_404_just_after_create_does_no_harm() -> None:
+    world = World()
+    world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
+    for _ in range(4):
+        world.api.order("retrieve", "404")
+    world.pass_time(2 * MINUTE)
+    finish(world)
+    assert len(world.api.batches) == 1
+    world.close()
+
+
+def test_a_cut_reading_does_not_hide_a_stop_sign() -> None:
+    world = World()
+    world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
+    world.run()
+    world.true += 2 * HOUR
+    error = {"type": "errored", "error": {"type": "error", "error": {"type": "not_found_error", "message": "model"}}}
+    failed = [orjson.dumps({"custom_id": name, "result": error}) + b"\n" for name, _ in world.api.batches[0].rows]
+    serve(world, b"".join(failed[:3]), b"".join(failed))
+    world.pass_time(HOUR)
+    world.check()
+    assert not world.seen, "requests failed for what is not their fault"
+    assert "all 6 requests of a batch failed alike" in world.engine.suspended[bw.Lane.BATCH]
+    world.close()
+
+
+def test_a_paid_row_of_a_request_that_left_is_used_if_nothing_else_ended_it(request: pytest.FixtureRequest) -> None:
+    world = ended()
+    request.addfinalizer(world.close)
+    (batch,) = world.ledger.snapshot().batches
+    world.ledger.unseal(batch.id, lane=bw.Lane.SYNC, now=world.now(), keep=True, doubtful=True)
+    world.ledger.suspend(bw.Lane.SYNC, "as if it could not run now", now=world.now())
+    finish(world)
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert world.api.sync.total() == 0
+    assert world.ledger.report(job=None).wasted == 0
+
+
+def test_rows_canceled_for_a_rescue_are_tried_again_and_those_of_a_caller_settle() -> None:
+    for by_caller in (True, False):
+        world = World()
+        world.api.duration = 20 * HOUR
+        world.dispatch_all(NAMES, 30 * HOUR)
+        world.pass_time(10 * HOUR)
+        if by_caller:
+            world.cancel()
+            world.run()
+        else:
+            world.api.batches[0].cancel_at = world.api.now()
+        finish(world)
+        found = outcomes(world)
+        assert found[bw.Outcome.SUCCEEDED] == (3 if by_caller else ROWS), found
+        assert found[bw.Outcome.CANCELED] == (3 if by_caller else 0), found
+        world.close()
+
+
+JUNK = st.binary(max_size=40).map(lambda junk: junk.replace(b"\n", b"") + b"\n")
+EDITS = st.lists(st.tuples(st.sampled_from(["keep", "twice", "drop", "cut", "junk", "foreign"]), JUNK), max_size=12)
+
+
+@given(
+    readings=st.lists(st.tuples(st.permutations(range(ROWS)), EDITS, st.integers(1, 400), st.booleans()), max_size=3),
+)
+def test_any_mix_of_rows_in_any_chunks_settles_each_once(
+    readings: list[tuple[list[int], list[tuple[str, bytes]], int, bool]],
+) -> None:
+    world = ended()
+    try:
+        rows = lines(world)
+        for order, edits, size, dropped in readings:
+            parts: list[bytes] = []
+            for position, index in enumerate(order):
+                kind, junk = edits[position] if position < len(edits) else ("keep", b"")
+                line = rows[index]
+                parts += {
+                    "keep": [line],
+                    "twice": [line, line],
+                    "drop": [],
+                    "cut": [line[:30] + b"\n"],
+                    "junk": [junk, line],
+                    "foreign": [row("foreign"), line],
+                }[kind]
+            serve(world, b"".join(parts), size=size, fault="dropped" if dropped else None)
+            world.true += 6 * MINUTE
+            world.run()
+            world.check()
+        serve(world, b"".join(rows))
+        finish(world)
+        assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+        assert len(world.api.batches) == 1
+        report = world.ledger.report(job=None)
+        assert (report.wasted, report.possible_doubles, report.attempts) == (0, 0, ROWS)
+    finally:
+        world.close()
+
+
+def test_the_simulation_refuses_in_words_that_the_table_knows() -> None:
+    assert {fault.type for fault in REFUSALS.values()} > {"rate_limit_error", "connection_error"}
+    assert Remote("id", World().api.now(), [], timedelta(0)).kinds() == []
+    assert BatchState.ENDED.value == "ended"

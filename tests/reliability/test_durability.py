@@ -1,0 +1,127 @@
+"""The order of durability: a sync stands between a commit and what relies on it.
+
+SQLite's own writes and syncs are watched at its VFS. At the first byte of a POST nothing of the ledger's log may be
+unsynced, the seal and `posting` least of all; nor when a result is handed over.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx2
+import pytest
+
+import batchwise as bw
+from batchwise.ledger import schema
+from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.sandbox import Sandbox
+from tests.reliability import vfs
+from tests.reliability.crossing import POLICY
+from tests.strategies import params
+
+pytestmark = pytest.mark.skipif(not vfs.supported(), reason="this interpreter's SQLite hides its C interface")
+
+
+class Record:
+    """What happened, in order: commits by name, writes and syncs of the log, sends, hand-overs."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def file(self, what: str, path: str) -> None:
+        if path.endswith("-wal"):
+            self.events.append(what)
+
+    def unsynced(self) -> list[str]:
+        """The commits whose writes have not been followed by a sync, as things stand."""
+        last = max((index for index, event in enumerate(self.events) if event == "sync"), default=-1)
+        return [event for event in self.events[last + 1 :] if event == "write" or event.startswith("commit")]
+
+    def between(self, first: str, second: str) -> list[str]:
+        start = self.events.index(first)
+        return self.events[start : self.events.index(second, start)]
+
+
+class RecordedLedger(SqliteLedger):
+    record: Record
+
+    def _commit(self, name: str) -> None:
+        self.record.events.append(f"commit {name}")
+        super()._commit(name)
+
+
+class RecordedTransport(httpx2.HTTPTransport):
+    record: Record
+    loose: list[tuple[str, list[str]]]
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.method == "POST":
+            self.loose.append((request.url.path, self.record.unsynced()))
+            self.record.events.append(f"send {request.url.path}")
+        return super().handle_request(request)
+
+
+def run(folder: Path) -> tuple[Record, list[tuple[str, list[str]]]]:
+    record = RecordedLedger.record = RecordedTransport.record = Record()
+    loose = RecordedTransport.loose = list[tuple[str, list[str]]]()
+    with Sandbox(batch_latency=0.1) as sandbox, vfs.watched(record.file):
+        http = httpx2.Client(transport=RecordedTransport())
+        client = anthropic.Anthropic(base_url=sandbox.base_url, api_key="sandbox", http_client=http)
+        with bw.Dispatcher(client, ledger=RecordedLedger(folder / "ledger.db"), policy=POLICY) as dispatcher:
+            requests = [bw.Request(params(f"row {number}"), key=f"row {number}") for number in range(5)]
+            job = dispatcher.dispatch_all(requests, job="job", latency=timedelta(hours=30))
+            for result in job.results(timeout=30):
+                loose.append((f"result {result.key}", record.unsynced()))
+                record.events.append("hand over")
+            called = dispatcher.dispatch(params("now")).result(timeout=30)
+            loose.append((f"result {called.key}", record.unsynced()))
+    return record, loose
+
+
+def check(record: Record, loose: list[tuple[str, list[str]]]) -> None:
+    assert [where for where, _ in loose].count("/v1/messages/batches") == 1
+    for where, unsynced in loose:
+        assert not unsynced, (where, unsynced)
+    batches = "send /v1/messages/batches"
+    for first, second in (
+        ("commit intake accept", batches),
+        ("commit seal", "commit posting"),
+        ("commit posting", batches),
+        ("commit created", "hand over"),
+        ("commit settle", "hand over"),
+        ("commit accept", "send /v1/messages"),
+    ):
+        assert "sync" in record.between(first, second), f"no sync between {first!r} and {second!r}"
+
+
+def test_what_is_relied_on_is_synced_first(tmp_path: Path) -> None:
+    check(*run(tmp_path))
+
+
+@pytest.mark.parametrize("setting", ["NORMAL", "OFF"])
+def test_the_check_catches_a_ledger_that_does_not_sync(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Callable[..., Any] = schema._settle_in
+
+    def loose(db: sqlite3.Connection, path: str) -> None:
+        real(db, path)
+        db.execute(f"PRAGMA synchronous = {setting}")
+
+    monkeypatch.setattr(schema, "_settle_in", loose)
+    record, unsynced = run(tmp_path)
+    with pytest.raises(AssertionError):
+        check(record, unsynced)
+
+
+def test_every_connection_syncs_and_writes_ahead_after_reopening_too(tmp_path: Path) -> None:
+    for _ in range(2):
+        ledger = SqliteLedger(tmp_path / "ledger.db")
+        assert ledger._db.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert ledger._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        ledger.close()

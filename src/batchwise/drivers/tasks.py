@@ -10,7 +10,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from batchwise.engine.actions import carry_out, withdraw
 from batchwise.engine.calls import call
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import AsyncPorts, drive_async
-from batchwise.engine.passes import QUICK, once, repeats
+from batchwise.engine.passes import MAX_ACTIONS, NEVER, PASS_SHARE, QUICK, SPARED, WATCH, once, repeats
 from batchwise.engine.queue import Ticked
 from batchwise.errors import BatchwiseError, ClosedDispatcherError, ForkedDispatcherError, WrongLoopError
 from batchwise.models import Lane
@@ -34,16 +34,6 @@ __all__ = ["TaskDriver", "in_thread"]
 
 _log = logging.getLogger("batchwise")
 T = TypeVar("T")
-
-_MAX_ACTIONS = 8
-"""Batch actions under way at once."""
-_NEVER = datetime.max.replace(tzinfo=timezone.utc)
-_WATCH = 0.25
-"""Seconds between two looks for what other processes did to the ledger, at least."""
-_PASS_SHARE = 10
-"""Planning anew takes one part in so many of the time, however much is queued, unless something is due."""
-_SPARED = 60.0
-"""Seconds that calls which run are given after an exception."""
 
 
 async def in_thread(function: Callable[..., T], *args: Any, **keywords: Any) -> T:
@@ -88,7 +78,7 @@ class TaskDriver:
         self._pump_bell, self._work_bell, self._news = _Bell(), _Bell(), _Bell()
         self._acting = 0
         self._next: datetime | None = None
-        self._gap = _WATCH
+        self._gap = WATCH
         self._waiters: dict[int, list[anyio.Event]] = {}
         self._fatal: BaseException | None = None
         self._version, self._look_at = -1, 0.0
@@ -220,7 +210,7 @@ class TaskDriver:
                 await self._notice()
                 begun = monotonic()
                 wait = await self._pass()
-                self._gap = max(_WATCH, _PASS_SHARE * (monotonic() - begun))
+                self._gap = max(WATCH, PASS_SHARE * (monotonic() - begun))
                 if self.engine.troubles != self._told:
                     self._told = self.engine.troubles
                     self._tell_all()
@@ -230,7 +220,7 @@ class TaskDriver:
             except Exception:  # noqa: BLE001  # logged, and tried again
                 _log.exception("batchwise: a pass failed; the next one follows")
                 wait = 1.0
-            self._next = _NEVER if wait is None else self.engine.now() + timedelta(seconds=wait)
+            self._next = NEVER if wait is None else self.engine.now() + timedelta(seconds=wait)
             await self._watch(heard, wait)
 
     async def _watch(self, heard: anyio.Event, wait: float | None) -> None:
@@ -250,7 +240,7 @@ class TaskDriver:
         """
         if monotonic() < self._look_at:
             return False
-        self._look_at = monotonic() + _WATCH
+        self._look_at = monotonic() + WATCH
         before, self._version = self._version, await in_thread(self._ledger.version)
         if self._version == before:
             return False
@@ -266,7 +256,7 @@ class TaskDriver:
                 wait = max(0.0, (action.moment - self.engine.now()) / timedelta(seconds=1))
             elif isinstance(action, QUICK):
                 moved |= await self._carry_out_now(action)
-            elif self._acting < _MAX_ACTIONS and (token := self.engine.begin(action)) is not None:
+            elif self._acting < MAX_ACTIONS and (token := self.engine.begin(action)) is not None:
                 self._acting += 1
                 self._tasks.start_soon(self._act, action, token)
         if moved and await in_thread(self._ledger.version) != before:
@@ -326,7 +316,7 @@ class TaskDriver:
     async def _let_calls_end(self) -> None:
         """Calls that run are paid for: let them end, and start no more."""
         await in_thread(self.engine.put_back)
-        with anyio.move_on_after(_SPARED):
+        with anyio.move_on_after(SPARED):
             while self.engine.queue.busy:
                 await self._work_bell.wait(self._work_bell.heard(), 0.05)
                 await in_thread(self.engine.put_back)

@@ -7,7 +7,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from time import monotonic
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from batchwise.engine.actions import carry_out, withdraw
 from batchwise.engine.calls import call
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import SyncPorts, drive
-from batchwise.engine.passes import QUICK, once, repeats
+from batchwise.engine.passes import MAX_ACTIONS, NEVER, PASS_SHARE, QUICK, SPARED, WATCH, once, repeats
 from batchwise.engine.queue import Ticked
 from batchwise.errors import BatchwiseError, ClosedDispatcherError, ForkedDispatcherError
 from batchwise.models import Lane
@@ -25,16 +25,6 @@ __all__ = ["ThreadDriver"]
 
 _log = logging.getLogger("batchwise")
 T = TypeVar("T")
-
-_MAX_ACTIONS = 8
-"""Batch actions under way at once."""
-_NEVER = datetime.max.replace(tzinfo=timezone.utc)
-_WATCH = 0.25
-"""Seconds between two looks for what other processes did to the ledger, at least."""
-_PASS_SHARE = 10
-"""Planning anew takes one part in so many of the time, however much is queued, unless something is due."""
-_SPARED = 60.0
-"""Seconds that calls which run are given after an exception."""
 
 
 class _Bell:
@@ -77,7 +67,7 @@ class ThreadDriver:
         self._pump_bell, self._work_bell, self._news = _Bell(), _Bell(), _Bell()
         self._pump: threading.Thread | None = None
         self._next: datetime | None = None
-        self._gap = _WATCH
+        self._gap = WATCH
         self._workers: set[threading.Thread] = set()
         self._idle = 0
         self._acting = 0
@@ -163,7 +153,7 @@ class ThreadDriver:
                 self._notice()
                 begun = monotonic()
                 wait = self._pass()
-                self._gap = max(_WATCH, _PASS_SHARE * (monotonic() - begun))
+                self._gap = max(WATCH, PASS_SHARE * (monotonic() - begun))
                 if self.engine.troubles != self._told:
                     self._told = self.engine.troubles
                     self._tell_all()
@@ -173,7 +163,7 @@ class ThreadDriver:
             except Exception:  # noqa: BLE001  # logged, and tried again
                 _log.exception("batchwise: a pass failed; the next one follows")
                 wait = 1.0
-            self._next = _NEVER if wait is None else self.engine.now() + timedelta(seconds=wait)
+            self._next = NEVER if wait is None else self.engine.now() + timedelta(seconds=wait)
             self._watch(heard, wait)
 
     def _watch(self, heard: int, wait: float | None) -> None:
@@ -193,7 +183,7 @@ class ThreadDriver:
         """
         if monotonic() < self._look_at:
             return False
-        self._look_at = monotonic() + _WATCH
+        self._look_at = monotonic() + WATCH
         before, self._version = self._version, self._ledger.version()
         if self._version == before:
             return False
@@ -209,7 +199,7 @@ class ThreadDriver:
                 wait = max(0.0, (action.moment - self.engine.now()) / timedelta(seconds=1))
             elif isinstance(action, QUICK):
                 moved |= self._carry_out_now(action)
-            elif self._acting < _MAX_ACTIONS:
+            elif self._acting < MAX_ACTIONS:
                 self._begin(action)
         if moved and self._ledger.version() != before:
             return 0.0  # rows moved: what is due now was not seen by this plan
@@ -383,7 +373,7 @@ class ThreadDriver:
 
     def _let_calls_end(self) -> None:
         """Calls that run are paid for: let them end, and start no more."""
-        end = monotonic() + _SPARED
+        end = monotonic() + SPARED
         self.engine.put_back()
         while self.engine.queue.busy and monotonic() < end:
             self._work_bell.wait(self._work_bell.heard(), 0.05)

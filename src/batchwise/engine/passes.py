@@ -1,13 +1,24 @@
-"""How often an action may recur while one caller works off all that is due (`advance`, `close`)."""
+"""The figures of both drivers: how much at once, how often, and how often again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 
 from batchwise.planning import planner
 
-__all__ = ["QUICK", "once", "repeats"]
+__all__ = ["MAX_ACTIONS", "NEVER", "PASS_SHARE", "QUICK", "SPARED", "WATCH", "once", "repeats"]
 
+MAX_ACTIONS = 8
+"""Batch actions under way at once."""
+NEVER = datetime.max.replace(tzinfo=timezone.utc)
+"""When nothing falls due."""
+WATCH = 0.25
+"""Seconds between two looks for what other processes did to the ledger, at least."""
+PASS_SHARE = 10
+"""Planning anew takes one part in so many of the time, however much is queued, unless something is due."""
+SPARED = 60.0
+"""Seconds that calls which run are given after an exception."""
 QUICK = (planner.Run, planner.Move, planner.FailLate, planner.Release)
 """Actions that only move rows; they are carried out within the planner's pass, in its order."""
 

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from datetime import timedelta
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -34,9 +35,9 @@ JOB = "nightly"
 
 
 class Crossings:
-    """Counts; at `last` the process is killed where it stands."""
+    """Counts; at `last` (a number, or the first of this name) the process is killed where it stands."""
 
-    def __init__(self, last: int | None, log: Path) -> None:
+    def __init__(self, last: int | str | None, log: Path) -> None:
         self._last, self._log = last, log
         self._lock = threading.Lock()
         self.count = 0
@@ -44,7 +45,7 @@ class Crossings:
     def cross(self, name: str) -> None:
         with self._lock:
             self.count += 1
-            if self.count == self._last:
+            if self._last in {self.count, name}:
                 self._log.write_text(name)
                 os.kill(os.getpid(), signal.SIGKILL)
                 threading.Event().wait()  # SIGKILL is on its way
@@ -70,7 +71,7 @@ class KillableTransport(httpx2.HTTPTransport):
         return response
 
 
-def run_job(base_url: str, ledger: str, last: int | None, log: str, requests: int, dated: bool) -> None:
+def run_job(base_url: str, ledger: str, last: int | str | None, log: str, requests: int, dated: bool) -> None:
     """The whole script of a user: dispatch a job (and one patient request for the sync lane), wait for all."""
     crossings = Crossings(last, Path(log))
     KillableLedger.crossings = KillableTransport.crossings = crossings
@@ -112,6 +113,8 @@ def run(target: Any, *arguments: object, timeout: float = 90) -> int | None:
 class StoppingCrossings(Crossings):
     """At the first crossing of this name the process stops (SIGSTOP) where it stands."""
 
+    ledger: KillableLedger
+
     def __init__(self, name: str, log: Path) -> None:
         super().__init__(None, log)
         self._name = name
@@ -121,8 +124,11 @@ class StoppingCrossings(Crossings):
             self.count += 1
             stop, self._name = name == self._name, "" if name == self._name else self._name
         if stop:
-            self._log.write_text(name)
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # Not in the middle of a transaction of another thread: nobody could write to the file any more.
+            with self.ledger._lock:
+                self._log.write_text(name)
+                os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(0.1)  # the stop reaches every thread before this one goes on
 
 
 def run_and_stop(base_url: str, ledger: str, stop_at: str, log: str, requests: int, sla: float | None) -> None:
@@ -133,7 +139,8 @@ def run_and_stop(base_url: str, ledger: str, stop_at: str, log: str, requests: i
         base_url=base_url, api_key="sandbox", timeout=2.0, http_client=httpx2.Client(transport=KillableTransport())
     )
     policy = POLICY if sla is None else short_window(sla)
-    with bw.Dispatcher(client, ledger=KillableLedger(ledger), policy=policy) as dispatcher:
+    crossings.ledger = KillableLedger(ledger)
+    with bw.Dispatcher(client, ledger=crossings.ledger, policy=policy) as dispatcher:
         latency = bw.Latency.FLEXIBLE if sla is None else timedelta(seconds=sla)
         job = dispatcher.dispatch_all(
             (bw.Request(params(f"prompt {number}"), key=f"key {number}") for number in range(requests)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any
 
 import orjson
@@ -14,8 +13,7 @@ from hypothesis import strategies as st
 
 import batchwise as bw
 from batchwise.planning.custom_ids import custom_id, parse
-from batchwise.planning.state import BatchState
-from tests.reliability.simulation import HOUR, MINUTE, REFUSALS, Remote, World, message_of
+from tests.reliability.simulation import HOUR, MINUTE, World, message_of
 
 ROWS = 6
 NAMES = [f"prompt {number}" for number in range(ROWS)]
@@ -285,9 +283,3 @@ def test_any_mix_of_rows_in_any_chunks_settles_each_once(
         assert (report.wasted, report.possible_doubles, report.attempts) == (0, 0, ROWS)
     finally:
         world.close()
-
-
-def test_the_simulation_refuses_in_words_that_the_table_knows() -> None:
-    assert {fault.type for fault in REFUSALS.values()} > {"rate_limit_error", "connection_error"}
-    assert Remote("id", World().api.now(), [], timedelta(0)).kinds() == []
-    assert BatchState.ENDED.value == "ended"

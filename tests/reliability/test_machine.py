@@ -182,7 +182,7 @@ class Machine(RuleBasedStateMachine):
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=3_000 if SOAK else 60,
+    max_examples=3_000 if SOAK else 50,
     stateful_step_count=30 if SOAK else 20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],

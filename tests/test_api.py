@@ -14,7 +14,7 @@ import pytest
 
 import batchwise
 
-# DESIGN.md, "Public names"
+# The public names; they are a contract.
 CONTRACT = {
     "Request",
     "choose_lane",

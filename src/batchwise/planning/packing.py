@@ -223,7 +223,7 @@ def grouping_tolerance(sla: timedelta) -> timedelta:
     """How far apart the deadlines of hedged requests in one batch may lie: 5 % of the SLA, at most 5 minutes.
 
     A hedged batch is cancelled at the last safe moment of its earliest deadline, so each later one loses that much
-    of its chance to end by itself (PROTOCOL.md, hedge).
+    of its chance to end by itself.
     """
     return min(sla / 20, timedelta(minutes=5))
 
@@ -281,7 +281,7 @@ def body_chunks(
         entries: Ids (made by `custom_ids`: nothing in them needs escaping) and JSON bodies.
         chunk_size: Bytes after which a chunk is handed on.
         before_last: Called when all but the last chunk have been taken, before the last one is given. What it raises
-            ends the body unfinished, and a create call whose body is unfinished creates nothing (PROTOCOL.md).
+            ends the body unfinished, and a create call whose body is unfinished creates nothing.
     """
     parts: list[bytes] = []
     lead, size = _OPEN, 0

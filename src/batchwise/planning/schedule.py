@@ -88,7 +88,7 @@ def _latest(cohorts: Sequence[Cohort], limits: Limits, tail: timedelta) -> list[
 def latest_starts(cohorts: Sequence[Cohort], limits: Limits, *, tail: timedelta) -> tuple[datetime, ...]:
     """When each cohort has to start on the lane at the latest (UTC), in the order given, so that all are in time.
 
-    `f_k = min(D_k - tail, f_(k+1)) - W_k`, deadlines descending (PROTOCOL, deadline arithmetic); of cohorts with the
+    `f_k = min(D_k - tail, f_(k+1)) - W_k`, deadlines descending; of cohorts with the
     same deadline the first given runs first. Releases are not looked at: a cancel makes work available early.
 
     Args:

@@ -41,7 +41,7 @@ from batchwise.models import (
 from batchwise.planning import planner, routing
 from batchwise.planning.admission import Promises, admit, promises_of
 from batchwise.planning.custom_ids import UNSEALED, custom_id
-from batchwise.planning.forecast import Forecast
+from batchwise.planning.forecast import Forecast, Sample
 from batchwise.planning.pricing import PriceBook, estimate, to_pico
 from batchwise.planning.schedule import at_risk
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
@@ -109,7 +109,7 @@ class Engine:
         self._sealing: object | None = None
         self._promises: tuple[float, Promises] | None = None
         self._routes: dict[object, tuple[Decision, Terms]] = {}
-        self._forecast: tuple[float, Forecast] = (-1e9, Forecast.prior(window=policy.window))
+        self._record: tuple[float, Sequence[Sample], dict[object, Forecast]] = (-1e9, (), {})
 
     # -- accepting --------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Engine:
             request,
             now=now,
             policy=self.policy,
-            forecast=self.forecast(),
+            forecast=self.forecast(request.model, at=now),
             prices=self.prices,
             latency=latency,
             tool_use=tool_use,
@@ -303,15 +303,21 @@ class Engine:
 
     # -- the planner's pass -----------------------------------------------------------------------------------------
 
-    def forecast(self) -> Forecast:
-        """How long batches take, from the ledger's record, read anew every minute."""
-        read, forecast = self._forecast
+    def forecast(
+        self, model: str | None = None, *, requests: int | None = None, at: datetime | None = None
+    ) -> Forecast:
+        """How long batches of this kind take, from the ledger's record, which is read anew every minute."""
+        read, history, made = self._record
         if monotonic() - read > 60:
-            history = self.ledger.history()
-            if history:
-                forecast = Forecast.from_history(history, window=self.policy.window)
-            self._forecast = monotonic(), forecast
-        return forecast
+            history, made = self.ledger.history(), {}
+            self._record = monotonic(), history, made
+        hour = None if at is None else at.hour
+        kind = (model, None if requests is None else len(str(requests)), hour)
+        if kind not in made:
+            made[kind] = Forecast.from_history(
+                history, model=model, requests=requests, hour=hour, window=self.policy.window
+            )
+        return made[kind]
 
     def snapshot(self) -> Snapshot:
         """The ledger's snapshot with what only this process knows."""
@@ -507,7 +513,7 @@ class Engine:
                 remote_id=batch.remote_id,
                 requests=batch.requests,
                 elapsed=elapsed,
-                expected_end=snapshot.forecast.expected_range(begun, elapsed),
+                expected_end=self._forecast_of(batch, begun).expected_range(begun, elapsed),
                 rescue_at=starts.get(batch.id),
                 status="in_doubt"
                 if batch.state in {BatchState.DOUBT, BatchState.WATCHED}
@@ -515,6 +521,10 @@ class Engine:
                 if batch.state is BatchState.OPEN
                 else batch.state.value,
             )
+
+    def _forecast_of(self, batch: BatchView, begun: datetime) -> Forecast:
+        model = batch.groups[0].terms.model if batch.groups else None
+        return self.forecast(model, requests=batch.requests, at=begun)
 
     def progress_of(self, job: str | None) -> Progress:
         """Where a job, or everything, stands."""

@@ -151,7 +151,8 @@ def killed_at_random(folder: Path, chance: random.Random) -> int:
         assert run(run_job, sandbox.base_url, ledger, None, str(log), REQUESTS, False) == 0
         with bw.Dispatcher(sandbox.client(), ledger=ledger, policy=POLICY) as dispatcher:
             outcomes = Counter(result.outcome for result in dispatcher.results())
-            assert dispatcher.report().possible_doubles == 0
+            # Killed just before the POST: given up after the grace, though nothing was bought.
+            assert dispatcher.report().possible_doubles in {0, REQUESTS}
         assert outcomes == {bw.Outcome.SUCCEEDED: REQUESTS}
         assert sandbox.books.bought_by_prompt() == PROMPTS
         return sandbox.books.requests_by_path[CREATE]

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
+from itertools import islice
 from time import monotonic
 from typing import Any
 
@@ -236,48 +237,40 @@ class Engine:
     ) -> Sequence[int]:
         """Accept many, whole or not at all, in bounded memory; returns their numbers in order."""
         now = self.now()
-        routes: dict[object, Terms] = {}
-        groups: dict[int, list[int]] = {}
-        by_size = bool(self.policy.hedge or self.policy.delay_cost_per_hour)
         with self.ledger.intake(job=job, run=self.run, now=now) as intake:
-            chunk: list[Entry] = []
-            for position, request in enumerate(requests):
-                if not isinstance(request, Request):
-                    raise InvalidRequestError(
-                        f"item #{position} of dispatch_all is a {type(request).__name__}; wrap params in Request(...)"
-                    )
-                signature = (
-                    request.traits,
-                    request.latency_tag,
-                    request.tool_use,
-                    request.betas,
-                    request.stream,
-                    request.expected_output_tokens,
-                    len(request.body) >> 10 if by_size else 0,
-                )
-                terms = routes.get(signature)
-                if terms is None:
-                    terms = routes[signature] = self._route_named(request, position, now, latency, tool_use)
-                    groups[id(terms)] = [0, 0]
-                tally = groups[id(terms)]
-                tally[0] += 1
-                tally[1] += len(request.body)
-                chunk.append(Entry(request.key, request.digest, request.body, terms))
-                if len(chunk) >= _CHUNK:
-                    intake.stage(chunk)
-                    chunk = []
-            if chunk:
-                intake.stage(chunk)
-            moves = self._admit_all(
-                [
-                    Group(terms=terms, requests=groups[id(terms)][0], size=groups[id(terms)][1], since=now)
-                    for terms in routes.values()
-                ],
-                now,
-            )
+            entries = self._entries(requests, now, latency, tool_use)
+            while intake.stage(islice(entries, _CHUNK)):
+                pass
+            groups = [Group(terms=terms, requests=count, size=size, since=now) for terms, count, size in intake.fresh]
+            moves = self._admit_all(groups, now)
             numbers = intake.accept(now=now, cap=self._cap(), flush=True, sync=moves)
         self._promises = None
         return numbers
+
+    def _entries(
+        self, requests: Iterable[Request], now: datetime, latency: LatencyTag | None, tool_use: ToolUse | None
+    ) -> Iterator[Entry]:
+        """What to store of each, one at a time; those alike are routed once."""
+        routes: dict[object, Terms] = {}
+        by_size = bool(self.policy.hedge or self.policy.delay_cost_per_hour)
+        for position, request in enumerate(requests):
+            if not isinstance(request, Request):
+                raise InvalidRequestError(
+                    f"item #{position} of dispatch_all is a {type(request).__name__}; wrap params in Request(...)"
+                )
+            signature = (
+                request.traits,
+                request.latency_tag,
+                request.tool_use,
+                request.betas,
+                request.stream,
+                request.expected_output_tokens,
+                len(request.body) >> 10 if by_size else 0,
+            )
+            terms = routes.get(signature)
+            if terms is None:
+                terms = routes[signature] = self._route_named(request, position, now, latency, tool_use)
+            yield Entry(request.key, request.digest, request.body, terms)
 
     def _route_named(
         self, request: Request, position: int, now: datetime, latency: LatencyTag | None, tool_use: ToolUse | None

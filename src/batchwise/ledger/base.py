@@ -156,12 +156,16 @@ class Intake(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def stage(self, entries: Sequence[Entry]) -> None:
-        """Stage some more.
+    def stage(self, entries: Iterable[Entry]) -> int:
+        """Stage some more, in one transaction; returns how many.
 
         Raises:
             KeyConflictError: A key is taken by other content (in the ledger or earlier in this intake).
         """
+
+    @property
+    def fresh(self) -> list[tuple[Terms, int, int]]:
+        """What has been staged and was not there before: terms, requests, bytes of bodies."""
 
     def accept(
         self,

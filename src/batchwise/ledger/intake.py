@@ -1,60 +1,33 @@
-"""How requests come in: one at a time, or in bulk, accepted whole or not at all."""
+"""How requests come in, one at a time; `bulk` for many."""
 
-# An intake is a part of its ledger; statements are made of constants and question marks.
-# ruff: noqa: SLF001, S608
+# ruff: noqa: S608 (statements are made of constants and question marks)
 
 from __future__ import annotations
 
 import sqlite3
 import threading
 import time
-from array import array
 from collections import deque
-from collections.abc import Mapping, Sequence
 from datetime import datetime
-from types import TracebackType
-from typing import NamedTuple
 from uuid import uuid4
 
 import attrs
 
-from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, shown
-from batchwise.models import Lane
+from batchwise.errors import BatchwiseError, LedgerError, SpendLimitError
 from batchwise.planning.state import Terms
 
 from .base import Accepted, Cap, Entry, Intake
 from .batches import Lanes
-from .rows import BATCH, IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, SYNC, decode_key, encode_key, merged
+from .bulk import SqliteIntake
+from .keys import StagedError, conflict, find, is_position
+from .rows import IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, SYNC, decode_key, encode_key, merged
 from .store import CHUNK, Moves, Place, Row, place_of
 
-__all__ = ["Acceptance", "SqliteIntake"]
+__all__ = ["Acceptance"]
 
 _PAUSE = 0.02
 _GROUP = 256
 _PICO = 10**12
-_INSERT_REQUEST = (
-    "INSERT OR IGNORE INTO request (id, job, key, digest, terms, size, lane, run) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_INSERT_BODY = "INSERT INTO body VALUES (?, ?)"
-
-
-# job, key, digest, terms, size, lane, run, body
-_StagedRow = tuple[int, bytes, bytes, int, int, int, int, bytes]
-
-
-class _StagedError(Exception):
-    """The key belongs to a bulk that has not been accepted yet."""
-
-    def __init__(self, intake: int) -> None:
-        super().__init__()
-        self.intake = intake
-
-
-class _Found(NamedTuple):
-    id: int
-    digest: bytes
-    staged: int
-    intake_terms: int
 
 
 @attrs.define(eq=False)
@@ -120,7 +93,7 @@ class Acceptance(Lanes):
                     self._accept_pending()
             if call.accepted is not None:
                 return call.accepted
-            if not isinstance(call.error, _StagedError):
+            if not isinstance(call.error, StagedError):
                 raise call.error or LedgerError("the request was not accepted")
             self._await_intake(call.error.intake)
 
@@ -136,7 +109,7 @@ class Acceptance(Lanes):
                     # `_accept` writes nothing before its last refusal, so a refused call leaves no trace.
                     try:
                         answers.append((call, self._accept(db, call), None))
-                    except (BatchwiseError, _StagedError) as error:
+                    except (BatchwiseError, StagedError) as error:
                         answers.append((call, None, error))
             for call, accepted, refusal in answers:
                 call.accepted, call.error = accepted, refusal
@@ -164,7 +137,7 @@ class Acceptance(Lanes):
         else:
             position = self._position(db, job, entry.digest)
             key = b"#%d" % position
-        found = None if job is None else _find(db, job, key)
+        found = None if job is None else find(db, job, key)
         if found is None:
             self._check_cap(db, cap, entry.terms.reserve_each + len(entry.body) * entry.terms.reserve_per_byte)
             if job is None:
@@ -173,9 +146,9 @@ class Acceptance(Lanes):
             number = self._insert(db, call, job, key)
         else:
             if found.staged:
-                raise _StagedError(found.staged)
+                raise StagedError(found.staged)
             if found.digest != entry.digest:
-                raise _conflict(decode_key(key), call.job)
+                raise conflict(decode_key(key), call.job)
             number = found.id
         created = found is None
         if not created:
@@ -200,7 +173,7 @@ class Acceptance(Lanes):
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (number, job, key, entry.digest, terms, size, lane, call.run, status),
         )
-        db.execute(_INSERT_BODY, (number, entry.body))
+        db.execute("INSERT INTO body VALUES (?, ?)", (number, entry.body))
         moves = Moves(self, db, call.now)
         moves.add(Place(terms, lane, status, 0, 0), 1, size)
         moves.book()
@@ -212,18 +185,18 @@ class Acceptance(Lanes):
             return 0
         used = self._positions.setdefault(job, _Positions())
         while True:
-            found = _find(db, job, b"#%d" % used.next)
+            found = find(db, job, b"#%d" % used.next)
             if found is None or found.digest == digest:
                 return used.next
             same = db.execute(
                 "SELECT key FROM request WHERE job = ? AND key >= X'23' AND key < X'24' AND digest = ?", (job, digest)
             ).fetchall()
-            known = sorted(int(key[1:]) for (key,) in same if _is_position(key))
+            known = sorted(int(key[1:]) for (key,) in same if is_position(key))
             again = next((each for each in known if each >= used.next and each not in used.ahead), None)
             if again is not None:
                 return again
             (end,) = db.execute("SELECT positions FROM job WHERE id = ?", (job,)).fetchone()
-            while _find(db, job, b"#%d" % end) is not None:
+            while find(db, job, b"#%d" % end) is not None:
                 end += 1
             return int(end)
 
@@ -347,259 +320,12 @@ class Acceptance(Lanes):
                     db.execute("DELETE FROM terms WHERE staged = ?", (intake,))
         self._intakes.pop(intake, None)
 
-
-class SqliteIntake:
-    """One bulk dispatch; see `base.Intake`."""
-
-    def __init__(self, ledger: Acceptance, number: int, *, job: str | None, job_id: int, run: int) -> None:
-        self._ledger, self._id, self._run = ledger, number, run
-        self._job, self._job_id = job, job_id
-        self._numbers = array("q")
-        self._prefix = b"~" + uuid4().hex.encode()
-        # By identity first: hashing terms costs more than the rest of a row.
-        self._known: dict[int, tuple[Terms, int]] = {}
-        self._numbered: dict[Terms, int] = {}
-        self._stored: set[int] = set()
-        self._counts: dict[int, list[int]] = {}
-        self._flush: set[int] = set()
-        self._reserve = 0
-        self._collided = False
-        self._open = True
-
-    def __enter__(self) -> SqliteIntake:  # noqa: PYI034 (typing.Self is younger than Python 3.10)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._open:
-            self._open = False
-            self._ledger._abort(self._id)
-
-    def stage(self, entries: Sequence[Entry]) -> None:
-        """Stage some more, in one transaction.
-
-        Raises:
-            KeyConflictError: A key is taken by other content (in the ledger or earlier in this intake).
-        """
-        self._check_open()
-        ledger = self._ledger
-        while True:
-            try:
-                with ledger._transaction("stage") as db:
-                    numbers, counts, reserve = self._stage(db, entries)
-            except BaseException as error:
-                # Terms that were stored with this chunk went with it.
-                self._known.clear()
-                self._numbered = {terms: number for terms, number in self._numbered.items() if number in self._stored}
-                if not isinstance(error, _StagedError):
-                    raise
-                ledger._await_intake(error.intake)
-                continue
-            self._stored.update(self._numbered.values())
-            break
-        # Only now: a chunk that failed leaves no trace here either.
-        self._numbers.extend(numbers)
-        self._reserve += reserve
-        for terms, (count, size) in counts.items():
-            sums = self._counts.setdefault(terms, [0, 0])
-            sums[0] += count
-            sums[1] += size
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise LedgerError("this bulk dispatch has ended; begin another")
-
-    def _stage(self, db: sqlite3.Connection, entries: Sequence[Entry]) -> tuple[array[int], dict[int, list[int]], int]:
-        rows = self._prepare(db, entries)
-        if not self._collided:
-            first = self._ledger._take(db, "request", 0)
-            db.execute("SAVEPOINT chunk")
-            inserted = db.executemany(
-                _INSERT_REQUEST, [(first + index, *row[:-1]) for index, row in enumerate(rows)]
-            ).rowcount
-            if inserted == len(rows):
-                db.execute("RELEASE chunk")
-                db.executemany(_INSERT_BODY, [(first + index, row[-1]) for index, row in enumerate(rows)])
-                self._ledger._take(db, "request", len(rows))
-                return self._sum(rows, array("q", range(first, first + len(rows))), None)
-            db.execute("ROLLBACK TO chunk")
-            db.execute("RELEASE chunk")
-            # Some exist. A second run of a script meets them all, so the next chunks look first.
-            self._collided = True
-        return self._stage_slowly(db, rows)
-
-    def _prepare(self, db: sqlite3.Connection, entries: Sequence[Entry]) -> list[_StagedRow]:
-        job, run, known, start = self._job_id, self._run, self._known, len(self._numbers)
-        rows = []
-        for index, (key, digest, body, terms) in enumerate(entries, start):
-            if key is not None:
-                encoded = key.encode("utf-8", "surrogatepass")
-            elif self._job is None:
-                encoded = b"%b-%d" % (self._prefix, index)
-            else:
-                encoded = b"#%d" % index
-            remembered = known.get(id(terms))
-            if remembered is None:
-                stored = self._numbered.get(terms)
-                if stored is None:
-                    stored = self._numbered[terms] = self._ledger._store_terms(db, terms, job, staged=self._id)
-                remembered = known[id(terms)] = (terms, stored)
-            rows.append((job, encoded, digest, remembered[1], len(body), LANE_CODES[terms.lane], run, body))
-        return rows
-
-    def _sum(
-        self,
-        rows: Sequence[_StagedRow],
-        numbers: array[int],
-        fresh: Sequence[bool] | None,
-    ) -> tuple[array[int], dict[int, list[int]], int]:
-        counts: dict[int, list[int]] = {}
-        for index, row in enumerate(rows):
-            if fresh is None or fresh[index]:
-                sums = counts.get(row[3])
-                if sums is None:
-                    sums = counts[row[3]] = [0, 0]
-                sums[0] += 1
-                sums[1] += row[4]
-        each = {stored: terms for terms, stored in self._known.values()}
-        reserve = sum(
-            count * each[terms].reserve_each + size * each[terms].reserve_per_byte
-            for terms, (count, size) in counts.items()
-        )
-        return numbers, counts, reserve
-
-    def _stage_slowly(
-        self,
-        db: sqlite3.Connection,
-        rows: Sequence[_StagedRow],
-    ) -> tuple[array[int], dict[int, list[int]], int]:
-        ledger = self._ledger
-        numbers, fresh = array("q"), []
-        flush = set()
-        next_number = first = ledger._take(db, "request", 0)
-        for row in rows:
-            found = _find(db, self._job_id, row[1])
-            if found is None:
-                db.execute(_INSERT_REQUEST, (next_number, *row[:-1]))
-                db.execute(_INSERT_BODY, (next_number, row[-1]))
-                numbers.append(next_number)
-                fresh.append(True)
-                next_number += 1
-                continue
-            if found.staged not in {0, self._id}:
-                raise _StagedError(found.staged)
-            if found.digest != row[2]:
-                raise _conflict(decode_key(row[1]), self._job)
-            numbers.append(found.id)
-            fresh.append(False)
-            flush.add(found.intake_terms)
-            if found.intake_terms != row[3]:
-                # What to do with it is decided when the bulk is accepted: until then nothing of it counts.
-                db.execute("INSERT INTO again (intake, request, terms) VALUES (?, ?, ?)", (self._id, found.id, row[3]))
-        ledger._take(db, "request", next_number - first)
-        self._flush |= flush
-        return self._sum(rows, numbers, fresh)
-
-    def accept(
-        self,
-        *,
-        now: datetime,
-        cap: Cap | None = None,
-        flush: bool = True,
-        sync: Mapping[Terms, tuple[int, Terms]] | None = None,
-    ) -> Sequence[int]:
-        """Accept all of it in one transaction; returns the numbers of its requests (existing ones included), in order.
-
-        `sync`: of these terms (as staged) the last so many are queued for the sync lane instead.
-
-        Raises:
-            SpendLimitError: It could pass the cap; all of it stays out.
-        """
-        self._check_open()
-        ledger = self._ledger
-        with ledger._transaction("intake accept") as db:
-            ledger._check_cap(db, cap, self._reserve)
-            db.execute("UPDATE terms SET staged = 0 WHERE staged = ?", (self._id,))
-            moves = Moves(ledger, db, now)
-            for number, (count, size) in self._counts.items():
-                lane = LANE_CODES[ledger._terms(db, number).lane]
-                moves.add(Place(number, lane, QUEUED, 0, 0), count, size, flush=flush)
-            for terms, (count, others) in (sync or {}).items():
-                self._divert(db, moves, terms, count, others, flush=flush)
-            # Booked before rows that were there are joined: those of this bulk may be among them.
-            moves.book()
-            self._join_again(db, now, cap, flush=flush)
-            if flush:
-                db.executemany(
-                    "UPDATE cohort SET flush = 1 WHERE terms = ? AND status = 0",
-                    [(number,) for number in sorted(self._flush)],
-                )
-            db.execute(
-                "UPDATE job SET visible = 1, positions = max(positions, ?) WHERE id = ?",
-                (len(self._numbers) if self._job is not None else 0, self._job_id),
-            )
-            db.execute("DELETE FROM intake WHERE id = ?", (self._id,))
-        self._open = False
-        ledger._intakes.pop(self._id, None)
-        if self._job is not None:
-            ledger._positions[self._job_id] = _Positions(len(self._numbers))
-        return self._numbers
-
-    def _divert(
-        self, db: sqlite3.Connection, moves: Moves, terms: Terms, count: int, others: Terms, *, flush: bool
-    ) -> None:
-        """The last `count` requests staged with these terms go to the sync lane's queue, on others."""
-        number = self._numbered.get(terms)
-        if number is None or terms.lane is Lane.SYNC:
-            return
-        new = self._ledger._store_terms(db, others, self._job_id)
-        last = "SELECT id FROM request WHERE terms = ? AND status = 0 AND lane = 1 ORDER BY id DESC LIMIT ?"
-        requests, size = db.execute(
-            f"SELECT count(*), total(size) FROM request WHERE id IN ({last})", (number, count)
-        ).fetchone()
-        db.execute(f"UPDATE request SET lane = 0, terms = ? WHERE id IN ({last})", (new, number, count))
-        moves.add(Place(number, BATCH, QUEUED, 0, 0), -requests, -int(size))
-        moves.add(Place(new, SYNC, QUEUED, 0, 0), requests, int(size), flush=flush)
-
-    def _join_again(self, db: sqlite3.Connection, now: datetime, cap: Cap | None, *, flush: bool) -> None:
-        """Requests that were there already: tightened, or begun anew."""
-        ledger, after = self._ledger, 0
-        while found := db.execute(
-            "SELECT id, request, terms FROM again WHERE intake = ? AND id > ? ORDER BY id LIMIT ?",
-            (self._id, after, CHUNK),
-        ).fetchall():
-            for _, request, terms in found:
-                row = ledger._rows(db, [request]).get(request)
-                if row is not None:
-                    moves = Moves(ledger, db, now)
-                    new = ledger._terms(db, terms)
-                    ledger._join(db, moves, row, new, run=self._run, now=now, cap=cap, flush=flush)
-                    moves.book()
-            after = found[-1][0]
+    def _intake_ended(self, intake: int, job: int | None, positions: int) -> None:
+        """A bulk dispatch was accepted; in a named job it took so many positions."""
+        self._intakes.pop(intake, None)
+        if job is not None:
+            self._positions[job] = _Positions(positions)
 
 
 def _add_job(db: sqlite3.Connection, name: bytes | None) -> int:
     return db.execute("INSERT INTO job (name) VALUES (?)", (name,)).lastrowid or 0
-
-
-def _find(db: sqlite3.Connection, job: int, key: bytes) -> _Found | None:
-    found = db.execute(
-        "SELECT q.id, q.digest, t.staged, q.terms FROM request q JOIN terms t ON t.id = q.terms "
-        "WHERE q.job = ? AND q.key = ?",
-        (job, key),
-    ).fetchone()
-    return None if found is None else _Found._make(found)
-
-
-def _is_position(key: bytes) -> bool:
-    digits = key[1:]
-    return digits.isdigit() and (digits == b"0" or digits[:1] != b"0")
-
-
-def _conflict(key: str, job: str | None) -> KeyConflictError:
-    where = "without a job" if job is None else f"in the job {shown(job)}"
-    return KeyConflictError(
-        f"the key {shown(key)} {where} belongs to a request with other content; "
-        "give this one another key, or dispatch it under another job name"
-    )

@@ -9,9 +9,10 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,7 +23,7 @@ from .locks import MemoryLock, ProcessLock
 from .rows import SETTLED, decode_key, decode_terms, digest_of, encode_terms, from_micros, micros
 from .schema import BUSY_SECONDS, connect
 
-__all__ = ["CHUNK", "Moves", "Place", "Row", "Store"]
+__all__ = ["CHUNK", "Moves", "Place", "Row", "Store", "insert_rows", "place_of"]
 
 CHUNK = 2_000
 """Rows that one transaction moves where a call may move any number: other writers get their turn in between."""
@@ -38,7 +39,23 @@ _SELECT_ROWS = (
     f"FROM request q LEFT JOIN result r ON r.request = q.id WHERE q.id IN ({', '.join('?' * _SELECTED)})"
 )
 _SELECT_KEYS = f"SELECT id, key FROM request WHERE id IN ({', '.join('?' * _SELECTED)})"
+_VARIABLES = 960
+"""In one statement; SQLite before 3.32 takes 999."""
 _MINUTE = timedelta(minutes=1) // timedelta(microseconds=1)
+
+
+def insert_rows(db: sqlite3.Connection, insert: str, width: int, rows: Iterable[Sequence[Any]]) -> int:
+    """Insert rows of `width` columns, many by each statement; returns how many were inserted.
+
+    A statement for each row would cost as much again as the insertion. `insert` is an `INSERT OR IGNORE INTO ...`: any
+    other kind keeps a journal of each statement of many rows.
+    """
+    each, source, inserted = _VARIABLES // width, iter(rows), 0
+    row = f"({', '.join('?' * width)})"
+    while values := list(chain.from_iterable(islice(source, each))):
+        some = ", ".join([row] * (len(values) // width))
+        inserted += db.execute(f"{insert} VALUES {some}", values).rowcount
+    return inserted
 
 
 class Row(NamedTuple):

@@ -1,0 +1,298 @@
+"""A bulk dispatch: staged in chunks, accepted whole or not at all."""
+
+# An intake is a part of its ledger; statements are made of constants and question marks.
+# ruff: noqa: SLF001, S608
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import repeat
+from types import TracebackType
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import attrs
+
+from batchwise.errors import LedgerError
+from batchwise.models import Lane
+from batchwise.planning.state import Terms
+
+from .base import Cap, Entry
+from .keys import StagedError, conflict, find
+from .rows import BATCH, LANE_CODES, QUEUED, SYNC, decode_key
+from .store import CHUNK, Moves, Place, insert_rows
+
+if TYPE_CHECKING:
+    from .intake import Acceptance
+
+__all__ = ["SqliteIntake"]
+
+_REQUEST = "INSERT OR IGNORE INTO request (id, job, key, digest, terms, size, lane, run)"
+_BODY = "INSERT OR IGNORE INTO body (id, params)"
+
+
+@attrs.frozen
+class _Chunk:
+    """Requests to stage, column by column: of plain values the garbage collector has nothing to follow."""
+
+    keys: list[bytes] = attrs.field(factory=list)
+    digests: list[bytes] = attrs.field(factory=list)
+    bodies: list[bytes] = attrs.field(factory=list)
+    terms: list[int] = attrs.field(factory=list)
+    """Of each request, which of the intake's terms."""
+
+
+@attrs.frozen
+class _Staged:
+    """What became of a chunk: the numbers of its requests, and what of it is new, by terms (requests, bytes)."""
+
+    numbers: array[int] = attrs.field(factory=lambda: array("q"))
+    counts: dict[int, list[int]] = attrs.field(factory=dict)
+    flush: set[int] = attrs.field(factory=set)
+
+    def add(self, terms: int, size: int) -> None:
+        """One more new request."""
+        sums = self.counts.get(terms)
+        if sums is None:
+            sums = self.counts[terms] = [0, 0]
+        sums[0] += 1
+        sums[1] += size
+
+
+class SqliteIntake:
+    """One bulk dispatch; see `base.Intake`."""
+
+    def __init__(self, ledger: Acceptance, number: int, *, job: str | None, job_id: int, run: int) -> None:
+        self._ledger, self._id, self._run = ledger, number, run
+        self._job, self._job_id = job, job_id
+        self._prefix = b"~" + uuid4().hex.encode()
+        self._terms: list[Terms] = []
+        self._stored: list[int] = []
+        """Their numbers in the ledger, as far as they are stored."""
+        self._index: dict[Terms, int] = {}
+        # By identity first: hashing terms costs more than the rest of a row.
+        self._known: dict[int, tuple[Terms, int]] = {}
+        self._sum = _Staged()
+        self._collided = False
+        self._open = True
+
+    def __enter__(self) -> SqliteIntake:  # noqa: PYI034 (typing.Self is younger than Python 3.10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open:
+            self._open = False
+            self._ledger._abort(self._id)
+
+    def stage(self, entries: Iterable[Entry]) -> int:
+        """Stage some more, in one transaction; returns how many.
+
+        Raises:
+            KeyConflictError: A key is taken by other content (in the ledger or earlier in this intake).
+        """
+        self._check_open()
+        chunk = self._take_in(entries)  # the caller's code may run in this: outside of the transaction
+        if not chunk.keys:
+            return 0
+        ledger, before = self._ledger, len(self._stored)
+        while True:
+            try:
+                with ledger._transaction("stage") as db:
+                    staged = self._stage(db, chunk)
+            except BaseException as error:
+                del self._stored[before:]  # terms that were stored with this chunk went with it
+                if not isinstance(error, StagedError):
+                    raise
+                ledger._await_intake(error.intake)
+                continue
+            break
+        # Only now: a chunk that failed leaves no trace here either.
+        self._sum.numbers.extend(staged.numbers)
+        self._sum.flush.update(staged.flush)
+        for terms, (requests, size) in staged.counts.items():
+            sums = self._sum.counts.setdefault(terms, [0, 0])
+            sums[0] += requests
+            sums[1] += size
+        return len(chunk.keys)
+
+    @property
+    def fresh(self) -> list[tuple[Terms, int, int]]:
+        """What has been staged and was not there before: terms, requests, bytes of bodies."""
+        return [(self._terms[index], requests, size) for index, (requests, size) in self._sum.counts.items()]
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise LedgerError("this bulk dispatch has ended; begin another")
+
+    def _take_in(self, entries: Iterable[Entry]) -> _Chunk:
+        chunk, known = _Chunk(), self._known
+        add_key, add_digest, add_body = chunk.keys.append, chunk.digests.append, chunk.bodies.append
+        for position, (key, digest, body, terms) in enumerate(entries, len(self._sum.numbers)):
+            if key is not None:
+                add_key(key.encode("utf-8", "surrogatepass"))
+            elif self._job is None:
+                add_key(b"%b-%d" % (self._prefix, position))
+            else:
+                add_key(b"#%d" % position)
+            add_digest(digest)
+            add_body(body)
+            remembered = known.get(id(terms))
+            chunk.terms.append(self._number(terms) if remembered is None else remembered[1])
+        return chunk
+
+    def _number(self, terms: Terms) -> int:
+        index = self._index.setdefault(terms, len(self._terms))
+        if index == len(self._terms):
+            self._terms.append(terms)
+        self._known[id(terms)] = terms, index
+        return index
+
+    def _stage(self, db: sqlite3.Connection, chunk: _Chunk) -> _Staged:
+        ledger = self._ledger
+        for terms in self._terms[len(self._stored) :]:
+            self._stored.append(ledger._store_terms(db, terms, self._job_id, staged=self._id))
+        if not self._collided:
+            count, first = len(chunk.keys), ledger._take(db, "request", 0)
+            numbers = range(first, first + count)
+            db.execute("SAVEPOINT chunk")
+            inserted = insert_rows(db, _REQUEST, 8, self._rows(chunk, numbers))
+            if inserted == count:
+                db.execute("RELEASE chunk")
+                insert_rows(db, _BODY, 2, zip(numbers, chunk.bodies, strict=True))
+                ledger._take(db, "request", count)
+                staged = _Staged(array("q", numbers))
+                for index, body in zip(chunk.terms, chunk.bodies, strict=True):
+                    staged.add(index, len(body))
+                return staged
+            db.execute("ROLLBACK TO chunk")
+            db.execute("RELEASE chunk")
+            # Some exist. A second run of a script meets them all, so the next chunks look first.
+            self._collided = True
+        return self._stage_slowly(db, chunk)
+
+    def _rows(
+        self, chunk: _Chunk, numbers: Sequence[int]
+    ) -> Iterator[tuple[int, int, bytes, bytes, int, int, int, int]]:
+        """The columns of `_REQUEST`, row by row."""
+        stored, lanes = self._stored, [LANE_CODES[terms.lane] for terms in self._terms]
+        return zip(
+            numbers,
+            repeat(self._job_id),
+            chunk.keys,
+            chunk.digests,
+            [stored[index] for index in chunk.terms],
+            map(len, chunk.bodies),
+            [lanes[index] for index in chunk.terms],
+            repeat(self._run),
+        )
+
+    def _stage_slowly(self, db: sqlite3.Connection, chunk: _Chunk) -> _Staged:
+        ledger, staged = self._ledger, _Staged()
+        first = ledger._take(db, "request", 0)
+        rows = self._rows(chunk, range(len(chunk.keys)))
+        created = 0
+        for row, body, index in zip(rows, chunk.bodies, chunk.terms, strict=True):
+            _, _, key, digest, terms, size, _, _ = row
+            found = find(db, self._job_id, key)
+            if found is None:
+                insert_rows(db, _REQUEST, 8, [(first + created, *row[1:])])
+                insert_rows(db, _BODY, 2, [(first + created, body)])
+                staged.numbers.append(first + created)
+                staged.add(index, size)
+                created += 1
+                continue
+            if found.staged not in {0, self._id}:
+                raise StagedError(found.staged)
+            if found.digest != digest:
+                raise conflict(decode_key(key), self._job)
+            staged.numbers.append(found.id)
+            staged.flush.add(found.terms)
+            if found.terms != terms:
+                # What to do with it is decided when the bulk is accepted: until then nothing of it counts.
+                db.execute("INSERT INTO again (intake, request, terms) VALUES (?, ?, ?)", (self._id, found.id, terms))
+        ledger._take(db, "request", created)
+        return staged
+
+    def accept(
+        self,
+        *,
+        now: datetime,
+        cap: Cap | None = None,
+        flush: bool = True,
+        sync: Mapping[Terms, tuple[int, Terms]] | None = None,
+    ) -> Sequence[int]:
+        """Accept all of it in one transaction; returns the numbers of its requests (existing ones included), in order.
+
+        `sync`: of these terms (as staged) the last so many are queued for the sync lane instead.
+
+        Raises:
+            SpendLimitError: It could pass the cap; all of it stays out.
+        """
+        self._check_open()
+        ledger, numbers = self._ledger, self._sum.numbers
+        reserve = sum(
+            requests * terms.reserve_each + size * terms.reserve_per_byte for terms, requests, size in self.fresh
+        )
+        with ledger._transaction("intake accept") as db:
+            ledger._check_cap(db, cap, reserve)
+            db.execute("UPDATE terms SET staged = 0 WHERE staged = ?", (self._id,))
+            moves = Moves(ledger, db, now)
+            for index, (requests, size) in self._sum.counts.items():
+                lane = LANE_CODES[self._terms[index].lane]
+                moves.add(Place(self._stored[index], lane, QUEUED, 0, 0), requests, size, flush=flush)
+            for terms, (requests, others) in (sync or {}).items():
+                self._divert(db, moves, terms, requests, others, flush=flush)
+            # Booked before rows that were there are joined: those of this bulk may be among them.
+            moves.book()
+            self._join_again(db, now, cap, flush=flush)
+            if flush:
+                db.executemany(
+                    "UPDATE cohort SET flush = 1 WHERE terms = ? AND status = 0",
+                    [(number,) for number in sorted(self._sum.flush)],
+                )
+            db.execute(
+                "UPDATE job SET visible = 1, positions = max(positions, ?) WHERE id = ?",
+                (len(numbers) if self._job is not None else 0, self._job_id),
+            )
+            db.execute("DELETE FROM intake WHERE id = ?", (self._id,))
+        self._open = False
+        ledger._intake_ended(self._id, self._job_id if self._job is not None else None, len(numbers))
+        return numbers
+
+    def _divert(
+        self, db: sqlite3.Connection, moves: Moves, terms: Terms, count: int, others: Terms, *, flush: bool
+    ) -> None:
+        """The last `count` requests staged with these terms go to the sync lane's queue, on others."""
+        index = self._index.get(terms)
+        if index is None or terms.lane is Lane.SYNC:
+            return
+        number = self._stored[index]
+        new = self._ledger._store_terms(db, others, self._job_id)
+        last = "SELECT id FROM request WHERE terms = ? AND status = 0 AND lane = 1 ORDER BY id DESC LIMIT ?"
+        requests, size = db.execute(
+            f"SELECT count(*), total(size) FROM request WHERE id IN ({last})", (number, count)
+        ).fetchone()
+        db.execute(f"UPDATE request SET lane = 0, terms = ? WHERE id IN ({last})", (new, number, count))
+        moves.add(Place(number, BATCH, QUEUED, 0, 0), -requests, -int(size))
+        moves.add(Place(new, SYNC, QUEUED, 0, 0), requests, int(size), flush=flush)
+
+    def _join_again(self, db: sqlite3.Connection, now: datetime, cap: Cap | None, *, flush: bool) -> None:
+        """Requests that were there already: tightened, or begun anew."""
+        ledger, after = self._ledger, 0
+        while found := db.execute(
+            "SELECT id, request, terms FROM again WHERE intake = ? AND id > ? ORDER BY id LIMIT ?",
+            (self._id, after, CHUNK),
+        ).fetchall():
+            for _, request, terms in found:
+                row = ledger._rows(db, [request]).get(request)
+                if row is not None:
+                    moves = Moves(ledger, db, now)
+                    new = ledger._terms(db, terms)
+                    ledger._join(db, moves, row, new, run=self._run, now=now, cap=cap, flush=flush)
+                    moves.book()
+            after = found[-1][0]

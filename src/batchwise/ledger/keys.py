@@ -1,0 +1,53 @@
+"""Which request a key belongs to."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import NamedTuple
+
+from batchwise.errors import KeyConflictError, shown
+
+__all__ = ["Found", "StagedError", "conflict", "find", "is_position"]
+
+
+class StagedError(Exception):
+    """The key belongs to a bulk that has not been accepted yet."""
+
+    def __init__(self, intake: int) -> None:
+        super().__init__()
+        self.intake = intake
+
+
+class Found(NamedTuple):
+    """The request that has a key."""
+
+    id: int
+    digest: bytes
+    staged: int
+    """The bulk dispatch that has not been accepted yet; 0: none."""
+    terms: int
+
+
+def find(db: sqlite3.Connection, job: int, key: bytes) -> Found | None:
+    """The request under this key, staged ones included."""
+    found = db.execute(
+        "SELECT q.id, q.digest, t.staged, q.terms FROM request q JOIN terms t ON t.id = q.terms "
+        "WHERE q.job = ? AND q.key = ?",
+        (job, key),
+    ).fetchone()
+    return None if found is None else Found._make(found)
+
+
+def is_position(key: bytes) -> bool:
+    """Whether this key, which begins with a `#`, is one that a request without a key is given."""
+    digits = key[1:]
+    return digits.isdigit() and (digits == b"0" or digits[:1] != b"0")
+
+
+def conflict(key: str, job: str | None) -> KeyConflictError:
+    """The error for a key that belongs to other content."""
+    where = "without a job" if job is None else f"in the job {shown(job)}"
+    return KeyConflictError(
+        f"the key {shown(key)} {where} belongs to a request with other content; "
+        "give this one another key, or dispatch it under another job name"
+    )

@@ -19,6 +19,7 @@ class Backend:
     def __init__(self, opener: Callable[[], Ledger], *, shared: bool) -> None:
         self._opener, self.shared = opener, shared
         self.opened: list[Ledger] = []
+        self.kind: Callable[[Path], Backend]
 
     def open(self) -> Ledger:
         self.opened.append(self._opener())
@@ -43,6 +44,7 @@ BACKENDS = {"sqlite file": _sqlite_file, "sqlite memory": _sqlite_memory}
 @pytest.fixture(params=BACKENDS.values(), ids=BACKENDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     made = request.param(tmp_path)
+    made.kind = request.param
     yield made
     made.close()
 
@@ -55,3 +57,13 @@ def ledger(backend: Backend) -> Ledger:
 @pytest.fixture
 def world(ledger: Ledger) -> World:
     return World(ledger)
+
+
+@pytest.fixture
+def twin(backend: Backend, tmp_path: Path) -> Iterator[World]:
+    """A world on a store of its own, of the same kind as `world`'s."""
+    folder = tmp_path / "twin"
+    folder.mkdir()
+    made = backend.kind(folder)
+    yield World(made.open())
+    made.close()

@@ -13,10 +13,11 @@ import pytest
 
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
 from batchwise.ledger.base import Ledger
+from batchwise.ledger.roll import Answer, Roll
 from batchwise.models import Lane, Outcome
 from batchwise.planning.custom_ids import sealer
 from batchwise.planning.packing import body_chunks
-from batchwise.planning.state import BatchState
+from batchwise.planning.state import BatchState, BatchView, Terms
 
 from .conftest import Backend
 from .model import (
@@ -698,7 +699,6 @@ def test_failed_tries_are_noted(world: World) -> None:
 
 def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World) -> None:
     numbers = world.bulk([entry("a", body="first"), entry("b", body="other")])
-    assert not world.ledger.has_turns()
     for turn in (b"one", b"two"):
         batch = world.opened()
         queued = world.ledger.requeue(
@@ -706,9 +706,9 @@ def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World
         )
         assert queued == 1
         assert world.ledger.requeue([numbers[0]], lane=BATCH, costs_attempt=False, now=NOW, batch=batch.id) == 0
-    assert world.ledger.has_turns()
     assert world.ledger.bodies(numbers) == [b"longer two", b"other"]
     batch = world.opened()
+    assert world.ledger.roll(batch.id) is None
     members = world.ledger.members(batch.id, [*numbers, 99])
     assert {number: (member.key, member.turns) for number, member in members.items()} == {
         numbers[0]: ("a", (b"one", b"two"))
@@ -725,6 +725,104 @@ def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World
 
 
 # -- ends ---------------------------------------------------------------------------------------------------------
+
+
+def in_time(terms: Terms) -> tuple[bool | None, timedelta]:
+    """Met where there is a deadline; of those begun anew on no deadline, neither."""
+    return (None, timedelta(0)) if terms.deadline is None else (False, HOUR)
+
+
+def mixed(world: World) -> tuple[list[int], BatchView]:
+    """A batch of several kinds: two terms, in two jobs, and one that has had an attempt."""
+    numbers = world.bulk([entry(f"{n}", FLEXIBLE if n % 3 else DATED, body="x" * (n + 1)) for n in range(7)])
+    numbers += world.bulk([entry("elsewhere", DATED)], job="other")
+    first = world.opened()
+    world.ledger.requeue([numbers[0]], lane=BATCH, costs_attempt=True, now=NOW, batch=first.id)
+    world.ledger.unseal(first.id, now=NOW)
+    return numbers, world.opened()
+
+
+DATED = attrs.evolve(NIGHTLY, betas=FLEXIBLE.betas, reserve_each=5, reserve_per_byte=2)
+
+
+@pytest.mark.parametrize("chunks", [[[0, 1, 2, 3, 4, 5, 6, 7]], [[5, 2], [7, 0, 1], [6], [4, 3]]])
+def test_answers_on_a_roll_end_as_settlements_do(world: World, twin: World, chunks: list[list[int]]) -> None:
+    numbers, batch = mixed(world)
+    assert mixed(twin) == (numbers, batch)
+    roll = world.ledger.roll(batch.id)
+    assert roll is not None
+    assert sum(roll.left.values()) == 8
+    for chunk in chunks:
+        part = [numbers[index] for index in chunk]
+        answers = [(n, line(n), None if n == 3 else n, None if n == 3 else 2 * n, 10 * n, n) for n in part]
+        assert world.ledger.settle_answers(roll, answers, met=in_time, now=NOW + HOUR)
+        kinds = {n: in_time(each.terms) for n, each in twin.ledger.members(batch.id, part).items()}
+        rows = [
+            settlement(n, line=text, cost=cost, saved=saved, met=kinds[n][0], lateness=kinds[n][1])._replace(
+                input_tokens=tokens, cache_read_tokens=cached
+            )
+            for n, text, cost, saved, tokens, cached in answers
+        ]
+        twin.ledger.settle(rows, now=NOW + HOUR, batch=batch.id)
+    assert not roll.left
+    assert world.ledger.missing(batch.id) == []
+    for each in (world, twin):
+        each.ledger.update_batch(attrs.evolve(batch, state=BatchState.CLOSED, groups=()))
+    assert world.ledger.snapshot() == twin.ledger.snapshot()
+    assert world.ledger.report(job=None) == twin.ledger.report(job=None)
+    assert world.ledger.counts(job=None) == twin.ledger.counts(job=None)
+    by_request = [
+        sorted(each._replace(cursor=0) for each in side.ledger.results(job=None, after=0, limit=99))
+        for side in (world, twin)
+    ]
+    assert by_request[0] == by_request[1]
+
+
+def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
+    numbers = world.bulk([entry(str(n), NIGHTLY) for n in range(4)])
+    batch = world.opened()
+
+    def answer(number: int) -> Answer:
+        return number, line(number), 5, 5, 1, 0
+
+    def refused(roll: Roll | None) -> bool:
+        assert roll is not None
+        before = world.ledger.snapshot(), world.ledger.report(job=None), world.ledger.marks()
+        settled = world.ledger.settle_answers(roll, [answer(n) for n in numbers], met=in_time, now=NOW)
+        return not settled and before == (world.ledger.snapshot(), world.ledger.report(job=None), world.ledger.marks())
+
+    roll = world.ledger.roll(batch.id)
+    assert roll is not None
+    assert not world.ledger.settle_answers(roll, [answer(numbers[0])] * 2, met=in_time, now=NOW), "it came twice"
+    assert not world.ledger.results(job=None, after=0, limit=9)
+    earlier = attrs.evolve(NIGHTLY, deadline=NOW + 25 * HOUR)
+    world.ledger.accept(entry("0", earlier), job="job", run=world.run, now=NOW)
+    assert refused(roll), "a request has other terms now"
+    roll = world.ledger.roll(batch.id)
+    world.ledger.requeue([numbers[1]], lane=SYNC, costs_attempt=False, now=NOW, batch=batch.id)
+    assert refused(roll), "a request has left"
+    roll = world.ledger.roll(batch.id)
+    assert roll is not None
+    assert roll.kind(numbers[1]) is None
+    assert refused(roll), "one of these is not on it"
+    assert world.ledger.settle_answers(roll, [answer(numbers[2])], met=in_time, now=NOW)
+    assert roll.kind(numbers[2]) is None
+    stale = world.ledger.roll(batch.id)
+    world.ledger.settle([settlement(numbers[3])], now=NOW, batch=batch.id)
+    assert refused(stale), "one has settled"
+    roll.tick([numbers[3], 99])
+    assert world.ledger.settle_answers(roll, [answer(numbers[0])], met=in_time, now=NOW), "told of it, it holds"
+
+
+def test_a_roll_has_bounds(world: World) -> None:
+    world.bulk([entry(str(n), attrs.evolve(FLEXIBLE, output_tokens=n + 1)) for n in range(255)], chunk=99)
+    batch = world.opened()
+    roll = world.ledger.roll(batch.id)
+    assert roll is not None
+    assert len(roll.kinds) == 255
+    world.ledger.unseal(batch.id, now=NOW)
+    world.accept("one kind too many", attrs.evolve(FLEXIBLE, output_tokens=999))
+    assert world.ledger.roll(world.opened().id) is None
 
 
 def test_results_come_in_the_order_of_settling(world: World) -> None:

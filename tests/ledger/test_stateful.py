@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from batchwise.errors import KeyConflictError
 from batchwise.ledger.base import Ledger
+from batchwise.ledger.roll import Roll
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.models import Lane, Outcome, Status
 from batchwise.planning.state import BatchState, Group, Terms
@@ -87,6 +88,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.now = NOW
         self.cost = self.wasted = self.doubles = 0
         self.late: set[tuple[int, int]] = set()
+        self.rolls: dict[int, tuple[Roll, dict[int, Terms]]] = {}
         self.nonce = 0
         self._start()
 
@@ -286,6 +288,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for number in fitting[:count]:
             request = self.requests[number]
             request.status, request.batch, request.not_before = IN_FLIGHT, batch.id, None
+        self._call_the_roll(batch.id)
 
     def _terms_id(self, number: int) -> int:
         row = self.ledger.row(number)
@@ -363,6 +366,47 @@ class LedgerMachine(RuleBasedStateMachine):
             if row.id in settles:
                 self.requests[row.id].attempts += 1
                 self._settled(row.id, outcome, BATCH, row.line, batch, cost)
+
+    @precondition(lambda self: self.batches)
+    @rule(which=picks)
+    def call_the_roll(self, which: int) -> None:
+        (batch,) = self._choose(list(self.batches), [which])
+        self._call_the_roll(batch)
+
+    def _call_the_roll(self, batch: int) -> None:
+        roll = self.ledger.roll(batch)
+        if roll is not None:
+            self.rolls[batch] = roll, self._roll_of(batch)
+
+    def _roll_of(self, batch: int) -> dict[int, Terms]:
+        return {number: plain(self.requests[number].terms) for number in self._in_batch(batch)}
+
+    @precondition(lambda self: self.rolls)
+    @rule(which=picks, wanted=some, cost=st.integers(0, 9))
+    def deliver_on_the_roll(self, which: int, wanted: list[int], cost: int) -> None:
+        """Answers by a roll that may have been read long ago."""
+        (batch,) = self._choose(list(self.rolls), [which])
+        roll, members = self.rolls[batch]
+        numbers = self._choose(list(members) or list(self.requests), wanted)
+        answers = [(n, b"%d rolled" % n, cost, 0, 0, 0) for n in numbers]
+        holds = self._roll_of(batch) == members and members.keys() >= set(numbers)
+        assert self.ledger.settle_answers(roll, answers, met=lambda _: (None, timedelta(0)), now=self.now) == holds
+        if not holds:
+            return
+        for number in sorted(numbers):
+            del members[number]
+            self.requests[number].attempts += 1
+        self._end_by_kind(numbers, batch, cost)
+
+    def _end_by_kind(self, numbers: list[int], batch: int, cost: int) -> None:
+        """One kind after the other settles, in the order in which they come up."""
+        parts: dict[tuple[str | None, Terms, int], list[int]] = {}
+        for number in sorted(numbers):
+            request = self.requests[number]
+            parts.setdefault((request.job, request.terms, request.attempts), []).append(number)
+        for part in parts.values():
+            for number in part:
+                self._settled(number, Outcome.SUCCEEDED, BATCH, b"%d rolled" % number, batch, cost)
 
     def _waste(self, number: int, batch: int, cost: int) -> None:
         if (number, batch) not in self.late:

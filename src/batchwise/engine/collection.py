@@ -19,6 +19,7 @@ from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.lines import LineSplitter
 from batchwise.lanes.values import BatchInfo
 from batchwise.ledger.base import Member, Settlement
+from batchwise.ledger.roll import Answer, Roll
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import opener
 from batchwise.planning.outcomes import Ruling, Verdict, rule_call, rule_row, stop_sign
@@ -31,6 +32,8 @@ from .money import Biller
 
 __all__ = ["cancel", "collect", "poll", "release"]
 
+_UNREADABLE = (orjson.JSONDecodeError, KeyError, TypeError, AttributeError)
+"""What a line raises that is no result of ours."""
 _CHUNK = 2_000
 """Rows given back in one transaction."""
 _ROWS, _BYTES = 2_000, 4_000_000
@@ -199,13 +202,13 @@ class _Sorter:
 
     def look(self, now: datetime) -> None:
         """The moment from which on rows are judged."""
-        self._now, self._bill = now, Biller(self.engine.prices, now)
+        self._now, self.bill = now, Biller(self.engine.prices, now)
         self._met: dict[int, tuple[bool | None, timedelta]] = {}
 
     def answered(self, number: int, member: Member, line: bytes, message: Mapping[str, Any]) -> None:
         """A row with an answer."""
         terms = member.terms
-        money = self._bill(terms.model, Lane.BATCH, message, member.turns)
+        money = self.bill(terms.model, Lane.BATCH, message, member.turns)
         if terms.id not in self._met:
             self._met[terms.id] = self.engine.met(terms, self._now)
         met, lateness = self._met[terms.id]
@@ -253,14 +256,16 @@ class _Sorter:
         left = terms.deadline - self.engine.now()
         return Lane.BATCH if left >= policy.window + policy.reserve_for(left - policy.window) else Lane.SYNC
 
-    def write(self) -> None:
-        """Settle and queue again, in two or three transactions."""
+    def write(self) -> list[int]:
+        """Settle and queue again, in two or three transactions; returns the requests that this was about."""
         ledger, now, batch = self.engine.ledger, self.engine.now(), self.batch.id
+        gone = [settlement.id for settlement in self.settlements]
         if self.settlements:
             ledger.settle(self.settlements, now=now, batch=batch)
-            self.ended += [settlement.id for settlement in self.settlements]
+            self.ended += gone
         for (lane, costs, doubtful), numbers in self.again.items():
             ledger.requeue(numbers, lane=lane, costs_attempt=costs, now=now, doubtful=doubtful, batch=batch)
+            gone = [*gone, *numbers]
         for number, line, member in self.turns:
             body = next(iter(ledger.bodies([number])))
             ledger.requeue(
@@ -272,7 +277,9 @@ class _Sorter:
                 body=continued(body, line),
                 batch=batch,
             )
+            gone.append(number)
         self.settlements, self.again, self.turns = [], {}, []
+        return gone
 
     def take_ended(self) -> list[int]:
         """The requests that settled since the last time."""
@@ -302,15 +309,7 @@ class _Reader:
         self._held: dict[int, tuple[bytes, Ruling]] = {}
         self._kinds: Counter[tuple[str, str]] = Counter()
         self._mixed = False
-        self._alike = self._one_for_all()
-
-    def _one_for_all(self) -> Member | None:
-        """What holds for each row of a batch of one kind, from which none has left; the usual bulk."""
-        groups = self.batch.groups
-        whole = len(groups) == 1 and groups[0].requests == self.batch.requests
-        if not whole or self.engine.ledger.has_turns():
-            return None
-        return Member("", groups[0].terms, 0, ())
+        self._roll = engine.ledger.roll(batch.id)
 
     def feed(self, chunk: bytes) -> bool:
         """Take some bytes in; always wants more."""
@@ -330,33 +329,71 @@ class _Reader:
         if rest:
             self._lines.append(rest)
         self._sort()
-        missing = self.engine.ledger.missing(self.batch.id)
+        missing = self._missing()
         if self._mixed or not self._held or not (last or self._held.keys() >= set(missing)):
             return missing
         self.stop = stop_sign(self._kinds, self.batch.requests)
         self._let_go(forgiven=self.stop is not None)
-        self.sorter.write()
-        return self.engine.ledger.missing(self.batch.id)
+        self._write()
+        return self._missing()
+
+    def _missing(self) -> list[int]:
+        return [] if self._roll is not None and not self._roll.left else self.engine.ledger.missing(self.batch.id)
 
     def _sort(self) -> None:
+        """Settle what came."""
+        lines, self._lines = self._lines, []
+        self.sorter.look(self.engine.now())
+        rest = lines if self._roll is None else self._tick_off(lines, self._roll)
+        if rest:
+            self._settle(rest)
+        self._write()
+
+    def _write(self) -> None:
+        """Store what became of the rows that were looked up."""
+        gone = self.sorter.write()
+        if gone and self._roll is not None:
+            self._roll.tick(gone)
+        self.engine.settled(self.sorter.take_ended())
+
+    def _tick_off(self, lines: list[bytes], roll: Roll) -> list[bytes]:
+        """Settle the answers to requests on the roll, which is nearly all; returns the other lines."""
+        answers: list[Answer] = []
+        rest: list[bytes] = []
+        bill, loads, open_ = self.sorter.bill, orjson.loads, self._open
+        models = [kind.terms.model for kind in roll.kinds]
+        for line in lines:
+            try:
+                row = loads(line)
+                number, result = open_(row["custom_id"].encode()), row["result"]
+                kind = roll.kind(number) if _is_answer(result) else None
+                if kind is None:
+                    rest.append(line)
+                    continue
+                answers.append((number, line, *bill(models[kind], Lane.BATCH, result["message"])))
+            except _UNREADABLE:
+                rest.append(line)
+        if not answers:
+            return rest
+        now = self.engine.now()
+        if not self.engine.ledger.settle_answers(roll, answers, met=lambda terms: self.engine.met(terms, now), now=now):
+            self._roll = None
+            return lines
+        self._mix()
+        self.engine.settled([answer[0] for answer in answers])
+        return rest
+
+    def _settle(self, lines: list[bytes]) -> None:
+        """Settle whatever lines, looking each request up."""
         rows: dict[int, tuple[bytes, Mapping[str, Any]]] = {}
-        sorter, alike = self.sorter, self._alike
-        sorter.look(self.engine.now())
-        for line in self._lines:
+        for line in lines:
             try:
                 row = orjson.loads(line)
                 number, result = self._open(row["custom_id"].encode()), row["result"]
-            except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            except _UNREADABLE:
                 continue  # garbage or a cut line: its request stays unticked
-            if number < 0 or not isinstance(result, dict):
-                continue
-            if alike is not None and _is_answer(result):
-                sorter.answered(number, alike, line, result["message"])
-            else:
+            if number >= 0 and isinstance(result, dict):
                 rows[number] = line, result
-        self._lines = []
-        if sorter.settlements:
-            self._mix()
         members = self.engine.ledger.members(self.batch.id, list(rows)) if rows else {}
         strays = self.engine.ledger.unsettled([number for number in rows if number not in members])
         for number, (line, result) in rows.items():
@@ -365,11 +402,9 @@ class _Reader:
                 self._stray(number, strays.get(number), line, result)
             elif _is_answer(result):
                 self._mix()
-                sorter.answered(number, member, line, result["message"])
+                self.sorter.answered(number, member, line, result["message"])
             else:
                 self._unanswered(number, member, line, result)
-        self.sorter.write()
-        self.engine.settled(self.sorter.take_ended())
 
     def _unanswered(self, number: int, member: Member, line: bytes, result: Mapping[str, Any]) -> None:
         ruling = rule_row(result)

@@ -6,7 +6,7 @@ something returns after it is durable. Times are aware UTC datetimes, money whol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -16,6 +16,8 @@ import attrs
 from batchwise.models import Lane, Outcome, Report, Status
 from batchwise.planning.forecast import Sample
 from batchwise.planning.state import BatchView, Snapshot, Terms
+
+from .roll import Answer, Roll
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -355,6 +357,12 @@ class Ledger(Protocol):
     def known_remotes(self, remote_ids: Sequence[str]) -> frozenset[str]:
         """Which of these the ledger knows as batches of its own."""
 
+    def roll(self, batch: int) -> Roll | None:
+        """The requests of a batch that are not ticked off; None for one that a roll does not suit.
+
+        That is one of very many kinds of requests, or of requests far apart, or with paused turns in the ledger.
+        """
+
     def members(self, batch: int, requests: Sequence[int]) -> dict[int, Member]:
         """Which of these requests are still in the batch, unsettled."""
 
@@ -363,9 +371,6 @@ class Ledger(Protocol):
 
     def has_turn(self, request: int, line: bytes) -> bool:
         """Whether this is one of the request's paused turns."""
-
-    def has_turns(self) -> bool:
-        """Whether any request has paused turns."""
 
     def doubt_orphans(self) -> int:
         """Put every batch in `posting` into `doubt`: for a process that has just got the lease."""
@@ -404,6 +409,21 @@ class Ledger(Protocol):
         """Settle, each once; one already settled is left, and its cost booked as wasted once per batch row.
 
         With `batch`, rows count as that batch's. Books costs in the same transaction. Returns how many settled.
+        """
+
+    def settle_answers(
+        self,
+        roll: Roll,
+        answers: Iterable[Answer],
+        *,
+        met: Callable[[Terms], tuple[bool | None, timedelta]],
+        now: datetime,
+    ) -> bool:
+        """Settle answers to requests on a batch's roll, and tick them off; `met`: whether terms are met now.
+
+        The usual end of a bulk, at a fraction of what `settle` costs: rows are not looked at again, for the roll holds
+        them. False, and nothing done, if any has left the batch since the roll was read, or changed its terms: then
+        `settle` looks.
         """
 
     def requeue(

@@ -8,6 +8,7 @@ import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import orjson
@@ -20,6 +21,7 @@ from batchwise.planning.state import BatchState, BatchView
 
 from .base import Claim, Member
 from .ends import Ends
+from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, SYNC, decode_key, micros, view_values
 from .store import Moves, Place, Row
 
@@ -330,6 +332,20 @@ class Lanes(Ends):
             )
             return frozenset(row[0] for row in known if row is not None)
 
+    def roll(self, batch: int) -> Roll | None:
+        """The requests of a batch that are not ticked off; None for one that a roll does not suit.
+
+        That is one of many kinds of requests, or of requests far apart, or with paused turns in the ledger.
+        """
+        with self._reading() as db:
+            if db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]:
+                return None
+            first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
+            rows = db.execute(
+                f"SELECT id, size, terms, attempts FROM request WHERE {_IN_BATCH} ORDER BY id", (first, last, batch)
+            )
+            return Roll.of(batch, first, last, rows, partial(self._terms, db))
+
     def members(self, batch: int, requests: Sequence[int]) -> dict[int, Member]:
         """Which of these requests are still in the batch, unsettled."""
         with self._reading() as db:
@@ -358,11 +374,6 @@ class Lanes(Ends):
                 "SELECT EXISTS (SELECT 1 FROM turn WHERE request = ? AND line = ?)", (request, line)
             )
             return bool(found.fetchone()[0])
-
-    def has_turns(self) -> bool:
-        """Whether any request has paused turns."""
-        with self._using():
-            return bool(self._db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0])
 
     def bodies(self, requests: Sequence[int]) -> list[bytes]:
         """The encoded params of these requests, in order."""

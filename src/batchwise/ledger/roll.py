@@ -1,0 +1,100 @@
+"""The roll of a batch: which of its requests are not ticked off yet, in five bytes for each."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Union
+
+import attrs
+
+from batchwise.planning.state import Terms
+
+__all__ = ["Answer", "Kind", "Roll"]
+
+_ABSENT = 255
+_WIDEST = 10_000_000
+"""How far apart its first and its last number may be: a few requests retried together need no roll."""
+
+Answer = tuple[int, bytes, Union[int, None], Union[int, None], int, int]
+"""A request's number, its result line, cost and saving (pico-USD), tokens sent, and tokens read from a cache.
+
+A plain tuple of plain values: the garbage collector has nothing to follow in it.
+"""
+
+
+class Kind(NamedTuple):
+    """What requests of a batch have in common."""
+
+    terms: Terms
+    attempts: int
+
+
+@attrs.frozen(eq=False)
+class Roll:
+    """The requests of a batch that had not been ticked off when it was read, less those ticked off since.
+
+    Attributes:
+        batch: The batch's number.
+        kinds: What its requests have in common.
+    """
+
+    batch: int
+    kinds: Sequence[Kind]
+    _left: list[int]
+    """Requests not ticked off, by kind."""
+    _first: int
+    _codes: bytearray
+    _sizes: array[int]
+
+    @classmethod
+    def of(
+        cls,
+        batch: int,
+        first: int,
+        last: int,
+        rows: Iterable[tuple[int, int, int, int]],
+        terms: Callable[[int], Terms],
+    ) -> Roll | None:
+        """The roll of (number, size of the body, number of the terms, attempts); None if it would be too large."""
+        if last - first >= _WIDEST:
+            return None
+        seen: dict[tuple[int, int], int] = {}
+        codes, sizes = bytearray([_ABSENT]) * (last - first + 1), array("I", bytes(4 * (last - first + 1)))
+        for number, size, which, attempts in rows:
+            codes[number - first] = code = seen.setdefault((which, attempts), len(seen))
+            if code == _ABSENT:
+                return None
+            sizes[number - first] = size
+        kinds = [Kind(terms(which), attempts) for which, attempts in seen]
+        return cls(batch, kinds, list(map(codes.count, range(len(kinds)))), first, codes, sizes)
+
+    @property
+    def left(self) -> dict[int, int]:
+        """How many are not ticked off, by the number of their terms."""
+        left: dict[int, int] = {}
+        for kind, count in zip(self.kinds, self._left, strict=True):
+            if count:
+                left[kind.terms.id] = left.get(kind.terms.id, 0) + count
+        return left
+
+    def kind(self, number: int) -> int | None:
+        """Which of the kinds a request is of; None: it is not on the roll (any more)."""
+        index = number - self._first
+        if not 0 <= index < len(self._codes):
+            return None
+        code = self._codes[index]
+        return None if code == _ABSENT else code
+
+    def size(self, numbers: Iterable[int]) -> int:
+        """Bytes of the bodies of these requests."""
+        first, sizes = self._first, self._sizes
+        return sum([sizes[number - first] for number in numbers])
+
+    def tick(self, numbers: Iterable[int]) -> None:
+        """Tick these off; those that are not on the roll are passed over."""
+        for number in numbers:
+            kind = self.kind(number)
+            if kind is not None:
+                self._codes[number - self._first] = _ABSENT
+                self._left[kind] -= 1

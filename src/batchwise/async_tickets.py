@@ -64,8 +64,8 @@ class AsyncJob(JobView):
         """Its results as they settle, each once. See `Job.results`."""
         limit = seconds(timeout)
         self._driver.check()
-        for result in await in_thread(self._earlier):
-            yield result
+        for row in await in_thread(self._earlier):
+            yield Result(row)
         await in_thread(self._flush)
         self._driver.wake()
         after = self._first()
@@ -73,11 +73,11 @@ class AsyncJob(JobView):
             found = await self._driver.wait_for(partial(self._next, after), limit)
             if found is None:
                 raise self._late(limit)
-            results, after = found
-            if not results:
+            rows, after = found
+            if not rows:
                 return
-            for result in results:
-                yield result
+            for row in rows:
+                yield Result(row)
 
     async def progress(self) -> Progress:
         """Where it stands."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -47,8 +46,11 @@ class Result:
     passes on an empty answer. `repr` shows no content.
     """
 
+    __slots__ = ("_memo", "_row")
+
     def __init__(self, row: ResultRow) -> None:
         self._row = row
+        self._memo: tuple[Mapping[str, Any], Message | BetaMessage | None] | None = None
 
     @property
     def key(self) -> str:
@@ -120,10 +122,11 @@ class Result:
         """USD that the sync lane would have cost beyond that; None: the model's price is unknown."""
         return None if self._row.saved is None else to_usd(self._row.saved)
 
-    @cached_property
+    @property
     def _decoded(self) -> Mapping[str, Any]:
-        result: Mapping[str, Any] = orjson.loads(self._row.line)["result"]
-        return result
+        if self._memo is None:
+            self._memo = orjson.loads(self._row.line)["result"], None
+        return self._memo[0]
 
     def _answer(self) -> dict[str, Any]:
         if not self.ok:
@@ -174,7 +177,7 @@ class Result:
             if block.get("type") == "tool_use"
         )
 
-    @cached_property
+    @property
     def message(self) -> Message | BetaMessage:
         """The answer as the SDK's type; the beta one where betas were asked for. Built on first access.
 
@@ -182,13 +185,19 @@ class Result:
             RequestFailedError: There is no answer.
         """
         answer = self._answer()
+        if self._memo is not None and self._memo[1] is not None:
+            return self._memo[1]
+        made: Message | BetaMessage
         if self._row.betas:
             from anthropic.types.beta import BetaMessage
 
-            return BetaMessage.construct(**answer)
-        from anthropic.types import Message
+            made = BetaMessage.construct(**answer)
+        else:
+            from anthropic.types import Message
 
-        return Message.construct(**answer)
+            made = Message.construct(**answer)
+        self._memo = self._decoded, made
+        return made
 
     @property
     def usage(self) -> Usage | None:

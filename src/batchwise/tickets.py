@@ -85,7 +85,7 @@ class Job(JobView):
         return self._stream(limit)
 
     def _stream(self, timeout: float | None) -> Iterator[Result]:
-        yield from self._earlier()
+        yield from map(Result, self._earlier())
         self._flush()
         self._driver.wake()
         after = self._first()
@@ -93,10 +93,10 @@ class Job(JobView):
             found = self._driver.wait_for(partial(self._next, after), timeout)
             if found is None:
                 raise self._late(timeout)
-            results, after = found
-            if not results:
+            rows, after = found
+            if not rows:
                 return
-            yield from results
+            yield from map(Result, rows)  # made one by one: what the caller has let go is gone
 
     def progress(self) -> Progress:
         """Where it stands."""

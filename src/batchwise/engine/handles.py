@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from batchwise.errors import InvalidRequestError, InvalidValueError, LaneSuspendedError, ResultTimeoutError, shown
-from batchwise.ledger.base import RequestRow
+from batchwise.ledger.base import RequestRow, ResultRow
 from batchwise.models import Decision, Lane, LatencyTag, Outcome, Progress, Status, ToolUse, to_enum, to_latency
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.request import Request
@@ -183,19 +183,19 @@ class JobView:
         """The job's name; None for a bulk dispatch without one."""
         return self._name
 
-    def _page(self, after: int) -> tuple[list[Result], int]:
-        """The next settled results of it behind a cursor, and the cursor behind them."""
+    def _page(self, after: int) -> tuple[list[ResultRow], int]:
+        """The next settled rows of it behind a cursor, and the cursor behind them."""
         rows = self._engine.ledger.results(job=self._number, after=after, limit=_PAGE)
         last = rows[-1].cursor if rows else after
-        return [Result(row) for row in rows if self._has(row.request)], last
+        return rows if self._requests is None else [row for row in rows if self._has(row.request)], last
 
-    def _earlier(self) -> list[Result]:
-        """Results that were there before this bulk dispatch found its requests again."""
+    def _earlier(self) -> list[ResultRow]:
+        """Rows that were settled before this bulk dispatch found its requests again."""
         if self._requests is None:
             return []
         last, cursor = self._marks
         found = (self._engine.ledger.result(n) for n in self._requests[: bisect_left(self._requests, last + 1)])
-        return [Result(row) for row in found if row is not None and row.cursor <= cursor]
+        return [row for row in found if row is not None and row.cursor <= cursor]
 
     def _first(self) -> int:
         return 0 if self._requests is None else self._marks[1]
@@ -224,15 +224,17 @@ class JobView:
                 raise error
         return left
 
-    def _next(self, after: int) -> tuple[list[Result], int] | None:
+    def _next(self, after: int) -> tuple[list[ResultRow], int] | None:
         """The next page, an empty one at the end, None if there is something to wait for."""
-        left = self._unsettled()
+        done = False
         while True:
-            results, last = self._page(after)
-            if results:
-                return results, last
+            rows, last = self._page(after)
+            if rows or (last == after and done):
+                return rows, last
             if last == after:
-                return None if left else ([], after)
+                if self._unsettled():
+                    return None
+                done = True  # but for what settled since the page was read
             after = last
 
     def _flush(self) -> None:

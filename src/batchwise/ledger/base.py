@@ -126,14 +126,14 @@ class ResultRow(NamedTuple):
     cursor: int
     request: int
     key: str
-    job: str | None
-    outcome: Outcome
-    lane: Lane
     attempts: int
-    nonce: str | None
     line: bytes
     cost: int | None
     saved: int | None
+    job: str | None
+    outcome: Outcome
+    lane: Lane
+    nonce: str | None
     deadline: datetime | None
     settled_at: datetime
     met: bool | None

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -38,9 +38,11 @@ _REQUEST = (
 )
 _VISIBLE = "EXISTS (SELECT 1 FROM terms t WHERE t.id = q.terms AND t.staged = 0)"
 _RESULT = (
-    "r.seq, r.request, q.key, r.job, r.outcome, r.lane, r.attempts, CASE r.batch WHEN 0 THEN q.batch ELSE r.batch END, "
-    "r.line, r.cost, r.saved, q.terms, r.settled_at, r.met"
+    "r.seq, r.request, q.key, r.attempts, r.line, r.cost, r.saved, "
+    "r.job, r.outcome, r.lane, CASE r.batch WHEN 0 THEN q.batch ELSE r.batch END, q.terms, r.settled_at, r.met"
 )
+_OWN = 7
+"""Columns of these that belong to one result; the rest it shares with those that settled with it."""
 _PICO = Decimal(1).scaleb(-12)
 
 
@@ -133,7 +135,7 @@ class Looking(Store):
                 f"SELECT {_RESULT} FROM result r JOIN request q ON q.id = r.request "
                 f"WHERE {which}r.seq > ? ORDER BY r.seq LIMIT ?",
                 values,
-            ).fetchall()
+            )
             return self._result_rows(found)
 
     def result(self, request: int) -> ResultRow | None:
@@ -142,21 +144,20 @@ class Looking(Store):
             found = self._db.execute(
                 f"SELECT {_RESULT} FROM request q JOIN result r ON r.request = q.id WHERE q.id = ?",
                 (request,),
-            ).fetchall()
+            )
             return next(iter(self._result_rows(found)), None)
 
-    def _result_rows(self, found: Sequence[Sequence[Any]]) -> list[ResultRow]:
+    def _result_rows(self, found: Iterable[tuple[Any, ...]]) -> list[ResultRow]:
         rows: list[ResultRow] = []
         alike: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-        for seq, request, key, job, outcome, lane, attempts, batch, line, cost, saved, terms, at, met in found:
-            kind = (job, outcome, lane, batch, terms, at, met)
-            try:
-                name, how, where, nonce, deadline, settled_at, in_time, betas = alike[kind]
-            except KeyError:  # neighbours share all of it
-                name, how, where, nonce, deadline, settled_at, in_time, betas = alike[kind] = self._shared(*kind)
-            text = key.decode("utf-8", "surrogatepass")
-            row = (seq, request, text, name, how, where, attempts, nonce, line, cost, saved, deadline, settled_at)
-            rows.append(tuple.__new__(ResultRow, (*row, in_time, betas)))
+        for each in found:
+            kind = each[_OWN:]
+            shared = alike.get(kind)
+            if shared is None:
+                shared = alike[kind] = self._shared(*kind)
+            seq, request, key, attempts, line, cost, saved = each[:_OWN]
+            own = (seq, request, key.decode("utf-8", "surrogatepass"), attempts, line, cost, saved)
+            rows.append(tuple.__new__(ResultRow, own + shared))
         return rows
 
     def _shared(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import orjson
 from .errors import InvalidRequestError, InvalidValueError, shown
 from .models import Latency, LatencyTag, ToolUse, to_enum, to_latency
 
-__all__ = ["MAX_KEY_LENGTH", "Request", "Traits", "check_key"]
+__all__ = ["MAX_KEY_LENGTH", "Request", "Traits", "canonical", "check_key"]
 
 MAX_KEY_LENGTH = 1_024
 
@@ -29,7 +30,6 @@ _CALL_OPTIONS: Mapping[str, str] = {
     "user_profile_id": "set it on the client: Anthropic(default_headers=...)",
 }
 _ENCODE = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
-_CANONICAL = _ENCODE | orjson.OPT_SORT_KEYS
 _NULL = re.compile(b"null").search
 """Twice as fast as `in`."""
 
@@ -84,8 +84,13 @@ def _has_nan(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and any(map(_has_nan, value))
 
 
-def _encode(params: Mapping[str, Any]) -> tuple[bytes, bytes, Mapping[str, Any]]:
-    """The body as sent (the caller's order of names), its canonical form, and the params as plain JSON values."""
+def canonical(body: bytes) -> bytes:
+    """What bodies that say the same have in common, whatever their order of names."""
+    return orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)
+
+
+def _encode(params: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
+    """The body as sent (the caller's order of names), and the params as plain JSON values."""
     try:
         body = orjson.dumps(params, option=_ENCODE)
         plain = params
@@ -98,7 +103,7 @@ def _encode(params: Mapping[str, Any]) -> tuple[bytes, bytes, Mapping[str, Any]]
         plain = orjson.loads(body)
     if _NULL(body) and _has_nan(params):
         raise InvalidRequestError("params hold a NaN or an infinity, which JSON cannot carry; remove it")
-    return body, orjson.dumps(plain, option=_CANONICAL), plain
+    return body, plain
 
 
 def _to_params(params: object) -> dict[str, Any]:
@@ -162,7 +167,6 @@ class Request:
     tool_use: ToolUse | None
     expected_output_tokens: int | None
     body: bytes
-    digest: bytes
     traits: Traits
     latency_tag: LatencyTag | None
 
@@ -182,18 +186,15 @@ class Request:
         try:
             if not isinstance(params, dict):
                 params = _to_params(params)
-            body, canonical, plain = _encode(params)
+            body, plain = _encode(params)
             if latency is not None:
                 latency = to_latency(latency)
             if tool_use is not None:
                 tool_use = to_enum(ToolUse, tool_use, "tool_use")
             if betas:
                 betas = _to_betas(betas)
-                canonical += b"\0" + ",".join(betas).encode()
-            if stream:
-                if stream is not True:
-                    raise InvalidRequestError(f"stream={stream!r} is neither True nor False")
-                canonical += b"\0stream"
+            if stream and stream is not True:
+                raise InvalidRequestError(f"stream={stream!r} is neither True nor False")
             if expected_output_tokens is not None:
                 _check_expected(expected_output_tokens)
             traits = _traits(plain)
@@ -213,11 +214,18 @@ class Request:
                 "tool_use": tool_use,
                 "expected_output_tokens": expected_output_tokens,
                 "body": body,
-                "digest": sha256(canonical).digest()[:16],
                 "traits": traits,
                 "latency_tag": latency,
             }
         )
+
+    @cached_property
+    def digest(self) -> bytes:
+        """16 bytes of SHA-256 over the content: the canonical params, the betas and the stream flag."""
+        content = canonical(self.body)
+        if self.betas:
+            content += b"\0" + ",".join(self.betas).encode()
+        return sha256(content + b"\0stream" if self.stream else content).digest()[:16]
 
     @property
     def latency(self) -> LatencyTag:

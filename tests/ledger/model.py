@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, timezone
-from hashlib import blake2b
 from itertools import count
 from typing import Any
 
@@ -19,9 +18,14 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
 
 FLEXIBLE = Terms(
-    lane=Lane.BATCH, reason=Reason.LATENCY_TOLERANT, model="claude-sonnet-4-5", max_tokens=1_024, output_tokens=300
+    lane=Lane.BATCH,
+    reason=Reason.LATENCY_TOLERANT,
+    model="claude-sonnet-4-5",
+    max_tokens=1_024,
+    output_tokens=300,
+    betas=("one", "two"),  # of all alike: they belong to the content
 )
-NIGHTLY = attrs.evolve(FLEXIBLE, deadline=NOW + 30 * HOUR, submit_by=NOW + 4 * HOUR, betas=("one", "two"))
+NIGHTLY = attrs.evolve(FLEXIBLE, deadline=NOW + 30 * HOUR, submit_by=NOW + 4 * HOUR)
 BLOCKING = attrs.evolve(FLEXIBLE, lane=Lane.SYNC, reason=Reason.BLOCKING, blocking=True)
 PATIENT = attrs.evolve(BLOCKING, blocking=False, deadline=NOW + HOUR)  # sync lane, but nobody blocks
 
@@ -31,7 +35,7 @@ SYNC, BATCH = Lane.SYNC, Lane.BATCH
 
 def entry(key: str | None, terms: Terms = FLEXIBLE, body: bytes | str = b'{"a":1}') -> Entry:
     content = body.encode() if isinstance(body, str) else body
-    return Entry(key, blake2b(content, digest_size=16).digest(), content, terms)
+    return Entry(key, content, terms)
 
 
 def line(number: int, kind: str = "succeeded", **more: Any) -> bytes:

@@ -124,24 +124,45 @@ def test_keys_are_generated_without_a_job(world: World) -> None:
 
 
 def test_positions_in_a_job(world: World) -> None:
-    keys = [world.accept(body=body, job="j").row.key for body in ("a", "b", "b")]
+    keys = [world.accept(body=body, job="j").row.key for body in ('"a"', '"b"', '"b"')]
     assert keys == ["#0", "#1", "#2"]
+
+
+def test_content_is_what_params_betas_and_stream_say(world: World) -> None:
+    one = world.accept("a", body='{"x":1,"y":{"p":2,"q":3}}').row
+    assert world.accept("a", body='{"y":{"q":3,"p":2},"x":1}').row.id == one.id
+    assert world.bulk([entry("a", body='{"y":{"q":3,"p":2},"x":1}')], job=None) == [one.id]
+    for body in ('{"x":1,"y":{"p":3,"q":2}}', '{"x":1}'):
+        with pytest.raises(KeyConflictError):
+            world.accept("a", body=body)
+        with pytest.raises(KeyConflictError):
+            world.bulk([entry("a", body=body)], job=None)
+    for terms in (attrs.evolve(FLEXIBLE, betas=("one",)), attrs.evolve(FLEXIBLE, stream=True)):
+        with pytest.raises(KeyConflictError):
+            world.accept("a", terms, body='{"x":1,"y":{"p":2,"q":3}}')
+    batch = world.opened()
+    world.ledger.requeue(
+        [one.id], lane=BATCH, costs_attempt=False, now=NOW, turn=b"one", body=b'{"longer":1}', batch=batch.id
+    )
+    assert world.accept("a", body='{"y":{"q":3,"p":2},"x":1}').row.id == one.id, "by what was dispatched first"
+    with pytest.raises(KeyConflictError):
+        world.accept("a", body='{"longer":1}')
 
 
 def test_a_second_run_finds_its_positions_again(backend: Backend) -> None:
     if not backend.shared:
         pytest.skip("one process only")
     first = World(backend.open())
-    for body in ("a", "b", "b"):
+    for body in ('"a"', '"b"', '"b"'):
         first.accept(body=body, job="j")
     second = World(backend.open())
     # Another order, and something new: content finds its place, the new one goes to the end.
-    got = [second.accept(body=body, job="j") for body in ("b", "new", "a", "b")]
+    got = [second.accept(body=body, job="j") for body in ('"b"', '"new"', '"a"', '"b"')]
     assert [(each.row.key, each.created) for each in got] == [("#1", False), ("#3", True), ("#0", False), ("#2", False)]
 
 
 def test_positions_go_on_behind_a_bulk(world: World) -> None:
-    world.bulk([entry(None, body="a"), entry("named", body="b"), entry(None, body="c")])
+    world.bulk([entry(None, body='"a"'), entry("named", body='"b"'), entry(None, body='"c"')])
     assert [world.ledger.find(key, job="job") is not None for key in ("#0", "#1", "#2")] == [True, False, True]
     assert world.accept(body="d", job="job").row.key == "#3"
 
@@ -149,7 +170,7 @@ def test_positions_go_on_behind_a_bulk(world: World) -> None:
 def test_a_position_taken_by_hand_is_passed_over(world: World) -> None:
     world.accept("#0", body="hand", job="j")
     world.accept("#1x", body="x", job="j")
-    assert world.accept(body="a", job="j").row.key == "#1"
+    assert world.accept(body='"a"', job="j").row.key == "#1"
 
 
 def test_an_earlier_deadline_tightens(world: World) -> None:
@@ -416,7 +437,7 @@ def test_a_seal_takes_rows_in_order_and_tells(world: World) -> None:
     numbers = world.bulk([entry(f"k{n}", body=str(n)) for n in range(10)])
     batch = world.sealed(taken={10, 9})
     assert batch.requests == 8
-    assert (batch.state, batch.groups[0].requests, batch.betas) == (BatchState.SEALED, 8, ())
+    assert (batch.state, batch.groups[0].requests, batch.betas) == (BatchState.SEALED, 8, FLEXIBLE.betas)
     assert [each[0] for each in world.ledger.entries(batch.id)] == numbers[:8]
     assert world.sealed(taken={2, 1}).requests == 2, "no telling count is left: all of it, never padded"
     assert total(world.ledger)[IN_FLIGHT] == 10
@@ -742,7 +763,7 @@ def mixed(world: World) -> tuple[list[int], BatchView]:
     return numbers, world.opened()
 
 
-DATED = attrs.evolve(NIGHTLY, betas=FLEXIBLE.betas, reserve_each=5, reserve_per_byte=2)
+DATED = attrs.evolve(NIGHTLY, reserve_each=5, reserve_per_byte=2)
 
 
 @pytest.mark.parametrize("chunks", [[[0, 1, 2, 3, 4, 5, 6, 7]], [[5, 2], [7, 0, 1], [6], [4, 3]]])

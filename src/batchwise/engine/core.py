@@ -191,7 +191,7 @@ class Engine:
             decision, terms = self._admit_one(request, decision, terms, now)
         self._rise()
         claim = terms.lane is Lane.SYNC and Lane.SYNC not in self.suspended
-        entry = Entry(request.key, request.digest, request.body, terms)
+        entry = Entry(request.key, request.body, terms)
         accepted = self.ledger.accept(entry, job=job, run=self.run, now=now, claim=claim, cap=self._cap())
         if not accepted.created:
             return accepted, decision_of(accepted.row.terms)
@@ -270,7 +270,7 @@ class Engine:
             terms = routes.get(signature)
             if terms is None:
                 terms = routes[signature] = self._route_named(request, position, now, latency, tool_use)
-            yield Entry(request.key, request.digest, request.body, terms)
+            yield Entry(request.key, request.body, terms)
 
     def _route_named(
         self, request: Request, position: int, now: datetime, latency: LatencyTag | None, tool_use: ToolUse | None

@@ -42,7 +42,6 @@ class Entry(NamedTuple):
     """One request to accept. `key` None: a generated one. `terms` need not be stored yet (id 0)."""
 
     key: str | None
-    digest: bytes
     body: bytes
     terms: Terms
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteIntake"]
 
-_REQUEST = "INSERT OR IGNORE INTO request (id, job, key, digest, terms, size, lane, run)"
+_REQUEST = "INSERT OR IGNORE INTO request (id, job, key, terms, size, lane, run)"
 _BODY = "INSERT OR IGNORE INTO body (id, params)"
 
 
@@ -39,7 +39,6 @@ class _Chunk:
     """Requests to stage, column by column: of plain values the garbage collector has nothing to follow."""
 
     keys: list[bytes] = attrs.field(factory=list)
-    digests: list[bytes] = attrs.field(factory=list)
     bodies: list[bytes] = attrs.field(factory=list)
     terms: list[int] = attrs.field(factory=list)
     """Of each request, which of the intake's terms."""
@@ -131,18 +130,17 @@ class SqliteIntake:
 
     def _take_in(self, entries: Iterable[Entry]) -> _Chunk:
         chunk, known = _Chunk(), self._known
-        add_key, add_digest, add_body = chunk.keys.append, chunk.digests.append, chunk.bodies.append
-        for position, (key, digest, body, terms) in enumerate(entries, len(self._sum.numbers)):
+        add_key, add_body, add_terms = chunk.keys.append, chunk.bodies.append, chunk.terms.append
+        for position, (key, body, terms) in enumerate(entries, len(self._sum.numbers)):
             if key is not None:
                 add_key(key.encode("utf-8", "surrogatepass"))
             elif self._job is None:
                 add_key(b"%b-%d" % (self._prefix, position))
             else:
                 add_key(b"#%d" % position)
-            add_digest(digest)
             add_body(body)
             remembered = known.get(id(terms))
-            chunk.terms.append(self._number(terms) if remembered is None else remembered[1])
+            add_terms(self._number(terms) if remembered is None else remembered[1])
         return chunk
 
     def _number(self, terms: Terms) -> int:
@@ -160,7 +158,7 @@ class SqliteIntake:
             count, first = len(chunk.keys), ledger._take(db, "request", 0)
             numbers = range(first, first + count)
             db.execute("SAVEPOINT chunk")
-            inserted = insert_rows(db, _REQUEST, 8, self._rows(chunk, numbers))
+            inserted = insert_rows(db, _REQUEST, 7, self._rows(chunk, numbers))
             if inserted == count:
                 db.execute("RELEASE chunk")
                 insert_rows(db, _BODY, 2, zip(numbers, chunk.bodies, strict=True))
@@ -175,16 +173,13 @@ class SqliteIntake:
             self._collided = True
         return self._stage_slowly(db, chunk)
 
-    def _rows(
-        self, chunk: _Chunk, numbers: Sequence[int]
-    ) -> Iterator[tuple[int, int, bytes, bytes, int, int, int, int]]:
+    def _rows(self, chunk: _Chunk, numbers: Sequence[int]) -> Iterator[tuple[int, int, bytes, int, int, int, int]]:
         """The columns of `_REQUEST`, row by row."""
         stored, lanes = self._stored, [LANE_CODES[terms.lane] for terms in self._terms]
         return zip(
             numbers,
             repeat(self._job_id),
             chunk.keys,
-            chunk.digests,
             [stored[index] for index in chunk.terms],
             map(len, chunk.bodies),
             [lanes[index] for index in chunk.terms],
@@ -197,10 +192,10 @@ class SqliteIntake:
         rows = self._rows(chunk, range(len(chunk.keys)))
         created = 0
         for row, body, index in zip(rows, chunk.bodies, chunk.terms, strict=True):
-            _, _, key, digest, terms, size, _, _ = row
+            _, _, key, terms, size, _, _ = row
             found = find(db, self._job_id, key)
             if found is None:
-                insert_rows(db, _REQUEST, 8, [(first + created, *row[1:])])
+                insert_rows(db, _REQUEST, 7, [(first + created, *row[1:])])
                 insert_rows(db, _BODY, 2, [(first + created, body)])
                 staged.numbers.append(first + created)
                 staged.add(index, size)
@@ -208,7 +203,7 @@ class SqliteIntake:
                 continue
             if found.staged not in {0, self._id}:
                 raise StagedError(found.staged)
-            if found.digest != digest:
+            if not ledger._same(db, found.id, found.terms, body, self._terms[index]):
                 raise conflict(decode_key(key), self._job)
             staged.numbers.append(found.id)
             staged.flush.add(found.terms)

@@ -19,7 +19,7 @@ from batchwise.planning.state import Terms
 from .base import Accepted, Cap, Entry, Intake
 from .batches import Lanes
 from .bulk import SqliteIntake
-from .keys import StagedError, conflict, find, is_position
+from .keys import StagedError, conflict, find, is_position, same_body
 from .rows import IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, SYNC, decode_key, encode_key, merged
 from .store import CHUNK, Moves, Place, Row, place_of
 
@@ -135,7 +135,7 @@ class Acceptance(Lanes):
         elif name is None:
             key = b"~" + uuid4().hex.encode()
         else:
-            position = self._position(db, job, entry.digest)
+            position = self._position(db, job, entry)
             key = b"#%d" % position
         found = None if job is None else find(db, job, key)
         if found is None:
@@ -147,7 +147,7 @@ class Acceptance(Lanes):
         else:
             if found.staged:
                 raise StagedError(found.staged)
-            if found.digest != entry.digest:
+            if not self._same(db, found.id, found.terms, entry.body, entry.terms):
                 raise conflict(decode_key(key), call.job)
             number = found.id
         created = found is None
@@ -169,9 +169,8 @@ class Acceptance(Lanes):
         status = IN_FLIGHT if call.claim else QUEUED
         size = len(entry.body)
         db.execute(
-            "INSERT INTO request (id, job, key, digest, terms, size, lane, run, status) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, job, key, entry.digest, terms, size, lane, call.run, status),
+            "INSERT INTO request (id, job, key, terms, size, lane, run, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, job, key, terms, size, lane, call.run, status),
         )
         db.execute("INSERT INTO body VALUES (?, ?)", (number, entry.body))
         moves = Moves(self, db, call.now)
@@ -179,19 +178,26 @@ class Acceptance(Lanes):
         moves.book()
         return number
 
-    def _position(self, db: sqlite3.Connection, job: int | None, digest: bytes) -> int:
+    def _position(self, db: sqlite3.Connection, job: int | None, entry: Entry) -> int:
         """The position of the next request without a key: where it was in an earlier run, else the job's end."""
         if job is None:
             return 0
         used = self._positions.setdefault(job, _Positions())
         while True:
             found = find(db, job, b"#%d" % used.next)
-            if found is None or found.digest == digest:
+            if found is None or self._same(db, found.id, found.terms, entry.body, entry.terms):
                 return used.next
-            same = db.execute(
-                "SELECT key FROM request WHERE job = ? AND key >= X'23' AND key < X'24' AND digest = ?", (job, digest)
+            alike = db.execute(
+                "SELECT q.id, q.key, q.terms FROM request q JOIN body b ON b.id = q.id "
+                "WHERE q.job = ? AND q.key >= X'23' AND q.key < X'24' AND (length(b.params) = ? "
+                "OR EXISTS (SELECT 1 FROM turn t WHERE t.request = q.id))",
+                (job, len(entry.body)),
             ).fetchall()
-            known = sorted(int(key[1:]) for (key,) in same if is_position(key))
+            known = sorted(
+                int(key[1:])
+                for number, key, terms in alike
+                if is_position(key) and self._same(db, number, terms, entry.body, entry.terms)
+            )
             again = next((each for each in known if each >= used.next and each not in used.ahead), None)
             if again is not None:
                 return again
@@ -249,6 +255,11 @@ class Acceptance(Lanes):
             # Whoever asked last is the one who waits: the row is not abandoned with those before.
             db.execute("UPDATE request SET run = ? WHERE id = ?", (run, row.id))
         return False
+
+    def _same(self, db: sqlite3.Connection, request: int, terms: int, body: bytes, new: Terms) -> bool:
+        """Whether a request has this content: its canonical params, betas and stream."""
+        old = self._terms(db, terms)
+        return (old.betas, old.stream) == (new.betas, new.stream) and same_body(db, request, body)
 
     def _check_cap(self, db: sqlite3.Connection, cap: Cap | None, more: int) -> None:
         if cap is None:

@@ -1,13 +1,16 @@
 """Which request a key belongs to."""
 
+# ruff: noqa: S608 (statements are made of constants and question marks)
+
 from __future__ import annotations
 
 import sqlite3
 from typing import NamedTuple
 
 from batchwise.errors import KeyConflictError, shown
+from batchwise.request import canonical
 
-__all__ = ["Found", "StagedError", "conflict", "find", "is_position"]
+__all__ = ["Found", "StagedError", "conflict", "find", "is_position", "same_body"]
 
 
 class StagedError(Exception):
@@ -22,7 +25,6 @@ class Found(NamedTuple):
     """The request that has a key."""
 
     id: int
-    digest: bytes
     staged: int
     """The bulk dispatch that has not been accepted yet; 0: none."""
     terms: int
@@ -31,11 +33,18 @@ class Found(NamedTuple):
 def find(db: sqlite3.Connection, job: int, key: bytes) -> Found | None:
     """The request under this key, staged ones included."""
     found = db.execute(
-        "SELECT q.id, q.digest, t.staged, q.terms FROM request q JOIN terms t ON t.id = q.terms "
-        "WHERE q.job = ? AND q.key = ?",
+        "SELECT q.id, t.staged, q.terms FROM request q JOIN terms t ON t.id = q.terms WHERE q.job = ? AND q.key = ?",
         (job, key),
     ).fetchone()
     return None if found is None else Found._make(found)
+
+
+def same_body(db: sqlite3.Connection, request: int, body: bytes) -> bool:
+    """Whether a request's body, as it was dispatched, says the same as this one."""
+    first = "SELECT body FROM turn WHERE request = b.id AND body IS NOT NULL ORDER BY n LIMIT 1"
+    (stored,) = db.execute(f"SELECT coalesce(({first}), params) FROM body b WHERE id = ?", (request,)).fetchone()
+    # The order of names is all that may differ.
+    return stored == body or (len(stored) == len(body) and canonical(stored) == canonical(body))
 
 
 def is_position(key: bytes) -> bool:

@@ -58,7 +58,6 @@ CREATE TABLE request (
     id INTEGER PRIMARY KEY,
     job INTEGER NOT NULL,
     key BLOB NOT NULL,
-    digest BLOB NOT NULL,
     terms INTEGER NOT NULL,
     size INTEGER NOT NULL,
     lane INTEGER NOT NULL,

@@ -14,9 +14,6 @@ from batchwise.planning.pricing import PriceBook, Rates, cost, is_priced_whole
 
 __all__ = ["Bill", "Biller"]
 
-_RARE = frozenset({"iterations", "fallback_credit"})
-"""Fields of a usage that may hold more than the top-level figures."""
-
 
 class Bill(NamedTuple):
     """pico-USD and tokens of one request's attempts together."""
@@ -51,21 +48,22 @@ class Biller:
 
     def _one(self, model: str, lane: Lane, usage: Mapping[str, Any]) -> Bill:
         get = usage.get
-        read = get("cache_read_input_tokens") or 0
-        tokens = (get("input_tokens") or 0) + (get("cache_creation_input_tokens") or 0) + read
+        fresh, read = get("input_tokens") or 0, get("cache_read_input_tokens") or 0
+        tokens = fresh + read + (get("cache_creation_input_tokens") or 0)
         variant = (model, lane, get("inference_geo"), get("speed"), get("service_tier"))
         try:
             rates = self._rates[variant]
         except KeyError:
             rates = self._rates[variant] = self._look_up(*variant)
-        if rates is None or (not _RARE.isdisjoint(usage) and not is_priced_whole(usage)):
+        if rates is None or (("iterations" in usage or "fallback_credit" in usage) and not is_priced_whole(usage)):
             return Bill(None, None, tokens, read)
         here, full = rates
-        plain = tokens == get("input_tokens") and not get("server_tool_use")
-        if plain and (here.threshold is None or tokens <= here.threshold):  # the usual answer
+        short = here.threshold is None or tokens <= here.threshold
+        if short and tokens == fresh and not get("server_tool_use"):  # the usual answer
             written = get("output_tokens") or 0
             paid = tokens * here.input + written * here.output
-            return Bill(paid, tokens * full.input + written * full.output - paid, tokens, read)
+            # Past the constructor of named tuples, which costs as much as all the rest.
+            return tuple.__new__(Bill, (paid, tokens * full.input + written * full.output - paid, tokens, read))
         paid = cost(usage, here)
         return Bill(paid, 0 if here is full else cost(usage, full) - paid, tokens, read)
 

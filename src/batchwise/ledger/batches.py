@@ -31,10 +31,8 @@ _ENTRIES = 512
 _ENTRY_BYTES = 4_000_000
 _ACCEPTED_TERMS = "SELECT id FROM terms WHERE staged = 0 AND id IN (SELECT value FROM json_each(?))"
 _OVER = {BatchState.CLOSED, BatchState.VOID}
-_IN_BATCH = (
-    "id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1 "
-    "AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
-)
+_SENT_IN = "id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1"
+_IN_BATCH = f"{_SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
 
 
 class Lanes(Ends):
@@ -340,9 +338,15 @@ class Lanes(Ends):
         with self._reading() as db:
             if db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]:
                 return None
-            first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
+            first, last, whole = db.execute(
+                "SELECT first, last, requests = (SELECT total(requests) FROM cohort c WHERE c.batch = b.id) "
+                "FROM batch b WHERE id = ?",
+                (batch,),
+            ).fetchone()
+            # Of a whole batch nothing is settled: no need to look for each row's result.
+            which = _SENT_IN if whole else _IN_BATCH
             rows = db.execute(
-                f"SELECT id, size, terms, attempts FROM request WHERE {_IN_BATCH} ORDER BY id", (first, last, batch)
+                f"SELECT id, size, terms, attempts FROM request WHERE {which} ORDER BY id", (first, last, batch)
             )
             return Roll.of(batch, first, last, rows, partial(self._terms, db))
 

@@ -197,15 +197,19 @@ def opener(nonce: str) -> Callable[[bytes], int]:
     checks, crc = _CHECKS, crc32
 
     def open_(custom_id: bytes) -> int:
-        _, found, digits = custom_id.rpartition(head)
-        if not found or len(custom_id) > MAX_LENGTH:
-            return -1
-        digits, check = digits[:-1], digits[-1:]
+        _, found, tail = custom_id.rpartition(head)
+        digits = tail[:-1]
         try:
             number = int(digits, 16)
         except ValueError:
             return -1
-        if b"%x" % number != digits or number > MAX_NUMBER or checks[crc(digits, start) % 36] != ord(check):
+        if (
+            not found
+            or b"%x" % number != digits
+            or checks[crc(digits, start) % 36] != tail[-1]
+            or number > MAX_NUMBER
+            or len(custom_id) > MAX_LENGTH
+        ):
             return -1
         return number
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 
 import pytest
 
@@ -115,6 +116,23 @@ async def test_a_new_process_tries_again_and_looking_does_not(world: World):
     async with world.open() as d:
         assert (await (await d.dispatch(params("y"))).result()).text == "echo: y"
         assert (await d.progress()).suspended == {}
+
+
+async def test_a_cron_line_that_never_succeeds_is_told_in_the_end(world: World):
+    world.sandbox.fault("create.rate_limited_429", times=None, retry_after=0)
+    soon = (timedelta(milliseconds=1), timedelta(milliseconds=2))
+    async with world.open(poll_every=soon) as d:
+        await d.dispatch_all(many(2), job="j", latency=FLEXIBLE)
+    for _ in range(12):
+        async with world.open(poll_every=soon) as d:
+            suspended = (await d.advance()).suspended
+            if suspended:
+                break
+    assert "create calls in a row failed" in suspended[Lane.BATCH]
+    assert 10 <= world.creates < 40  # the pump may have sent, too
+    world.sandbox.clear_faults()
+    async with world.open() as d:
+        assert len(await listed((await d.job("j")).results())) == 2
 
 
 async def test_a_batch_that_runs_is_delivered_though_the_lane_is_suspended(world: World):

@@ -1010,6 +1010,24 @@ def test_lanes_are_suspended_and_resumed(world: World) -> None:
     assert world.ledger.snapshot().suspended == {}
 
 
+def test_failures_are_counted_until_a_batch_is_created_or_the_lane_is_resumed_afresh(world: World) -> None:
+    note = world.ledger.note_failure
+    assert note("create", now=NOW) == (1, NOW)
+    assert note("create", now=NOW + HOUR) == (2, NOW)
+    assert note("full", now=NOW + HOUR) == (1, NOW + HOUR)
+    world.ledger.resume(afresh=False)
+    world.ledger.resume(SYNC)
+    assert note("create", now=NOW + HOUR) == (3, NOW)
+    world.ledger.resume()
+    assert note("create", now=NOW + HOUR) == (1, NOW + HOUR)
+    world.accept()
+    batch = world.seal()
+    assert note("create", now=NOW + HOUR) == (2, NOW + HOUR)
+    world.ledger.created(batch.id, remote_id="b", created_at=NOW, expires_at=NOW, now=NOW)
+    assert note("create", now=NOW) == (1, NOW)
+    assert note("full", now=NOW) == (1, NOW)
+
+
 def test_pause_and_pass(world: World) -> None:
     world.ledger.pause_batches(NOW + HOUR)
     assert world.ledger.snapshot().batch_paused_until == NOW + HOUR

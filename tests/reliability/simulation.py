@@ -52,9 +52,9 @@ REFUSALS = {
 FAULTS = {
     "create": ("dropped before", "dropped after", "late", "cut", "unconnected", "500", "500 after", "529", "429",
                "queue", "413", "400", "401"),
-    "retrieve": ("404", "500", "stale", "dropped"),
+    "retrieve": ("404", "500", "stale", "miscount", "nonsense", "dropped"),
     "list": ("500", "dropped", "lag"),
-    "read": ("half", "cut line", "drop", "garbage", "duplicate", "missing", "500", "empty", "unknown"),
+    "read": ("half", "cut line", "drop", "garbage", "duplicate", "missing", "500", "empty", "unknown", "stale"),
     "cancel": ("500", "dropped", "dropped after", "no effect"),
     "call": ("dropped after", "500", "529", "429", "400", "401", "unconnected"),
 }  # fmt: skip
@@ -246,7 +246,13 @@ class Api:
         self._refuse(fault)
         batch = self._known(remote_id)
         if fault != "stale":
-            return self._info(batch)
+            info = self._info(batch)
+            counts = info.counts
+            if fault == "miscount" and counts.succeeded:
+                counts = attrs.evolve(counts, succeeded=counts.succeeded - 1, expired=counts.expired + 1)
+            elif fault == "nonsense" and info.status == "ended":
+                counts = Counts(processing=0, succeeded=0, errored=0, canceled=0, expired=0)
+            return attrs.evolve(info, counts=counts)
         info = self._info(batch, batch.created_at)
         return attrs.evolve(info, cancel_initiated_at=None, status="in_progress")
 
@@ -312,8 +318,9 @@ class Api:
                 del lines[half]
             case "empty":
                 lines = []
-            case "unknown":
-                lines[half] = orjson.dumps({**orjson.loads(lines[half]), "result": {"type": "deferred"}}) + b"\n"
+            case "unknown" | "stale":
+                kind = "deferred" if fault == "unknown" else "expired"
+                lines[half] = orjson.dumps({**orjson.loads(lines[half]), "result": {"type": kind}}) + b"\n"
         for line in lines:
             if not feed(line):
                 return
@@ -331,6 +338,10 @@ class Api:
         return Reply(
             body=orjson.dumps(message_of(prompt)), headers={}, latency=SECOND, server_time=self.now(), workspace=None
         )
+
+
+ORDER = ("sealed", "posting", "doubt", "watched", "void", "open", "canceling", "ended", "closed")
+"""States of a batch: from one to an earlier one it never goes, but from `canceling` to `open`."""
 
 
 class Task:
@@ -401,6 +412,7 @@ class World:
         self.accepted: dict[int, str] = {}
         """Request number to prompt."""
         self.seen: dict[int, tuple[bw.Outcome, bytes]] = {}
+        self._facts: dict[int, tuple[str, Any, Any, Any]] = {}
         self._clocks = [(module, module.monotonic) for module in (core, calls)]
         for module, _ in self._clocks:
             module.monotonic = self._monotonic  # type: ignore[attr-defined]
@@ -480,6 +492,7 @@ class World:
                 self.crash(done=False)
                 self._plan()
                 continue
+            self._look_back()
             if task.over:
                 self.tasks.remove(task)
                 task.done()
@@ -514,6 +527,20 @@ class World:
         self.engine = self._start()
 
     # -- what must hold ---------------------------------------------------------------------------------------------
+
+    def _look_back(self) -> None:
+        """Nothing that is known of a batch is forgotten, as when an old view of it is written over a newer one."""
+        rows = self.ledger._db.execute("SELECT id, state, remote_id, cancel_at, canceled, nonce, struck FROM batch")
+        for number, *fact, nonce, struck in rows.fetchall():
+            state, *rest = fact
+            was, *before = self._facts.get(number, fact)
+            back = ORDER.index(state) < ORDER.index(was)
+            assert not back or (was, state) == ("canceling", "open"), f"a batch went from {was} to {state}"
+            assert all(old in {new, None, 0} for old, new in zip(before, rest, strict=True)), (before, rest)
+            self._facts[number] = (state, *rest)
+            for each in self.api.batches:
+                ours = any(nonce in name for name, _ in each.rows)
+                assert not ours or each.id not in orjson.loads(struck), "our own batch was struck off"
 
     def check(self) -> None:
         counts = self.ledger.counts(job=None).by

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
+import attrs
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import batchwise as bw
+from batchwise.engine import collection
+from batchwise.lanes.values import Counts
 from batchwise.planning.custom_ids import custom_id, parse
 from tests.reliability.simulation import HOUR, MINUTE, World, message_of
 
@@ -200,6 +204,35 @@ def test_a_404_just_after_create_does_no_harm() -> None:
     world.close()
 
 
+def test_a_batch_that_only_the_listing_knows_is_read_all_the_same() -> None:
+    world = World()
+    world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
+    world.run()
+    world.true += MINUTE
+    for _ in range(5):  # the listing shows three on a page
+        world.api.add([("foreign", "foreign")], ours=False)
+    world.api.order("retrieve", "404", always=True)
+    world.api.order("list", "500")
+    finish(world)
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert sum(batch.ours for batch in world.api.batches) == 1, "bought again"
+    assert world.ledger.report(job=None).possible_doubles == 0
+    assert not world.engine.suspended
+    world.close()
+
+
+def test_a_batch_that_others_delete_is_bought_again_and_booked() -> None:
+    world = World()
+    world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
+    world.run()
+    world.api.batches[0].gone = True
+    finish(world)
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert len(world.api.batches) == 2
+    assert world.ledger.report(job=None).possible_doubles == ROWS
+    world.close()
+
+
 def test_a_cut_reading_does_not_hide_a_stop_sign() -> None:
     world = World()
     world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
@@ -213,6 +246,44 @@ def test_a_cut_reading_does_not_hide_a_stop_sign() -> None:
     assert not world.seen, "requests failed for what is not their fault"
     assert "all 6 requests of a batch failed alike" in world.engine.suspended[bw.Lane.BATCH]
     world.close()
+
+
+def test_a_row_that_comes_twice_does_not_hide_a_stop_sign(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collection, "_ROWS", 1)
+    failed = [retyped(line, "errored") for line in lines(world)]
+    failed = [line.replace(b"api_error", b"not_found_error") for line in failed]
+    counted(world, errored=ROWS)
+    serve(world, b"".join([*failed, failed[0]]), size=1)
+    world.pass_time(HOUR)
+    world.check()
+    assert not world.seen, "requests failed for what is not their fault"
+    assert bw.Lane.BATCH in world.engine.suspended
+
+
+def test_a_stop_sign_is_obeyed_for_all_rows_or_none_when_the_process_dies(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "_CHUNK", 2)
+    failed = [retyped(line, "errored").replace(b"api_error", b"not_found_error") for line in lines(world)]
+    counted(world, errored=ROWS)
+    serve(world, b"".join(failed))
+    requeue, calls = world.ledger.requeue, list[int]()
+
+    def once(*arguments: Any, **keywords: Any) -> int:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("it dies")
+        return requeue(*arguments, **keywords)
+
+    monkeypatch.setattr(world.ledger, "requeue", once)
+    with suppress(RuntimeError):
+        world.pass_time(HOUR)
+    world.crash(done=False)
+    world.engine.plan()  # a new process takes the lanes up again
+    world.ledger.suspend(bw.Lane.BATCH, "lest it send them again", now=world.now())
+    world.pass_time(HOUR)
+    world.check()
+    assert not world.seen, "requests failed for what is not their fault"
 
 
 def test_a_paid_row_of_a_request_that_left_is_used_if_nothing_else_ended_it(request: pytest.FixtureRequest) -> None:
@@ -245,8 +316,125 @@ def test_rows_canceled_for_a_rescue_are_tried_again_and_those_of_a_caller_settle
         world.close()
 
 
+def retyped(line: bytes, kind: str) -> bytes:
+    return orjson.dumps({**orjson.loads(line), "result": {"type": kind, "error": {"type": "api_error"}}}) + b"\n"
+
+
+def counted(world: World, **counts: int) -> None:
+    """Have the API count the rows of the ended batch so."""
+    real = world.api.retrieve
+
+    def retrieve(remote_id: str) -> Any:
+        info = real(remote_id)
+        wrong = Counts(processing=0, **{kind: counts.get(kind, 0) for kind in info.counts.by_result})
+        return attrs.evolve(info, counts=wrong) if info.status == "ended" else info
+
+    world.api.retrieve = retrieve  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("kind", ["expired", "errored", "canceled"])
+@pytest.mark.parametrize("stale", [1, ROWS])
+def test_a_row_without_an_answer_that_was_counted_as_answered_is_read_again_before_it_is_believed(
+    kind: str, stale: int, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = lines(world)
+    reads = serve(world, b"".join([*(retyped(line, kind) for line in rows[:stale]), *rows[stale:]]), b"".join(rows))
+    finish(world)
+    assert len(reads) == 2
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert (len(world.api.batches), world.api.sync.total()) == (1, 0), "bought again"
+    report = world.ledger.report(job=None)
+    assert (report.possible_doubles, report.attempts) == (0, ROWS)
+    assert not caplog.records
+
+
+def test_what_the_counts_say_is_known_to_the_next_process(world: World) -> None:
+    rows = lines(world)
+    serve(world, b"".join([retyped(rows[0], "expired"), *rows[1:]]), b"".join(rows))
+    world.run()
+    while not world.ledger.snapshot().batches[0].counts:
+        world.true += MINUTE
+        world.run(4)
+    world.restart()
+    finish(world)
+    assert len(world.api.batches) == 1, "bought again"
+
+
+def test_rows_that_stay_without_an_answer_are_tried_again_as_possible_doubles_and_the_log_has_the_figures(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    reads = serve(world, b"".join([*(retyped(line, "expired") for line in lines(world)[:2]), *lines(world)[2:]]))
+    finish(world)
+    assert len(reads) == 4
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert [len(batch.rows) for batch in world.api.batches] == [ROWS, 2]
+    assert world.ledger.report(job=None).possible_doubles == 2
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"batchwise: the results of batch {world.api.batches[0].id} differ from its request_counts (expired: +2); "
+        "what its rows say stands"
+    )
+
+
+def test_answers_are_believed_whatever_the_counts_say(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    counted(world, succeeded=ROWS - 2, errored=2)
+    reads = serve(world, b"".join(lines(world)))
+    finish(world)
+    assert (len(reads), len(world.api.batches)) == (1, 1)
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert "(errored: -2)" in caplog.text
+
+
+def expire(world: World) -> list[bytes]:
+    """Have the first batch's window end before its last two rows; returns its lines, those of the two first."""
+    batch = world.api.batches[0]
+    batch.duration, batch.window = 3 * HOUR, 2 * HOUR
+    assert batch.kinds()[-2:] == ["expired"] * 2
+    return lines(world)
+
+
+def test_rows_that_expired_as_counted_are_tried_again_at_once_however_often_they_come(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = expire(world)
+    foreign = orjson.dumps({"custom_id": "foreign", "result": {"type": "expired"}}) + b"\n"
+    reads = serve(world, b"".join([rows[0], *rows[:2], foreign, *rows[2:], rows[1]]))
+    finish(world)
+    assert len(reads) == 1
+    assert [len(batch.rows) for batch in world.api.batches] == [ROWS, 2]
+    assert world.ledger.report(job=None).possible_doubles == 0
+    assert not caplog.records
+
+
+def test_fewer_rows_without_an_answer_than_counted_are_no_reason_to_doubt_those(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted(world, succeeded=ROWS - 3, expired=3)
+    reads = serve(world, b"".join(expire(world)))
+    finish(world)
+    assert len(reads) == 1
+    assert world.ledger.report(job=None).possible_doubles == 0
+    assert "(expired: -1)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "counts", [{}, {"succeeded": ROWS + 1}, {"succeeded": 10**30}, {"succeeded": ROWS + 2, "errored": -2}]
+)
+def test_counts_that_do_not_add_up_are_not_heeded(
+    counts: dict[str, int], world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted(world, **counts)
+    reads = serve(world, b"".join(expire(world)))
+    finish(world)
+    assert (len(reads), len(world.api.batches)) == (1, 2)
+    assert world.ledger.report(job=None).possible_doubles == 0
+    assert not caplog.records
+
+
 JUNK = st.binary(max_size=40).map(lambda junk: junk.replace(b"\n", b"") + b"\n")
-EDITS = st.lists(st.tuples(st.sampled_from(["keep", "twice", "drop", "cut", "junk", "foreign"]), JUNK), max_size=12)
+EDITS = st.lists(
+    st.tuples(st.sampled_from(["keep", "twice", "drop", "cut", "junk", "foreign", "stale"]), JUNK), max_size=12
+)
 
 
 @given(
@@ -270,6 +458,7 @@ def test_any_mix_of_rows_in_any_chunks_settles_each_once(
                     "cut": [line[:30] + b"\n"],
                     "junk": [junk, line],
                     "foreign": [row("foreign"), line],
+                    "stale": [retyped(line, "expired")],
                 }[kind]
             serve(world, b"".join(parts), size=size, fault="dropped" if dropped else None)
             world.true += 6 * MINUTE

@@ -1,5 +1,7 @@
 """The fault matrix: every fault of the sandbox, once and for ever, against a real dispatcher over real sockets.
 
+It runs against `Dispatcher`, and against `AsyncDispatcher` on asyncio and on trio.
+
 Once: everything settles right, nothing is lost, nothing is bought twice but in the cases that EXCEPTIONS names, which
 the books admit. For ever: it ends in an answer, a failed request with its reason, or a suspended lane that whoever
 waits hears of, in a bounded number of calls.
@@ -10,9 +12,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import pytest
 import batchwise as bw
 from batchwise.engine import collection
 from batchwise.sandbox import KNOWN_FAULTS, Sandbox
+from tests.dispatchers.world import Async, Colour, Sync, listed
 from tests.reliability.crossing import MILLISECOND, POLICY
 from tests.strategies import params
 
@@ -41,7 +45,7 @@ EXCEPTIONS: dict[str, str] = {
     "results.early_end": "the same, the stream ending cleanly and early",
     "results.cut_line": "the same, the stream ending cleanly inside a line",
     "results.gone": "the results are gone for good, as after 29 days or a delete by others",
-    "retrieve.not_found_404": "the API knows the batch no more, as after a delete by others",
+    "results.stale_row": "a row is said to have expired, in four readings, that was counted as answered",
     "cancel.error_500": "a rescue's cancel is refused until the last safe moment: the batch runs on",
     "cancel.hang": "a rescue's cancel hangs until the last safe moment: what it finished comes too late",
 }
@@ -84,7 +88,8 @@ def rescued(policy: bw.Policy) -> tuple[bw.Policy, timedelta]:
 class Run:
     """One run of a small job and some sync calls against a sandbox."""
 
-    def __init__(self, folder: Path, fault: str, **settings: Any) -> None:
+    def __init__(self, folder: Path, fault: str, colour: Colour | None = None, **settings: Any) -> None:
+        self.colour = colour or Sync()
         self.rescue = fault.startswith("cancel.")
         self.sandbox = Sandbox(**{"batch_latency": 60.0 if self.rescue else 0.15, "sync_latency": 0.01, **settings})
         self.ledger = folder / "ledger.db"
@@ -92,31 +97,37 @@ class Run:
         self.results: dict[str, bw.Result] = {}
         self.suspended: list[bw.LaneSuspendedError] = []
 
-    @contextmanager
-    def dispatcher(self) -> Iterator[bw.Dispatcher]:
+    @asynccontextmanager
+    async def dispatcher(self) -> AsyncIterator[Any]:
         # A persistent hang must not hold the test: the client gives up soon.
-        client = self.sandbox.client(timeout=1.0)
-        dispatcher = bw.Dispatcher(client, ledger=self.ledger, policy=self.policy)
+        client = self.colour.client(self.sandbox, timeout=1.0)
+        dispatcher = self.colour.dispatcher(getattr(client, "_inner", client), self.ledger, self.policy)
+        await dispatcher.__aenter__()
         try:
             yield dispatcher
         finally:
-            dispatcher.__exit__(KeyboardInterrupt, None, None)  # leave at once, what is queued stays queued
-            client.close()
+            # leave at once, what is queued stays queued
+            await dispatcher.__aexit__(KeyboardInterrupt, None, None)
+            await client.close()
 
     def go(self, *, resume: bool = False) -> None:
         """Dispatch, and wait for everything; a suspended lane is resumed, or noted."""
-        with self.dispatcher() as dispatcher:
+        self.colour.run(partial(self._go, resume))
+
+    async def _go(self, resume: bool) -> None:
+        async with self.dispatcher() as dispatcher:
             requests = (bw.Request(params(f"row {n}"), key=f"row {n}") for n in range(ROWS))
-            job = dispatcher.dispatch_all(requests, job=JOB, latency=self.sla or bw.Latency.FLEXIBLE)
-            tickets = [dispatcher.dispatch(params(f"call {n}"), key=f"call {n}") for n in range(CALLS)]
+            job = await dispatcher.dispatch_all(requests, job=JOB, latency=self.sla or bw.Latency.FLEXIBLE)
+            tickets = [await dispatcher.dispatch(params(f"call {n}"), key=f"call {n}") for n in range(CALLS)]
             end = time.monotonic() + PATIENCE
             left: list[Any] = [job, *tickets]
             while left:
                 try:
                     if left[0] is job:
-                        self.results |= {result.key: result for result in job.results(timeout=end - time.monotonic())}
+                        results = await listed(job.results(timeout=end - time.monotonic()))
+                        self.results |= {result.key: result for result in results}
                     else:
-                        result = left[0].result(timeout=end - time.monotonic())
+                        result = await left[0].result(timeout=end - time.monotonic())
                         self.results[result.key] = result
                     left.pop(0)
                 except bw.LaneSuspendedError as error:
@@ -124,9 +135,8 @@ class Run:
                     if not resume or len(self.suspended) > 5:
                         left.pop(0)
                     else:
-                        dispatcher.resume()
-            self.report = dispatcher.report()
-            self.progress = dispatcher.progress()
+                        await dispatcher.resume()
+            self.report = await dispatcher.report()
 
     @property
     def excess(self) -> int:
@@ -168,9 +178,13 @@ def _few_retries() -> dict[str, Any]:
     }
 
 
+COLOURS = pytest.mark.parametrize("colour", [Sync(), Async("asyncio"), Async("trio")], ids=lambda colour: colour.name)
+
+
+@COLOURS
 @pytest.mark.parametrize("fault", sorted(KNOWN_FAULTS))
-def test_once(fault: str, tmp_path: Path) -> None:
-    run = Run(tmp_path, fault)
+def test_once(fault: str, colour: Colour, tmp_path: Path) -> None:
+    run = Run(tmp_path, fault, colour)
     with run.sandbox as sandbox:
         order = sandbox.fault(fault, **ONCE.get(fault, {}))
         run.go(resume=True)
@@ -207,7 +221,8 @@ FOR_EVER: dict[str, str | set[str]] = {
     "create.invalid_400": {"invalid_request_error"},
     "create.unauthorized_401": SUSPENDED,
     "create.billing_402": SUSPENDED,
-    "retrieve.not_found_404": {"batch_gone"},
+    "retrieve.not_found_404": ANSWERED,
+    "retrieve.miscount": ANSWERED,
     "retrieve.error_500": SUSPENDED,
     "retrieve.stale": SUSPENDED,
     "list.error_500": SUSPENDED,
@@ -222,6 +237,7 @@ FOR_EVER: dict[str, str | set[str]] = {
     "results.foreign_row": ANSWERED,
     "results.missing_row": {"missing_row"},
     "results.unknown_type": {"unknown_result_type"},
+    "results.stale_row": {"expired"},
     "results.gone": {"batch_gone"},
     "results.error_500": SUSPENDED,
     "cancel.hang": ANSWERED,
@@ -262,10 +278,11 @@ def ending(run: Run, prefix: str, lane: str) -> str | set[str]:
     return {result.error.type for result in found if result.error is not None} or ANSWERED
 
 
+@COLOURS
 @pytest.mark.parametrize("fault", sorted(KNOWN_FAULTS))
-def test_for_ever(fault: str, tmp_path: Path) -> None:
+def test_for_ever(fault: str, colour: Colour, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"window": 1.0} if fault == "retrieve.stale" else {}
-    run = Run(tmp_path, fault, **settings)
+    run = Run(tmp_path, fault, colour, **settings)
     if fault in {"retrieve.stale", "create.rate_limited_429"}:
         run.policy = attrs.evolve(run.policy, window=timedelta(seconds=1))
     with run.sandbox as sandbox:
@@ -352,23 +369,30 @@ def test_the_server_restarts_while_everything_runs(tmp_path: Path) -> None:
         assert all(prompt.startswith("call") for prompt in sandbox.books.bought_twice())
 
 
-def test_a_batch_that_turns_up_after_the_grace_is_cancelled_and_what_it_did_is_booked(tmp_path: Path) -> None:
-    run = Run(tmp_path, "", batch_latency=20.0)
+@COLOURS
+def test_a_batch_that_turns_up_after_the_grace_is_cancelled_and_what_it_did_is_booked(
+    colour: Colour, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, "", colour, batch_latency=20.0)
     run.policy = attrs.evolve(POLICY, create_grace=300 * MILLISECOND, exclusive_workspace=True)
     with run.sandbox as sandbox:
         sandbox.fault("create.accepted_late", delay=3.0)
-        with run.dispatcher() as dispatcher:
-            requests = [bw.Request(params(f"row {n}"), key=f"row {n}") for n in range(ROWS)]
-            job = dispatcher.dispatch_all(requests, job=JOB, latency=bw.Latency.FLEXIBLE)
-            end = time.monotonic() + PATIENCE
-            while sandbox.books.requests_by_path["POST /v1/messages/batches/{id}/cancel"] == 0:
-                assert time.monotonic() < end, "the first batch was never cancelled"
-                time.sleep(0.02)
-            for batch in sandbox.books.batches:
-                sandbox.finish(batch.id)
-            assert all(result.ok for result in job.results(timeout=PATIENCE))
-            report = dispatcher.report()
-        assert report.possible_doubles == ROWS
+
+        async def go() -> None:
+            async with run.dispatcher() as dispatcher:
+                requests = [bw.Request(params(f"row {n}"), key=f"row {n}") for n in range(ROWS)]
+                job = await dispatcher.dispatch_all(requests, job=JOB, latency=bw.Latency.FLEXIBLE)
+                end = time.monotonic() + PATIENCE
+                while sandbox.books.requests_by_path["POST /v1/messages/batches/{id}/cancel"] == 0:
+                    assert time.monotonic() < end, "the first batch was never cancelled"
+                    await colour.sleep(0.02)
+                for batch in sandbox.books.batches:
+                    sandbox.finish(batch.id)
+                assert all([result.ok async for result in job.results(timeout=PATIENCE)])
+                run.report = await dispatcher.report()
+
+        colour.run(go)
+        assert run.report.possible_doubles == ROWS
         assert sum(times - 1 for times in sandbox.books.bought_twice().values()) <= ROWS
         by_size = Counter(len(batch.rows) for batch in sandbox.books.batches)
         assert by_size[ROWS] == 1, "sent again with a count that does not tell"

@@ -150,6 +150,33 @@ class Machine(RuleBasedStateMachine):
         else:
             self.world.cancel(request=data.draw(st.sampled_from(sorted(self.world.accepted))))
 
+    @precondition(lambda self: self.world.accepted)
+    @rule(count=st.integers(1, 6), span=SPANS, seed=SEEDS)
+    def cancel_while_it_is_looked_at(self, count: int, span: timedelta, seed: int) -> None:
+        """A look that began before a cancel ends after it."""
+        self.dispatch_all(count, bw.Latency.FLEXIBLE, named=False)
+        self.tick(SECOND, seed)
+        self.world.true += span
+        self.world.cancel()
+        self.world.run()
+
+    @rule(
+        count=st.integers(1, 6),
+        fault=st.sampled_from(["empty", "500", "drop"]),
+        times=st.integers(1, 3),
+        span=SPANS,
+        seed=SEEDS,
+    )
+    def lose_sight(self, count: int, fault: str, times: int, span: timedelta, seed: int) -> None:
+        """A create's answer is lost, and what it made ends soon, but cannot be read at first."""
+        before, self.world.api.duration = self.world.api.duration, timedelta(0)
+        self.world.api.order("create", "dropped after")
+        for _ in range(times):
+            self.world.api.order("read", fault)
+        self.dispatch_all(count, 30 * HOUR, named=False)
+        self.tick(span, seed)
+        self.world.api.duration = before
+
     @rule(minutes=st.sampled_from([-180, -5, 5, 180]))
     def set_our_clock(self, minutes: int) -> None:
         self.world.skew += minutes * MINUTE

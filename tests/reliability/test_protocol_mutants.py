@@ -120,8 +120,8 @@ def rows_of_a_copied_ledger(_folder: Path) -> None:
             number = parse(batch.rows[0][0]).number  # type: ignore[union-attr]
             answer = {"type": "succeeded", "message": message_of("the copy's answer")}
             return [
-                orjson.dumps({"custom_id": alien("key", number).decode(), "result": answer}) + b"\n",
                 *real(batch),
+                orjson.dumps({"custom_id": alien("key", number).decode(), "result": answer}) + b"\n",
             ]
 
         world.api.lines = lines  # type: ignore[method-assign]

@@ -59,7 +59,7 @@ def test_uploads_that_are_cut_off_every_time_are_halved(world: World) -> None:
     sizes = refuse_if(world, lambda body: len(body) > 1_000_000, cut)
     world.settle_all()
     assert set(outcomes(world).values()) == {"succeeded"}
-    assert sizes[:5] == [8, 8, 8, 4, 4]
+    assert sizes[:5] == [8, 8, 8, 4, 2]
     assert len(sizes) < 15
     assert not world.engine.suspended
 
@@ -114,6 +114,60 @@ def test_creates_that_vanish_again_and_again_suspend_the_lane(world: World) -> N
     assert world.api.calls["create"] < 8
     world.settle_all()
     assert world.api.bought() == dict.fromkeys(NAMES, 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "most"),
+    [
+        ("unconnected", "10 create calls in a row failed", 10),
+        ("queue", "for a whole window", 100),
+        ("dropped before", "3 create calls in a row were not answered", 3),
+        ("400", "10 requests in a row were refused", 10),
+    ],
+)
+def test_a_process_that_ends_after_each_pass_comes_to_the_same_end(
+    fault: str, words: str, most: int, world: World
+) -> None:
+    world.api.order("create", fault, always=True)
+    while not world.engine.suspended:
+        if len(world.seen) == len(world.accepted):
+            world.dispatch("prompt", bw.Latency.FLEXIBLE, f"job {len(world.accepted)}")
+            world.ledger.flush()
+        world.restart()
+        world.run()
+        world.check()
+        world.true += 30 * MINUTE
+        assert world.api.calls["create"] <= most
+    assert words in world.engine.suspended[bw.Lane.BATCH]
+    world.true += HOUR
+    made = world.api.calls["create"]
+    world.dispatch("one more", bw.Latency.FLEXIBLE)
+    world.ledger.flush()
+    world.restart()
+    world.pass_time(5 * HOUR)
+    assert world.engine.suspended, "it begins to count anew"
+    assert world.api.calls["create"] <= made + 2
+
+
+def test_what_failed_is_forgotten_when_a_create_is_answered_or_the_lane_resumed(world: World) -> None:
+    def fail(times: int) -> None:
+        before = world.api.calls["create"]
+        world.dispatch(f"prompt {before}", bw.Latency.FLEXIBLE)
+        world.ledger.flush()
+        world.api.order("create", "unconnected", always=True)
+        while world.api.calls["create"] < before + times:
+            world.pass_time(5 * MINUTE, wakes=1)
+            assert not world.ledger.snapshot().suspended
+            world.restart()
+        world.api.heal()
+
+    fail(9)
+    world.pass_time(10 * MINUTE)
+    assert world.api.bought().total() == 1
+    fail(9)
+    world.ledger.resume()
+    fail(9)
+    world.settle_all()
 
 
 def test_what_is_sent_again_has_another_count(world: World) -> None:

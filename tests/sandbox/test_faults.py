@@ -298,6 +298,22 @@ def test_results_rows_twice_foreign_missing_unknown(ready):
     assert len(results(client, batch_id)) == 18  # together
 
 
+def test_results_stale_rows(ready):
+    sandbox, client, batch_id = ready
+    sandbox.fault("results.stale_row", every=10)
+    kinds = {name: result.type for name, result in results(client, batch_id).items()}
+    assert {name for name, kind in kinds.items() if kind == "expired"} == {"r-0", "r-10"}
+    assert {result.type for result in results(client, batch_id).values()} == {"succeeded"}
+
+
+def test_retrieve_miscount(ready):
+    sandbox, client, batch_id = ready
+    sandbox.fault("retrieve.miscount")
+    sandbox.fault("retrieve.miscount", zero=True)
+    seen = [client.messages.batches.retrieve(batch_id).request_counts for _ in range(3)]
+    assert [(counts.succeeded, counts.expired) for counts in seen] == [(19, 1), (0, 0), (20, 0)]
+
+
 # cancel, messages, rows
 
 

@@ -1,12 +1,14 @@
 """How a batch's end is noticed and its rows are collected: each once, and none taken for granted.
 
 Rows are read as raw lines in bounded memory and settled in chunks; reading them again changes nothing. `ended` proves
-nothing: every custom_id that was sent is ticked off, and a short or broken read is read again before anything is
-bought again. Reads that fail are never a reason to buy again: they go on, and in the end suspend the lane.
+nothing: every custom_id that was sent is ticked off, and rows without an answer are checked against the API's
+`request_counts`; a short, broken or doubtful read is read again before anything is bought again. Reads that fail are
+never a reason to buy again: they go on, and in the end suspend the lane.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -17,12 +19,21 @@ import orjson
 
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.lines import LineSplitter
-from batchwise.lanes.values import BatchInfo
+from batchwise.lanes.values import BatchInfo, Listing
 from batchwise.ledger.base import Member, Settlement
 from batchwise.ledger.roll import Answer, Roll
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import opener
-from batchwise.planning.outcomes import Ruling, Verdict, rule_call, rule_row, stop_sign
+from batchwise.planning.outcomes import (
+    UNANSWERED,
+    Ruling,
+    Verdict,
+    credible,
+    discrepancy,
+    rule_call,
+    rule_row,
+    stop_sign,
+)
 from batchwise.planning.state import BatchState, BatchView, Terms
 from batchwise.planning.turns import continued, merged
 
@@ -31,6 +42,8 @@ from .effects import Procedure, api, store
 from .money import Biller
 
 __all__ = ["cancel", "collect", "poll", "release"]
+
+_log = logging.getLogger("batchwise")
 
 _UNREADABLE = (orjson.JSONDecodeError, KeyError, TypeError, AttributeError)
 """What a line raises that is no result of ours."""
@@ -42,6 +55,7 @@ _REREADS = 3
 """How often a short read is repeated before missing rows are bought again."""
 _TROUBLES = 10
 """Polls or reads of one batch that fail in a row before the lane is suspended."""
+_PAGE = 100
 _MAX_TURNS = 20
 """How often a paused turn is continued."""
 _YOUNG = timedelta(minutes=5)
@@ -56,6 +70,11 @@ def poll(engine: Engine, batch: BatchView) -> Procedure[None]:
     except LaneFault as error:
         yield from _unreadable(engine, batch, error)
         return
+    yield from _seen(engine, batch, info)
+
+
+def _seen(engine: Engine, batch: BatchView, info: BatchInfo) -> Procedure[None]:
+    """Take over what the API says of a batch, unless that cannot be any more."""
     if info.status != "ended" and _overdue(engine, info):
         yield from _again(engine, batch, f"it should have ended at {info.expires_at:%Y-%m-%d %H:%M} UTC")
         return
@@ -108,6 +127,7 @@ def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView
             created_at=info.created_at,
             expires_at=info.expires_at,
             ended_at=info.ended_at,
+            counts=credible(info.counts.by_result, batch.requests) if state is BatchState.ENDED else None,
             polled_at=now,
             failures=0,
         ),
@@ -116,11 +136,19 @@ def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView
 
 
 def _unreadable(engine: Engine, batch: BatchView, error: LaneFault) -> Procedure[None]:
-    """A poll or a read failed: again later; lost for good if the API goes on not knowing the batch."""
+    """A poll or a read failed: again later; lost for good if the API goes on not knowing the batch, nor lists it."""
     fault, ruling = error.fault, rule_call(error.fault)
     if fault.status == 404:
         young = engine.now() - (batch.posting_at or batch.sealed_at) < _YOUNG
         if batch.failures >= _REREADS and not young:
+            try:
+                info = None if batch.state is BatchState.ENDED else (yield from _listed(batch))
+            except LaneFault as unlisted:
+                yield from _again(engine, batch, f"{unlisted.fault.type}: {unlisted.fault.message}")
+                return
+            if info is not None:
+                yield from _seen(engine, batch, info)
+                return
             yield from _lost(engine, batch, "batch_gone", "the API knows the batch no more; it or its results are gone")
             return
         noted = attrs.evolve(batch, polled_at=engine.now(), failures=batch.failures + 1)
@@ -128,6 +156,21 @@ def _unreadable(engine: Engine, batch: BatchView, error: LaneFault) -> Procedure
         return
     reason = (ruling.reason or "") if ruling.verdict is Verdict.SUSPEND else None
     yield from _again(engine, batch, f"{fault.type}: {fault.message}", reason)
+
+
+def _listed(batch: BatchView) -> Procedure[BatchInfo | None]:
+    """The batch as the listing shows it; None: it is not there."""
+    after: str | None = None
+    while True:
+        listing: Listing = yield from api(lambda ports, after=after: ports.list(limit=_PAGE, after_id=after))  # type: ignore[misc]
+        for info in listing.batches:
+            if info.id == batch.remote_id:
+                return info
+            if batch.created_at is not None and info.created_at < batch.created_at:
+                return None
+        if not listing.has_more or listing.last_id is None:
+            return None
+        after = listing.last_id
 
 
 def _again(engine: Engine, batch: BatchView, words: str, reason: str | None = None) -> Procedure[None]:
@@ -173,8 +216,15 @@ def collect(engine: Engine, batch: BatchView) -> Procedure[None]:
         yield from api(lambda ports: ports.read(remote, reader.feed))
     except LaneFault as error:
         fault = error
-    missing = yield from store(lambda: reader.finish(last=fault is None and batch.failures >= _REREADS))
+    last = fault is None and batch.failures >= _REREADS
+    missing = yield from store(lambda: reader.finish(last=last))
     engine.settled(reader.sorter.take_ended())
+    if reader.off and fault is None and (last or not missing):
+        _log.warning(
+            "batchwise: the results of batch %s differ from its request_counts (%s); what its rows say stands",
+            remote,
+            ", ".join(f"{kind}: {more:+d}" for kind, more in reader.off.items()),
+        )
     if reader.stop is not None:
         reason = reader.stop
         yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))
@@ -184,7 +234,7 @@ def collect(engine: Engine, batch: BatchView) -> Procedure[None]:
     elif fault is not None:
         yield from _unreadable(engine, batch, fault)
     elif batch.failures < _REREADS:
-        yield from _again(engine, batch, "rows are missing from its results")
+        yield from _again(engine, batch, "rows are missing from its results, or differ from what the API counted")
     else:
         yield from _lost(engine, batch, "missing_row", "the batch ended without a readable row for this request")
 
@@ -306,9 +356,11 @@ class _Reader:
         self._open = opener(batch.nonce)
         self._lines: list[bytes] = []
         self._size = 0
-        self._held: dict[int, tuple[bytes, Ruling]] = {}
+        self._held: dict[int, bytes] = {}  # lines without an answer are short, and a batch's worth at most
         self._kinds: Counter[tuple[str, str]] = Counter()
-        self._mixed = False
+        self._unanswered: dict[str, set[int]] = {kind: set() for kind in UNANSWERED}
+        self.off: Mapping[str, int] = {}
+        """What `discrepancy` found, once the reading has ended."""
         self._roll = engine.ledger.roll(batch.id)
 
     def feed(self, chunk: bytes) -> bool:
@@ -323,18 +375,21 @@ class _Reader:
     def finish(self, *, last: bool = True) -> list[int]:
         """Take in the rest; returns the rows that are not ticked off.
 
-        Rows that all failed alike are judged once every row was seen, or in the `last` reading.
+        Rows without an answer are judged once every row was seen and no more of them than the API counted, or in the
+        `last` reading.
         """
         rest = self._splitter.rest()
         if rest:
             self._lines.append(rest)
         self._sort()
         missing = self._missing()
-        if self._mixed or not self._held or not (last or self._held.keys() >= set(missing)):
+        found = {kind: len(numbers) for kind, numbers in self._unanswered.items()}
+        self.off = discrepancy(found, self.batch.counts)
+        doubtful = any(more > 0 for more in self.off.values())
+        if not self._held or not (last or (self._held.keys() >= set(missing) and not doubtful)):
             return missing
         self.stop = stop_sign(self._kinds, self.batch.requests)
-        self._let_go(forgiven=self.stop is not None)
-        self._write()
+        self._let_go(forgiven=self.stop is not None, doubtful=doubtful)
         return self._missing()
 
     def _missing(self) -> list[int]:
@@ -379,7 +434,6 @@ class _Reader:
         if not self.engine.ledger.settle_answers(roll, answers, met=lambda terms: self.engine.met(terms, now), now=now):
             self._roll = None
             return lines
-        self._mix()
         self.engine.settled([answer[0] for answer in answers])
         return rest
 
@@ -398,33 +452,27 @@ class _Reader:
         strays = self.engine.ledger.unsettled([number for number in rows if number not in members])
         for number, (line, result) in rows.items():
             member = members.get(number)
+            if (kind := result.get("type")) in UNANSWERED:
+                self._unanswered[kind].add(number)
             if member is None:
                 self._stray(number, strays.get(number), line, result)
             elif _is_answer(result):
-                self._mix()
                 self.sorter.answered(number, member, line, result["message"])
             else:
-                self._unanswered(number, member, line, result)
+                self._hold(number, member, line, result)
 
-    def _unanswered(self, number: int, member: Member, line: bytes, result: Mapping[str, Any]) -> None:
+    def _hold(self, number: int, member: Member, line: bytes, result: Mapping[str, Any]) -> None:
         ruling = rule_row(result)
         if ruling.verdict is Verdict.CONTINUE and len(member.turns) < _MAX_TURNS:
-            self._mix()
             self.sorter.turns.append((number, line, member))
             return
         if ruling.verdict is Verdict.CONTINUE or ruling.error is None:
-            self._mix()
             self.sorter.answered(number, member, line, result["message"])
             return
         if number in self._held:
             return  # it came twice
         self._kinds[ruling.error.type, ruling.error.message] += 1
-        if len(self._kinds) > 1:
-            self._mix()
-        if self._mixed:
-            self.sorter.failed(number, member, ruling, line)
-        else:
-            self._held[number] = line, ruling
+        self._held[number] = line
 
     def _stray(self, number: int, member: Member | None, line: bytes, result: Mapping[str, Any]) -> None:
         """A row of a request that has left this batch or is settled.
@@ -436,7 +484,6 @@ class _Reader:
         if result.get("type") != "succeeded" or not isinstance(message, dict):
             return
         if member is not None and not member.turns and _is_answer(result):
-            self._mix()
             self.sorter.answered(number, member, line, message)
             return
         if not _is_answer(result) and self.engine.ledger.has_turn(number, line):
@@ -445,22 +492,21 @@ class _Reader:
         cost = self.engine.prices.cost(str(message.get("model")), Lane.BATCH, message.get("usage") or {}, at=now)
         self.engine.ledger.book_stray(self.batch.id, number, cost or 0)
 
-    def _mix(self) -> None:
-        """The rows do not all end alike: no stop sign, so what was held back is judged row by row."""
-        if not self._mixed:
-            self._mixed = True
-            self._let_go(forgiven=False)
-
-    def _let_go(self, *, forgiven: bool) -> None:
+    def _let_go(self, *, forgiven: bool, doubtful: bool) -> None:
         held = list(self._held.items())
         self._held = {}
         for start in range(0, len(held), _CHUNK):
-            part: Sequence[tuple[int, tuple[bytes, Ruling]]] = held[start : start + _CHUNK]
+            part: Sequence[tuple[int, bytes]] = held[start : start + _CHUNK]
             members = self.engine.ledger.members(self.batch.id, [number for number, _ in part])
-            for number, (line, ruling) in part:
+            for number, line in part:
                 member = members.get(number)
                 if member is None:
                     continue
+                ruling = rule_row(orjson.loads(line)["result"])
+                ruling = attrs.evolve(ruling, doubtful=ruling.doubtful or doubtful)
                 if forgiven:
-                    ruling = attrs.evolve(ruling, verdict=Verdict.SUSPEND, costs_attempt=False)  # noqa: PLW2901
+                    ruling = attrs.evolve(ruling, verdict=Verdict.SUSPEND, costs_attempt=False)
                 self.sorter.failed(number, member, ruling, line)
+            if not forgiven:  # a stop sign stands on all rows: all of them go back at once
+                self._write()
+        self._write()

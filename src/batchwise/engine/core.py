@@ -98,8 +98,6 @@ class Engine:
         """Requests in a batch that the API took for too large, halved; it grows again."""
         self.portion: int | None = None
         """Requests in a batch while one that spoils its create is looked for."""
-        self.full_since: datetime | None = None
-        """Since when the account's queue has been full."""
         self.orphans: set[int] = set()
         """Batches whose sending was broken off in this process, in a way that tells nothing of the create."""
         self.suspended: dict[Lane, str] = {}
@@ -342,7 +340,7 @@ class Engine:
         if self._rested:
             with self._rising:  # nobody works on before it is done: what is suspended from then on stays so
                 if self._rested:
-                    self.ledger.resume()
+                    self.ledger.resume(afresh=False)
                     self._rested = False
 
     def _doubt_orphans(self, snapshot: Snapshot) -> bool:

@@ -6,7 +6,8 @@
 4. What is not proved, either way, is in doubt: looked for in the listing down to the watermark. One row's nonce
    proves a candidate ours or strikes it off; an unproved candidate is never cancelled.
 5. Nothing seen past the grace: its requests go elsewhere, and it is watched for until its window has passed.
-6. What fails again and again suspends the lane with its reason: nothing is sent for ever.
+6. What fails again and again suspends the lane with its reason: nothing is sent for ever. The ledger counts it, since
+   a cron line is a new process each time.
 """
 
 from __future__ import annotations
@@ -166,10 +167,7 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
 
 
 def _worked(engine: Engine, batch: BatchView) -> None:
-    """A create was answered, or found: what went wrong before is over, and batches may grow again."""
-    for name in ("create", "full", "cut off", "vanished", "refused"):
-        engine.failures[name] = 0
-    engine.full_since = None
+    """A create was answered, or found: batches may grow again."""
     if engine.portion is not None:
         engine.portion = None if engine.portion >= MAX_REQUESTS else 2 * engine.portion
     if engine.ceiling is not None and batch.requests >= engine.ceiling:
@@ -186,18 +184,17 @@ def _record(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
     )
 
 
-def _cut_off(engine: Engine, batch: BatchView, fault: Fault) -> bool:
+def _cut_off(engine: Engine, batch: BatchView, fault: Fault) -> Procedure[bool]:
     """Whether the upload seems to be too large: the listing was answered, yet large bodies are cut off every time."""
     if fault.status is not None or fault.request_sent or batch.requests < 2 or batch.size < _LARGE:
         return False
-    engine.failures["cut off"] += 1
-    return engine.failures["cut off"] >= _CUT_OFF
+    cut_off = yield from store(lambda: engine.ledger.note_failure("cut off", now=engine.now()))
+    return cut_off.times >= _CUT_OFF
 
 
 def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: datetime) -> Procedure[None]:
     ledger, ruling = engine.ledger, rule_create(fault)
-    if _cut_off(engine, batch, fault):
-        engine.failures["cut off"] = engine.failures["create"] = 0
+    if (yield from _cut_off(engine, batch, fault)):
         ruling = attrs.evolve(ruling, outcome=CreateOutcome.TOO_LARGE)
     match ruling.outcome:
         case CreateOutcome.UNKNOWN:
@@ -254,41 +251,39 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
     engine.settled((yield from store(fail)))
     if ruling.everyone or ruling.culprits:
         return
-    engine.failures["refused"] += 1
-    if engine.failures["refused"] >= _REFUSED:
+    refused = yield from store(lambda: ledger.note_failure("refused", now=engine.now()))
+    if refused.times >= _REFUSED:
         reason = (
-            f"{engine.failures['refused']} requests in a row were refused, each alone in its batch, the last with "
+            f"{refused.times} requests in a row were refused, each alone in its batch, the last with "
             f"{ruling.error.type}: {ruling.error.message}; mend what the requests share, then resume()"
         )
-        engine.failures["refused"] = 0
         yield from store(lambda: ledger.suspend(Lane.BATCH, reason, now=engine.now()))
 
 
 def _trouble(engine: Engine, ruling: CreateRuling) -> Procedure[None]:
     """Nothing was created: wait, or suspend the lane."""
     full = ruling.outcome is CreateOutcome.QUEUE_FULL
-    name = "full" if full else "create"
-    engine.failures[name] += 1
-    failures = engine.failures[name]
-    reason = ruling.reason
-    if reason is None and not full and failures >= _TROUBLES:
+    if ruling.reason is not None:
+        words = ruling.reason
+        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, words, now=engine.now()))
+        return
+    failed = yield from store(lambda: engine.ledger.note_failure("full" if full else "create", now=engine.now()))
+    reason = None
+    if not full and failed.times >= _TROUBLES:
         reason = (
-            f"{failures} create calls in a row failed, the last with {ruling.error.type}: {ruling.error.message}; "
+            f"{failed.times} create calls in a row failed, the last with {ruling.error.type}: {ruling.error.message}; "
             "see whether the API can be reached, then resume()"
         )
-    if full:
-        engine.full_since = engine.full_since or engine.now()
-        if engine.now() - engine.full_since > engine.policy.window:  # whatever filled the queue has ended by now
-            reason = (
-                f"the API has refused every batch for a whole window ({ruling.error.message}); see what fills the "
-                "account's queue, then resume()"
-            )
+    if full and engine.now() - failed.since > engine.policy.window:  # whatever filled the queue has ended by now
+        reason = (
+            f"the API has refused every batch for a whole window ({ruling.error.message}); see what fills the "
+            "account's queue, then resume()"
+        )
     if reason is not None:
-        engine.failures[name], engine.full_since = 0, None
         words = reason
         yield from store(lambda: engine.ledger.suspend(Lane.BATCH, words, now=engine.now()))
         return
-    wait = ruling.wait or engine.backoff(failures)
+    wait = ruling.wait or engine.backoff(failed.times)
     yield from store(lambda: engine.ledger.pause_batches(engine.now() + wait))
 
 
@@ -305,13 +300,11 @@ def give_up(engine: Engine, batch: BatchView) -> Procedure[None]:
         engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED, failures=0), was=batch)
 
     yield from store(queue)
-    engine.failures["vanished"] += 1
-    vanished = engine.failures["vanished"]
-    if vanished < _VANISHED:
+    vanished = yield from store(lambda: engine.ledger.note_failure("vanished", now=engine.now()))
+    if vanished.times < _VANISHED:
         return
-    engine.failures["vanished"] = 0
     reason = (
-        f"{vanished} create calls in a row were not answered, and their batches were never listed; "
+        f"{vanished.times} create calls in a row were not answered, and their batches were never listed; "
         "see what lies between here and the API, then resume()"
     )
     yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))

@@ -28,6 +28,16 @@ class Counts:
         """How many requests the batch was created with."""
         return self.processing + self.succeeded + self.errored + self.canceled + self.expired
 
+    @property
+    def by_result(self) -> Mapping[str, int]:
+        """The finished requests by the type of their result."""
+        return {
+            "succeeded": self.succeeded,
+            "errored": self.errored,
+            "canceled": self.canceled,
+            "expired": self.expired,
+        }
+
 
 @attrs.frozen(kw_only=True)
 class BatchInfo:

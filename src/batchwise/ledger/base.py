@@ -35,6 +35,7 @@ __all__ = [
     "RequestRow",
     "ResultRow",
     "Settlement",
+    "Streak",
 ]
 
 
@@ -137,6 +138,13 @@ class ResultRow(NamedTuple):
     settled_at: datetime
     met: bool | None
     betas: tuple[str, ...]
+
+
+class Streak(NamedTuple):
+    """What went wrong again and again."""
+
+    times: int
+    since: datetime
 
 
 class Counts(NamedTuple):
@@ -344,7 +352,7 @@ class Ledger(Protocol):
         expires_at: datetime | None,
         now: datetime,
     ) -> None:
-        """Record that it is this one: state `open`."""
+        """Record that it is this one: state `open`. What `note_failure` counted is over."""
 
     def update_batch(self, view: BatchView, *, was: BatchView | None = None) -> bool:
         """Store the fields of a view (its groups aside); with `was`, what was read, only those that differ from it.
@@ -471,8 +479,11 @@ class Ledger(Protocol):
     def suspend(self, lane: Lane, reason: str, *, now: datetime) -> None:
         """Nothing goes to this lane until `resume`."""
 
-    def resume(self, lane: Lane | None = None) -> None:
-        """Let work go to this lane (None: to both) again."""
+    def resume(self, lane: Lane | None = None, *, afresh: bool = True) -> None:
+        """Let work go to this lane (None: to both) again; `afresh`: its failures are counted anew."""
+
+    def note_failure(self, name: str, *, now: datetime) -> Streak:
+        """Count a failure of the batch lane; returns how often it has been noted since a batch was created."""
 
     def note_advance(self, *, now: datetime) -> timedelta | None:
         """Remember that a pass began now; returns the time since the one before."""

@@ -275,8 +275,9 @@ class Lanes(Ends):
         expires_at: datetime | None,
         now: datetime,
     ) -> None:
-        """Record that it is this one: state `open`."""
+        """Record that it is this one: state `open`. What `note_failure` counted is over."""
         with self._transaction("created") as db:
+            self._forget_failures(db)
             db.execute(
                 "UPDATE batch SET state = 'open', remote_id = ?, created_at = ?, expires_at = ?, polled_at = ?, "
                 "failures = 0, live = 1 WHERE id = ?",

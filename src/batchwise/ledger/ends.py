@@ -258,7 +258,11 @@ class Ends(Looking):
                 settled_by = db.execute("SELECT batch FROM result WHERE seq = ?", (row.result,)).fetchone()[0]
                 if settled_by == batch:
                     return  # the row that settled it, read again
-            (seen,) = db.execute("SELECT coalesce(polled_at, sealed_at) FROM batch WHERE id = ?", (batch,)).fetchone()
+            seen, first, last = db.execute(
+                "SELECT coalesce(polled_at, sealed_at), first, last FROM batch WHERE id = ?", (batch,)
+            ).fetchone()
+            if row is None and not first <= request <= last:
+                return  # it was never in the batch: no row of ours
             if db.execute("INSERT OR IGNORE INTO late VALUES (?, ?)", (request, batch)).rowcount:
                 self._book_waste(db, 0 if row is None else row.job, wasted=cost)
                 # As of the last look at the batch: there is no clock here.

@@ -165,7 +165,7 @@ _TIMES = (
     "cancel_at",
     "polled_at",
 )
-_STORED = ("state", "remote_id", "watermark", "candidates", "struck", *_TIMES, "failures", "canceled")
+_STORED = ("state", "remote_id", "watermark", "candidates", "struck", *_TIMES, "counts", "failures", "canceled")
 BATCH_COLUMNS = ", ".join(("id", "nonce", "requests", "size", "betas", "sealed_at", *_STORED))
 
 
@@ -176,6 +176,7 @@ def view_of(row: Sequence[Any], groups: tuple[Group, ...]) -> BatchView:
         values[name] = tuple(orjson.loads(values[name]))
     for name in _TIMES:
         values[name] = _moment(values[name])
+    values["counts"] = None if values["counts"] is None else orjson.loads(values["counts"])
     values["sealed_at"] = from_micros(values["sealed_at"])
     values["state"] = BatchState(values["state"])
     values["canceled"] = bool(values["canceled"])
@@ -189,5 +190,6 @@ def view_values(view: BatchView) -> dict[str, Any]:
         values[name] = orjson.dumps(values[name]).decode()
     for name in _TIMES:
         values[name] = _optional(values[name])
+    values["counts"] = None if view.counts is None else orjson.dumps(view.counts).decode()
     values["state"] = view.state.value
     return values

@@ -105,6 +105,7 @@ CREATE TABLE batch (
     created_at INTEGER,
     expires_at INTEGER,
     ended_at INTEGER,
+    counts TEXT,
     cancel_at INTEGER,
     polled_at INTEGER,
     failures INTEGER NOT NULL DEFAULT 0,

@@ -9,11 +9,11 @@ from pathlib import Path
 from batchwise.errors import WrongWorkspaceError
 from batchwise.models import Lane
 
-from .base import Lease, Ledger
+from .base import Lease, Ledger, Streak
 from .intake import Acceptance
 from .locks import MemoryLock, ProcessLock
 from .rows import from_micros, micros
-from .store import CHUNK
+from .store import CHUNK, FAILURES
 
 __all__ = ["SqliteLedger", "open_ledger"]
 
@@ -152,9 +152,18 @@ class SqliteLedger(Acceptance):
             self._put(db, f"suspended:{lane.value}", reason)
             self._put(db, f"suspended_at:{lane.value}", str(micros(now)))
 
-    def resume(self, lane: Lane | None = None) -> None:
-        """The lane (None: both) takes work again."""
+    def note_failure(self, name: str, *, now: datetime) -> Streak:
+        """Count a failure of the batch lane; returns how often it has been noted since a batch was created."""
+        with self._transaction("note_failure") as db:
+            times, since = map(int, (self._meta(db, f"{FAILURES}{name}") or f"0 {micros(now)}").split())
+            self._put(db, f"{FAILURES}{name}", f"{times + 1} {since}")
+        return Streak(times + 1, from_micros(since))
+
+    def resume(self, lane: Lane | None = None, *, afresh: bool = True) -> None:
+        """The lane (None: both) takes work again; `afresh`: its failures are counted anew."""
         with self._transaction("resume") as db:
+            if afresh and lane is not Lane.SYNC:
+                self._forget_failures(db)
             for each in Lane if lane is None else (lane,):
                 self._put(db, f"suspended:{each.value}", None)
                 self._put(db, f"suspended_at:{each.value}", None)

@@ -23,10 +23,13 @@ from .locks import MemoryLock, ProcessLock
 from .rows import SETTLED, decode_key, decode_terms, digest_of, encode_terms, from_micros, micros
 from .schema import BUSY_SECONDS, connect
 
-__all__ = ["CHUNK", "Moves", "Place", "Row", "Store", "insert_rows", "place_of"]
+__all__ = ["CHUNK", "FAILURES", "Moves", "Place", "Row", "Store", "insert_rows", "place_of"]
 
 CHUNK = 2_000
 """Rows that one transaction moves where a call may move any number: other writers get their turn in between."""
+
+FAILURES = "failures:"
+"""Before the names of what `note_failure` counts, in `meta`."""
 
 _CACHED = 10_000
 _QUIET = {"note_advance", "note_clock"}
@@ -229,6 +232,9 @@ class Store:
             db.execute("DELETE FROM meta WHERE name = ?", (name,))
         else:
             db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value))
+
+    def _forget_failures(self, db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM meta WHERE name GLOB ?", (f"{FAILURES}*",))
 
     def _rows(self, db: sqlite3.Connection, ids: Sequence[int]) -> dict[int, Row]:
         """The rows of these numbers, by number. One statement text for all lengths, so that it stays prepared."""

@@ -19,17 +19,24 @@ import attrs
 from batchwise.models import Outcome, ResultError
 
 __all__ = [
+    "UNANSWERED",
     "CreateOutcome",
     "CreateRuling",
     "Fault",
     "Ruling",
     "Verdict",
+    "credible",
     "culprits",
+    "discrepancy",
     "rule_call",
     "rule_create",
     "rule_row",
     "stop_sign",
 ]
+
+
+UNANSWERED = ("errored", "canceled", "expired")
+"""The result types of rows without an answer."""
 
 
 class Verdict(Enum):
@@ -266,6 +273,29 @@ def stop_sign(errors: Mapping[tuple[str, str], int], rows: int) -> str | None:
         return None
     mend = _TABLE[known].mend or "mend what the requests share (model, betas, parameters) or the account, then resume()"
     return f"all {rows} requests of a batch failed alike: {_reason(ResultError(kind, message, retryable=True), mend)}"
+
+
+def credible(counts: Mapping[str, int], rows: int) -> Mapping[str, int] | None:
+    """The API's counts of an ended batch's rows; None where they are nonsense: they do not add up to its rows."""
+    return counts if min(counts.values()) >= 0 and sum(counts.values()) == rows else None
+
+
+def discrepancy(found: Mapping[str, int], counts: Mapping[str, int] | None) -> Mapping[str, int]:
+    """How many more rows without an answer were read than the API counted, by result type; negative: fewer.
+
+    An answer speaks for itself. That there is none is only said, and believing it of a stale row would buy an answer
+    again that is there.
+
+    Args:
+        found: The rows read, by the types of `UNANSWERED`.
+        counts: What the API counted when the batch had ended; None: not known.
+
+    Returns:
+        Types that differ; none where all agree, or nothing is known.
+    """
+    if counts is None:
+        return {}
+    return {kind: found[kind] - counts[kind] for kind in UNANSWERED if found[kind] != counts[kind]}
 
 
 def culprits(message: str) -> tuple[int, ...]:

@@ -144,6 +144,7 @@ class BatchView:
         created_at: By the server.
         expires_at: By the server.
         ended_at: By the server.
+        counts: Its rows by result type, as the API counted them when it had ended; None: not known.
         cancel_at: When a cancel was asked for (our clock).
         polled_at: When it was last looked at (our clock).
         failures: Consecutive failed polls or reads.
@@ -168,6 +169,7 @@ class BatchView:
     created_at: datetime | None = None
     expires_at: datetime | None = None
     ended_at: datetime | None = None
+    counts: Mapping[str, int] | None = None
     cancel_at: datetime | None = None
     polled_at: datetime | None = None
     failures: int = 0

@@ -95,7 +95,13 @@ class BatchesApi:
             if stale["ago"] is None:
                 return self._render(batch, batch.created_at, None)
             now = max(batch.created_at, now - to_seconds(stale["ago"]))
-        return await self._view(batch, now)
+        view = await self._view(batch, now)
+        counts = view["request_counts"]
+        if wrong := box.fire("retrieve.miscount", lambda _fault: counts["succeeded"] > 0):
+            off = counts["succeeded"] if wrong["zero"] else 1
+            counts["succeeded"] -= off
+            counts["expired"] += 0 if wrong["zero"] else off
+        return view
 
     async def cancel(self, call: Call) -> Any:
         """POST /v1/messages/batches/{id}/cancel."""

@@ -13,9 +13,10 @@ from .rows import Settled
 
 _BLOCK = 256 * 1024
 
-# order matters: the first two need lines and rows to go together still
+# order matters: the first three need lines and rows to go together still
 _LINE_FAULTS = (
     "results.unknown_type",
+    "results.stale_row",
     "results.missing_row",
     "results.duplicate_row",
     "results.foreign_row",
@@ -31,7 +32,7 @@ def _position(fault: Fault, lines: list[bytes], name: str = "at") -> int:
     return len(lines) // 2 if at is None else max(0, min(int(at), len(lines)))
 
 
-def _unknown(line: bytes, type_: str) -> bytes:
+def _retyped(line: bytes, type_: str) -> bytes:
     row: dict[str, Any] = orjson.loads(line)
     row["result"] = {"type": type_}
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
@@ -43,9 +44,9 @@ def _break_lines(fault: Fault, lines: list[bytes], order: list[int]) -> list[byt
     if name == "results.missing_row":
         every, first = int(fault["every"]), int(fault["first"])
         return [line for line, row in zip(lines, order, strict=True) if row < first or (row - first) % every]
-    if name == "results.unknown_type":
+    if name in {"results.unknown_type", "results.stale_row"}:
         every = int(fault["every"])
-        return [line if row % every else _unknown(line, fault["type"]) for line, row in zip(lines, order, strict=True)]
+        return [line if row % every else _retyped(line, fault["type"]) for line, row in zip(lines, order, strict=True)]
     if name == "results.foreign_row":
         row = orjson.loads(lines[0]) if lines else {"result": {"type": "canceled"}}
         row["custom_id"] = fault["custom_id"]

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import sqlite3
-from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
@@ -147,19 +147,24 @@ class Lanes(Ends):
             chosen = orjson.dumps(
                 [number for (number,) in db.execute(_ACCEPTED_TERMS, (orjson.dumps(list(terms)).decode(),))]
             ).decode()
-            # One alone comes out of the index in order, and reading it ends at the limit.
-            which = "= json_extract(?, '$[0]')" if chosen.count(",") == 0 else "IN (SELECT value FROM json_each(?))"
+            alone = chosen.count(",") == 0
+            which = "= json_extract(?, '$[0]')" if alone else "IN (SELECT value FROM json_each(?))"
             queued = f"status = 0 AND terms {which} AND lane = 1 AND not_before <= ?"
             values = (chosen, micros(now))
-            ids, sizes = self._fitting(db, queued, (*values, max_requests), max_bytes)
-            if not ids:
+            first, fitting, ends = self._fitting(
+                db, queued, (*values, max_requests), max_bytes, sort=not alone, keep=len(taken) + 1
+            )
+            if not fitting:
                 return None
-            count = telling_count(len(ids), taken) or len(ids)
-            first, last = ids[0], ids[count - 1]
-            inside = (*values, last)
+            count = telling_count(fitting, taken) or fitting
+            last, size = ends[count - fitting - 1]
+            # Where the numbers lie close together, by number: an index that is read must not change under the update,
+            # so all that it found would be held in memory first.
+            close = last - first < 2 * count
+            queued = f"id BETWEEN ? AND ? AND {queued.replace('status', '+status') if close else queued}"
+            inside = (first, last, *values)
             moved = db.execute(
-                "SELECT terms, not_before, count(*), sum(size) FROM request "
-                f"WHERE {queued} AND id <= ? GROUP BY terms, not_before",
+                f"SELECT terms, not_before, count(*), sum(size) FROM request WHERE {queued} GROUP BY terms, not_before",
                 inside,
             ).fetchall()
             about = self._terms(db, moved[0][0])
@@ -170,7 +175,7 @@ class Lanes(Ends):
                 (
                     nonce,
                     count,
-                    body_length(count, sizes[count - 1]),
+                    size,
                     orjson.dumps(about.betas).decode(),
                     micros(now),
                     jobs.pop() if len(jobs) == 1 else 0,
@@ -180,7 +185,7 @@ class Lanes(Ends):
                 ),
             ).lastrowid
             db.execute(
-                f"UPDATE request SET status = 1, not_before = 0, batch = ? WHERE {queued} AND id <= ?",
+                f"UPDATE request SET status = 1, not_before = 0, batch = ? WHERE {queued}",
                 (batch, *inside),
             )
             moves = Moves(self, db, now)
@@ -191,25 +196,28 @@ class Lanes(Ends):
             return self._batch(db, batch or 0)
 
     def _fitting(
-        self, db: sqlite3.Connection, queued: str, values: Sequence[Any], max_bytes: int
-    ) -> tuple[array[int], array[int]]:
-        """The numbers of the rows that fit, in order, and how many bytes of entries each comes with, summed up."""
-        ids, sums = array("q"), array("q")
-        total = 0
-        # Sorted by number without their keys: the keys are looked up in that order, one page after the other.
-        for number, key, size in db.execute(
-            "SELECT q.id, q.key, q.size FROM request q "
-            f"WHERE q.id IN (SELECT id FROM request WHERE {queued} ORDER BY id LIMIT ?) ORDER BY q.id",
-            values,
-        ):
+        self, db: sqlite3.Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool, keep: int
+    ) -> tuple[int, int, Sequence[tuple[int, int]]]:
+        """The first number of the rows that fit, how many they are, and of the last `keep`: number, length of the body.
+
+        The length is that of the body that ends with it.
+        """
+        first = count = total = 0
+        ends: deque[tuple[int, int]] = deque(maxlen=keep)
+        # Those of one terms come out of their index in order, and reading them ends at the limit. Others are sorted
+        # without their keys, which are looked up in that order, one page after the other.
+        inner = f"SELECT id FROM request WHERE {queued} ORDER BY id LIMIT ?"
+        rows = f"id IN ({inner}) ORDER BY id" if sort else f"{queued} ORDER BY id LIMIT ?"
+        for number, key, size in db.execute(f"SELECT id, key, size FROM request WHERE {rows}", values):
             # In ASCII, of most keys, a character is a byte.
             length = len(key) if key.isascii() else len(decode_key(key))
             total += entry_size(custom_id_length(length, number), size)
-            if body_length(len(ids) + 1, total) > max_bytes:
+            if body_length(count + 1, total) > max_bytes:
                 break
-            ids.append(number)
-            sums.append(total)
-        return ids, sums
+            first = first or number
+            count += 1
+            ends.append((number, body_length(count, total)))
+        return first, count, ends
 
     def _batch(self, db: sqlite3.Connection, batch: int) -> BatchView:
         return self._view(db, db.execute(f"SELECT {BATCH_COLUMNS} FROM batch WHERE id = ?", (batch,)).fetchone())

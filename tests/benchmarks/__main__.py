@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import bulk, imports, latency, ledger, planning, stages
+from . import bulk, imports, latency, ledger, pacing, planning, stages
 from .bounds import table
 from .harness import Figure, machine
+from .simulation import figures as simulation
 
 BENCHMARKS: dict[str, Callable[..., Iterator[tuple[str, list[Figure]]]]] = {
     "imports": imports.run,
@@ -19,9 +20,11 @@ BENCHMARKS: dict[str, Callable[..., Iterator[tuple[str, list[Figure]]]]] = {
     "blocking": latency.run_blocking,
     "singles": latency.run_singles,
     "async": latency.run_async,
+    "pacing": pacing.run,
     "ledger": ledger.run,
     "stages": stages.run,
     "bulk": bulk.run,
+    "simulation": simulation.run,
 }
 
 

@@ -46,6 +46,12 @@ def _quotient(over: str, under: str) -> Callable[[Figures], float | None]:
     return value
 
 
+def _unused(figures: Figures) -> float | None:
+    """Of the limits configured as they are, the one that is used least: its unused share."""
+    used = [figure.median for key, figure in figures.items() if key.startswith("pacing/") and key.endswith("/1")]
+    return 100 * (1 - min(used)) if used else None
+
+
 def bounds(*, quick: bool) -> Sequence[Bound]:
     """At full size; `quick` looks at the smaller jobs instead, which shows that the table works and no more."""
     kilobyte, small, middle, large = (
@@ -83,6 +89,11 @@ def bounds(*, quick: bool) -> Sequence[Bound]:
         Bound("added latency of a blocking dispatch, median", 2e-3, "s", _median("blocking/median/added")),
         Bound("import batchwise and one sla_cadence", 80e-3, "s", _median("imports/batchwise")),
         Bound("routing in bulk, per request", 10e-6, "s", _median("routing/1")),
+        Bound("pacing: unused of a limit that is configured as it is", 5, "%", _unused),
+        Bound("simulation: promised deadlines missed", 0, "", _median("simulation/missed")),
+        Bound("simulation: accepted requests without an outcome", 0, "", _median("simulation/lost")),
+        Bound("simulation: hedging against knowing the future, benign", 1.05, "x", _median("simulation/a")),
+        Bound("simulation: hedging against it, heavy tail", 1.10, "x", _median("simulation/b")),
     )
 
 

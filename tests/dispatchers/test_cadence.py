@@ -129,7 +129,8 @@ async def test_a_rescue_when_the_batch_is_late(world: World):
         results = await listed(job.results())
         assert {(r.lane, r.ok, r.met_deadline) for r in results} == {(Lane.SYNC, True, True)}
         report = await d.report("j")
-        assert (report.met, report.missed, report.possible_doubles) == (3, 0, 0)
+        assert (report.met, report.missed) == (3, 0)
+        assert report.possible_doubles == 1, "the row that went ahead, to see that the sync lane works"
     assert world.paths["POST /v1/messages/batches/{id}/cancel"] == 1
     assert world.books.bought_twice() == {}
 

@@ -1035,6 +1035,10 @@ def test_pause_and_pass(world: World) -> None:
     assert world.ledger.snapshot().batch_paused_until is None
     world.ledger.note_clock(timedelta(seconds=-30))
     assert world.ledger.snapshot().clock_offset == timedelta(seconds=-30)
+    assert (world.ledger.snapshot().sync_answered_at, world.ledger.snapshot().sync_failed_at) == (None, None)
+    world.ledger.note_call(now=NOW, answered=True)
+    world.ledger.note_call(now=NOW + HOUR, answered=False)
+    assert (world.ledger.snapshot().sync_answered_at, world.ledger.snapshot().sync_failed_at) == (NOW, NOW + HOUR)
     assert world.ledger.note_advance(now=NOW) is None
     assert world.ledger.note_advance(now=NOW + HOUR) == HOUR
 

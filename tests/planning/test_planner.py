@@ -22,17 +22,16 @@ from batchwise.planning.planner import (
     Move,
     Poll,
     Post,
+    Probe,
     Reconcile,
     Release,
     Run,
     Seal,
     WaitUntil,
-    cohorts_of,
-    margin_of,
     plan,
     safe_moments,
-    usable,
 )
+from batchwise.planning.rescue import cohorts_of, margin_of, tail_of, usable
 from batchwise.planning.schedule import Cohort, latest_starts, work
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 
@@ -47,6 +46,7 @@ LIMITS = Limits(requests_per_minute=100)
 POLICY = Policy(limits=LIMITS)
 MARGIN = margin_of(POLICY)
 LEAD = POLICY.cancel_settle
+TAIL = tail_of(LIMITS)
 DOWN = {Lane.SYNC: "no credit"}
 BATCH_DOWN = {Lane.BATCH: "no permission"}
 
@@ -96,6 +96,11 @@ def batch(
             **others,
         }
     )
+
+
+def working(*batches: BatchView, at: datetime, **others: Any) -> Snapshot:
+    """The sync lane has answered just then."""
+    return Snapshot(batches=batches, sync_answered_at=at, **others)
 
 
 def start_of(requests: int, due: timedelta) -> datetime:
@@ -179,22 +184,22 @@ def test_2_what_waits_and_what_runs_counts_too() -> None:
 
 def test_3_a_batch_is_cancelled_at_its_last_safe_moment_and_not_before() -> None:
     moment = start_of(10, 2 * HOUR) - LEAD
-    assert acts(Snapshot(batches=(batch(hedged(), polled_at=moment),)), moment) == [Cancel(1)]
-    before = Snapshot(batches=(batch(hedged(), polled_at=moment - SECOND),))
+    assert acts(working(batch(hedged(), polled_at=moment), at=moment), moment) == [Cancel(1)]
+    before = working(batch(hedged(), polled_at=moment - SECOND), at=moment - SECOND)
     assert acts(before, moment - SECOND) == []
     assert wait(before, moment - SECOND) == moment
 
 
 def test_3_a_batch_that_nobody_looked_at_may_have_ended() -> None:
     late = start_of(10, 2 * HOUR)
-    assert acts(Snapshot(batches=(batch(hedged(), polled_at=NOW),)), late) == [Poll(1)]
-    assert acts(Snapshot(batches=(batch(hedged(), polled_at=late),)), late) == [Cancel(1)]
-    assert acts(Snapshot(batches=(batch(hedged(), polled_at=NOW, failures=1),)), late) == [Cancel(1)]
+    assert acts(working(batch(hedged(), polled_at=NOW), at=late), late) == [Poll(1)]
+    assert acts(working(batch(hedged(), polled_at=late), at=late), late) == [Cancel(1)]
+    assert acts(working(batch(hedged(), polled_at=NOW, failures=1), at=late), late) == [Cancel(1)]
 
 
 def test_3_nothing_is_cancelled_while_the_sync_lane_is_suspended() -> None:
     late = start_of(10, 2 * HOUR)
-    assert acts(Snapshot(batches=(batch(hedged(), polled_at=late),), suspended=DOWN), late) == []
+    assert acts(working(batch(hedged(), polled_at=late), at=late, suspended=DOWN), late) == []
 
 
 def test_3_what_cannot_be_in_time_anyway_is_not_cancelled() -> None:
@@ -204,7 +209,77 @@ def test_3_what_cannot_be_in_time_anyway_is_not_cancelled() -> None:
 
 def test_3_a_rescue_that_is_late_saves_what_it_can() -> None:
     now = start_of(6_000, 2 * HOUR) + 30 * MINUTE
-    assert acts(Snapshot(batches=(batch(hedged(requests=6_000), polled_at=now),)), now) == [Cancel(1)]
+    assert acts(working(batch(hedged(requests=6_000), polled_at=now), at=now), now) == [Cancel(1)]
+
+
+def test_3_a_sync_lane_that_has_not_answered_lately_gets_one_row_before_the_cancel() -> None:
+    def at(polled: datetime, **others: Any) -> Snapshot:
+        return Snapshot(batches=(batch(group(7, 9 * HOUR), hedged(4), polled_at=polled),), **others)
+
+    asked = safe_moments(at(NOW), NOW, POLICY)[1] - TAIL
+    assert (acts(at(asked - SECOND), asked - SECOND), wait(at(asked - SECOND), asked - SECOND)) == ([], asked)
+    assert acts(at(asked - MINUTE), asked) == [Poll(1)]
+    assert acts(at(asked), asked) == [Probe(1, 4)]
+    assert acts(at(asked, sync_answered_at=asked - 10 * MINUTE), asked) == []
+    assert acts(at(asked, sync_answered_at=asked - 10 * MINUTE - SECOND), asked) == [Probe(1, 4)]
+    assert acts(at(asked, suspended=DOWN), asked) == []
+
+
+def test_3_one_row_is_sent_ahead_for_all_batches_and_none_beside_other_calls() -> None:
+    moment = start_of(20, 2 * HOUR) - LEAD
+    wave = batch(hedged(1), polled_at=moment), batch(hedged(2), number=2, polled_at=moment)
+    assert acts(Snapshot(batches=wave), moment) == [Probe(1, 1)]
+    call = group(3, None, since=moment)
+    assert acts(Snapshot(batches=wave, sync_running=(call,)), moment) == []
+    assert acts(Snapshot(batches=wave, sync_queue=(call,)), moment) == [Run(3, 10, urgent=False)]
+    later = group(3, None, not_before=moment + MINUTE)
+    assert acts(Snapshot(batches=wave, sync_queue=(later,)), moment) == [Probe(1, 1)]
+
+
+def test_3_an_answer_that_is_slow_does_not_hold_a_cancel_up_for_longer_than_a_call_may_take() -> None:
+    moment = start_of(11, 2 * HOUR) - LEAD
+
+    def at(now: datetime, since: datetime) -> Snapshot:
+        call = hedged(2, requests=1, since=since)
+        return Snapshot(batches=(batch(hedged(), polled_at=now),), sync_running=(call,))
+
+    assert acts(at(moment, moment - TAIL), moment) == [Cancel(1)]
+    assert acts(at(moment, moment - SECOND), moment) == []
+    assert wait(at(moment, moment - SECOND), moment) == moment - SECOND + TAIL
+    start = moment + LEAD
+    assert acts(at(start, start - SECOND), start) == [Cancel(1)], "the rows have to start"
+
+
+def test_3_a_call_that_runs_for_long_is_no_test_of_the_lane() -> None:
+    asked = start_of(11, 2 * HOUR) - LEAD - TAIL
+    for since, done in ((asked - TAIL, [Probe(1, 1)]), (asked - TAIL + SECOND, [])):
+        call = hedged(2, requests=1, since=since)
+        snapshot = Snapshot(batches=(batch(hedged(), polled_at=asked),), sync_running=(call,))
+        assert acts(snapshot, asked) == done
+        failed = attrs.evolve(snapshot, sync_failed_at=asked - POLICY.poll_every[1])
+        assert acts(failed, asked) == done
+
+
+def test_3_a_batch_runs_on_while_the_sync_lane_fails() -> None:
+    moment, again = start_of(10, 2 * HOUR) - LEAD, POLICY.poll_every[1]
+    failed = Snapshot(batches=(batch(hedged(), polled_at=moment),), sync_failed_at=moment)
+    assert (acts(failed, moment), wait(failed, moment)) == ([], moment + again)
+    running = attrs.evolve(failed, sync_running=(hedged(2, requests=1, since=moment - HOUR),))
+    assert acts(running, moment) == []
+    assert acts(attrs.evolve(running, sync_failed_at=moment - 11 * MINUTE), moment) == [Cancel(1)], "that was long ago"
+    looked = attrs.evolve(failed, batches=(batch(hedged(), polled_at=moment + again),))
+    assert acts(looked, moment + again - SECOND) == []
+    assert acts(looked, moment + again) == [Probe(1, 1)]
+    assert acts(attrs.evolve(looked, sync_answered_at=moment - SECOND), moment + again) == [Probe(1, 1)]
+    assert acts(attrs.evolve(looked, sync_answered_at=moment + SECOND), moment + again) == [Cancel(1)]
+
+
+def test_3_a_batch_whose_last_row_is_on_its_way_to_the_sync_lane_runs_on_until_that_answers() -> None:
+    empty, row = batch(requests=1), group(1, requests=1)
+    assert acts(Snapshot(batches=(empty,))) == [Cancel(1)]
+    assert acts(Snapshot(batches=(empty,), sync_running=(row,))) == []
+    assert acts(working(empty, at=NOW, sync_running=(row,))) == [Cancel(1)]
+    assert acts(working(empty, at=NOW, sync_queue=(row,), suspended=DOWN)) == []
 
 
 # -- rule 4 ------------------------------------------------------------------------------------------------------------
@@ -358,7 +433,7 @@ def test_8_the_lane_is_handed_a_minute_of_work_and_what_is_urgent() -> None:
 def test_9_what_would_be_too_late_next_time_is_done_now() -> None:
     gap, cancel = 4 * HOUR, start_of(10, 20 * HOUR) - LEAD
     for now, done in ((cancel - gap, [Cancel(1)]), (cancel - gap - SECOND, [])):
-        assert acts(Snapshot(batches=(batch(hedged(due=20 * HOUR), polled_at=now),)), now, wake_gap=gap) == done
+        assert acts(working(batch(hedged(due=20 * HOUR), polled_at=now), at=now), now, wake_gap=gap) == done
     queue = Snapshot(batch_queue=(group(due=40 * HOUR),))
     assert acts(queue, wake_gap=4 * HOUR) == [Seal((1,), (), 100_000)]
     assert acts(queue, wake_gap=4 * HOUR - SECOND) == []
@@ -396,6 +471,7 @@ def test_looks_grow_rare_but_come_at_the_expiry_and_often_after_it() -> None:
 
 moments = st.timedeltas(-HOUR, 50 * HOUR)
 gaps = st.sampled_from([ZERO, MINUTE, HOUR, 4 * HOUR])
+lately = st.timedeltas(ZERO, 20 * MINUTE)
 
 
 @st.composite
@@ -440,6 +516,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         suspended=draw(st.sampled_from([{}, DOWN, BATCH_DOWN])),
         batch_paused_until=draw(st.none() | moments.map(lambda after: NOW + after)),
         leased=draw(st.booleans()),
+        sync_answered_at=draw(st.none() | lately.map(lambda ago: NOW - ago)),
+        sync_failed_at=draw(st.none() | lately.map(lambda ago: NOW - ago)),
     )
 
 
@@ -476,7 +554,7 @@ def overloaded(snapshot: Snapshot, policy: Policy) -> bool:
 def test_every_dated_group_is_acted_on_or_asked_about_by_its_latest_start(
     snapshot: Snapshot, policy: Policy, gap: timedelta
 ) -> None:
-    snapshot = attrs.evolve(snapshot, leased=True, suspended={})
+    snapshot = attrs.evolve(snapshot, leased=True, suspended={}, sync_failed_at=None)
     if overloaded(snapshot, policy):
         return
     actions = plan(snapshot, NOW, policy, wake_gap=gap)
@@ -504,6 +582,28 @@ def test_nothing_is_cancelled_or_run_while_the_sync_lane_is_suspended(
     needed = {each.id for each in snapshot.batches if each.groups}
     assert not [act for act in actions if isinstance(act, Cancel) and act.batch in needed]
     assert not [act for act in actions if isinstance(act, (Run, Release))]
+
+
+@given(snapshots(), policies, gaps)
+def test_nothing_is_cancelled_that_needs_a_lane_which_fails_or_is_unknown(
+    snapshot: Snapshot, policy: Policy, gap: timedelta
+) -> None:
+    unknown = attrs.evolve(snapshot, sync_answered_at=None, leased=True)
+    needed = {each.id for each in snapshot.batches if each.groups}
+
+    def found(state: Snapshot, kind: type[Action]) -> list[Any]:
+        return [act for act in plan(state, NOW, policy, wake_gap=gap) if isinstance(act, kind)]
+
+    assert not [act for act in found(attrs.evolve(unknown, sync_failed_at=NOW), Cancel) if act.batch in needed]
+    idle = attrs.evolve(unknown, sync_queue=(), sync_running=())
+    assert not [act for act in found(idle, Cancel) if act.batch in needed]
+    probes = found(unknown, Probe)
+    assert len(probes) <= 1
+    for probe in probes:
+        (place,) = [each for each in snapshot.batches if each.id == probe.batch]
+        assert place.state is BatchState.OPEN
+        assert any(each.terms.id == probe.terms and each.terms.deadline is not None for each in place.groups)
+    assert not found(attrs.evolve(unknown, sync_answered_at=NOW, sync_failed_at=None), Probe)
 
 
 @given(snapshots(), policies, gaps)

@@ -199,6 +199,13 @@ def test_rate_limits(make):
     client.messages.create(**params("x" * 400))
     with pytest.raises(anthropic.RateLimitError, match="input-tokens"):
         client.messages.create(**params())
+    sandbox.rate_limits = {"requests_per_minute": 60, "burst": 2}
+    for _ in range(2):
+        client.messages.create(**params())
+    with pytest.raises(anthropic.RateLimitError, match="limit of 60 requests") as caught:
+        client.messages.create(**params())
+    assert caught.value.response.headers["anthropic-ratelimit-requests-limit"] == "60"
+    assert caught.value.response.headers["retry-after"] == "1"
     sandbox.rate_limits = None
     assert client.messages.create(**params()).content
     sandbox.rate_limits = {"concurrency": 1}

@@ -11,7 +11,7 @@ from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning import planner
 from batchwise.planning.state import BatchState, BatchView
 
-from .collection import cancel, collect, poll, release
+from .collection import cancel, collect, poll, probe, release
 from .core import Engine
 from .effects import Procedure, store
 from .submission import give_up, greet, reconcile, reseal, submit
@@ -39,6 +39,8 @@ def carry_out(engine: Engine, action: planner.Action) -> Procedure[None]:
             batch = yield from store(lambda: engine.batch(action.batch))
             if batch is not None:
                 yield from release(engine, batch, action.terms)
+        case planner.Probe():
+            yield from probe(engine, action.batch, action.terms)
         case _:
             yield from greet(engine)
             batch = yield from store(lambda: engine.batch(action.batch))

@@ -68,6 +68,7 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
         workspace = reply.workspace
         yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace))
         engine.greeted = True
+    news = engine.heard(answered=True)
     now = engine.now()
     terms = claim.terms
     money = Biller(engine.prices, now)(terms.model, Lane.SYNC, message, claim.turns)
@@ -85,6 +86,8 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
         money.cache_read_tokens,
     )
     yield from _settle(engine, settlement)
+    if news:
+        yield from _tell(engine, answered=True)
 
 
 def _check_workspace(engine: Engine, ticked: Ticked) -> Procedure[None]:
@@ -110,6 +113,11 @@ def _settle(engine: Engine, settlement: Settlement) -> Procedure[None]:
     engine.settled([settlement.id])
 
 
+def _tell(engine: Engine, *, answered: bool) -> Procedure[None]:
+    """Let whoever plans know how the lane does."""
+    yield from store(lambda: engine.ledger.note_call(now=engine.now(), answered=answered))
+
+
 def _unusable(engine: Engine, claim: Claim) -> Procedure[None]:
     error = ResultError("malformed_response", "the API's answer is no message; it may have been billed", retryable=True)
     yield from _settle(engine, _failure(engine, claim, Outcome.FAILED, error))
@@ -123,6 +131,9 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> 
     ruling = rule_call(error.fault)
     throttled = error.fault.status in {429, 529} and ruling.verdict is not Verdict.SUSPEND
     engine.queue.failed(ticked, monotonic(), throttled=throttled, retry_after=ruling.wait)
+    answered = ruling.verdict is Verdict.SETTLE and error.fault.status is not None
+    if not throttled and engine.heard(answered=answered):
+        yield from _tell(engine, answered=answered)
     if ruling.verdict is Verdict.SUSPEND:
         yield from _suspend(engine, claim, ruling)
         return

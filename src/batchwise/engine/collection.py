@@ -113,6 +113,23 @@ def release(engine: Engine, batch: BatchView, terms: tuple[int, ...]) -> Procedu
     yield from store(queue)
 
 
+def probe(engine: Engine, batch: int, terms: int) -> Procedure[None]:
+    """Queue one of its requests for the sync lane, to see that it works before the others need it."""
+
+    def queue() -> None:
+        ledger = engine.ledger
+        numbers = ledger.missing(batch)[::-1]  # the last may be the one that the batch comes to last
+        for start in range(0, len(numbers), _CHUNK):
+            members = ledger.members(batch, numbers[start : start + _CHUNK])
+            found = [number for number in members if members[number].terms.id == terms]
+            if found:
+                one, now = max(found), engine.now()
+                ledger.requeue([one], lane=Lane.SYNC, costs_attempt=False, now=now, doubtful=True, batch=batch)
+                return
+
+    yield from store(queue)
+
+
 def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView) -> None:
     """Take over what the API says. One that still runs although we asked for its end is open: it is asked again."""
     states = {"in_progress": BatchState.OPEN, "canceling": BatchState.CANCELING, "ended": BatchState.ENDED}

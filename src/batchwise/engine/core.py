@@ -44,6 +44,7 @@ from batchwise.planning.admission import Promises, admit, promises_of
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample
 from batchwise.planning.pricing import PriceBook, estimate, to_pico
+from batchwise.planning.rescue import cohorts_of, tail_of
 from batchwise.planning.schedule import at_risk
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 from batchwise.planning.turns import failed
@@ -58,6 +59,8 @@ _CHUNK = 2_000
 """Rows staged in one transaction."""
 _READING_SHARE = 20
 """Reading what is promised takes one part in so many of a dispatching process's time, however much is promised."""
+_TOLD = timedelta(minutes=1)
+"""For so long the ledger need not be told again that the sync lane goes on answering, or failing."""
 _URGENT, _BLOCKING, _PATIENT = 0, 1, 2
 
 
@@ -101,6 +104,11 @@ class Engine:
         self.orphans: set[int] = set()
         """Batches whose sending was broken off in this process, in a way that tells nothing of the create."""
         self.suspended: dict[Lane, str] = {}
+        self.answered_at: datetime | None = None
+        """When the sync lane last answered this process."""
+        self.failed_at: datetime | None = None
+        """When it last refused this process for good, or did not answer."""
+        self._told: tuple[bool, datetime] | None = None
         self.stalled: frozenset[int] = frozenset()
         """Jobs none of whose batches could be read the last time."""
         self.busy: set[object] = set()
@@ -312,7 +320,14 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """The ledger's snapshot with what only this process knows."""
-        snapshot = attrs.evolve(self.ledger.snapshot(), forecast=self.forecast(), leased=self.ledger.lease.held)
+        known = self.ledger.snapshot()
+        snapshot = attrs.evolve(
+            known,
+            forecast=self.forecast(),
+            leased=self.ledger.lease.held,
+            sync_answered_at=_later(known.sync_answered_at, self.answered_at),
+            sync_failed_at=_later(known.sync_failed_at, self.failed_at),
+        )
         self.suspended = dict(snapshot.suspended)
         self.stalled = frozenset(
             group.terms.job for batch in snapshot.batches if batch.failures for group in batch.groups
@@ -367,7 +382,7 @@ class Engine:
                 return None
             case planner.Run() | planner.Move() | planner.FailLate():
                 token = (type(action), action.terms)
-            case planner.Release():
+            case planner.Release() | planner.Probe():
                 token = ("release", action.batch)
             case _:
                 token = ("batch", action.batch)
@@ -407,6 +422,18 @@ class Engine:
             due=float("inf") if due is None else due.timestamp(),
             not_before=monotonic() + wait if wait else 0.0,
         )
+
+    def heard(self, *, answered: bool) -> bool:
+        """The sync lane answered, or did not; whether the ledger has to be told: of a change, and once a minute."""
+        now, told = self.now(), self._told
+        if answered:
+            self.answered_at = now
+        else:
+            self.failed_at = now
+        if told is not None and told[0] is answered and now - told[1] < _TOLD:
+            return False
+        self._told = answered, now
+        return True
 
     def backoff(self, failures: int) -> timedelta:
         """Exponential with jitter, from the shortest to the longest poll gap."""
@@ -483,12 +510,12 @@ class Engine:
         now, snapshot = self.now(), self.snapshot()
         counts = self.ledger.counts(job=job).by
         # Whatever runs can be cancelled at once: only what even that could not save is at risk.
-        cohorts = [attrs.evolve(cohort, release=None) for cohort, _, _ in planner.cohorts_of(snapshot, now)]
+        cohorts = [attrs.evolve(cohort, release=None) for cohort, _, _ in cohorts_of(snapshot, now)]
         due = planner.next_due(snapshot, now, self.policy)
         return Progress(
             **tallies(counts.items()),
             batches=tuple(self._running(snapshot, job, now)),
-            at_risk=at_risk(cohorts, self.policy.limits, now=now, tail=planner.tail_of(self.policy.limits)),
+            at_risk=at_risk(cohorts, self.policy.limits, now=now, tail=tail_of(self.policy.limits)),
             suspended=snapshot.suspended,
             next_due=due if due is None else max(now, due - wake_gap),
         )
@@ -577,6 +604,10 @@ def tallies(counts: Iterable[tuple[tuple[Lane, Status, Outcome | None], int]]) -
         "by_outcome": dict(by_outcome),
         "by_lane": dict(by_lane),
     }
+
+
+def _later(one: datetime | None, other: datetime | None) -> datetime | None:
+    return max(filter(None, (one, other)), default=None)
 
 
 def _diverted(terms: Terms, words: str) -> Terms:

@@ -19,7 +19,7 @@ PASS_SHARE = 10
 """Planning anew takes one part in so many of the time, however much is queued, unless something is due."""
 SPARED = 60.0
 """Seconds that calls which run are given after an exception."""
-QUICK = (planner.Run, planner.Move, planner.FailLate, planner.Release)
+QUICK = (planner.Run, planner.Move, planner.FailLate, planner.Release, planner.Probe)
 """Actions that only move rows; they are carried out within the planner's pass, in its order."""
 
 _SENDING = (planner.Seal, planner.Post, planner.Run, planner.Move, planner.Release)

@@ -494,5 +494,8 @@ class Ledger(Protocol):
     def note_clock(self, offset: timedelta) -> None:
         """Remember the server's clock minus ours."""
 
+    def note_call(self, *, now: datetime, answered: bool) -> None:
+        """Remember that the sync lane answered a call, or refused it for good or did not answer."""
+
     def purge(self, *, before: datetime) -> int:
         """Delete what settled before then, results included; returns how many requests."""

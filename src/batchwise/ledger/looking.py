@@ -76,6 +76,7 @@ class Looking(Store):
             groups = self._groups(db, "TRUE")
             batches = tuple(self._view(db, row) for row in db.execute(f"{_LIVE} ORDER BY id").fetchall())
             offset, paused = self._meta(db, "clock_offset"), self._meta(db, "paused_until")
+            answered, failed = self._meta(db, "sync_answered_at"), self._meta(db, "sync_failed_at")
             suspended = {lane: reason for lane in LANES if (reason := self._meta(db, f"suspended:{lane.value}"))}
         by_place: dict[tuple[int, int], list[Any]] = {(lane, status): [] for lane in (0, 1) for status in (0, 1)}
         for place, group in groups:
@@ -89,6 +90,8 @@ class Looking(Store):
             clock_offset=timedelta(microseconds=int(offset or 0)),
             batch_paused_until=from_micros(int(paused)) if paused else None,
             leased=self._lease.held,
+            sync_answered_at=from_micros(int(answered)) if answered else None,
+            sync_failed_at=from_micros(int(failed)) if failed else None,
         )
 
     def _view(self, db: sqlite3.Connection, row: Sequence[Any]) -> BatchView:

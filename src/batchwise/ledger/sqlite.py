@@ -185,6 +185,11 @@ class SqliteLedger(Acceptance):
         with self._transaction("note_clock") as db:
             self._put(db, "clock_offset", str(offset // timedelta(microseconds=1)))
 
+    def note_call(self, *, now: datetime, answered: bool) -> None:
+        """The sync lane answered a call, or refused it for good or did not answer."""
+        with self._transaction("note_call") as db:
+            self._put(db, "sync_answered_at" if answered else "sync_failed_at", str(micros(now)))
+
 
 def open_ledger(spec: str | os.PathLike[str] | Ledger | None = None) -> Ledger:
     """The ledger that is meant: a `Ledger` as it is, a path or `:memory:`; None: `$BATCHWISE_LEDGER`, else the default.

@@ -32,7 +32,7 @@ FAILURES = "failures:"
 """Before the names of what `note_failure` counts, in `meta`."""
 
 _CACHED = 10_000
-_QUIET = {"note_advance", "note_clock"}
+_QUIET = {"note_advance", "note_call", "note_clock"}
 """Commits of one's own that nobody has to look at: a pass that notes its begin is not woken by that."""
 _SELECTED = 500
 _SELECT_ROWS = (

@@ -15,7 +15,7 @@ import attrs
 from batchwise.errors import AdmissionError, shown
 from batchwise.models import Lane, Limits, Policy
 
-from .planner import is_hedged, margin_of, reading_of, usable
+from .rescue import is_hedged, margin_of, reading_of, usable
 from .schedule import Cohort, Shortfall, fits, servable, work
 from .state import BatchState, Group, Snapshot, Terms
 

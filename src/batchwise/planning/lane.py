@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import attrs
 
@@ -16,6 +16,7 @@ from batchwise.errors import InvalidValueError
 from batchwise.models import Limits, check_aware
 
 __all__ = [
+    "Calls",
     "Cohort",
     "Job",
     "Run",
@@ -83,6 +84,22 @@ class Cohort:
     release: datetime | None = attrs.field(default=None, converter=_to_release)
 
 
+class Calls(Protocol):
+    """What calls ask of the lane, all together."""
+
+    @property
+    def requests(self) -> int:
+        """How many they are."""
+
+    @property
+    def input_tokens(self) -> int:
+        """Their uncached input tokens."""
+
+    @property
+    def output_tokens(self) -> int:
+        """Their output tokens."""
+
+
 class Job(NamedTuple):
     """A cohort in microseconds: available from `release`, to be sent by `due`, `work` of lane time."""
 
@@ -126,7 +143,7 @@ def to_span(duration: timedelta, field: str) -> int:
     return check_not_negative(duration, field) // _MICROSECOND
 
 
-def loads(cohort: Cohort, limits: Limits) -> Iterator[tuple[str, int, int]]:
+def loads(cohort: Calls, limits: Limits) -> Iterator[tuple[str, int, int]]:
     """(field of `Limits`, n, d) for each limited resource: n/d microseconds of lane time; the same for each cohort."""
     if limits.requests_per_minute is not None:
         yield "requests_per_minute", cohort.requests * _MINUTE, limits.requests_per_minute
@@ -138,7 +155,7 @@ def loads(cohort: Cohort, limits: Limits) -> Iterator[tuple[str, int, int]]:
         yield "concurrency", cohort.requests * (limits.latency // _MICROSECOND), limits.concurrency
 
 
-def tightest(cohort: Cohort, limits: Limits) -> tuple[int, str]:
+def tightest(cohort: Calls, limits: Limits) -> tuple[int, str]:
     """Microseconds of lane time, rounded up, and the resource that asks for them; (0, "") without a limit."""
     longest, bound = 0, ""
     for resource, numerator, denominator in loads(cohort, limits):

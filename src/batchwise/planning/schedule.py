@@ -24,7 +24,7 @@ import attrs
 
 from batchwise.models import Limits
 
-from .lane import Cohort, Job, edf, loads, tightest, to_duration, to_int, to_jobs, to_moment, to_span
+from .lane import Calls, Cohort, Job, edf, loads, tightest, to_duration, to_int, to_jobs, to_moment, to_span
 
 __all__ = ["Cohort", "Shortfall", "at_risk", "fits", "last_safe_moments", "latest_starts", "room", "servable", "work"]
 
@@ -65,7 +65,7 @@ class Shortfall:
         )
 
 
-def work(cohort: Cohort, limits: Limits) -> timedelta:
+def work(cohort: Calls, limits: Limits) -> timedelta:
     """Lane time that a cohort takes alone: that of its tightest resource, rounded up to a microsecond.
 
     With no limit that is zero. Calls that are still running at its end are the tail's business: it has to cover at

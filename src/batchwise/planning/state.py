@@ -191,6 +191,8 @@ class Snapshot:
         clock_offset: The server's clock minus ours, as last seen.
         batch_paused_until: The account's queue is full until then, as far as known.
         leased: Whether this process may do batch actions.
+        sync_answered_at: When a call of the sync lane was last answered (our clock).
+        sync_failed_at: When one was last refused for good or not answered (our clock).
     """
 
     batch_queue: tuple[Group, ...] = ()
@@ -202,3 +204,5 @@ class Snapshot:
     clock_offset: timedelta = timedelta(0)
     batch_paused_until: datetime | None = None
     leased: bool = True
+    sync_answered_at: datetime | None = None
+    sync_failed_at: datetime | None = None

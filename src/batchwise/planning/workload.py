@@ -7,47 +7,25 @@ hours); what comes all at once is the `burst`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from decimal import Context, Decimal
 from fractions import Fraction
-from functools import partial
-from math import ceil
-from typing import Protocol, Union
+from typing import Protocol
 
 import attrs
 
 from batchwise.errors import InvalidValueError
 from batchwise.models import WINDOW, Lane, Limits, check_positive
 
-from .cadence import (
-    ZERO,
-    Cadence,
-    Number,
-    bounded,
-    check_duration,
-    check_whole,
-    largest_rescuable,
-    rescue_duration,
-    steady_interval,
-    sync_rate,
-    to_number,
-)
+from .cadence import ZERO, Cadence, Number, bounded, check_duration, check_whole, to_number
+from .constraints import SEARCHED, Load, Violation, longest_interval, nearest_load, violations_of
 
 __all__ = ["SupportsRates", "TokenRates", "Violation", "WorkloadPlan", "plan_workload"]
 
-_HOUR = timedelta(hours=1)
-_MINUTE = timedelta(minutes=1)
-_TICK = timedelta.resolution
 _MONTH_HOURS = 30 * 24
-_OFTEN = timedelta(minutes=15)  # no plan submits more often, unless its SLA leaves no choice
-_SEARCHED = timedelta(days=29)  # how much longer an SLA the search for the nearest plan tries
 _MAX_REQUESTS = 100_000  # in one create call (API documentation)
 _MAX_BYTES = 256_000_000  # of one create call (API documentation)
-_MAX_CALL_BYTES = 32_000_000  # of one Messages call, which a rescue needs (API documentation)
 _MONEY = Context(prec=40)
-
-Figure = Union[int, Fraction, timedelta]
 
 
 class TokenRates(Protocol):
@@ -67,136 +45,6 @@ class SupportsRates(Protocol):
 
     def rates(self, model: str, lane: Lane, *, at: datetime | None = None) -> TokenRates | None:
         """What `model` charges on `lane`; None where that is unknown."""
-
-
-@attrs.frozen(kw_only=True)
-class Violation:
-    """One constraint that a plan breaks.
-
-    Attributes:
-        name: Stable: "sla" (no time beside windows and overhead), "reserve" (the rescue takes longer than the
-            reserve), "sync_rate" (the sync lane cannot redo one submission before the next may expire), "queue"
-            (more requests waiting than the account may have), "burst" (the rescue of a burst would be late), or
-            "request_bytes" (one request is too large for a rescue).
-        actual: The plan's figure.
-        limit: What it may be at most.
-        message: Both in words, and what to change.
-    """
-
-    name: str
-    actual: Figure
-    limit: Figure
-    message: str
-
-
-@attrs.frozen(kw_only=True)
-class _Load:
-    """What was asked for; durations and limits are checked."""
-
-    arrivals: Fraction
-    burst: int
-    sla: timedelta
-    window: timedelta
-    rounds: int
-    overhead: timedelta
-    input_tokens: Fraction
-    output_tokens: Fraction
-    request_bytes: int
-    limits: Limits
-    prices: tuple[Fraction | None, Fraction | None]
-
-    @property
-    def buffer(self) -> timedelta:
-        return self.sla - self.rounds * self.window
-
-    @property
-    def rate(self) -> Fraction | None:
-        return sync_rate(self.limits, input_tokens=self.input_tokens, output_tokens=self.output_tokens)
-
-    def arriving(self, span: timedelta) -> int:
-        """The most requests that arrive within any `span`."""
-        return ceil(self.arrivals * Fraction(span // _TICK, _HOUR // _TICK))
-
-    def gathered(self, interval: timedelta) -> int:
-        return max(self.arriving(interval), 1 if self.arrivals else 0)
-
-    def rescue(self, requests: int) -> timedelta:
-        return rescue_duration(requests, self.limits, input_tokens=self.input_tokens, output_tokens=self.output_tokens)
-
-    def reserve(self, interval: timedelta) -> timedelta:
-        return self.buffer - self.overhead - self.rounds * interval
-
-    def peak(self, interval: timedelta) -> int:
-        return self.rounds * self.arriving(self.window + interval) + self.burst
-
-
-def _sla(load: _Load, _interval: timedelta) -> Violation | None:
-    taken = load.rounds * load.window + load.overhead
-    if load.sla > taken:
-        return None
-    message = f"{load.rounds} x {load.window} window and {load.overhead} overhead take the whole SLA of {load.sla}"
-    return Violation(name="sla", actual=taken, limit=load.sla, message=f"{message}; allow more time")
-
-
-def _reserve(load: _Load, interval: timedelta) -> Violation | None:
-    needed, left = load.rescue(load.gathered(interval)), load.reserve(interval)
-    if needed <= left or load.buffer <= load.overhead:
-        return None
-    message = (
-        f"{load.gathered(interval):,} requests that expire together need {needed} on the sync lane, and submitting "
-        f"every {interval} leaves {max(left, ZERO)} before their deadline; submit more often or allow more time"
-    )
-    return Violation(name="reserve", actual=needed, limit=max(left, ZERO), message=message)
-
-
-def _sync_rate(load: _Load, interval: timedelta) -> Violation | None:
-    needed = load.rescue(load.gathered(interval))
-    if needed <= interval or load.buffer <= load.overhead:
-        return None
-    message = (
-        f"the rescue of {load.gathered(interval):,} requests takes {needed} of the sync lane, and the next submission "
-        f"may expire {interval} later; {float(load.arrivals):,.6g} requests an hour arrive, the sync lane serves "
-        f"{float(load.rate or 0):,.6g}; send fewer or raise the limits"
-    )
-    return Violation(name="sync_rate", actual=needed, limit=interval, message=message)
-
-
-def _queue(load: _Load, interval: timedelta) -> Violation | None:
-    peak, limit = load.peak(interval), load.limits.batch_requests_in_queue
-    if limit is None or peak <= limit:
-        return None
-    message = f"up to {peak:,} batch requests wait in the account's queue at once and {limit:,} may; send fewer"
-    return Violation(name="queue", actual=peak, limit=limit, message=message)
-
-
-def _burst(load: _Load, interval: timedelta) -> Violation | None:
-    if not load.burst or load.buffer <= load.overhead:
-        return None
-    left = max(ZERO, load.buffer - load.overhead - (load.rounds - 1) * interval)
-    beside = 2 * load.gathered(interval) if load.arrivals else 0
-    most = largest_rescuable(left, load.limits, input_tokens=load.input_tokens, output_tokens=load.output_tokens)
-    if most is None or load.burst + beside <= most:
-        return None
-    message = (
-        f"a burst of {load.burst:,} beside {beside:,} steady requests would expire with {left} to its deadline, in "
-        f"which the sync lane redoes {most:,} requests; spread the burst or allow more time"
-    )
-    return Violation(name="burst", actual=load.burst + beside, limit=most, message=message)
-
-
-def _request_bytes(load: _Load, _interval: timedelta) -> Violation | None:
-    if load.request_bytes <= _MAX_CALL_BYTES:
-        return None
-    message = (
-        f"a request of {load.request_bytes:,} bytes cannot be rescued: a Messages call takes {_MAX_CALL_BYTES:,}; "
-        "upload large content with the Files API"
-    )
-    return Violation(name="request_bytes", actual=load.request_bytes, limit=_MAX_CALL_BYTES, message=message)
-
-
-_Check = Callable[[_Load, timedelta], Union[Violation, None]]
-_EASED_BY_SHORTER: tuple[_Check, ...] = (_reserve, _queue, _burst)
-_CHECKS: tuple[_Check, ...] = (_sla, _reserve, _sync_rate, _queue, _burst, _request_bytes)
 
 
 @attrs.frozen(kw_only=True)
@@ -240,73 +88,6 @@ class WorkloadPlan:
     nearest: WorkloadPlan | None = None
 
 
-def _longest_interval(load: _Load) -> timedelta:
-    """The law's interval, made shorter (not under `_OFTEN`) where that keeps what a shorter one eases."""
-    longest = steady_interval(
-        load.buffer, arrivals=load.arrivals, rate=load.rate, rounds=load.rounds, overhead=load.overhead
-    )
-    low, high = _OFTEN // _TICK, longest // _TICK
-    low = low if low < high else 1
-    for check in _EASED_BY_SHORTER:
-        keeps = partial(_holds, check, load)
-        if high > low and keeps(low) and not keeps(high):
-            high = _last(keeps, low, high)
-    return high * _TICK
-
-
-def _holds(check: _Check, load: _Load, ticks: int) -> bool:
-    return check(load, ticks * _TICK) is None
-
-
-def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """Where `holds` turns false between `low` (it holds) and `high` (it does not)."""
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
-
-
-def _violations(load: _Load, interval: timedelta) -> tuple[Violation, ...]:
-    return tuple(found for check in _CHECKS if (found := check(load, interval)))
-
-
-def _keeps(load: _Load) -> bool:
-    return not _violations(load, _longest_interval(load))
-
-
-def _with_longer_sla(load: _Load) -> _Load | None:
-    """The shortest longer SLA, in whole minutes, that keeps everything with an interval of at least `_OFTEN`."""
-
-    def at(minutes: int) -> _Load:
-        return attrs.evolve(load, sla=minutes * _MINUTE)
-
-    def lacks(minutes: int) -> bool:
-        return not _keeps(at(minutes)) or _longest_interval(at(minutes)) < _OFTEN
-
-    low, high = load.sla // _MINUTE, (load.sla + load.rounds * load.window + load.overhead + _SEARCHED) // _MINUTE
-    return None if lacks(high) else at(_last(lacks, low, high) + 1)
-
-
-def _with_fewer(load: _Load) -> _Load | None:
-    """The most arrivals, in whole requests an hour, that keep everything."""
-
-    def at(arrivals: int) -> _Load:
-        return attrs.evolve(load, arrivals=Fraction(arrivals))
-
-    high = ceil(load.arrivals)
-    return at(_last(lambda arrivals: _keeps(at(arrivals)), 1, high)) if high > 1 and _keeps(at(1)) else None
-
-
-def _nearest(load: _Load) -> _Load | None:
-    if _keeps(load):
-        return load
-    found = _with_longer_sla(load) or _with_fewer(load)
-    if found is None:
-        fewer = _with_fewer(attrs.evolve(load, sla=load.sla + _SEARCHED))
-        found = fewer and _with_longer_sla(attrs.evolve(fewer, sla=load.sla))
-    return found
-
-
 def _per_request(rates: TokenRates | None, input_tokens: Fraction, output_tokens: Fraction) -> Fraction | None:
     """Pico-USD; a price that depends on the request's length (`threshold`, `above`) goes by the mean length."""
     while rates is not None and (threshold := getattr(rates, "threshold", None)) and input_tokens > threshold:
@@ -314,14 +95,14 @@ def _per_request(rates: TokenRates | None, input_tokens: Fraction, output_tokens
     return None if rates is None else input_tokens * rates.input + output_tokens * rates.output
 
 
-def _per_month(load: _Load, price: Fraction | None) -> Decimal | None:
+def _per_month(load: Load, price: Fraction | None) -> Decimal | None:
     if price is None:
         return None
     usd = price * load.arrivals * _MONTH_HOURS / 10**12
     return _MONEY.divide(Decimal(usd.numerator), Decimal(usd.denominator))
 
 
-def _plan(load: _Load, interval: timedelta, nearest: WorkloadPlan | None = None) -> WorkloadPlan:
+def _plan(load: Load, interval: timedelta, nearest: WorkloadPlan | None = None) -> WorkloadPlan:
     requests, reserve = load.gathered(interval), load.reserve(interval)
     cadence = None
     if interval > ZERO and reserve >= ZERO:
@@ -349,7 +130,7 @@ def _plan(load: _Load, interval: timedelta, nearest: WorkloadPlan | None = None)
         usd_per_month_sync=_per_month(load, load.prices[0]),
         usd_per_month_batch=_per_month(load, load.prices[1]),
         cadence=cadence,
-        violations=_violations(load, interval),
+        violations=violations_of(load, interval),
         nearest=nearest,
     )
 
@@ -410,7 +191,7 @@ def plan_workload(
 
         prices = PriceBook()
     tokens = to_number(input_tokens, "input_tokens"), to_number(output_tokens, "output_tokens")
-    load = _Load(
+    load = Load(
         arrivals=to_number(arrivals_per_hour, "arrivals_per_hour"),
         burst=check_whole(burst, "burst", 0),
         sla=check_positive(sla, "sla"),
@@ -427,8 +208,8 @@ def plan_workload(
         ),
     )
     bounded(
-        lambda: rounds * (window + (interval or ZERO)) + sla + overhead + 2 * _SEARCHED, f"sla={sla} or rounds={rounds}"
+        lambda: rounds * (window + (interval or ZERO)) + sla + overhead + 2 * SEARCHED, f"sla={sla} or rounds={rounds}"
     )
-    chosen = interval or _longest_interval(load)
-    nearest = _nearest(load) if _violations(load, chosen) else None
-    return _plan(load, chosen, None if nearest is None else _plan(nearest, _longest_interval(nearest)))
+    chosen = interval or longest_interval(load)
+    nearest = nearest_load(load) if violations_of(load, chosen) else None
+    return _plan(load, chosen, None if nearest is None else _plan(nearest, longest_interval(nearest)))

@@ -22,6 +22,7 @@ class RateLimits:
         output_tokens_per_minute: output tokens of Messages calls.
         concurrency: Messages calls that run at once.
         batch_calls_per_minute: calls of the Message Batches endpoints.
+        burst: seconds of a limit that idle time saves up; the API may enforce 60 a minute as 1 a second.
     """
 
     requests_per_minute: int | None = None
@@ -29,6 +30,7 @@ class RateLimits:
     output_tokens_per_minute: int | None = None
     concurrency: int | None = None
     batch_calls_per_minute: int | None = None
+    burst: float = 60.0
 
     @classmethod
     def of(cls, value: RateLimits | Mapping[str, Any] | None) -> RateLimits:
@@ -39,25 +41,26 @@ class RateLimits:
 
 
 class _Bucket:
-    def __init__(self, per_minute: int | None, now: float) -> None:
-        self.capacity = per_minute
-        self.level = float(per_minute or 0)
+    def __init__(self, per_minute: int | None, burst: float, now: float) -> None:
+        self.per_minute = per_minute
+        self.capacity = (per_minute or 0) * burst / 60.0
+        self.level = self.capacity
         self.at = now
 
     def refill(self, now: float) -> None:
-        if self.capacity is not None:
-            self.level = min(float(self.capacity), self.level + (now - self.at) * self.capacity / 60.0)
+        if self.per_minute is not None:
+            self.level = min(self.capacity, self.level + (now - self.at) * self.per_minute / 60.0)
             self.at = now
 
     def wait(self, amount: float) -> float:
         """Seconds until `amount` is there; an amount over the capacity needs a full bucket."""
-        if self.capacity is None:
+        if self.per_minute is None:
             return 0.0
         missing = min(amount, self.capacity) - self.level
-        return max(0.0, missing * 60.0 / self.capacity)
+        return max(0.0, missing * 60.0 / self.per_minute)
 
     def take(self, amount: float) -> None:
-        if self.capacity is not None:
+        if self.per_minute is not None:
             self.level -= amount
 
 
@@ -75,11 +78,11 @@ class Limiter:
         self.running = 0
         now = clock()
         self._buckets = {
-            "requests": _Bucket(limits.requests_per_minute, now),
-            "input-tokens": _Bucket(limits.input_tokens_per_minute, now),
-            "output-tokens": _Bucket(limits.output_tokens_per_minute, now),
+            "requests": _Bucket(limits.requests_per_minute, limits.burst, now),
+            "input-tokens": _Bucket(limits.input_tokens_per_minute, limits.burst, now),
+            "output-tokens": _Bucket(limits.output_tokens_per_minute, limits.burst, now),
         }
-        self._batch_calls = _Bucket(limits.batch_calls_per_minute, now)
+        self._batch_calls = _Bucket(limits.batch_calls_per_minute, limits.burst, now)
 
     def admit(self, input_tokens: int) -> None:
         """Take one Messages call in, or refuse it. `done` must follow.
@@ -93,7 +96,7 @@ class Limiter:
             for kind, bucket in self._buckets.items():
                 bucket.refill(now)
                 if (wait := bucket.wait(needs[kind])) > 0:
-                    raise _limited(f"your organization's rate limit of {bucket.capacity} {kind} per minute", wait)
+                    raise _limited(f"your organization's rate limit of {bucket.per_minute} {kind} per minute", wait)
             if self.limits.concurrency is not None and self.running >= self.limits.concurrency:
                 raise _limited("the number of concurrent connections", 1.0)
             self.running += 1
@@ -126,8 +129,8 @@ class Limiter:
             for kind, bucket in self._buckets.items():
                 bucket.refill(now)
                 limit, remaining, wait = _SHOWN[kind], _SHOWN[kind], 0.0
-                if bucket.capacity is not None:
-                    limit, remaining = bucket.capacity, max(0, int(bucket.level))
+                if bucket.per_minute is not None:
+                    limit, remaining = bucket.per_minute, max(0, int(bucket.level))
                     wait = bucket.wait(bucket.capacity)
                 reset = datetime.fromtimestamp(server_now + math.ceil(wait), timezone.utc)
                 headers[f"anthropic-ratelimit-{kind}-limit"] = str(limit)

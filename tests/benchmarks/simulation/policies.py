@@ -15,7 +15,7 @@ from unittest import mock
 import attrs
 
 from batchwise.models import Limits, Policy
-from batchwise.planning import admission, planner, schedule
+from batchwise.planning import admission, planner, rescue, schedule
 from batchwise.planning.state import Snapshot
 
 from .lane import SyncLane
@@ -147,8 +147,8 @@ def clairvoyant(arrivals: Sequence[Arrival], scenario: Scenario, instants: Mappi
 def _no_reserve() -> Iterator[dict[str, Any]]:
     """Nothing is kept to redo what batches leave: everything may wait until its deadline."""
     with (
-        mock.patch.object(planner, "latest_starts", lambda cohorts, *_, **__: [each.deadline for each in cohorts]),
-        mock.patch.object(planner, "margin_of", return_value=timedelta(0)),
+        mock.patch.object(rescue, "latest_starts", lambda cohorts, *_, **__: [each.deadline for each in cohorts]),
+        mock.patch.object(rescue, "margin_of", return_value=timedelta(0)),
         mock.patch.object(admission.Promises, "kept", return_value=None),
     ):
         yield {"reserve": timedelta(0), "min_reserve": timedelta(0)}
@@ -164,7 +164,7 @@ def _alone() -> Iterator[dict[str, Any]]:
     def kept(self: admission.Promises, limits: Limits, now: datetime, tail: timedelta) -> object:
         return schedule.fits(self.cohorts[-1:], limits, now=now, tail=tail)
 
-    with mock.patch.object(planner, "latest_starts", starts), mock.patch.object(admission.Promises, "kept", kept):
+    with mock.patch.object(rescue, "latest_starts", starts), mock.patch.object(admission.Promises, "kept", kept):
         yield {}
 
 

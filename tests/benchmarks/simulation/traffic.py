@@ -12,7 +12,7 @@ import attrs
 
 from batchwise.models import Limits, Policy
 from batchwise.planning.admission import _overhead
-from batchwise.planning.planner import margin_of
+from batchwise.planning.rescue import margin_of
 from batchwise.planning.schedule import Cohort, fits
 
 START = datetime(2026, 11, 2, tzinfo=timezone.utc)  # a Monday

@@ -123,6 +123,7 @@ class World:
         self.paused_until: datetime | None = None
         self.failed_creates = 0
         self.suspended: dict[Lane, str] = {}
+        self.answered_at: datetime | None = None
         self.resume_at = float("inf")
         self.forecast, self._learned_at = Forecast.prior(), -1e9
         self.plans = self.passes = 0
@@ -192,6 +193,7 @@ class World:
             suspended=self.suspended,
             forecast=self._forecast(),
             batch_paused_until=self.paused_until,
+            sync_answered_at=self.answered_at,
         )
 
     def _group(self, number: int, requests: int, moment: float, flush: bool) -> Group:
@@ -268,6 +270,8 @@ class World:
                 return queued is not None
             case planner.Release():
                 return self._release(self.batches[action.batch], action.terms)
+            case planner.Probe():
+                return self._release(self.batches[action.batch], [action.terms], most=1)
             case planner.Poll():
                 return self._poll(self.batches.get(action.batch))
             case planner.Cancel():
@@ -350,14 +354,16 @@ class World:
         batch.done_until, batch.end = self.now, min(batch.end, self.now + settle)
         return True
 
-    def _release(self, batch: _Batch, numbers: Sequence[int]) -> bool:
+    def _release(self, batch: _Batch, numbers: Sequence[int], most: int | None = None) -> bool:
         going = [group for group in batch.view.groups if group.terms.id in numbers]
-        staying = tuple(group for group in batch.view.groups if group.terms.id not in numbers)
-        batch.view = attrs.evolve(batch.view, groups=staying)
+        staying = [group for group in batch.view.groups if group.terms.id not in numbers]
         for group in going:
-            number = group.terms.id
-            batch.released[number] = batch.released.get(number, 0) + group.requests
-            self._put(Lane.SYNC, number, group.requests, flush=True)
+            number, count = group.terms.id, group.requests if most is None else most
+            batch.released[number] = batch.released.get(number, 0) + count
+            self._put(Lane.SYNC, number, count, flush=True)
+            if count < group.requests:
+                staying.append(self._group(number, group.requests - count, since(group.since), group.flush))
+        batch.view = attrs.evolve(batch.view, groups=tuple(staying))
         return bool(going)
 
     def _collect(self, batch: _Batch | None) -> bool:
@@ -375,8 +381,8 @@ class World:
             if done < group.requests:
                 self._put(self._again(group.terms), group.terms.id, group.requests - done, flush=True)
         for number, count in batch.released.items():
-            self.tallies[self.sla[number]].wasted += int(count * share) * BATCH_PRICE
-            self.tallies[self.sla[number]].cost += int(count * share) * BATCH_PRICE
+            self.tallies[self.sla[number]].wasted += count * share * BATCH_PRICE
+            self.tallies[self.sla[number]].cost += count * share * BATCH_PRICE
         if batch.done_until is None:
             self.samples.append(_sample(batch, batch.end, ended=True))
         elif batch.view.cancel_at is not None:
@@ -408,6 +414,7 @@ class World:
             del self.queue[Lane.SYNC][run.terms]
         deadline = self.terms[run.terms].deadline
         due = float("inf") if deadline is None else since(deadline)
+        self.answered_at = at(self.now)  # the driver ends a pass's calls before it plans again
         self.lane.push(run.terms, count, priority=0 if run.urgent else 2, due=due)
         return True
 

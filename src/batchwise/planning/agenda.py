@@ -1,0 +1,176 @@
+"""What one pass of the planner comes to: the actions, and the moment to ask again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Union
+
+import attrs
+
+from batchwise.models import Lane, Policy
+
+from .rescue import Rescues
+from .state import Snapshot
+
+__all__ = [
+    "Action",
+    "Agenda",
+    "Cancel",
+    "Collect",
+    "FailLate",
+    "GiveUp",
+    "Move",
+    "Poll",
+    "Post",
+    "Probe",
+    "Reconcile",
+    "Release",
+    "Run",
+    "Seal",
+    "WaitUntil",
+]
+
+
+@attrs.frozen
+class Seal:
+    """Seal queued requests of these terms into a batch of at most so many."""
+
+    terms: tuple[int, ...]
+    betas: tuple[str, ...]
+    max_requests: int
+
+
+@attrs.frozen
+class Post:
+    """Send a sealed batch."""
+
+    batch: int
+
+
+@attrs.frozen
+class Reconcile:
+    """Look for a create of unknown outcome in the listing."""
+
+    batch: int
+
+
+@attrs.frozen
+class GiveUp:
+    """The create was not seen within the grace: queue its requests again and watch for it."""
+
+    batch: int
+
+
+@attrs.frozen
+class Poll:
+    """Ask how a batch is doing."""
+
+    batch: int
+
+
+@attrs.frozen
+class Cancel:
+    """Cancel a batch: its last safe moment has come."""
+
+    batch: int
+
+
+@attrs.frozen
+class Collect:
+    """Read an ended batch's results."""
+
+    batch: int
+
+
+@attrs.frozen
+class Release:
+    """Queue a batch's unsettled requests of these terms for the sync lane, whatever becomes of the batch."""
+
+    batch: int
+    terms: tuple[int, ...]
+
+
+@attrs.frozen
+class Probe:
+    """Queue one of a batch's requests, of these terms, for the sync lane, to see that it works; the batch runs on."""
+
+    batch: int
+    terms: int
+
+
+@attrs.frozen
+class Move:
+    """Move queued requests of these terms to the other lane's queue."""
+
+    terms: int
+    lane: Lane
+
+
+@attrs.frozen
+class FailLate:
+    """Settle queued requests of these terms unsent: their deadline has passed."""
+
+    terms: int
+
+
+@attrs.frozen
+class Run:
+    """Run queued requests of these terms on the sync lane; the first `Run` is the most urgent."""
+
+    terms: int
+    requests: int
+    urgent: bool
+
+
+@attrs.frozen
+class WaitUntil:
+    """Nothing is due before; ask again then (or when something changed)."""
+
+    moment: datetime
+
+
+Action = Union[Seal, Post, Reconcile, GiveUp, Poll, Cancel, Collect, Release, Probe, Move, FailLate, Run, WaitUntil]
+
+
+class Agenda:
+    """One pass: what is looked at, the actions found due, and the earliest moment at which something else falls due.
+
+    Args:
+        snapshot: The unsettled work.
+        now: The moment.
+        policy: The rules' figures.
+        wake_gap: How much later than asked for the planner may be asked again.
+        curious: Whether batches are polled in between, to be early.
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, now: datetime, policy: Policy, wake_gap: timedelta, *, curious: bool = True
+    ) -> None:
+        self.snapshot, self.now, self.policy, self.curious = snapshot, now, policy, curious
+        self.horizon = now + wake_gap
+        self.actions: list[Action] = []
+        self.next: datetime | None = None
+        self.rescues = Rescues(snapshot, now, policy)
+        self.batch_works = Lane.BATCH not in snapshot.suspended
+        self.sync_works = Lane.SYNC not in snapshot.suspended
+
+    def add(self, action: Action) -> None:
+        """It is due now."""
+        self.actions.append(action)
+
+    def note(self, moment: datetime) -> None:
+        """Ask again at `moment` (at once if it has come)."""
+        moment = max(moment, self.now)
+        self.next = moment if self.next is None else min(self.next, moment)
+
+    def due(self, moment: datetime) -> bool:
+        """Whether it is time, or would be too late the next time; otherwise the moment is noted."""
+        if moment <= self.horizon:
+            return True
+        self.note(moment)
+        return False
+
+    def any_due(self, moments: Iterable[datetime]) -> bool:
+        """Whether one of them is; all that are not are noted."""
+        return sum(map(self.due, moments)) > 0

@@ -1,0 +1,201 @@
+"""What batches need: to be posted, looked for, polled, cancelled, collected, or their rows rescued."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from .agenda import Action, Agenda, Cancel, Collect, GiveUp, Poll, Post, Probe, Reconcile, Release
+from .rescue import reading_of, tail_of
+from .state import BatchState, BatchView
+
+__all__ = ["tend", "tend_stranded"]
+
+_ZERO = timedelta(0)
+_DATE = timedelta(seconds=1)
+"""How exactly a server shows its clock."""
+_LATELY = timedelta(minutes=10)
+"""For so long after its last answer the sync lane is taken to work, and to be down after a failure: our choice."""
+
+
+def tend(agenda: Agenda, batch: BatchView) -> None:
+    """Rules 1, 3, 6 and 7 for one batch."""
+    match batch.state:
+        case BatchState.OPEN:
+            _tend_open(agenda, batch)
+        case BatchState.SEALED:
+            if not _release(agenda, batch):
+                agenda.add(Post(batch.id))
+        case BatchState.POSTING:
+            _release(agenda, batch)
+        case BatchState.DOUBT:
+            if not _release(agenda, batch, Reconcile(batch.id)):
+                if _grace_over(agenda, batch):
+                    agenda.add(GiveUp(batch.id))
+                else:
+                    _look(agenda, batch, Reconcile(batch.id))
+        case BatchState.WATCHED:
+            _look(agenda, batch, Reconcile(batch.id))
+        case BatchState.CANCELING:
+            if not _release(agenda, batch, Poll(batch.id)):
+                _look(agenda, batch, Poll(batch.id))
+        case BatchState.ENDED:  # its rows are paid: they are bought again only if they cannot be read
+            _release_unread(agenda, batch)
+            _look(agenda, batch, Collect(batch.id))
+        case BatchState.CLOSED | BatchState.VOID:
+            pass
+
+
+def tend_stranded(agenda: Agenda, batch: BatchView) -> None:
+    """Rule 10: what the lease's holder has left to its last safe moment."""
+    if batch.state is BatchState.ENDED:
+        _release_unread(agenda, batch)
+    else:
+        _release(agenda, batch)
+
+
+# -- the rescue -------------------------------------------------------------------------------------------------------
+
+
+def _tend_open(agenda: Agenda, batch: BatchView) -> None:
+    if not batch.groups and (_answers(agenda, agenda.now) or not _waits(agenda)):
+        # Its requests have gone elsewhere: what it does from now on is paid for nothing.
+        agenda.add(Cancel(batch.id))
+    elif batch.cancel_at is not None and _release(agenda, batch):
+        pass  # a cancel that came to nothing
+    elif not _rescue(agenda, batch):
+        _look(agenda, batch, Poll(batch.id))
+
+
+def _rescue(agenda: Agenda, batch: BatchView) -> bool:
+    """Rule 3: whether its cancel, or what goes before it, is due."""
+    moments = agenda.rescues.cancel_moments(batch)
+    if not agenda.sync_works or not moments:
+        return False
+    due, first, tail = agenda.any_due(moments), min(moments), tail_of(agenda.policy.limits)
+    if _answers(agenda, agenda.now if due else first):
+        return due and _after_a_look(agenda, batch, first, Cancel(batch.id))
+    if not due and first - tail > agenda.now:  # so early that its answer comes before the cancel
+        agenda.note(first - tail)
+        return False
+    failed, waits = _failed_at(agenda), _waits(agenda)
+    proceeds = due and failed is None  # slow, or throttled, is no reason to lose the others' deadlines
+    if waits and (proceeds or max(waits) > agenda.now - tail):  # a call older than that says nothing by then
+        late = proceeds and agenda.due(min(min(waits) + tail, first + agenda.policy.cancel_settle))
+        return late and _after_a_look(agenda, batch, first, Cancel(batch.id))
+    again = agenda.now if failed is None else failed + agenda.policy.poll_every[1]
+    if again > agenda.now:
+        agenda.note(again)
+        return False
+    if any(isinstance(action, Probe) for action in agenda.actions):
+        return False
+    urgent = min((at, group.terms.id) for group in batch.groups if (at := agenda.rescues.cancel_at(group)) is not None)
+    return _after_a_look(agenda, batch, first if due else first - tail, Probe(batch.id, urgent[1]))
+
+
+def _after_a_look(agenda: Agenda, batch: BatchView, moment: datetime, action: Action) -> bool:
+    """What was due at `moment`, once it is known that the batch has not ended meanwhile."""
+    agenda.add(action if _fresh(agenda, batch, moment) else Poll(batch.id))
+    return True
+
+
+def _failed_at(agenda: Agenda) -> datetime | None:
+    """When the sync lane failed, unless that is long ago or it has answered since."""
+    failed, answered = agenda.snapshot.sync_failed_at, agenda.snapshot.sync_answered_at
+    lately = failed is not None and failed >= agenda.now - _LATELY and (answered is None or answered < failed)
+    return failed if lately else None
+
+
+def _answers(agenda: Agenda, moment: datetime) -> bool:
+    """Whether the sync lane is known well enough, up to `moment`, to work."""
+    answered = agenda.snapshot.sync_answered_at
+    since = moment - _LATELY - tail_of(agenda.policy.limits)
+    return agenda.sync_works and answered is not None and answered >= since and _failed_at(agenda) is None
+
+
+def _waits(agenda: Agenda) -> list[datetime]:
+    """Since when the sync lane has had what it has to do now."""
+    snapshot, now = agenda.snapshot, agenda.now
+    ready = [group for group in snapshot.sync_queue if group.not_before is None or group.not_before <= now]
+    return [group.since for group in (*snapshot.sync_running, *ready)]
+
+
+def _stake(agenda: Agenda, batch: BatchView) -> list[tuple[datetime, int]]:
+    """When each of its terms has to be on the sync lane."""
+    starts = ((agenda.rescues.start(group), group.terms.id) for group in batch.groups)
+    return [(start, terms) for start, terms in starts if start is not None]
+
+
+def _release(agenda: Agenda, batch: BatchView, look: Action | None = None) -> bool:
+    """Rule 1. While there is time, a look goes first: the batch may have ended meanwhile."""
+    if not agenda.sync_works:
+        return False
+    due = [(start, terms) for start, terms in _stake(agenda, batch) if agenda.due(start)]
+    if not due:
+        return False
+    if look is not None and min(due)[0] > agenda.now and not _fresh(agenda, batch, min(due)[0]):
+        agenda.add(look)
+    else:
+        agenda.add(Release(batch.id, tuple(terms for _, terms in due)))
+    return True
+
+
+def _release_unread(agenda: Agenda, batch: BatchView) -> None:
+    unread = (batch.polled_at or batch.sealed_at) + reading_of(agenda.policy)
+    starts = [start for start, _ in _stake(agenda, batch)]
+    if batch.failures or (starts and max(min(starts), unread) <= agenda.now):
+        _release(agenda, batch)
+    elif starts:
+        agenda.note(max(min(starts), unread))
+
+
+# -- looks ------------------------------------------------------------------------------------------------------------
+
+
+def _fresh(agenda: Agenda, batch: BatchView, moment: datetime) -> bool:
+    """Whether it was looked at since, or just before, `moment` fell due, or cannot be looked at."""
+    looked, since = batch.polled_at, moment - (agenda.horizon - agenda.now) - agenda.policy.poll_every[0]
+    return batch.failures > 0 or (looked is not None and looked >= since)
+
+
+def _look(agenda: Agenda, batch: BatchView, action: Action) -> None:
+    moment = _next_poll(agenda, batch)
+    if not agenda.curious:  # a look that nothing hangs on can wait until the batch is over for certain
+        over = batch.expires_at or batch.sealed_at + agenda.policy.window
+        moment = max(moment, over - agenda.snapshot.clock_offset)
+    if moment <= agenda.now:
+        agenda.add(action)
+    else:
+        agenda.note(moment)
+
+
+def _next_poll(agenda: Agenda, batch: BatchView) -> datetime:
+    """When a batch is looked at next: ever more seldom, but at its expiry, and often again from then on."""
+    shortest: timedelta
+    longest: timedelta
+    shortest, longest = agenda.policy.poll_every
+    begun = batch.posting_at or batch.sealed_at
+    if batch.polled_at is None:
+        return batch.sealed_at if batch.state is not BatchState.OPEN else begun + shortest
+    if batch.failures:
+        return batch.polled_at + min(longest, shortest * (1 << min(batch.failures, 16)))
+    if batch.state is BatchState.ENDED:
+        return batch.polled_at
+    since = batch.cancel_at or begun if batch.state is BatchState.CANCELING else begun
+    expiry = None if batch.expires_at is None else batch.expires_at - agenda.snapshot.clock_offset
+    if expiry is not None and expiry <= batch.polled_at:
+        since = max(since, expiry)
+    moment = batch.polled_at + min(longest, max(shortest, (batch.polled_at - since) / 10))
+    return expiry if expiry is not None and batch.polled_at < expiry < moment else moment
+
+
+def _grace_over(agenda: Agenda, batch: BatchView) -> bool:
+    """Rule 6: no candidate is left, and a listing made after the grace (on the server's clock) shows none."""
+    if set(batch.candidates) - set(batch.struck):
+        return False
+    begun = batch.last_byte_at or batch.posting_at or batch.sealed_at
+    waited = _ZERO if batch.polled_at is None else batch.polled_at - begun
+    if batch.polled_at is not None and batch.posting_at is not None and batch.posting_server is not None:
+        # Our clock may have been set meanwhile: the server's has to say so too, to the second that it shows.
+        sent = batch.posting_server + (begun - batch.posting_at)
+        waited = min(waited, batch.polled_at + agenda.snapshot.clock_offset - sent + _DATE)
+    return batch.polled_at is not None and not batch.failures and waited >= agenda.policy.create_grace

@@ -1,0 +1,177 @@
+"""What queued work needs: to be sealed into a batch, run on the sync lane, moved between the two, or failed."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta, timezone
+from itertools import accumulate
+from operator import itemgetter
+
+from batchwise.models import Lane, Reason
+
+from .agenda import Agenda, FailLate, Move, Run, Seal
+from .packing import MAX_BYTES, MAX_REQUESTS, may_share
+from .state import BatchState, Group
+
+__all__ = ["divert", "tend_batch_queue", "tend_sync_queue"]
+
+_ZERO = timedelta(0)
+_NEAR = timedelta(minutes=1)
+"""Deadlines this near each other always share a batch."""
+_NEVER = datetime.max.replace(tzinfo=timezone.utc)
+_BLOCKING = 1
+_AHEAD = timedelta(minutes=1)
+"""How much of the sync lane's time is handed out beyond the next look, so that the lane does not run dry."""
+
+
+# -- for a batch ------------------------------------------------------------------------------------------------------
+
+
+def tend_batch_queue(agenda: Agenda) -> None:
+    """Rules 4, 5, 7 and 8 for what waits for a batch."""
+    snapshot, most = agenda.snapshot, agenda.policy.limits.batch_requests_in_queue
+    waiting = sum(batch.requests for batch in snapshot.batches if batch.state is not BatchState.ENDED)
+    room = MAX_REQUESTS if most is None else most - waiting  # a batch that ends makes room, and asks again
+    sendable = agenda.batch_works and room > 0 and not _paused(agenda)
+    ready = [group for group in snapshot.batch_queue if not divert(agenda, group, sendable=sendable)]
+    if not sendable:
+        return
+    ready = [group for group in ready if not _too_early(agenda, group)]
+    for bundle in sorted(_bundles(ready), key=_soonest):
+        if room > 0 and _bundle_due(agenda, bundle):
+            most_now = min(MAX_REQUESTS, room)
+            agenda.add(Seal(tuple(group.terms.id for group in bundle), bundle[0].terms.betas, most_now))
+            room -= min(most_now, sum(group.requests for group in bundle)) if most is not None else 0
+
+
+def _paused(agenda: Agenda) -> bool:
+    until = agenda.snapshot.batch_paused_until
+    if until is None or until <= agenda.now:
+        return False
+    agenda.note(until)
+    return True
+
+
+def _too_early(agenda: Agenda, group: Group) -> bool:
+    if group.not_before is None or group.not_before <= agenda.now:
+        return False
+    agenda.note(group.not_before)
+    return True
+
+
+def divert(agenda: Agenda, group: Group, *, sendable: bool) -> bool:
+    """Rules 1, 5, 7 and 8: whether the group leaves the batch queue."""
+    terms = group.terms
+    if terms.deadline is not None and terms.deadline <= agenda.now and agenda.policy.late == "fail":
+        agenda.add(FailLate(terms.id))
+        return True
+    last = agenda.rescues.last_seal(group)
+    if last is None or not agenda.sync_works:
+        return False
+    at_once = agenda.rescues.cancel_at(group)
+    too_late = last < agenda.now or (at_once is not None and at_once <= agenda.horizon)
+    if too_late or (not sendable and agenda.due(last)):
+        agenda.add(Move(terms.id, Lane.SYNC))
+        return True
+    return False
+
+
+def _bundle_due(agenda: Agenda, bundle: list[Group]) -> bool:
+    if any(group.flush for group in bundle):
+        return True
+    if sum(g.requests for g in bundle) >= MAX_REQUESTS or sum(g.size for g in bundle) >= MAX_BYTES:
+        return True
+    return agenda.any_due(moment for group in bundle for moment in _seal_moments(agenda, group))
+
+
+def _seal_moments(agenda: Agenda, group: Group) -> Iterator[datetime]:
+    yield group.since + group.terms.interval if group.not_before is None else group.not_before
+    if group.terms.submit_by is not None:
+        yield group.terms.submit_by
+    last = agenda.rescues.last_seal(group)
+    if last is not None:
+        yield last
+
+
+def _bundles(groups: Iterable[Group]) -> Iterator[list[Group]]:
+    """Groups that may share a create call: the same headers, and deadlines so near each other that one rescue fits."""
+
+    def order(group: Group) -> tuple[object, ...]:
+        deadline = group.terms.deadline
+        hedged = group.terms.reason is Reason.HEDGED
+        return group.terms.betas, hedged, deadline is not None, deadline or group.since, group.terms.id
+
+    bundle: list[Group] = []
+    for group in sorted(groups, key=order):
+        if bundle and not _may_share(bundle[0], group):
+            yield bundle
+            bundle = []
+        bundle.append(group)
+    if bundle:
+        yield bundle
+
+
+def _soonest(bundle: list[Group]) -> tuple[bool, datetime]:
+    """Where the account's queue has little room, the nearest deadline goes first."""
+    first = bundle[0]
+    return first.terms.deadline is None, first.terms.deadline or first.since
+
+
+def _may_share(first: Group, other: Group) -> bool:
+    one, two = first.terms, other.terms
+    return (
+        one.betas == two.betas
+        and (one.reason is Reason.HEDGED) == (two.reason is Reason.HEDGED)
+        and may_share(one.deadline, two.deadline, tolerance=max(one.interval, _NEAR))
+    )
+
+
+# -- for the sync lane ------------------------------------------------------------------------------------------------
+
+
+def tend_sync_queue(agenda: Agenda) -> None:
+    """Rules 7 and 8 for what waits for the sync lane, in the order in which it runs."""
+    ready = []
+    for group in agenda.snapshot.sync_queue:
+        terms = group.terms
+        late = terms.deadline is not None and terms.deadline <= agenda.now
+        if late and agenda.policy.late == "fail":
+            agenda.add(FailLate(terms.id))
+        elif late and terms.lane is Lane.BATCH and agenda.batch_works:
+            agenda.add(Move(terms.id, Lane.BATCH))
+        elif agenda.sync_works and (group.not_before is None or agenda.due(group.not_before)):
+            ready.append((_urgency(agenda, group), group))
+    _hand_out(agenda, sorted(ready, key=itemgetter(0)))
+
+
+def _hand_out(agenda: Agenda, ready: Iterable[tuple[tuple[int, datetime], Group]]) -> None:
+    """As much as the lane does until the next look: what is claimed early would stand before what comes later.
+
+    Something urgent is held up only by what the lane holds of no later deadline.
+    """
+    lane_time = agenda.rescues.lane_time
+    held = sorted((group.terms.deadline or _NEVER, lane_time(group)) for group in agenda.snapshot.sync_running)
+    sums = list(accumulate((time for _, time in held), initial=_ZERO))
+    budget, given = agenda.horizon - agenda.now + _AHEAD, _ZERO
+    for (rank, _), group in ready:
+        before = bisect_right(held, group.terms.deadline or _NEVER, key=itemgetter(0)) if rank == 0 else len(held)
+        free, needed = budget - given - sums[before], lane_time(group)
+        if rank == _BLOCKING or needed <= free:
+            requests = group.requests
+        else:
+            requests = max(0, -(-group.requests * free // needed))
+            agenda.note(agenda.now + _AHEAD / 2)
+        if requests:
+            given += needed * requests / group.requests
+            agenda.add(Run(group.terms.id, requests, urgent=rank == 0))
+
+
+def _urgency(agenda: Agenda, group: Group) -> tuple[int, datetime]:
+    """Rescues without slack first, then blocking work, then by deadline; what is late anyway comes last."""
+    start = agenda.rescues.start(group)
+    if start is not None:
+        return (0 if start <= agenda.horizon + agenda.rescues.margin else 2), start
+    if group.terms.blocking:
+        return _BLOCKING, group.since
+    return (3 if group.terms.deadline is None else 4), group.since

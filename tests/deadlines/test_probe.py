@@ -1,0 +1,113 @@
+"""The row that goes ahead of a rescue, in virtual time: real ledger and procedures, an API that fails as it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+import batchwise as bw
+from tests.reliability.simulation import HOUR, MINUTE, SECOND, World
+from tests.strategies import params
+
+NAMES = [f"prompt {number}" for number in range(10)]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World(bw.Policy(hedge=True))
+    made.api.duration = 100 * HOUR
+    yield made
+    made.close()
+
+
+def stuck(world: World, *, until: timedelta) -> None:
+    """Ten requests due in six hours, in a batch that is not done by then; so much time before their deadline."""
+    world.dispatch_all(NAMES, 6 * HOUR, "job")
+    world.run()
+    world.pass_time(6 * HOUR - until, wakes=400)
+
+
+def test_the_ledger_is_told_of_a_change_at_once_and_else_once_a_minute(world: World) -> None:
+    def call(name: str, fault: str | None = None) -> tuple[bool, bool]:
+        """Whether the ledger was told that the lane answered, or that it failed."""
+        if fault is not None:
+            world.api.order("call", fault)
+        before = world.ledger.snapshot()
+        world.dispatch(name, bw.Latency.BLOCKING)
+        world.run()
+        after = world.ledger.snapshot()
+        return (
+            after.sync_answered_at != before.sync_answered_at,
+            after.sync_failed_at != before.sync_failed_at,
+        )
+
+    assert call("first") == (True, False)
+    world.pass_time(30 * SECOND)
+    assert call("soon after") == (False, False)
+    assert world.engine.snapshot().sync_answered_at == world.now(), "this process knows"
+    world.pass_time(31 * SECOND)
+    assert call("a minute later") == (True, False)
+    world.pass_time(MINUTE)
+    assert call("refused for what it is", "400") == (True, False), "that is an answer, too"
+    world.pass_time(MINUTE)
+    world.api.duration = timedelta(0)
+    assert call("lost", "unconnected") == (False, True)
+    world.pass_time(SECOND)
+    assert call("found") == (True, False)
+
+
+def test_being_held_back_says_nothing_of_the_lane(world: World) -> None:
+    world.api.order("call", "429")
+    number = world.dispatch("held back", bw.Latency.BLOCKING)
+    world.run()
+    assert world.ledger.result(number) is None
+    assert (world.engine.answered_at, world.engine.failed_at) == (None, None)
+
+
+def test_what_another_process_heard_counts(world: World) -> None:
+    stuck(world, until=20 * MINUTE)
+    world.ledger.note_call(now=world.now() + 5 * MINUTE, answered=True)
+    world.pass_time(20 * MINUTE)
+    assert world.api.batches[0].cancel_at is not None
+    assert (world.engine.report(None).met, world.engine.report(None).possible_doubles) == (10, 0)
+
+
+def test_one_row_goes_ahead_a_call_s_tail_before_the_last_safe_moment(world: World) -> None:
+    stuck(world, until=20 * MINUTE)
+    moment = world.engine.progress(None).batches[0].rescue_at
+    assert moment is not None
+    world.pass_time(moment - world.now() - SECOND)
+    assert sum(world.api.sync.values()) == 1
+    assert world.api.batches[0].cancel_at is None
+    world.pass_time(5 * SECOND)
+    assert world.api.batches[0].cancel_at is not None
+    world.pass_time(20 * MINUTE)
+    report = world.engine.report(None)
+    assert (report.met, report.missed, report.possible_doubles) == (10, 0, 1)
+    world.check()
+
+
+def test_it_is_one_of_the_most_urgent(world: World) -> None:
+    requests = [bw.Request(params(f"{due} {n}"), latency=6 * HOUR + due * SECOND) for due in (0, 9) for n in range(3)]
+    world.engine.accept_all(requests, "job", None, None)
+    world.pass_time(6 * HOUR - 9 * MINUTE, wakes=400)
+    assert len(world.api.batches) == 1
+    assert next(iter(world.api.sync)) == "0 2", "and of these the last"
+
+
+@pytest.mark.parametrize("fault", ["401", "500", "unconnected"])
+def test_a_lane_that_works_again_is_used_again(world: World, fault: str) -> None:
+    world.api.order("call", fault, always=True)
+    stuck(world, until=8 * MINUTE)  # the last safe moment has passed
+    assert world.api.calls["call"] > 0
+    assert world.api.batches[0].cancel_at is None
+    left = sum(group.requests for batch in world.ledger.snapshot().batches for group in batch.groups)
+    assert 10 - left in range(1, 4), "one row at a time goes ahead, some minutes apart"
+    world.api.heal()
+    world.ledger.resume()
+    world.pass_time(8 * MINUTE, wakes=400)
+    assert world.api.batches[0].cancel_at is not None
+    assert world.engine.report(None).met >= left
+    world.check()

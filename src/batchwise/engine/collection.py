@@ -416,20 +416,17 @@ class _Reader:
         """Settle what came."""
         lines, self._lines = self._lines, []
         self.sorter.look(self.engine.now())
-        rest = lines if self._roll is None else self._tick_off(lines, self._roll)
+        answers, rest = ([], lines) if self._roll is None else self._told_apart(lines, self._roll)
+        # These first: a row that has left the batch may be the last that a caller waits for, and while others are
+        # still in the batch it is not given up.
         if rest:
             self._settle(rest)
-        self._write()
+        if answers and not self._tick_off(answers, self._roll):
+            self._roll = None
+            self._settle([line for _, line, *_ in answers])
 
-    def _write(self) -> None:
-        """Store what became of the rows that were looked up."""
-        gone = self.sorter.write()
-        if gone and self._roll is not None:
-            self._roll.tick(gone)
-        self.engine.settled(self.sorter.take_ended())
-
-    def _tick_off(self, lines: list[bytes], roll: Roll) -> list[bytes]:
-        """Settle the answers to requests on the roll, which is nearly all; returns the other lines."""
+    def _told_apart(self, lines: list[bytes], roll: Roll) -> tuple[list[Answer], list[bytes]]:
+        """The answers to requests on the roll, which is nearly all, and the other lines."""
         answers: list[Answer] = []
         rest: list[bytes] = []
         bill, loads, open_ = self.sorter.bill, orjson.loads, self._open
@@ -445,14 +442,24 @@ class _Reader:
                 answers.append((number, line, *bill(models[kind], Lane.BATCH, result["message"])))
             except _UNREADABLE:
                 rest.append(line)
-        if not answers:
-            return rest
-        now = self.engine.now()
-        if not self.engine.ledger.settle_answers(roll, answers, met=lambda terms: self.engine.met(terms, now), now=now):
-            self._roll = None
-            return lines
-        self.engine.settled([answer[0] for answer in answers])
-        return rest
+        return answers, rest
+
+    def _tick_off(self, answers: list[Answer], roll: Roll | None) -> bool:
+        """Settle answers by the roll; False, and nothing done, if it does not hold any more."""
+        engine, now = self.engine, self.engine.now()
+        if roll is None or not engine.ledger.settle_answers(
+            roll, answers, met=lambda terms: engine.met(terms, now), now=now
+        ):
+            return False
+        engine.settled([answer[0] for answer in answers])
+        return True
+
+    def _write(self) -> None:
+        """Store what became of the rows that were looked up."""
+        gone = self.sorter.write()
+        if gone and self._roll is not None:
+            self._roll.tick(gone)
+        self.engine.settled(self.sorter.take_ended())
 
     def _settle(self, lines: list[bytes]) -> None:
         """Settle whatever lines, looking each request up."""
@@ -477,6 +484,7 @@ class _Reader:
                 self.sorter.answered(number, member, line, result["message"])
             else:
                 self._hold(number, member, line, result)
+        self._write()
 
     def _hold(self, number: int, member: Member, line: bytes, result: Mapping[str, Any]) -> None:
         ruling = rule_row(result)

@@ -20,8 +20,8 @@ from .core import Engine, decision_of, tallies
 
 __all__ = ["JobView", "TicketView", "seconds", "suspended", "to_request", "to_tags"]
 
-_PAGE = 1_000
-"""Results read from the ledger at once."""
+_PAGE = 250
+"""Results read from the ledger, and held in memory, at once."""
 
 
 def seconds(timeout: float | timedelta | None) -> float | None:

@@ -27,12 +27,56 @@ from .store import Moves, Place, Row
 
 __all__ = ["Lanes"]
 
-_ENTRIES = 512
+_ENTRIES = 128
 _ENTRY_BYTES = 4_000_000
 _ACCEPTED_TERMS = "SELECT id FROM terms WHERE staged = 0 AND id IN (SELECT value FROM json_each(?))"
 _OVER = {BatchState.CLOSED, BatchState.VOID}
 _SENT_IN = "id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1"
 _IN_BATCH = f"{_SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
+
+
+class _Fitting:
+    """Rows that go into one body: how many, of which kinds, and of the last `keep` of them where the body would end."""
+
+    def __init__(self, keep: int) -> None:
+        self.first = self.count = self._total = 0
+        self.kinds: dict[tuple[int, int], list[int]] = {}
+        """Requests and bytes, by terms and the moment that they wait for."""
+        self._ends: deque[tuple[int, int, int, tuple[int, int]]] = deque(maxlen=keep)
+
+    def add(self, number: int, id_length: int, size: int, kind: tuple[int, int], max_bytes: int) -> bool:
+        """One more row; False: it does not fit."""
+        total = self._total + entry_size(id_length, size)
+        length = body_length(self.count + 1, total)
+        if length > max_bytes:
+            return False
+        self._total = total
+        self.first = self.first or number
+        self.count += 1
+        sums = self.kinds.setdefault(kind, [0, 0])
+        sums[0] += 1
+        sums[1] += size
+        self._ends.append((number, length, size, kind))
+        return True
+
+    def end_at(self, count: int) -> int:
+        """Leave the last rows out, so that so many are left."""
+        while self.count > count:
+            _, _, size, kind = self._ends.pop()
+            self.kinds[kind][0] -= 1
+            self.kinds[kind][1] -= size
+            self.count -= 1
+        return self.count
+
+    @property
+    def last(self) -> int:
+        """The last row's number."""
+        return self._ends[-1][0]
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return self._ends[-1][1]
 
 
 class Lanes(Ends):
@@ -151,22 +195,17 @@ class Lanes(Ends):
             which = "= json_extract(?, '$[0]')" if alone else "IN (SELECT value FROM json_each(?))"
             queued = f"status = 0 AND terms {which} AND lane = 1 AND not_before <= ?"
             values = (chosen, micros(now))
-            first, fitting, ends = self._fitting(
-                db, queued, (*values, max_requests), max_bytes, sort=not alone, keep=len(taken) + 1
-            )
-            if not fitting:
+            rows = self._fitting(db, queued, (*values, max_requests), max_bytes, sort=not alone, keep=len(taken) + 1)
+            if not rows.count:
                 return None
-            count = telling_count(fitting, taken) or fitting
-            last, size = ends[count - fitting - 1]
+            count = rows.end_at(telling_count(rows.count, taken) or rows.count)
+            first, last, size = rows.first, rows.last, rows.length
             # Where the numbers lie close together, by number: an index that is read must not change under the update,
             # so all that it found would be held in memory first.
             close = last - first < 2 * count
             queued = f"id BETWEEN ? AND ? AND {queued.replace('status', '+status') if close else queued}"
             inside = (first, last, *values)
-            moved = db.execute(
-                f"SELECT terms, not_before, count(*), sum(size) FROM request WHERE {queued} GROUP BY terms, not_before",
-                inside,
-            ).fetchall()
+            moved = [(*kind, *sums) for kind, sums in rows.kinds.items() if sums[0]]
             about = self._terms(db, moved[0][0])
             jobs = {self._terms(db, row[0]).job for row in moved}
             batch = db.execute(
@@ -197,27 +236,20 @@ class Lanes(Ends):
 
     def _fitting(
         self, db: sqlite3.Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool, keep: int
-    ) -> tuple[int, int, Sequence[tuple[int, int]]]:
-        """The first number of the rows that fit, how many they are, and of the last `keep`: number, length of the body.
-
-        The length is that of the body that ends with it.
-        """
-        first = count = total = 0
-        ends: deque[tuple[int, int]] = deque(maxlen=keep)
+    ) -> _Fitting:
+        """The queued rows that fit into a body, in order."""
+        fitting = _Fitting(keep)
         # Those of one terms come out of their index in order, and reading them ends at the limit. Others are sorted
         # without their keys, which are looked up in that order, one page after the other.
         inner = f"SELECT id FROM request WHERE {queued} ORDER BY id LIMIT ?"
         rows = f"id IN ({inner}) ORDER BY id" if sort else f"{queued} ORDER BY id LIMIT ?"
-        for number, key, size in db.execute(f"SELECT id, key, size FROM request WHERE {rows}", values):
+        found = db.execute(f"SELECT id, key, size, terms, not_before FROM request WHERE {rows}", values)
+        for number, key, size, terms, not_before in found:
             # In ASCII, of most keys, a character is a byte.
             length = len(key) if key.isascii() else len(decode_key(key))
-            total += entry_size(custom_id_length(length, number), size)
-            if body_length(count + 1, total) > max_bytes:
+            if not fitting.add(number, custom_id_length(length, number), size, (terms, not_before), max_bytes):
                 break
-            first = first or number
-            count += 1
-            ends.append((number, body_length(count, total)))
-        return first, count, ends
+        return fitting
 
     def _batch(self, db: sqlite3.Connection, batch: int) -> BatchView:
         return self._view(db, db.execute(f"SELECT {BATCH_COLUMNS} FROM batch WHERE id = ?", (batch,)).fetchone())

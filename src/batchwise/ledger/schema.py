@@ -235,7 +235,7 @@ def _settle_in(db: sqlite3.Connection, path: str) -> None:
     db.execute("PRAGMA foreign_keys = ON")
     db.execute("PRAGMA wal_autocheckpoint = 2000")
     db.execute("PRAGMA journal_size_limit = 67108864")
-    db.execute("PRAGMA cache_size = -4096")
+    db.execute("PRAGMA cache_size = -1024")
     db.execute("PRAGMA temp_store = MEMORY")
     if path != ":memory:" and db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         raise LedgerError(f"{path} lies on a file system without shared memory; keep the ledger on a local disk")

@@ -42,6 +42,8 @@ _SELECT_ROWS = (
     f"FROM request q LEFT JOIN result r ON r.request = q.id WHERE q.id IN ({', '.join('?' * _SELECTED)})"
 )
 _SELECT_KEYS = f"SELECT id, key FROM request WHERE id IN ({', '.join('?' * _SELECTED)})"
+_TOGETHER = 60
+"""Rows in one statement: what is bound to it is held twice."""
 _VARIABLES = 960
 """In one statement; SQLite before 3.32 takes 999."""
 _MINUTE = timedelta(minutes=1) // timedelta(microseconds=1)
@@ -53,7 +55,7 @@ def insert_rows(db: sqlite3.Connection, insert: str, width: int, rows: Iterable[
     A statement for each row would cost as much again as the insertion. `insert` is an `INSERT OR IGNORE INTO ...`: any
     other kind keeps a journal of each statement of many rows.
     """
-    each, source, inserted = _VARIABLES // width, iter(rows), 0
+    each, source, inserted = min(_TOGETHER, _VARIABLES // width), iter(rows), 0
     row = f"({', '.join('?' * width)})"
     while values := list(chain.from_iterable(islice(source, each))):
         some = ", ".join([row] * (len(values) // width))

@@ -393,20 +393,10 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.settle_answers(roll, answers, met=lambda _: (None, timedelta(0)), now=self.now) == holds
         if not holds:
             return
-        for number in sorted(numbers):
+        for number in numbers:
             del members[number]
             self.requests[number].attempts += 1
-        self._end_by_kind(numbers, batch, cost)
-
-    def _end_by_kind(self, numbers: list[int], batch: int, cost: int) -> None:
-        """One kind after the other settles, in the order in which they come up."""
-        parts: dict[tuple[str | None, Terms, int], list[int]] = {}
-        for number in sorted(numbers):
-            request = self.requests[number]
-            parts.setdefault((request.job, request.terms, request.attempts), []).append(number)
-        for part in parts.values():
-            for number in part:
-                self._settled(number, Outcome.SUCCEEDED, BATCH, b"%d rolled" % number, batch, cost)
+            self._settled(number, Outcome.SUCCEEDED, BATCH, b"%d rolled" % number, batch, cost)
 
     def _waste(self, number: int, batch: int, cost: int) -> None:
         if (number, batch) not in self.late:

@@ -49,7 +49,7 @@ _UNREADABLE = (orjson.JSONDecodeError, KeyError, TypeError, AttributeError)
 """What a line raises that is no result of ours."""
 _CHUNK = 2_000
 """Rows given back in one transaction."""
-_ROWS, _BYTES = 500, 2_000_000
+_ROWS, _BYTES = 1_000, 2_000_000
 """Rows, and bytes of rows, settled in one transaction: few enough that what is made for them dies young."""
 _REREADS = 3
 """How often a short read is repeated before missing rows are bought again."""

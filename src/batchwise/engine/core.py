@@ -55,7 +55,7 @@ from .queue import CallQueue
 __all__ = ["Engine"]
 
 _log = logging.getLogger("batchwise")
-_CHUNK = 500
+_CHUNK = 250
 """Rows staged in one transaction."""
 _READING_SHARE = 20
 """Reading what is promised takes one part in so many of a dispatching process's time, however much is promised."""

@@ -93,7 +93,8 @@ class Ends(Looking):
             if dict(left) != roll.left:
                 return False
             db.execute("SAVEPOINT answers")
-            if not all(self._settle_kind(db, roll, kind, part, met, now) for kind, part in parts):
+            first = self._take(db, "result", len(rows))
+            if not all(self._settle_kind(db, roll, first, *part, met, now) for part in parts):
                 db.execute("ROLLBACK TO answers")
                 db.execute("RELEASE answers")
                 return False
@@ -105,7 +106,9 @@ class Ends(Looking):
         self,
         db: sqlite3.Connection,
         roll: Roll,
+        first: int,
         kind: Kind,
+        places: Sequence[int],
         answers: Sequence[Answer],
         met: Callable[[Terms], tuple[bool | None, timedelta]],
         now: datetime,
@@ -114,9 +117,8 @@ class Ends(Looking):
         job = terms.job
         numbers, lines, costs, savings, tokens, cached = zip(*answers, strict=True)
         in_time, lateness = met(terms)
-        first = self._take(db, "result", count)
         rows = zip(
-            range(first, first + count),
+            [first + place for place in places],
             numbers,
             repeat(job),
             repeat(OUTCOME_CODES[Outcome.SUCCEEDED]),
@@ -516,17 +518,19 @@ class Ends(Looking):
         return purged
 
 
-def _by_kind(roll: Roll, answers: Sequence[Answer]) -> Sequence[tuple[Kind, Sequence[Answer]]] | None:
-    """The answers by kinds of requests; None: one's request is not on the roll."""
+def _by_kind(roll: Roll, answers: Sequence[Answer]) -> Sequence[tuple[Kind, Sequence[int], Sequence[Answer]]] | None:
+    """The answers by kinds of requests, with their places among all; None: one's request is not on the roll."""
     codes = [roll.kind(answer[0]) for answer in answers]
-    if len(roll.kinds) == 1 and None not in codes:
-        return [(roll.kinds[0], answers)]
-    parts: dict[int, list[Answer]] = {}
-    for code, answer in zip(codes, answers, strict=True):
-        if code is None:
-            return None
-        parts.setdefault(code, []).append(answer)
-    return [(roll.kinds[code], part) for code, part in parts.items()]
+    if None in codes:
+        return None
+    if len(roll.kinds) == 1:
+        return [(roll.kinds[0], range(len(answers)), answers)]
+    parts: dict[int | None, tuple[list[int], list[Answer]]] = {}
+    for place, (code, answer) in enumerate(zip(codes, answers, strict=True)):
+        places, part = parts.setdefault(code, ([], []))
+        places.append(place)
+        part.append(answer)
+    return [(roll.kinds[code], *parts[code]) for code in range(len(roll.kinds)) if code in parts]
 
 
 def _elsewhere(row: Row, batch: int | None, run: int | None) -> bool:

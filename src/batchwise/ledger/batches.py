@@ -36,28 +36,36 @@ _IN_BATCH = f"{_SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request 
 
 
 class _Fitting:
-    """Rows that go into one body: how many, of which kinds, and of the last `keep` of them where the body would end."""
+    """Rows that go into one body: how many, of which kinds, and of the last `keep` of them where the body would end.
 
-    def __init__(self, keep: int) -> None:
-        self.first = self.count = self._total = 0
+    Args:
+        rows: Number, key, size of the body, terms, and the moment that it waits for, in order of the numbers.
+        max_bytes: The body's longest length.
+        keep: Of how many of the last rows `end_at` may have to leave some out.
+    """
+
+    def __init__(self, rows: Iterable[tuple[int, bytes, int, int, int]], max_bytes: int, keep: int) -> None:
         self.kinds: dict[tuple[int, int], list[int]] = {}
         """Requests and bytes, by terms and the moment that they wait for."""
         self._ends: deque[tuple[int, int, int, tuple[int, int]]] = deque(maxlen=keep)
-
-    def add(self, number: int, id_length: int, size: int, kind: tuple[int, int], max_bytes: int) -> bool:
-        """One more row; False: it does not fit."""
-        total = self._total + entry_size(id_length, size)
-        length = body_length(self.count + 1, total)
-        if length > max_bytes:
-            return False
-        self._total = total
-        self.first = self.first or number
-        self.count += 1
-        sums = self.kinds.setdefault(kind, [0, 0])
-        sums[0] += 1
-        sums[1] += size
-        self._ends.append((number, length, size, kind))
-        return True
+        first = count = total = 0
+        for number, key, size, terms, not_before in rows:
+            # In ASCII, of most keys, a character is a byte.
+            length = len(key) if key.isascii() else len(decode_key(key))
+            total += entry_size(custom_id_length(length, number), size)
+            whole = body_length(count + 1, total)
+            if whole > max_bytes:
+                break
+            first = first or number
+            count += 1
+            place = (terms, not_before)
+            sums = self.kinds.get(place)
+            if sums is None:
+                sums = self.kinds[place] = [0, 0]
+            sums[0] += 1
+            sums[1] += size
+            self._ends.append((number, whole, size, place))
+        self.first, self.count = first, count
 
     def end_at(self, count: int) -> int:
         """Leave the last rows out, so that so many are left."""
@@ -238,18 +246,12 @@ class Lanes(Ends):
         self, db: sqlite3.Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool, keep: int
     ) -> _Fitting:
         """The queued rows that fit into a body, in order."""
-        fitting = _Fitting(keep)
         # Those of one terms come out of their index in order, and reading them ends at the limit. Others are sorted
         # without their keys, which are looked up in that order, one page after the other.
         inner = f"SELECT id FROM request WHERE {queued} ORDER BY id LIMIT ?"
         rows = f"id IN ({inner}) ORDER BY id" if sort else f"{queued} ORDER BY id LIMIT ?"
         found = db.execute(f"SELECT id, key, size, terms, not_before FROM request WHERE {rows}", values)
-        for number, key, size, terms, not_before in found:
-            # In ASCII, of most keys, a character is a byte.
-            length = len(key) if key.isascii() else len(decode_key(key))
-            if not fitting.add(number, custom_id_length(length, number), size, (terms, not_before), max_bytes):
-                break
-        return fitting
+        return _Fitting(found, max_bytes, keep)
 
     def _batch(self, db: sqlite3.Connection, batch: int) -> BatchView:
         return self._view(db, db.execute(f"SELECT {BATCH_COLUMNS} FROM batch WHERE id = ?", (batch,)).fetchone())

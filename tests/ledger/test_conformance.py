@@ -149,6 +149,14 @@ def test_content_is_what_params_betas_and_stream_say(world: World) -> None:
         world.accept("a", body='{"longer":1}')
 
 
+def test_terms_of_a_bulk_that_failed_are_not_taken_for_others(world: World) -> None:
+    dear = attrs.evolve(FLEXIBLE, reserve_each=7)
+    with pytest.raises(KeyConflictError):
+        world.bulk([entry("a", dear, "1"), entry("a", dear, "2")])
+    world.accept("b", FLEXIBLE, cap=world.cap(0))
+    assert world.ledger.snapshot().batch_queue[0].terms.reserve_each == 0
+
+
 def test_a_second_run_finds_its_positions_again(backend: Backend) -> None:
     if not backend.shared:
         pytest.skip("one process only")

@@ -429,13 +429,13 @@ class _Reader:
         """The answers to requests on the roll, which is nearly all, and the other lines."""
         answers: list[Answer] = []
         rest: list[bytes] = []
-        bill, loads, open_ = self.sorter.bill, orjson.loads, self._open
+        bill, loads, open_, kind_of = self.sorter.bill, orjson.loads, self._open, roll.kind
         models = [kind.terms.model for kind in roll.kinds]
         for line in lines:
             try:
                 row = loads(line)
                 number, result = open_(row["custom_id"].encode()), row["result"]
-                kind = roll.kind(number) if _is_answer(result) else None
+                kind = kind_of(number) if _is_answer(result) else None
                 if kind is None:
                     rest.append(line)
                     continue

@@ -85,6 +85,8 @@ class Ends(Looking):
         `settle` looks.
         """
         rows = sorted(answers)
+        if not rows:
+            return True
         parts = _by_kind(roll, rows)
         if parts is None:
             return False
@@ -520,12 +522,12 @@ class Ends(Looking):
 
 def _by_kind(roll: Roll, answers: Sequence[Answer]) -> Sequence[tuple[Kind, Sequence[int], Sequence[Answer]]] | None:
     """The answers by kinds of requests, with their places among all; None: one's request is not on the roll."""
-    codes = [roll.kind(answer[0]) for answer in answers]
-    if None in codes:
+    codes = roll.kinds_of([answer[0] for answer in answers])
+    if codes is None:
         return None
     if len(roll.kinds) == 1:
         return [(roll.kinds[0], range(len(answers)), answers)]
-    parts: dict[int | None, tuple[list[int], list[Answer]]] = {}
+    parts: dict[int, tuple[list[int], list[Answer]]] = {}
     for place, (code, answer) in enumerate(zip(codes, answers, strict=True)):
         places, part = parts.setdefault(code, ([], []))
         places.append(place)

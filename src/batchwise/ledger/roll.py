@@ -86,6 +86,14 @@ class Roll:
         code = self._codes[index]
         return None if code == _ABSENT else code
 
+    def kinds_of(self, numbers: Sequence[int]) -> list[int] | None:
+        """Which of the kinds each of these requests is of; None: one is not on the roll."""
+        first, codes = self._first, self._codes
+        if not first <= min(numbers) <= max(numbers) < first + len(codes):
+            return None
+        found = [codes[number - first] for number in numbers]
+        return None if _ABSENT in found else found
+
     def size(self, numbers: Iterable[int]) -> int:
         """Bytes of the bodies of these requests."""
         first, sizes = self._first, self._sizes
@@ -93,8 +101,9 @@ class Roll:
 
     def tick(self, numbers: Iterable[int]) -> None:
         """Tick these off; those that are not on the roll are passed over."""
+        first, codes, left = self._first, self._codes, self._left
         for number in numbers:
-            kind = self.kind(number)
-            if kind is not None:
-                self._codes[number - self._first] = _ABSENT
-                self._left[kind] -= 1
+            index = number - first
+            if 0 <= index < len(codes) and codes[index] != _ABSENT:
+                left[codes[index]] -= 1
+                codes[index] = _ABSENT

@@ -159,6 +159,10 @@ class Store:
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+                    # Numbers that were given in it are given again.
+                    self._terms_by_id.clear()
+                    self._job_names = {0: None}
+                    self._nonces.clear()
 
     def _commit(self, name: str) -> None:  # noqa: ARG002 (for subclasses, which tell commits apart by it)
         """Every change to the ledger becomes durable here and nowhere else."""

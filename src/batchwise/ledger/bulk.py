@@ -9,7 +9,7 @@ import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import repeat
+from itertools import chain, repeat
 from types import TracebackType
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -44,11 +44,31 @@ class _Chunk:
     """Of each request, which of the intake's terms."""
 
 
+class _Numbers:
+    """Numbers in order, those that follow each other held as one range: nearly always all of them."""
+
+    def __init__(self, numbers: range | None = None) -> None:
+        self.ranges = [] if numbers is None else [numbers]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.ranges))
+
+    def add(self, numbers: range) -> None:
+        """These follow."""
+        if self.ranges and self.ranges[-1].stop == numbers.start:
+            numbers = range(self.ranges.pop().start, numbers.stop)
+        self.ranges.append(numbers)
+
+    def all(self) -> Sequence[int]:
+        """Each of them."""
+        return self.ranges[0] if len(self.ranges) == 1 else array("q", chain.from_iterable(self.ranges))
+
+
 @attrs.frozen
 class _Staged:
     """What became of a chunk: the numbers of its requests, and what of it is new, by terms (requests, bytes)."""
 
-    numbers: array[int] = attrs.field(factory=lambda: array("q"))
+    numbers: _Numbers = attrs.field(factory=_Numbers)
     counts: dict[int, list[int]] = attrs.field(factory=dict)
     flush: set[int] = attrs.field(factory=set)
 
@@ -111,7 +131,8 @@ class SqliteIntake:
                 continue
             break
         # Only now: a chunk that failed leaves no trace here either.
-        self._sum.numbers.extend(staged.numbers)
+        for numbers in staged.numbers.ranges:
+            self._sum.numbers.add(numbers)
         self._sum.flush.update(staged.flush)
         for terms, (requests, size) in staged.counts.items():
             sums = self._sum.counts.setdefault(terms, [0, 0])
@@ -163,7 +184,7 @@ class SqliteIntake:
                 db.execute("RELEASE chunk")
                 insert_rows(db, _BODY, 2, zip(numbers, chunk.bodies, strict=True))
                 ledger._take(db, "request", count)
-                staged = _Staged(array("q", numbers))
+                staged = _Staged(_Numbers(numbers))
                 for index, body in zip(chunk.terms, chunk.bodies, strict=True):
                     staged.add(index, len(body))
                 return staged
@@ -197,7 +218,7 @@ class SqliteIntake:
             if found is None:
                 insert_rows(db, _REQUEST, 7, [(first + created, *row[1:])])
                 insert_rows(db, _BODY, 2, [(first + created, body)])
-                staged.numbers.append(first + created)
+                staged.numbers.add(range(first + created, first + created + 1))
                 staged.add(index, size)
                 created += 1
                 continue
@@ -205,7 +226,7 @@ class SqliteIntake:
                 raise StagedError(found.staged)
             if not ledger._same(db, found.id, found.terms, body, self._terms[index]):
                 raise conflict(decode_key(key), self._job)
-            staged.numbers.append(found.id)
+            staged.numbers.add(range(found.id, found.id + 1))
             staged.flush.add(found.terms)
             if found.terms != terms:
                 # What to do with it is decided when the bulk is accepted: until then nothing of it counts.
@@ -229,7 +250,7 @@ class SqliteIntake:
             SpendLimitError: It could pass the cap; all of it stays out.
         """
         self._check_open()
-        ledger, numbers = self._ledger, self._sum.numbers
+        ledger, numbers = self._ledger, self._sum.numbers.all()
         reserve = sum(
             requests * terms.reserve_each + size * terms.reserve_per_byte for terms, requests, size in self.fresh
         )

@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 
 from .harness import MODEL, Figure, Meter, child, folder, maker, note, sandbox, serve
 
-_CHUNK = 2_000
+_CHUNK = 1_000
 _SIZE = 1_000
 STAGES = {
     "params": "params: the caller makes a dict",
-    "request": "request: encoded, checked, digested",
+    "request": "request: encoded, checked",
     "accept": "accept: routed and stored",
     "seal": "seal: marked as one batch",
     "body": "body: read back, custom_ids, joined",
@@ -36,7 +36,7 @@ STAGES = {
 FLOORS = {
     "encode": "floor: orjson.dumps of the params",
     "decode": "floor: orjson.loads of a result line",
-    "disk": "floor: the same bytes, synced each 2,000",
+    "disk": "floor: the same bytes, synced each 1,000",
     "upload": "floor: the body through a socket",
     "download": "floor: the results through a socket",
 }

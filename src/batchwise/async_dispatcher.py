@@ -172,7 +172,7 @@ class AsyncDispatcher:
     async def flush(self) -> None:
         """Submit what is queued for a batch now. See `Dispatcher.flush`."""
         self._driver.check()
-        await in_thread(self._ledger.flush)
+        await in_thread(self._engine.flush)
         self._driver.wake()
 
     async def advance(self) -> Progress:

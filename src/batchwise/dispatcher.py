@@ -199,7 +199,7 @@ class Dispatcher:
     def flush(self) -> None:
         """Submit what is queued for a batch now, without waiting for the cadence."""
         self._driver.check()
-        self._ledger.flush()
+        self._engine.flush()
         self._driver.wake()
 
     def advance(self) -> Progress:

@@ -16,8 +16,11 @@ from batchwise import (
     Request,
     RequestFailedError,
     ResultTimeoutError,
+    Status,
     ToolUse,
 )
+from batchwise.engine import handles
+from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.sandbox import Reply, turns
 from tests.strategies import params
 
@@ -204,3 +207,42 @@ async def test_a_jobs_timeout_loses_nothing(world: World):
         assert len(await listed(job.results(timeout=10))) == 3
         assert (await job.wait(timeout=0)).settled == 3
     assert world.books.bought_twice() == {}
+
+
+async def test_a_bulk_without_a_name_is_waited_for_whatever_is_queued_anew(world: World, monkeypatch):
+    monkeypatch.setattr(handles, "_PAGE", 2)
+    requests = [Request(params("bad", max_tokens=10**9), key="bad", latency=FLEXIBLE), *many(4, latency=FLEXIBLE)]
+    async with world.open() as d:
+        job = await d.dispatch_all(requests)
+        again = await d.dispatch_all(requests)
+        assert (await job.wait()).by_outcome == {Outcome.SUCCEEDED: 4, Outcome.FAILED: 1}
+        for one in (job, again):
+            assert await one.retry([Outcome.FAILED]) == 1
+            assert (await job.wait()).by_status == {Status.SETTLED: 5}
+            assert (await again.wait()).by_status == {Status.SETTLED: 5}
+        assert len(await listed(job.results())) == 5
+
+
+async def test_waiting_for_a_bulk_without_a_name_looks_at_few(world: World, monkeypatch):
+    class Counting(SqliteLedger):
+        def counts_of(self, requests):
+            asked.append(len(requests))
+            return super().counts_of(requests)
+
+    asked: list[int] = []
+    monkeypatch.setattr(handles, "_PAGE", 2)
+    world.sandbox.batch_latency = 60
+    ledger = Counting(world.path)
+    async with world.open(ledger=ledger) as d:
+        job = await d.dispatch_all(many(7, latency=FLEXIBLE))
+        for wait in (lambda: job.wait(timeout=0), lambda: listed(job.results(timeout=0))):
+            asked.clear()
+            with pytest.raises(ResultTimeoutError, match="7 requests"):
+                await wait()
+            assert asked == [2, 7]  # the last for the error's words
+        world.sandbox.finish((await world.until(lambda: world.books.batches))[0].id)
+        await job.wait()
+        asked.clear()
+        await job.wait()
+        assert sum(asked) == 7 + 7  # whether any is left, and the progress that is given back
+    ledger.close()

@@ -108,6 +108,47 @@ async def test_a_batch_is_sent_by_the_one_who_seals_it(world: World):
     assert world.creates == 1
 
 
+async def test_slow_planning_is_seldom(world: World):
+    class Slow(SqliteLedger):
+        def snapshot(self):
+            looks.append(time.monotonic())
+            time.sleep(0.1)
+            return super().snapshot()
+
+    looks: list[float] = []
+    ledger = Slow(world.path)
+    async with world.open(ledger=ledger) as d:
+        await d.dispatch(params("first"), latency=FLEXIBLE)
+        end = time.monotonic() + 1.2
+        while time.monotonic() < end:  # each is a change, but none makes anything due
+            await d.dispatch(params("more"), latency=FLEXIBLE)
+            await world.colour.sleep(0.02)
+        assert 1 <= len(looks) <= 3
+    ledger.close()
+
+
+async def test_what_comes_while_it_plans_slowly_is_sent_in_time(world: World):
+    class Slow(SqliteLedger):
+        def snapshot(self):
+            found = super().snapshot()
+            planning.set()
+            time.sleep(pause)
+            return found
+
+    planning, pause = threading.Event(), 0.4
+    ledger = Slow(world.path)
+    async with world.open(ledger=ledger, flexible_interval=timedelta(milliseconds=10)) as d:
+        await d.flush()
+        await world.colour.sleep(3 * pause)  # it has planned twice, and looks for changes every four seconds only
+        planning.clear()
+        await d.flush()
+        await world.until(planning.is_set)
+        await d.dispatch(params("x"), latency=FLEXIBLE)
+        pause = 0
+        await world.until(lambda: world.creates, seconds=2)
+    ledger.close()
+
+
 async def test_far_deadlines_part_batches(world: World):
     async with world.open() as d:
         near = await d.dispatch(params("near"), latency=HOURS_30)

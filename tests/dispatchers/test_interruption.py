@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from batchwise import Lane, Latency, Outcome, Status
+from batchwise.engine.effects import Procedure, drive, drive_async, pause
 from tests.strategies import params
 
 from .world import HOURS_30, PATIENCE, Async, Sync, World, listed, many
@@ -53,6 +54,28 @@ async def left_behind(world: World) -> None:
         assert (await again.result()).text == "echo: blocking"
     assert world.books.bought_by_prompt("batch") == {**{f"r-{n}": 1 for n in range(3)}, "queued": 1}
     assert world.calls == 4
+
+
+@pytest.mark.parametrize(
+    "driven",
+    [lambda procedure: drive(procedure, None), lambda procedure: anyio.run(drive_async, procedure, None)],
+    ids=["thread", "task"],
+)
+def test_a_procedure_that_is_interrupted_ends_at_once(driven):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def procedure() -> Procedure[None]:
+        try:
+            yield from pause(interrupt)
+        finally:
+            ended.append(True)
+
+    ended: list[bool] = []
+    with pytest.raises(KeyboardInterrupt) as caught:
+        driven(procedure())
+    assert caught.tb  # it keeps the frames alive, and all that they hold
+    assert ended
 
 
 async def test_sigkill(world: World):

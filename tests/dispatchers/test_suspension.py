@@ -111,10 +111,25 @@ async def test_a_new_process_tries_again_and_looking_does_not(world: World):
         with pytest.raises(LaneSuspendedError):
             await (await d.dispatch(params("x"), key="k")).result()
     async with world.open() as d:
+        await world.colour.sleep(0.1)  # for whatever entering has begun
         assert list((await d.progress()).suspended) == [Lane.SYNC]
     world.sandbox.clear_faults()
     async with world.open() as d:
         assert (await (await d.dispatch(params("y"))).result()).text == "echo: y"
+        assert (await d.progress()).suspended == {}
+
+
+async def test_whoever_looks_first_may_wait_then(world: World):
+    world.sandbox.fault("create.unauthorized_401", times=None)
+    async with world.open() as d:
+        job = await d.dispatch_all(many(3), job="j", latency=FLEXIBLE)
+        with pytest.raises(LaneSuspendedError):
+            await job.wait()
+    world.sandbox.clear_faults()
+    async with world.open() as d:
+        job = await d.job("j")
+        assert list((await job.progress()).suspended) == [Lane.BATCH]
+        assert (await job.wait()).by_status == {Status.SETTLED: 3}
         assert (await d.progress()).suspended == {}
 
 

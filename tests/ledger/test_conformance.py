@@ -670,6 +670,17 @@ def test_a_flushed_group_that_joins_another_flushes_it(world: World) -> None:
     assert [(group.requests, group.flush) for group in world.ledger.snapshot().batch_queue] == [(2, True)]
 
 
+def test_one_batch_is_as_the_snapshot_shows_it_until_it_is_over(world: World) -> None:
+    for key in "abc":
+        world.accept(key)
+        world.sealed()
+    batches = world.ledger.snapshot().batches
+    assert [world.ledger.batch(batch.id) for batch in batches] == list(batches)
+    world.ledger.unseal(batches[1].id, now=NOW)
+    assert world.ledger.batch(batches[1].id) is None
+    assert world.ledger.batch(99) is None
+
+
 def test_flush_marks_what_it_names(world: World) -> None:
     def flushed() -> list[bool]:
         return [group.flush for group in world.ledger.snapshot().batch_queue]

@@ -36,14 +36,14 @@ def carry_out(engine: Engine, action: planner.Action) -> Procedure[None]:
         case planner.WaitUntil():
             return
         case planner.Release():
-            batch = yield from store(lambda: engine.batch(action.batch))
+            batch = yield from store(lambda: engine.ledger.batch(action.batch))
             if batch is not None:
                 yield from release(engine, batch, action.terms)
         case planner.Probe():
             yield from probe(engine, action.batch, action.terms)
         case _:
             yield from greet(engine)
-            batch = yield from store(lambda: engine.batch(action.batch))
+            batch = yield from store(lambda: engine.ledger.batch(action.batch))
             if batch is not None:
                 yield from _with_batch(engine, action, batch)
 
@@ -144,7 +144,7 @@ def withdraw(
 
     count, batches = yield from store(settle_queued)
     for number in sorted(batches):
-        batch = yield from store(lambda number=number: engine.batch(number))  # type: ignore[misc]
+        batch = yield from store(lambda number=number: engine.ledger.batch(number))  # type: ignore[misc]
         if batch is None:
             continue
         mine = yield from store(lambda batch=batch: _mine(engine, batch, job, wanted))  # type: ignore[misc]

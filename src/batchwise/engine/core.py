@@ -93,7 +93,8 @@ class Engine:
         self.claimed = ledger.bind(endpoint=endpoint, workspace=None)
         self.run = ledger.start_run(pid=os.getpid(), now=self.now())
         ledger.recover(now=self.now())
-        self._rested, self._rising = True, threading.Lock()
+        self.rested, self._rising = True, threading.Lock()
+        """Whether nobody has worked on with it yet; see `rise`."""
         self.failures: Counter[str] = Counter()
         self.greeted = False
         """Whether the client's workspace is known to be the ledger's."""
@@ -195,7 +196,7 @@ class Engine:
         decision, terms = self.route(request, now)
         if terms.deadline is not None and not terms.batch_only:
             decision, terms = self._admit_one(request, decision, terms, now)
-        self._rise()
+        self.rise()
         claim = terms.lane is Lane.SYNC and Lane.SYNC not in self.suspended
         entry = Entry(request.key, request.body, terms)
         accepted = self.ledger.accept(entry, job=job, run=self.run, now=now, claim=claim, cap=self._cap())
@@ -242,6 +243,7 @@ class Engine:
         tool_use: ToolUse | None,
     ) -> Sequence[int]:
         """Accept many, whole or not at all, in bounded memory; returns their numbers in order."""
+        self.rise()
         now = self.now()
         with self.ledger.intake(job=job, run=self.run, now=now) as intake:
             entries = self._entries(requests, now, latency, tool_use)
@@ -320,7 +322,9 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """The ledger's snapshot with what only this process knows."""
-        known = self.ledger.snapshot()
+        with self._rising:  # what was read before a rise is not told after it
+            known = self.ledger.snapshot()
+            self.suspended = dict(known.suspended)
         snapshot = attrs.evolve(
             known,
             forecast=self.forecast(),
@@ -328,7 +332,6 @@ class Engine:
             sync_answered_at=_later(known.sync_answered_at, self.answered_at),
             sync_failed_at=_later(known.sync_failed_at, self.failed_at),
         )
-        self.suspended = dict(snapshot.suspended)
         self.stalled = frozenset(
             group.terms.job for batch in snapshot.batches if batch.failures for group in batch.groups
         ) - {group.terms.job for batch in snapshot.batches if not batch.failures for group in batch.groups}
@@ -341,7 +344,6 @@ class Engine:
 
     def plan(self, wake_gap: timedelta = timedelta(0)) -> tuple[planner.Action, ...]:
         """Take the lease if it is free, and ask the planner."""
-        self._rise()
         lease = self.ledger.lease
         if not lease.held and lease.acquire():
             self.ledger.doubt_orphans()
@@ -350,13 +352,24 @@ class Engine:
             snapshot = self.snapshot()
         return planner.plan(snapshot, self.now(), self.policy, wake_gap=wake_gap)
 
-    def _rise(self) -> None:
-        """A restart goes on with a lane that was suspended before it; only looking does not."""
-        if self._rested:
+    def rise(self) -> bool:
+        """Whoever works on calls this first; returns whether it was the first time.
+
+        A restart goes on with a lane that was suspended before it: dispatching, flushing, waiting and advancing do.
+        Only looking does not, nor does a pump that runs for nobody.
+        """
+        if self.rested:
             with self._rising:  # nobody works on before it is done: what is suspended from then on stays so
-                if self._rested:
+                if self.rested:
                     self.ledger.resume(afresh=False)
-                    self._rested = False
+                    self.suspended, self.rested = {}, False
+                    return True
+        return False
+
+    def flush(self) -> None:
+        """Have all that is queued for a batch sent now."""
+        self.rise()
+        self.ledger.flush()
 
     def _doubt_orphans(self, snapshot: Snapshot) -> bool:
         """Creates whose sender is gone. Its last byte may have been sent just now, so the grace begins now."""
@@ -368,10 +381,6 @@ class Engine:
                 changed = self.ledger.update_batch(doubt, was=batch) or changed
         self.orphans -= orphans
         return changed
-
-    def batch(self, number: int) -> BatchView | None:
-        """A batch that is not over, as it is now."""
-        return next((batch for batch in self.ledger.snapshot().batches if batch.id == number), None)
 
     def begin(self, action: planner.Action) -> object | None:
         """A token for an action that may begin now, None for one that is under way. Give it to `end`."""

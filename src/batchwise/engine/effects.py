@@ -12,7 +12,19 @@ from batchwise.lanes.batches import AsyncBatchLane, BatchLane
 from batchwise.lanes.messages import AsyncMessageLane, MessageLane
 from batchwise.lanes.values import BatchInfo, Created, Listing, Reply
 
-__all__ = ["Api", "AsyncPorts", "Effect", "Ports", "Procedure", "SyncPorts", "api", "drive", "drive_async", "store"]
+__all__ = [
+    "Api",
+    "AsyncPorts",
+    "Effect",
+    "Ports",
+    "Procedure",
+    "SyncPorts",
+    "api",
+    "drive",
+    "drive_async",
+    "pause",
+    "store",
+]
 
 T = TypeVar("T")
 
@@ -69,6 +81,11 @@ def api(call: Callable[[Ports], T]) -> Procedure[T]:
     return value
 
 
+def pause(wait: Callable[[], Any]) -> Procedure[None]:
+    """Ask for a wait; the async driver's gives an awaitable."""
+    yield Api(lambda _ports: wait())
+
+
 def drive(procedure: Procedure[T], ports: SyncPorts) -> T:
     """Carry a procedure out by calling."""
     try:
@@ -83,6 +100,8 @@ def drive(procedure: Procedure[T], ports: SyncPorts) -> T:
     except StopIteration as stop:
         result: T = stop.value
         return result
+    finally:
+        procedure.close()  # what interrupts it (Ctrl-C, a cancelled task) leaves nothing half done
 
 
 async def drive_async(procedure: Procedure[T], ports: AsyncPorts) -> T:
@@ -103,6 +122,8 @@ async def drive_async(procedure: Procedure[T], ports: AsyncPorts) -> T:
     except StopIteration as stop:
         result: T = stop.value
         return result
+    finally:
+        procedure.close()
 
 
 class SyncPorts:

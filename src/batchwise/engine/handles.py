@@ -177,6 +177,8 @@ class JobView:
         self._engine, self._name, self._number = engine, name, number
         self._requests = None if requests is None else sorted(requests)
         self._marks = marks
+        self._seen = 0
+        """All of `_requests` before this index were seen settled."""
 
     @property
     def name(self) -> str | None:
@@ -224,6 +226,24 @@ class JobView:
                 raise error
         return left
 
+    def _waits(self) -> bool:
+        """Whether any of it is not settled; raises as `_unsettled` does. Cheap however many there are."""
+        if self._requests is None or self._engine.suspended:
+            return bool(self._unsettled())
+        for start in dict.fromkeys((self._seen, 0)):  # in the end all of it: some may have been queued anew meanwhile
+            self._seen = self._first_unsettled(self._requests, start)
+            if self._seen < len(self._requests):
+                return True
+        return False
+
+    def _first_unsettled(self, requests: Sequence[int], start: int) -> int:
+        """The index, to the page, of the first from `start` on that is not settled."""
+        for index in range(start, len(requests), _PAGE):
+            counts = self._engine.ledger.counts_of(requests[index : index + _PAGE])
+            if any(status is not Status.SETTLED for _, status, _ in counts.by):
+                return index
+        return len(requests)
+
     def _next(self, after: int) -> tuple[list[ResultRow], int] | None:
         """The next page, an empty one at the end, None if there is something to wait for."""
         done = False
@@ -232,7 +252,7 @@ class JobView:
             if rows or (last == after and done):
                 return rows, last
             if last == after:
-                if self._unsettled():
+                if self._waits():
                     return None
                 done = True  # but for what settled since the page was read
             after = last
@@ -243,10 +263,11 @@ class JobView:
             ledger.flush(job=self._number)
 
     def _all_settled(self) -> bool | None:
-        return None if self._unsettled() else True
+        return None if self._waits() else True
 
     def _reopen(self, outcomes: tuple[Outcome, ...]) -> int:
         """Queue anew and mark as waited for, as a bulk dispatch is."""
+        self._engine.rise()
         ledger, now = self._engine.ledger, self._engine.now()
         count = ledger.reopen(job=self._number, outcomes=outcomes, now=now, requests=self._requests)
         if self._requests is None:

@@ -108,7 +108,7 @@ def _begin(engine: Engine, batch: BatchView, listing: Listing) -> bool:
     try:
         engine.ledger.posting(batch.id, watermark=watermark, server=listing.server_time, now=engine.now())
     except LedgerError:
-        known = engine.batch(batch.id)
+        known = engine.ledger.batch(batch.id)
         if known is not None and known.state is BatchState.SEALED:
             raise
         return False
@@ -199,7 +199,7 @@ def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: datetime
     match ruling.outcome:
         case CreateOutcome.UNKNOWN:
             # By number: the batch was read before `posting`, and a caller may have cancelled meanwhile.
-            posting = yield from store(lambda: engine.batch(batch.id))
+            posting = yield from store(lambda: engine.ledger.batch(batch.id))
             if posting is not None:
                 doubt = attrs.evolve(posting, state=BatchState.DOUBT, last_byte_at=sent, polled_at=None, failures=0)
                 yield from store(lambda: ledger.update_batch(doubt, was=posting))

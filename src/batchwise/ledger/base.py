@@ -279,6 +279,9 @@ class Ledger(Protocol):
     def snapshot(self) -> Snapshot:
         """The unsettled work. Its cost does not grow with what has settled."""
 
+    def batch(self, batch: int) -> BatchView | None:
+        """A batch that is not over, as the snapshot shows it."""
+
     def find(self, key: str, *, job: str | None) -> RequestRow | None:
         """A request by its key."""
 

@@ -41,6 +41,12 @@ _RESULT = (
     "r.seq, r.request, q.key, r.attempts, r.line, r.cost, r.saved, "
     "r.job, r.outcome, r.lane, CASE r.batch WHEN 0 THEN q.batch ELSE r.batch END, q.terms, r.settled_at, r.met"
 )
+_COUNTED = 500
+_COUNT = (
+    "SELECT coalesce(r.lane, q.lane), CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END, r.outcome, count(*) "
+    "FROM request q LEFT JOIN result r ON r.request = q.id "
+    f"WHERE q.id IN ({', '.join('?' * _COUNTED)}) GROUP BY 1, 2, 3"
+)
 _OWN = 7
 """Columns of these that belong to one result; the rest it shares with those that settled with it."""
 _PICO = Decimal(1).scaleb(-12)
@@ -93,6 +99,12 @@ class Looking(Store):
             sync_answered_at=from_micros(int(answered)) if answered else None,
             sync_failed_at=from_micros(int(failed)) if failed else None,
         )
+
+    def batch(self, batch: int) -> BatchView | None:
+        """A batch that is not over, as the snapshot shows it."""
+        with self._reading() as db:
+            row = db.execute(f"{_LIVE} AND id = ?", (batch,)).fetchone()
+            return None if row is None else self._view(db, row)
 
     def _view(self, db: sqlite3.Connection, row: Sequence[Any]) -> BatchView:
         return view_of(row, tuple(group for _, group in self._groups(db, "batch = ?", (row[0],))))
@@ -196,14 +208,13 @@ class Looking(Store):
     def counts_of(self, requests: Sequence[int]) -> Counts:
         """The same over these requests."""
         by: dict[tuple[Lane, Status, Outcome | None], int] = {}
+        numbers = list(dict.fromkeys(requests))
         with self._reading() as db:
-            for row in self._rows(db, list(dict.fromkeys(requests))).values():
-                outcome = None
-                if row.result is not None:
-                    found = db.execute("SELECT outcome FROM result WHERE seq = ?", (row.result,)).fetchone()
-                    outcome = OUTCOMES[found[0]]
-                place = LANES[row.lane], STATUSES[row.status], outcome
-                by[place] = by.get(place, 0) + 1
+            for start in range(0, len(numbers), _COUNTED):
+                part = numbers[start : start + _COUNTED]
+                for lane, status, outcome, count in db.execute(_COUNT, part + [-1] * (_COUNTED - len(part))):
+                    place = LANES[lane], STATUSES[status], None if outcome is None else OUTCOMES[outcome]
+                    by[place] = by.get(place, 0) + count
         return Counts(by)
 
     def report(self, *, job: int | None) -> Report:

@@ -1,0 +1,323 @@
+"""What both drivers do, written once: the pump that asks the planner, waiting, advancing, and the end.
+
+These are procedures: they ask for ledger calls, calls of the API and waits as effects. Threads carry them out by
+calling, tasks by awaiting; a driver adds only how it waits and how it starts things.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from time import monotonic
+from typing import Any, Protocol, TypeVar
+
+from batchwise.engine.actions import carry_out
+from batchwise.engine.calls import call
+from batchwise.engine.core import Engine
+from batchwise.engine.effects import Procedure, pause, store
+from batchwise.engine.passes import MAX_ACTIONS, NEVER, PASS_SHARE, QUICK, SPARED, WATCH, once, repeats
+from batchwise.engine.queue import Ticked
+from batchwise.errors import BatchwiseError, ClosedDispatcherError, ForkedDispatcherError
+from batchwise.models import Lane
+from batchwise.planning import planner
+
+__all__ = ["Bell", "Driver"]
+
+_log = logging.getLogger("batchwise")
+T = TypeVar("T")
+
+
+class Bell(Protocol):
+    """Wakes whoever waits for a change; a ring is never missed."""
+
+    def ring(self) -> None:
+        """Wake whoever waits."""
+
+    def heard(self) -> Any:
+        """Which rings there were so far, for `rung` and `wait`."""
+
+    def rung(self, heard: Any) -> bool:
+        """Whether it has rung since."""
+
+    def wait(self, heard: Any, timeout: float | None) -> Any:
+        """Return when it has rung since, or after `timeout` seconds; the tasks' gives an awaitable."""
+
+
+class Driver(ABC):
+    """Carries out what the planner asks for.
+
+    Args:
+        engine: The core.
+        bell: Makes a bell.
+    """
+
+    def __init__(self, engine: Engine, bell: Callable[[], Bell]) -> None:
+        self.engine = engine
+        self._make_bell = bell
+        self._pump_bell, self._work_bell, self._news = bell(), bell(), bell()
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._closed = self._over = False
+        self._acting = 0
+        self._waiters: dict[int, list[Bell]] = {}
+        self._fatal: BatchwiseError | None = None
+        self._next: datetime | None = None
+        """When it looks again; None while it does."""
+        self._asked = NEVER
+        """When it has to, for what was accepted since it began to look."""
+        self._gap, self._version, self._look_at = WATCH, -1, 0.0
+        self._told = engine.troubles
+        engine.on_settled = self._on_settled
+
+    # -- what a driver adds -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def call(self) -> None:
+        """See to it that somebody takes up what the call queue holds."""
+
+    @abstractmethod
+    def _begin(self, procedure: Procedure[None]) -> None:
+        """Start it beside the pump."""
+
+    @abstractmethod
+    def _nap(self, seconds: float) -> Any:
+        """Sleep, but not beyond the end; the tasks' gives an awaitable."""
+
+    # -- waiting ----------------------------------------------------------------------------------------------------
+
+    def _waiting(
+        self, check: Callable[[], T | None], timeout: float | None, request: int | None
+    ) -> Procedure[T | None]:
+        """The first value that `check` gives; None after `timeout` seconds."""
+        if self.engine.rested and (yield from store(self.engine.rise)):
+            self.wake()
+        end = None if timeout is None else monotonic() + timeout
+        while True:
+            bell = self._news if request is None else self._make_bell()
+            heard = bell.heard()
+            if request is not None:
+                with self._lock:
+                    self._waiters.setdefault(request, []).append(bell)
+            self.raise_fatal()
+            value = yield from store(check)
+            if value is not None:
+                return value
+            left = None if end is None else end - monotonic()
+            if left is not None and left <= 0:
+                return None
+            yield from pause(partial(bell.wait, heard, left))
+            self.check()
+
+    def _on_settled(self, requests: Sequence[int]) -> None:
+        with self._lock:
+            bells = [bell for number in requests for bell in self._waiters.pop(number, ())] if self._waiters else []
+        for bell in (*bells, self._news):
+            bell.ring()
+
+    def _tell_all(self) -> None:
+        """Something changed that any waiter may have to know."""
+        with self._lock:
+            bells = [bell for waiting in self._waiters.values() for bell in waiting]
+            self._waiters.clear()
+        for bell in (*bells, self._news):
+            bell.ring()
+
+    def _fail(self, error: BatchwiseError) -> None:
+        """Something that no retry mends: whoever waits is told."""
+        self._fatal = error
+        self._tell_all()
+
+    def raise_fatal(self) -> None:
+        """Raise what no retry mends, if there was something."""
+        if self._fatal is not None:
+            raise self._fatal
+
+    def check(self) -> None:
+        """Raise what a user of a dispatcher in the wrong state has to know."""
+        if self._pid != os.getpid():
+            raise ForkedDispatcherError(
+                f"this dispatcher was made in process {self._pid}, before a fork; make one in this process "
+                f"({os.getpid()})"
+            )
+        if self._closed:
+            raise ClosedDispatcherError("this dispatcher is closed; open a new one: the ledger has all its work")
+
+    # -- the pump ---------------------------------------------------------------------------------------------------
+
+    def wake(self, due: datetime | None = None) -> None:
+        """Have the pump look again: at once, or not later than `due`."""
+        with self._lock:
+            if due is not None:
+                self._asked = min(self._asked, due)
+                if self._next is None or due >= self._next:
+                    return
+        self._pump_bell.ring()
+
+    def _pump(self) -> Procedure[None]:
+        while not self._over:
+            heard = self._pump_bell.heard()
+            with self._lock:
+                self._next, self._asked = None, NEVER
+            try:
+                yield from self._notice()
+                begun = monotonic()
+                wait = yield from self._pass()
+                self._gap = max(WATCH, PASS_SHARE * (monotonic() - begun))
+                if self.engine.troubles != self._told:
+                    self._told = self.engine.troubles
+                    self._tell_all()
+            except BatchwiseError as error:
+                self._fail(error)
+                return
+            except Exception:  # noqa: BLE001  # logged, and tried again
+                _log.exception("batchwise: a pass failed; the next one follows")
+                wait = 1.0
+            now = self.engine.now()
+            with self._lock:
+                self._next = min(self._asked, NEVER if wait is None else now + timedelta(seconds=wait))
+                wait = None if self._next is NEVER else (self._next - now) / timedelta(seconds=1)
+            yield from self._watch(heard, wait)
+
+    def _watch(self, heard: Any, wait: float | None) -> Procedure[None]:
+        """Sleep until something is due, until the bell rings, or until another process changed the ledger."""
+        end = None if wait is None else monotonic() + wait
+        while not self._pump_bell.rung(heard) and not self._over:
+            until = self._look_at if end is None else min(self._look_at, end)
+            yield from pause(partial(self._pump_bell.wait, heard, max(0.0, until - monotonic())))
+            if (yield from self._notice()) or (end is not None and monotonic() >= end):
+                return
+
+    def _notice(self) -> Procedure[bool]:
+        """Whether the ledger changed since the last look, by whomever: then whoever waits is told.
+
+        Every change is told, those that fall between two passes too: a caller that looked just before one would
+        wait for ever.
+        """
+        if monotonic() < self._look_at:
+            return False
+        self._look_at = monotonic() + self._gap
+        before, self._version = self._version, (yield from store(self.engine.ledger.version))
+        if self._version == before:
+            return False
+        self._tell_all()
+        return True
+
+    def _pass(self) -> Procedure[float | None]:
+        """One look at the state; begins what is due. Returns the seconds until something is due again."""
+        wait: float | None = None
+        before, moved = (yield from store(self.engine.ledger.version)), False
+        for action in (yield from store(self.engine.plan)):
+            if isinstance(action, planner.WaitUntil):
+                wait = max(0.0, (action.moment - self.engine.now()) / timedelta(seconds=1))
+            elif isinstance(action, QUICK):
+                moved |= yield from self._carry_out_now(action)
+            elif self._acting < MAX_ACTIONS and (token := self.engine.begin(action)) is not None:
+                with self._lock:
+                    self._acting += 1
+                self._begin(self._act(action, token))
+        if moved and (yield from store(self.engine.ledger.version)) != before:
+            return 0.0  # rows moved: what is due now was not seen by this plan
+        return wait
+
+    def _carry_out_now(self, action: planner.Action) -> Procedure[bool]:
+        token = self.engine.begin(action)
+        if token is None:
+            return False
+        try:
+            yield from carry_out(self.engine, action)
+        finally:
+            self.engine.end(token)
+        if isinstance(action, planner.Run):
+            self.call()
+        return True
+
+    def _act(self, action: planner.Action, token: object) -> Procedure[None]:
+        try:
+            yield from carry_out(self.engine, action)
+        except BatchwiseError as error:
+            self._fail(error)
+        except Exception:  # noqa: BLE001  # logged, and planned again
+            _log.exception("batchwise: %s failed; it will be planned again", type(action).__name__)
+            yield from pause(partial(self._nap, 1.0))
+        finally:
+            with self._lock:
+                self._acting -= 1
+            self.engine.end(token)
+            self._pump_bell.ring()
+
+    # -- the sync lane ----------------------------------------------------------------------------------------------
+
+    def _call(self, ticked: Ticked) -> Procedure[None]:
+        try:
+            yield from call(self.engine, ticked)
+        except BatchwiseError as error:
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001  # a fault of ours: whoever waits has to know
+            _log.exception("batchwise: a call failed within batchwise; its request stays in the ledger")
+            self._fail(BatchwiseError(f"a call failed within batchwise ({type(error).__name__}); the log says where"))
+        self._work_bell.ring()
+        if self.engine.queue.waiting == 0:
+            self._pump_bell.ring()
+        if self.engine.suspended:
+            self._tell_all()
+
+    # -- one pass at a time, for advance and close ------------------------------------------------------------------
+
+    def _advancing(self, gap: timedelta, *, only_sending: bool = False) -> Procedure[None]:
+        """Carry out what is due, one action after the other, until nothing is, calls of the sync lane included."""
+        yield from store(self.engine.rise)
+        done: Counter[object] = Counter()
+        while True:
+            acted = False
+            for action in (yield from store(partial(self.engine.plan, gap))):
+                if done[once(action)] >= repeats(action, only_sending=only_sending):
+                    continue
+                if (yield from self._carry_out_now(action)):
+                    done[once(action)] += 1
+                    acted = True
+            yield from self._finish_calls()
+            if not acted or self._fatal is not None:
+                return
+
+    def _finish_calls(self) -> Procedure[None]:
+        """Run what the call queue holds, with the workers where there are threads to be had."""
+        while self.engine.queue.busy and self._fatal is None and Lane.SYNC not in self.engine.suspended:
+            try:
+                self.call()
+            except RuntimeError:  # no new threads while the interpreter shuts down
+                got = self.engine.queue.next(monotonic())
+                if isinstance(got, Ticked):
+                    yield from self._call(got)
+                    continue
+            heard = self._work_bell.heard()
+            if self.engine.queue.busy:
+                yield from pause(partial(self._work_bell.wait, heard, 0.05))
+
+    def _drain(self) -> Procedure[None]:
+        """Let the pump and the calls send what is queued; then do here what they could not."""
+        yield from store(self.engine.flush)
+        self.wake()
+        while self._fatal is None:
+            heard = self._news.heard()
+            if self._acting == 0 and self.engine.queue.busy == 0:
+                yield from self._advancing(timedelta(0), only_sending=True)
+                if self._acting == 0 and self.engine.queue.busy == 0:
+                    return
+            if self.engine.queue.busy and Lane.SYNC in self.engine.suspended:
+                return
+            yield from self._finish_calls()
+            yield from pause(partial(self._news.wait, heard, 0.02))
+
+    def _let_calls_end(self) -> Procedure[None]:
+        """Calls that run are paid for: let them end, and start no more."""
+        end = monotonic() + SPARED
+        yield from store(self.engine.put_back)
+        while self.engine.queue.busy and monotonic() < end:
+            yield from pause(partial(self._work_bell.wait, self._work_bell.heard(), 0.05))
+            yield from store(self.engine.put_back)

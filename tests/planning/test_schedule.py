@@ -190,6 +190,14 @@ def test_latest_starts_run_one_after_the_other(cohorts, limits, tail):
     assert fits(begun, limits, now=min(starts), tail=tail) is None
 
 
+@example(
+    cohorts=[
+        Cohort(deadline=NOW, requests=1, release=NOW + timedelta(days=1)),
+        *[Cohort(deadline=NOW + timedelta(days=1, minutes=2), requests=2, release=NOW + timedelta(days=1))] * 2,
+    ],
+    limits=Limits(requests_per_minute=1),
+    more=Cohort(deadline=NOW, requests=1),
+)  # early work, however little, does not make the later ones' time longer
 @given(big_cohorts, any_limits, big)
 def test_more_work_and_less_capacity_never_start_later(cohorts, limits, more):
     starts = latest_starts(cohorts, limits, tail=ZERO)

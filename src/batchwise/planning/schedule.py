@@ -179,6 +179,13 @@ def room(
     return timedelta(microseconds=new.due - new.release - sum(left))
 
 
+def _alone(job: Job, count: int, each: Fraction) -> int:
+    """How many of a cohort's calls can be in time if the lane does nothing else."""
+    if job.due < job.release:
+        return 0
+    return min(count, int((job.due - job.release) // each)) if each else count
+
+
 def _keep(jobs: Sequence[Job], counts: Sequence[int], needs: Sequence[Fraction]) -> list[int]:
     """Moore-Hodgson: how many of each job's `counts` equal calls can be in time, were all available at the earliest.
 
@@ -189,9 +196,9 @@ def _keep(jobs: Sequence[Job], counts: Sequence[int], needs: Sequence[Fraction])
     total, first = Fraction(0), min((job.release for job in jobs), default=0)
     for index in sorted(range(len(jobs)), key=lambda index: jobs[index].due):
         job, each = jobs[index], needs[index] / counts[index]
-        if job.due < job.release:
+        kept[index] = _alone(job, counts[index], each)
+        if not kept[index]:
             continue
-        kept[index] = min(counts[index], int((job.due - job.release) // each)) if each else counts[index]
         heappush(longest, (-each, index))
         total += kept[index] * each
         while total > job.due - first:
@@ -208,15 +215,22 @@ def _keep(jobs: Sequence[Job], counts: Sequence[int], needs: Sequence[Fraction])
 def at_risk(cohorts: Sequence[Cohort], limits: Limits, *, now: datetime, tail: timedelta) -> int:
     """How many requests cannot be in time in whatever order the lane serves them (Moore-Hodgson).
 
-    Exact if all are released by `now` and one resource binds; else a lower bound: each resource is taken by itself
-    and the worst counts, and a release later than `now` only limits its own cohort. A cohort can be served in part.
+    Exact if all are released by `now` and one resource binds; else a lower bound: each resource is taken by itself, and
+    so are those that are released from a moment on, and the worst counts. A cohort can be served in part.
     """
     if fits(cohorts, limits, now=now, tail=tail) is None:
         return 0
     jobs = to_jobs(cohorts, limits, now, tail)
     counts = [cohort.requests for cohort in cohorts]
     needs = [[Fraction(0), *(Fraction(n, d) for _, n, d in loads(cohort, limits))] for cohort in cohorts]
-    return sum(counts) - min(sum(_keep(jobs, counts, column)) for column in zip(*needs, strict=True))
+    most = 0
+    for column in zip(*needs, strict=True):
+        alone = [_alone(job, count, need / count) for job, count, need in zip(jobs, counts, column, strict=True)]
+        for moment in {job.release for job in jobs}:
+            some = [index for index, job in enumerate(jobs) if job.release >= moment]
+            kept = _keep([jobs[i] for i in some], [counts[i] for i in some], [column[i] for i in some])
+            most = max(most, sum(counts) - sum(kept) - sum(alone) + sum(alone[i] for i in some))
+    return most
 
 
 def servable(cohorts: Sequence[Cohort], limits: Limits, *, now: datetime, tail: timedelta) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +53,26 @@ def routing(count: int) -> dict[str, Any]:
     from batchwise.ledger.sqlite import SqliteLedger
 
     class Nothing:
+        def __init__(self) -> None:
+            self._terms: dict[int, list[Any]] = {}
+
         def __enter__(self) -> Self:
             return self
 
         def __exit__(self, *_: object) -> None: ...
 
-        def stage(self, entries: Sequence[object]) -> None: ...
+        def stage(self, entries: Iterable[Any]) -> int:
+            count = 0
+            for _, body, terms in entries:
+                sums = self._terms.setdefault(id(terms), [terms, 0, 0])
+                sums[1] += 1
+                sums[2] += len(body)
+                count += 1
+            return count
+
+        @property
+        def fresh(self) -> list[tuple[Any, ...]]:
+            return [tuple(sums) for sums in self._terms.values()]
 
         def accept(self, **_: object) -> Sequence[int]:
             return ()

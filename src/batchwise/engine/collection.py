@@ -19,7 +19,7 @@ import orjson
 
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.lines import LineSplitter
-from batchwise.lanes.values import BatchInfo, Listing
+from batchwise.lanes.values import BatchInfo
 from batchwise.ledger.base import Member, Settlement
 from batchwise.ledger.roll import Answer, Roll
 from batchwise.models import Lane, Outcome, ResultError
@@ -38,7 +38,7 @@ from batchwise.planning.state import BatchState, BatchView, Terms
 from batchwise.planning.turns import continued, merged
 
 from .core import Engine
-from .effects import Procedure, api, store
+from .effects import Procedure, api, page, store
 from .money import Biller
 
 __all__ = ["cancel", "collect", "poll", "release"]
@@ -47,6 +47,8 @@ _log = logging.getLogger("batchwise")
 
 _UNREADABLE = (orjson.JSONDecodeError, KeyError, TypeError, AttributeError)
 """What a line raises that is no result of ours."""
+_Rows = dict[int, tuple[bytes, Mapping[str, Any]]]
+"""Lines with their results, by the number of the request."""
 _CHUNK = 2_000
 """Rows given back in one transaction."""
 _ROWS, _BYTES = 1_000, 2_000_000
@@ -55,7 +57,6 @@ _REREADS = 3
 """How often a short read is repeated before missing rows are bought again."""
 _TROUBLES = 10
 """Polls or reads of one batch that fail in a row before the lane is suspended."""
-_PAGE = 100
 _MAX_TURNS = 20
 """How often a paused turn is continued."""
 _YOUNG = timedelta(minutes=5)
@@ -179,7 +180,7 @@ def _listed(batch: BatchView) -> Procedure[BatchInfo | None]:
     """The batch as the listing shows it; None: it is not there."""
     after: str | None = None
     while True:
-        listing: Listing = yield from api(lambda ports, after=after: ports.list(limit=_PAGE, after_id=after))  # type: ignore[misc]
+        listing = yield from page(after)
         for info in listing.batches:
             if info.id == batch.remote_id:
                 return info
@@ -413,36 +414,32 @@ class _Reader:
         return [] if self._roll is not None and not self._roll.left else self.engine.ledger.missing(self.batch.id)
 
     def _sort(self) -> None:
-        """Settle what came."""
+        """Settle what came: answers to requests on the roll, which is nearly all, and the rest."""
         lines, self._lines = self._lines, []
         self.sorter.look(self.engine.now())
-        answers, rest = ([], lines) if self._roll is None else self._told_apart(lines, self._roll)
-        # These first: a row that has left the batch may be the last that a caller waits for, and while others are
-        # still in the batch it is not given up.
-        if rest:
-            self._settle(rest)
-        if answers and not self._tick_off(answers, self._roll):
-            self._roll = None
-            self._settle([line for _, line, *_ in answers])
-
-    def _told_apart(self, lines: list[bytes], roll: Roll) -> tuple[list[Answer], list[bytes]]:
-        """The answers to requests on the roll, which is nearly all, and the other lines."""
         answers: list[Answer] = []
-        rest: list[bytes] = []
-        bill, loads, open_, kind_of = self.sorter.bill, orjson.loads, self._open, roll.kind
-        models = [kind.terms.model for kind in roll.kinds]
+        rows: _Rows = {}
+        bill, loads, open_, roll = self.sorter.bill, orjson.loads, self._open, self._roll
+        models = [] if roll is None else [kind.terms.model for kind in roll.kinds]
         for line in lines:
             try:
                 row = loads(line)
                 number, result = open_(row["custom_id"].encode()), row["result"]
-                kind = kind_of(number) if _is_answer(result) else None
-                if kind is None:
-                    rest.append(line)
-                    continue
-                answers.append((number, line, *bill(models[kind], Lane.BATCH, result["message"])))
             except _UNREADABLE:
-                rest.append(line)
-        return answers, rest
+                continue  # garbage or a cut line: its request stays unticked
+            if number < 0 or not isinstance(result, dict):
+                continue
+            kind = roll.kind(number) if roll is not None and _is_answer(result) else None
+            if kind is None:
+                rows[number] = line, result
+            else:
+                answers.append((number, line, *bill(models[kind], Lane.BATCH, result["message"])))
+        # These first: a row that has left the batch may be the last that a caller waits for, and while others are
+        # still in the batch it is not given up.
+        self._settle(rows)
+        if answers and not self._tick_off(answers, roll):
+            self._roll = None
+            self._settle({number: (line, loads(line)["result"]) for number, line, *_ in answers})
 
     def _tick_off(self, answers: list[Answer], roll: Roll | None) -> bool:
         """Settle answers by the roll; False, and nothing done, if it does not hold any more."""
@@ -461,18 +458,11 @@ class _Reader:
             self._roll.tick(gone)
         self.engine.settled(self.sorter.take_ended())
 
-    def _settle(self, lines: list[bytes]) -> None:
-        """Settle whatever lines, looking each request up."""
-        rows: dict[int, tuple[bytes, Mapping[str, Any]]] = {}
-        for line in lines:
-            try:
-                row = orjson.loads(line)
-                number, result = self._open(row["custom_id"].encode()), row["result"]
-            except _UNREADABLE:
-                continue  # garbage or a cut line: its request stays unticked
-            if number >= 0 and isinstance(result, dict):
-                rows[number] = line, result
-        members = self.engine.ledger.members(self.batch.id, list(rows)) if rows else {}
+    def _settle(self, rows: _Rows) -> None:
+        """Settle whatever rows, looking each request up."""
+        if not rows:
+            return
+        members = self.engine.ledger.members(self.batch.id, list(rows))
         strays = self.engine.ledger.unsettled([number for number in rows if number not in members])
         for number, (line, result) in rows.items():
             member = members.get(number)

@@ -22,11 +22,13 @@ __all__ = [
     "api",
     "drive",
     "drive_async",
+    "page",
     "pause",
     "store",
 ]
 
 T = TypeVar("T")
+_PAGE = 100
 
 
 class Ports(Protocol):
@@ -79,6 +81,11 @@ def api(call: Callable[[Ports], T]) -> Procedure[T]:
     """Ask for an API call; returns its value, or raises its `LaneFault`."""
     value: T = yield Api(call)
     return value
+
+
+def page(after: str | None = None) -> Procedure[Listing]:
+    """One page of the batches, newest first, from behind the id `after`."""
+    return api(lambda ports: ports.list(limit=_PAGE, after_id=after))
 
 
 def pause(wait: Callable[[], Any]) -> Procedure[None]:

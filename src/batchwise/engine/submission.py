@@ -26,18 +26,17 @@ from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.lines import LineSplitter
 from batchwise.lanes.values import BatchInfo, Listing
 from batchwise.models import Lane, Outcome
+from batchwise.planning.agenda import Seal
 from batchwise.planning.custom_ids import new_nonce, parse, sealer
 from batchwise.planning.outcomes import CreateOutcome, CreateRuling, Fault, Verdict, rule_call, rule_create
 from batchwise.planning.packing import MAX_BYTES, MAX_REQUESTS, body_chunks
-from batchwise.planning.planner import Seal
 from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
-from .effects import Ports, Procedure, api, store
+from .effects import Procedure, api, page, store
 
 __all__ = ["FenceError", "give_up", "greet", "reconcile", "reseal", "submit"]
 
-_PAGE = 100
 _TROUBLES = 10
 """Creates that fail in a row, without proof of a lasting cause, before the lane is suspended."""
 _VANISHED = 3
@@ -67,7 +66,7 @@ def _clock() -> Callable[[], float]:
 def submit(engine: Engine, seal: Seal) -> Procedure[None]:
     """Seal queued requests into a batch and send it."""
     try:
-        listing = yield from api(lambda ports: ports.list(limit=_PAGE))
+        listing = yield from page()
     except LaneFault as error:
         yield from _trouble(engine, rule_create(error.fault))
         return
@@ -263,28 +262,24 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
 def _trouble(engine: Engine, ruling: CreateRuling) -> Procedure[None]:
     """Nothing was created: wait, or suspend the lane."""
     full = ruling.outcome is CreateOutcome.QUEUE_FULL
-    if ruling.reason is not None:
-        words = ruling.reason
-        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, words, now=engine.now()))
-        return
-    failed = yield from store(lambda: engine.ledger.note_failure("full" if full else "create", now=engine.now()))
-    reason = None
-    if not full and failed.times >= _TROUBLES:
-        reason = (
-            f"{failed.times} create calls in a row failed, the last with {ruling.error.type}: {ruling.error.message}; "
-            "see whether the API can be reached, then resume()"
-        )
-    if full and engine.now() - failed.since > engine.policy.window:  # whatever filled the queue has ended by now
-        reason = (
-            f"the API has refused every batch for a whole window ({ruling.error.message}); see what fills the "
-            "account's queue, then resume()"
-        )
-    if reason is not None:
-        words = reason
-        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, words, now=engine.now()))
-        return
-    wait = ruling.wait or engine.backoff(failed.times)
-    yield from store(lambda: engine.ledger.pause_batches(engine.now() + wait))
+    reason, wait = ruling.reason, ruling.wait or timedelta(0)
+    if reason is None:
+        failed = yield from store(lambda: engine.ledger.note_failure("full" if full else "create", now=engine.now()))
+        wait = ruling.wait or engine.backoff(failed.times)
+        if not full and failed.times >= _TROUBLES:
+            reason = (
+                f"{failed.times} create calls in a row failed, the last with {ruling.error.type}: "
+                f"{ruling.error.message}; see whether the API can be reached, then resume()"
+            )
+        if full and engine.now() - failed.since > engine.policy.window:  # whatever filled the queue has ended by now
+            reason = (
+                f"the API has refused every batch for a whole window ({ruling.error.message}); see what fills the "
+                "account's queue, then resume()"
+            )
+    if reason is None:
+        yield from store(lambda: engine.ledger.pause_batches(engine.now() + wait))
+    else:
+        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))
 
 
 def reseal(engine: Engine, batch: BatchView) -> Procedure[None]:
@@ -384,7 +379,7 @@ def _candidates(engine: Engine, batch: BatchView) -> Procedure[list[BatchInfo]]:
     found: list[BatchInfo] = []
     after: str | None = None
     while True:
-        listing = yield from api(partial(_list, after))
+        listing = yield from page(after)
         yield from store(partial(_greet, engine, listing))
         newer = []
         for info in listing.batches:
@@ -400,10 +395,6 @@ def _candidates(engine: Engine, batch: BatchView) -> Procedure[list[BatchInfo]]:
         if len(newer) < len(listing.batches) or not listing.has_more or listing.last_id is None:
             return found
         after = listing.last_id
-
-
-def _list(after: str | None, ports: Ports) -> Listing:
-    return ports.list(limit=_PAGE, after_id=after)
 
 
 def _too_old(batch: BatchView, info: BatchInfo) -> bool:

@@ -374,10 +374,7 @@ class Lanes(Ends):
             return frozenset(row[0] for row in known if row is not None)
 
     def roll(self, batch: int) -> Roll | None:
-        """The requests of a batch that are not ticked off; None for one that a roll does not suit.
-
-        That is one of many kinds of requests, or of requests far apart, or with paused turns in the ledger.
-        """
+        """The requests of a batch that are not ticked off; see `base.Ledger.roll`."""
         with self._reading() as db:
             if db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]:
                 return None

@@ -72,12 +72,12 @@ class _Staged:
     counts: dict[int, list[int]] = attrs.field(factory=dict)
     flush: set[int] = attrs.field(factory=set)
 
-    def add(self, terms: int, size: int) -> None:
-        """One more new request."""
+    def add(self, terms: int, size: int, requests: int = 1) -> None:
+        """So many new requests more, of so many bytes."""
         sums = self.counts.get(terms)
         if sums is None:
             sums = self.counts[terms] = [0, 0]
-        sums[0] += 1
+        sums[0] += requests
         sums[1] += size
 
 
@@ -135,9 +135,7 @@ class SqliteIntake:
             self._sum.numbers.add(numbers)
         self._sum.flush.update(staged.flush)
         for terms, (requests, size) in staged.counts.items():
-            sums = self._sum.counts.setdefault(terms, [0, 0])
-            sums[0] += requests
-            sums[1] += size
+            self._sum.add(terms, size, requests)
         return len(chunk.keys)
 
     @property
@@ -242,13 +240,7 @@ class SqliteIntake:
         flush: bool = True,
         sync: Mapping[Terms, tuple[int, Terms]] | None = None,
     ) -> Sequence[int]:
-        """Accept all of it in one transaction; returns the numbers of its requests (existing ones included), in order.
-
-        `sync`: of these terms (as staged) the last so many are queued for the sync lane instead.
-
-        Raises:
-            SpendLimitError: It could pass the cap; all of it stays out.
-        """
+        """Accept all of it in one transaction; see `base.Intake.accept`."""
         self._check_open()
         ledger, numbers = self._ledger, self._sum.numbers.all()
         reserve = sum(

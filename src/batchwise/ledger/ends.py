@@ -78,12 +78,7 @@ class Ends(Looking):
         met: Callable[[Terms], tuple[bool | None, timedelta]],
         now: datetime,
     ) -> bool:
-        """Settle answers to requests on a batch's roll, and tick them off; `met`: whether terms are met now.
-
-        The usual end of a bulk, at a fraction of what `settle` costs: rows are not looked at again, for the roll holds
-        them. False, and nothing done, if any has left the batch since the roll was read, or changed its terms: then
-        `settle` looks.
-        """
+        """Settle answers to requests on a batch's roll; see `base.Ledger.settle_answers`."""
         rows = sorted(answers)
         if not rows:
             return True

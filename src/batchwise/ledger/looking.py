@@ -28,12 +28,12 @@ from .rows import (
     from_micros,
     view_of,
 )
-from .store import Store
+from .store import LANE_NOW, SOME, STATUS_NOW, Store, select_some
 
 __all__ = ["Looking"]
 
 _REQUEST = (
-    "SELECT q.id, q.key, q.job, q.terms, coalesce(r.lane, q.lane), CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END, "
+    f"SELECT q.id, q.key, q.job, q.terms, {LANE_NOW}, {STATUS_NOW}, "
     "coalesce(r.attempts, q.attempts), q.batch, r.seq FROM request q LEFT JOIN result r ON r.request = q.id"
 )
 _VISIBLE = "EXISTS (SELECT 1 FROM terms t WHERE t.id = q.terms AND t.staged = 0)"
@@ -41,11 +41,9 @@ _RESULT = (
     "r.seq, r.request, q.key, r.attempts, r.line, r.cost, r.saved, "
     "r.job, r.outcome, r.lane, CASE r.batch WHEN 0 THEN q.batch ELSE r.batch END, q.terms, r.settled_at, r.met"
 )
-_COUNTED = 500
 _COUNT = (
-    "SELECT coalesce(r.lane, q.lane), CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END, r.outcome, count(*) "
-    "FROM request q LEFT JOIN result r ON r.request = q.id "
-    f"WHERE q.id IN ({', '.join('?' * _COUNTED)}) GROUP BY 1, 2, 3"
+    f"SELECT {LANE_NOW}, {STATUS_NOW}, r.outcome, count(*) FROM request q LEFT JOIN result r ON r.request = q.id "
+    f"WHERE q.id IN {SOME} GROUP BY 1, 2, 3"
 )
 _OWN = 7
 """Columns of these that belong to one result; the rest it shares with those that settled with it."""
@@ -208,13 +206,10 @@ class Looking(Store):
     def counts_of(self, requests: Sequence[int]) -> Counts:
         """The same over these requests."""
         by: dict[tuple[Lane, Status, Outcome | None], int] = {}
-        numbers = list(dict.fromkeys(requests))
         with self._reading() as db:
-            for start in range(0, len(numbers), _COUNTED):
-                part = numbers[start : start + _COUNTED]
-                for lane, status, outcome, count in db.execute(_COUNT, part + [-1] * (_COUNTED - len(part))):
-                    place = LANES[lane], STATUSES[status], None if outcome is None else OUTCOMES[outcome]
-                    by[place] = by.get(place, 0) + count
+            for lane, status, outcome, count in select_some(db, _COUNT, list(dict.fromkeys(requests))):
+                place = LANES[lane], STATUSES[status], None if outcome is None else OUTCOMES[outcome]
+                by[place] = by.get(place, 0) + count
         return Counts(by)
 
     def report(self, *, job: int | None) -> Report:

@@ -23,7 +23,20 @@ from .locks import MemoryLock, ProcessLock
 from .rows import SETTLED, decode_key, decode_terms, digest_of, encode_terms, from_micros, micros
 from .schema import BUSY_SECONDS, connect
 
-__all__ = ["CHUNK", "FAILURES", "Moves", "Place", "Row", "Store", "insert_rows", "place_of"]
+__all__ = [
+    "CHUNK",
+    "FAILURES",
+    "LANE_NOW",
+    "SOME",
+    "STATUS_NOW",
+    "Moves",
+    "Place",
+    "Row",
+    "Store",
+    "insert_rows",
+    "place_of",
+    "select_some",
+]
 
 CHUNK = 2_000
 """Rows that one transaction moves where a call may move any number: other writers get their turn in between."""
@@ -35,18 +48,29 @@ _CACHED = 10_000
 _QUIET = {"note_advance", "note_call", "note_clock"}
 """Commits of one's own that nobody has to look at: a pass that notes its begin is not woken by that."""
 _SELECTED = 500
+SOME = f"({', '.join('?' * _SELECTED)})"
+"""Room for the ids that `select_some` gives."""
+LANE_NOW, STATUS_NOW = "coalesce(r.lane, q.lane)", "CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END"
+"""Of a request q with its result r, if there is one."""
 _SELECT_ROWS = (
-    "SELECT q.id, q.job, q.size, q.terms, coalesce(r.lane, q.lane), CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END, "
+    f"SELECT q.id, q.job, q.size, q.terms, {LANE_NOW}, {STATUS_NOW}, "
     "CASE WHEN q.status = 1 AND q.lane = 1 THEN q.batch ELSE 0 END, q.not_before, "
     "q.batch, q.run, coalesce(r.attempts, q.attempts), r.seq, q.abandoned "
-    f"FROM request q LEFT JOIN result r ON r.request = q.id WHERE q.id IN ({', '.join('?' * _SELECTED)})"
+    f"FROM request q LEFT JOIN result r ON r.request = q.id WHERE q.id IN {SOME}"
 )
-_SELECT_KEYS = f"SELECT id, key FROM request WHERE id IN ({', '.join('?' * _SELECTED)})"
+_SELECT_KEYS = f"SELECT id, key FROM request WHERE id IN {SOME}"
 _TOGETHER = 60
 """Rows in one statement: what is bound to it is held twice."""
 _VARIABLES = 960
 """In one statement; SQLite before 3.32 takes 999."""
 _MINUTE = timedelta(minutes=1) // timedelta(microseconds=1)
+
+
+def select_some(db: sqlite3.Connection, select: str, ids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+    """The rows of a `SELECT ... IN SOME` for any number of ids: one text for all lengths, so that it stays prepared."""
+    for start in range(0, len(ids), _SELECTED):
+        part = list(ids[start : start + _SELECTED])
+        yield from db.execute(select, part + [-1] * (_SELECTED - len(part)))
 
 
 def insert_rows(db: sqlite3.Connection, insert: str, width: int, rows: Iterable[Sequence[Any]]) -> int:
@@ -243,23 +267,11 @@ class Store:
         db.execute("DELETE FROM meta WHERE name GLOB ?", (f"{FAILURES}*",))
 
     def _rows(self, db: sqlite3.Connection, ids: Sequence[int]) -> dict[int, Row]:
-        """The rows of these numbers, by number. One statement text for all lengths, so that it stays prepared."""
-        found: dict[int, Row] = {}
-        for start in range(0, len(ids), _SELECTED):
-            part = list(ids[start : start + _SELECTED])
-            part += [-1] * (_SELECTED - len(part))
-            for row in db.execute(_SELECT_ROWS, part):
-                found[row[0]] = tuple.__new__(Row, row)
-        return found
+        """The rows of these numbers, by number."""
+        return {row[0]: tuple.__new__(Row, row) for row in select_some(db, _SELECT_ROWS, ids)}
 
     def _keys(self, db: sqlite3.Connection, ids: Sequence[int]) -> dict[int, str]:
-        found: dict[int, str] = {}
-        for start in range(0, len(ids), _SELECTED):
-            part = list(ids[start : start + _SELECTED])
-            part += [-1] * (_SELECTED - len(part))
-            for number, key in db.execute(_SELECT_KEYS, part):
-                found[number] = decode_key(key)
-        return found
+        return {number: decode_key(key) for number, key in select_some(db, _SELECT_KEYS, ids)}
 
     def _terms(self, db: sqlite3.Connection, number: int) -> Terms:
         """Terms by number. They never change, so they are remembered."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.strategies import HOUR, NOW
 
 from batchwise.models import Lane, Limits, Policy, Reason
-from batchwise.planning.planner import (
+from batchwise.planning.agenda import (
     Action,
     Cancel,
     Collect,
@@ -28,9 +28,8 @@ from batchwise.planning.planner import (
     Run,
     Seal,
     WaitUntil,
-    plan,
-    safe_moments,
 )
+from batchwise.planning.planner import plan, safe_moments
 from batchwise.planning.rescue import cohorts_of, margin_of, tail_of, usable
 from batchwise.planning.schedule import Cohort, latest_starts, work
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms

@@ -26,7 +26,7 @@ from batchwise.engine.queue import Ticked
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo, Counts, Created, Listing, Reply
 from batchwise.ledger.sqlite import SqliteLedger
-from batchwise.planning import planner
+from batchwise.planning import agenda
 from batchwise.planning.outcomes import Fault
 from tests.strategies import params
 
@@ -464,7 +464,7 @@ class World:
     def _plan(self) -> None:
         self.next_due = None
         for action in self.engine.plan():
-            if isinstance(action, planner.WaitUntil):
+            if isinstance(action, agenda.WaitUntil):
                 self.next_due = action.moment - self.skew
                 continue
             token = self.engine.begin(action)

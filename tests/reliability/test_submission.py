@@ -12,7 +12,7 @@ import pytest
 
 import batchwise as bw
 from batchwise.lanes.faults import LaneFault
-from batchwise.planning import planner
+from batchwise.planning import agenda, planner
 from batchwise.planning.outcomes import Fault
 from batchwise.planning.state import BatchState, BatchView
 from tests.reliability.simulation import HOUR, MINUTE, REFUSALS, SECOND, World
@@ -343,8 +343,8 @@ def test_nothing_is_sealed_before_its_time_even_if_somebody_waits(world: World) 
     later = world.now() + HOUR
     snapshot = attrs.evolve(world.engine.snapshot(), batch_queue=(attrs.evolve(group, not_before=later),), leased=True)
     assert group.flush
-    assert planner.plan(snapshot, world.now(), world.policy) == (planner.WaitUntil(later),)
-    assert isinstance(planner.plan(snapshot, later, world.policy)[0], planner.Seal)
+    assert planner.plan(snapshot, world.now(), world.policy) == (agenda.WaitUntil(later),)
+    assert isinstance(planner.plan(snapshot, later, world.policy)[0], agenda.Seal)
 
 
 def test_without_the_lease_only_the_last_safe_moment_moves_anything(world: World) -> None:
@@ -354,6 +354,6 @@ def test_without_the_lease_only_the_last_safe_moment_moves_anything(world: World
     snapshot = attrs.evolve(world.engine.snapshot(), leased=False)
     for hours in (1, 10, 25):
         actions = planner.plan(snapshot, world.now() + hours * HOUR, world.policy)
-        assert all(isinstance(action, planner.WaitUntil) for action in actions), (hours, actions)
+        assert all(isinstance(action, agenda.WaitUntil) for action in actions), (hours, actions)
     late = planner.plan(snapshot, world.now() + 30 * HOUR - 30 * SECOND, world.policy)
-    assert isinstance(late[0], planner.Release)
+    assert isinstance(late[0], agenda.Release)

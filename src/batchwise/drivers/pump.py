@@ -25,7 +25,7 @@ from batchwise.engine.passes import MAX_ACTIONS, NEVER, PASS_SHARE, QUICK, SPARE
 from batchwise.engine.queue import Ticked
 from batchwise.errors import BatchwiseError, ClosedDispatcherError, ForkedDispatcherError
 from batchwise.models import Lane
-from batchwise.planning import planner
+from batchwise.planning import agenda
 
 __all__ = ["Bell", "Driver"]
 
@@ -213,7 +213,7 @@ class Driver(ABC):
         wait: float | None = None
         before, moved = (yield from store(self.engine.ledger.version)), False
         for action in (yield from store(self.engine.plan)):
-            if isinstance(action, planner.WaitUntil):
+            if isinstance(action, agenda.WaitUntil):
                 wait = max(0.0, (action.moment - self.engine.now()) / timedelta(seconds=1))
             elif isinstance(action, QUICK):
                 moved |= yield from self._carry_out_now(action)
@@ -225,7 +225,7 @@ class Driver(ABC):
             return 0.0  # rows moved: what is due now was not seen by this plan
         return wait
 
-    def _carry_out_now(self, action: planner.Action) -> Procedure[bool]:
+    def _carry_out_now(self, action: agenda.Action) -> Procedure[bool]:
         token = self.engine.begin(action)
         if token is None:
             return False
@@ -233,11 +233,11 @@ class Driver(ABC):
             yield from carry_out(self.engine, action)
         finally:
             self.engine.end(token)
-        if isinstance(action, planner.Run):
+        if isinstance(action, agenda.Run):
             self.call()
         return True
 
-    def _act(self, action: planner.Action, token: object) -> Procedure[None]:
+    def _act(self, action: agenda.Action, token: object) -> Procedure[None]:
         try:
             yield from carry_out(self.engine, action)
         except BatchwiseError as error:

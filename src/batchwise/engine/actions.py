@@ -8,7 +8,7 @@ from typing import NoReturn
 import attrs
 
 from batchwise.models import Lane, Outcome, ResultError
-from batchwise.planning import planner
+from batchwise.planning import agenda
 from batchwise.planning.state import BatchState, BatchView
 
 from .collection import cancel, collect, poll, probe, release
@@ -22,24 +22,24 @@ _BACKLOG = 256
 """Claims that one process holds at once beyond what runs: few enough that urgent work need not wait behind them."""
 
 
-def carry_out(engine: Engine, action: planner.Action) -> Procedure[None]:
+def carry_out(engine: Engine, action: agenda.Action) -> Procedure[None]:
     """Do what the planner asks for."""
     match action:
-        case planner.Seal():
+        case agenda.Seal():
             yield from submit(engine, action)
-        case planner.Run():
+        case agenda.Run():
             yield from _run_claims(engine, action)
-        case planner.Move():
+        case agenda.Move():
             yield from store(lambda: engine.ledger.move([action.terms], lane=action.lane))
-        case planner.FailLate():
+        case agenda.FailLate():
             yield from _fail_late(engine, action)
-        case planner.WaitUntil():
+        case agenda.WaitUntil():
             return
-        case planner.Release():
+        case agenda.Release():
             batch = yield from store(lambda: engine.ledger.batch(action.batch))
             if batch is not None:
                 yield from release(engine, batch, action.terms)
-        case planner.Probe():
+        case agenda.Probe():
             yield from probe(engine, action.batch, action.terms)
         case _:
             yield from greet(engine)
@@ -50,25 +50,25 @@ def carry_out(engine: Engine, action: planner.Action) -> Procedure[None]:
 
 def _with_batch(
     engine: Engine,
-    action: planner.Post | planner.Reconcile | planner.GiveUp | planner.Poll | planner.Cancel | planner.Collect,
+    action: agenda.Post | agenda.Reconcile | agenda.GiveUp | agenda.Poll | agenda.Cancel | agenda.Collect,
     batch: BatchView,
 ) -> Procedure[None]:
     match action:
-        case planner.Post() if batch.state is BatchState.SEALED:
+        case agenda.Post() if batch.state is BatchState.SEALED:
             yield from reseal(engine, batch)
-        case planner.Reconcile() if batch.state in {BatchState.DOUBT, BatchState.WATCHED}:
+        case agenda.Reconcile() if batch.state in {BatchState.DOUBT, BatchState.WATCHED}:
             yield from reconcile(engine, batch)
-        case planner.GiveUp() if batch.state is BatchState.DOUBT:
+        case agenda.GiveUp() if batch.state is BatchState.DOUBT:
             yield from give_up(engine, batch)
-        case planner.Poll() if batch.state in {BatchState.OPEN, BatchState.CANCELING}:
+        case agenda.Poll() if batch.state in {BatchState.OPEN, BatchState.CANCELING}:
             yield from poll(engine, batch)
-        case planner.Cancel() if batch.state is BatchState.OPEN:
+        case agenda.Cancel() if batch.state is BatchState.OPEN:
             yield from cancel(engine, batch)
-        case planner.Collect() if batch.state is BatchState.ENDED:
+        case agenda.Collect() if batch.state is BatchState.ENDED:
             yield from collect(engine, batch)
-        case planner.Post() | planner.Reconcile() | planner.GiveUp():
+        case agenda.Post() | agenda.Reconcile() | agenda.GiveUp():
             return  # it has moved on
-        case planner.Poll() | planner.Cancel() | planner.Collect():
+        case agenda.Poll() | agenda.Cancel() | agenda.Collect():
             return
         case _:
             _unreachable(action)
@@ -78,7 +78,7 @@ def _unreachable(action: NoReturn) -> NoReturn:
     raise AssertionError(action)
 
 
-def _run_claims(engine: Engine, action: planner.Run) -> Procedure[None]:
+def _run_claims(engine: Engine, action: agenda.Run) -> Procedure[None]:
     """Hand queued requests to this process's sync lane, as many as it can take up soon."""
     limit = engine.policy.limits.concurrency or _BACKLOG
     room = (_BACKLOG if action.urgent else 0) + limit + _BACKLOG - engine.queue.busy
@@ -91,7 +91,7 @@ def _run_claims(engine: Engine, action: planner.Run) -> Procedure[None]:
         engine.push(claim, urgent=action.urgent)
 
 
-def _fail_late(engine: Engine, action: planner.FailLate) -> Procedure[None]:
+def _fail_late(engine: Engine, action: agenda.FailLate) -> Procedure[None]:
     """Settle overdue queued requests unsent, as the policy says."""
     error = ResultError(
         "late", "its deadline passed before it could be sent, and Policy.late is 'fail'", retryable=True

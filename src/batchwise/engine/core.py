@@ -39,7 +39,7 @@ from batchwise.models import (
     Status,
     ToolUse,
 )
-from batchwise.planning import planner, routing
+from batchwise.planning import agenda, planner, routing
 from batchwise.planning.admission import Promises, admit, promises_of
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample
@@ -342,7 +342,7 @@ class Engine:
         """What whoever waits may have to be told: suspended lanes, and jobs whose batches cannot be read."""
         return self.suspended, self.stalled
 
-    def plan(self, wake_gap: timedelta = timedelta(0)) -> tuple[planner.Action, ...]:
+    def plan(self, wake_gap: timedelta = timedelta(0)) -> tuple[agenda.Action, ...]:
         """Take the lease if it is free, and ask the planner."""
         lease = self.ledger.lease
         if not lease.held and lease.acquire():
@@ -382,25 +382,25 @@ class Engine:
         self.orphans -= orphans
         return changed
 
-    def begin(self, action: planner.Action) -> object | None:
+    def begin(self, action: agenda.Action) -> object | None:
         """A token for an action that may begin now, None for one that is under way. Give it to `end`."""
         match action:
-            case planner.Seal():
+            case agenda.Seal():
                 token: object = object()
-            case planner.WaitUntil():
+            case agenda.WaitUntil():
                 return None
-            case planner.Run() | planner.Move() | planner.FailLate():
+            case agenda.Run() | agenda.Move() | agenda.FailLate():
                 token = (type(action), action.terms)
-            case planner.Release() | planner.Probe():
+            case agenda.Release() | agenda.Probe():
                 token = ("release", action.batch)
             case _:
                 token = ("batch", action.batch)
         with self._beginning:
-            if isinstance(action, planner.Seal):  # one at a time: each looks at what the others left
+            if isinstance(action, agenda.Seal):  # one at a time: each looks at what the others left
                 if self._sealing is not None:
                     return None
                 self._sealing = token
-            elif token in self.busy or (isinstance(action, planner.Post) and self._sealing is not None):
+            elif token in self.busy or (isinstance(action, agenda.Post) and self._sealing is not None):
                 return None  # a batch that is being sealed now is sent by the one who seals it
             else:
                 self.busy.add(token)

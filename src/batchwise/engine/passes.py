@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timezone
 
-from batchwise.planning import planner
+from batchwise.planning import agenda
 
 __all__ = ["MAX_ACTIONS", "NEVER", "PASS_SHARE", "QUICK", "SPARED", "WATCH", "once", "repeats"]
 
@@ -19,25 +19,25 @@ PASS_SHARE = 10
 """Planning anew takes one part in so many of the time, however much is queued, unless something is due."""
 SPARED = 60.0
 """Seconds that calls which run are given after an exception."""
-QUICK = (planner.Run, planner.Move, planner.FailLate, planner.Release, planner.Probe)
+QUICK = (agenda.Run, agenda.Move, agenda.FailLate, agenda.Release, agenda.Probe)
 """Actions that only move rows; they are carried out within the planner's pass, in its order."""
 
-_SENDING = (planner.Seal, planner.Post, planner.Run, planner.Move, planner.Release)
+_SENDING = (agenda.Seal, agenda.Post, agenda.Run, agenda.Move, agenda.Release)
 _REPEATS: Mapping[type, int] = {
-    planner.WaitUntil: 0,
-    planner.Collect: 6,  # a short read is read again
-    planner.Seal: 1_000,
-    planner.Run: 10_000,
+    agenda.WaitUntil: 0,
+    agenda.Collect: 6,  # a short read is read again
+    agenda.Seal: 1_000,
+    agenda.Run: 10_000,
 }
 
 
-def once(action: planner.Action) -> object:
+def once(action: agenda.Action) -> object:
     """What counts as the same action again."""
-    terms = action.terms if isinstance(action, (planner.Move, planner.FailLate)) else None
+    terms = action.terms if isinstance(action, (agenda.Move, agenda.FailLate)) else None
     return type(action), getattr(action, "batch", None), terms
 
 
-def repeats(action: planner.Action, *, only_sending: bool) -> int:
+def repeats(action: agenda.Action, *, only_sending: bool) -> int:
     """How often it may be carried out in one go."""
     if only_sending and not isinstance(action, _SENDING):
         return 0

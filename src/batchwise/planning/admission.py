@@ -15,7 +15,7 @@ import attrs
 from batchwise.errors import AdmissionError, shown
 from batchwise.models import Lane, Limits, Policy
 
-from .rescue import is_hedged, margin_of, reading_of, usable
+from .rescue import cohort_of, is_hedged, margin_of, reading_of, usable
 from .schedule import Cohort, Shortfall, fits, servable, work
 from .state import BatchState, Group, Snapshot, Terms
 
@@ -55,16 +55,6 @@ def _span(cohort: Cohort, now: datetime, tail: timedelta) -> timedelta:
     return cohort.deadline - tail - max(now, cohort.release or now)
 
 
-def _cohort(group: Group, release: datetime | None, deadline: datetime) -> Cohort:
-    return Cohort(
-        deadline=deadline,
-        requests=group.requests,
-        input_tokens=group.input_tokens,
-        output_tokens=group.output_tokens,
-        release=release,
-    )
-
-
 def _overhead(policy: Policy) -> timedelta:
     """Between a batch's expiry and its rows on the sync lane: two polls, and reading what it did finish."""
     return 2 * policy.poll_every[0] + reading_of(policy)
@@ -85,7 +75,7 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
     def add(group: Group, release: datetime | None) -> None:
         deadline = group.terms.deadline
         if deadline is not None and not group.terms.batch_only and deadline > now:
-            found.append(_cohort(group, release, deadline))
+            found.append(cohort_of(group, deadline, release))
 
     for group in (*snapshot.sync_running, *snapshot.sync_queue):
         add(group, None)
@@ -156,7 +146,7 @@ def admit(group: Group, promises: Promises, now: datetime, policy: Policy, *, at
     waits = (now,) if at_once or terms.interval <= _ZERO else (now + terms.interval, now)
     shortfall: Shortfall | None = None
     for submitted in waits:
-        cohort = _cohort(group, _release(terms, submitted, now, policy), deadline)
+        cohort = cohort_of(group, deadline, _release(terms, submitted, now, policy))
         tried = promises.with_one(cohort, limits, now, tail)
         shortfall = tried.kept(limits, now, tail)
         if shortfall is None:
@@ -171,7 +161,7 @@ def _on_sync(group: Group, deadline: datetime, promises: Promises, now: datetime
     limits, tail = usable(policy.limits), margin_of(policy)
     if deadline - tail <= now + limits.latency:
         return promises  # so near that no call can be promised: it runs at once and may be in time
-    tried = promises.with_one(_cohort(group, None, deadline), limits, now, tail)
+    tried = promises.with_one(cohort_of(group, deadline, None), limits, now, tail)
     shortfall = tried.kept(limits, now, tail)
     if shortfall is not None:
         raise _refusal(group, deadline, shortfall)
@@ -204,7 +194,7 @@ def _split(
         )
         for requests, release in parts:
             if requests:
-                found = found.with_one(_cohort(_part(group, requests), release, deadline), limits, now, tail)
+                found = found.with_one(cohort_of(_part(group, requests), deadline, release), limits, now, tail)
         return found if found.kept(limits, now, tail) is None else None
 
     batched = _largest(group.requests, tried)

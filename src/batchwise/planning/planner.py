@@ -24,47 +24,13 @@ import attrs
 
 from batchwise.models import Policy
 
-from .agenda import (
-    Action,
-    Agenda,
-    Cancel,
-    Collect,
-    FailLate,
-    GiveUp,
-    Move,
-    Poll,
-    Post,
-    Probe,
-    Reconcile,
-    Release,
-    Run,
-    Seal,
-    WaitUntil,
-)
+from .agenda import Action, Agenda, WaitUntil
 from .batches import tend, tend_stranded
 from .queues import divert, tend_batch_queue, tend_sync_queue
 from .rescue import Rescues
 from .state import Snapshot
 
-__all__ = [
-    "Action",
-    "Cancel",
-    "Collect",
-    "FailLate",
-    "GiveUp",
-    "Move",
-    "Poll",
-    "Post",
-    "Probe",
-    "Reconcile",
-    "Release",
-    "Run",
-    "Seal",
-    "WaitUntil",
-    "next_due",
-    "plan",
-    "safe_moments",
-]
+__all__ = ["next_due", "plan", "safe_moments"]
 
 _ZERO = timedelta(0)
 

@@ -13,7 +13,7 @@ from batchwise.models import Limits, Policy, Reason
 from .schedule import Cohort, latest_starts, servable, work
 from .state import BatchView, Group, Snapshot, Terms
 
-__all__ = ["Rescues", "cohorts_of", "is_hedged", "margin_of", "reading_of", "tail_of", "usable"]
+__all__ = ["Rescues", "cohort_of", "cohorts_of", "is_hedged", "margin_of", "reading_of", "tail_of", "usable"]
 
 _ZERO = timedelta(0)
 _FILLED = 0.95
@@ -71,7 +71,8 @@ def _places(snapshot: Snapshot) -> Iterator[tuple[Group, BatchView | None]]:
             yield group, batch
 
 
-def _cohort(group: Group, deadline: datetime, release: datetime | None) -> Cohort:
+def cohort_of(group: Group, deadline: datetime, release: datetime | None) -> Cohort:
+    """A group as work for the sync lane."""
     return Cohort(
         deadline=deadline,
         requests=group.requests,
@@ -84,7 +85,7 @@ def _cohort(group: Group, deadline: datetime, release: datetime | None) -> Cohor
 def cohorts_of(snapshot: Snapshot, now: datetime) -> list[tuple[Cohort, Group, BatchView | None]]:
     """What may have to be on the sync lane before a deadline that is still to come."""
     return [
-        (_cohort(group, group.terms.deadline, _release(group, batch, now)), group, batch)
+        (cohort_of(group, group.terms.deadline, _release(group, batch, now)), group, batch)
         for group, batch in _places(snapshot)
         if group.terms.deadline is not None and _rescuable(group) and group.terms.deadline > now
     ]

@@ -15,7 +15,7 @@ from unittest import mock
 import attrs
 
 from batchwise.models import Limits, Policy
-from batchwise.planning import admission, planner, rescue, schedule
+from batchwise.planning import admission, agenda, planner, rescue, schedule
 from batchwise.planning.state import Snapshot
 
 from .lane import SyncLane
@@ -173,7 +173,7 @@ def _no_gap() -> Iterator[dict[str, Any]]:
     """The planner believes that it is asked the moment that it wants to be, and that cancels end at once."""
     real = planner.plan
 
-    def plan(snapshot: Snapshot, now: datetime, policy: Policy, *, wake_gap: timedelta) -> tuple[planner.Action, ...]:
+    def plan(snapshot: Snapshot, now: datetime, policy: Policy, *, wake_gap: timedelta) -> tuple[agenda.Action, ...]:
         assert wake_gap
         return real(snapshot, now, policy)
 

@@ -13,7 +13,7 @@ import attrs
 from batchwise.engine.passes import once, repeats
 from batchwise.errors import AdmissionError
 from batchwise.models import Lane, Policy, Reason
-from batchwise.planning import admission, planner, routing
+from batchwise.planning import admission, agenda, planner, routing
 from batchwise.planning.forecast import Forecast, Sample
 from batchwise.planning.pricing import PriceBook, Rates
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
@@ -86,7 +86,7 @@ class _Batch:
     released: dict[int, int] = attrs.field(factory=dict)
 
 
-Plan = Callable[..., tuple[planner.Action, ...]]
+Plan = Callable[..., tuple[agenda.Action, ...]]
 
 
 class World:
@@ -165,7 +165,7 @@ class World:
             actions = self.plan(self._snapshot(), at(self.now), self.policy, wake_gap=gap)
             wait = None
             for action in actions:
-                if isinstance(action, planner.WaitUntil):
+                if isinstance(action, agenda.WaitUntil):
                     wait = action.moment
                     continue
                 if done[once(action)] < repeats(action, only_sending=False) and self._carry_out(action):
@@ -256,32 +256,32 @@ class World:
 
     # -- the actions ------------------------------------------------------------------------------------------------
 
-    def _carry_out(self, action: planner.Action) -> bool:
+    def _carry_out(self, action: agenda.Action) -> bool:
         match action:
-            case planner.Seal():
+            case agenda.Seal():
                 return self._seal(action)
-            case planner.Run():
+            case agenda.Run():
                 return self._run_claims(action)
-            case planner.Move():
+            case agenda.Move():
                 other = Lane.SYNC if action.lane is Lane.BATCH else Lane.BATCH
                 queued = self.queue[other].pop(action.terms, None)
                 if queued is not None:
                     self._put(action.lane, action.terms, queued.requests, flush=queued.flush, moment=queued.since)
                 return queued is not None
-            case planner.Release():
+            case agenda.Release():
                 return self._release(self.batches[action.batch], action.terms)
-            case planner.Probe():
+            case agenda.Probe():
                 return self._release(self.batches[action.batch], [action.terms], most=1)
-            case planner.Poll():
+            case agenda.Poll():
                 return self._poll(self.batches.get(action.batch))
-            case planner.Cancel():
+            case agenda.Cancel():
                 return self._cancel(self.batches.get(action.batch))
-            case planner.Collect():
+            case agenda.Collect():
                 return self._collect(self.batches.get(action.batch))
             case _:
                 raise AssertionError(action)
 
-    def _seal(self, seal: planner.Seal) -> bool:
+    def _seal(self, seal: agenda.Seal) -> bool:
         queue = self.queue[Lane.BATCH]
         paused = self.paused_until is not None and self.paused_until > at(self.now)
         if paused or not any(number in queue for number in seal.terms):
@@ -402,7 +402,7 @@ class World:
             Lane.BATCH if left >= self.policy.window + self.policy.reserve_for(left - self.policy.window) else Lane.SYNC
         )
 
-    def _run_claims(self, run: planner.Run) -> bool:
+    def _run_claims(self, run: agenda.Run) -> bool:
         queued = self.queue[Lane.SYNC].get(run.terms)
         limit = self.policy.limits.concurrency or _BACKLOG
         room = (_BACKLOG if run.urgent else 0) + limit + _BACKLOG - self.lane.busy

@@ -95,7 +95,7 @@ async def test_keyboard_interrupt(world: World):
         assert process.stdout.readline() == "ready\n"
         await world.until(lambda: world.calls == 2)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=5)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert errors.rstrip().endswith("KeyboardInterrupt")
         assert process.returncode
     await left_behind(world)

@@ -60,47 +60,47 @@ class Result:
     @property
     def job(self) -> str | None:
         """The job's name; None in the shared scope."""
-        return self._row.job
+        return self._row.how.job
 
     @property
     def custom_id(self) -> str:
         """The id under which its last attempt went."""
-        return custom_id(self._row.key, self._row.nonce or UNSEALED, self._row.request)
+        return custom_id(self._row.key, self._row.how.nonce or UNSEALED, self._row.request)
 
     @property
     def outcome(self) -> Outcome:
         """How it ended."""
-        return self._row.outcome
+        return self._row.how.outcome
 
     @property
     def ok(self) -> bool:
         """Whether there is an answer."""
-        return self._row.outcome is Outcome.SUCCEEDED
+        return self._row.how.outcome is Outcome.SUCCEEDED
 
     @property
     def lane(self) -> Lane:
         """The lane on which it ended."""
-        return self._row.lane
+        return self._row.how.lane
 
     @property
     def attempts(self) -> int:
         """How many attempts it took, over both lanes."""
-        return self._row.attempts
+        return self._row.how.attempts
 
     @property
     def deadline(self) -> datetime | None:
         """When it was due (UTC)."""
-        return self._row.deadline
+        return self._row.how.deadline
 
     @property
     def settled_at(self) -> datetime:
         """When its outcome was recorded (UTC)."""
-        return self._row.settled_at
+        return self._row.how.settled_at
 
     @property
     def met_deadline(self) -> bool | None:
         """Whether it was in time; None without a deadline."""
-        return self._row.met
+        return self._row.how.met
 
     @property
     def cursor(self) -> int:
@@ -188,7 +188,7 @@ class Result:
         if self._memo is not None and self._memo[1] is not None:
             return self._memo[1]
         made: Message | BetaMessage
-        if self._row.betas:
+        if self._row.how.betas:
             from anthropic.types.beta import BetaMessage
 
             made = BetaMessage.construct(**answer)

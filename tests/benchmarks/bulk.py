@@ -32,6 +32,10 @@ LATENCY = 0.1
 _LARGE = 500_000
 _PATIENCE = 600.0
 """Seconds to wait for a result before something is wrong."""
+_ANSWERED = (
+    "SELECT count(DISTINCT request) FROM settling s JOIN result r ON r.seq BETWEEN s.first AND s.last "
+    "WHERE s.outcome = 0 AND s.lane = 1"
+)
 
 
 class Case(NamedTuple):
@@ -108,7 +112,7 @@ def ours(url: str, requests: int, size: int, where: str, *, decode: bool) -> dic
     figures = meter.figures()
     disk = sum(file.stat().st_size for file in Path(where).iterdir() if file.is_file())
     with closing(sqlite3.connect(path)) as db:  # what was claimed to be durable is read from the file
-        settled = db.execute("SELECT count(DISTINCT request) FROM result WHERE outcome = 0 AND lane = 1").fetchone()[0]
+        settled = db.execute(_ANSWERED).fetchone()[0]
     assert settled == requests, f"{settled} of {requests} were answered by a batch"
     assert decode or found == requests, f"{found} of {requests} came"
     return {**figures, "accepted": accepted.wall, "disk": disk / requests, "characters": found}

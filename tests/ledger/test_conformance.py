@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
-from batchwise.ledger.base import Ledger
+from batchwise.ledger.base import Ledger, Settled
 from batchwise.ledger.roll import Answer, Roll
 from batchwise.models import Lane, Outcome
 from batchwise.planning.custom_ids import sealer
@@ -885,17 +885,18 @@ def test_results_come_in_the_order_of_settling(world: World) -> None:
     assert [each.request for each in world.ledger.results(job=job, after=everything[0].cursor, limit=1)] == [numbers[0]]
     first = everything[0]
     assert first == world.ledger.result(numbers[3])
-    assert (first.key, first.job, first.outcome, first.lane, first.attempts, first.nonce, first.met) == (
-        "3",
-        "job",
-        Outcome.SUCCEEDED,
-        BATCH,
-        1,
-        batch.nonce,
-        True,
+    assert (first.key, first.line, first.cost, first.saved) == ("3", line(numbers[3], text="\u2028\U0001f600"), 5, 5)
+    assert first.how == Settled(
+        job="job",
+        outcome=Outcome.SUCCEEDED,
+        lane=BATCH,
+        attempts=1,
+        nonce=batch.nonce,
+        deadline=NIGHTLY.deadline,
+        settled_at=NOW,
+        met=True,
+        betas=("one", "two"),
     )
-    assert (first.line, first.cost, first.saved) == (line(numbers[3], text="\u2028\U0001f600"), 5, 5)
-    assert (first.deadline, first.settled_at, first.betas) == (NIGHTLY.deadline, NOW, ("one", "two"))
     row = world.ledger.row(numbers[3])
     assert row is not None
     assert (row.status, row.result) == (SETTLED, first.cursor)
@@ -955,7 +956,7 @@ def test_cancel_settles_what_is_queued_and_names_the_batches(world: World) -> No
     assert world.ledger.cancel(job=inside.job, now=NOW) == (1, (batch.id,))
     result = world.ledger.result(queued.id)
     assert result is not None
-    assert (result.outcome, result.cost, result.met, result.attempts) == (Outcome.CANCELED, 0, None, 0)
+    assert (result.how.outcome, result.cost, result.how.met, result.how.attempts) == (Outcome.CANCELED, 0, None, 0)
     decoded = orjson.loads(result.line)
     assert decoded["result"]["type"] == "canceled"
     assert decoded["result"]["error"]["type"] == "canceled"
@@ -1124,7 +1125,7 @@ def test_what_a_dead_run_leaves(backend: Backend) -> None:
     for number in (blocked, waiting):
         result = ledger.result(number)
         assert result is not None
-        assert result.outcome is Outcome.CANCELED
+        assert result.how.outcome is Outcome.CANCELED
         assert orjson.loads(result.line)["result"]["error"]["type"] == "abandoned"
     rows = [ledger.row(number) for number in (patient, queued)]
     assert [(row.status, row.lane, row.attempts) for row in rows if row] == [(QUEUED, SYNC, 1), (QUEUED, SYNC, 0)]

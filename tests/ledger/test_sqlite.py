@@ -287,7 +287,7 @@ def test_a_killed_process_frees_its_run_and_the_lease(tmp_path: Path) -> None:
     assert ledger.lease.acquire()
     assert ledger.recover(now=NOW) == 1
     (result,) = ledger.results(job=None, after=0, limit=9)
-    assert (result.key, result.outcome) == ("a", Outcome.CANCELED)
+    assert (result.key, result.how.outcome) == ("a", Outcome.CANCELED)
     assert World(ledger).bulk([entry("b", body="other")], job="bulk")
     ledger.close()
 

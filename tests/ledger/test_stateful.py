@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,15 @@ class LedgerMachine(RuleBasedStateMachine):
         request.settled_by, request.not_before = by, None
         self.order.append(number)
         self.cost += cost
+
+    def _by_kind(self, numbers: Iterable[int]) -> list[int]:
+        """The order in which one call settles these: those of the same terms and attempts together."""
+        kinds: dict[tuple[int, int], list[int]] = {}
+        for number in sorted(numbers):
+            row = self.ledger.row(number)
+            assert row is not None
+            kinds.setdefault((row.terms.id, row.attempts), []).append(number)
+        return [number for part in kinds.values() for number in part]
 
     def _requeue(self, number: int, lane: Lane, *, attempt: bool, not_before: datetime | None = None) -> None:
         request = self.requests[number]
@@ -361,11 +371,11 @@ class LedgerMachine(RuleBasedStateMachine):
             request = self.requests[row.id]
             if request.status is SETTLED and cost and request.settled_by != batch and request.line != row.line:
                 self._waste(row.id, batch, cost)
+        order = self._by_kind(settles)
         assert self.ledger.settle(rows, now=self.now, batch=batch) == len(settles)
-        for row in rows:
-            if row.id in settles:
-                self.requests[row.id].attempts += 1
-                self._settled(row.id, outcome, BATCH, row.line, batch, cost)
+        for number in order:
+            self.requests[number].attempts += 1
+            self._settled(number, outcome, BATCH, b"%d %b" % (number, text), batch, cost)
 
     @precondition(lambda self: self.batches)
     @rule(which=picks)
@@ -390,10 +400,11 @@ class LedgerMachine(RuleBasedStateMachine):
         numbers = self._choose(list(members) or list(self.requests), wanted)
         answers = [(n, b"%d rolled" % n, cost, 0, 0, 0) for n in numbers]
         holds = self._roll_of(batch) == members and members.keys() >= set(numbers)
+        order = self._by_kind(numbers)
         assert self.ledger.settle_answers(roll, answers, met=lambda _: (None, timedelta(0)), now=self.now) == holds
         if not holds:
             return
-        for number in numbers:
+        for number in order:
             del members[number]
             self.requests[number].attempts += 1
             self._settled(number, Outcome.SUCCEEDED, BATCH, b"%d rolled" % number, batch, cost)
@@ -407,11 +418,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def answer(self, wanted: list[int], outcome: Outcome, cost: int) -> None:
         numbers = self._choose(self._where(status=IN_FLIGHT, lane=SYNC, run=self.run), wanted)
         rows = [settlement(n, outcome, SYNC, line=b"sync %d" % n, cost=cost) for n in numbers]
+        order = self._by_kind(numbers)
         assert self.ledger.settle(rows, now=self.now, run=self.run) == len(rows)
         assert self.ledger.settle(rows, now=self.now, run=self.run) == 0
-        for row in rows:
-            self.requests[row.id].attempts += 1
-            self._settled(row.id, outcome, SYNC, row.line, 0, cost)
+        for number in order:
+            self.requests[number].attempts += 1
+            self._settled(number, outcome, SYNC, b"sync %d" % number, 0, cost)
 
     @rule(wanted=some, lane=lanes, attempt=st.booleans(), turn=st.none() | st.binary(min_size=1, max_size=3))
     def requeue(self, wanted: list[int], lane: Lane, attempt: bool, turn: bytes | None) -> None:
@@ -551,7 +563,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert [row.request for row in results] == self.order
         for row in results:
             request = self.requests[row.request]
-            assert (row.outcome, row.lane, row.line) == (request.outcome, request.lane, request.line)
+            assert (row.how.outcome, row.how.lane, row.line) == (request.outcome, request.lane, request.line)
         assert {n for n, each in self.requests.items() if each.status is SETTLED} == set(self.order)
 
     @invariant()

@@ -548,9 +548,9 @@ class World:
         results = self.ledger.results(job=None, after=0, limit=100_000)
         assert len({row.request for row in results}) == len(results), "a request has two outcomes"
         for row in results:
-            known = self.seen.setdefault(row.request, (row.outcome, row.line))
-            assert known == (row.outcome, row.line), "an outcome changed"
-            if row.outcome is bw.Outcome.SUCCEEDED:
+            known = self.seen.setdefault(row.request, (row.how.outcome, row.line))
+            assert known == (row.how.outcome, row.line), "an outcome changed"
+            if row.how.outcome is bw.Outcome.SUCCEEDED:
                 text = orjson.loads(row.line)["result"]["message"]["content"][0]["text"]
                 assert text == self.accepted[row.request], "an answer went to another request"
         assert self.seen.keys() == {row.request for row in results}, "an outcome was lost"

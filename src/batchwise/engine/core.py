@@ -8,7 +8,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
-from itertools import islice
 from time import monotonic
 from typing import Any
 
@@ -55,8 +54,6 @@ from .queue import CallQueue
 __all__ = ["Engine"]
 
 _log = logging.getLogger("batchwise")
-_CHUNK = 250
-"""Rows staged in one transaction."""
 _READING_SHARE = 20
 """Reading what is promised takes one part in so many of a dispatching process's time, however much is promised."""
 _TOLD = timedelta(minutes=1)
@@ -246,9 +243,7 @@ class Engine:
         self.rise()
         now = self.now()
         with self.ledger.intake(job=job, run=self.run, now=now) as intake:
-            entries = self._entries(requests, now, latency, tool_use)
-            while intake.stage(islice(entries, _CHUNK)):
-                pass
+            intake.stage(self._entries(requests, now, latency, tool_use))
             groups = [Group(terms=terms, requests=count, size=size, since=now) for terms, count, size in intake.fresh]
             moves = self._admit_all(groups, now)
             numbers = intake.accept(now=now, cap=self._cap(), flush=True, sync=moves)
@@ -260,6 +255,7 @@ class Engine:
     ) -> Iterator[Entry]:
         """What to store of each, one at a time; those alike are routed once."""
         routes: dict[object, Terms] = {}
+        last: object = None
         by_size = bool(self.policy.hedge or self.policy.delay_cost_per_hour)
         for position, request in enumerate(requests):
             if not isinstance(request, Request):
@@ -275,10 +271,12 @@ class Engine:
                 request.expected_output_tokens,
                 len(request.body) >> 10 if by_size else 0,
             )
-            terms = routes.get(signature)
-            if terms is None:
-                terms = routes[signature] = self._route_named(request, position, now, latency, tool_use)
-            yield Entry(request.key, request.body, terms)
+            if signature != last:  # mostly they are alike, and comparing two costs less than a hash
+                found = routes.get(signature)
+                if found is None:
+                    found = routes[signature] = self._route_named(request, position, now, latency, tool_use)
+                last, terms = signature, found
+            yield tuple.__new__(Entry, (request.key, request.body, terms))
 
     def _route_named(
         self, request: Request, position: int, now: datetime, latency: LatencyTag | None, tool_use: ToolUse | None

@@ -34,6 +34,7 @@ __all__ = [
     "Member",
     "RequestRow",
     "ResultRow",
+    "Settled",
     "Settlement",
     "Streak",
 ]
@@ -120,24 +121,31 @@ class Settlement(NamedTuple):
     """Whether this outcome came from one more attempt (False: unsent, abandoned, cancelled in the queue)."""
 
 
+class Settled(NamedTuple):
+    """What requests that settled together have in common."""
+
+    job: str | None
+    outcome: Outcome
+    lane: Lane
+    attempts: int
+    nonce: str | None
+    """The nonce of the batch that it was in last; None: never sealed."""
+    deadline: datetime | None
+    settled_at: datetime
+    met: bool | None
+    betas: tuple[str, ...]
+
+
 class ResultRow(NamedTuple):
     """One settled request with its outcome."""
 
     cursor: int
     request: int
     key: str
-    attempts: int
     line: bytes
     cost: int | None
     saved: int | None
-    job: str | None
-    outcome: Outcome
-    lane: Lane
-    nonce: str | None
-    deadline: datetime | None
-    settled_at: datetime
-    met: bool | None
-    betas: tuple[str, ...]
+    how: Settled
 
 
 class Streak(NamedTuple):
@@ -166,7 +174,7 @@ class Intake(Protocol):
     ) -> None: ...
 
     def stage(self, entries: Iterable[Entry]) -> int:
-        """Stage some more, in one transaction; returns how many.
+        """Stage some more, as many in each transaction as it should hold; returns how many.
 
         Raises:
             KeyConflictError: A key is taken by other content (in the ledger or earlier in this intake).
@@ -418,7 +426,8 @@ class Ledger(Protocol):
     ) -> int:
         """Settle, each once; one already settled is left, and its cost booked as wasted once per batch row.
 
-        With `batch`, rows count as that batch's. Books costs in the same transaction. Returns how many settled.
+        With `batch`, rows count as that batch's. Books costs in the same transaction. Returns how many settled. Those
+        of one call settle kind by kind (`Settled`), each in the order of their numbers.
         """
 
     def settle_answers(

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
@@ -15,7 +14,7 @@ import orjson
 
 from batchwise.errors import LedgerError
 from batchwise.models import Lane
-from batchwise.planning.custom_ids import custom_id_length
+from batchwise.planning.custom_ids import MAX_LENGTH, custom_id_length
 from batchwise.planning.packing import body_length, entry_size, telling_count
 from batchwise.planning.state import BatchState, BatchView
 
@@ -36,55 +35,37 @@ _IN_BATCH = f"{_SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request 
 
 
 class _Fitting:
-    """Rows that go into one body: how many, of which kinds, and of the last `keep` of them where the body would end.
+    """Rows that go into one body, the first ones: how many, of which kinds, and how long it becomes.
 
     Args:
         rows: Number, key, size of the body, terms, and the moment that it waits for, in order of the numbers.
         max_bytes: The body's longest length.
-        keep: Of how many of the last rows `end_at` may have to leave some out.
     """
 
-    def __init__(self, rows: Iterable[tuple[int, bytes, int, int, int]], max_bytes: int, keep: int) -> None:
+    def __init__(self, rows: Iterable[tuple[int, bytes, int, int, int]], max_bytes: int) -> None:
         self.kinds: dict[tuple[int, int], list[int]] = {}
         """Requests and bytes, by terms and the moment that they wait for."""
-        self._ends: deque[tuple[int, int, int, tuple[int, int]]] = deque(maxlen=keep)
-        first = count = total = 0
+        kind, sums = (-1, -1), [0, 0]
+        first = last = count = length = same = frame = room = 0
+        whole = body_length(0, 0) - 1  # each entry counts its comma, the first one has none
         for number, key, size, terms, not_before in rows:
+            if number >= same:  # an id's length depends on how many digits its number has, which are mostly as many
+                same = 16 ** len(f"{number:x}")
+                nameless = custom_id_length(0, number)
+                frame, room = entry_size(nameless, 0) + 1, MAX_LENGTH - nameless
             # In ASCII, of most keys, a character is a byte.
-            length = len(key) if key.isascii() else len(decode_key(key))
-            total += entry_size(custom_id_length(length, number), size)
-            whole = body_length(count + 1, total)
+            name = len(key) if key.isascii() else len(decode_key(key))
+            whole += frame + size + (min(room, name))
             if whole > max_bytes:
                 break
-            first = first or number
-            count += 1
-            place = (terms, not_before)
-            sums = self.kinds.get(place)
-            if sums is None:
-                sums = self.kinds[place] = [0, 0]
+            if terms != kind[0] or not_before != kind[1]:
+                kind = terms, not_before
+                sums = self.kinds.setdefault(kind, [0, 0])
             sums[0] += 1
             sums[1] += size
-            self._ends.append((number, whole, size, place))
-        self.first, self.count = first, count
-
-    def end_at(self, count: int) -> int:
-        """Leave the last rows out, so that so many are left."""
-        while self.count > count:
-            _, _, size, kind = self._ends.pop()
-            self.kinds[kind][0] -= 1
-            self.kinds[kind][1] -= size
-            self.count -= 1
-        return self.count
-
-    @property
-    def last(self) -> int:
-        """The last row's number."""
-        return self._ends[-1][0]
-
-    @property
-    def length(self) -> int:
-        """Bytes of the body."""
-        return self._ends[-1][1]
+            count += 1
+            first, last, length = first or number, number, whole
+        self.first, self.last, self.count, self.length = first, last, count, length
 
 
 class Lanes(Ends):
@@ -203,17 +184,19 @@ class Lanes(Ends):
             which = "= json_extract(?, '$[0]')" if alone else "IN (SELECT value FROM json_each(?))"
             queued = f"status = 0 AND terms {which} AND lane = 1 AND not_before <= ?"
             values = (chosen, micros(now))
-            rows = self._fitting(db, queued, (*values, max_requests), max_bytes, sort=not alone, keep=len(taken) + 1)
+            rows = self._fitting(db, queued, (*values, max_requests), max_bytes, sort=not alone)
             if not rows.count:
                 return None
-            count = rows.end_at(telling_count(rows.count, taken) or rows.count)
+            count = telling_count(rows.count, taken) or rows.count
+            if count < rows.count:
+                rows = self._fitting(db, queued, (*values, count), max_bytes, sort=not alone)
             first, last, size = rows.first, rows.last, rows.length
             # Where the numbers lie close together, by number: an index that is read must not change under the update,
             # so all that it found would be held in memory first.
             close = last - first < 2 * count
             queued = f"id BETWEEN ? AND ? AND {queued.replace('status', '+status') if close else queued}"
             inside = (first, last, *values)
-            moved = [(*kind, *sums) for kind, sums in rows.kinds.items() if sums[0]]
+            moved = [(*kind, *sums) for kind, sums in rows.kinds.items()]
             about = self._terms(db, moved[0][0])
             jobs = {self._terms(db, row[0]).job for row in moved}
             batch = db.execute(
@@ -243,7 +226,7 @@ class Lanes(Ends):
             return self._batch(db, batch or 0)
 
     def _fitting(
-        self, db: sqlite3.Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool, keep: int
+        self, db: sqlite3.Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool
     ) -> _Fitting:
         """The queued rows that fit into a body, in order."""
         # Those of one terms come out of their index in order, and reading them ends at the limit. Others are sorted
@@ -251,7 +234,7 @@ class Lanes(Ends):
         inner = f"SELECT id FROM request WHERE {queued} ORDER BY id LIMIT ?"
         rows = f"id IN ({inner}) ORDER BY id" if sort else f"{queued} ORDER BY id LIMIT ?"
         found = db.execute(f"SELECT id, key, size, terms, not_before FROM request WHERE {rows}", values)
-        return _Fitting(found, max_bytes, keep)
+        return _Fitting(found, max_bytes)
 
     def _batch(self, db: sqlite3.Connection, batch: int) -> BatchView:
         return self._view(db, db.execute(f"SELECT {BATCH_COLUMNS} FROM batch WHERE id = ?", (batch,)).fetchone())

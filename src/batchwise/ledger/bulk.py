@@ -9,7 +9,7 @@ import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import chain, repeat
+from itertools import accumulate, chain, islice
 from types import TracebackType
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -30,17 +30,33 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteIntake"]
 
+_ROWS, _BYTES = 1_000, 1_000_000
+"""Requests, and bytes of their bodies, staged in one transaction."""
 _REQUEST = "INSERT OR IGNORE INTO request (id, job, key, terms, size, lane, run)"
 _BODY = "INSERT OR IGNORE INTO body (id, params)"
+
+
+class _Bodies:
+    """Bodies in one piece, cut out of it when they are stored: thousands of pieces would tear holes into the heap."""
+
+    def __init__(self, whole: bytearray, sizes: list[int]) -> None:
+        self.sizes = sizes
+        self._whole, self._ends = whole, list(accumulate(sizes))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, part: slice) -> list[bytearray]:
+        return [self._whole[end - size : end] for size, end in zip(self.sizes[part], self._ends[part], strict=True)]
 
 
 @attrs.frozen
 class _Chunk:
     """Requests to stage, column by column: of plain values the garbage collector has nothing to follow."""
 
-    keys: list[bytes] = attrs.field(factory=list)
-    bodies: list[bytes] = attrs.field(factory=list)
-    terms: list[int] = attrs.field(factory=list)
+    keys: list[bytes]
+    bodies: _Bodies
+    terms: list[int]
     """Of each request, which of the intake's terms."""
 
 
@@ -109,13 +125,16 @@ class SqliteIntake:
             self._ledger._abort(self._id)
 
     def stage(self, entries: Iterable[Entry]) -> int:
-        """Stage some more, in one transaction; returns how many.
-
-        Raises:
-            KeyConflictError: A key is taken by other content (in the ledger or earlier in this intake).
-        """
+        """Stage some more; see `base.Intake.stage`."""
         self._check_open()
-        chunk = self._take_in(entries)  # the caller's code may run in this: outside of the transaction
+        source, count = iter(entries), 0
+        # The caller's code may run while they are taken in: outside of a transaction.
+        while staged := self._stage_chunk(self._take_in(source)):
+            count += staged
+        return count
+
+    def _stage_chunk(self, chunk: _Chunk) -> int:
+        """Stage these, in one transaction; returns how many."""
         if not chunk.keys:
             return 0
         ledger, before = self._ledger, len(self._stored)
@@ -147,20 +166,24 @@ class SqliteIntake:
         if not self._open:
             raise LedgerError("this bulk dispatch has ended; begin another")
 
-    def _take_in(self, entries: Iterable[Entry]) -> _Chunk:
-        chunk, known = _Chunk(), self._known
-        add_key, add_body, add_terms = chunk.keys.append, chunk.bodies.append, chunk.terms.append
-        for position, (key, body, terms) in enumerate(entries, len(self._sum.numbers)):
+    def _take_in(self, source: Iterator[Entry]) -> _Chunk:
+        """As many of the next entries as one transaction should hold."""
+        known = self._known
+        keys, whole, sizes, numbers = list[bytes](), bytearray(), list[int](), list[int]()
+        for position, (key, body, terms) in enumerate(islice(source, _ROWS), len(self._sum.numbers)):
             if key is not None:
-                add_key(key.encode("utf-8", "surrogatepass"))
+                keys.append(key.encode("utf-8", "surrogatepass"))
             elif self._job is None:
-                add_key(b"%b-%d" % (self._prefix, position))
+                keys.append(b"%b-%d" % (self._prefix, position))
             else:
-                add_key(b"#%d" % position)
-            add_body(body)
+                keys.append(b"#%d" % position)
+            whole += body
+            sizes.append(len(body))
             remembered = known.get(id(terms))
-            add_terms(self._number(terms) if remembered is None else remembered[1])
-        return chunk
+            numbers.append(self._number(terms) if remembered is None else remembered[1])
+            if len(whole) >= _BYTES:
+                break
+        return _Chunk(keys, _Bodies(whole, sizes), numbers)
 
     def _number(self, terms: Terms) -> int:
         index = self._index.setdefault(terms, len(self._terms))
@@ -177,14 +200,12 @@ class SqliteIntake:
             count, first = len(chunk.keys), ledger._take(db, "request", 0)
             numbers = range(first, first + count)
             db.execute("SAVEPOINT chunk")
-            inserted = insert_rows(db, _REQUEST, 7, self._rows(chunk, numbers))
-            if inserted == count:
+            if self._insert(db, chunk, numbers):
                 db.execute("RELEASE chunk")
-                insert_rows(db, _BODY, 2, zip(numbers, chunk.bodies, strict=True))
                 ledger._take(db, "request", count)
                 staged = _Staged(_Numbers(numbers))
-                for index, body in zip(chunk.terms, chunk.bodies, strict=True):
-                    staged.add(index, len(body))
+                for index, size in zip(chunk.terms, chunk.bodies.sizes, strict=True):
+                    staged.add(index, size)
                 return staged
             db.execute("ROLLBACK TO chunk")
             db.execute("RELEASE chunk")
@@ -192,32 +213,33 @@ class SqliteIntake:
             self._collided = True
         return self._stage_slowly(db, chunk)
 
-    def _rows(self, chunk: _Chunk, numbers: Sequence[int]) -> Iterator[tuple[int, int, bytes, int, int, int, int]]:
-        """The columns of `_REQUEST`, row by row."""
-        stored, lanes = self._stored, [LANE_CODES[terms.lane] for terms in self._terms]
-        return zip(
-            numbers,
-            repeat(self._job_id),
-            chunk.keys,
-            [stored[index] for index in chunk.terms],
-            map(len, chunk.bodies),
-            [lanes[index] for index in chunk.terms],
-            repeat(self._run),
-        )
+    def _insert(self, db: sqlite3.Connection, chunk: _Chunk, numbers: Sequence[int]) -> bool:
+        """Insert requests with their bodies; False: a key is taken, and some of them are missing."""
+        terms: list[int] | int
+        lanes: list[int] | int
+        if len(set(chunk.terms)) == 1:
+            terms, lanes = self._stored[chunk.terms[0]], LANE_CODES[self._terms[chunk.terms[0]].lane]
+        else:
+            terms = [self._stored[index] for index in chunk.terms]
+            lanes = [LANE_CODES[self._terms[index].lane] for index in chunk.terms]
+        columns = numbers, self._job_id, chunk.keys, terms, chunk.bodies.sizes, lanes, self._run
+        if insert_rows(db, _REQUEST, columns) != len(numbers):
+            return False
+        insert_rows(db, _BODY, (numbers, chunk.bodies))
+        return True
 
     def _stage_slowly(self, db: sqlite3.Connection, chunk: _Chunk) -> _Staged:
         ledger, staged = self._ledger, _Staged()
         first = ledger._take(db, "request", 0)
-        rows = self._rows(chunk, range(len(chunk.keys)))
         created = 0
-        for row, body, index in zip(rows, chunk.bodies, chunk.terms, strict=True):
-            _, _, key, terms, size, _, _ = row
+        for place, (key, index) in enumerate(zip(chunk.keys, chunk.terms, strict=True)):
+            body = bytes(chunk.bodies[place : place + 1][0])
             found = find(db, self._job_id, key)
             if found is None:
-                insert_rows(db, _REQUEST, 7, [(first + created, *row[1:])])
-                insert_rows(db, _BODY, 2, [(first + created, body)])
-                staged.numbers.add(range(first + created, first + created + 1))
-                staged.add(index, size)
+                numbers = range(first + created, first + created + 1)
+                self._insert(db, _Chunk([key], _Bodies(bytearray(body), [len(body)]), [index]), numbers)
+                staged.numbers.add(numbers)
+                staged.add(index, len(body))
                 created += 1
                 continue
             if found.staged not in {0, self._id}:
@@ -226,6 +248,7 @@ class SqliteIntake:
                 raise conflict(decode_key(key), self._job)
             staged.numbers.add(range(found.id, found.id + 1))
             staged.flush.add(found.terms)
+            terms = self._stored[index]
             if found.terms != terms:
                 # What to do with it is decided when the bulk is accepted: until then nothing of it counts.
                 db.execute("INSERT INTO again (intake, request, terms) VALUES (?, ?, ?)", (self._id, found.id, terms))

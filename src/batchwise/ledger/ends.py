@@ -7,18 +7,19 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from itertools import repeat
 from operator import itemgetter
+from typing import NamedTuple
 
 import attrs
 import orjson
 
+from batchwise.errors import LedgerError
 from batchwise.models import Lane, Outcome
 from batchwise.planning.state import Terms
 
 from .base import Settlement
 from .looking import Looking
-from .roll import Answer, Kind, Roll
+from .roll import Answer, Roll
 from .rows import (
     BATCH,
     IN_FLIGHT,
@@ -33,15 +34,16 @@ from .rows import (
     from_micros,
     micros,
 )
-from .store import CHUNK, Moves, Place, Row, insert_rows, place_of
+from .store import CHUNK, RESULTS_OF, Moves, Place, Row, insert_rows, place_of
 
 __all__ = ["Ends"]
 
 _number = itemgetter(0)
 _MICROSECOND = timedelta(microseconds=1)
 _CANCELED = "it was cancelled before it was sent"
-_INSERT_RESULT = "INSERT INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERT_ANSWER = "INSERT OR IGNORE INTO result"
+_SUCCEEDED = OUTCOME_CODES[Outcome.SUCCEEDED]
+_INSERT_SETTLING = "INSERT INTO settling VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_RESULT = "INSERT OR IGNORE INTO result"
 _SETTLE_REQUEST = "UPDATE request SET status = 2, abandoned = ? WHERE id = ?"
 _TALLY = """
 INSERT INTO tally (job, lane, outcome, requests, cost, saved, unpriced, met, missed, lateness, attempts, input_tokens,
@@ -55,17 +57,27 @@ ON CONFLICT DO UPDATE SET
 """
 
 
+class _Kind(NamedTuple):
+    """What results that settle together have in common."""
+
+    job: int
+    terms: int
+    outcome: int
+    lane: int
+    attempts: int
+    met: bool | None
+
+
 class Ends(Looking):
     """Settling, cancelling, and beginning anew."""
 
     def settle(
         self, settlements: Sequence[Settlement], *, now: datetime, batch: int | None = None, run: int | None = None
     ) -> int:
-        """Settle, each once; one already settled is left, and its cost booked as wasted once per batch row.
+        """Settle, each once; see `base.Ledger.settle`.
 
         A success settles its request wherever that is by now: it is paid. Anything else settles it only while the
         request is where the news comes from: with `batch` still in that batch, with `run` not in flight elsewhere.
-        Returns how many settled. Those of one call settle in the order of their numbers.
         """
         with self._transaction("settle") as db:
             return self._settle(db, settlements, now=now, batch=batch, run=run)
@@ -82,7 +94,7 @@ class Ends(Looking):
         rows = sorted(answers)
         if not rows:
             return True
-        parts = _by_kind(roll, rows)
+        parts = roll.parts(rows)
         if parts is None:
             return False
         with self._transaction("settle") as db:
@@ -90,11 +102,16 @@ class Ends(Looking):
             if dict(left) != roll.left:
                 return False
             db.execute("SAVEPOINT answers")
-            first = self._take(db, "result", len(rows))
-            if not all(self._settle_kind(db, roll, first, *part, met, now) for part in parts):
-                db.execute("ROLLBACK TO answers")
-                db.execute("RELEASE answers")
-                return False
+            moves = Moves(self, db, now)
+            for (terms, attempts), part in parts:
+                in_time, lateness = met(terms)
+                kind = _Kind(terms.job, terms.id, _SUCCEEDED, BATCH, attempts + 1, in_time)
+                if not self._settle_kind(db, kind, part, lateness, batch=roll.batch, now=now):
+                    db.execute("ROLLBACK TO answers")
+                    db.execute("RELEASE answers")
+                    return False
+                moves.add(Place(terms.id, BATCH, IN_FLIGHT, roll.batch, 0), -len(part), -roll.size(map(_number, part)))
+            moves.book()
             db.execute("RELEASE answers")
         roll.tick(map(_number, rows))
         return True
@@ -102,51 +119,37 @@ class Ends(Looking):
     def _settle_kind(
         self,
         db: sqlite3.Connection,
-        roll: Roll,
-        first: int,
-        kind: Kind,
-        places: Sequence[int],
+        kind: _Kind,
         answers: Sequence[Answer],
-        met: Callable[[Terms], tuple[bool | None, timedelta]],
+        lateness: timedelta,
+        *,
+        batch: int,
         now: datetime,
     ) -> bool:
-        (terms, attempts), count, at = kind, len(answers), micros(now)
-        job = terms.job
+        """Store results of one kind, in order, and book them; False: one of the requests has a result."""
+        count = len(answers)
+        first = self._take(db, "result", count)
         numbers, lines, costs, savings, tokens, cached = zip(*answers, strict=True)
-        in_time, lateness = met(terms)
-        rows = zip(
-            [first + place for place in places],
-            numbers,
-            repeat(job),
-            repeat(OUTCOME_CODES[Outcome.SUCCEEDED]),
-            repeat(BATCH),
-            repeat(roll.batch),
-            repeat(attempts + 1),
-            repeat(at),
-            costs,
-            savings,
-            repeat(in_time),
-            lines,
-        )
-        if insert_rows(db, _INSERT_ANSWER, 12, rows) != count:
+        columns = range(first, first + count), numbers, costs, savings, lines
+        if insert_rows(db, _INSERT_RESULT, columns) != count:
             return False
+        job, terms, outcome, lane, attempts, met = kind
+        last = first + count - 1
+        db.execute(_INSERT_SETTLING, (last, first, job, terms, outcome, lane, batch, attempts, micros(now), met))
         paid = sum(filter(None, costs))
         tally = (
             count,
             paid,
             sum(filter(None, savings)),
             costs.count(None),
-            count if in_time else 0,
-            count if in_time is False else 0,
-            lateness // _MICROSECOND,
-            count * (attempts + 1),
+            count if met else 0,
+            count if met is False else 0,
+            0 if met else lateness // _MICROSECOND,
+            count * attempts,
             sum(tokens),
             sum(cached),
         )
-        db.execute(_TALLY, (job, BATCH, OUTCOME_CODES[Outcome.SUCCEEDED], *tally))
-        moves = Moves(self, db, now)
-        moves.add(Place(terms.id, BATCH, IN_FLIGHT, roll.batch, 0), -count, -roll.size(numbers))
-        moves.book()
+        db.execute(_TALLY, (job, lane, outcome, *tally))
         self._book(db, paid, now)
         return True
 
@@ -161,87 +164,49 @@ class Ends(Looking):
     ) -> int:
         rows = self._rows(db, [each.id for each in settlements])
         moves = Moves(self, db, now)
-        left: dict[Place, list[int]] = {}
-        tally: dict[tuple[int, Lane, Outcome], list[int]] = {}
-        results: list[tuple[object, ...]] = []
+        kinds: dict[_Kind, list[Answer]] = {}
+        lateness: dict[_Kind, timedelta] = {}
         updates: list[tuple[object, ...]] = []
         late: list[tuple[Row, Settlement]] = []
         fresh: dict[int, Settlement] = {}
-        seq = first = self._take(db, "result", 0)
-        at, came_with, spent = micros(now), batch or 0, 0
-        get_row, succeeded = rows.get, Outcome.SUCCEEDED
-        # By number: neighbours share pages of the requests and of the indices.
         for each in sorted(settlements, key=_number):
-            number, outcome, lane, line, cost, saved, met, lateness, tokens, cached, attempted = each
-            row = get_row(number)
+            row = rows.get(each.id)
             if row is None:
                 continue
-            # Unpacked, here alone: named access would cost as much as all the rest.
-            _, job, size, _, _, status, inside, _, _, _, attempts, _, _ = row
-            if status == SETTLED:
+            if row.status == SETTLED:
                 late.append((row, each))
                 continue
-            if number in fresh:
-                if batch is None and fresh[number].line != line:
+            if row.id in fresh:
+                if batch is None and fresh[row.id].line != each.line:
                     late.append((row, each))
                 continue
-            if outcome is not succeeded and _elsewhere(row, batch, run):
+            if each.outcome is not Outcome.SUCCEEDED and _elsewhere(row, batch, run):
                 continue
-            fresh[number] = each
-            attempts += attempted
-            code, lane_code = OUTCOME_CODES[outcome], LANE_CODES[lane]
-            results.append((seq, number, job, code, lane_code, came_with, attempts, at, cost, saved, met, line))
-            seq += 1
-            abandoned = outcome is Outcome.CANCELED and _is_abandoned(line)
-            if abandoned or not inside:
-                updates.append((abandoned, number))
-            place = place_of(row)
-            moved = left.get(place)
-            if moved is None:
-                moved = left[place] = [0, 0]
-            moved[0] += 1
-            moved[1] += size
-            sums = tally.get((job, lane, outcome))
-            if sums is None:
-                sums = tally[job, lane, outcome] = [0] * 10
-            sums[0] += 1
-            if cost is None:
-                sums[3] += 1
-            else:
-                sums[1] += cost
-                spent += cost
-            if saved:
-                sums[2] += saved
-            if met is not None:
-                sums[4 if met else 5] += 1
-                if not met:
-                    sums[6] = max(sums[6], lateness // _MICROSECOND)
-            sums[7] += attempts
-            sums[8] += tokens
-            sums[9] += cached
-        if results:
-            self._take(db, "result", seq - first)
-            db.executemany(_INSERT_RESULT, results)
-            db.executemany(_SETTLE_REQUEST, updates)
-            db.executemany(
-                _TALLY,
-                [
-                    (job, LANE_CODES[lane], OUTCOME_CODES[outcome], *sums)
-                    for (job, lane, outcome), sums in tally.items()
-                ],
-            )
-            for place, (requests, size) in left.items():
-                moves.add(place, -requests, -size)
-            moves.book()
-        self._book(db, spent + sum(self._waste_of(db, *each, came_with) for each in late), now)
-        return len(results)
+            fresh[row.id] = each
+            outcome, lane, attempts = OUTCOME_CODES[each.outcome], LANE_CODES[each.lane], row.attempts + each.attempted
+            kind = _Kind(row.job, row.terms, outcome, lane, attempts, each.met)
+            answer = (each.id, each.line, each.cost, each.saved, each.input_tokens, each.cache_read_tokens)
+            kinds.setdefault(kind, []).append(answer)
+            lateness[kind] = max(each.lateness, lateness.get(kind, each.lateness))
+            abandoned = each.outcome is Outcome.CANCELED and _is_abandoned(each.line)
+            if abandoned or not row.inside:
+                updates.append((abandoned, row.id))
+            moves.row(row, None)
+        for kind, answers in kinds.items():
+            if not self._settle_kind(db, kind, answers, lateness[kind], batch=batch or 0, now=now):
+                raise LedgerError(f"the ledger {self._name} has results of requests that are not settled")
+        db.executemany(_SETTLE_REQUEST, updates)
+        moves.book()
+        self._book(db, sum(self._waste_of(db, *each, batch or 0) for each in late), now)
+        return len(fresh)
 
     def _waste_of(self, db: sqlite3.Connection, row: Row, again: Settlement, batch: int) -> int:
         """What a second delivery for a settled request cost; 0 for the same delivery read again. Books it."""
         if not again.cost:
             return 0
         if row.result is not None:
-            settled_by, line = db.execute("SELECT batch, line FROM result WHERE seq = ?", (row.result,)).fetchone()
+            (line,) = db.execute("SELECT line FROM result WHERE seq = ?", (row.result,)).fetchone()
+            settled_by = self._settling(db, row.result).batch
             if line == again.line or (batch and settled_by == batch):
                 return 0
         if not db.execute("INSERT OR IGNORE INTO late VALUES (?, ?)", (row.id, batch)).rowcount:
@@ -253,10 +218,8 @@ class Ends(Looking):
         """Book a paid row of a request that had left the batch or was settled otherwise: once for each."""
         with self._transaction("book_stray") as db:
             row = self._rows(db, [request]).get(request)
-            if row is not None and row.result is not None:
-                settled_by = db.execute("SELECT batch FROM result WHERE seq = ?", (row.result,)).fetchone()[0]
-                if settled_by == batch:
-                    return  # the row that settled it, read again
+            if row is not None and row.result is not None and self._settling(db, row.result).batch == batch:
+                return  # the row that settled it, read again
             seen, first, last = db.execute(
                 "SELECT coalesce(polled_at, sealed_at), first, last FROM batch WHERE id = ?", (batch,)
             ).fetchone()
@@ -417,9 +380,9 @@ class Ends(Looking):
         while True:
             with self._transaction("reopen") as db:
                 found = db.execute(
-                    f"SELECT seq, request FROM result WHERE job = ? AND seq > ? AND outcome IN ({marks}) "
-                    f"ORDER BY seq LIMIT {CHUNK}",
-                    (job, after, *(OUTCOME_CODES[outcome] for outcome in outcomes)),
+                    f"SELECT r.seq, r.request FROM settling s {RESULTS_OF} WHERE s.job = ? AND s.last > ? "
+                    f"AND r.seq > ? AND s.outcome IN ({marks}) ORDER BY s.last, r.seq LIMIT {CHUNK}",
+                    (job, after, after, *(OUTCOME_CODES[outcome] for outcome in outcomes)),
                 ).fetchall()
                 rows = self._rows(db, [each[1] for each in found if wanted is None or each[1] in wanted])
                 moves = Moves(self, db, now)
@@ -461,13 +424,12 @@ class Ends(Looking):
 
     def _forget_result(self, db: sqlite3.Connection, row: Row) -> None:
         """The result goes, and the request out of the counts; money, attempts and tokens stay in the books."""
-        lane, outcome, cost, met = db.execute(
-            "SELECT lane, outcome, cost, met FROM result WHERE seq = ?", (row.result,)
-        ).fetchone()
+        (cost,) = db.execute("SELECT cost FROM result WHERE seq = ?", (row.result,)).fetchone()
+        how = self._settling(db, row.result or 0)
         db.execute(
             "UPDATE tally SET requests = requests - 1, unpriced = unpriced - ?, met = met - ?, missed = missed - ? "
             "WHERE job = ? AND lane = ? AND outcome = ?",
-            (cost is None, met == 1, met == 0, row.job, lane, outcome),
+            (cost is None, how.met == 1, how.met == 0, row.job, how.lane, how.outcome),
         )
         db.execute("DELETE FROM result WHERE seq = ?", (row.result,))
 
@@ -486,26 +448,26 @@ class Ends(Looking):
 
     def purge(self, *, before: datetime) -> int:
         """Delete what settled before then, results included; returns how many requests. The books keep their sums."""
-        purged, after = 0, 0
-        while True:
+        purged, found = 0, CHUNK
+        while found == CHUNK:
             with self._transaction("purge") as db:
-                found = db.execute(
-                    "SELECT seq, request, job, lane, outcome FROM result WHERE seq > ? AND settled_at < ? "
-                    f"ORDER BY seq LIMIT {CHUNK}",
-                    (after, micros(before)),
+                settled = db.execute(
+                    f"SELECT r.seq, r.request, s.job, s.lane, s.outcome FROM settling s {RESULTS_OF} "
+                    f"WHERE s.settled_at < ? LIMIT {CHUNK}",
+                    (micros(before),),
                 ).fetchall()
-                gone = [(each[1],) for each in found]
-                db.executemany("DELETE FROM result WHERE seq = ?", [(each[0],) for each in found])
+                found = len(settled)
+                gone = [(each[1],) for each in settled]
+                db.executemany("DELETE FROM result WHERE seq = ?", [(each[0],) for each in settled])
                 db.executemany("DELETE FROM late WHERE request = ?", gone)
                 db.executemany("DELETE FROM request WHERE id = ?", gone)
                 db.executemany(
                     "UPDATE tally SET purged = purged + 1 WHERE job = ? AND lane = ? AND outcome = ?",
-                    [each[2:] for each in found],
+                    [each[2:] for each in settled],
                 )
-            purged += len(found)
-            if len(found) < CHUNK:
-                break
-            after = found[-1][0]
+                if found < CHUNK:
+                    db.execute("DELETE FROM settling WHERE settled_at < ?", (micros(before),))
+            purged += found
         if purged:
             with self._transaction("purge terms") as db:
                 db.execute(
@@ -513,21 +475,6 @@ class Ends(Looking):
                     "AND id NOT IN (SELECT terms FROM again)"
                 )
         return purged
-
-
-def _by_kind(roll: Roll, answers: Sequence[Answer]) -> Sequence[tuple[Kind, Sequence[int], Sequence[Answer]]] | None:
-    """The answers by kinds of requests, with their places among all; None: one's request is not on the roll."""
-    codes = roll.kinds_of([answer[0] for answer in answers])
-    if codes is None:
-        return None
-    if len(roll.kinds) == 1:
-        return [(roll.kinds[0], range(len(answers)), answers)]
-    parts: dict[int, tuple[list[int], list[Answer]]] = {}
-    for place, (code, answer) in enumerate(zip(codes, answers, strict=True)):
-        places, part = parts.setdefault(code, ([], []))
-        places.append(place)
-        part.append(answer)
-    return [(roll.kinds[code], *parts[code]) for code in range(len(roll.kinds)) if code in parts]
 
 
 def _elsewhere(row: Row, batch: int | None, run: int | None) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +14,7 @@ from batchwise.models import Lane, Outcome, Report, Status
 from batchwise.planning.forecast import Sample
 from batchwise.planning.state import BatchView, Snapshot
 
-from .base import Counts, RequestRow, ResultRow
+from .base import Counts, RequestRow, ResultRow, Settled
 from .rows import (
     BATCH,
     BATCH_COLUMNS,
@@ -28,25 +28,18 @@ from .rows import (
     from_micros,
     view_of,
 )
-from .store import LANE_NOW, SOME, STATUS_NOW, Store, select_some
+from .store import ATTEMPTS_NOW, LANE_NOW, REQUESTS, RESULTS_OF, SOME, STATUS_NOW, Store, select_some
 
 __all__ = ["Looking"]
 
 _REQUEST = (
-    f"SELECT q.id, q.key, q.job, q.terms, {LANE_NOW}, {STATUS_NOW}, "
-    "coalesce(r.attempts, q.attempts), q.batch, r.seq FROM request q LEFT JOIN result r ON r.request = q.id"
+    f"SELECT q.id, q.key, q.job, q.terms, {LANE_NOW}, {STATUS_NOW}, {ATTEMPTS_NOW}, q.batch, r.seq FROM {REQUESTS}"
 )
 _VISIBLE = "EXISTS (SELECT 1 FROM terms t WHERE t.id = q.terms AND t.staged = 0)"
-_RESULT = (
-    "r.seq, r.request, q.key, r.attempts, r.line, r.cost, r.saved, "
-    "r.job, r.outcome, r.lane, CASE r.batch WHEN 0 THEN q.batch ELSE r.batch END, q.terms, r.settled_at, r.met"
-)
-_COUNT = (
-    f"SELECT {LANE_NOW}, {STATUS_NOW}, r.outcome, count(*) FROM request q LEFT JOIN result r ON r.request = q.id "
-    f"WHERE q.id IN {SOME} GROUP BY 1, 2, 3"
-)
-_OWN = 7
-"""Columns of these that belong to one result; the rest it shares with those that settled with it."""
+# The batch whose nonce a request went under: the one that settled it, else the one that it was in before.
+_RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.line, s.last, CASE s.batch WHEN 0 THEN q.batch END"
+_RESULTS = f"{_RESULT} FROM settling s {RESULTS_OF} CROSS JOIN request q ON q.id = r.request"
+_COUNT = f"SELECT {LANE_NOW}, {STATUS_NOW}, s.outcome, count(*) FROM {REQUESTS} WHERE q.id IN {SOME} GROUP BY 1, 2, 3"
 _PICO = Decimal(1).scaleb(-12)
 
 
@@ -142,46 +135,45 @@ class Looking(Store):
 
     def results(self, *, job: int | None, after: int, limit: int) -> list[ResultRow]:
         """Settled results in the order of settling, from behind the cursor `after`; job None: of all jobs."""
-        which, values = ("", (after, limit)) if job is None else ("r.job = ? AND ", (job, after, limit))
+        which, values = ("", (after, after, limit)) if job is None else ("s.job = ? AND ", (job, after, after, limit))
         with self._using():
             found = self._db.execute(
-                f"SELECT {_RESULT} FROM result r JOIN request q ON q.id = r.request "
-                f"WHERE {which}r.seq > ? ORDER BY r.seq LIMIT ?",
-                values,
+                f"{_RESULTS} WHERE {which}s.last > ? AND r.seq > ? ORDER BY s.last, r.seq LIMIT ?", values
             )
             return self._result_rows(found)
 
     def result(self, request: int) -> ResultRow | None:
         """The request's result; None: not settled."""
         with self._using():
-            found = self._db.execute(
-                f"SELECT {_RESULT} FROM request q JOIN result r ON r.request = q.id WHERE q.id = ?",
-                (request,),
-            )
+            found = self._db.execute(f"{_RESULT} FROM {REQUESTS} WHERE q.id = ? AND r.seq > 0", (request,))
             return next(iter(self._result_rows(found)), None)
 
     def _result_rows(self, found: Iterable[tuple[Any, ...]]) -> list[ResultRow]:
         rows: list[ResultRow] = []
-        alike: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-        for each in found:
-            kind = each[_OWN:]
-            shared = alike.get(kind)
-            if shared is None:
-                shared = alike[kind] = self._shared(*kind)
-            seq, request, key, attempts, line, cost, saved = each[:_OWN]
-            own = (seq, request, key.decode("utf-8", "surrogatepass"), attempts, line, cost, saved)
-            rows.append(tuple.__new__(ResultRow, own + shared))
+        which: list[Any] = []
+        for cursor, request, key, cost, saved, line, *settled in found:
+            if settled != which:  # mostly they are alike
+                which, how = settled, self._settled(*settled)
+            # Past the constructor of named tuples, which costs as much as all the rest.
+            row = cursor, request, key.decode("utf-8", "surrogatepass"), line, cost, saved, how
+            rows.append(tuple.__new__(ResultRow, row))
         return rows
 
-    def _shared(
-        self, job: int, outcome: int, lane: int, batch: int, terms: int, at: int, met: int | None
-    ) -> tuple[str | None, Outcome, Lane, str | None, datetime | None, datetime, bool | None, tuple[str, ...]]:
-        """What rows that settled together have in common."""
-        db, about = self._db, self._terms(self._db, terms)
-        name = self._job_name(db, job) if job else None
-        in_time = None if met is None else bool(met)
-        how, where = OUTCOMES[outcome], LANES[lane]
-        return name, how, where, self._nonce(db, batch), about.deadline, from_micros(at), in_time, about.betas
+    def _settled(self, last: int, batch: int | None) -> Settled:
+        """What the results of a settling have in common; `batch`: the one that they were in before."""
+        db, how = self._db, self._settling(self._db, last)
+        terms = self._terms(db, how.terms)
+        return Settled(
+            job=self._job_name(db, how.job),
+            outcome=OUTCOMES[how.outcome],
+            lane=LANES[how.lane],
+            attempts=how.attempts,
+            nonce=self._nonce(db, batch or how.batch),
+            deadline=terms.deadline,
+            settled_at=from_micros(how.settled_at),
+            met=None if how.met is None else bool(how.met),
+            betas=terms.betas,
+        )
 
     def counts(self, *, job: int | None) -> Counts:
         """How many requests are where: cohorts and tallies only."""

@@ -86,13 +86,20 @@ class Roll:
         code = self._codes[index]
         return None if code == _ABSENT else code
 
-    def kinds_of(self, numbers: Sequence[int]) -> list[int] | None:
-        """Which of the kinds each of these requests is of; None: one is not on the roll."""
+    def parts(self, answers: Sequence[Answer]) -> list[tuple[Kind, Sequence[Answer]]] | None:
+        """Answers, in the order of their numbers, by kinds of requests; None: one's request is not on the roll."""
         first, codes = self._first, self._codes
-        if not first <= min(numbers) <= max(numbers) < first + len(codes):
+        if not first <= answers[0][0] <= answers[-1][0] < first + len(codes):
             return None
-        found = [codes[number - first] for number in numbers]
-        return None if _ABSENT in found else found
+        found = [codes[answer[0] - first] for answer in answers]
+        if _ABSENT in found:
+            return None
+        if len(self.kinds) == 1:
+            return [(self.kinds[0], answers)]
+        parts: dict[int, list[Answer]] = {}
+        for code, answer in zip(found, answers, strict=True):
+            parts.setdefault(code, []).append(answer)
+        return [(self.kinds[code], part) for code, part in parts.items()]
 
     def size(self, numbers: Iterable[int]) -> int:
         """Bytes of the bodies of these requests."""
@@ -102,8 +109,8 @@ class Roll:
     def tick(self, numbers: Iterable[int]) -> None:
         """Tick these off; those that are not on the roll are passed over."""
         first, codes, left = self._first, self._codes, self._left
+        last = first + len(codes) - 1
         for number in numbers:
-            index = number - first
-            if 0 <= index < len(codes) and codes[index] != _ABSENT:
-                left[codes[index]] -= 1
-                codes[index] = _ABSENT
+            if first <= number <= last and (code := codes[number - first]) != _ABSENT:
+                left[code] -= 1
+                codes[number - first] = _ABSENT

@@ -28,9 +28,11 @@ _OPENING_PAUSE = 0.02
 # - `cohort` counts the unsettled requests of each terms in each place, `tally` the settled ones: nothing that the
 #   planner or a report asks for ever scans requests, so its cost does not grow with what has settled.
 # - A bulk's rows are inserted with terms that are `staged`; accepting it touches terms and cohorts, not rows.
+# - What results that settled together have in common stands once, in `settling`, whose results are those from `first`
+#   to `last`: a bulk's results come by the thousand. A job's results are found by its settlings, in order.
 # - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
-# - There are foreign keys where the lookup they need is cheap in both directions. `request.terms` has
-#   none: it would need one more index over all requests.
+# - There are foreign keys where the lookup they need is cheap in both directions. `request.terms` has none: it would
+#   need one more index over all requests. `body` has none: bulks insert both, and a trigger looks at deletions alone.
 _FIRST = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -71,7 +73,8 @@ CREATE TABLE request (
 );
 CREATE INDEX request_queued ON request (terms) WHERE status = 0;
 CREATE INDEX request_running ON request (run) WHERE status = 1 AND lane = 0;
-CREATE TABLE body (id INTEGER PRIMARY KEY REFERENCES request ON DELETE CASCADE, params BLOB NOT NULL);
+CREATE TABLE body (id INTEGER PRIMARY KEY, params BLOB NOT NULL);
+CREATE TRIGGER request_deleted AFTER DELETE ON request BEGIN DELETE FROM body WHERE id = OLD.id; END;
 CREATE TABLE turn (
     request INTEGER NOT NULL REFERENCES request ON DELETE CASCADE,
     n INTEGER NOT NULL,
@@ -130,21 +133,26 @@ CREATE TABLE cohort (
     PRIMARY KEY (terms, lane, status, batch, not_before)
 ) WITHOUT ROWID;
 CREATE INDEX cohort_batch ON cohort (batch) WHERE batch > 0;
-CREATE TABLE result (
-    seq INTEGER PRIMARY KEY,
-    request INTEGER NOT NULL,
+CREATE TABLE settling (
+    last INTEGER PRIMARY KEY,
+    first INTEGER NOT NULL,
     job INTEGER NOT NULL,
+    terms INTEGER NOT NULL,
     outcome INTEGER NOT NULL,
     lane INTEGER NOT NULL,
     batch INTEGER NOT NULL,
     attempts INTEGER NOT NULL,
     settled_at INTEGER NOT NULL,
+    met INTEGER
+);
+CREATE INDEX settling_job ON settling (job);
+CREATE TABLE result (
+    seq INTEGER PRIMARY KEY,
+    request INTEGER NOT NULL,
     cost INTEGER,
     saved INTEGER,
-    met INTEGER,
     line BLOB NOT NULL
 );
-CREATE INDEX result_job ON result (job);
 CREATE UNIQUE INDEX result_request ON result (request);
 CREATE TABLE tally (
     job INTEGER NOT NULL,

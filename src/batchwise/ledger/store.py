@@ -9,10 +9,9 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,14 +23,18 @@ from .rows import SETTLED, decode_key, decode_terms, digest_of, encode_terms, fr
 from .schema import BUSY_SECONDS, connect
 
 __all__ = [
+    "ATTEMPTS_NOW",
     "CHUNK",
     "FAILURES",
     "LANE_NOW",
+    "REQUESTS",
+    "RESULTS_OF",
     "SOME",
     "STATUS_NOW",
     "Moves",
     "Place",
     "Row",
+    "Settling",
     "Store",
     "insert_rows",
     "place_of",
@@ -50,16 +53,22 @@ _QUIET = {"note_advance", "note_call", "note_clock"}
 _SELECTED = 500
 SOME = f"({', '.join('?' * _SELECTED)})"
 """Room for the ids that `select_some` gives."""
-LANE_NOW, STATUS_NOW = "coalesce(r.lane, q.lane)", "CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END"
-"""Of a request q with its result r, if there is one."""
+REQUESTS = (
+    "request q LEFT JOIN result r ON r.request = q.id "
+    "LEFT JOIN settling s ON s.last = (SELECT min(last) FROM settling WHERE last >= r.seq)"
+)
+"""Requests q, each with its result r and the settling s that this belongs to, if it is settled."""
+LANE_NOW, ATTEMPTS_NOW = "coalesce(s.lane, q.lane)", "coalesce(s.attempts, q.attempts)"
+STATUS_NOW = "CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END"
+RESULTS_OF = "CROSS JOIN result r ON r.seq BETWEEN s.first AND s.last"
+"""The results r of settlings s: theirs is the outer loop, so both come in the order of settling."""
 _SELECT_ROWS = (
     f"SELECT q.id, q.job, q.size, q.terms, {LANE_NOW}, {STATUS_NOW}, "
     "CASE WHEN q.status = 1 AND q.lane = 1 THEN q.batch ELSE 0 END, q.not_before, "
-    "q.batch, q.run, coalesce(r.attempts, q.attempts), r.seq, q.abandoned "
-    f"FROM request q LEFT JOIN result r ON r.request = q.id WHERE q.id IN {SOME}"
+    f"q.batch, q.run, {ATTEMPTS_NOW}, r.seq, q.abandoned FROM {REQUESTS} WHERE q.id IN {SOME}"
 )
 _SELECT_KEYS = f"SELECT id, key FROM request WHERE id IN {SOME}"
-_TOGETHER = 60
+_TOGETHER = 32
 """Rows in one statement: what is bound to it is held twice."""
 _VARIABLES = 960
 """In one statement; SQLite before 3.32 takes 999."""
@@ -73,17 +82,31 @@ def select_some(db: sqlite3.Connection, select: str, ids: Sequence[int]) -> Iter
         yield from db.execute(select, part + [-1] * (_SELECTED - len(part)))
 
 
-def insert_rows(db: sqlite3.Connection, insert: str, width: int, rows: Iterable[Sequence[Any]]) -> int:
-    """Insert rows of `width` columns, many by each statement; returns how many were inserted.
+class Column(Protocol):
+    """The values of one column, given in slices."""
 
-    A statement for each row would cost as much again as the insertion. `insert` is an `INSERT OR IGNORE INTO ...`: any
-    other kind keeps a journal of each statement of many rows.
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> Sequence[Any]: ...
+
+
+def insert_rows(db: sqlite3.Connection, insert: str, columns: Sequence[int | Column]) -> int:
+    """Insert rows, given by their columns (an integer is the same in all rows), many by each statement.
+
+    Returns how many were inserted. A statement for each row would cost as much again as the insertion. `insert` is an
+    `INSERT OR IGNORE INTO ...`: any other kind keeps a journal of each statement of many rows.
     """
-    each, source, inserted = min(_TOGETHER, _VARIABLES // width), iter(rows), 0
-    row = f"({', '.join('?' * width)})"
-    while values := list(chain.from_iterable(islice(source, each))):
-        some = ", ".join([row] * (len(values) // width))
-        inserted += db.execute(f"{insert} VALUES {some}", values).rowcount
+    row = f"({', '.join(str(each) if isinstance(each, int) else '?' for each in columns)})"
+    bound = [each for each in columns if not isinstance(each, int)]
+    width, inserted = len(bound), 0
+    each = min(_TOGETHER, _VARIABLES // width)
+    for start in range(0, len(bound[0]), each):
+        parts = [column[start : start + each] for column in bound]
+        count = len(parts[0])
+        values: list[Any] = [None] * (count * width)
+        for index, part in enumerate(parts):
+            # sqlite3 looks for an adapter of anything but str, int, float and bytearray, which costs more than a copy.
+            values[index::width] = map(bytearray, part) if isinstance(part[0], bytes) else part
+        inserted += db.execute(f"{insert} VALUES {', '.join([row] * count)}", values).rowcount
     return inserted
 
 
@@ -105,6 +128,25 @@ class Row(NamedTuple):
     attempts: int
     result: int | None
     abandoned: int
+
+
+class Settling(NamedTuple):
+    """What results that settled together have in common: those from `first` to `last`, as far as they are still there.
+
+    In codes and microseconds, as stored.
+    """
+
+    last: int
+    first: int
+    job: int
+    terms: int
+    outcome: int
+    lane: int
+    batch: int
+    """The batch that settled them; 0: none did."""
+    attempts: int
+    settled_at: int
+    met: int | None
 
 
 class Place(NamedTuple):
@@ -269,6 +311,11 @@ class Store:
     def _rows(self, db: sqlite3.Connection, ids: Sequence[int]) -> dict[int, Row]:
         """The rows of these numbers, by number."""
         return {row[0]: tuple.__new__(Row, row) for row in select_some(db, _SELECT_ROWS, ids)}
+
+    def _settling(self, db: sqlite3.Connection, result: int) -> Settling:
+        """The settling of a result."""
+        found = db.execute("SELECT * FROM settling WHERE last >= ? ORDER BY last LIMIT 1", (result,))
+        return Settling._make(found.fetchone())
 
     def _keys(self, db: sqlite3.Connection, ids: Sequence[int]) -> dict[int, str]:
         return {number: decode_key(key) for number, key in select_some(db, _SELECT_KEYS, ids)}

@@ -71,7 +71,7 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
     news = engine.heard(answered=True)
     now = engine.now()
     terms = claim.terms
-    money = Biller(engine.prices, now)(terms.model, Lane.SYNC, message, claim.turns)
+    money = Biller(engine.prices, now).bill(terms.model, Lane.SYNC, message, claim.turns)
     met, lateness = engine.met(terms, now)
     settlement = Settlement(
         claim.id,

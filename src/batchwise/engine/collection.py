@@ -270,13 +270,13 @@ class _Sorter:
 
     def look(self, now: datetime) -> None:
         """The moment from which on rows are judged."""
-        self._now, self.bill = now, Biller(self.engine.prices, now)
+        self._now, self.biller = now, Biller(self.engine.prices, now)
         self._met: dict[int, tuple[bool | None, timedelta]] = {}
 
     def answered(self, number: int, member: Member, line: bytes, message: Mapping[str, Any]) -> None:
         """A row with an answer."""
         terms = member.terms
-        money = self.bill(terms.model, Lane.BATCH, message, member.turns)
+        money = self.biller.bill(terms.model, Lane.BATCH, message, member.turns)
         if terms.id not in self._met:
             self._met[terms.id] = self.engine.met(terms, self._now)
         met, lateness = self._met[terms.id]
@@ -355,12 +355,12 @@ class _Sorter:
         return ended
 
 
-def _is_answer(result: Mapping[str, Any]) -> bool:
-    """Whether a row's result is a whole answer."""
+def _answer(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The message of a row's result, if it is a whole answer."""
+    if result.get("type") != "succeeded":
+        return None
     message = result.get("message")
-    return (
-        result.get("type") == "succeeded" and isinstance(message, dict) and message.get("stop_reason") != "pause_turn"
-    )
+    return message if isinstance(message, dict) and message.get("stop_reason") != "pause_turn" else None
 
 
 class _Reader:
@@ -419,8 +419,8 @@ class _Reader:
         self.sorter.look(self.engine.now())
         answers: list[Answer] = []
         rows: _Rows = {}
-        bill, loads, open_, roll = self.sorter.bill, orjson.loads, self._open, self._roll
-        models = [] if roll is None else [kind.terms.model for kind in roll.kinds]
+        loads, open_, roll = orjson.loads, self._open, self._roll
+        meters = [] if roll is None else [self.sorter.biller.meter(each.terms.model, Lane.BATCH) for each in roll.kinds]
         for line in lines:
             try:
                 row = loads(line)
@@ -429,11 +429,12 @@ class _Reader:
                 continue  # garbage or a cut line: its request stays unticked
             if number < 0 or not isinstance(result, dict):
                 continue
-            kind = roll.kind(number) if roll is not None and _is_answer(result) else None
-            if kind is None:
+            message = _answer(result)
+            kind = None if roll is None or message is None else roll.kind(number)
+            if message is None or kind is None:
                 rows[number] = line, result
             else:
-                answers.append((number, line, *bill(models[kind], Lane.BATCH, result["message"])))
+                answers.append((number, line, *meters[kind](message.get("usage") or {})))
         # These first: a row that has left the batch may be the last that a caller waits for, and while others are
         # still in the batch it is not given up.
         self._settle(rows)
@@ -470,8 +471,8 @@ class _Reader:
                 self._unanswered[kind].add(number)
             if member is None:
                 self._stray(number, strays.get(number), line, result)
-            elif _is_answer(result):
-                self.sorter.answered(number, member, line, result["message"])
+            elif (message := _answer(result)) is not None:
+                self.sorter.answered(number, member, line, message)
             else:
                 self._hold(number, member, line, result)
         self._write()
@@ -498,10 +499,11 @@ class _Reader:
         message = result.get("message")
         if result.get("type") != "succeeded" or not isinstance(message, dict):
             return
-        if member is not None and not member.turns and _is_answer(result):
+        whole = _answer(result) is not None
+        if member is not None and not member.turns and whole:
             self.sorter.answered(number, member, line, message)
             return
-        if not _is_answer(result) and self.engine.ledger.has_turn(number, line):
+        if not whole and self.engine.ledger.has_turn(number, line):
             return
         now = self.engine.now()
         cost = self.engine.prices.cost(str(message.get("model")), Lane.BATCH, message.get("usage") or {}, at=now)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Union
 
 import orjson
 
@@ -12,7 +13,7 @@ from batchwise.models import Lane
 from batchwise.planning.custom_ids import UNSEALED, parse
 from batchwise.planning.pricing import PriceBook, Rates, cost, is_priced_whole
 
-__all__ = ["Bill", "Biller"]
+__all__ = ["Bill", "Biller", "Meter"]
 
 
 class Bill(NamedTuple):
@@ -22,6 +23,10 @@ class Bill(NamedTuple):
     saved: int | None
     input_tokens: int
     cache_read_tokens: int
+
+
+Meter = Callable[[Mapping[str, Any]], tuple[Union[int, None], Union[int, None], int, int]]
+"""Gives the fields of a `Bill` as a plain tuple: a named one costs as much as the whole calculation."""
 
 
 class Biller:
@@ -34,38 +39,24 @@ class Biller:
 
     def __init__(self, prices: PriceBook, at: datetime) -> None:
         self._prices, self._at = prices, at
-        self._rates: dict[tuple[Any, ...], tuple[Rates, Rates] | None] = {}
+        self._meters: dict[tuple[str, Lane], Meter] = {}
 
-    def __call__(self, model: str, lane: Lane, message: Mapping[str, Any], turns: Sequence[bytes] = ()) -> Bill:
+    def bill(self, model: str, lane: Lane, message: Mapping[str, Any], turns: Sequence[bytes] = ()) -> Bill:
         """The bill of an answer on this lane, and of the paused turns before it."""
-        bill = self._one(model, lane, message.get("usage") or {})
+        bill = Bill(*self.meter(model, lane)(message.get("usage") or {}))
         for turn in turns:
             row = orjson.loads(turn)
             ours = parse(row["custom_id"])
             ran_on = Lane.SYNC if ours is None or ours.nonce == UNSEALED else Lane.BATCH
-            bill = _sum(bill, self._one(model, ran_on, row["result"]["message"].get("usage") or {}))
+            bill = _sum(bill, Bill(*self.meter(model, ran_on)(row["result"]["message"].get("usage") or {})))
         return bill
 
-    def _one(self, model: str, lane: Lane, usage: Mapping[str, Any]) -> Bill:
-        get = usage.get
-        fresh, read = get("input_tokens") or 0, get("cache_read_input_tokens") or 0
-        tokens = fresh + read + (get("cache_creation_input_tokens") or 0)
-        variant = (model, lane, get("inference_geo"), get("speed"), get("service_tier"))
-        try:
-            rates = self._rates[variant]
-        except KeyError:
-            rates = self._rates[variant] = self._look_up(*variant)
-        if rates is None or (("iterations" in usage or "fallback_credit" in usage) and not is_priced_whole(usage)):
-            return Bill(None, None, tokens, read)
-        here, full = rates
-        short = here.threshold is None or tokens <= here.threshold
-        if short and tokens == fresh and not get("server_tool_use"):  # the usual answer
-            written = get("output_tokens") or 0
-            paid = tokens * here.input + written * here.output
-            # Past the constructor of named tuples, which costs as much as all the rest.
-            return tuple.__new__(Bill, (paid, tokens * full.input + written * full.output - paid, tokens, read))
-        paid = cost(usage, here)
-        return Bill(paid, 0 if here is full else cost(usage, full) - paid, tokens, read)
+    def meter(self, model: str, lane: Lane) -> Meter:
+        """A function that bills the usage of single answers of this model on this lane: for many of them."""
+        known = self._meters.get((model, lane))
+        if known is None:
+            known = self._meters[model, lane] = _meter(partial(self._look_up, model, lane))
+        return known
 
     def _look_up(
         self, model: str, lane: Lane, geo: str | None, speed: str | None, tier: str | None
@@ -75,6 +66,30 @@ class Biller:
             for each in (Lane.SYNC, lane)
         )
         return None if full is None or here is None else (here, full)
+
+
+def _meter(look_up: Callable[[Any, Any, Any], tuple[Rates, Rates] | None]) -> Meter:
+    known: dict[tuple[Any, Any, Any], tuple[Rates, Rates] | None] = {}
+
+    def meter(usage: Mapping[str, Any]) -> tuple[int | None, int | None, int, int]:
+        get = usage.get
+        fresh, read, written = get("input_tokens") or 0, get("cache_read_input_tokens") or 0, get("output_tokens") or 0
+        tokens = fresh + read + (get("cache_creation_input_tokens") or 0)
+        variant = get("inference_geo"), get("speed"), get("service_tier")
+        try:
+            rates = known[variant]
+        except KeyError:
+            rates = known[variant] = look_up(*variant)
+        if rates is None or (("iterations" in usage or "fallback_credit" in usage) and not is_priced_whole(usage)):
+            return None, None, tokens, read
+        here, full = rates
+        if tokens == fresh and here.threshold is None and "server_tool_use" not in usage:  # the usual answer
+            paid = tokens * here.input + written * here.output
+            return paid, tokens * full.input + written * full.output - paid, tokens, read
+        paid = cost(usage, here)
+        return paid, 0 if here is full else cost(usage, full) - paid, tokens, read
+
+    return meter
 
 
 def _sum(one: Bill, other: Bill) -> Bill:

@@ -15,19 +15,14 @@ class LineSplitter:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The lines that this chunk completes, without their ends."""
-        if b"\n" not in chunk:
-            if chunk:
-                self._held.append(chunk)
-            return []
-        if self._held:
-            self._held.append(chunk)
-            chunk = b"".join(self._held)
-            self._held.clear()
         lines = chunk.split(b"\n")
         rest = lines.pop()
+        if lines and self._held:  # joined alone: the chunk behind it is not copied
+            lines[0] = b"".join((*self._held, lines[0]))
+            self._held.clear()
         if rest:
             self._held.append(rest)
-        if b"\r" in chunk:
+        if lines and (b"\r" in chunk or lines[0].endswith(b"\r")):
             lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
         return [line for line in lines if line]
 

@@ -30,7 +30,7 @@ _ENTRIES = 128
 _ENTRY_BYTES = 4_000_000
 _ACCEPTED_TERMS = "SELECT id FROM terms WHERE staged = 0 AND id IN (SELECT value FROM json_each(?))"
 _OVER = {BatchState.CLOSED, BatchState.VOID}
-_SENT_IN = "id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1"
+_SENT_IN = "request.id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1"
 _IN_BATCH = f"{_SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
 
 
@@ -266,19 +266,18 @@ class Lanes(Ends):
 
         In bounded memory: some rows at a time, in short reads without a lock in between.
         """
-        with self._using():
-            after, last = self._db.execute("SELECT first - 1, last FROM batch WHERE id = ?", (batch,)).fetchone()
+        with self._reading() as db:
+            first, last, which = self._sent_in(db, batch)
+        after = first - 1
         while after < last:
             part: list[tuple[int, str, bytes]] = []
             with self._using():
                 size = 0
                 # CROSS JOIN keeps the order of the loops: requests by number, and each one's body.
                 found = self._db.execute(
-                    "SELECT q.id, q.key, b.params FROM request q CROSS JOIN body b ON b.id = q.id "
-                    "WHERE q.id > ? AND q.id <= ? AND q.batch = ? AND q.status = 1 AND q.lane = 1 "
-                    "AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = q.id) "
-                    f"ORDER BY q.id LIMIT {_ENTRIES}",
-                    (after, last, batch),
+                    "SELECT request.id, key, params FROM request CROSS JOIN body ON body.id = request.id "
+                    f"WHERE {which} ORDER BY request.id LIMIT {_ENTRIES}",
+                    (after + 1, last, batch),
                 )
                 for number, key, body in found:
                     part.append((number, decode_key(key), body))
@@ -361,17 +360,21 @@ class Lanes(Ends):
         with self._reading() as db:
             if db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]:
                 return None
-            first, last, whole = db.execute(
-                "SELECT first, last, requests = (SELECT total(requests) FROM cohort c WHERE c.batch = b.id) "
-                "FROM batch b WHERE id = ?",
-                (batch,),
-            ).fetchone()
-            # Of a whole batch nothing is settled: no need to look for each row's result.
-            which = _SENT_IN if whole else _IN_BATCH
+            first, last, which = self._sent_in(db, batch)
             rows = db.execute(
                 f"SELECT id, size, terms, attempts FROM request WHERE {which} ORDER BY id", (first, last, batch)
             )
             return Roll.of(batch, first, last, rows, partial(self._terms, db))
+
+    def _sent_in(self, db: sqlite3.Connection, batch: int) -> tuple[int, int, str]:
+        """The first and the last number of a batch, and what holds of its requests that are not settled."""
+        first, last, whole = db.execute(
+            "SELECT first, last, requests = (SELECT total(requests) FROM cohort c WHERE c.batch = b.id) "
+            "FROM batch b WHERE id = ?",
+            (batch,),
+        ).fetchone()
+        # Of a whole batch nothing is settled: no need to look for each row's result.
+        return first, last, _SENT_IN if whole else _IN_BATCH
 
     def members(self, batch: int, requests: Sequence[int]) -> dict[int, Member]:
         """Which of these requests are still in the batch, unsettled."""

@@ -34,7 +34,7 @@ from .rows import (
     from_micros,
     micros,
 )
-from .store import CHUNK, RESULTS_OF, Moves, Place, Row, insert_rows, place_of
+from .store import CHUNK, RESULTS_BEHIND, Moves, Place, Row, insert_rows, place_of
 
 __all__ = ["Ends"]
 
@@ -351,11 +351,12 @@ class Ends(Looking):
             if doubtful:
                 self._book_waste(db, row.job, doubles=1)
             if turn is not None:
-                before = "NULL" if body is None else "(SELECT params FROM body WHERE id = ?1)"
+                before = "NULL" if body is None else "(SELECT params FROM body WHERE id = q.id)"
                 db.execute(
-                    f"INSERT INTO turn (request, n, line, body) SELECT ?1, count(*), ?2, {before} FROM turn "
-                    "WHERE request = ?1",
-                    (row.id, turn),
+                    "INSERT INTO turn (request, n, line, body) "
+                    f"SELECT q.id, (SELECT count(*) FROM turn WHERE request = q.id), ?, {before} FROM request q "
+                    "WHERE q.id = ?",
+                    (turn, row.id),
                 )
             if body is not None:
                 db.execute("UPDATE body SET params = ? WHERE id = ?", (body, row.id))
@@ -380,9 +381,9 @@ class Ends(Looking):
         while True:
             with self._transaction("reopen") as db:
                 found = db.execute(
-                    f"SELECT r.seq, r.request FROM settling s {RESULTS_OF} WHERE s.job = ? AND s.last > ? "
-                    f"AND r.seq > ? AND s.outcome IN ({marks}) ORDER BY s.last, r.seq LIMIT {CHUNK}",
-                    (job, after, after, *(OUTCOME_CODES[outcome] for outcome in outcomes)),
+                    f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} WHERE s.job = ? AND s.outcome IN ({marks}) "
+                    f"ORDER BY s.last, r.seq LIMIT {CHUNK}",
+                    (after, after, job, *(OUTCOME_CODES[outcome] for outcome in outcomes)),
                 ).fetchall()
                 rows = self._rows(db, [each[1] for each in found if wanted is None or each[1] in wanted])
                 moves = Moves(self, db, now)
@@ -448,13 +449,13 @@ class Ends(Looking):
 
     def purge(self, *, before: datetime) -> int:
         """Delete what settled before then, results included; returns how many requests. The books keep their sums."""
-        purged, found = 0, CHUNK
+        purged, after, found = 0, 0, CHUNK
         while found == CHUNK:
             with self._transaction("purge") as db:
                 settled = db.execute(
-                    f"SELECT r.seq, r.request, s.job, s.lane, s.outcome FROM settling s {RESULTS_OF} "
-                    f"WHERE s.settled_at < ? LIMIT {CHUNK}",
-                    (micros(before),),
+                    f"SELECT r.seq, r.request, s.job, s.lane, s.outcome FROM {RESULTS_BEHIND} "
+                    f"WHERE s.settled_at < ? ORDER BY s.last, r.seq LIMIT {CHUNK}",
+                    (after, after, micros(before)),
                 ).fetchall()
                 found = len(settled)
                 gone = [(each[1],) for each in settled]
@@ -468,6 +469,7 @@ class Ends(Looking):
                 if found < CHUNK:
                     db.execute("DELETE FROM settling WHERE settled_at < ?", (micros(before),))
             purged += found
+            after = settled[-1][0] if settled else after
         if purged:
             with self._transaction("purge terms") as db:
                 db.execute(

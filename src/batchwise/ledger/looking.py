@@ -28,7 +28,7 @@ from .rows import (
     from_micros,
     view_of,
 )
-from .store import ATTEMPTS_NOW, LANE_NOW, REQUESTS, RESULTS_OF, SOME, STATUS_NOW, Store, select_some
+from .store import ATTEMPTS_NOW, LANE_NOW, REQUESTS, RESULTS_BEHIND, SOME, STATUS_NOW, Store, select_some
 
 __all__ = ["Looking"]
 
@@ -38,7 +38,7 @@ _REQUEST = (
 _VISIBLE = "EXISTS (SELECT 1 FROM terms t WHERE t.id = q.terms AND t.staged = 0)"
 # The batch whose nonce a request went under: the one that settled it, else the one that it was in before.
 _RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.line, s.last, CASE s.batch WHEN 0 THEN q.batch END"
-_RESULTS = f"{_RESULT} FROM settling s {RESULTS_OF} CROSS JOIN request q ON q.id = r.request"
+_RESULTS = f"{_RESULT} FROM {RESULTS_BEHIND} CROSS JOIN request q ON q.id = r.request"
 _COUNT = f"SELECT {LANE_NOW}, {STATUS_NOW}, s.outcome, count(*) FROM {REQUESTS} WHERE q.id IN {SOME} GROUP BY 1, 2, 3"
 _PICO = Decimal(1).scaleb(-12)
 
@@ -135,11 +135,9 @@ class Looking(Store):
 
     def results(self, *, job: int | None, after: int, limit: int) -> list[ResultRow]:
         """Settled results in the order of settling, from behind the cursor `after`; job None: of all jobs."""
-        which, values = ("", (after, after, limit)) if job is None else ("s.job = ? AND ", (job, after, after, limit))
+        which, values = ("", (after, after, limit)) if job is None else ("WHERE s.job = ?", (after, after, job, limit))
         with self._using():
-            found = self._db.execute(
-                f"{_RESULTS} WHERE {which}s.last > ? AND r.seq > ? ORDER BY s.last, r.seq LIMIT ?", values
-            )
+            found = self._db.execute(f"{_RESULTS} {which} ORDER BY s.last, r.seq LIMIT ?", values)
             return self._result_rows(found)
 
     def result(self, request: int) -> ResultRow | None:

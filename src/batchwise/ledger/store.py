@@ -28,7 +28,7 @@ __all__ = [
     "FAILURES",
     "LANE_NOW",
     "REQUESTS",
-    "RESULTS_OF",
+    "RESULTS_BEHIND",
     "SOME",
     "STATUS_NOW",
     "Moves",
@@ -60,8 +60,8 @@ REQUESTS = (
 """Requests q, each with its result r and the settling s that this belongs to, if it is settled."""
 LANE_NOW, ATTEMPTS_NOW = "coalesce(s.lane, q.lane)", "coalesce(s.attempts, q.attempts)"
 STATUS_NOW = "CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END"
-RESULTS_OF = "CROSS JOIN result r ON r.seq BETWEEN s.first AND s.last"
-"""The results r of settlings s: theirs is the outer loop, so both come in the order of settling."""
+RESULTS_BEHIND = "settling s CROSS JOIN result r ON r.seq BETWEEN max(s.first, ? + 1) AND s.last AND s.last > ?"
+"""Settlings s and their results r from behind a cursor, given twice; two loops, both in the order of settling."""
 _SELECT_ROWS = (
     f"SELECT q.id, q.job, q.size, q.terms, {LANE_NOW}, {STATUS_NOW}, "
     "CASE WHEN q.status = 1 AND q.lane = 1 THEN q.batch ELSE 0 END, q.not_before, "

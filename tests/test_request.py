@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -179,3 +180,19 @@ def test_it_copies_and_pickles() -> None:
     request = Request(params(), key="k", latency=timedelta(hours=30), betas=["b"])
     assert copy.copy(request) == request
     assert pickle.loads(pickle.dumps(request)) == request  # noqa: S301
+
+
+@given(
+    wraps=st.lists(
+        st.sampled_from(
+            [lambda v: [1, v], lambda v: {"a": "x", "b": v}, lambda v: (None, v), lambda v: MappingProxyType({"c": v})]
+        ),
+        max_size=5,
+    ),
+    value=st.sampled_from([float("nan"), float("inf"), float("-inf")]),
+)
+def test_no_number_that_json_cannot_carry_however_deep(wraps: list[Any], value: Any) -> None:
+    for wrap in wraps:
+        value = wrap(value)
+    with pytest.raises(InvalidRequestError, match="NaN or an infinity"):
+        Request({**params("x"), "metadata": value})

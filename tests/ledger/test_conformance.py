@@ -947,6 +947,37 @@ def test_the_report(world: World) -> None:
     }
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 99])
+def test_pages_of_results(world: World, limit: int) -> None:
+    """However pages fall into what settled together, with holes in it and other jobs between."""
+    numbers = [number for job in ("j", "k") for number in world.bulk([entry(str(n)) for n in range(6)], job=job)]
+    alone = world.accept("alone").row.id
+    world.ledger.requeue([numbers[1]], lane=BATCH, costs_attempt=True, now=NOW, batch=world.opened().id)
+    batch = world.ledger.snapshot().batches[0]
+    roll = world.ledger.roll(batch.id)
+    assert roll is not None
+    some = [numbers[n] for n in (0, 2, 3, 6, 9, 11)]
+    assert world.ledger.settle_answers(roll, [(n, line(n), 5, 5, 1, 0) for n in some], met=in_time, now=NOW)
+    rest = [*numbers[4:6], *numbers[7:9], numbers[10], alone]
+    outcomes = [Outcome.FAILED, Outcome.SUCCEEDED]
+    world.ledger.settle([settlement(n, outcomes[n % 2]) for n in rest], now=NOW, batch=batch.id)
+    jobs = [None, 0, *filter(None, map(world.ledger.job_id, ("j", "k")))]
+    assert len(jobs) == 4
+    assert world.ledger.reopen(job=jobs[2] or 0, outcomes=[Outcome.FAILED], now=NOW)
+    whole = world.ledger.results(job=None, after=0, limit=99)
+    assert [each.cursor for each in whole] == sorted(each.cursor for each in whole)
+    assert {each.request for each in whole} == {n for n in (*some, *rest) if world.status(n) is SETTLED}
+    for job in jobs:
+        name = None if not job else world.ledger.job_name(job)
+        after, found = 0, []
+        while page := world.ledger.results(job=job, after=after, limit=limit):
+            assert len(page) <= limit
+            found += page
+            after = page[-1].cursor
+        assert found == [each for each in whole if job is None or each.how.job == name]
+        assert [world.ledger.result(each.request) for each in found] == found
+
+
 def test_cancel_settles_what_is_queued_and_names_the_batches(world: World) -> None:
     inside = world.accept("in", job="j").row
     batch = world.opened()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from batchwise.errors import BatchwiseError, LedgerError
-from batchwise.ledger import schema
+from batchwise.ledger import bulk, schema
 from batchwise.ledger.sqlite import SqliteLedger, open_ledger
 from batchwise.models import Outcome
 
@@ -114,6 +114,25 @@ def test_every_change_is_one_commit_of_a_known_name(tmp_path: Path) -> None:
     world.ledger.settle([settlement(1)], now=NOW, batch=batch.id)
     world.ledger.settle([settlement(1)], now=NOW, batch=batch.id)
     assert names == ["start_run", "intake", "stage", "stage", "intake accept", "seal", "posting", "created", "settle"]
+    world.ledger.close()
+
+
+def test_a_bulk_takes_transactions_of_so_many_rows_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "_ROWS", 3)
+    monkeypatch.setattr(bulk, "_BYTES", 10)
+    sizes: list[int] = []
+
+    class Counting(SqliteLedger):
+        def _commit(self, name: str) -> None:
+            super()._commit(name)
+            if name == "stage":
+                sizes.append(self._db.execute("SELECT count(*) FROM request").fetchone()[0])
+
+    world = World(Counting(tmp_path / "ledger.db"))
+    bodies = [b"1", b"22", b"333", b"4444", b"55555", b"6666666", b"7" * 20, b"8"]
+    numbers = world.bulk([entry(str(n), body=body) for n, body in enumerate(bodies)], chunk=99)
+    assert sizes == [3, 6, 7, 8], "three rows, or as many as reach ten bytes"
+    assert world.ledger.bodies(numbers) == bodies
     world.ledger.close()
 
 

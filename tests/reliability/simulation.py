@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 import orjson
+import pytest
 
 import batchwise as bw
 from batchwise.engine import calls, core
@@ -582,3 +583,15 @@ class World:
 
 
 __all__ = ["FAULTS", "HOUR", "MINUTE", "SECOND", "Api", "Remote", "Task", "World", "message_of"]
+
+
+def commits(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the ledger's commits, as they come."""
+    real, names = world.ledger._commit, list[str]()
+
+    def commit(name: str) -> None:
+        real(name)
+        names.append(name)
+
+    monkeypatch.setattr(world.ledger, "_commit", commit)
+    return names

@@ -17,7 +17,7 @@ import batchwise as bw
 from batchwise.engine import collection
 from batchwise.lanes.values import Counts
 from batchwise.planning.custom_ids import custom_id, parse
-from tests.reliability.simulation import HOUR, MINUTE, World, message_of
+from tests.reliability.simulation import HOUR, MINUTE, World, commits, message_of
 
 ROWS = 6
 NAMES = [f"prompt {number}" for number in range(ROWS)]
@@ -250,6 +250,7 @@ def test_a_cut_reading_does_not_hide_a_stop_sign() -> None:
 
 def test_a_row_that_comes_twice_does_not_hide_a_stop_sign(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collection, "_ROWS", 1)
+    names = commits(world, monkeypatch)
     failed = [retyped(line, "errored") for line in lines(world)]
     failed = [line.replace(b"api_error", b"not_found_error") for line in failed]
     counted(world, errored=ROWS)
@@ -258,6 +259,7 @@ def test_a_row_that_comes_twice_does_not_hide_a_stop_sign(world: World, monkeypa
     world.check()
     assert not world.seen, "requests failed for what is not their fault"
     assert bw.Lane.BATCH in world.engine.suspended
+    assert names.index("suspend") < names.index("requeue"), "or they go out again at once"
 
 
 def test_a_stop_sign_is_obeyed_for_all_rows_or_none_when_the_process_dies(

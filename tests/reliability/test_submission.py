@@ -11,11 +11,12 @@ import orjson
 import pytest
 
 import batchwise as bw
+from batchwise.engine import submission
 from batchwise.lanes.faults import LaneFault
 from batchwise.planning import agenda, planner
 from batchwise.planning.outcomes import Fault
 from batchwise.planning.state import BatchState, BatchView
-from tests.reliability.simulation import HOUR, MINUTE, REFUSALS, SECOND, World
+from tests.reliability.simulation import HOUR, MINUTE, REFUSALS, SECOND, World, commits
 
 NAMES = [f"prompt {number}" for number in range(6)]
 OUTCOMES = {outcome.value: outcome for outcome in bw.Outcome}
@@ -93,6 +94,29 @@ def test_requests_that_are_all_refused_alike_suspend_the_lane(world: World) -> N
     world.check()
     assert len(outcomes(world)) == 10
     assert len(sizes) < 20
+
+
+@pytest.mark.parametrize(
+    ("fault", "rests"),
+    [
+        ("401", "suspend"),
+        ("queue", "pause_batches"),
+        ("unconnected", "pause_batches"),
+        ("400", "suspend"),
+        ("dropped before", "suspend"),
+    ],
+)
+def test_the_lane_rests_before_anything_is_queued_for_it_again(
+    fault: str, rests: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is queued while the lane still takes work goes out at once, into the same trouble."""
+    monkeypatch.setattr(submission, "_REFUSED", 1)
+    monkeypatch.setattr(submission, "_VANISHED", 1)
+    names = commits(world, monkeypatch)
+    world.dispatch_all(NAMES[:1], bw.Latency.FLEXIBLE)
+    world.api.order("create", fault)
+    world.pass_time(HOUR)
+    assert names.index(rests) < names.index("unseal")
 
 
 def test_a_full_queue_is_waited_for_and_in_the_end_told(world: World) -> None:

@@ -243,9 +243,6 @@ def collect(engine: Engine, batch: BatchView) -> Procedure[None]:
             remote,
             ", ".join(f"{kind}: {more:+d}" for kind, more in reader.off.items()),
         )
-    if reader.stop is not None:
-        reason = reader.stop
-        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))
     if not missing:
         closed = attrs.evolve(batch, state=BatchState.CLOSED, polled_at=engine.now())
         yield from store(lambda: engine.ledger.update_batch(closed, was=batch))
@@ -369,7 +366,6 @@ class _Reader:
     def __init__(self, engine: Engine, batch: BatchView) -> None:
         self.engine, self.batch = engine, batch
         self.sorter = _Sorter(engine, batch)
-        self.stop: str | None = None
         self._splitter = LineSplitter()
         self._open = opener(batch.nonce)
         self._lines: list[bytes] = []
@@ -406,8 +402,10 @@ class _Reader:
         doubtful = any(more > 0 for more in self.off.values())
         if not self._held or not (last or (self._held.keys() >= set(missing) and not doubtful)):
             return missing
-        self.stop = stop_sign(self._kinds, self.batch.requests)
-        self._let_go(forgiven=self.stop is not None, doubtful=doubtful)
+        stop = stop_sign(self._kinds, self.batch.requests)
+        if stop is not None:  # first: what is queued while the lane takes work is sent again at once
+            self.engine.ledger.suspend(Lane.BATCH, stop, now=self.engine.now())
+        self._let_go(forgiven=stop is not None, doubtful=doubtful)
         return self._missing()
 
     def _missing(self) -> list[int]:

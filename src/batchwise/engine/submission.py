@@ -208,8 +208,8 @@ def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: datetime
         case CreateOutcome.TOO_LARGE | CreateOutcome.INVALID:
             yield from _culprit(engine, batch, ruling)
         case _:
+            yield from _trouble(engine, ruling)  # first: what is queued while the lane takes work is sent again at once
             yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
-            yield from _trouble(engine, ruling)
 
 
 def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedure[None]:
@@ -247,16 +247,15 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
         ledger.unseal(batch.id, now=engine.now())
         return guilty
 
+    if not ruling.everyone and not ruling.culprits:
+        refused = yield from store(lambda: ledger.note_failure("refused", now=engine.now()))
+        if refused.times >= _REFUSED:
+            reason = (
+                f"{refused.times} requests in a row were refused, each alone in its batch, the last with "
+                f"{ruling.error.type}: {ruling.error.message}; mend what the requests share, then resume()"
+            )
+            yield from store(lambda: ledger.suspend(Lane.BATCH, reason, now=engine.now()))
     engine.settled((yield from store(fail)))
-    if ruling.everyone or ruling.culprits:
-        return
-    refused = yield from store(lambda: ledger.note_failure("refused", now=engine.now()))
-    if refused.times >= _REFUSED:
-        reason = (
-            f"{refused.times} requests in a row were refused, each alone in its batch, the last with "
-            f"{ruling.error.type}: {ruling.error.message}; mend what the requests share, then resume()"
-        )
-        yield from store(lambda: ledger.suspend(Lane.BATCH, reason, now=engine.now()))
 
 
 def _trouble(engine: Engine, ruling: CreateRuling) -> Procedure[None]:
@@ -294,15 +293,14 @@ def give_up(engine: Engine, batch: BatchView) -> Procedure[None]:
         engine.ledger.unseal(batch.id, now=engine.now(), keep=True, doubtful=True)
         engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED, failures=0), was=batch)
 
-    yield from store(queue)
     vanished = yield from store(lambda: engine.ledger.note_failure("vanished", now=engine.now()))
-    if vanished.times < _VANISHED:
-        return
-    reason = (
-        f"{vanished.times} create calls in a row were not answered, and their batches were never listed; "
-        "see what lies between here and the API, then resume()"
-    )
-    yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))
+    if vanished.times >= _VANISHED:
+        reason = (
+            f"{vanished.times} create calls in a row were not answered, and their batches were never listed; "
+            "see what lies between here and the API, then resume()"
+        )
+        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))
+    yield from store(queue)
 
 
 # -- reconciliation ---------------------------------------------------------------------------------------------------

@@ -73,9 +73,11 @@ def test_one_row_goes_ahead_to_a_sync_lane_that_was_silent_and_the_cancel_follow
 
 @pytest.mark.parametrize("fault", ["unauthorized_401", "billing_402", "spend_cap", "error_500"])
 def test_a_batch_is_not_cancelled_into_a_sync_lane_that_does_not_work(tmp_path: Path, fault: str) -> None:
-    with Sandbox(batch_latency=7.3, window=60) as sandbox:  # after the moment to cancel, well before the last one
+    # The moment to cancel comes some two seconds before the last one, at 7.65 s, and the batch ends in between.
+    early = policy(cancel_settle=2 * SECOND)
+    with Sandbox(batch_latency=6.0, window=60) as sandbox:
         sandbox.fault(f"messages.{fault}", times=None)
-        with bw.Dispatcher(sandbox.client(), ledger=tmp_path / "ledger.db", policy=policy()) as dispatcher:
+        with bw.Dispatcher(sandbox.client(), ledger=tmp_path / "ledger.db", policy=early) as dispatcher:
             job = dispatcher.dispatch_all(requests(20), job="late", latency=8 * SECOND)
             results = list(job.results(timeout=20))
             report, suspended = dispatcher.report(), dispatcher.progress().suspended

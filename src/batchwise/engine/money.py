@@ -83,7 +83,7 @@ def _meter(look_up: Callable[[Any, Any, Any], tuple[Rates, Rates] | None]) -> Me
         if rates is None or (("iterations" in usage or "fallback_credit" in usage) and not is_priced_whole(usage)):
             return None, None, tokens, read
         here, full = rates
-        if tokens == fresh and here.threshold is None and "server_tool_use" not in usage:  # the usual answer
+        if tokens == fresh and here.threshold is None and not get("server_tool_use"):  # the usual answer
             paid = tokens * here.input + written * here.output
             return paid, tokens * full.input + written * full.output - paid, tokens, read
         paid = cost(usage, here)

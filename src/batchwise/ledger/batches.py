@@ -55,7 +55,7 @@ class _Fitting:
                 frame, room = entry_size(nameless, 0) + 1, MAX_LENGTH - nameless
             # In ASCII, of most keys, a character is a byte.
             name = len(key) if key.isascii() else len(decode_key(key))
-            whole += frame + size + (min(room, name))
+            whole += frame + size + min(room, name)
             if whole > max_bytes:
                 break
             if terms != kind[0] or not_before != kind[1]:

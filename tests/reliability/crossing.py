@@ -153,8 +153,12 @@ def run_and_stop(base_url: str, ledger: str, stop_at: str, log: str, requests: i
 
 
 def short_window(sla: float) -> bw.Policy:
-    """A policy by which a batch may be waited for during a third of this many seconds."""
-    return attrs.evolve(POLICY, window=timedelta(seconds=sla / 3), min_reserve=timedelta(0))
+    """A policy by which a batch may be waited for during a third of this many seconds, and a call for half a second.
+
+    Calls are said to be slow, so that the last safe moment is long before the deadline: the machine may be busy then.
+    """
+    limits = attrs.evolve(POLICY.limits, latency=timedelta(seconds=0.5))
+    return attrs.evolve(POLICY, window=timedelta(seconds=sla / 3), min_reserve=timedelta(0), limits=limits)
 
 
 def run_beside(base_url: str, ledger: str, worker: int, requests: int, log: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.strategies import params
 
 REQUESTS = 5
 PROMPTS = {f"prompt {number}": 1 for number in range(REQUESTS)}
-CREATE = "POST /v1/messages/batches"
+CREATE, CALL = "POST /v1/messages/batches", "POST /v1/messages"
 
 
 def until(check: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
@@ -110,8 +111,8 @@ def test_an_owner_that_stands_still_in_a_create_is_left_alone(fault: str | None,
 
 @pytest.mark.parametrize("sent", [False, True])
 def test_at_the_last_safe_moment_a_stopped_owners_requests_go_to_the_sync_lane(sent: bool, tmp_path: Path) -> None:
-    ledger, log, sla = tmp_path / "ledger.db", tmp_path / "log", 4.0
-    with Sandbox(batch_latency=30.0) as sandbox:
+    ledger, log, sla = tmp_path / "ledger.db", tmp_path / "log", 8.0
+    with Sandbox(batch_latency=60.0) as sandbox:
         where = "after send POST /v1/messages/batches" if sent else "after commit posting"
         owner = started(run_and_stop, sandbox.base_url, str(ledger), where, str(log), REQUESTS, sla)
         try:
@@ -169,6 +170,23 @@ def test_two_hundred_kills_at_random_under_a_slow_create(tmp_path: Path) -> None
     chance = random.Random()
     for number in range(200):
         killed_at_random(tmp_path / str(number), chance)
+
+
+def test_whoever_waits_goes_on_with_what_a_dead_process_left(tmp_path: Path) -> None:
+    ledger, log = tmp_path / "ledger.db", tmp_path / "log"
+    with Sandbox(batch_latency=2.0) as sandbox:
+        sandbox.fault("messages.slow", delay=60.0)  # its process will not see the answer
+        owner = started(run_job, sandbox.base_url, str(ledger), None, str(log), REQUESTS, True)
+        until(lambda: len(sandbox.books.batches) == 1 and sandbox.books.requests_by_path[CALL] == 1, "it never sent")
+        with bw.Dispatcher(sandbox.client(), ledger=ledger, policy=POLICY) as other, ThreadPoolExecutor() as threads:
+            batched = threads.submit(lambda: list(other.job(JOB).results(timeout=20)))
+            called = threads.submit(lambda: other.ticket("soon").result(timeout=20))
+            time.sleep(1.0)
+            assert {batch.status for batch in other.progress().batches} == {"in_progress"}
+            end(owner)
+            assert [result.ok for result in batched.result()] == [True] * REQUESTS
+            assert called.result().ok
+        assert sandbox.books.bought_by_prompt("batch") == PROMPTS
 
 
 def test_a_lease_is_free_as_soon_as_its_holder_is_dead(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ class Driver(ABC):
             yield from self._watch(heard, wait)
 
     def _watch(self, heard: Any, wait: float | None) -> Procedure[None]:
-        """Sleep until something is due, until the bell rings, or until another process changed the ledger."""
+        """Sleep until something is due, until the bell rings, or until another process changed the ledger or ended."""
         end = None if wait is None else monotonic() + wait
         while not self._pump_bell.rung(heard) and not self._over:
             until = self._look_at if end is None else min(self._look_at, end)
@@ -194,7 +194,7 @@ class Driver(ABC):
                 return
 
     def _notice(self) -> Procedure[bool]:
-        """Whether the ledger changed since the last look, by whomever: then whoever waits is told.
+        """Whether there is something new since the last look, by whomever: then whoever waits is told.
 
         Every change is told, those that fall between two passes too: a caller that looked just before one would
         wait for ever.
@@ -202,8 +202,9 @@ class Driver(ABC):
         if monotonic() < self._look_at:
             return False
         self._look_at = monotonic() + self._gap
+        left = yield from store(self.engine.take_over)
         before, self._version = self._version, (yield from store(self.engine.ledger.version))
-        if self._version == before:
+        if self._version == before and not left:
             return False
         self._tell_all()
         return True

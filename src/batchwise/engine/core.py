@@ -342,13 +342,27 @@ class Engine:
 
     def plan(self, wake_gap: timedelta = timedelta(0)) -> tuple[agenda.Action, ...]:
         """Take the lease if it is free, and ask the planner."""
-        lease = self.ledger.lease
-        if not lease.held and lease.acquire():
-            self.ledger.doubt_orphans()
+        self._lead()
         snapshot = self.snapshot()
         if snapshot.leased and self._doubt_orphans(snapshot):
             snapshot = self.snapshot()
         return planner.plan(snapshot, self.now(), self.policy, wake_gap=wake_gap)
+
+    def take_over(self) -> bool:
+        """Go on with what a process that has ended left: its calls, and the lease. Returns whether there was any.
+
+        A process that ends need not write anything, so this has to be looked for again and again.
+        """
+        recovered = self.ledger.recover(now=self.now())
+        return self._lead() or recovered > 0
+
+    def _lead(self) -> bool:
+        """Take the lease if it is free; returns whether it was taken now."""
+        lease = self.ledger.lease
+        if lease.held or not lease.acquire():
+            return False
+        self.ledger.doubt_orphans()
+        return True
 
     def rise(self) -> bool:
         """Whoever works on calls this first; returns whether it was the first time.

@@ -178,14 +178,8 @@ def output_tokens(reply: Reply) -> int:
     return max(1, size // 4)
 
 
-def build_message(params: Mapping[str, Any], reply: Reply, *, message_id: str, tier: str) -> dict[str, Any]:
-    """The API's message object for a reply.
-
-    Raises:
-        ApiError: the reply is an error.
-    """
-    if reply.failure is not None:
-        raise ApiError(*reply.failure)
+def usage_of(params: Mapping[str, Any], reply: Reply, *, tier: str) -> dict[str, Any]:
+    """The API's usage object for a reply: estimated, but for what the reply says of it."""
     usage: dict[str, Any] = {
         "input_tokens": input_tokens(params),
         "cache_creation_input_tokens": 0,
@@ -196,6 +190,17 @@ def build_message(params: Mapping[str, Any], reply: Reply, *, message_id: str, t
     }
     if reply.usage:
         usage.update(reply.usage)
+    return usage
+
+
+def build_message(params: Mapping[str, Any], reply: Reply, *, message_id: str, tier: str) -> dict[str, Any]:
+    """The API's message object for a reply.
+
+    Raises:
+        ApiError: the reply is an error.
+    """
+    if reply.failure is not None:
+        raise ApiError(*reply.failure)
     message: dict[str, Any] = {
         "id": message_id,
         "type": "message",
@@ -204,7 +209,7 @@ def build_message(params: Mapping[str, Any], reply: Reply, *, message_id: str, t
         "content": reply.content,
         "stop_reason": reply.stop_reason,
         "stop_sequence": None,
-        "usage": usage,
+        "usage": usage_of(params, reply, tier=tier),
     }
     if reply.stop_details is not None:
         message["stop_details"] = reply.stop_details

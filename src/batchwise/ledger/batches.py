@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 
+import attrs
 import orjson
 
 from batchwise.errors import LedgerError
@@ -34,38 +35,57 @@ _SENT_IN = "request.id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1
 _IN_BATCH = f"{_SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
 
 
+# One character of a key is one byte of its id; where the two counts differ, it is not in ASCII, or holds a NUL.
+_SUMS = """
+SELECT count(*), total(size), total(min(length(key), ?)), total(length(CAST(key AS TEXT)) <> length(key))
+FROM request WHERE id BETWEEN ? AND ? AND +status = 0 AND terms = ?
+"""
+
+
+@attrs.frozen
 class _Fitting:
-    """Rows that go into one body, the first ones: how many, of which kinds, and how long it becomes.
+    """Rows that go into one body: which, how many, and how long it becomes."""
 
-    Args:
-        rows: Number, key, size of the body, terms, and the moment that it waits for, in order of the numbers.
-        max_bytes: The body's longest length.
-    """
+    first: int
+    last: int
+    count: int
+    length: int
+    kinds: Mapping[tuple[int, int], Sequence[int]]
+    """Requests and bytes, by terms and the moment that they wait for."""
 
-    def __init__(self, rows: Iterable[tuple[int, bytes, int, int, int]], max_bytes: int) -> None:
-        self.kinds: dict[tuple[int, int], list[int]] = {}
-        """Requests and bytes, by terms and the moment that they wait for."""
-        kind, sums = (-1, -1), [0, 0]
-        first = last = count = length = same = frame = room = 0
-        whole = body_length(0, 0) - 1  # each entry counts its comma, the first one has none
-        for number, key, size, terms, not_before in rows:
-            if number >= same:  # an id's length depends on how many digits its number has, which are mostly as many
-                same = 16 ** len(f"{number:x}")
-                nameless = custom_id_length(0, number)
-                frame, room = entry_size(nameless, 0) + 1, MAX_LENGTH - nameless
-            # In ASCII, of most keys, a character is a byte.
-            name = len(key) if key.isascii() else len(decode_key(key))
-            whole += frame + size + min(room, name)
-            if whole > max_bytes:
-                break
-            if terms != kind[0] or not_before != kind[1]:
-                kind = terms, not_before
-                sums = self.kinds.setdefault(kind, [0, 0])
-            sums[0] += 1
-            sums[1] += size
-            count += 1
-            first, last, length = first or number, number, whole
-        self.first, self.last, self.count, self.length = first, last, count, length
+
+def _framing(number: int) -> tuple[int, int, int]:
+    """Up to which number ids are as long as this one's; bytes of an entry beside name and body; the name's room."""
+    nameless = custom_id_length(0, number)
+    return 16 ** len(f"{number:x}"), entry_size(nameless, 0) + 1, MAX_LENGTH - nameless
+
+
+_NO_ENTRIES = body_length(0, 0) - 1
+"""Each entry counts its comma; the first one has none."""
+
+
+def _first_fitting(rows: Iterable[tuple[int, bytes, int, int, int]], max_bytes: int) -> _Fitting:
+    """The first of the rows: number, key, size of the body, terms, the moment waited for; in order of the numbers."""
+    kinds: dict[tuple[int, int], list[int]] = {}
+    kind, sums = (-1, -1), [0, 0]
+    first = last = count = length = same = frame = room = 0
+    whole = _NO_ENTRIES
+    for number, key, size, terms, not_before in rows:
+        if number >= same:
+            same, frame, room = _framing(number)
+        # In ASCII, of most keys, a character is a byte.
+        name = len(key) if key.isascii() else len(decode_key(key))
+        whole += frame + size + min(room, name)
+        if whole > max_bytes:
+            break
+        if terms != kind[0] or not_before != kind[1]:
+            kind = terms, not_before
+            sums = kinds.setdefault(kind, [0, 0])
+        sums[0] += 1
+        sums[1] += size
+        count += 1
+        first, last, length = first or number, number, whole
+    return _Fitting(first, last, count, length, kinds)
 
 
 class Lanes(Ends):
@@ -184,13 +204,18 @@ class Lanes(Ends):
             which = "= json_extract(?, '$[0]')" if alone else "IN (SELECT value FROM json_each(?))"
             queued = f"status = 0 AND terms {which} AND lane = 1 AND not_before <= ?"
             values = (chosen, micros(now))
-            rows = self._fitting(db, queued, (*values, max_requests), max_bytes, sort=not alone)
-            if not rows.count:
-                return None
-            count = telling_count(rows.count, taken) or rows.count
-            if count < rows.count:
-                rows = self._fitting(db, queued, (*values, count), max_bytes, sort=not alone)
-            first, last, size = rows.first, rows.last, rows.length
+            rows = None
+            if alone:
+                (only,) = orjson.loads(chosen) or (0,)
+                rows = self._summed_up(db, only, now, taken, max_requests, max_bytes)
+            if rows is None:
+                rows = self._fitting(db, queued, (*values, max_requests), max_bytes, sort=not alone)
+                if not rows.count:
+                    return None
+                telling = telling_count(rows.count, taken) or rows.count
+                if telling < rows.count:
+                    rows = self._fitting(db, queued, (*values, telling), max_bytes, sort=not alone)
+            first, last, count, size = rows.first, rows.last, rows.count, rows.length
             # Where the numbers lie close together, by number: an index that is read must not change under the update,
             # so all that it found would be held in memory first.
             close = last - first < 2 * count
@@ -225,6 +250,37 @@ class Lanes(Ends):
             moves.book()
             return self._batch(db, batch or 0)
 
+    def _summed_up(
+        self, db: sqlite3.Connection, terms: int, now: datetime, taken: frozenset[int], max_requests: int, max_bytes: int
+    ) -> _Fitting | None:
+        """The queued rows of these terms that fit into a body, if nothing about them needs a look at each.
+
+        They are a bulk's, mostly: side by side, none waiting for a moment, with keys in ASCII, and not too large.
+        """
+        places = db.execute(
+            "SELECT lane, not_before, requests FROM cohort WHERE terms = ? AND status = 0", (terms,)
+        ).fetchall()
+        if len(places) != 1 or places[0][0] != BATCH or places[0][1] > micros(now):
+            return None
+        ((_, not_before, queued),) = places
+        count = telling_count(min(queued, max_requests), taken)
+        if count is None:
+            return None
+        nth = "SELECT id FROM request WHERE status = 0 AND terms = ? ORDER BY id LIMIT 1 OFFSET ?"
+        (first,), (last,) = (db.execute(nth, (terms, place)).fetchone() for place in (0, count - 1))
+        if last - first >= 2 * count:
+            return None
+        start, size, whole = first, 0, _NO_ENTRIES
+        while start <= last:
+            same, frame, room = _framing(start)
+            rows, bodies, names, odd = db.execute(_SUMS, (room, start, min(last, same - 1), terms)).fetchone()
+            if odd:
+                return None
+            start, size, whole = same, size + int(bodies), whole + rows * frame + int(bodies + names)
+        if whole > max_bytes:
+            return None
+        return _Fitting(first, last, count, whole, {(terms, not_before): (count, size)})
+
     def _fitting(
         self, db: sqlite3.Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool
     ) -> _Fitting:
@@ -234,7 +290,7 @@ class Lanes(Ends):
         inner = f"SELECT id FROM request WHERE {queued} ORDER BY id LIMIT ?"
         rows = f"id IN ({inner}) ORDER BY id" if sort else f"{queued} ORDER BY id LIMIT ?"
         found = db.execute(f"SELECT id, key, size, terms, not_before FROM request WHERE {rows}", values)
-        return _Fitting(found, max_bytes)
+        return _first_fitting(found, max_bytes)
 
     def _batch(self, db: sqlite3.Connection, batch: int) -> BatchView:
         return self._view(db, db.execute(f"SELECT {BATCH_COLUMNS} FROM batch WHERE id = ?", (batch,)).fetchone())

@@ -148,10 +148,10 @@ class Looking(Store):
 
     def _result_rows(self, found: Iterable[tuple[Any, ...]]) -> list[ResultRow]:
         rows: list[ResultRow] = []
-        which: list[Any] = []
-        for cursor, request, key, cost, saved, line, *settled in found:
-            if settled != which:  # mostly they are alike
-                which, how = settled, self._settled(*settled)
+        settling = before = None
+        for cursor, request, key, cost, saved, line, last, batch in found:
+            if last != settling or batch != before:  # mostly they are alike
+                settling, before, how = last, batch, self._settled(last, batch)
             # Past the constructor of named tuples, which costs as much as all the rest.
             row = cursor, request, key.decode("utf-8", "surrogatepass"), line, cost, saved, how
             rows.append(tuple.__new__(ResultRow, row))

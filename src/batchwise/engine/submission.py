@@ -47,6 +47,8 @@ _CUT_OFF = 3
 """Uploads cut off in a row before they are taken for too large: the 413 is lost where a proxy closes at once."""
 _LARGE = 1_000_000
 """Bytes from which on a body may be too large for some proxy; 1 MB is the smallest limit in common use."""
+_CHECKED = 50_000
+"""Bytes of bodies between two looks whether the process stood still."""
 _SKEW = timedelta(minutes=5)
 """How far behind the watermark's moment a listing is read where there is no watermark."""
 
@@ -140,15 +142,23 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
     seal, clock, patience = sealer(batch.nonce), _clock(), engine.policy.create_grace / timedelta(seconds=1)
     seen = [clock()]
 
+    def go_on() -> None:
+        now = clock()
+        if now - seen[0] > max(patience, 600.0):
+            raise FenceError("the process stood still while it sent a batch; the create was broken off")
+        seen[0] = now
+
     def entries() -> object:
+        passed = 0
         for number, key, body in engine.ledger.entries(batch.id):
-            now = clock()
-            if now - seen[0] > max(patience, 600.0):
-                raise FenceError("the process stood still while it sent a batch; the create was broken off")
-            seen[0] = now
+            passed += len(body)
+            if passed > _CHECKED:
+                go_on()
+                passed = 0
             yield seal(key, number), body
 
     def fence() -> None:
+        go_on()
         if not (engine.ledger.lease.held and engine.ledger.still_posting(batch.id)):
             raise FenceError("a batch's requests had gone elsewhere before its create was sent; it was broken off")
 

@@ -23,7 +23,7 @@ from .base import Claim, Member
 from .ends import Ends
 from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, SYNC, decode_key, micros, view_values
-from .store import Moves, Place, Row
+from .store import CHUNK, Moves, Place, Row
 
 __all__ = ["Lanes"]
 
@@ -42,6 +42,11 @@ FROM request WHERE id BETWEEN ? AND ? AND +status = 0 AND terms = ?
 """
 
 
+_ALIKE = (
+    "SELECT count(*), min(id), max(id), min(terms), max(terms), min(attempts), max(attempts), json_group_array(size)"
+)
+
+
 @attrs.frozen
 class _Fitting:
     """Rows that go into one body: which, how many, and how long it becomes."""
@@ -58,6 +63,23 @@ def _framing(number: int) -> tuple[int, int, int]:
     """Up to which number ids are as long as this one's; bytes of an entry beside name and body; the name's room."""
     nameless = custom_id_length(0, number)
     return 16 ** len(f"{number:x}"), entry_size(nameless, 0) + 1, MAX_LENGTH - nameless
+
+
+def _runs(
+    db: sqlite3.Connection, batch: int, first: int, last: int, which: str
+) -> Iterator[tuple[int, Sequence[int], int, int]]:
+    """Requests of a batch as `Roll.of` takes them: those that lie side by side and are alike come together."""
+    rows = f"SELECT id, size, terms, attempts FROM request WHERE {which} ORDER BY id"
+    for start in range(first, last + 1, CHUNK):
+        values = start, min(start + CHUNK - 1, last), batch
+        count, low, high, *bounds, sizes = db.execute(f"{_ALIKE} FROM ({rows})", values).fetchone()
+        if not count:
+            continue
+        terms, attempts = bounds[::2]
+        if count == high - low + 1 and [terms, attempts] == bounds[1::2]:
+            yield low, orjson.loads(sizes), terms, attempts
+        else:
+            yield from ((number, [size], *kind) for number, size, *kind in db.execute(rows, values))
 
 
 _NO_ENTRIES = body_length(0, 0) - 1
@@ -251,7 +273,13 @@ class Lanes(Ends):
             return self._batch(db, batch or 0)
 
     def _summed_up(
-        self, db: sqlite3.Connection, terms: int, now: datetime, taken: frozenset[int], max_requests: int, max_bytes: int
+        self,
+        db: sqlite3.Connection,
+        terms: int,
+        now: datetime,
+        taken: frozenset[int],
+        max_requests: int,
+        max_bytes: int,
     ) -> _Fitting | None:
         """The queued rows of these terms that fit into a body, if nothing about them needs a look at each.
 
@@ -417,10 +445,7 @@ class Lanes(Ends):
             if db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]:
                 return None
             first, last, which = self._sent_in(db, batch)
-            rows = db.execute(
-                f"SELECT id, size, terms, attempts FROM request WHERE {which} ORDER BY id", (first, last, batch)
-            )
-            return Roll.of(batch, first, last, rows, partial(self._terms, db))
+            return Roll.of(batch, first, last, _runs(db, batch, first, last, which), partial(self._terms, db))
 
     def _sent_in(self, db: sqlite3.Connection, batch: int) -> tuple[int, int, str]:
         """The first and the last number of a batch, and what holds of its requests that are not settled."""

@@ -53,19 +53,30 @@ class Roll:
         batch: int,
         first: int,
         last: int,
-        rows: Iterable[tuple[int, int, int, int]],
+        runs: Iterable[tuple[int, Sequence[int], int, int]],
         terms: Callable[[int], Terms],
     ) -> Roll | None:
-        """The roll of (number, size of the body, number of the terms, attempts); None if it would be too large."""
+        """The roll of runs of requests that follow each other; None if it would be too large.
+
+        Args:
+            batch: The batch's number.
+            first: Its first request's.
+            last: Its last request's.
+            runs: Of each the number of its first request, the sizes of all their bodies, the number of their terms,
+                and their attempts.
+            terms: Gives the terms of a number.
+        """
         if last - first >= _WIDEST:
             return None
         seen: dict[tuple[int, int], int] = {}
         codes, sizes = bytearray([_ABSENT]) * (last - first + 1), array("I", bytes(4 * (last - first + 1)))
-        for number, size, which, attempts in rows:
-            codes[number - first] = code = seen.setdefault((which, attempts), len(seen))
+        for number, run, which, attempts in runs:
+            code = seen.setdefault((which, attempts), len(seen))
             if code == _ABSENT:
                 return None
-            sizes[number - first] = size
+            places = slice(number - first, number - first + len(run))
+            codes[places] = bytes([code]) * len(run)
+            sizes[places] = array("I", run)
         kinds = [Kind(terms(which), attempts) for which, attempts in seen]
         return cls(batch, kinds, list(map(codes.count, range(len(kinds)))), first, codes, sizes)
 

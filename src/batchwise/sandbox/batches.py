@@ -102,7 +102,7 @@ class Batch:
     def drop_lines(self) -> None:
         """Free the result lines; the books stay."""
         if self._settled is not None:
-            self._settled.drop_lines()
+            self._settled.lines = []
 
     def render(self, now: float, *, skew: float, base_url: str, counts: Mapping[str, int] | None) -> dict[str, Any]:
         """The API's batch object at a time; `counts` are those of the end, None while it runs."""

@@ -131,14 +131,13 @@ class Books:
 
     def _rows(self, batch: Batch) -> Iterator[Purchase]:
         outcome = self._outcome(batch)
-        read, written = (None, None) if outcome is None else outcome.tokens
         for index, (row, prompt) in enumerate(zip(batch.rows, self._identities(batch), strict=True)):
             state = "running" if outcome is None else STATES[outcome.states[index]]
             yield Purchase(
                 "batch", prompt, row["custom_id"], batch.id, batch.workspace, str(row["params"].get("model")),
                 state, state == "succeeded",
-                0 if read is None else read[index],
-                0 if written is None else written[index],
+                0 if outcome is None else outcome.input_tokens[index],
+                0 if outcome is None else outcome.output_tokens[index],
             )  # fmt: skip
 
     def bought_by_prompt(self, lane: str | None = None) -> Counter[str]:
@@ -191,8 +190,7 @@ class Books:
         if lane in (None, "batch"):
             for batch in self.batches:
                 if outcome := self._outcome(batch):
-                    inputs, outputs = outcome.tokens
-                    read, written = read + sum(inputs), written + sum(outputs)
+                    read, written = read + sum(outcome.input_tokens), written + sum(outcome.output_tokens)
         return Tokens(read, written)
 
     def cost(

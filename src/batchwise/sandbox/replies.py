@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Union
 
+import attrs
 import orjson
 
 from .errors import ApiError
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class Reply:
     """One answer of the model, or one error.
 
@@ -76,7 +76,7 @@ class Reply:
 
     def with_usage(self, **usage: Any) -> Reply:
         """The same answer with these usage figures instead of the estimated ones."""
-        return replace(self, usage={**(self.usage or {}), **usage})
+        return attrs.evolve(self, usage={**(self.usage or {}), **usage})
 
 
 Answer = Union[Reply, str, Mapping[str, Any]]
@@ -90,13 +90,13 @@ def message_text(message: Mapping[str, Any]) -> str:
         return content
     if not isinstance(content, list):
         return ""
-    return "".join(str(b.get("text", "")) for b in content if isinstance(b, Mapping) and b.get("type") == "text")
+    return "".join(str(b.get("text", "")) for b in content if isinstance(b, dict) and b.get("type") == "text")
 
 
 def first_user_text(params: Mapping[str, Any]) -> str:
     """The text of the first user message: the books' default identity of a caller's prompt."""
     for message in params.get("messages") or ():
-        if isinstance(message, Mapping) and message.get("role") == "user":
+        if isinstance(message, dict) and message.get("role") == "user":
             return message_text(message)
     return ""
 
@@ -104,7 +104,7 @@ def first_user_text(params: Mapping[str, Any]) -> str:
 def last_user_text(params: Mapping[str, Any]) -> str:
     """The text of the last user message."""
     for message in reversed(params.get("messages") or ()):
-        if isinstance(message, Mapping) and message.get("role") == "user":
+        if isinstance(message, dict) and message.get("role") == "user":
             return message_text(message)
     return ""
 
@@ -113,11 +113,11 @@ def echo(params: dict[str, Any]) -> Reply:
     """The default reply: `echo: ` and the last user message, plus a call of the tool if one is forced."""
     answer = Reply.text("echo: " + last_user_text(params))
     choice = params.get("tool_choice")
-    if not isinstance(choice, Mapping) or choice.get("type") not in ("tool", "any") or not params.get("tools"):
+    if not isinstance(choice, dict) or choice.get("type") not in ("tool", "any") or not params.get("tools"):
         return answer
     name = choice.get("name") or params["tools"][0].get("name", "tool")
     call = {"type": "tool_use", "id": "toolu_sandbox_1", "name": name, "input": {"echo": last_user_text(params)}}
-    return replace(answer, content=(*answer.content, call), stop_reason="tool_use")
+    return attrs.evolve(answer, content=(*answer.content, call), stop_reason="tool_use")
 
 
 def turns(*answers: Answer) -> Replier:
@@ -174,23 +174,11 @@ def output_tokens(reply: Reply) -> int:
     size = 0
     for block in reply.content:
         text = block.get("text")
-        size += len(text.encode()) if isinstance(text, str) else len(orjson.dumps(block))
+        if isinstance(text, str):
+            size += len(text) if text.isascii() else len(text.encode())
+        else:
+            size += len(orjson.dumps(block))
     return max(1, size // 4)
-
-
-def usage_of(params: Mapping[str, Any], reply: Reply, *, tier: str) -> dict[str, Any]:
-    """The API's usage object for a reply: estimated, but for what the reply says of it."""
-    usage: dict[str, Any] = {
-        "input_tokens": input_tokens(params),
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
-        "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
-        "output_tokens": output_tokens(reply),
-        "service_tier": tier,
-    }
-    if reply.usage:
-        usage.update(reply.usage)
-    return usage
 
 
 def build_message(params: Mapping[str, Any], reply: Reply, *, message_id: str, tier: str) -> dict[str, Any]:
@@ -201,6 +189,16 @@ def build_message(params: Mapping[str, Any], reply: Reply, *, message_id: str, t
     """
     if reply.failure is not None:
         raise ApiError(*reply.failure)
+    usage: dict[str, Any] = {
+        "input_tokens": input_tokens(params),
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 0,
+        "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+        "output_tokens": output_tokens(reply),
+        "service_tier": tier,
+    }
+    if reply.usage:
+        usage.update(reply.usage)
     message: dict[str, Any] = {
         "id": message_id,
         "type": "message",
@@ -209,7 +207,7 @@ def build_message(params: Mapping[str, Any], reply: Reply, *, message_id: str, t
         "content": reply.content,
         "stop_reason": reply.stop_reason,
         "stop_sequence": None,
-        "usage": usage_of(params, reply, tier=tier),
+        "usage": usage,
     }
     if reply.stop_details is not None:
         message["stop_details"] = reply.stop_details

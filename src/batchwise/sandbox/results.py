@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import orjson
@@ -66,14 +66,13 @@ async def stream(settled: Settled, box: FaultBox) -> AsyncIterator[bytes]:
     Raises:
         ConnectionDropError: a fault cuts the connection here.
     """
-    lines: Iterable[bytes] = settled.lines()
+    lines = settled.lines
     for name in _LINE_FAULTS:
         if fault := box.fire(name):
-            lines = _break_lines(fault, list(lines), settled.order)
+            lines = _break_lines(fault, lines, settled.order)
     ending = next((fault for name in _END_FAULTS if (fault := box.fire(name))), None)
     tail = b""
     if ending is not None:
-        lines = list(lines)
         at = min(_position(ending, lines, "after_rows"), max(0, len(lines) - 1))
         if ending.name != "results.early_end" and lines:
             tail = lines[at][: max(1, len(lines[at]) // 2)]
@@ -86,17 +85,17 @@ async def stream(settled: Settled, box: FaultBox) -> AsyncIterator[bytes]:
         raise ConnectionDropError
 
 
-def _blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
-    block = bytearray()
-    for line in lines:
-        block += line
-        if len(block) >= _BLOCK:
-            yield bytes(block)
-            block.clear()
-    yield bytes(block)
+def _blocks(lines: list[bytes]) -> Iterator[bytes]:
+    start, size = 0, 0
+    for index, line in enumerate(lines):
+        size += len(line)
+        if size >= _BLOCK:
+            yield b"".join(lines[start : index + 1])
+            start, size = index + 1, 0
+    yield b"".join(lines[start:])
 
 
-def _crlf(lines: Iterable[bytes]) -> Iterator[bytes]:
+def _crlf(lines: list[bytes]) -> Iterator[bytes]:
     held = b""
     for line in lines:
         yield held + line.rstrip(b"\n") + b"\r"

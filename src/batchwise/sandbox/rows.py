@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Union
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from .errors import ApiError
 from .faults import Fault
 from .latency import seeded
-from .memory import uncollected
-from .replies import Replier, Reply, ask, build_message, usage_of
+from .replies import Replier, ask, build_message
 from .validation import params_error
 
 if TYPE_CHECKING:
@@ -22,56 +20,20 @@ if TYPE_CHECKING:
 SUCCEEDED, ERRORED, CANCELED, EXPIRED = range(4)
 STATES = ("succeeded", "errored", "canceled", "expired")
 
-End = Union[Reply, ApiError, None]
-"""What a row was answered, or refused with; None: it was not run."""
 
-
+@dataclass
 class Settled:
-    """What became of the rows of an ended batch. Result lines and tokens are made when they are asked for.
+    """What became of the rows of an ended batch: states and tokens by row, and the result lines in their order."""
 
-    Attributes:
-        states: By row.
-        order: The rows in the order of their result lines.
-    """
-
-    def __init__(self, batch: Batch, states: bytearray, ends: list[End], order: list[int]) -> None:
-        self.states, self.order = states, order
-        self._batch, self._ends = batch, ends
+    states: bytearray
+    input_tokens: array[int]
+    output_tokens: array[int]
+    lines: list[bytes] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         """The `request_counts` of the end."""
         return {"processing": 0, **{name: self.states.count(code) for code, name in enumerate(STATES)}}
-
-    @cached_property
-    def tokens(self) -> tuple[array[int], array[int]]:
-        """Input and output tokens by row."""
-        read, written = (array("Q", bytes(8 * len(self.states))) for _ in range(2))
-        for index, end in enumerate(self._ends):
-            if isinstance(end, Reply):
-                usage = usage_of(self._batch.rows[index]["params"], end, tier="batch")
-                read[index], written[index] = usage["input_tokens"], usage["output_tokens"]
-        return read, written
-
-    def lines(self) -> Iterator[bytes]:
-        """The result lines, in order."""
-        batch, ends = self._batch, self._ends
-        prefix = f"msg_01{batch.id[-14:]}"
-        for index in self.order:
-            row, end = batch.rows[index], ends[index]
-            result: dict[str, Any]
-            if end is None:
-                result = {"type": STATES[self.states[index]]}
-            elif isinstance(end, ApiError):
-                result = {"type": "errored", "error": end.body(f"req_01{batch.id[-12:]}{index:06x}")}
-            else:
-                message = build_message(row["params"], end, message_id=f"{prefix}{index:06x}", tier="batch")
-                result = {"type": "succeeded", "message": message}
-            yield orjson.dumps({"custom_id": row["custom_id"], "result": result}, option=orjson.OPT_APPEND_NEWLINE)
-
-    def drop_lines(self) -> None:
-        """Free what the result lines are made of; the books stay."""
-        _ = self.tokens
-        self._ends, self.order = [], []
 
 
 class _Rows:
@@ -80,20 +42,35 @@ class _Rows:
     def __init__(self, batch: Batch, reply: Replier) -> None:
         self.batch = batch
         self.reply = reply
-        self.states = bytearray(len(batch.rows))
-        self.ends: list[End] = [None] * len(batch.rows)
+        count = len(batch.rows)
+        self.out = Settled(bytearray(count), array("Q", bytes(8 * count)), array("Q", bytes(8 * count)))
+        self.lines: list[bytes] = [b""] * count
         self.random = seeded(f"{batch.seed}:rows")
+        self.prefix = f"msg_01{batch.id[-14:]}"
+
+    def unfinished(self, index: int, state: int) -> None:
+        """A row that was not run."""
+        self.out.states[index] = state
+        self._line(index, {"type": STATES[state]})
 
     def run(self, index: int) -> None:
         """A row that was run: answered, or failed."""
+        params = self.batch.rows[index]["params"]
         hit = self._fault() if self.batch.row_faults else None
         if hit is not None and hit.name == "batch.row_expired":
-            self.states[index] = EXPIRED
+            self.unfinished(index, EXPIRED)
             return
         try:
-            self.ends[index] = self._reply(self.batch.rows[index]["params"], hit)
+            message = self._message(index, params, hit)
         except ApiError as error:
-            self.states[index], self.ends[index] = ERRORED, error
+            self.out.states[index] = ERRORED
+            body = error.body(f"req_01{self.batch.id[-12:]}{index:06x}")
+            self._line(index, {"type": "errored", "error": body})
+            return
+        usage = message["usage"]
+        self.out.input_tokens[index] = usage["input_tokens"]
+        self.out.output_tokens[index] = usage["output_tokens"]
+        self._line(index, {"type": "succeeded", "message": message})
 
     def _fault(self) -> Fault | None:
         for fault in self.batch.row_faults:
@@ -101,7 +78,7 @@ class _Rows:
                 return fault
         return None
 
-    def _reply(self, params: dict[str, Any], hit: Fault | None) -> Reply:
+    def _message(self, index: int, params: dict[str, Any], hit: Fault | None) -> dict[str, Any]:
         if hit is not None:
             raise ApiError(hit["type"], hit["message"])
         batch = self.batch
@@ -109,9 +86,12 @@ class _Rows:
         if wrong is not None:
             raise ApiError("invalid_request_error", wrong)
         reply = ask(self.reply, params)
-        if reply.failure is not None:
-            raise ApiError(*reply.failure)
-        return reply
+        return build_message(params, reply, message_id=f"{self.prefix}{index:06x}", tier="batch")
+
+    def _line(self, index: int, result: dict[str, Any]) -> None:
+        # Copied: what orjson returns keeps the room that it grew into, which 100,000 times is half a gigabyte.
+        row = {"custom_id": self.batch.rows[index]["custom_id"], "result": result}
+        self.lines[index] = b"%b\n" % orjson.dumps(row)
 
 
 def settle(batch: Batch, reply: Replier) -> Settled:
@@ -124,10 +104,11 @@ def settle(batch: Batch, reply: Replier) -> Settled:
     if finished < count:
         shuffle(order)
     state = EXPIRED if batch.cancel is None else CANCELED
-    with uncollected():
-        for index in order[:finished]:
-            rows.run(index)
+    for index in order[:finished]:
+        rows.run(index)
     for index in order[finished:]:
-        rows.states[index] = state
+        rows.unfinished(index, state)
     shuffle(order)
-    return Settled(batch, rows.states, rows.ends, order)
+    rows.out.order = order
+    rows.out.lines = [rows.lines[index] for index in order]
+    return rows.out

@@ -129,9 +129,13 @@ class Result:
         return self._memo[0]
 
     def _answer(self) -> dict[str, Any]:
-        if not self.ok:
+        row = self._row
+        if row.how.outcome is not Outcome.SUCCEEDED:
             raise self._failure()
-        message: dict[str, Any] = self._decoded["message"]
+        memo = self._memo
+        if memo is None:
+            memo = self._memo = orjson.loads(row.line)["result"], None
+        message: dict[str, Any] = memo[0]["message"]
         return message
 
     def _failure(self) -> RequestFailedError:

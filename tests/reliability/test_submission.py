@@ -348,6 +348,36 @@ def test_a_create_that_is_broken_off_within_the_process_is_in_doubt(world: World
     assert world.api.bought() == dict.fromkeys(NAMES, 1)
 
 
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_process_that_stood_still_while_it_sent_breaks_the_create_off(
+    after: int, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first chunk of three, or before the last one, which is small. A slow line is no standstill."""
+    texts = [*(f"{number}" + "x" * 60_000 for number in range(10)), "small"]
+    patience = world.engine.policy.create_grace / SECOND
+    elapsed, given = [0.0], list[int]()
+    monkeypatch.setattr(submission, "_clock", lambda: lambda: elapsed[0])
+    real = world.api.create
+
+    def create(chunks: Iterator[bytes], length: int, betas: tuple[str, ...]) -> Any:
+        first = not given
+        given.append(0)
+
+        def slowly() -> Iterator[bytes]:
+            for chunk in chunks:
+                given[-1] += 1
+                elapsed[0] += patience + 1 if first and given[-1] == after else patience - 1
+                yield chunk
+
+        return real(slowly(), length, betas)
+
+    world.api.create = create  # type: ignore[method-assign]
+    world.dispatch_all(texts, bw.Latency.FLEXIBLE)
+    world.settle_all()
+    assert given == [after, 3]
+    assert world.api.bought() == dict.fromkeys(texts, 1)
+
+
 def test_a_look_that_is_out_of_date_overwrites_nothing(world: World) -> None:
     world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
     world.api.order("create", "dropped after")

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from batchwise.lanes.lines import LineSplitter
 
-bits = st.lists(st.sampled_from([b"a", b"bc", b"\r", b"\n", b"\r\n", b"{}", b"\n\n", b"\x00", b"\xff", b" "]))
+words = [b"a", b"bc", b"\r", b"\n", b"\r\n", b"{}", b"\n\n", b"\x00", b"\xff", b" ", b"long" * 250]
+bits = st.lists(st.sampled_from(words))
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:

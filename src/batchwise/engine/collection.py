@@ -432,7 +432,8 @@ class _Reader:
             if message is None or kind is None:
                 rows[number] = line, result
             else:
-                answers.append((number, line, *meters[kind](message.get("usage") or {})))
+                cost, saved, tokens, cached = meters[kind](message.get("usage") or {})
+                answers.append((number, line, cost, saved, tokens, cached))
         # These first: a row that has left the batch may be the last that a caller waits for, and while others are
         # still in the batch it is not given up.
         self._settle(rows)

@@ -36,6 +36,10 @@ _REQUEST = "INSERT OR IGNORE INTO request (id, job, key, terms, size, lane, run)
 _BODY = "INSERT OR IGNORE INTO body (id, params)"
 
 
+class _CollidedError(Exception):
+    """Some keys of a chunk are taken: the transaction is given up, and its requests are looked at one by one."""
+
+
 class _Bodies:
     """Bodies in one piece, cut out of it when they are stored: thousands of pieces would tear holes into the heap."""
 
@@ -144,9 +148,13 @@ class SqliteIntake:
                     staged = self._stage(db, chunk)
             except BaseException as error:
                 del self._stored[before:]  # terms that were stored with this chunk went with it
-                if not isinstance(error, StagedError):
+                if isinstance(error, StagedError):
+                    ledger._await_intake(error.intake)
+                elif isinstance(error, _CollidedError):
+                    # A second run of a script meets them all, so this chunk and the next ones look first.
+                    self._collided = True
+                else:
                     raise
-                ledger._await_intake(error.intake)
                 continue
             break
         # Only now: a chunk that failed leaves no trace here either.
@@ -199,18 +207,13 @@ class SqliteIntake:
         if not self._collided:
             count, first = len(chunk.keys), ledger._take(db, "request", 0)
             numbers = range(first, first + count)
-            db.execute("SAVEPOINT chunk")
-            if self._insert(db, chunk, numbers):
-                db.execute("RELEASE chunk")
-                ledger._take(db, "request", count)
-                staged = _Staged(_Numbers(numbers))
-                for index, size in zip(chunk.terms, chunk.bodies.sizes, strict=True):
-                    staged.add(index, size)
-                return staged
-            db.execute("ROLLBACK TO chunk")
-            db.execute("RELEASE chunk")
-            # Some exist. A second run of a script meets them all, so the next chunks look first.
-            self._collided = True
+            if not self._insert(db, chunk, numbers):
+                raise _CollidedError  # no savepoint: it would keep a copy of each page that is changed
+            ledger._take(db, "request", count)
+            staged = _Staged(_Numbers(numbers))
+            for index, size in zip(chunk.terms, chunk.bodies.sizes, strict=True):
+                staged.add(index, size)
+            return staged
         return self._stage_slowly(db, chunk)
 
     def _insert(self, db: sqlite3.Connection, chunk: _Chunk, numbers: Sequence[int]) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import NamedTuple
@@ -68,6 +69,10 @@ class _Kind(NamedTuple):
     met: bool | None
 
 
+class _SettledError(Exception):
+    """A request that an answer came for has a result: the transaction is given up."""
+
+
 class Ends(Looking):
     """Settling, cancelling, and beginning anew."""
 
@@ -94,25 +99,24 @@ class Ends(Looking):
         rows = sorted(answers)
         if not rows:
             return True
-        parts = roll.parts(rows)
+        parts, settled = roll.parts(rows), False
         if parts is None:
             return False
-        with self._transaction("settle") as db:
+        with suppress(_SettledError), self._transaction("settle") as db:
             left = db.execute("SELECT terms, sum(requests) FROM cohort WHERE batch = ? GROUP BY terms", (roll.batch,))
             if dict(left) != roll.left:
                 return False
-            db.execute("SAVEPOINT answers")
             moves = Moves(self, db, now)
             for (terms, attempts), part in parts:
                 in_time, lateness = met(terms)
                 kind = _Kind(terms.job, terms.id, _SUCCEEDED, BATCH, attempts + 1, in_time)
                 if not self._settle_kind(db, kind, part, lateness, batch=roll.batch, now=now):
-                    db.execute("ROLLBACK TO answers")
-                    db.execute("RELEASE answers")
-                    return False
+                    raise _SettledError  # no savepoint: it would keep a copy of each page that is changed
                 moves.add(Place(terms.id, BATCH, IN_FLIGHT, roll.batch, 0), -len(part), -roll.size(map(_number, part)))
             moves.book()
-            db.execute("RELEASE answers")
+            settled = True
+        if not settled:
+            return False
         roll.tick(map(_number, rows))
         return True
 

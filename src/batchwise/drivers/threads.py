@@ -116,10 +116,11 @@ class ThreadDriver(Driver):
         try:
             while not self._over:
                 heard = self._work_bell.heard()
-                got = self.engine.queue.next(monotonic())
-                if isinstance(got, Ticked):
-                    with self._lock:
+                with self._lock:  # in one step: `call` counts on whoever is idle for what still waits
+                    got = self.engine.queue.next(monotonic())
+                    if isinstance(got, Ticked):
                         self._idle -= 1
+                if isinstance(got, Ticked):
                     try:
                         drive(self._call(got), self._ports)
                     finally:

@@ -1,0 +1,38 @@
+"""The threads that calls of the sync lane run in."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchwise as bw
+from batchwise.engine.queue import Ticked
+from batchwise.sandbox import Sandbox
+from tests.reliability.crossing import POLICY
+from tests.reliability.test_processes import CALL, until
+from tests.strategies import params
+
+
+def test_a_call_that_comes_while_a_worker_takes_another_up_gets_a_worker_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Sandbox(sync_latency=60.0) as sandbox, ThreadPoolExecutor(1) as threads:
+        d = bw.Dispatcher(sandbox.client(), ledger=tmp_path / "ledger.db", policy=POLICY)
+        queue = d._engine.queue
+        take, second = queue.next, list[Future[Any]]()
+
+        def meanwhile(now: float) -> Any:
+            taken = take(now)
+            if isinstance(taken, Ticked) and not second:
+                second.append(threads.submit(d.dispatch, params("second")))
+                wait(second, timeout=0.5)  # with the fault, it has been dispatched by now
+            return taken
+
+        monkeypatch.setattr(queue, "next", meanwhile)
+        d.dispatch(params("first"))
+        until(lambda: sandbox.books.requests_by_path[CALL] == 2, "the second call waits for the first", 5.0)
+        sandbox.sync_latency = 0.0
+        d.halt()

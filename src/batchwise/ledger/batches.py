@@ -5,22 +5,20 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any
 
-import attrs
 import orjson
 
 from batchwise.errors import LedgerError
 from batchwise.models import Lane
-from batchwise.planning.custom_ids import MAX_LENGTH, custom_id_length
-from batchwise.planning.packing import body_length, entry_size, telling_count
+from batchwise.planning.packing import telling_count
 from batchwise.planning.state import BatchState, BatchView
 
 from .base import Claim, Member
 from .ends import Ends
+from .fitting import first_fitting, summed_up
 from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, SYNC, decode_key, micros, view_values
 from .store import CHUNK, Moves, Place, Row
@@ -35,34 +33,9 @@ _SENT_IN = "request.id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1
 _IN_BATCH = f"{_SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
 
 
-# One character of a key is one byte of its id; where the two counts differ, it is not in ASCII, or holds a NUL.
-_SUMS = """
-SELECT count(*), total(size), total(min(length(key), ?)), total(length(CAST(key AS TEXT)) <> length(key))
-FROM request WHERE id BETWEEN ? AND ? AND +status = 0 AND terms = ?
-"""
-
-
 _ALIKE = (
     "SELECT count(*), min(id), max(id), min(terms), max(terms), min(attempts), max(attempts), json_group_array(size)"
 )
-
-
-@attrs.frozen
-class _Fitting:
-    """Rows that go into one body: which, how many, and how long it becomes."""
-
-    first: int
-    last: int
-    count: int
-    length: int
-    kinds: Mapping[tuple[int, int], Sequence[int]]
-    """Requests and bytes, by terms and the moment that they wait for."""
-
-
-def _framing(number: int) -> tuple[int, int, int]:
-    """Up to which number ids are as long as this one's; bytes of an entry beside name and body; the name's room."""
-    nameless = custom_id_length(0, number)
-    return 16 ** len(f"{number:x}"), entry_size(nameless, 0) + 1, MAX_LENGTH - nameless
 
 
 def _runs(
@@ -80,34 +53,6 @@ def _runs(
             yield low, orjson.loads(sizes), terms, attempts
         else:
             yield from ((number, [size], *kind) for number, size, *kind in db.execute(rows, values))
-
-
-_NO_ENTRIES = body_length(0, 0) - 1
-"""Each entry counts its comma; the first one has none."""
-
-
-def _first_fitting(rows: Iterable[tuple[int, bytes, int, int, int]], max_bytes: int) -> _Fitting:
-    """The first of the rows: number, key, size of the body, terms, the moment waited for; in order of the numbers."""
-    kinds: dict[tuple[int, int], list[int]] = {}
-    kind, sums = (-1, -1), [0, 0]
-    first = last = count = length = same = frame = room = 0
-    whole = _NO_ENTRIES
-    for number, key, size, terms, not_before in rows:
-        if number >= same:
-            same, frame, room = _framing(number)
-        # In ASCII, of most keys, a character is a byte.
-        name = len(key) if key.isascii() else len(decode_key(key))
-        whole += frame + size + min(room, name)
-        if whole > max_bytes:
-            break
-        if terms != kind[0] or not_before != kind[1]:
-            kind = terms, not_before
-            sums = kinds.setdefault(kind, [0, 0])
-        sums[0] += 1
-        sums[1] += size
-        count += 1
-        first, last, length = first or number, number, whole
-    return _Fitting(first, last, count, length, kinds)
 
 
 class Lanes(Ends):
@@ -219,30 +164,23 @@ class Lanes(Ends):
         """
         with self._transaction("seal") as db:
             # As JSON: there may be more of them than a statement has room for question marks.
-            chosen = orjson.dumps(
-                [number for (number,) in db.execute(_ACCEPTED_TERMS, (orjson.dumps(list(terms)).decode(),))]
-            ).decode()
-            alone = chosen.count(",") == 0
-            which = "= json_extract(?, '$[0]')" if alone else "IN (SELECT value FROM json_each(?))"
+            accepted = [number for (number,) in db.execute(_ACCEPTED_TERMS, (orjson.dumps(list(terms)).decode(),))]
+            alone = len(accepted) == 1
+            which = "= ?" if alone else "IN (SELECT value FROM json_each(?))"
             queued = f"status = 0 AND terms {which} AND lane = 1 AND not_before <= ?"
-            values = (chosen, micros(now))
-            rows = None
-            if alone:
-                (only,) = orjson.loads(chosen) or (0,)
-                rows = self._summed_up(db, only, now, taken, max_requests, max_bytes)
+            values = (accepted[0] if alone else orjson.dumps(accepted).decode(), micros(now))
+            rows = summed_up(db, accepted[0], micros(now), taken, max_requests, max_bytes) if alone else None
             if rows is None:
-                rows = self._fitting(db, queued, (*values, max_requests), max_bytes, sort=not alone)
+                rows = first_fitting(db, queued, (*values, max_requests), max_bytes, sort=not alone)
                 if not rows.count:
                     return None
                 telling = telling_count(rows.count, taken) or rows.count
                 if telling < rows.count:
-                    rows = self._fitting(db, queued, (*values, telling), max_bytes, sort=not alone)
-            first, last, count, size = rows.first, rows.last, rows.count, rows.length
-            # Where the numbers lie close together, by number: an index that is read must not change under the update,
+                    rows = first_fitting(db, queued, (*values, telling), max_bytes, sort=not alone)
+            # By number, where they lie close together: an index that is read must not change under the update,
             # so all that it found would be held in memory first.
-            close = last - first < 2 * count
-            queued = f"id BETWEEN ? AND ? AND {queued.replace('status', '+status') if close else queued}"
-            inside = (first, last, *values)
+            queued = f"id BETWEEN ? AND ? AND {queued.replace('status', '+status') if rows.close else queued}"
+            inside = (rows.first, rows.last, *values)
             moved = [(*kind, *sums) for kind, sums in rows.kinds.items()]
             about = self._terms(db, moved[0][0])
             jobs = {self._terms(db, row[0]).job for row in moved}
@@ -251,14 +189,14 @@ class Lanes(Ends):
                 "VALUES (?, 'sealed', ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     nonce,
-                    count,
-                    size,
+                    rows.count,
+                    rows.length,
                     orjson.dumps(about.betas).decode(),
                     micros(now),
                     jobs.pop() if len(jobs) == 1 else 0,
                     about.model,
-                    first,
-                    last,
+                    rows.first,
+                    rows.last,
                 ),
             ).lastrowid
             db.execute(
@@ -271,54 +209,6 @@ class Lanes(Ends):
                 moves.add(Place(number, BATCH, IN_FLIGHT, batch or 0, 0), requests, size)
             moves.book()
             return self._batch(db, batch or 0)
-
-    def _summed_up(
-        self,
-        db: sqlite3.Connection,
-        terms: int,
-        now: datetime,
-        taken: frozenset[int],
-        max_requests: int,
-        max_bytes: int,
-    ) -> _Fitting | None:
-        """The queued rows of these terms that fit into a body, if nothing about them needs a look at each.
-
-        They are a bulk's, mostly: side by side, none waiting for a moment, with keys in ASCII, and not too large.
-        """
-        places = db.execute(
-            "SELECT lane, not_before, requests FROM cohort WHERE terms = ? AND status = 0", (terms,)
-        ).fetchall()
-        if len(places) != 1 or places[0][0] != BATCH or places[0][1] > micros(now):
-            return None
-        ((_, not_before, queued),) = places
-        count = telling_count(min(queued, max_requests), taken)
-        if count is None:
-            return None
-        nth = "SELECT id FROM request WHERE status = 0 AND terms = ? ORDER BY id LIMIT 1 OFFSET ?"
-        (first,), (last,) = (db.execute(nth, (terms, place)).fetchone() for place in (0, count - 1))
-        if last - first >= 2 * count:
-            return None
-        start, size, whole = first, 0, _NO_ENTRIES
-        while start <= last:
-            same, frame, room = _framing(start)
-            rows, bodies, names, odd = db.execute(_SUMS, (room, start, min(last, same - 1), terms)).fetchone()
-            if odd:
-                return None
-            start, size, whole = same, size + int(bodies), whole + rows * frame + int(bodies + names)
-        if whole > max_bytes:
-            return None
-        return _Fitting(first, last, count, whole, {(terms, not_before): (count, size)})
-
-    def _fitting(
-        self, db: sqlite3.Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool
-    ) -> _Fitting:
-        """The queued rows that fit into a body, in order."""
-        # Those of one terms come out of their index in order, and reading them ends at the limit. Others are sorted
-        # without their keys, which are looked up in that order, one page after the other.
-        inner = f"SELECT id FROM request WHERE {queued} ORDER BY id LIMIT ?"
-        rows = f"id IN ({inner}) ORDER BY id" if sort else f"{queued} ORDER BY id LIMIT ?"
-        found = db.execute(f"SELECT id, key, size, terms, not_before FROM request WHERE {rows}", values)
-        return _first_fitting(found, max_bytes)
 
     def _batch(self, db: sqlite3.Connection, batch: int) -> BatchView:
         return self._view(db, db.execute(f"SELECT {BATCH_COLUMNS} FROM batch WHERE id = ?", (batch,)).fetchone())

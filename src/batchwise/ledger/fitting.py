@@ -1,0 +1,124 @@
+"""Which queued requests go into one batch, and how long its create body becomes."""
+
+# ruff: noqa: S608 (statements are made of constants and question marks)
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from batchwise.planning.custom_ids import MAX_LENGTH, custom_id_length
+from batchwise.planning.packing import body_length, entry_size, telling_count
+
+from .rows import BATCH, decode_key
+
+__all__ = ["Fitting", "first_fitting", "summed_up"]
+
+# One character of a key is one byte of its id; where the two counts differ, it is not in ASCII, or holds a NUL.
+_SUMS = """
+SELECT count(*), total(size), total(min(length(key), ?)), total(length(CAST(key AS TEXT)) <> length(key))
+FROM request WHERE id BETWEEN ? AND ? AND +status = 0 AND terms = ?
+"""
+_NO_ENTRIES = body_length(0, 0) - 1
+"""Each entry counts its comma; the first one has none."""
+
+
+@attrs.frozen
+class Fitting:
+    """Rows that go into one body: which, how many, and how long it becomes."""
+
+    first: int
+    last: int
+    count: int
+    length: int
+    kinds: Mapping[tuple[int, int], Sequence[int]]
+    """Requests and bytes, by terms and the moment that they wait for."""
+
+    @property
+    def close(self) -> bool:
+        """Whether their numbers lie so close together that walking over all between them costs little."""
+        return _close(self.first, self.last, self.count)
+
+
+def _close(first: int, last: int, count: int) -> bool:
+    return last - first < 2 * count
+
+
+def _framing(number: int) -> tuple[int, int, int]:
+    """Up to which number ids are as long as this one's; bytes of an entry beside name and body; the name's room."""
+    nameless = custom_id_length(0, number)
+    return 16 ** len(f"{number:x}"), entry_size(nameless, 0) + 1, MAX_LENGTH - nameless
+
+
+def summed_up(
+    db: sqlite3.Connection,
+    terms: int,
+    now: int,
+    taken: frozenset[int],
+    max_requests: int,
+    max_bytes: int,
+) -> Fitting | None:
+    """The queued rows of these terms that fit into a body, if nothing about them needs a look at each.
+
+    They are a bulk's, mostly: side by side, none waiting for a moment, with keys in ASCII, and not too large.
+    """
+    places = db.execute(
+        "SELECT lane, not_before, requests FROM cohort WHERE terms = ? AND status = 0", (terms,)
+    ).fetchall()
+    if len(places) != 1 or places[0][0] != BATCH or places[0][1] > now:
+        return None
+    ((_, not_before, queued),) = places
+    count = telling_count(min(queued, max_requests), taken)
+    if count is None:
+        return None
+    nth = "SELECT id FROM request WHERE status = 0 AND terms = ? ORDER BY id LIMIT 1 OFFSET ?"
+    (first,), (last,) = (db.execute(nth, (terms, place)).fetchone() for place in (0, count - 1))
+    if not _close(first, last, count):
+        return None
+    start, size, whole = first, 0, _NO_ENTRIES
+    while start <= last:
+        same, frame, room = _framing(start)
+        rows, bodies, names, odd = db.execute(_SUMS, (room, start, min(last, same - 1), terms)).fetchone()
+        if odd:
+            return None
+        start, size, whole = same, size + int(bodies), whole + rows * frame + int(bodies + names)
+    if whole > max_bytes:
+        return None
+    return Fitting(first, last, count, whole, {(terms, not_before): (count, size)})
+
+
+def first_fitting(db: sqlite3.Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool) -> Fitting:
+    """The queued rows that fit into a body, in order."""
+    # Those of one terms come out of their index in order, and reading them ends at the limit. Others are sorted
+    # without their keys, which are looked up in that order, one page after the other.
+    inner = f"SELECT id FROM request WHERE {queued} ORDER BY id LIMIT ?"
+    rows = f"id IN ({inner}) ORDER BY id" if sort else f"{queued} ORDER BY id LIMIT ?"
+    found = db.execute(f"SELECT id, key, size, terms, not_before FROM request WHERE {rows}", values)
+    return _cut_off(found, max_bytes)
+
+
+def _cut_off(rows: Iterable[tuple[int, bytes, int, int, int]], max_bytes: int) -> Fitting:
+    """The first of the rows: number, key, size of the body, terms, the moment waited for; in order of the numbers."""
+    kinds: dict[tuple[int, int], list[int]] = {}
+    kind, sums = (-1, -1), [0, 0]
+    first = last = count = length = same = frame = room = 0
+    whole = _NO_ENTRIES
+    for number, key, size, terms, not_before in rows:
+        if number >= same:
+            same, frame, room = _framing(number)
+        # In ASCII, of most keys, a character is a byte.
+        name = len(key) if key.isascii() else len(decode_key(key))
+        whole += frame + size + min(room, name)
+        if whole > max_bytes:
+            break
+        if terms != kind[0] or not_before != kind[1]:
+            kind = terms, not_before
+            sums = kinds.setdefault(kind, [0, 0])
+        sums[0] += 1
+        sums[1] += size
+        count += 1
+        first, last, length = first or number, number, whole
+    return Fitting(first, last, count, length, kinds)

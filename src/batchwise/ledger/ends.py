@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from batchwise.planning.state import Terms
 
 from .base import Settlement
 from .looking import Looking
-from .roll import Answer, Roll
+from .roll import Answer, Kind, Roll
 from .rows import (
     BATCH,
     IN_FLIGHT,
@@ -69,8 +68,8 @@ class _Kind(NamedTuple):
     met: bool | None
 
 
-class _SettledError(Exception):
-    """A request that an answer came for has a result: the transaction is given up."""
+class _OutOfDateError(Exception):
+    """A roll is out of date: the transaction is given up. A savepoint would keep a copy of each changed page."""
 
 
 class Ends(Looking):
@@ -99,26 +98,36 @@ class Ends(Looking):
         rows = sorted(answers)
         if not rows:
             return True
-        parts, settled = roll.parts(rows), False
+        parts = roll.parts(rows)
         if parts is None:
             return False
-        with suppress(_SettledError), self._transaction("settle") as db:
-            left = db.execute("SELECT terms, sum(requests) FROM cohort WHERE batch = ? GROUP BY terms", (roll.batch,))
-            if dict(left) != roll.left:
-                return False
-            moves = Moves(self, db, now)
-            for (terms, attempts), part in parts:
-                in_time, lateness = met(terms)
-                kind = _Kind(terms.job, terms.id, _SUCCEEDED, BATCH, attempts + 1, in_time)
-                if not self._settle_kind(db, kind, part, lateness, batch=roll.batch, now=now):
-                    raise _SettledError  # no savepoint: it would keep a copy of each page that is changed
-                moves.add(Place(terms.id, BATCH, IN_FLIGHT, roll.batch, 0), -len(part), -roll.size(map(_number, part)))
-            moves.book()
-            settled = True
-        if not settled:
+        try:
+            with self._transaction("settle") as db:
+                self._settle_parts(db, roll, parts, met, now)
+        except _OutOfDateError:
             return False
         roll.tick(map(_number, rows))
         return True
+
+    def _settle_parts(
+        self,
+        db: sqlite3.Connection,
+        roll: Roll,
+        parts: Iterable[tuple[Kind, Sequence[Answer]]],
+        met: Callable[[Terms], tuple[bool | None, timedelta]],
+        now: datetime,
+    ) -> None:
+        left = db.execute("SELECT terms, sum(requests) FROM cohort WHERE batch = ? GROUP BY terms", (roll.batch,))
+        if dict(left) != roll.left:
+            raise _OutOfDateError
+        moves = Moves(self, db, now)
+        for (terms, attempts), part in parts:
+            in_time, lateness = met(terms)
+            kind = _Kind(terms.job, terms.id, _SUCCEEDED, BATCH, attempts + 1, in_time)
+            if not self._settle_kind(db, kind, part, lateness, batch=roll.batch, now=now):
+                raise _OutOfDateError
+            moves.add(Place(terms.id, BATCH, IN_FLIGHT, roll.batch, 0), -len(part), -roll.size(map(_number, part)))
+        moves.book()
 
     def _settle_kind(
         self,

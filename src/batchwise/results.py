@@ -129,13 +129,9 @@ class Result:
         return self._memo[0]
 
     def _answer(self) -> dict[str, Any]:
-        row = self._row
-        if row.how.outcome is not Outcome.SUCCEEDED:
+        if not self.ok:
             raise self._failure()
-        memo = self._memo
-        if memo is None:
-            memo = self._memo = orjson.loads(row.line)["result"], None
-        message: dict[str, Any] = memo[0]["message"]
+        message: dict[str, Any] = self._decoded["message"]
         return message
 
     def _failure(self) -> RequestFailedError:

@@ -32,7 +32,8 @@ def test_a_call_that_comes_while_a_worker_takes_another_up_gets_a_worker_of_its_
             return taken
 
         monkeypatch.setattr(queue, "next", meanwhile)
-        d.dispatch(params("first"))
-        until(lambda: sandbox.books.requests_by_path[CALL] == 2, "the second call waits for the first", 5.0)
-        sandbox.sync_latency = 0.0
-        d.halt()
+        try:
+            d.dispatch(params("first"))
+            until(lambda: sandbox.books.requests_by_path[CALL] == 2, "the second call waits for the first", 5.0)
+        finally:
+            d.halt()

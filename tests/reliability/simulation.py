@@ -582,9 +582,6 @@ class World:
         assert not left, f"never settled: {left}, {self.ledger.snapshot()}"
 
 
-__all__ = ["FAULTS", "HOUR", "MINUTE", "SECOND", "Api", "Remote", "Task", "World", "message_of"]
-
-
 def commits(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the ledger's commits, as they come."""
     real, names = world.ledger._commit, list[str]()
@@ -595,3 +592,6 @@ def commits(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(world.ledger, "_commit", commit)
     return names
+
+
+__all__ = ["FAULTS", "HOUR", "MINUTE", "SECOND", "Api", "Remote", "Task", "World", "commits", "message_of"]

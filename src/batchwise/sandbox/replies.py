@@ -174,10 +174,7 @@ def output_tokens(reply: Reply) -> int:
     size = 0
     for block in reply.content:
         text = block.get("text")
-        if isinstance(text, str):
-            size += len(text) if text.isascii() else len(text.encode())
-        else:
-            size += len(orjson.dumps(block))
+        size += len(text.encode()) if isinstance(text, str) else len(orjson.dumps(block))
     return max(1, size // 4)
 
 

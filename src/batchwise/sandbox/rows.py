@@ -56,7 +56,7 @@ class _Rows:
     def run(self, index: int) -> None:
         """A row that was run: answered, or failed."""
         params = self.batch.rows[index]["params"]
-        hit = self._fault() if self.batch.row_faults else None
+        hit = self._fault()
         if hit is not None and hit.name == "batch.row_expired":
             self.unfinished(index, EXPIRED)
             return

@@ -16,6 +16,10 @@ from .world import HOURS_30, PATIENCE, Async, Sync, World, listed, many
 
 FLEXIBLE = Latency.FLEXIBLE
 ASYNC = [Async("asyncio"), Async("trio")]
+INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have its jobs ignore it
+"""
 BUSY = """
 import sys
 with bw.Dispatcher(policy=policy) as d:
@@ -91,7 +95,7 @@ async def test_sigkill(world: World):
 @pytest.mark.parametrize("colour", [Sync()], ids=["sync"])
 async def test_keyboard_interrupt(world: World):
     world.sandbox.batch_latency = world.sandbox.sync_latency = 60
-    with world.script(BUSY) as process:
+    with world.script(INTERRUPTIBLE + BUSY) as process:
         assert process.stdout.readline() == "ready\n"
         await world.until(lambda: world.calls == 2)
         process.send_signal(signal.SIGINT)

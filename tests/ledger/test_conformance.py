@@ -1048,6 +1048,19 @@ def test_purge_takes_what_is_old_and_keeps_the_books(world: World) -> None:
     assert world.accept("new").row.id > numbers[3], "numbers are never given twice"
 
 
+def test_numbers_of_what_was_purged_are_not_given_again(world: World) -> None:
+    numbers = world.bulk([entry(str(n)) for n in range(3)])
+    world.ledger.settle([settlement(number) for number in numbers], now=NOW)
+    marks = world.ledger.marks()
+    assert marks == (numbers[-1], world.ledger.result(numbers[-1]).cursor)  # type: ignore[union-attr]
+    assert world.ledger.purge(before=NOW + HOUR) == 3
+    assert world.ledger.marks() == marks
+    again = world.accept("again").row.id
+    world.ledger.settle([settlement(again)], now=NOW)
+    assert world.ledger.marks() == (numbers[-1] + 1, marks[1] + 1)
+    assert [each.request for each in world.ledger.results(job=None, after=marks[1], limit=9)] == [again]
+
+
 # -- lanes, clock, owner ------------------------------------------------------------------------------------------
 
 

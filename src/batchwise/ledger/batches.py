@@ -21,13 +21,13 @@ from .ends import Ends
 from .fitting import first_fitting, summed_up
 from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, SYNC, decode_key, micros, view_values
-from .store import CHUNK, Moves, Place, Row
+from .store import CHUNK, SOME, Moves, Place, Row, some
 
 __all__ = ["Lanes"]
 
 _ENTRIES = 128
 _ENTRY_BYTES = 4_000_000
-_ACCEPTED_TERMS = "SELECT id FROM terms WHERE staged = 0 AND id IN (SELECT value FROM json_each(?))"
+_ACCEPTED_TERMS = f"SELECT id FROM terms WHERE staged = 0 AND id IN {SOME}"
 _OVER = {BatchState.CLOSED, BatchState.VOID}
 _SENT_IN = "request.id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1"
 _IN_BATCH = f"{_SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
@@ -163,12 +163,11 @@ class Lanes(Ends):
         whose the batch is once it has ended.
         """
         with self._transaction("seal") as db:
-            # As JSON: there may be more of them than a statement has room for question marks.
-            accepted = [number for (number,) in db.execute(_ACCEPTED_TERMS, (orjson.dumps(list(terms)).decode(),))]
+            accepted = [number for (number,) in db.execute(_ACCEPTED_TERMS, (some(terms),))]
             alone = len(accepted) == 1
-            which = "= ?" if alone else "IN (SELECT value FROM json_each(?))"
+            which = "= ?" if alone else f"IN {SOME}"
             queued = f"status = 0 AND terms {which} AND lane = 1 AND not_before <= ?"
-            values = (accepted[0] if alone else orjson.dumps(accepted).decode(), micros(now))
+            values = (accepted[0] if alone else some(accepted), micros(now))
             rows = summed_up(db, accepted[0], micros(now), taken, max_requests, max_bytes) if alone else None
             if rows is None:
                 rows = first_fitting(db, queued, (*values, max_requests), max_bytes, sort=not alone)
@@ -409,9 +408,8 @@ class Lanes(Ends):
         with self._transaction("unseal") as db:
             first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
             groups = self._groups(db, "batch = ?", (batch,))
-            some = None if terms is None else frozenset(terms)
-            chosen = [each for each in groups if some is None or each[0].terms in some]
-            wanted = None if some is None else orjson.dumps(list(some)).decode()
+            wanted = None if terms is None else frozenset(terms)
+            chosen = [each for each in groups if wanted is None or each[0].terms in wanted]
             moves = Moves(self, db, now)
             for place, group in chosen:
                 moves.add(place, -group.requests, -group.size)
@@ -419,9 +417,7 @@ class Lanes(Ends):
                 moves.add(Place(place.terms, code, QUEUED, 0, earliest), group.requests, group.size, flush=True)
                 if doubtful:
                     self._book_waste(db, group.terms.job, doubles=group.requests)
-            which, values = (
-                ("", ()) if wanted is None else (" AND terms IN (SELECT value FROM json_each(?))", (wanted,))
-            )
+            which, values = ("", ()) if wanted is None else (f" AND terms IN {SOME}", (some(wanted),))
             db.execute(
                 "UPDATE request SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? "
                 f"WHERE {_IN_BATCH}{which}",

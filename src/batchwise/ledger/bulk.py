@@ -205,11 +205,10 @@ class SqliteIntake:
         for terms in self._terms[len(self._stored) :]:
             self._stored.append(ledger._store_terms(db, terms, self._job_id, staged=self._id))
         if not self._collided:
-            count, first = len(chunk.keys), ledger._take(db, "request", 0)
-            numbers = range(first, first + count)
+            first = ledger._last_request(db) + 1
+            numbers = range(first, first + len(chunk.keys))
             if not self._insert(db, chunk, numbers):
                 raise _CollidedError  # no savepoint: it would keep a copy of each page that is changed
-            ledger._take(db, "request", count)
             staged = _Staged(_Numbers(numbers))
             for index, size in zip(chunk.terms, chunk.bodies.sizes, strict=True):
                 staged.add(index, size)
@@ -233,17 +232,16 @@ class SqliteIntake:
 
     def _stage_slowly(self, db: sqlite3.Connection, chunk: _Chunk) -> _Staged:
         ledger, staged = self._ledger, _Staged()
-        first = ledger._take(db, "request", 0)
-        created = 0
+        number = ledger._last_request(db)
         for place, (key, index) in enumerate(zip(chunk.keys, chunk.terms, strict=True)):
             body = bytes(chunk.bodies[place : place + 1][0])
             found = find(db, self._job_id, key)
             if found is None:
-                numbers = range(first + created, first + created + 1)
+                number += 1
+                numbers = range(number, number + 1)
                 self._insert(db, _Chunk([key], _Bodies(bytearray(body), [len(body)]), [index]), numbers)
                 staged.numbers.add(numbers)
                 staged.add(index, len(body))
-                created += 1
                 continue
             if found.staged not in {0, self._id}:
                 raise StagedError(found.staged)
@@ -255,7 +253,6 @@ class SqliteIntake:
             if found.terms != terms:
                 # What to do with it is decided when the bulk is accepted: until then nothing of it counts.
                 db.execute("INSERT INTO again (intake, request, terms) VALUES (?, ?, ?)", (self._id, found.id, terms))
-        ledger._take(db, "request", created)
         return staged
 
     def accept(

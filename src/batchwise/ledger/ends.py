@@ -141,7 +141,7 @@ class Ends(Looking):
     ) -> bool:
         """Store results of one kind, in order, and book them; False: one of the requests has a result."""
         count = len(answers)
-        first = self._take(db, "result", count)
+        first = self._last_result(db) + 1
         numbers, lines, costs, savings, tokens, cached = zip(*answers, strict=True)
         columns = range(first, first + count), numbers, costs, savings, lines
         if insert_rows(db, _INSERT_RESULT, columns) != count:

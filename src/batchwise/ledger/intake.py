@@ -16,11 +16,11 @@ import attrs
 from batchwise.errors import BatchwiseError, LedgerError, SpendLimitError
 from batchwise.planning.state import Terms
 
-from .base import Accepted, Cap, Entry, Intake
+from .base import Accepted, Cap, Entry, Intake, RequestRow
 from .batches import Lanes
 from .bulk import SqliteIntake
 from .keys import StagedError, conflict, find, is_position, same_body
-from .rows import IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, SYNC, decode_key, encode_key, merged
+from .rows import IN_FLIGHT, LANE_CODES, LANES, QUEUED, SETTLED, STATUSES, SYNC, decode_key, encode_key, merged
 from .store import CHUNK, Moves, Place, Row, place_of
 
 __all__ = ["Acceptance"]
@@ -127,44 +127,42 @@ class Acceptance(Lanes):
     def _accept(self, db: sqlite3.Connection, call: _Pending) -> Accepted:
         entry, cap = call.entry, call.cap
         name = None if call.job is None else encode_key(call.job)
-        found_job = db.execute("SELECT id FROM job WHERE name IS ?", (name,)).fetchone()
-        job: int | None = None if found_job is None else found_job[0]
-        position = None
+        job, visible = _job(db, name)
+        position, unheard = None, False
         if entry.key is not None:
             key = encode_key(entry.key)
-        elif name is None:
-            key = b"~" + uuid4().hex.encode()
-        else:
+        elif name is not None:
             position = self._position(db, job, entry)
             key = b"#%d" % position
-        found = None if job is None else find(db, job, key)
+        else:
+            key, unheard = b"~" + uuid4().hex.encode(), True
+        found = None if job is None or unheard else find(db, job, key)
         if found is None:
             self._check_cap(db, cap, entry.terms.reserve_each + len(entry.body) * entry.terms.reserve_per_byte)
             if job is None:
                 job = _add_job(db, name)
-            db.execute("UPDATE job SET visible = 1 WHERE id = ? AND NOT visible", (job,))
-            number = self._insert(db, call, job, key)
+            if not visible:
+                db.execute("UPDATE job SET visible = 1 WHERE id = ?", (job,))
+            accepted = Accepted(self._insert(db, call, job, key), True)
         else:
             if found.staged:
                 raise StagedError(found.staged)
             if not self._same(db, found.id, found.terms, entry.body, entry.terms):
                 raise conflict(decode_key(key), call.job)
-            number = found.id
-        created = found is None
-        if not created:
-            created = self._again(db, number, entry.terms, call)
+            anew = self._again(db, found.id, entry.terms, call)
+            row = self._row(db, found.id)
+            if row is None:
+                raise LedgerError(f"request {found.id} was stored and is not there")
+            accepted = Accepted(row, anew)
         if position is not None and job is not None:
             self._positions.setdefault(job, _Positions()).use(position)
             db.execute("UPDATE job SET positions = ? WHERE id = ? AND positions < ?", (position + 1, job, position + 1))
-        row = self._row(db, number)
-        if row is None:
-            raise LedgerError(f"request {number} was stored and is not there")
-        return Accepted(row, created)
+        return accepted
 
-    def _insert(self, db: sqlite3.Connection, call: _Pending, job: int, key: bytes) -> int:
+    def _insert(self, db: sqlite3.Connection, call: _Pending, job: int, key: bytes) -> RequestRow:
         entry = call.entry
         terms = self._store_terms(db, entry.terms, job)
-        number = self._take(db, "request", 1)
+        number = self._last_request(db) + 1
         lane = SYNC if call.claim else LANE_CODES[entry.terms.lane]
         status = IN_FLIGHT if call.claim else QUEUED
         size = len(entry.body)
@@ -176,7 +174,8 @@ class Acceptance(Lanes):
         moves = Moves(self, db, call.now)
         moves.add(Place(terms, lane, status, 0, 0), 1, size)
         moves.book()
-        return number
+        stored = self._terms(db, terms)
+        return RequestRow(number, decode_key(key), job, stored, LANES[lane], STATUSES[status], 0, None, None)
 
     def _position(self, db: sqlite3.Connection, job: int | None, entry: Entry) -> int:
         """The position of the next request without a key: where it was in an earlier run, else the job's end."""
@@ -336,6 +335,13 @@ class Acceptance(Lanes):
         self._intakes.pop(intake, None)
         if job is not None:
             self._positions[job] = _Positions(positions)
+
+
+def _job(db: sqlite3.Connection, name: bytes | None) -> tuple[int | None, bool]:
+    """The number of a job, and whether it has been accepted; the shared scope has number 0."""
+    if name is None:
+        return 0, True
+    return db.execute("SELECT id, visible FROM job WHERE name = ?", (name,)).fetchone() or (None, False)
 
 
 def _add_job(db: sqlite3.Connection, name: bytes | None) -> int:

@@ -28,7 +28,7 @@ from .rows import (
     from_micros,
     view_of,
 )
-from .store import ATTEMPTS_NOW, LANE_NOW, REQUESTS, RESULTS_BEHIND, SOME, STATUS_NOW, Store, select_some
+from .store import ATTEMPTS_NOW, LANE_NOW, REQUESTS, RESULTS_BEHIND, SOME, STATUS_NOW, Settling, Store, select_some
 
 __all__ = ["Looking"]
 
@@ -60,9 +60,8 @@ class Looking(Store):
 
     def marks(self) -> tuple[int, int]:
         """The last request's number and the last result's cursor; 0 where there is none."""
-        with self._using():
-            last = dict(self._db.execute("SELECT name, value - 1 FROM counter"))
-            return last["request"], last["result"]
+        with self._reading() as db:
+            return self._last_request(db), self._last_result(db)
 
     def snapshot(self) -> Snapshot:
         """The unsettled work. Its cost does not grow with what has settled.
@@ -143,23 +142,29 @@ class Looking(Store):
     def result(self, request: int) -> ResultRow | None:
         """The request's result; None: not settled."""
         with self._using():
-            found = self._db.execute(f"{_RESULT} FROM {REQUESTS} WHERE q.id = ? AND r.seq > 0", (request,))
-            return next(iter(self._result_rows(found)), None)
+            found = self._db.execute(
+                f"{_RESULT}, s.* FROM {REQUESTS} WHERE q.id = ? AND r.seq > 0", (request,)
+            ).fetchone()
+            if found is None:
+                return None
+            cursor, number, key, cost, saved, line, _, batch, *how = found
+            settled = self._settled(Settling._make(how), batch)
+            return ResultRow(cursor, number, decode_key(key), line, cost, saved, settled)
 
     def _result_rows(self, found: Iterable[tuple[Any, ...]]) -> list[ResultRow]:
         rows: list[ResultRow] = []
         settling = before = None
         for cursor, request, key, cost, saved, line, last, batch in found:
             if last != settling or batch != before:  # mostly they are alike
-                settling, before, how = last, batch, self._settled(last, batch)
+                settling, before, how = last, batch, self._settled(self._settling(self._db, last), batch)
             # Past the constructor of named tuples, which costs as much as all the rest.
             row = cursor, request, key.decode("utf-8", "surrogatepass"), line, cost, saved, how
             rows.append(tuple.__new__(ResultRow, row))
         return rows
 
-    def _settled(self, last: int, batch: int | None) -> Settled:
+    def _settled(self, how: Settling, batch: int | None) -> Settled:
         """What the results of a settling have in common; `batch`: the one that they were in before."""
-        db, how = self._db, self._settling(self._db, last)
+        db = self._db
         terms = self._terms(db, how.terms)
         return Settled(
             job=self._job_name(db, how.job),

@@ -30,13 +30,15 @@ _OPENING_PAUSE = 0.02
 # - A bulk's rows are inserted with terms that are `staged`; accepting it touches terms and cohorts, not rows.
 # - What results that settled together have in common stands once, in `settling`, whose results are those from `first`
 #   to `last`: a bulk's results come by the thousand. A job's results are found by its settlings, in order.
+# - Numbers are those of the last row and one; `deleted` has the highest of rows that are gone, for none is given twice
+#   (a counter would be one page more that each transaction writes).
 # - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
 # - There are foreign keys where the lookup they need is cheap in both directions. `request.terms` has none: it would
 #   need one more index over all requests. `body` has none: bulks insert both, and a trigger looks at deletions alone.
 _FIRST = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO counter VALUES ('request', 1), ('result', 1);
+CREATE TABLE deleted (name TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO deleted VALUES ('request', 0), ('result', 0);
 CREATE TABLE run (id INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL, started INTEGER NOT NULL);
 CREATE TABLE job (
     id INTEGER PRIMARY KEY,
@@ -74,7 +76,8 @@ CREATE TABLE request (
 CREATE INDEX request_queued ON request (terms) WHERE status = 0;
 CREATE INDEX request_running ON request (run) WHERE status = 1 AND lane = 0;
 CREATE TABLE body (id INTEGER PRIMARY KEY, params BLOB NOT NULL);
-CREATE TRIGGER request_deleted AFTER DELETE ON request BEGIN DELETE FROM body WHERE id = OLD.id; END;
+CREATE TRIGGER request_deleted AFTER DELETE ON request
+BEGIN DELETE FROM body WHERE id = OLD.id; UPDATE deleted SET last = max(last, OLD.id) WHERE name = 'request'; END;
 CREATE TABLE turn (
     request INTEGER NOT NULL REFERENCES request ON DELETE CASCADE,
     n INTEGER NOT NULL,
@@ -146,6 +149,8 @@ CREATE TABLE settling (
     met INTEGER
 );
 CREATE INDEX settling_job ON settling (job);
+CREATE TRIGGER settling_deleted AFTER DELETE ON settling
+BEGIN UPDATE deleted SET last = max(last, OLD.last) WHERE name = 'result'; END;
 CREATE TABLE result (
     seq INTEGER PRIMARY KEY,
     request INTEGER NOT NULL,

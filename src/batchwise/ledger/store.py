@@ -9,11 +9,13 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+import orjson
 
 from batchwise.errors import ClosedDispatcherError, LedgerError
 from batchwise.planning.state import Group, Terms
@@ -39,6 +41,7 @@ __all__ = [
     "insert_rows",
     "place_of",
     "select_some",
+    "some",
 ]
 
 CHUNK = 2_000
@@ -50,9 +53,8 @@ FAILURES = "failures:"
 _CACHED = 10_000
 _QUIET = {"note_advance", "note_call", "note_clock"}
 """Commits of one's own that nobody has to look at: a pass that notes its begin is not woken by that."""
-_SELECTED = 500
-SOME = f"({', '.join('?' * _SELECTED)})"
-"""Room for the ids that `select_some` gives."""
+SOME = "(SELECT value FROM json_each(?))"
+"""The numbers that `some` encodes: one text for however many, so that it stays prepared."""
 REQUESTS = (
     "request q LEFT JOIN result r ON r.request = q.id "
     "LEFT JOIN settling s ON s.last = (SELECT min(last) FROM settling WHERE last >= r.seq)"
@@ -68,6 +70,10 @@ _SELECT_ROWS = (
     f"q.batch, q.run, {ATTEMPTS_NOW}, r.seq, q.abandoned FROM {REQUESTS} WHERE q.id IN {SOME}"
 )
 _SELECT_KEYS = f"SELECT id, key FROM request WHERE id IN {SOME}"
+_LAST_REQUEST, _LAST_RESULT = (
+    f"SELECT max(coalesce(max({column}), 0), (SELECT last FROM deleted WHERE name = ?)) FROM {table}"
+    for column, table in (("id", "request"), ("last", "settling"))
+)
 _TOGETHER = 32
 """Rows in one statement: what is bound to it is held twice."""
 _VARIABLES = 960
@@ -75,11 +81,15 @@ _VARIABLES = 960
 _MINUTE = timedelta(minutes=1) // timedelta(microseconds=1)
 
 
+def some(numbers: Iterable[int]) -> str:
+    """What is bound to `SOME`."""
+    return orjson.dumps(list(numbers)).decode()
+
+
 def select_some(db: sqlite3.Connection, select: str, ids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
-    """The rows of a `SELECT ... IN SOME` for any number of ids: one text for all lengths, so that it stays prepared."""
-    for start in range(0, len(ids), _SELECTED):
-        part = list(ids[start : start + _SELECTED])
-        yield from db.execute(select, part + [-1] * (_SELECTED - len(part)))
+    """The rows of a `SELECT ... IN SOME` for any number of ids."""
+    for start in range(0, len(ids), CHUNK):
+        yield from db.execute(select, (some(ids[start : start + CHUNK]),))
 
 
 class Column(Protocol):
@@ -286,12 +296,13 @@ class Store:
 
     # -- small things -----------------------------------------------------------------------------------------------
 
-    def _take(self, db: sqlite3.Connection, counter: str, count: int) -> int:
-        """The first of `count` numbers that were never given before."""
-        first: int = db.execute("SELECT value FROM counter WHERE name = ?", (counter,)).fetchone()[0]
-        if count:
-            db.execute("UPDATE counter SET value = ? WHERE name = ?", (first + count, counter))
-        return first
+    def _last_request(self, db: sqlite3.Connection) -> int:
+        """The highest number that a request was ever given."""
+        return int(db.execute(_LAST_REQUEST, ("request",)).fetchone()[0])
+
+    def _last_result(self, db: sqlite3.Connection) -> int:
+        """The highest number that a result was ever given: settlings stay when a result is forgotten."""
+        return int(db.execute(_LAST_RESULT, ("result",)).fetchone()[0])
 
     def _meta(self, db: sqlite3.Connection, name: str) -> str | None:
         row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()

@@ -1,4 +1,4 @@
-"""The threads that calls of the sync lane run in."""
+"""Who takes up the sync lane's calls, and when."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 
 import batchwise as bw
+from batchwise.drivers import pump
+from batchwise.engine import actions
 from batchwise.engine.queue import Ticked
 from batchwise.sandbox import Sandbox
 from tests.reliability.crossing import POLICY
 from tests.reliability.test_processes import CALL, until
 from tests.strategies import params
+
+from .world import World, many
 
 
 def test_a_call_that_comes_while_a_worker_takes_another_up_gets_a_worker_of_its_own(
@@ -37,3 +41,13 @@ def test_a_call_that_comes_while_a_worker_takes_another_up_gets_a_worker_of_its_
             until(lambda: sandbox.books.requests_by_path[CALL] == 2, "the second call waits for the first", 5.0)
         finally:
             d.halt()
+
+
+async def test_whoever_plans_hands_out_more_as_soon_as_the_calls_run_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actions, "_BACKLOG", 4)
+    monkeypatch.setattr(pump, "WATCH", 60.0)  # else it would look again by itself
+    async with world.open(limits=bw.Limits(concurrency=4)) as d:
+        job = await d.dispatch_all(many(40))
+        assert len([result async for result in job.results(10.0)]) == 40

@@ -263,7 +263,7 @@ class Driver(ABC):
             _log.exception("batchwise: a call failed within batchwise; its request stays in the ledger")
             self._fail(BatchwiseError(f"a call failed within batchwise ({type(error).__name__}); the log says where"))
         self._work_bell.ring()
-        if self.engine.queue.waiting == 0:
+        if self.engine.backlog and self.engine.queue.waiting == 0:
             self._pump_bell.ring()
         if self.engine.suspended:
             self._tell_all()

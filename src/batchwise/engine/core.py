@@ -58,6 +58,8 @@ _READING_SHARE = 20
 """Reading what is promised takes one part in so many of a dispatching process's time, however much is promised."""
 _TOLD = timedelta(minutes=1)
 """For so long the ledger need not be told again that the sync lane goes on answering, or failing."""
+_ROUTES = 1_000
+"""Decisions remembered."""
 _URGENT, _BLOCKING, _PATIENT = 0, 1, 2
 
 
@@ -109,11 +111,14 @@ class Engine:
         self._told: tuple[bool, datetime] | None = None
         self.stalled: frozenset[int] = frozenset()
         """Jobs none of whose batches could be read the last time."""
+        self.backlog = False
+        """Whether the ledger held calls to hand out, the last time."""
         self.busy: set[object] = set()
         self._beginning = threading.Lock()
         self._sealing: object | None = None
         self._promises: tuple[float, Promises] | None = None
         self._routes: dict[object, tuple[Decision, Terms]] = {}
+        self._by_size = bool(policy.hedge or policy.delay_cost_per_hour)
         self._record: tuple[float, Sequence[Sample], dict[object, Forecast]] = (-1e9, (), {})
 
     # -- accepting --------------------------------------------------------------------------------------------------
@@ -160,6 +165,30 @@ class Engine:
             reserve_per_byte=per_byte,
         )
 
+    def _route_one(self, request: Request, now: datetime) -> tuple[Decision, Terms]:
+        """As `route`, but remembered where somebody is waiting: then neither the time nor a forecast has a say."""
+        if request.latency is not Latency.BLOCKING or self.policy.max_spend is not None:
+            return self.route(request, now)
+        signature = self._signature(request)
+        known = self._routes.get(signature)
+        if known is None:
+            if len(self._routes) >= _ROUTES:
+                self._routes.clear()
+            known = self._routes[signature] = self.route(request, now)
+        return known
+
+    def _signature(self, request: Request) -> tuple[object, ...]:
+        """What requests that are routed alike have in common."""
+        return (
+            request.traits,
+            request.latency_tag,
+            request.tool_use,
+            request.betas,
+            request.stream,
+            request.expected_output_tokens,
+            len(request.body) >> 10 if self._by_size else 0,
+        )
+
     def _reserve(self, case: routing.Case, lane: Lane, where: str) -> tuple[int, int]:
         """pico-USD kept for a request until it settles: its sync price, and its batch price too where both may come."""
         if self.policy.max_spend is None:
@@ -190,7 +219,7 @@ class Engine:
             BatchwiseError: Whatever was wrong with it; nothing was stored or sent.
         """
         now = self.now()
-        decision, terms = self.route(request, now)
+        decision, terms = self._route_one(request, now)
         if terms.deadline is not None and not terms.batch_only:
             decision, terms = self._admit_one(request, decision, terms, now)
         self.rise()
@@ -256,21 +285,12 @@ class Engine:
         """What to store of each, one at a time; those alike are routed once."""
         routes: dict[object, Terms] = {}
         last: object = None
-        by_size = bool(self.policy.hedge or self.policy.delay_cost_per_hour)
         for position, request in enumerate(requests):
             if not isinstance(request, Request):
                 raise InvalidRequestError(
                     f"item #{position} of dispatch_all is a {type(request).__name__}; wrap params in Request(...)"
                 )
-            signature = (
-                request.traits,
-                request.latency_tag,
-                request.tool_use,
-                request.betas,
-                request.stream,
-                request.expected_output_tokens,
-                len(request.body) >> 10 if by_size else 0,
-            )
+            signature = self._signature(request)
             if signature != last:  # mostly they are alike, and comparing two costs less than a hash
                 found = routes.get(signature)
                 if found is None:
@@ -330,6 +350,7 @@ class Engine:
             sync_answered_at=_later(known.sync_answered_at, self.answered_at),
             sync_failed_at=_later(known.sync_failed_at, self.failed_at),
         )
+        self.backlog = bool(snapshot.sync_queue)
         self.stalled = frozenset(
             group.terms.job for batch in snapshot.batches if batch.failures for group in batch.groups
         ) - {group.terms.job for batch in snapshot.batches if not batch.failures for group in batch.groups}

@@ -143,6 +143,8 @@ class TicketView:
 
     def _ready(self) -> Result | None:
         """Its result; raises if it cannot come because its lane is suspended."""
+        if self._row.terms.blocking and self._engine.queue.holds(self._row.id):
+            return None  # never in a batch, so it ends with its call: no need to look
         result = self._look()
         if result is None and self._engine.suspended:
             row = self._engine.ledger.row(self._row.id)

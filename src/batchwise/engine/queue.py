@@ -43,12 +43,14 @@ class CallQueue:
         self._later: list[tuple[float, int, int, float, Claim]] = []
         self._urgent = 0
         self._sequence = 0
-        self._running = 0
+        self._held: set[int] = set()
+        """The requests of all claims that are not finished."""
 
     def push(self, claim: Claim, *, priority: int, due: float, not_before: float = 0.0) -> None:
         """Queue a claim of `priority` 0 (urgent), 1 (blocking) or 2 (neither); not before `not_before`."""
         with self._lock:
             self._sequence += 1
+            self._held.add(claim.id)
             if not_before:
                 heapq.heappush(self._later, (not_before, priority, self._sequence, due, claim))
             else:
@@ -78,7 +80,6 @@ class CallQueue:
                 return wait
             heapq.heappop(line)
             self._urgent -= priority == 0
-            self._running += 1
             return Ticked(claim, tokens_in, tokens_out)
 
     def done(
@@ -86,7 +87,7 @@ class CallQueue:
     ) -> None:
         """The claim has its answer."""
         with self._lock:
-            self._running -= 1
+            self._held.discard(ticked.claim.id)
             terms = ticked.claim.terms
             self._outputs.learn(terms.model, terms.max_tokens, used_out)
             self._pacer.done(
@@ -102,7 +103,7 @@ class CallQueue:
     def failed(self, ticked: Ticked, now: float, *, throttled: bool, retry_after: timedelta | None) -> None:
         """The claim's call failed; a throttled one pauses the whole lane."""
         with self._lock:
-            self._running -= 1
+            self._held.discard(ticked.claim.id)
             if throttled:
                 wait = None if retry_after is None else retry_after / timedelta(seconds=1)
                 self._pacer.throttled(now, wait, input_tokens=ticked.input_tokens, output_tokens=ticked.output_tokens)
@@ -124,6 +125,7 @@ class CallQueue:
             self._blocking.clear()
             self._urgent = 0
             self._later.clear()
+            self._held.difference_update(claim.id for claim in claims)
             return claims
 
     @property
@@ -136,4 +138,8 @@ class CallQueue:
     def busy(self) -> int:
         """Claims not finished: waiting or running."""
         with self._lock:
-            return len(self._dated) + len(self._blocking) + len(self._later) + self._running
+            return len(self._held)
+
+    def holds(self, request: int) -> bool:
+        """Whether it has an unfinished claim of this request."""
+        return request in self._held

@@ -129,7 +129,7 @@ def streamed(body: bytes) -> Body:
 
 def headers_of(response: httpx2.Response) -> dict[str, str]:
     """The response's headers, names in lower case."""
-    return dict(response.headers)
+    return dict(response.headers.items())  # looked up one by one, each would be searched for
 
 
 def _object(response: httpx2.Response) -> dict[str, Any]:

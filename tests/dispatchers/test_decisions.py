@@ -1,0 +1,80 @@
+"""What is remembered of how requests were routed is what routing would say now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import batchwise as bw
+from batchwise import InvalidRequestError, Latency, Policy, ToolUse
+from batchwise.engine.core import Engine
+from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.planning.state import Terms
+from tests.strategies import NOW, params
+
+TOOL = {"name": "read_file", "input_schema": {"type": "object"}}
+CHOICES: dict[str, list[object]] = {
+    "text": ["short", "x" * 5_000],
+    "model": ["claude-sonnet-4-5", "claude-haiku-4-5"],
+    "max_tokens": [0, 100, 30_000],
+    "tools": [[], [TOOL]],
+    "latency": [None, Latency.BLOCKING],
+    "tool_use": [None, ToolUse.SINGLE],
+    "betas": [(), ("interleaved-thinking-2025-05-14",), ("output-300k-2026-03-24",)],
+    "stream": [False, True],
+    "expected_output_tokens": [None, 7],
+}
+said = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in CHOICES.items()})
+policies = st.sampled_from([Policy(), Policy(hedge=True), Policy(delay_cost_per_hour=1), Policy(max_spend=10)])
+
+
+def asked(said: dict[str, Any]) -> bw.Request:
+    body = {name: said[name] for name in ("text", "model", "max_tokens", "tools")}
+    return bw.Request(params(**body), **{name: value for name, value in said.items() if name not in body})
+
+
+def outcome(route: Callable[[], tuple[bw.Decision, Terms]]) -> object:
+    try:
+        decision, terms = route()
+    except InvalidRequestError as error:
+        return str(error)
+    return decision.lane, decision.reason, decision.explanation, decision.checks, terms
+
+
+@pytest.mark.parametrize("name", CHOICES)
+@given(said, policies, st.timedeltas(timedelta(0), timedelta(days=400)))
+def test_what_is_remembered_is_what_would_be_decided(
+    name: str, said: dict[str, Any], policy: Policy, gap: timedelta
+) -> None:
+    requests = [asked({**said, name: value}) for value in CHOICES[name]]  # alike in all but one thing
+    with closing(SqliteLedger(":memory:")) as ledger:
+        engine = Engine(ledger, policy, endpoint="http://api")
+        for number, request in enumerate([*requests, *requests]):
+            now = NOW + number * gap / len(requests)
+            assert outcome(lambda: engine._route_one(request, now)) == outcome(lambda: engine.route(request, now))  # noqa: B023
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    ("latency", "policy"),
+    [
+        (timedelta(hours=30), Policy()),
+        (NOW + timedelta(days=3), Policy()),
+        (Latency.FLEXIBLE, Policy()),
+        (None, Policy(max_spend=10)),  # prices may change meanwhile
+    ],
+)
+def test_what_time_has_a_say_in_is_decided_anew(latency: bw.LatencyTag | None, policy: Policy) -> None:
+    with closing(SqliteLedger(":memory:")) as ledger:
+        engine = Engine(ledger, policy, endpoint="http://api")
+        request = bw.Request(params(), latency=latency)
+        for now in (NOW, NOW + timedelta(hours=1)):
+            assert outcome(lambda: engine._route_one(request, now)) == outcome(lambda: engine.route(request, now))  # noqa: B023
+        assert not engine._routes
+        engine.close()

@@ -18,31 +18,27 @@ from batchwise.errors import (
     InvalidRequestError,
     JobNotFoundError,
     TicketNotFoundError,
-    UnknownPriceError,
     shown,
 )
 from batchwise.ledger.base import Accepted, Cap, Claim, Entry, Ledger, RequestRow, Settlement
 from batchwise.models import (
-    Check,
     Decision,
     Lane,
-    Latency,
     LatencyTag,
     Outcome,
     Policy,
     Progress,
-    Reason,
     Report,
     ResultError,
     RunningBatch,
     Status,
     ToolUse,
 )
-from batchwise.planning import agenda, planner, routing
+from batchwise.planning import agenda, planner
 from batchwise.planning.admission import Promises, admit, promises_of
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample
-from batchwise.planning.pricing import PriceBook, estimate, to_pico
+from batchwise.planning.pricing import PriceBook, to_pico
 from batchwise.planning.rescue import cohorts_of, tail_of
 from batchwise.planning.schedule import at_risk
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
@@ -50,6 +46,7 @@ from batchwise.planning.turns import failed
 from batchwise.request import Request
 
 from .queue import CallQueue
+from .routes import Router, decision_of
 
 __all__ = ["Engine"]
 
@@ -58,8 +55,6 @@ _READING_SHARE = 20
 """Reading what is promised takes one part in so many of a dispatching process's time, however much is promised."""
 _TOLD = timedelta(minutes=1)
 """For so long the ledger need not be told again that the sync lane goes on answering, or failing."""
-_ROUTES = 1_000
-"""Decisions remembered."""
 _URGENT, _BLOCKING, _PATIENT = 0, 1, 2
 
 
@@ -87,6 +82,7 @@ class Engine:
     ) -> None:
         self.ledger, self.policy, self.endpoint, self.now = ledger, policy, endpoint, now
         self.prices = PriceBook()
+        self.router = Router(policy, self.prices, self.forecast)
         self.queue = CallQueue(policy.limits, now=monotonic())
         self.on_settled: Callable[[Sequence[int]], None] = lambda _requests: None
         self.claimed = ledger.bind(endpoint=endpoint, workspace=None)
@@ -117,94 +113,9 @@ class Engine:
         self._beginning = threading.Lock()
         self._sealing: object | None = None
         self._promises: tuple[float, Promises] | None = None
-        self._routes: dict[object, tuple[Decision, Terms]] = {}
-        self._by_size = bool(policy.hedge or policy.delay_cost_per_hour)
         self._record: tuple[float, Sequence[Sample], dict[object, Forecast]] = (-1e9, (), {})
 
     # -- accepting --------------------------------------------------------------------------------------------------
-
-    def route(
-        self, request: Request, now: datetime, latency: LatencyTag | None = None, tool_use: ToolUse | None = None
-    ) -> tuple[Decision, Terms]:
-        """The decision for a request and the terms to store.
-
-        Raises:
-            InvalidRequestError: Its tags or parameters cannot be kept; see `choose_lane`.
-            UnknownPriceError: There is a spend limit and no price.
-        """
-        where = "request" if request.key is None else f"request {shown(request.key)}"
-        case = routing.case_of(
-            request,
-            now=now,
-            policy=self.policy,
-            forecast=self.forecast(request.model, at=now),
-            prices=self.prices,
-            latency=latency,
-            tool_use=tool_use,
-        )
-        decision = routing.decide(case, where)
-        each, per_byte = self._reserve(case, decision.lane, where)
-        hedged = decision.reason is Reason.HEDGED
-        return decision, Terms(
-            lane=decision.lane,
-            reason=decision.reason,
-            explanation=decision.explanation,
-            blocking=case.latency is Latency.BLOCKING,
-            deadline=decision.deadline,
-            submit_by=decision.submit_by,
-            rescue_at=decision.rescue_at,
-            interval=routing.hedge_wait(case.left) if hedged else case.interval,
-            model=request.model,
-            max_tokens=request.max_tokens,
-            output_tokens=case.output_tokens,
-            betas=request.betas,
-            stream=request.stream,
-            tool_use=case.tool_use,
-            batch_only=bool(case.batch_only),
-            reserve_each=each,
-            reserve_per_byte=per_byte,
-        )
-
-    def _route_one(self, request: Request, now: datetime) -> tuple[Decision, Terms]:
-        """As `route`, but remembered where somebody is waiting: then neither the time nor a forecast has a say."""
-        if request.latency is not Latency.BLOCKING or self.policy.max_spend is not None:
-            return self.route(request, now)
-        signature = self._signature(request)
-        known = self._routes.get(signature)
-        if known is None:
-            if len(self._routes) >= _ROUTES:
-                self._routes.clear()
-            known = self._routes[signature] = self.route(request, now)
-        return known
-
-    def _signature(self, request: Request) -> tuple[object, ...]:
-        """What requests that are routed alike have in common."""
-        return (
-            request.traits,
-            request.latency_tag,
-            request.tool_use,
-            request.betas,
-            request.stream,
-            request.expected_output_tokens,
-            len(request.body) >> 10 if self._by_size else 0,
-        )
-
-    def _reserve(self, case: routing.Case, lane: Lane, where: str) -> tuple[int, int]:
-        """pico-USD kept for a request until it settles: its sync price, and its batch price too where both may come."""
-        if self.policy.max_spend is None:
-            return 0, 0
-        lanes = (Lane.SYNC, Lane.BATCH) if lane is Lane.BATCH else (Lane.SYNC,)
-        each = per_byte = 0
-        for part in lanes:
-            rates = self.prices.rates(case.traits.model, part, at=case.now)
-            if rates is None:
-                raise UnknownPriceError(
-                    f"{where}: the price of {shown(case.traits.model)} is unknown, so Policy.max_spend cannot be kept; "
-                    "use a model with a known price, or drop max_spend"
-                )
-            each += estimate(0, case.traits.max_tokens, rates)
-            per_byte += -(-rates.cache_write_1h // 2)  # two bytes a token, the dearest kind of input
-        return each, per_byte
 
     def _cap(self) -> Cap | None:
         if self.policy.max_spend is None:
@@ -219,7 +130,7 @@ class Engine:
             BatchwiseError: Whatever was wrong with it; nothing was stored or sent.
         """
         now = self.now()
-        decision, terms = self._route_one(request, now)
+        decision, terms = self.router.recall(request, now)
         if terms.deadline is not None and not terms.batch_only:
             decision, terms = self._admit_one(request, decision, terms, now)
         self.rise()
@@ -290,7 +201,7 @@ class Engine:
                 raise InvalidRequestError(
                     f"item #{position} of dispatch_all is a {type(request).__name__}; wrap params in Request(...)"
                 )
-            signature = self._signature(request)
+            signature = self.router.signature(request)
             if signature != last:  # mostly they are alike, and comparing two costs less than a hash
                 found = routes.get(signature)
                 if found is None:
@@ -302,7 +213,7 @@ class Engine:
         self, request: Request, position: int, now: datetime, latency: LatencyTag | None, tool_use: ToolUse | None
     ) -> Terms:
         try:
-            return self.route(request, now, latency, tool_use)[1]
+            return self.router.route(request, now, latency, tool_use)[1]
         except InvalidRequestError as error:
             raise type(error)(f"item #{position} of dispatch_all: {error}") from None
 
@@ -656,16 +567,3 @@ def _diverted(terms: Terms, words: str) -> Terms:
     """Terms of work that admission sends to the sync lane now."""
     explanation = f"{terms.explanation}; {words}"
     return attrs.evolve(terms, lane=Lane.SYNC, submit_by=None, rescue_at=None, explanation=explanation)
-
-
-def decision_of(terms: Terms) -> Decision:
-    """The decision that was recorded in terms."""
-    return Decision(
-        terms.lane,
-        terms.reason,
-        terms.deadline,
-        terms.submit_by,
-        terms.rescue_at,
-        lambda: terms.explanation,
-        lambda: (Check(terms.reason, True, terms.explanation),),
-    )

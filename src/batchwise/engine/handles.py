@@ -16,7 +16,8 @@ from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.request import Request
 from batchwise.results import Result
 
-from .core import Engine, decision_of, tallies
+from .core import Engine, tallies
+from .routes import decision_of
 
 __all__ = ["JobView", "TicketView", "seconds", "suspended", "to_request", "to_tags"]
 

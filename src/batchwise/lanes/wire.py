@@ -246,12 +246,13 @@ def message_of(response: httpx2.Response) -> bytes:
 
 def reply(response: httpx2.Response, body: bytes, seconds: float) -> Reply:
     """A message together with what the response's headers say."""
+    headers = headers_of(response)
     return Reply(
         body=body,
-        headers=headers_of(response),
+        headers=headers,
         latency=timedelta(seconds=seconds),
-        server_time=server_time(response.headers),
-        workspace=response.headers.get(WORKSPACE),
+        server_time=server_time(headers),
+        workspace=headers.get(WORKSPACE),
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,9 +11,9 @@ from hypothesis import strategies as st
 
 import batchwise as bw
 from batchwise import InvalidRequestError, Latency, Policy, ToolUse
-from batchwise.engine.core import Engine
-from batchwise.ledger.sqlite import SqliteLedger
-from batchwise.planning.state import Terms
+from batchwise.engine.routes import Router
+from batchwise.planning.forecast import Forecast
+from batchwise.planning.pricing import PriceBook
 from tests.strategies import NOW, params
 
 TOOL = {"name": "read_file", "input_schema": {"type": "object"}}
@@ -39,12 +37,21 @@ def asked(said: dict[str, Any]) -> bw.Request:
     return bw.Request(params(**body), **{name: value for name, value in said.items() if name not in body})
 
 
-def outcome(route: Callable[[], tuple[bw.Decision, Terms]]) -> object:
-    try:
-        decision, terms = route()
-    except InvalidRequestError as error:
-        return str(error)
-    return decision.lane, decision.reason, decision.explanation, decision.checks, terms
+def router_of(policy: Policy) -> Router:
+    return Router(policy, PriceBook(), lambda _model, *, at: Forecast.prior())
+
+
+def same(router: Router, request: bw.Request, now: datetime) -> bool:
+    """Whether both ways give the same decision and terms, or the same refusal."""
+    found: list[object] = []
+    for route in (router.recall, router.route):
+        try:
+            decision, terms = route(request, now)
+        except InvalidRequestError as error:
+            found.append(str(error))
+        else:
+            found.append((decision.lane, decision.reason, decision.explanation, decision.checks, terms))
+    return found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -52,13 +59,10 @@ def outcome(route: Callable[[], tuple[bw.Decision, Terms]]) -> object:
 def test_what_is_remembered_is_what_would_be_decided(
     name: str, said: dict[str, Any], policy: Policy, gap: timedelta
 ) -> None:
+    router = router_of(policy)
     requests = [asked({**said, name: value}) for value in CHOICES[name]]  # alike in all but one thing
-    with closing(SqliteLedger(":memory:")) as ledger:
-        engine = Engine(ledger, policy, endpoint="http://api")
-        for number, request in enumerate([*requests, *requests]):
-            now = NOW + number * gap / len(requests)
-            assert outcome(lambda: engine._route_one(request, now)) == outcome(lambda: engine.route(request, now))  # noqa: B023
-        engine.close()
+    for number, request in enumerate([*requests, *requests]):
+        assert same(router, request, NOW + number * gap / len(requests))
 
 
 @pytest.mark.parametrize(
@@ -71,10 +75,7 @@ def test_what_is_remembered_is_what_would_be_decided(
     ],
 )
 def test_what_time_has_a_say_in_is_decided_anew(latency: bw.LatencyTag | None, policy: Policy) -> None:
-    with closing(SqliteLedger(":memory:")) as ledger:
-        engine = Engine(ledger, policy, endpoint="http://api")
-        request = bw.Request(params(), latency=latency)
-        for now in (NOW, NOW + timedelta(hours=1)):
-            assert outcome(lambda: engine._route_one(request, now)) == outcome(lambda: engine.route(request, now))  # noqa: B023
-        assert not engine._routes
-        engine.close()
+    router, request = router_of(policy), bw.Request(params(), latency=latency)
+    for now in (NOW, NOW + timedelta(hours=1)):
+        assert same(router, request, now)
+    assert not router._known

@@ -215,10 +215,8 @@ def test_claiming_at_once(world: World) -> None:
     row = world.accept("k", BLOCKING, claim=True).row
     assert (row.lane, row.status) == (SYNC, IN_FLIGHT)
     assert world.ledger.snapshot().sync_running[0].requests == 1
-    claim = world.ledger.claim_one(row.id, run=world.run)
-    assert claim is not None
-    assert (claim.key, claim.body, claim.attempts, claim.turns) == ("k", b'{"a":1}', 0, ())
-    assert world.ledger.claim_one(row.id, run=world.run + 1) is None
+    assert (row.key, row.attempts, world.ledger.bodies([row.id])) == ("k", 0, [b'{"a":1}'])
+    assert world.ledger.claim(row.terms.id, 9, run=world.run, now=NOW) == [], "nobody gets it again"
 
 
 # -- accepting many -----------------------------------------------------------------------------------------------
@@ -235,7 +233,6 @@ def test_a_bulk_is_invisible_until_it_is_accepted(world: World) -> None:
         assert not ledger.snapshot().batch_queue
         assert world.seal(terms=range(10)) is None
         assert ledger.claim(2, 9, run=world.run, now=NOW) == []
-        assert ledger.claim_one(2, run=world.run) is None
         assert ledger.cancel(now=NOW) == (0, ())
         ledger.flush()
         ledger.move([1, 2], lane=SYNC)
@@ -613,7 +610,7 @@ def test_a_kept_batch_may_still_deliver(world: World) -> None:
     (claim,) = world.ledger.claim(world.ledger.snapshot().sync_queue[0].terms.id, 1, run=world.run, now=NOW)
     # The sync lane is first for one row, the batch for the others, of which one is running.
     world.ledger.settle([settlement(claim.id, lane=SYNC, cost=10, line=b"sync")], now=NOW, run=world.run)
-    world.ledger.claim_one(numbers[1], run=world.run)
+    assert [each.id for each in world.ledger.claim(claim.terms.id, 1, run=world.run, now=NOW)] == numbers[1:2]
     delivered = [settlement(number, cost=5) for number in numbers]
     assert world.ledger.settle(delivered, now=NOW, batch=batch.id) == 2
     assert world.ledger.settle(delivered, now=NOW, batch=batch.id) == 0
@@ -626,12 +623,12 @@ def test_a_kept_batch_may_still_deliver(world: World) -> None:
 
 
 def test_a_failure_counts_only_where_the_request_is(world: World) -> None:
-    number = world.accept("a").row.id
+    row = world.accept("a").row
     batch = world.opened()
     world.ledger.unseal(batch.id, lane=SYNC, now=NOW, keep=True)
-    failed = settlement(number, Outcome.FAILED, cost=0)
+    failed = settlement(row.id, Outcome.FAILED, cost=0)
     assert world.ledger.settle([failed], now=NOW, batch=batch.id) == 0
-    world.ledger.claim_one(number, run=world.run)
+    assert len(world.ledger.claim(row.terms.id, 1, run=world.run, now=NOW)) == 1
     assert world.ledger.settle([failed], now=NOW, batch=batch.id) == 0
     assert world.ledger.settle([failed], now=NOW, run=world.run + 1) == 0
     assert world.ledger.settle([failed], now=NOW, run=world.run) == 1
@@ -713,14 +710,11 @@ def test_claims_are_handed_out_once(world: World) -> None:
     assert [(claim.id, claim.key) for claim in claims] == [(numbers[n], f"{n:02}") for n in range(3)]
     assert len(world.ledger.claim(group.terms.id, 9, run=world.run, now=NOW)) == 2
     assert world.ledger.claim(group.terms.id, 9, run=world.run, now=NOW) == []
-    assert world.ledger.claim_one(numbers[0], run=world.run) == claims[0]
-    assert world.ledger.claim_one(numbers[0], run=99) is None
 
 
 def test_claims_leave_the_batch_queue_alone_unless_told(world: World) -> None:
     row = world.accept("a").row
     assert world.ledger.claim(row.terms.id, 9, run=world.run, now=NOW) == []
-    assert world.ledger.claim_one(row.id, run=world.run) is None
     assert len(world.ledger.claim(row.terms.id, 9, run=world.run, now=NOW, any_lane=True)) == 1
     assert world.ledger.snapshot().sync_running[0].requests == 1
     assert not world.ledger.snapshot().batch_queue
@@ -1208,8 +1202,8 @@ def test_an_abandoned_request_is_accepted_anew(backend: Backend) -> None:
 def test_a_promise_outlives_who_blocks_on_it_later(backend: Backend) -> None:
     world = World(backend.open())
     number = world.accept("a", NIGHTLY).row.id
-    world.accept("a", BLOCKING)
-    world.ledger.claim_one(number, run=world.run)
+    again = world.accept("a", BLOCKING).row
+    assert len(world.ledger.claim(again.terms.id, 1, run=world.run, now=NOW)) == 1
     ledger = _recover(backend, world)
     assert ledger.recover(now=NOW) == 1
     row = ledger.row(number)
@@ -1250,8 +1244,7 @@ def test_many_threads_at_once(world: World) -> None:
     def work(name: int) -> None:
         try:
             for index in range(20):
-                row = world.accept(f"{name}-{index}", PATIENT).row
-                assert world.ledger.claim_one(row.id, run=world.run) is not None
+                row = world.accept(f"{name}-{index}", PATIENT, claim=True).row
                 assert world.ledger.settle([settlement(row.id, lane=SYNC)], now=NOW, run=world.run) == 1
                 with pytest.raises(KeyConflictError):
                     world.accept(f"{name}-{index}", body="other")

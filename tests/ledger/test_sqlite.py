@@ -232,9 +232,7 @@ def _work(path: str, name: int, rounds: int) -> None:
     ledger = SqliteLedger(path)
     world = World(ledger)
     for index in range(rounds):
-        one = world.accept(f"{name}-{index}", PATIENT).row.id
-        claim = ledger.claim_one(one, run=world.run)
-        assert claim is not None
+        one = world.accept(f"{name}-{index}", PATIENT, claim=True).row.id
         assert ledger.settle([settlement(one, lane=SYNC)], now=NOW, run=world.run) == 1
         shared = world.accept(f"shared-{index}", NIGHTLY).row.id
         assert shared

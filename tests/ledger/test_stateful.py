@@ -263,16 +263,6 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert claim.attempts == request.attempts
                 request.status, request.lane, request.run, request.not_before = IN_FLIGHT, SYNC, self.run, None
 
-    @rule(wanted=picks)
-    def claim_one(self, wanted: int) -> None:
-        for number in self._choose(list(self.requests), [wanted]):
-            request = self.requests[number]
-            got = self.ledger.claim_one(number, run=self.run)
-            mine = request.status is IN_FLIGHT and request.lane is SYNC and request.run == self.run
-            assert (got is not None) == (mine or (request.status is QUEUED and request.lane is SYNC))
-            if got is not None:
-                request.status, request.run, request.not_before = IN_FLIGHT, self.run, None
-
     @rule(wanted=some, taken=st.frozensets(st.integers(1, 5)), most=st.integers(1, 6))
     def seal(self, wanted: list[int], taken: frozenset[int], most: int) -> None:
         groups = self.ledger.snapshot().batch_queue

@@ -325,9 +325,6 @@ class Ledger(Protocol):
     def note_attempt(self, request: int, *, run: int, costs_attempt: bool, doubtful: bool) -> bool:
         """Book a failed try of a request that the run goes on with; False: it is the run's no more."""
 
-    def claim_one(self, request: int, *, run: int) -> Claim | None:
-        """The same for one request by its number; one that the run already has is given, too."""
-
     # -- the batch lane (lease holder only) -------------------------------------------------------------------------
 
     def flush(self, terms: Iterable[int] | None = None, *, request: int | None = None, job: int | None = None) -> None:

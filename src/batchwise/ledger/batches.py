@@ -71,18 +71,6 @@ class Lanes(Ends):
             rows = self._rows(db, [row[0] for row in found])
             return self._hand_over(db, sorted(rows.values()), run, now)
 
-    def claim_one(self, request: int, *, run: int) -> Claim | None:
-        """The same for one request by its number; one that the run already has is given, too."""
-        with self._transaction("claim_one") as db:
-            row = self._rows(db, [request]).get(request)
-            if row is None or row.lane != SYNC:
-                return None
-            if row.status == IN_FLIGHT and row.run == run:
-                return self._claims(db, [row])[0]
-            if row.status != QUEUED or self._row(db, request) is None:
-                return None
-            return self._hand_over(db, [row], run, None)[0]
-
     def note_attempt(self, request: int, *, run: int, costs_attempt: bool, doubtful: bool) -> bool:
         """Book a failed try of a request that the run goes on with; False: it is the run's no more."""
         with self._transaction("note_attempt") as db:
@@ -94,15 +82,10 @@ class Lanes(Ends):
             self._book_waste(db, row.job, doubles=int(doubtful))
             return True
 
-    def _hand_over(self, db: sqlite3.Connection, rows: list[Row], run: int, now: datetime | None) -> list[Claim]:
+    def _hand_over(self, db: sqlite3.Connection, rows: list[Row], run: int, now: datetime) -> list[Claim]:
         moves = Moves(self, db, now)
         for row in rows:
             moves.row(row, Place(row.terms, SYNC, IN_FLIGHT, 0, 0))
-        if now is None and rows:
-            # Without a clock at hand the group counts as begun when it was queued: never too late.
-            moves.since = db.execute(
-                "SELECT min(since) FROM cohort WHERE terms = ? AND lane = 0 AND status = 0", (rows[0].terms,)
-            ).fetchone()[0]
         db.executemany(
             "UPDATE request SET status = 1, lane = 0, run = ?, not_before = 0 WHERE id = ?",
             [(run, row.id) for row in rows],

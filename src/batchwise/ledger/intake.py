@@ -79,7 +79,7 @@ class Acceptance(Lanes):
         """Accept one request (`claim`: the run starts it on the sync lane at once, without a queue in between).
 
         Threads that accept at the same time share a commit: whoever gets the ledger first takes along what the others
-        have asked for meanwhile. An existing request is never claimed by this; `claim_one` does.
+        have asked for meanwhile. An existing request is never claimed by this.
 
         Raises:
             KeyConflictError: The key is taken by other content.

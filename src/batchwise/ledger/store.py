@@ -421,9 +421,8 @@ class Store:
 class Moves:
     """Collects how requests move between places, and books it in the cohorts and the reserve, with them."""
 
-    def __init__(self, store: Store, db: sqlite3.Connection, now: datetime | None = None) -> None:
-        self._store, self._db = store, db
-        self.since = 0 if now is None else micros(now)
+    def __init__(self, store: Store, db: sqlite3.Connection, now: datetime) -> None:
+        self._store, self._db, self._since = store, db, micros(now)
         self._delta: dict[Place, list[int]] = {}
         self._flush: set[Place] = set()
 
@@ -459,7 +458,7 @@ class Moves:
                     "INSERT INTO cohort VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
                     "requests = requests + excluded.requests, size = size + excluded.size, "
                     "since = min(since, excluded.since), flush = max(flush, excluded.flush)",
-                    (*place, requests, size, self.since, place in self._flush),
+                    (*place, requests, size, self._since, place in self._flush),
                 )
             else:
                 key = "terms = ? AND lane = ? AND status = ? AND batch = ? AND not_before = ?"

@@ -10,14 +10,17 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from batchwise.errors import BatchwiseError, LedgerError
+from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError
 from batchwise.ledger import bulk, schema
+from batchwise.ledger.base import Entry
 from batchwise.ledger.sqlite import SqliteLedger, open_ledger
 from batchwise.models import Outcome
 
@@ -134,6 +137,69 @@ def test_a_bulk_takes_transactions_of_so_many_rows_and_bytes(tmp_path: Path, mon
     assert sizes == [3, 6, 7, 8], "three rows, or as many as reach ten bytes"
     assert world.ledger.bodies(numbers) == bodies
     world.ledger.close()
+
+
+def test_the_next_requests_are_taken_in_while_those_before_are_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "_ROWS", 2)
+    asked, seen = threading.Semaphore(0), list[bool]()
+
+    class Slow(SqliteLedger):
+        def _commit(self, name: str) -> None:
+            if name == "stage":
+                seen.append(asked.acquire(timeout=10.0))
+            super()._commit(name)
+
+    def entries() -> Iterator[Entry]:
+        for number in range(6):
+            if number % 2 == 0 and number:
+                asked.release()
+            yield entry(str(number))
+        asked.release()
+
+    with closing(Slow(tmp_path / "ledger.db")) as ledger:
+        world = World(ledger)
+        with ledger.intake(job="job", run=world.run, now=NOW) as intake:
+            assert intake.stage(entries()) == 6
+            assert list(intake.accept(now=NOW)) == [1, 2, 3, 4, 5, 6]
+    assert seen == [True] * 3
+
+
+@pytest.mark.parametrize("broken", ["conflict", "disk", "caller"])
+def test_what_fails_behind_a_full_transaction_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    monkeypatch.setattr(bulk, "_ROWS", 2)
+
+    class Full(SqliteLedger):
+        left = 99
+
+        def _commit(self, name: str) -> None:
+            self.left -= name == "stage"
+            if self.left < 0:
+                raise sqlite3.OperationalError("disk full")
+            super()._commit(name)
+
+    def entries() -> Iterator[Entry]:
+        yield from [entry(None, body="0"), entry("a", body="1"), entry(None, body="2"), entry(None, body="3")]
+        if broken == "caller":
+            raise LookupError
+        yield entry("a", body="other" if broken == "conflict" else "1")
+
+    with closing(Full(tmp_path / "ledger.db")) as ledger:
+        world = World(ledger)
+        with ledger.intake(job="job", run=world.run, now=NOW) as intake:
+            ledger.left = 1 if broken == "disk" else 99
+            with pytest.raises((KeyConflictError, LedgerError, LookupError)):
+                intake.stage(entries())
+            ledger.left = 99
+            staged = 2 if broken == "disk" else 4
+            assert sum(requests for _, requests, _ in intake.fresh) == staged
+            assert intake.stage([entry(None, body="last")]) == 1
+            intake.accept(now=NOW)
+        assert ledger.find(f"#{staged}", job="job") is not None, "positions go on behind what was staged"
+        assert total(ledger)[QUEUED] == staged + 1
 
 
 def test_a_commit_that_fails_changes_nothing(tmp_path: Path) -> None:

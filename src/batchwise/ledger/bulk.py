@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import accumulate, chain, islice
 from types import TracebackType
@@ -62,6 +64,8 @@ class _Chunk:
     bodies: _Bodies
     terms: list[int]
     """Of each request, which of the intake's terms."""
+    full: bool = False
+    """Whether more may follow."""
 
 
 class _Numbers:
@@ -115,6 +119,9 @@ class SqliteIntake:
         # By identity first: hashing terms costs more than the rest of a row.
         self._known: dict[int, tuple[Terms, int]] = {}
         self._sum = _Staged()
+        self._taken = 0
+        """How many requests were taken in so far, staged or not yet."""
+        self._thread = threading.get_ident()
         self._collided = False
         self._open = True
 
@@ -129,41 +136,65 @@ class SqliteIntake:
             self._ledger._abort(self._id)
 
     def stage(self, entries: Iterable[Entry]) -> int:
-        """Stage some more; see `base.Intake.stage`."""
-        self._check_open()
-        source, count = iter(entries), 0
-        # The caller's code may run while they are taken in: outside of a transaction.
-        while staged := self._stage_chunk(self._take_in(source)):
-            count += staged
-        return count
+        """Stage some more; see `base.Intake.stage`.
 
-    def _stage_chunk(self, chunk: _Chunk) -> int:
-        """Stage these, in one transaction; returns how many."""
+        The caller's code may run while they are taken in: outside of a transaction, and beside the commit of those
+        before.
+        """
+        self._check_open()
+        source, before = iter(entries), len(self._sum.numbers)
+        try:
+            self._stage_all(source)
+        finally:
+            self._taken = len(self._sum.numbers)  # what failed is not counted
+        return self._taken - before
+
+    def _stage_all(self, source: Iterator[Entry]) -> None:
+        chunk = self._take_in(source)
+        if not chunk.full:
+            self._stage_chunk(chunk, threading.Event())
+            return
+        with ThreadPoolExecutor(1, "batchwise-stage") as beside:
+            while chunk.keys:
+                stored = threading.Event()
+                staging = beside.submit(self._stage_chunk, chunk, stored)
+                stored.wait()  # from now on it waits for the disk alone
+                chunk = self._take_in(source)
+                staging.result()
+
+    def _stage_chunk(self, chunk: _Chunk, stored: threading.Event) -> None:
+        """Stage these, in one transaction; `stored` is set before its commit."""
         if not chunk.keys:
-            return 0
-        ledger, before = self._ledger, len(self._stored)
-        while True:
-            try:
-                with ledger._transaction("stage") as db:
-                    staged = self._stage(db, chunk)
-            except BaseException as error:
-                del self._stored[before:]  # terms that were stored with this chunk went with it
-                if isinstance(error, StagedError):
-                    ledger._await_intake(error.intake)
-                elif isinstance(error, _CollidedError):
-                    # A second run of a script meets them all, so this chunk and the next ones look first.
-                    self._collided = True
-                else:
-                    raise
-                continue
-            break
+            return
+        try:
+            staged = self._store_chunk(chunk, stored)
+        finally:
+            stored.set()
         # Only now: a chunk that failed leaves no trace here either.
         for numbers in staged.numbers.ranges:
             self._sum.numbers.add(numbers)
         self._sum.flush.update(staged.flush)
         for terms, (requests, size) in staged.counts.items():
             self._sum.add(terms, size, requests)
-        return len(chunk.keys)
+
+    def _store_chunk(self, chunk: _Chunk, stored: threading.Event) -> _Staged:
+        ledger, before = self._ledger, len(self._stored)
+        while True:
+            try:
+                with ledger._transaction("stage") as db:
+                    staged = self._stage(db, chunk)
+                    stored.set()
+            except BaseException as error:
+                del self._stored[before:]  # terms that were stored with this chunk went with it
+                if isinstance(error, StagedError):
+                    ledger._await_intake(error.intake, self._thread)
+                elif isinstance(error, _CollidedError):
+                    # A second run of a script meets them all, so this chunk and the next ones look first.
+                    self._collided = True
+                else:
+                    raise
+                continue
+            return staged
 
     @property
     def fresh(self) -> list[tuple[Terms, int, int]]:
@@ -178,7 +209,7 @@ class SqliteIntake:
         """As many of the next entries as one transaction should hold."""
         known = self._known
         keys, whole, sizes, numbers = list[bytes](), bytearray(), list[int](), list[int]()
-        for position, (key, body, terms) in enumerate(islice(source, _ROWS), len(self._sum.numbers)):
+        for position, (key, body, terms) in enumerate(islice(source, _ROWS), self._taken):
             if key is not None:
                 keys.append(key.encode("utf-8", "surrogatepass"))
             elif self._job is None:
@@ -191,7 +222,8 @@ class SqliteIntake:
             numbers.append(self._number(terms) if remembered is None else remembered[1])
             if len(whole) >= _BYTES:
                 break
-        return _Chunk(keys, _Bodies(whole, sizes), numbers)
+        self._taken += len(keys)
+        return _Chunk(keys, _Bodies(whole, sizes), numbers, full=len(keys) == _ROWS or len(whole) >= _BYTES)
 
     def _number(self, terms: Terms) -> int:
         index = self._index.setdefault(terms, len(self._terms))

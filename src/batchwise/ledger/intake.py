@@ -95,7 +95,7 @@ class Acceptance(Lanes):
                 return call.accepted
             if not isinstance(call.error, StagedError):
                 raise call.error or LedgerError("the request was not accepted")
-            self._await_intake(call.error.intake)
+            self._await_intake(call.error.intake, threading.get_ident())
 
     def _accept_pending(self) -> None:
         calls: list[_Pending] = []
@@ -289,15 +289,15 @@ class Acceptance(Lanes):
                     mine = db.execute("INSERT INTO intake (job, run) VALUES (?, ?)", (number, run)).lastrowid or 0
                     self._intakes[mine] = threading.get_ident()
                     return SqliteIntake(self, mine, job=job, job_id=number, run=run)
-            self._await_intake(other[0])
+            self._await_intake(other[0], threading.get_ident())
 
-    def _await_intake(self, intake: int) -> None:
-        """Wait for a bulk dispatch to end; end it, if its process is dead.
+    def _await_intake(self, intake: int, thread: int) -> None:
+        """Wait, for this thread, until a bulk dispatch has ended; end it, if its process is dead.
 
         Raises:
-            LedgerError: It is this thread's own, and would never end.
+            LedgerError: It is the thread's own, and would never end.
         """
-        if self._intakes.get(intake) == threading.get_ident():
+        if self._intakes.get(intake) == thread:
             raise LedgerError(
                 "this thread is within a bulk dispatch that holds this job or key; end it before dispatching into it"
             )

@@ -64,8 +64,11 @@ class _Chunk:
     bodies: _Bodies
     terms: list[int]
     """Of each request, which of the intake's terms."""
-    full: bool = False
-    """Whether more may follow."""
+
+    @property
+    def full(self) -> bool:
+        """Whether more may follow."""
+        return len(self.keys) >= _ROWS or sum(self.bodies.sizes) >= _BYTES
 
 
 class _Numbers:
@@ -121,7 +124,6 @@ class SqliteIntake:
         self._sum = _Staged()
         self._taken = 0
         """How many requests were taken in so far, staged or not yet."""
-        self._thread = threading.get_ident()
         self._collided = False
         self._open = True
 
@@ -187,7 +189,7 @@ class SqliteIntake:
             except BaseException as error:
                 del self._stored[before:]  # terms that were stored with this chunk went with it
                 if isinstance(error, StagedError):
-                    ledger._await_intake(error.intake, self._thread)
+                    ledger._await_intake(error.intake, ledger._intakes[self._id])
                 elif isinstance(error, _CollidedError):
                     # A second run of a script meets them all, so this chunk and the next ones look first.
                     self._collided = True
@@ -223,7 +225,7 @@ class SqliteIntake:
             if len(whole) >= _BYTES:
                 break
         self._taken += len(keys)
-        return _Chunk(keys, _Bodies(whole, sizes), numbers, full=len(keys) == _ROWS or len(whole) >= _BYTES)
+        return _Chunk(keys, _Bodies(whole, sizes), numbers)
 
     def _number(self, terms: Terms) -> int:
         index = self._index.setdefault(terms, len(self._terms))

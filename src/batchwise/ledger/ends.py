@@ -34,7 +34,7 @@ from .rows import (
     from_micros,
     micros,
 )
-from .store import CHUNK, RESULTS_BEHIND, Moves, Place, Row, insert_rows, place_of
+from .store import CHUNK, RESULTS_BEHIND, SOME, Moves, Place, Row, insert_rows, place_of, some
 
 __all__ = ["Ends"]
 
@@ -390,13 +390,13 @@ class Ends(Looking):
         """
         reopened, after = 0, 0
         wanted = None if requests is None else frozenset(requests)
-        marks = ", ".join("?" * len(outcomes))
+        codes = some(OUTCOME_CODES[outcome] for outcome in outcomes)
         while True:
             with self._transaction("reopen") as db:
                 found = db.execute(
-                    f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} WHERE s.job = ? AND s.outcome IN ({marks}) "
+                    f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} WHERE s.job = ? AND s.outcome IN {SOME} "
                     f"ORDER BY s.last, r.seq LIMIT {CHUNK}",
-                    (after, after, job, *(OUTCOME_CODES[outcome] for outcome in outcomes)),
+                    (after, after, job, codes),
                 ).fetchall()
                 rows = self._rows(db, [each[1] for each in found if wanted is None or each[1] in wanted])
                 moves = Moves(self, db, now)

@@ -282,8 +282,8 @@ class Acceptance(Lanes):
         name = None if job is None else encode_key(job)
         while True:
             with self._transaction("intake") as db:
-                found = db.execute("SELECT id FROM job WHERE name IS ?", (name,)).fetchone()
-                number = _add_job(db, name) if found is None else found[0]
+                known, _ = _job(db, name)
+                number = _add_job(db, name) if known is None else known
                 other = db.execute("SELECT id FROM intake WHERE job = ?", (number,)).fetchone()
                 if other is None:
                     mine = db.execute("INSERT INTO intake (job, run) VALUES (?, ?)", (number, run)).lastrowid or 0

@@ -71,8 +71,8 @@ _SELECT_ROWS = (
 )
 _SELECT_KEYS = f"SELECT id, key FROM request WHERE id IN {SOME}"
 _LAST_REQUEST, _LAST_RESULT = (
-    f"SELECT max(coalesce(max({column}), 0), (SELECT last FROM deleted WHERE name = ?)) FROM {table}"
-    for column, table in (("id", "request"), ("last", "settling"))
+    f"SELECT max(coalesce(max({column}), 0), (SELECT last FROM deleted WHERE name = '{name}')) FROM {table}"
+    for name, column, table in (("request", "id", "request"), ("result", "last", "settling"))
 )
 _TOGETHER = 32
 """Rows in one statement: what is bound to it is held twice."""
@@ -298,11 +298,11 @@ class Store:
 
     def _last_request(self, db: sqlite3.Connection) -> int:
         """The highest number that a request was ever given."""
-        return int(db.execute(_LAST_REQUEST, ("request",)).fetchone()[0])
+        return int(db.execute(_LAST_REQUEST).fetchone()[0])
 
     def _last_result(self, db: sqlite3.Connection) -> int:
         """The highest number that a result was ever given: settlings stay when a result is forgotten."""
-        return int(db.execute(_LAST_RESULT, ("result",)).fetchone()[0])
+        return int(db.execute(_LAST_RESULT).fetchone()[0])
 
     def _meta(self, db: sqlite3.Connection, name: str) -> str | None:
         row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()

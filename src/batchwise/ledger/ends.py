@@ -34,7 +34,7 @@ from .rows import (
     from_micros,
     micros,
 )
-from .store import CHUNK, RESULTS_BEHIND, SOME, Moves, Place, Row, insert_rows, place_of, some
+from .store import CHUNK, RESULTS_BEHIND, SOME, Moves, Place, Row, insert_rows, place_of, settled_in, some
 
 __all__ = ["Ends"]
 
@@ -394,7 +394,7 @@ class Ends(Looking):
         while True:
             with self._transaction("reopen") as db:
                 found = db.execute(
-                    f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} WHERE s.job = ? AND s.outcome IN {SOME} "
+                    f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} WHERE {settled_in(job)} AND s.outcome IN {SOME} "
                     f"ORDER BY s.last, r.seq LIMIT {CHUNK}",
                     (after, after, job, codes),
                 ).fetchall()

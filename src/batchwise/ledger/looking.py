@@ -28,7 +28,17 @@ from .rows import (
     from_micros,
     view_of,
 )
-from .store import ATTEMPTS_NOW, LANE_NOW, REQUESTS, RESULTS_BEHIND, SOME, STATUS_NOW, Settling, Store, select_some
+from .store import (
+    ATTEMPTS_NOW,
+    LANE_NOW,
+    REQUESTS,
+    RESULTS_BEHIND,
+    STATUS_NOW,
+    Settling,
+    Store,
+    select_some,
+    settled_in,
+)
 
 __all__ = ["Looking"]
 
@@ -39,7 +49,7 @@ _VISIBLE = "EXISTS (SELECT 1 FROM terms t WHERE t.id = q.terms AND t.staged = 0)
 # The batch whose nonce a request went under: the one that settled it, else the one that it was in before.
 _RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.line, s.last, CASE s.batch WHEN 0 THEN q.batch END"
 _RESULTS = f"{_RESULT} FROM {RESULTS_BEHIND} CROSS JOIN request q ON q.id = r.request"
-_COUNT = f"SELECT {LANE_NOW}, {STATUS_NOW}, s.outcome, count(*) FROM {REQUESTS} WHERE q.id IN {SOME} GROUP BY 1, 2, 3"
+_COUNT = f"SELECT {LANE_NOW}, {STATUS_NOW}, s.outcome, count(*) FROM {REQUESTS} WHERE q.id"
 _PICO = Decimal(1).scaleb(-12)
 
 
@@ -134,7 +144,8 @@ class Looking(Store):
 
     def results(self, *, job: int | None, after: int, limit: int) -> list[ResultRow]:
         """Settled results in the order of settling, from behind the cursor `after`; job None: of all jobs."""
-        which, values = ("", (after, after, limit)) if job is None else ("WHERE s.job = ?", (after, after, job, limit))
+        which = "" if job is None else f"WHERE {settled_in(job)}"
+        values = (after, after, limit) if job is None else (after, after, job, limit)
         with self._using():
             found = self._db.execute(f"{_RESULTS} {which} ORDER BY s.last, r.seq LIMIT ?", values)
             return self._result_rows(found)
@@ -201,8 +212,9 @@ class Looking(Store):
     def counts_of(self, requests: Sequence[int]) -> Counts:
         """The same over these requests."""
         by: dict[tuple[Lane, Status, Outcome | None], int] = {}
+        distinct = list(dict.fromkeys(requests))
         with self._reading() as db:
-            for lane, status, outcome, count in select_some(db, _COUNT, list(dict.fromkeys(requests))):
+            for lane, status, outcome, count in select_some(db, _COUNT, distinct, " GROUP BY 1, 2, 3"):
                 place = LANES[lane], STATUSES[status], None if outcome is None else OUTCOMES[outcome]
                 by[place] = by.get(place, 0) + count
         return Counts(by)

@@ -29,7 +29,8 @@ _OPENING_PAUSE = 0.02
 #   planner or a report asks for ever scans requests, so its cost does not grow with what has settled.
 # - A bulk's rows are inserted with terms that are `staged`; accepting it touches terms and cohorts, not rows.
 # - What results that settled together have in common stands once, in `settling`, whose results are those from `first`
-#   to `last`: a bulk's results come by the thousand. A job's results are found by its settlings, in order.
+#   to `last`: a bulk's results come by the thousand. A job's results are found by its settlings, in order. What has
+#   no job settles one by one, and is looked for in the order of settling: an index would be one more page to write.
 # - Numbers are those of the last row and one; `deleted` has the highest of rows that are gone, for none is given twice
 #   (a counter would be one page more that each transaction writes).
 # - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
@@ -148,7 +149,7 @@ CREATE TABLE settling (
     settled_at INTEGER NOT NULL,
     met INTEGER
 );
-CREATE INDEX settling_job ON settling (job);
+CREATE INDEX settling_job ON settling (job) WHERE job > 0;
 CREATE TRIGGER settling_deleted AFTER DELETE ON settling
 BEGIN UPDATE deleted SET last = max(last, OLD.last) WHERE name = 'result'; END;
 CREATE TABLE result (

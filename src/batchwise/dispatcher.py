@@ -119,10 +119,8 @@ class Dispatcher:
             "stream": stream,
             "expected_output_tokens": expected_output_tokens,
         }
-        accepted, decision = self._engine.accept(to_request(request, tags), job)
-        if accepted.created and accepted.row.status is Status.IN_FLIGHT:
-            self._driver.call()
-        elif accepted.row.status is Status.QUEUED:
+        accepted, decision = self._engine.accept(to_request(request, tags), job, self._driver.begin)
+        if accepted.row.status is Status.QUEUED:
             self._driver.wake(self._engine.due(accepted.row))
         return Ticket(self._driver, accepted.row, job, decision)
 

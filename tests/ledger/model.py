@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import orjson
 
-from batchwise.ledger.base import Accepted, Cap, Entry, Ledger, Settlement
+from batchwise.ledger.base import Accepted, Cap, Claim, Entry, Ledger, Settlement
 from batchwise.models import Lane, Outcome, Reason, Status
 from batchwise.planning.state import BatchView, Terms
 
@@ -54,12 +54,16 @@ class World:
         self.ledger = ledger
         self.run = ledger.start_run(pid=1, now=NOW)
         self._nonces = count(1)
+        self.claims: list[Claim] = []
+        """What was begun at once."""
 
     def accept(
         self, key: str | None = None, terms: Terms = FLEXIBLE, body: bytes | str = b'{"a":1}', **more: Any
     ) -> Accepted:
         job = more.pop("job", None)
-        return self.ledger.accept(entry(key, terms, body), job=job, run=self.run, now=more.pop("now", NOW), **more)
+        claim = self.claims.append if more.pop("claim", False) else None
+        now = more.pop("now", NOW)
+        return self.ledger.accept(entry(key, terms, body), job=job, run=self.run, now=now, claim=claim, **more)
 
     def bulk(self, entries: Sequence[Entry], job: str | None = "job", chunk: int = 3, **more: Any) -> list[int]:
         with self.ledger.intake(job=job, run=self.run, now=NOW) as intake:

@@ -217,6 +217,13 @@ def test_claiming_at_once(world: World) -> None:
     assert world.ledger.snapshot().sync_running[0].requests == 1
     assert (row.key, row.attempts, world.ledger.bodies([row.id])) == ("k", 0, [b'{"a":1}'])
     assert world.ledger.claim(row.terms.id, 9, run=world.run, now=NOW) == [], "nobody gets it again"
+    (claim,) = world.claims
+    assert claim[:6] == (row.id, "k", row.terms, b'{"a":1}', 0, ())
+    assert claim.durable
+    assert not world.accept("k", BLOCKING, claim=True).created
+    with pytest.raises(KeyConflictError):
+        world.accept("k", BLOCKING, "other", claim=True)
+    assert len(world.claims) == 1, "only what is new begins"
 
 
 # -- accepting many -----------------------------------------------------------------------------------------------
@@ -1182,6 +1189,8 @@ def test_an_abandoned_request_is_accepted_anew(backend: Backend) -> None:
     again.ledger.recover(now=NOW)
     cursors = [each.cursor for each in again.ledger.results(job=None, after=0, limit=9)]
     one = again.accept("a", BLOCKING, claim=True)
+    assert [claim[:6] for claim in again.claims] == [(number, "a", one.row.terms, b'{"a":1}', 0, ())]
+    assert again.claims[0].durable
     assert (one.created, one.row.id, one.row.status, one.row.attempts, one.row.result) == (
         True,
         number,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from batchwise.errors import KeyConflictError
-from batchwise.ledger.base import Ledger
+from batchwise.ledger.base import Claim, Ledger
 from batchwise.ledger.roll import Roll
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.models import Lane, Outcome, Status
@@ -183,14 +183,21 @@ class LedgerMachine(RuleBasedStateMachine):
         key, terms, body = spec
         found = None if key is None else self._find(job, key)
         offer = entry(key, terms, body)
+        begun: list[Claim] = []
+        begin = begun.append if claim else None
         if found is not None and self.requests[found].body != body:
             try:
-                self.ledger.accept(offer, job=job, run=self.run, now=self.now, claim=claim)
+                self.ledger.accept(offer, job=job, run=self.run, now=self.now, claim=begin)
             except KeyConflictError:
+                assert not begun
                 return
             raise AssertionError("a taken key was given again")
-        got = self.ledger.accept(offer, job=job, run=self.run, now=self.now, claim=claim)
+        got = self.ledger.accept(offer, job=job, run=self.run, now=self.now, claim=begin)
         number = got.row.id
+        assert [each[:6] for each in begun] == [(number, got.row.key, got.row.terms, body, 0, ())] * (
+            claim and got.created
+        )
+        assert all(each.durable for each in begun)
         if key is None and number in self.requests:
             request = self.requests[number]
             assert job is not None

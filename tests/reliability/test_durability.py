@@ -7,7 +7,7 @@ unsynced, the seal and `posting` least of all; nor when a result is handed over.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,23 @@ class RecordedTransport(httpx2.HTTPTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         if request.method == "POST":
-            self.loose.append((request.url.path, self.record.unsynced()))
-            self.record.events.append(f"send {request.url.path}")
+            assert isinstance(request.stream, httpx2.SyncByteStream)
+            request.stream = RecordedBody(self, request.url.path, request.stream)
         return super().handle_request(request)
+
+
+class RecordedBody(httpx2.SyncByteStream):
+    """Nothing is bought before its body is sent; the head may go ahead."""
+
+    def __init__(self, transport: RecordedTransport, path: str, body: httpx2.SyncByteStream) -> None:
+        self._transport, self._path, self._body = transport, path, body
+
+    def __iter__(self) -> Iterator[bytes]:
+        for number, chunk in enumerate(self._body):
+            if not number:
+                self._transport.loose.append((self._path, self._transport.record.unsynced()))
+                self._transport.record.events.append(f"send {self._path}")
+            yield chunk
 
 
 def run(folder: Path) -> tuple[Record, list[tuple[str, list[str]]]]:

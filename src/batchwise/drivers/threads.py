@@ -13,6 +13,7 @@ from batchwise.engine.actions import withdraw
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure, SyncPorts, drive
 from batchwise.engine.queue import Ticked
+from batchwise.ledger.base import Claim
 
 from .pump import Driver
 
@@ -99,6 +100,11 @@ class ThreadDriver(Driver):
         self._stopping.wait(seconds)
 
     # -- the sync lane ----------------------------------------------------------------------------------------------
+
+    def begin(self, claim: Claim) -> None:
+        """Queue a claim, and see to it that somebody takes it up."""
+        self.engine.push(claim)
+        self.call()
 
     def call(self) -> None:
         """See to it that somebody takes up what the call queue holds."""

@@ -39,7 +39,10 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
         try:
             reply: Reply = yield from api(partial(_ask, claim))
         except LaneFault as error:
-            yield from _faulted(engine, ticked, claim, error)
+            if claim.durable:
+                yield from _faulted(engine, ticked, claim, error)
+            else:  # nothing of it was sent, and the ledger knows nothing of it
+                engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
             return
         except BaseException:
             engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
@@ -98,14 +101,21 @@ def _check_workspace(engine: Engine, ticked: Ticked) -> Procedure[None]:
         yield from greet(engine)
     except BatchwiseError:
         engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
-        number = ticked.claim.id
-        yield from store(lambda: engine.ledger.requeue([number], lane=Lane.SYNC, costs_attempt=False, now=engine.now()))
+        yield from store(partial(_give_back, engine, ticked.claim))
         raise
+
+
+def _give_back(engine: Engine, claim: Claim, *, costs_attempt: bool = False) -> None:
+    """Queue a claim anew, in the ledger."""
+    if claim.durable:
+        engine.ledger.requeue([claim.id], lane=Lane.SYNC, costs_attempt=costs_attempt, now=engine.now())
 
 
 def _ask(claim: Claim, ports: Ports) -> Reply:
     terms = claim.terms
-    return ports.call(claim.body, model=terms.model, max_tokens=terms.max_tokens, betas=terms.betas)
+    return ports.call(
+        claim.body, model=terms.model, max_tokens=terms.max_tokens, betas=terms.betas, ready=claim.accepting
+    )
 
 
 def _settle(engine: Engine, settlement: Settlement) -> Procedure[None]:
@@ -173,12 +183,9 @@ def _suspend(engine: Engine, claim: Claim, ruling: Ruling) -> Procedure[None]:
     waiting = [claim, *engine.queue.drain()]
 
     def rest() -> None:
-        now = engine.now()
-        engine.ledger.suspend(Lane.SYNC, ruling.reason or "the API refuses all work", now=now)
+        engine.ledger.suspend(Lane.SYNC, ruling.reason or "the API refuses all work", now=engine.now())
         for number, part in enumerate(waiting):
-            engine.ledger.requeue(
-                [part.id], lane=Lane.SYNC, costs_attempt=ruling.costs_attempt and number == 0, now=now
-            )
+            _give_back(engine, part, costs_attempt=ruling.costs_attempt and number == 0)
 
     yield from store(rest)
     engine.suspended[Lane.SYNC] = ruling.reason or ""

@@ -123,8 +123,16 @@ class Engine:
         period = self.policy.max_spend_period
         return Cap(limit=to_pico(self.policy.max_spend), since=None if period is None else self.now() - period)
 
-    def accept(self, request: Request, job: str | None) -> tuple[Accepted, Decision]:
+    def accept(
+        self, request: Request, job: str | None, begin: Callable[[Claim], None] | None = None
+    ) -> tuple[Accepted, Decision]:
         """Accept one request; a new one for the sync lane begins at once.
+
+        Args:
+            request: The request.
+            job: The job to append it to.
+            begin: Takes the claim of one that begins before it is durable, so that its call is prepared meanwhile.
+                None: it is queued when it is.
 
         Raises:
             BatchwiseError: Whatever was wrong with it; nothing was stored or sent.
@@ -134,15 +142,13 @@ class Engine:
         if terms.deadline is not None and not terms.batch_only:
             decision, terms = self._admit_one(request, decision, terms, now)
         self.rise()
-        claim = terms.lane is Lane.SYNC and Lane.SYNC not in self.suspended
+        begun: list[Claim] = []
+        claim = (begin or begun.append) if terms.lane is Lane.SYNC and Lane.SYNC not in self.suspended else None
         entry = Entry(request.key, request.body, terms)
         accepted = self.ledger.accept(entry, job=job, run=self.run, now=now, claim=claim, cap=self._cap())
-        if not accepted.created:
-            return accepted, decision_of(accepted.row.terms)
-        if claim:
-            row = accepted.row
-            self.push(Claim(row.id, row.key, row.terms, request.body, 0, ()))
-        return accepted, decision
+        for each in begun:
+            self.push(each._replace(accepting=None))
+        return accepted, decision if accepted.created else decision_of(accepted.row.terms)
 
     def due(self, row: RequestRow) -> datetime | None:
         """By when the pump has to look at a request just accepted; None: at once."""
@@ -528,9 +534,8 @@ class Engine:
 
     def put_back(self) -> None:
         """Queue anew, in the ledger, the claims whose calls have not begun."""
-        claims = self.queue.drain()
-        if claims:
-            numbers = [claim.id for claim in claims]
+        numbers = [claim.id for claim in self.queue.drain() if claim.durable]
+        if numbers:
             self.ledger.requeue(numbers, lane=Lane.SYNC, costs_attempt=False, now=self.now())
 
     def close(self) -> None:

@@ -49,8 +49,10 @@ class Ports(Protocol):
     def read(self, remote_id: str, feed: Callable[[bytes], bool]) -> None:
         """Feed the raw chunks of a batch's results; a False from `feed` ends the reading."""
 
-    def call(self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...]) -> Reply:
-        """One Messages call; never retried."""
+    def call(
+        self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...], ready: Callable[[], bool] | None
+    ) -> Reply:
+        """One Messages call; never retried. `ready` waits until the body may be sent."""
 
 
 @attrs.frozen

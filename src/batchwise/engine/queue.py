@@ -45,12 +45,15 @@ class CallQueue:
         self._sequence = 0
         self._held: set[int] = set()
         """The requests of all claims that are not finished."""
+        self._unfinished = 0
+        """How many those claims are: one that was never accepted may share its number with one that was."""
 
     def push(self, claim: Claim, *, priority: int, due: float, not_before: float = 0.0) -> None:
         """Queue a claim of `priority` 0 (urgent), 1 (blocking) or 2 (neither); not before `not_before`."""
         with self._lock:
             self._sequence += 1
             self._held.add(claim.id)
+            self._unfinished += 1
             if not_before:
                 heapq.heappush(self._later, (not_before, priority, self._sequence, due, claim))
             else:
@@ -87,7 +90,7 @@ class CallQueue:
     ) -> None:
         """The claim has its answer."""
         with self._lock:
-            self._held.discard(ticked.claim.id)
+            self._finish(ticked.claim)
             terms = ticked.claim.terms
             self._outputs.learn(terms.model, terms.max_tokens, used_out)
             self._pacer.done(
@@ -103,7 +106,7 @@ class CallQueue:
     def failed(self, ticked: Ticked, now: float, *, throttled: bool, retry_after: timedelta | None) -> None:
         """The claim's call failed; a throttled one pauses the whole lane."""
         with self._lock:
-            self._held.discard(ticked.claim.id)
+            self._finish(ticked.claim)
             if throttled:
                 wait = None if retry_after is None else retry_after / timedelta(seconds=1)
                 self._pacer.throttled(now, wait, input_tokens=ticked.input_tokens, output_tokens=ticked.output_tokens)
@@ -125,8 +128,13 @@ class CallQueue:
             self._blocking.clear()
             self._urgent = 0
             self._later.clear()
-            self._held.difference_update(claim.id for claim in claims)
+            for claim in claims:
+                self._finish(claim)
             return claims
+
+    def _finish(self, claim: Claim) -> None:
+        self._held.discard(claim.id)
+        self._unfinished -= 1
 
     @property
     def waiting(self) -> int:
@@ -138,7 +146,7 @@ class CallQueue:
     def busy(self) -> int:
         """Claims not finished: waiting or running."""
         with self._lock:
-            return len(self._held)
+            return self._unfinished
 
     def holds(self, request: int) -> bool:
         """Whether it has an unfinished claim of this request."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import anthropic
@@ -12,6 +13,7 @@ from . import wire
 from .clients import must_stream
 from .faults import translate
 from .streams import Assembly, dialect, translate_stream
+from .uploads import AsyncBody, Body
 from .values import Reply
 
 __all__ = ["AsyncMessageLane", "MessageLane"]
@@ -27,7 +29,15 @@ class MessageLane:
     def __init__(self, client: anthropic.Anthropic) -> None:
         self._client = client
 
-    def call(self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...] = ()) -> Reply:
+    def call(
+        self,
+        body: bytes,
+        *,
+        model: str,
+        max_tokens: int,
+        betas: tuple[str, ...] = (),
+        ready: Callable[[], bool] | None = None,
+    ) -> Reply:
         """One Messages call, tried once. One that may take over ten minutes is streamed and put together here.
 
         Args:
@@ -35,28 +45,32 @@ class MessageLane:
             model: The model that they ask for.
             max_tokens: The most output tokens that they ask for.
             betas: `anthropic-beta` values.
+            ready: Waits until the body may be sent, while the rest of the call is prepared; False: it may not.
 
         Raises:
             LaneFault: There is no answer.
         """
-        options = wire.message_options(self._client, betas)
+        streams = must_stream(self._client, model, max_tokens)
+        whole = wire.streamed(body) if streams else wire.Body(body)
+        content = whole if ready is None else Body(wire.held(whole, ready), len(whole))
+        options = wire.message_options(self._client, len(whole), betas)
         started = time.perf_counter()
-        if must_stream(self._client, model, max_tokens):
-            response, message = self._streamed(body, options, betas)
+        if streams:
+            response, message = self._streamed(content, options, betas)
         else:
-            response = self._post(body, options)
+            response = self._post(content, options)
             message = wire.message_of(response)
         return wire.reply(response, message, time.perf_counter() - started)
 
-    def _post(self, body: bytes, options: Any) -> httpx2.Response:
+    def _post(self, content: bytes | Body, options: Any) -> httpx2.Response:
         try:
-            return self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=wire.Body(body), options=options)
+            return self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=content, options=options)
         except Exception as error:  # noqa: BLE001  (translate raises again what it does not know)
             failure = translate(error)
         raise failure
 
-    def _streamed(self, body: bytes, options: Any, betas: tuple[str, ...]) -> tuple[httpx2.Response, bytes]:
-        kind, assembly, content = dialect(betas), Assembly(), wire.streamed(body)
+    def _streamed(self, content: bytes | Body, options: Any, betas: tuple[str, ...]) -> tuple[httpx2.Response, bytes]:
+        kind, assembly = dialect(betas), Assembly()
         try:
             events = self._client.post(
                 wire.MESSAGES, cast_to=kind.message, content=content, options=options, stream=True, stream_cls=kind.raw
@@ -76,28 +90,39 @@ class AsyncMessageLane:
     def __init__(self, client: anthropic.AsyncAnthropic) -> None:
         self._client = client
 
-    async def call(self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...] = ()) -> Reply:
-        """See `MessageLane.call`."""
-        options = wire.message_options(self._client, betas)
+    async def call(
+        self,
+        body: bytes,
+        *,
+        model: str,
+        max_tokens: int,
+        betas: tuple[str, ...] = (),
+        ready: Callable[[], bool] | None = None,
+    ) -> Reply:
+        """See `MessageLane.call`; `ready` is asked in a worker thread."""
+        streams = must_stream(self._client, model, max_tokens)
+        whole = wire.streamed(body) if streams else wire.Body(body)
+        content = whole if ready is None else AsyncBody(wire.held_async(whole, ready), len(whole))
+        options = wire.message_options(self._client, len(whole), betas)
         started = time.perf_counter()
-        if must_stream(self._client, model, max_tokens):
-            response, message = await self._streamed(body, options, betas)
+        if streams:
+            response, message = await self._streamed(content, options, betas)
         else:
-            response = await self._post(body, options)
+            response = await self._post(content, options)
             message = wire.message_of(response)
         return wire.reply(response, message, time.perf_counter() - started)
 
-    async def _post(self, body: bytes, options: Any) -> httpx2.Response:
+    async def _post(self, content: bytes | AsyncBody, options: Any) -> httpx2.Response:
         try:
-            return await self._client.post(
-                wire.MESSAGES, cast_to=httpx2.Response, content=wire.Body(body), options=options
-            )
+            return await self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=content, options=options)
         except Exception as error:  # noqa: BLE001
             failure = translate(error)
         raise failure
 
-    async def _streamed(self, body: bytes, options: Any, betas: tuple[str, ...]) -> tuple[httpx2.Response, bytes]:
-        kind, assembly, content = dialect(betas), Assembly(), wire.streamed(body)
+    async def _streamed(
+        self, content: bytes | AsyncBody, options: Any, betas: tuple[str, ...]
+    ) -> tuple[httpx2.Response, bytes]:
+        kind, assembly = dialect(betas), Assembly()
         try:
             events = await self._client.post(
                 wire.MESSAGES,

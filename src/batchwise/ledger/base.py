@@ -89,6 +89,16 @@ class Claim(NamedTuple):
     attempts: int
     turns: tuple[bytes, ...]
     """Result lines of the paused turns before this attempt, first first."""
+    accepting: Callable[[], bool] | None = None
+    """Waits for the end of its acceptance and tells whether the request is durable; None: it is.
+
+    Until then its call may be prepared, but nothing of it may be sent, and the ledger must not be asked about it.
+    """
+
+    @property
+    def durable(self) -> bool:
+        """Whether the request is durable. Waits for the end of its acceptance; False: it never was, nor will be."""
+        return self.accepting is None or self.accepting()
 
 
 class Member(NamedTuple):
@@ -260,9 +270,19 @@ class Ledger(Protocol):
     # -- intake -----------------------------------------------------------------------------------------------------
 
     def accept(
-        self, entry: Entry, *, job: str | None, run: int, now: datetime, claim: bool = False, cap: Cap | None = None
+        self,
+        entry: Entry,
+        *,
+        job: str | None,
+        run: int,
+        now: datetime,
+        claim: Callable[[Claim], None] | None = None,
+        cap: Cap | None = None,
     ) -> Accepted:
-        """Accept one request (`claim`: the run starts it on the sync lane at once, without a queue in between).
+        """Accept one request.
+
+        With `claim` the run starts a new one on the sync lane at once, without a queue in between. It is given the
+        claim just before that is durable, so that the call is prepared meanwhile, and must not use the ledger.
 
         The same key with the same content gives the existing row; an earlier deadline tightens it (new terms;
         where it is still queued, also their lane). An abandoned row is accepted anew. In a named job an entry

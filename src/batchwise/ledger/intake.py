@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from datetime import datetime
 from uuid import uuid4
 
@@ -16,7 +17,7 @@ import attrs
 from batchwise.errors import BatchwiseError, LedgerError, SpendLimitError
 from batchwise.planning.state import Terms
 
-from .base import Accepted, Cap, Entry, Intake, RequestRow
+from .base import Accepted, Cap, Claim, Entry, Intake, RequestRow
 from .batches import Lanes
 from .bulk import SqliteIntake
 from .keys import StagedError, conflict, find, is_position, same_body
@@ -38,14 +39,26 @@ class _Pending:
     job: str | None
     run: int
     now: datetime
-    claim: bool
+    claim: Callable[[Claim], None] | None
     cap: Cap | None
+    lock: threading.RLock
+    """Held until it is answered, by whoever takes it along."""
+    begun: Claim | None = None
     accepted: Accepted | None = None
     error: BaseException | None = None
 
     @property
     def done(self) -> bool:
         return self.accepted is not None or self.error is not None
+
+    def begin(self) -> None:
+        """Give out the claim, if there is one."""
+        if self.claim is not None and self.begun is not None:
+            self.claim(self.begun._replace(accepting=self._durable))
+
+    def _durable(self) -> bool:
+        with self.lock:
+            return self.accepted is not None
 
 
 @attrs.define
@@ -74,19 +87,26 @@ class Acceptance(Lanes):
     # -- one --------------------------------------------------------------------------------------------------------
 
     def accept(
-        self, entry: Entry, *, job: str | None, run: int, now: datetime, claim: bool = False, cap: Cap | None = None
+        self,
+        entry: Entry,
+        *,
+        job: str | None,
+        run: int,
+        now: datetime,
+        claim: Callable[[Claim], None] | None = None,
+        cap: Cap | None = None,
     ) -> Accepted:
-        """Accept one request (`claim`: the run starts it on the sync lane at once, without a queue in between).
+        """Accept one request; see `base.Ledger.accept`.
 
         Threads that accept at the same time share a commit: whoever gets the ledger first takes along what the others
-        have asked for meanwhile. An existing request is never claimed by this.
+        have asked for meanwhile. An existing request is never claimed by this, unless it was abandoned.
 
         Raises:
             KeyConflictError: The key is taken by other content.
             SpendLimitError: It could pass the cap.
         """
         while True:
-            call = _Pending(entry, job, run, now, claim, cap)
+            call = _Pending(entry, job, run, now, claim, cap, self._lock)
             self._pending.append(call)
             with self._lock:
                 if not call.done:
@@ -111,6 +131,8 @@ class Acceptance(Lanes):
                         answers.append((call, self._accept(db, call), None))
                     except (BatchwiseError, StagedError) as error:
                         answers.append((call, None, error))
+                for call in calls:
+                    call.begin()
             for call, accepted, refusal in answers:
                 call.accepted, call.error = accepted, refusal
         except BaseException as error:
@@ -174,8 +196,12 @@ class Acceptance(Lanes):
         moves = Moves(self, db, call.now)
         moves.add(Place(terms, lane, status, 0, 0), 1, size)
         moves.book()
-        stored = self._terms(db, terms)
-        return RequestRow(number, decode_key(key), job, stored, LANES[lane], STATUSES[status], 0, None, None)
+        row = RequestRow(
+            number, decode_key(key), job, self._terms(db, terms), LANES[lane], STATUSES[status], 0, None, None
+        )
+        if call.claim is not None:
+            call.begun = Claim(number, row.key, row.terms, entry.body, 0, ())
+        return row
 
     def _position(self, db: sqlite3.Connection, job: int | None, entry: Entry) -> int:
         """The position of the next request without a key: where it was in an earlier run, else the job's end."""
@@ -211,8 +237,8 @@ class Acceptance(Lanes):
         moves = Moves(self, db, call.now)
         anew = self._join(db, moves, row, new, run=call.run, now=call.now, cap=call.cap)
         moves.book()
-        if anew and call.claim:
-            self._hand_over(db, [self._rows(db, [number])[number]], call.run, call.now)
+        if anew and call.claim is not None:
+            (call.begun,) = self._hand_over(db, [self._rows(db, [number])[number]], call.run, call.now)
         return anew
 
     def _join(

@@ -46,3 +46,22 @@ def params(text: str = "Hello", **others: Any) -> dict[str, Any]:
 requests = st.builds(
     Request, st.builds(params, st.text(max_size=50)), key=st.none() | keys, latency=st.none() | latencies
 )
+
+
+_tokens = st.one_of(st.integers(0, 2_000), st.integers(0, 2_000_000))
+
+
+@st.composite
+def usages(draw: st.DrawFn) -> dict[str, Any]:
+    """An answer's `usage`, as the API words it."""
+    five, hour = draw(_tokens), draw(_tokens)
+    usage: dict[str, Any] = {
+        "input_tokens": draw(_tokens),
+        "output_tokens": draw(_tokens),
+        "cache_creation_input_tokens": draw(st.sampled_from([five + hour, None])) if five + hour == 0 else five + hour,
+        "cache_read_input_tokens": draw(st.none() | _tokens),
+        "service_tier": "standard",
+    }
+    if hour or draw(st.booleans()):
+        usage["cache_creation"] = {"ephemeral_5m_input_tokens": five, "ephemeral_1h_input_tokens": hour}
+    return usage

@@ -16,6 +16,7 @@ from .models import Lane, Outcome, ResultError
 from .planning.custom_ids import UNSEALED, custom_id
 from .planning.outcomes import rule_row
 from .planning.pricing import to_usd
+from .planning.turns import usage_of
 
 if TYPE_CHECKING:
     from anthropic.types import Message, Usage
@@ -206,7 +207,7 @@ class Result:
             return None
         from anthropic.types import Usage
 
-        return Usage.construct(**(self._answer().get("usage") or {}))
+        return Usage.construct(**usage_of(self._answer()))
 
     def unwrap(self) -> Message | BetaMessage:
         """The message, or the failure raised.

@@ -22,6 +22,7 @@ from genai_prices.types import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.strategies import usages
 
 from batchwise.errors import InvalidValueError
 from batchwise.models import Lane
@@ -35,23 +36,7 @@ LISTED = {model.id: model for model in PROVIDER.models}
 CACHING = sorted(name for name, model in LISTED.items() if model.get_prices(AT).cache_write_1h_mtok is not None)
 IN_BATCHES = sorted(name for name in CACHING if LISTED[name].price_variants)
 
-counts = st.one_of(st.integers(0, 2_000), st.integers(0, 2_000_000))
 instants = st.datetimes(datetime(2025, 1, 1), datetime(2028, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
-
-
-@st.composite
-def usages(draw: st.DrawFn) -> dict[str, Any]:
-    five, hour = draw(counts), draw(counts)
-    usage: dict[str, Any] = {
-        "input_tokens": draw(counts),
-        "output_tokens": draw(counts),
-        "cache_creation_input_tokens": draw(st.sampled_from([five + hour, None])) if five + hour == 0 else five + hour,
-        "cache_read_input_tokens": draw(st.none() | counts),
-        "service_tier": "standard",
-    }
-    if hour or draw(st.booleans()):
-        usage["cache_creation"] = {"ephemeral_5m_input_tokens": five, "ephemeral_1h_input_tokens": hour}
-    return usage
 
 
 def theirs(usage: dict[str, Any], model: str, at: datetime = AT, **context: str) -> Decimal:
@@ -240,42 +225,10 @@ def test_cache_writes_without_a_split_are_five_minute_ones() -> None:
     assert cost({"cache_creation_input_tokens": 7, "cache_creation": None}, rates) == 7 * rates.cache_write_5m
 
 
-@pytest.mark.parametrize("lane", Lane)
-@given(usages(), st.sampled_from(["us", "global", None]))
-def test_the_books_read_the_variant_from_the_usage(lane: Lane, usage: dict[str, Any], geo: str | None) -> None:
-    expected = cost(usage, rates_of("claude-sonnet-5", lane, geo=geo))
-    assert BOOK.cost("claude-sonnet-5", lane, {**usage, "inference_geo": geo}, at=AT) == expected
-
-
-@pytest.mark.parametrize(
-    "usage",
-    [
-        {"service_tier": "priority"},
-        {"speed": "fast"},
-        {"inference_geo": "mars"},
-        {"inference_geo": ["us"]},
-        {"input_tokens": "many"},
-        {"cache_creation_input_tokens": 1, "cache_creation": "none"},
-        {"iterations": ["?"]},
-        {"iterations": [{"type": "message"}, {"type": "advisor_message", "model": "claude-opus-5"}]},
-        {"iterations": [{"type": "compaction"}]},
-        {"fallback_credit": {"status": {"type": "redeemed"}}},
-    ],
-)
-def test_usage_that_is_not_understood_has_no_cost(usage: dict[str, Any]) -> None:
-    assert BOOK.cost("claude-haiku-4-5", Lane.SYNC, {"input_tokens": 1, "output_tokens": 1, **usage}, at=AT) is None
-    assert BOOK.cost("no such model", Lane.SYNC, {"input_tokens": 1, "output_tokens": 1}, at=AT) is None
-
-
 def test_the_models_own_turns_are_priced() -> None:
     counted = {"input_tokens": 0, "output_tokens": 0}
     assert is_priced_whole({**counted, "iterations": [{"type": "message"}]})
     assert is_priced_whole({**counted, "iterations": None})
-
-
-@pytest.mark.parametrize("usage", [{}, {"input_tokens": 3}, {"output_tokens": 3}])
-def test_usage_without_its_counts_is_unknown_rather_than_free(usage: dict[str, Any]) -> None:
-    assert BOOK.cost("claude-haiku-4-5", Lane.SYNC, usage, at=AT) is None
 
 
 def test_own_prices_go_first_and_are_halved_in_batches() -> None:

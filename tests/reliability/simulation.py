@@ -29,6 +29,7 @@ from batchwise.lanes.values import BatchInfo, Counts, Created, Listing, Reply
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.planning import agenda
 from batchwise.planning.outcomes import Fault
+from batchwise.planning.pricing import cost
 from tests.strategies import params
 
 START = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
@@ -562,11 +563,8 @@ class World:
         twice = {prompt: times for prompt, times in bought.items() if times > 1}
         excess = sum(times - 1 for times in twice.values())
         assert excess <= report.possible_doubles, f"bought twice unbooked: {twice}, books {report.possible_doubles}"
-        prices = self.engine.prices
-        paid = sum(
-            prices.cost(MODEL, bw.Lane(lane), usage_of(prompt), at=self.now()) or 0
-            for lane, prompt in self.api.billed()
-        )
+        rates = {lane: self.engine.prices.rates(MODEL, lane, at=self.now()) for lane in bw.Lane}
+        paid = sum(cost(usage_of(prompt), rates[bw.Lane(lane)]) for lane, prompt in self.api.billed())
         booked = int((report.cost + report.wasted).scaleb(12))
         assert booked <= paid, f"the books have more than the bill: {report} {paid}"
 

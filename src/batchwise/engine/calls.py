@@ -15,11 +15,11 @@ from batchwise.ledger.base import Claim, Settlement
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.outcomes import Ruling, Verdict, rule_call
-from batchwise.planning.turns import continued, merged, wrapped
+from batchwise.planning.turns import continued, merged, usage_of, wrapped
 
 from .core import Engine
 from .effects import Ports, Procedure, api, store
-from .money import Biller
+from .money import Biller, tokens_of
 from .queue import Ticked
 from .submission import greet
 
@@ -50,7 +50,7 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
         line = wrapped(custom_id(claim.key, UNSEALED, claim.id), "succeeded", "message", reply.body)
         try:
             message = orjson.loads(reply.body)
-            usage = message.get("usage") or {}
+            usage = usage_of(message)
             paused = message.get("stop_reason") == "pause_turn" and bool(message.get("content"))
         except (orjson.JSONDecodeError, AttributeError):
             engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
@@ -59,13 +59,9 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
         if not paused or len(claim.turns) >= _MAX_TURNS:
             break
         claim = claim._replace(body=continued(claim.body, line), turns=(*claim.turns, line))
+    fresh, _, cached, written = tokens_of(usage) or (0, 0, 0, 0)
     engine.queue.done(
-        ticked,
-        monotonic(),
-        headers=reply.headers,
-        used_in=(usage.get("input_tokens") or 0) + (usage.get("cache_creation_input_tokens") or 0),
-        used_out=usage.get("output_tokens") or 0,
-        took=reply.latency,
+        ticked, monotonic(), headers=reply.headers, used_in=fresh + cached, used_out=written, took=reply.latency
     )
     if not engine.greeted and reply.workspace is not None:
         workspace = reply.workspace

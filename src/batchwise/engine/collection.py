@@ -35,7 +35,7 @@ from batchwise.planning.outcomes import (
     stop_sign,
 )
 from batchwise.planning.state import BatchState, BatchView, Terms
-from batchwise.planning.turns import continued, merged
+from batchwise.planning.turns import continued, merged, usage_of
 
 from .core import Engine
 from .effects import Procedure, api, page, store
@@ -432,7 +432,7 @@ class _Reader:
             if message is None or kind is None:
                 rows[number] = line, result
             else:
-                cost, saved, tokens, cached = meters[kind](message.get("usage") or {})
+                cost, saved, tokens, cached = meters[kind](usage_of(message))
                 answers.append((number, line, cost, saved, tokens, cached))
         # These first: a row that has left the batch may be the last that a caller waits for, and while others are
         # still in the batch it is not given up.
@@ -504,8 +504,7 @@ class _Reader:
             return
         if not whole and self.engine.ledger.has_turn(number, line):
             return
-        now = self.engine.now()
-        cost = self.engine.prices.cost(str(message.get("model")), Lane.BATCH, message.get("usage") or {}, at=now)
+        cost, *_ = self.sorter.biller.meter(str(message.get("model")), Lane.BATCH)(usage_of(message))
         self.engine.ledger.book_stray(self.batch.id, number, cost or 0)
 
     def _let_go(self, *, forgiven: bool, doubtful: bool) -> None:

@@ -12,8 +12,14 @@ import orjson
 from batchwise.models import Lane
 from batchwise.planning.custom_ids import UNSEALED, parse
 from batchwise.planning.pricing import PriceBook, Rates, cost, is_priced_whole
+from batchwise.planning.turns import usage_of
 
-__all__ = ["Bill", "Biller", "Meter"]
+__all__ = ["Bill", "Biller", "Meter", "tokens_of"]
+
+_MOST = 10**9
+"""Tokens of one answer, far beyond what any model gives."""
+_DEAREST = 10**17
+"""pico-USD of one answer, far beyond what any costs: 100,000 USD."""
 
 
 class Bill(NamedTuple):
@@ -43,12 +49,12 @@ class Biller:
 
     def bill(self, model: str, lane: Lane, message: Mapping[str, Any], turns: Sequence[bytes] = ()) -> Bill:
         """The bill of an answer on this lane, and of the paused turns before it."""
-        bill = Bill(*self.meter(model, lane)(message.get("usage") or {}))
+        bill = Bill(*self.meter(model, lane)(usage_of(message)))
         for turn in turns:
             row = orjson.loads(turn)
             ours = parse(row["custom_id"])
             ran_on = Lane.SYNC if ours is None or ours.nonce == UNSEALED else Lane.BATCH
-            bill = _sum(bill, Bill(*self.meter(model, ran_on)(row["result"]["message"].get("usage") or {})))
+            bill = _sum(bill, Bill(*self.meter(model, ran_on)(usage_of(row["result"]["message"]))))
         return bill
 
     def meter(self, model: str, lane: Lane) -> Meter:
@@ -68,26 +74,42 @@ class Biller:
         return None if full is None or here is None else (here, full)
 
 
+def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
+    """Tokens sent and not cached, read from a cache, written to one, and put out; None: not as the API words them."""
+    get: Callable[[str], Any] = usage.get
+    fresh, written = get("input_tokens"), get("output_tokens")
+    read, cached = get("cache_read_input_tokens") or 0, get("cache_creation_input_tokens") or 0
+    if type(fresh) is type(read) is type(cached) is type(written) is int:
+        sound = fresh >= 0 <= read and cached >= 0 <= written and fresh + read + cached + written <= _MOST
+        return (fresh, read, cached, written) if sound else None
+    return None
+
+
 def _meter(look_up: Callable[[Any, Any, Any], tuple[Rates, Rates] | None]) -> Meter:
     known: dict[tuple[Any, Any, Any], tuple[Rates, Rates] | None] = {}
 
     def meter(usage: Mapping[str, Any]) -> tuple[int | None, int | None, int, int]:
-        get = usage.get
-        fresh, read, written = get("input_tokens") or 0, get("cache_read_input_tokens") or 0, get("output_tokens") or 0
-        tokens = fresh + read + (get("cache_creation_input_tokens") or 0)
+        counts = tokens_of(usage)
+        if counts is None:
+            return None, None, 0, 0
+        fresh, read, cached, written = counts
+        tokens, get = fresh + read + cached, usage.get
         variant = get("inference_geo"), get("speed"), get("service_tier")
         try:
-            rates = known[variant]
-        except KeyError:
-            rates = known[variant] = look_up(*variant)
-        if rates is None or (("iterations" in usage or "fallback_credit" in usage) and not is_priced_whole(usage)):
-            return None, None, tokens, read
-        here, full = rates
-        if tokens == fresh and here.threshold is None and not get("server_tool_use"):  # the usual answer
-            paid = tokens * here.input + written * here.output
-            return paid, tokens * full.input + written * full.output - paid, tokens, read
-        paid = cost(usage, here)
-        return paid, 0 if here is full else cost(usage, full) - paid, tokens, read
+            rates = known[variant] if variant in known else known.setdefault(variant, look_up(*variant))
+            if rates is None or (("iterations" in usage or "fallback_credit" in usage) and not is_priced_whole(usage)):
+                return None, None, tokens, read
+            here, full = rates
+            if tokens == fresh and here.threshold is None and not get("server_tool_use"):  # the usual answer
+                paid = tokens * here.input + written * here.output
+                return paid, tokens * full.input + written * full.output - paid, tokens, read
+            paid = cost(usage, here)
+            whole = paid if here is full else cost(usage, full)
+            if type(paid) is type(whole) is int and paid >= 0 <= whole and paid + whole <= _DEAREST:
+                return paid, whole - paid, tokens, read
+        except (TypeError, AttributeError):  # something in it is not as the API words it
+            pass
+        return None, None, tokens, read
 
     return meter
 

@@ -152,22 +152,6 @@ class PriceBook:
         self._memo[key] = rates
         return rates
 
-    def cost(self, model: str, lane: Lane, usage: Mapping[str, Any], *, at: datetime | None = None) -> int | None:
-        """What one answer cost, in pico-USD; None where that is not known for certain.
-
-        The variant (geography, speed, service tier) is read from the usage itself.
-
-        Raises:
-            InvalidValueError: `at` is naive.
-        """
-        get = usage.get
-        geo, speed, tier = get("inference_geo"), get("speed"), get("service_tier")
-        try:
-            rates = self.rates(model, lane, geo=geo, speed=speed, service_tier=tier, at=at)
-            return cost(usage, rates) if rates is not None and is_priced_whole(usage) else None
-        except (TypeError, AttributeError):  # no usage object as the API words it
-            return None
-
     def _resolve(self, model: str, lane: Lane, at: datetime, *, fast: bool) -> Rates | None:
         batch = Lane(lane) is Lane.BATCH
         if model not in self._overrides:

@@ -9,7 +9,7 @@ import orjson
 
 from batchwise.models import Outcome, ResultError
 
-__all__ = ["continued", "failed", "merged", "wrapped"]
+__all__ = ["continued", "failed", "merged", "usage_of", "wrapped"]
 
 _KINDS = {Outcome.FAILED: "errored", Outcome.EXPIRED: "expired", Outcome.CANCELED: "canceled"}
 
@@ -40,6 +40,12 @@ def continued(body: bytes, line: bytes) -> bytes:
     return orjson.dumps(params)
 
 
+def usage_of(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The answer's `usage`; empty where it is no object."""
+    usage = message.get("usage")
+    return usage if isinstance(usage, dict) else {}
+
+
 def _sum(first: Any, second: Any) -> Any:
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         return {name: _sum(first.get(name), second.get(name)) for name in {**first, **second}}
@@ -61,7 +67,7 @@ def merged(turns: Sequence[bytes], line: bytes) -> bytes:
     for turn in turns:
         part = orjson.loads(turn)["result"]["message"]
         content += part["content"]
-        usage = _sum(usage, part.get("usage") or {})
+        usage = _sum(usage, usage_of(part))
     message["content"] = [*content, *message["content"]]
-    message["usage"] = _sum(usage, message.get("usage") or {})
+    message["usage"] = _sum(usage, usage_of(message))
     return orjson.dumps(row)

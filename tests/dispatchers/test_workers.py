@@ -14,8 +14,8 @@ from batchwise.engine import actions
 from batchwise.engine.queue import Ticked
 from batchwise.sandbox import Sandbox
 from tests.reliability.crossing import POLICY
-from tests.reliability.test_processes import CALL, until
 from tests.strategies import params
+from tests.waiting import until
 
 from .world import World, many
 
@@ -38,7 +38,11 @@ def test_a_call_that_comes_while_a_worker_takes_another_up_gets_a_worker_of_its_
         monkeypatch.setattr(queue, "next", meanwhile)
         try:
             d.dispatch(params("first"))
-            until(lambda: sandbox.books.requests_by_path[CALL] == 2, "the second call waits for the first", 5.0)
+            until(
+                lambda: sandbox.books.requests_by_path["POST /v1/messages"] == 2,
+                "the second call waits for the first",
+                5.0,
+            )
         finally:
             d.halt()
 

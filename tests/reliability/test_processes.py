@@ -19,17 +19,11 @@ import batchwise as bw
 from batchwise.sandbox import Sandbox
 from tests.reliability.crossing import JOB, POLICY, context, run, run_and_stop, run_beside, run_job, short_window
 from tests.strategies import params
+from tests.waiting import until
 
 REQUESTS = 5
 PROMPTS = {f"prompt {number}": 1 for number in range(REQUESTS)}
 CREATE, CALL = "POST /v1/messages/batches", "POST /v1/messages"
-
-
-def until(check: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
 
 
 def stands_still(process: BaseProcess) -> bool:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,15 +35,6 @@ def make() -> Iterator[Callable[..., tuple[Sandbox, anthropic.Anthropic]]]:
     for sandbox, client in made:
         client.close()
         sandbox.close()
-
-
-def until(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
-    """Wait for a condition."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "condition never came true"
-        time.sleep(0.005)
-    return value
 
 
 def results(client: anthropic.Anthropic, batch_id: str) -> dict[str, Any]:

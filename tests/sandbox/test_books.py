@@ -17,8 +17,9 @@ import pytest
 import batchwise.sandbox
 from batchwise.sandbox import Exponential, Fixed, LogNormal, Sandbox, Uniform
 from batchwise.sandbox.latency import draw, from_json, seeded
+from tests.waiting import until
 
-from .conftest import params, rows, until
+from .conftest import params, rows
 
 
 def test_books_over_both_lanes(make):

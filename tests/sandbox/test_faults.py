@@ -12,8 +12,9 @@ import orjson
 import pytest
 
 from batchwise.sandbox import KNOWN_FAULTS, UnknownFaultError
+from tests.waiting import until
 
-from .conftest import params, raw_results, results, rows, until
+from .conftest import params, raw_results, results, rows
 
 STATUS = {
     "create.error_500_before": 500,

@@ -11,8 +11,9 @@ import anthropic
 import pytest
 
 from batchwise.sandbox import RateLimits, Reply, Uniform, turns
+from tests.waiting import until
 
-from .conftest import params, until
+from .conftest import params
 
 
 def test_echo_usage_and_headers(make):

@@ -15,6 +15,7 @@ from .drivers.tasks import TaskDriver, in_thread
 from .engine.core import Engine
 from .engine.effects import AsyncPorts
 from .engine.handles import to_request, to_tags
+from .engine.progress import progress, progress_of, report_of
 from .errors import ClosedDispatcherError
 from .lanes.batches import AsyncBatchLane
 from .lanes.clients import base_url, check_client
@@ -181,17 +182,17 @@ class AsyncDispatcher:
         gap = await in_thread(self._engine.wake_gap)
         await self._driver.advance(gap)
         self._driver.raise_fatal()
-        return await in_thread(self._engine.progress, None, gap)
+        return await in_thread(progress, self._engine, None, gap)
 
     async def progress(self, job: str | None = None) -> Progress:
         """Where the work stands. See `Dispatcher.progress`."""
         self._driver.check()
-        return await in_thread(self._engine.progress_of, job)
+        return await in_thread(progress_of, self._engine, job)
 
     async def report(self, job: str | None = None) -> Report:
         """Money and deadlines of what has settled. See `Dispatcher.report`."""
         self._driver.check()
-        return await in_thread(self._engine.report_of, job)
+        return await in_thread(report_of, self._engine, job)
 
     async def cancel(self, key: str | None = None, *, job: str | None = None) -> int:
         """Cancel one request, a job, or all that is unsettled. See `Dispatcher.cancel`."""

@@ -97,7 +97,7 @@ class AsyncJob(JobView):
     async def report(self) -> Report:
         """Money and deadlines of what has settled of it; without a name, of all work without a job."""
         self._driver.check()
-        return await in_thread(self._engine.report, self._number)
+        return await in_thread(self._engine.ledger.report, job=self._number)
 
     async def cancel(self) -> int:
         """Cancel what is unsettled of it; returns how many settled now."""

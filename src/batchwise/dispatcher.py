@@ -13,6 +13,7 @@ from .drivers.threads import ThreadDriver
 from .engine.core import Engine
 from .engine.effects import SyncPorts
 from .engine.handles import to_request, to_tags
+from .engine.progress import progress, progress_of, report_of
 from .lanes.batches import BatchLane
 from .lanes.clients import base_url, check_client
 from .lanes.messages import MessageLane
@@ -206,7 +207,7 @@ class Dispatcher:
         gap = self._engine.wake_gap()
         self._driver.advance(gap)
         self._driver.raise_fatal()
-        return self._engine.progress(None, gap)
+        return progress(self._engine, None, gap)
 
     def progress(self, job: str | None = None) -> Progress:
         """Where the work stands.
@@ -215,7 +216,7 @@ class Dispatcher:
             JobNotFoundError: The ledger has no such job.
         """
         self._driver.check()
-        return self._engine.progress_of(job)
+        return progress_of(self._engine, job)
 
     def report(self, job: str | None = None) -> Report:
         """Money and deadlines of what has settled.
@@ -224,7 +225,7 @@ class Dispatcher:
             JobNotFoundError: The ledger has no such job.
         """
         self._driver.check()
-        return self._engine.report_of(job)
+        return report_of(self._engine, job)
 
     def cancel(self, key: str | None = None, *, job: str | None = None) -> int:
         """Cancel one request (`key`, in `job`), a whole job, or all that is unsettled; returns how many settled now.

@@ -121,7 +121,7 @@ class Job(JobView):
     def report(self) -> Report:
         """Money and deadlines of what has settled of it; without a name, of all work without a job."""
         self._driver.check()
-        return self._engine.report(self._number)
+        return self._engine.ledger.report(job=self._number)
 
     def cancel(self) -> int:
         """Cancel what is unsettled of it; returns how many settled now."""

@@ -87,6 +87,7 @@ def reopen(where: str, requests: int) -> dict[str, Any]:
     """Open it as a new process does; the file is in the page cache, its pages not in SQLite's."""
     import batchwise as bw
     from batchwise.engine.core import Engine
+    from batchwise.engine.progress import progress_of, report_of
     from batchwise.ledger.sqlite import SqliteLedger
 
     def timed(call: Any) -> tuple[float, Any]:
@@ -110,8 +111,8 @@ def reopen(where: str, requests: int) -> dict[str, Any]:
         "result by number, median": statistics.median(reads),
         "snapshot": timed(ledger.snapshot)[0],
         "plan": timed(engine.plan)[0],
-        "progress of the job": timed(lambda: engine.progress_of("bench"))[0],
-        "report of the job": timed(lambda: engine.report_of("bench"))[0],
+        "progress of the job": timed(lambda: progress_of(engine, "bench"))[0],
+        "report of the job": timed(lambda: report_of(engine, "bench"))[0],
         "first page of 1,000 results": timed(lambda: ledger.results(job=1, after=0, limit=1_000))[0],
     }
     engine.close()

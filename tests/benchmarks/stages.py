@@ -65,8 +65,8 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
     import anthropic
 
     import batchwise as bw
-    from batchwise.engine.collection import _Reader
     from batchwise.engine.core import Engine
+    from batchwise.engine.reading import Reader
     from batchwise.lanes.batches import BatchLane
     from batchwise.ledger.sqlite import SqliteLedger
     from batchwise.planning.custom_ids import new_nonce, sealer
@@ -116,7 +116,7 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
 
     _drain(iter(read()))  # the sandbox makes the lines when they are asked for first
     pieces = table.time("read", read)
-    reader = _Reader(engine, ledger.snapshot().batches[0])
+    reader = Reader(engine, ledger.snapshot().batches[0])
 
     def collect() -> None:
         for piece in pieces:

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 import batchwise as bw
+from batchwise.engine.progress import progress
 from tests.reliability.simulation import HOUR, MINUTE, SECOND, World
 from tests.strategies import params
 
@@ -71,12 +72,12 @@ def test_what_another_process_heard_counts(world: World) -> None:
     world.ledger.note_call(now=world.now() + 5 * MINUTE, answered=True)
     world.pass_time(20 * MINUTE)
     assert world.api.batches[0].cancel_at is not None
-    assert (world.engine.report(None).met, world.engine.report(None).possible_doubles) == (10, 0)
+    assert (world.ledger.report(job=None).met, world.ledger.report(job=None).possible_doubles) == (10, 0)
 
 
 def test_one_row_goes_ahead_a_call_s_tail_before_the_last_safe_moment(world: World) -> None:
     stuck(world, until=20 * MINUTE)
-    moment = world.engine.progress(None).batches[0].rescue_at
+    moment = progress(world.engine, None).batches[0].rescue_at
     assert moment is not None
     world.pass_time(moment - world.now() - SECOND)
     assert sum(world.api.sync.values()) == 1
@@ -84,7 +85,7 @@ def test_one_row_goes_ahead_a_call_s_tail_before_the_last_safe_moment(world: Wor
     world.pass_time(5 * SECOND)
     assert world.api.batches[0].cancel_at is not None
     world.pass_time(20 * MINUTE)
-    report = world.engine.report(None)
+    report = world.ledger.report(job=None)
     assert (report.met, report.missed, report.possible_doubles) == (10, 0, 1)
     world.check()
 
@@ -109,5 +110,5 @@ def test_a_lane_that_works_again_is_used_again(world: World, fault: str) -> None
     world.ledger.resume()
     world.pass_time(8 * MINUTE, wakes=400)
     assert world.api.batches[0].cancel_at is not None
-    assert world.engine.report(None).met >= left
+    assert world.ledger.report(job=None).met >= left
     world.check()

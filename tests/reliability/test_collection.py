@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import batchwise as bw
-from batchwise.engine import collection
+from batchwise.engine import reading
 from batchwise.lanes.values import Counts
 from batchwise.planning.custom_ids import custom_id, parse
 from tests.reliability.simulation import HOUR, MINUTE, World, commits, message_of
@@ -249,7 +249,7 @@ def test_a_cut_reading_does_not_hide_a_stop_sign() -> None:
 
 
 def test_a_row_that_comes_twice_does_not_hide_a_stop_sign(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collection, "_ROWS", 1)
+    monkeypatch.setattr(reading, "_ROWS", 1)
     names = commits(world, monkeypatch)
     failed = [retyped(line, "errored") for line in lines(world)]
     failed = [line.replace(b"api_error", b"not_found_error") for line in failed]
@@ -265,7 +265,7 @@ def test_a_row_that_comes_twice_does_not_hide_a_stop_sign(world: World, monkeypa
 def test_a_stop_sign_is_obeyed_for_all_rows_or_none_when_the_process_dies(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collection, "_CHUNK", 2)
+    monkeypatch.setattr(reading, "CHUNK", 2)
     failed = [retyped(line, "errored").replace(b"api_error", b"not_found_error") for line in lines(world)]
     counted(world, errored=ROWS)
     serve(world, b"".join(failed))

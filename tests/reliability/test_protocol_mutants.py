@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 import batchwise as bw
-from batchwise.engine import actions, collection, submission
+from batchwise.engine import actions, reading, submission
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure
 from batchwise.ledger.locks import ProcessLock
@@ -166,13 +166,13 @@ def no_lock(patch: pytest.MonkeyPatch) -> None:
 
 
 def collect_without_ticking_off(patch: pytest.MonkeyPatch) -> None:
-    real = collection._Reader.finish
+    real = reading.Reader.finish
 
     def finish(reader: Any, *, last: bool = True) -> list[int]:
         real(reader, last=last)
         return []  # `ended` is taken for the whole truth
 
-    patch.setattr(collection._Reader, "finish", finish)
+    patch.setattr(reading.Reader, "finish", finish)
 
 
 def no_nonce_check(patch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def no_nonce_check(patch: pytest.MonkeyPatch) -> None:
 
         return number
 
-    patch.setattr(collection, "opener", opener)
+    patch.setattr(reading, "opener", opener)
 
 
 def no_watermark_nor_grace(patch: pytest.MonkeyPatch) -> None:

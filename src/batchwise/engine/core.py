@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from time import monotonic
-from typing import Any
 
 import attrs
 import tenacity
@@ -27,32 +26,25 @@ from batchwise.models import (
     LatencyTag,
     Outcome,
     Policy,
-    Progress,
-    Report,
     ResultError,
-    RunningBatch,
     Status,
     ToolUse,
 )
 from batchwise.planning import agenda, planner
-from batchwise.planning.admission import Promises, admit, promises_of
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample
 from batchwise.planning.pricing import PriceBook, to_pico
-from batchwise.planning.rescue import cohorts_of, tail_of
-from batchwise.planning.schedule import at_risk
-from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
+from batchwise.planning.state import BatchState, Group, Snapshot, Terms
 from batchwise.planning.turns import failed
 from batchwise.request import Request
 
+from .admissions import Admissions
 from .queue import CallQueue
 from .routes import Router, decision_of
 
 __all__ = ["Engine"]
 
 _log = logging.getLogger("batchwise")
-_READING_SHARE = 20
-"""Reading what is promised takes one part in so many of a dispatching process's time, however much is promised."""
 _TOLD = timedelta(minutes=1)
 """For so long the ledger need not be told again that the sync lane goes on answering, or failing."""
 _URGENT, _BLOCKING, _PATIENT = 0, 1, 2
@@ -83,6 +75,7 @@ class Engine:
         self.ledger, self.policy, self.endpoint, self.now = ledger, policy, endpoint, now
         self.prices = PriceBook()
         self.router = Router(policy, self.prices, self.forecast)
+        self.admissions = Admissions(ledger, policy)
         self.queue = CallQueue(policy.limits, now=monotonic())
         self.on_settled: Callable[[Sequence[int]], None] = lambda _requests: None
         self.claimed = ledger.bind(endpoint=endpoint, workspace=None)
@@ -112,7 +105,6 @@ class Engine:
         self.busy: set[object] = set()
         self._beginning = threading.Lock()
         self._sealing: object | None = None
-        self._promises: tuple[float, Promises] | None = None
         self._record: tuple[float, Sequence[Sample], dict[object, Forecast]] = (-1e9, (), {})
 
     # -- accepting --------------------------------------------------------------------------------------------------
@@ -140,7 +132,9 @@ class Engine:
         now = self.now()
         decision, terms = self.router.recall(request, now)
         if terms.deadline is not None and not terms.batch_only:
-            decision, terms = self._admit_one(request, decision, terms, now)
+            admitted = self.admissions.one(terms, len(request.body), now)
+            if admitted is not terms:
+                decision, terms = decision_of(admitted), admitted
         self.rise()
         begun: list[Claim] = []
         claim = (begin or begun.append) if terms.lane is Lane.SYNC and Lane.SYNC not in self.suspended else None
@@ -157,27 +151,6 @@ class Engine:
         waits = self.now() + row.terms.interval
         return waits if row.terms.submit_by is None else min(waits, row.terms.submit_by)
 
-    def _admit_one(self, request: Request, decision: Decision, terms: Terms, now: datetime) -> tuple[Decision, Terms]:
-        group = Group(terms=terms, requests=1, size=len(request.body), since=now)
-        admission = admit(group, self._known_promises(now), now, self.policy, at_once=False)
-        self._promises = (self._promises or (monotonic(), admission.promises))[0], admission.promises
-        if not admission.words:
-            return decision, terms
-        if admission.sync:
-            terms = _diverted(terms, admission.words)
-        else:
-            terms = attrs.evolve(admission.terms, explanation=f"{terms.explanation}; {admission.words}")
-        return decision_of(terms), terms
-
-    def _known_promises(self, now: datetime) -> Promises:
-        """What is promised, read anew twice a second at most; in between, what this process added is added up."""
-        begun = monotonic()
-        if self._promises is None or begun > self._promises[0]:
-            promises = promises_of(self.ledger.snapshot(), now, self.policy)
-            took = monotonic() - begun
-            self._promises = begun + max(0.5, _READING_SHARE * took), promises
-        return self._promises[1]
-
     def accept_all(
         self,
         requests: Iterable[Request],
@@ -191,9 +164,9 @@ class Engine:
         with self.ledger.intake(job=job, run=self.run, now=now) as intake:
             intake.stage(self._entries(requests, now, latency, tool_use))
             groups = [Group(terms=terms, requests=count, size=size, since=now) for terms, count, size in intake.fresh]
-            moves = self._admit_all(groups, now)
+            moves = self.admissions.all(groups, now)
             numbers = intake.accept(now=now, cap=self._cap(), flush=True, sync=moves)
-        self._promises = None
+        self.admissions.forget()
         return numbers
 
     def _entries(
@@ -222,20 +195,6 @@ class Engine:
             return self.router.route(request, now, latency, tool_use)[1]
         except InvalidRequestError as error:
             raise type(error)(f"item #{position} of dispatch_all: {error}") from None
-
-    def _admit_all(self, groups: list[Group], now: datetime) -> dict[Terms, tuple[int, Terms]]:
-        """How many of which terms go to the sync lane at once, and on which terms."""
-        dated = [group for group in groups if group.terms.deadline is not None]
-        if not dated:
-            return {}
-        promises = promises_of(self.ledger.snapshot(), now, self.policy)
-        moves: dict[Terms, tuple[int, Terms]] = {}
-        for group in sorted(dated, key=lambda group: group.terms.deadline or now):
-            admission = admit(group, promises, now, self.policy, at_once=True)
-            promises = admission.promises
-            if admission.sync:
-                moves[group.terms] = admission.sync, _diverted(group.terms, admission.words)
-        return moves
 
     # -- the planner's pass -----------------------------------------------------------------------------------------
 
@@ -462,58 +421,13 @@ class Engine:
         gap = self.ledger.note_advance(now=self.now()) or timedelta(0)
         return min(gap, timedelta(days=1))
 
-    # -- looking ----------------------------------------------------------------------------------------------------
+    # -- the end ----------------------------------------------------------------------------------------------------
 
-    def progress(self, job: int | None, wake_gap: timedelta = timedelta(0)) -> Progress:
-        """Where the work stands."""
-        now, snapshot = self.now(), self.snapshot()
-        counts = self.ledger.counts(job=job).by
-        # Whatever runs can be cancelled at once: only what even that could not save is at risk.
-        cohorts = [attrs.evolve(cohort, release=None) for cohort, _, _ in cohorts_of(snapshot, now)]
-        due = planner.next_due(snapshot, now, self.policy)
-        return Progress(
-            **tallies(counts.items()),
-            batches=tuple(self._running(snapshot, job, now)),
-            at_risk=at_risk(cohorts, self.policy.limits, now=now, tail=tail_of(self.policy.limits)),
-            suspended=snapshot.suspended,
-            next_due=due if due is None else max(now, due - wake_gap),
-        )
-
-    def _running(self, snapshot: Snapshot, job: int | None, now: datetime) -> Iterator[RunningBatch]:
-        starts = planner.safe_moments(snapshot, now, self.policy)
-        for batch in snapshot.batches:
-            if job is not None and all(group.terms.job != job for group in batch.groups):
-                continue
-            begun = batch.sealed_at if batch.created_at is None else batch.created_at - snapshot.clock_offset
-            elapsed = max(timedelta(0), now - begun)
-            yield RunningBatch(
-                remote_id=batch.remote_id,
-                requests=batch.requests,
-                elapsed=elapsed,
-                expected_end=self._forecast_of(batch, begun).expected_range(begun, elapsed),
-                rescue_at=starts.get(batch.id),
-                status="in_doubt"
-                if batch.state in {BatchState.DOUBT, BatchState.WATCHED}
-                else "in_progress"
-                if batch.state is BatchState.OPEN
-                else batch.state.value,
-            )
-
-    def _forecast_of(self, batch: BatchView, begun: datetime) -> Forecast:
-        model = batch.groups[0].terms.model if batch.groups else None
-        return self.forecast(model, requests=batch.requests, at=begun)
-
-    def progress_of(self, job: str | None) -> Progress:
-        """Where a job, or everything, stands."""
-        return self.progress(None if job is None else self.job_number(job))
-
-    def report_of(self, job: str | None) -> Report:
-        """Money and deadlines of a job, or of everything."""
-        return self.report(None if job is None else self.job_number(job))
-
-    def report(self, job: int | None) -> Report:
-        """Money and deadlines."""
-        return self.ledger.report(job=job)
+    def put_back(self) -> None:
+        """Queue anew, in the ledger, the claims whose calls have not begun."""
+        numbers = [claim.id for claim in self.queue.drain() if claim.durable]
+        if numbers:
+            self.ledger.requeue(numbers, lane=Lane.SYNC, costs_attempt=False, now=self.now())
 
     def warn_of_rest(self) -> None:
         """Say what stays queued because its lane is suspended: nobody may be there to be told otherwise."""
@@ -532,12 +446,6 @@ class Engine:
                     reason,
                 )
 
-    def put_back(self) -> None:
-        """Queue anew, in the ledger, the claims whose calls have not begun."""
-        numbers = [claim.id for claim in self.queue.drain() if claim.durable]
-        if numbers:
-            self.ledger.requeue(numbers, lane=Lane.SYNC, costs_attempt=False, now=self.now())
-
     def close(self) -> None:
         """End the run: give claims and the lease back, and let go of the ledger's liveness lock."""
         self.put_back()
@@ -547,28 +455,5 @@ class Engine:
         self.ledger.end_run(self.run)
 
 
-def tallies(counts: Iterable[tuple[tuple[Lane, Status, Outcome | None], int]]) -> dict[str, Any]:
-    """The counts of a `Progress`."""
-    by_status, by_outcome, by_lane = Counter[Status](), Counter[Outcome](), Counter[Lane]()
-    for (lane, status, outcome), number in counts:
-        by_status[status] += number
-        if outcome is not None:
-            by_outcome[outcome] += number
-        if status is not Status.SETTLED:
-            by_lane[lane] += number
-    return {
-        "total": sum(by_status.values()),
-        "by_status": dict(by_status),
-        "by_outcome": dict(by_outcome),
-        "by_lane": dict(by_lane),
-    }
-
-
 def _later(one: datetime | None, other: datetime | None) -> datetime | None:
     return max(filter(None, (one, other)), default=None)
-
-
-def _diverted(terms: Terms, words: str) -> Terms:
-    """Terms of work that admission sends to the sync lane now."""
-    explanation = f"{terms.explanation}; {words}"
-    return attrs.evolve(terms, lane=Lane.SYNC, submit_by=None, rescue_at=None, explanation=explanation)

@@ -16,7 +16,8 @@ from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.request import Request
 from batchwise.results import Result
 
-from .core import Engine, tallies
+from .core import Engine
+from .progress import progress, tallies
 from .routes import decision_of
 
 __all__ = ["JobView", "TicketView", "seconds", "suspended", "to_request", "to_tags"]
@@ -281,11 +282,11 @@ class JobView:
         return count
 
     def _progress(self) -> Progress:
-        progress = self._engine.progress(self._number)
+        found = progress(self._engine, self._number)
         if self._requests is None:
-            return progress
+            return found
         counts = self._engine.ledger.counts_of(self._requests)
-        return attrs.evolve(progress, **tallies(counts.by.items()))
+        return attrs.evolve(found, **tallies(counts.by.items()))
 
     def _late(self, timeout: float | None) -> ResultTimeoutError:
         left = sum(self._unsettled().values())

@@ -394,7 +394,7 @@ class World:
         return True
 
     def _again(self, terms: Terms) -> Lane:
-        """As in engine/collection.py."""
+        """As in engine/reading.py."""
         if terms.deadline is None:
             return Lane.BATCH
         left = terms.deadline - at(self.now)

@@ -1,0 +1,87 @@
+"""Whether what has a deadline can be promised to a batch, beside all that is promised already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from time import monotonic
+
+import attrs
+
+from batchwise.ledger.base import Ledger
+from batchwise.models import Lane, Policy
+from batchwise.planning.admission import Promises, admit, promises_of
+from batchwise.planning.state import Group, Terms
+
+__all__ = ["Admissions"]
+
+_SHORTEST = 0.5
+"""Seconds for which what is promised is not read anew."""
+_READING_SHARE = 20
+"""Reading it takes one part in so many of a dispatching process's time, however much is promised."""
+
+
+class Admissions:
+    """Admits work, and remembers what is promised, as far as this process knows.
+
+    Args:
+        ledger: Where what is promised is read.
+        policy: The rules' figures.
+    """
+
+    def __init__(self, ledger: Ledger, policy: Policy) -> None:
+        self._ledger, self._policy = ledger, policy
+        self._known: tuple[float, Promises] | None = None
+        """What is promised, and until when that holds."""
+
+    def one(self, terms: Terms, size: int, now: datetime) -> Terms:
+        """The terms on which a request of this size is accepted: these, unless others are needed.
+
+        Raises:
+            AdmissionError: No lane can keep its deadline.
+        """
+        until, promises = self._promises(now)
+        group = Group(terms=terms, requests=1, size=size, since=now)
+        admission = admit(group, promises, now, self._policy, at_once=False)
+        self._known = until, admission.promises
+        if not admission.words:
+            return terms
+        if admission.sync:
+            return _diverted(terms, admission.words)
+        return attrs.evolve(admission.terms, explanation=f"{terms.explanation}; {admission.words}")
+
+    def _promises(self, now: datetime) -> tuple[float, Promises]:
+        """Read anew twice a second at most; in between, what this process added is added up."""
+        begun = monotonic()
+        if self._known is None or begun > self._known[0]:
+            promises = promises_of(self._ledger.snapshot(), now, self._policy)
+            self._known = begun + max(_SHORTEST, _READING_SHARE * (monotonic() - begun)), promises
+        return self._known
+
+    def all(self, groups: Iterable[Group], now: datetime) -> dict[Terms, tuple[int, Terms]]:
+        """How many of which terms go to the sync lane at once, and on which terms.
+
+        Raises:
+            AdmissionError: No lane can keep the deadline of some.
+        """
+        dated = [group for group in groups if group.terms.deadline is not None]
+        if not dated:
+            return {}
+        promises = promises_of(self._ledger.snapshot(), now, self._policy)
+        moves: dict[Terms, tuple[int, Terms]] = {}
+        for group in sorted(dated, key=lambda group: group.terms.deadline or now):
+            admission = admit(group, promises, now, self._policy, at_once=True)
+            promises = admission.promises
+            if admission.sync:
+                moves[group.terms] = admission.sync, _diverted(group.terms, admission.words)
+        return moves
+
+    def forget(self) -> None:
+        """More is promised than what was read: read it anew."""
+        self._known = None
+
+
+def _diverted(terms: Terms, words: str) -> Terms:
+    """Terms of work that goes to the sync lane now."""
+    explanation = f"{terms.explanation}; {words}"
+    return attrs.evolve(terms, lane=Lane.SYNC, submit_by=None, rescue_at=None, explanation=explanation)

@@ -1,0 +1,98 @@
+"""Where the work stands, for whoever asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import attrs
+
+from batchwise.models import Lane, Outcome, Progress, Report, RunningBatch, Status
+from batchwise.planning import planner
+from batchwise.planning.forecast import Forecast
+from batchwise.planning.rescue import cohorts_of, tail_of
+from batchwise.planning.schedule import at_risk
+from batchwise.planning.state import BatchState, BatchView, Snapshot
+
+from .core import Engine
+
+__all__ = ["progress", "progress_of", "report_of", "tallies"]
+
+
+def progress_of(engine: Engine, job: str | None) -> Progress:
+    """Where a job, or everything, stands.
+
+    Raises:
+        JobNotFoundError: The ledger has no such job.
+    """
+    return progress(engine, None if job is None else engine.job_number(job))
+
+
+def report_of(engine: Engine, job: str | None) -> Report:
+    """Money and deadlines of a job, or of everything.
+
+    Raises:
+        JobNotFoundError: The ledger has no such job.
+    """
+    return engine.ledger.report(job=None if job is None else engine.job_number(job))
+
+
+def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)) -> Progress:
+    """Where a job (by its number), or everything, stands."""
+    policy, now, snapshot = engine.policy, engine.now(), engine.snapshot()
+    counts = engine.ledger.counts(job=job).by
+    # Whatever runs can be cancelled at once: only what even that could not save is at risk.
+    cohorts = [attrs.evolve(cohort, release=None) for cohort, _, _ in cohorts_of(snapshot, now)]
+    due = planner.next_due(snapshot, now, policy)
+    return Progress(
+        **tallies(counts.items()),
+        batches=tuple(_running(engine, snapshot, job, now)),
+        at_risk=at_risk(cohorts, policy.limits, now=now, tail=tail_of(policy.limits)),
+        suspended=snapshot.suspended,
+        next_due=due if due is None else max(now, due - wake_gap),
+    )
+
+
+def _running(engine: Engine, snapshot: Snapshot, job: int | None, now: datetime) -> Iterator[RunningBatch]:
+    starts = planner.safe_moments(snapshot, now, engine.policy)
+    for batch in snapshot.batches:
+        if job is not None and all(group.terms.job != job for group in batch.groups):
+            continue
+        begun = batch.sealed_at if batch.created_at is None else batch.created_at - snapshot.clock_offset
+        elapsed = max(timedelta(0), now - begun)
+        yield RunningBatch(
+            remote_id=batch.remote_id,
+            requests=batch.requests,
+            elapsed=elapsed,
+            expected_end=_forecast_of(engine, batch, begun).expected_range(begun, elapsed),
+            rescue_at=starts.get(batch.id),
+            status="in_doubt"
+            if batch.state in {BatchState.DOUBT, BatchState.WATCHED}
+            else "in_progress"
+            if batch.state is BatchState.OPEN
+            else batch.state.value,
+        )
+
+
+def _forecast_of(engine: Engine, batch: BatchView, begun: datetime) -> Forecast:
+    model = batch.groups[0].terms.model if batch.groups else None
+    return engine.forecast(model, requests=batch.requests, at=begun)
+
+
+def tallies(counts: Iterable[tuple[tuple[Lane, Status, Outcome | None], int]]) -> dict[str, Any]:
+    """The counts of a `Progress`."""
+    by_status, by_outcome, by_lane = Counter[Status](), Counter[Outcome](), Counter[Lane]()
+    for (lane, status, outcome), number in counts:
+        by_status[status] += number
+        if outcome is not None:
+            by_outcome[outcome] += number
+        if status is not Status.SETTLED:
+            by_lane[lane] += number
+    return {
+        "total": sum(by_status.values()),
+        "by_status": dict(by_status),
+        "by_outcome": dict(by_outcome),
+        "by_lane": dict(by_lane),
+    }

@@ -124,7 +124,18 @@ def test_the_typing_tests_use_every_name():
     assert set(re.findall(r"\bbw\.(\w+)", text)) >= set(batchwise.__all__)
 
 
-HEAVY = {"anthropic", "pydantic", "httpx2", "httpx", "genai_prices", "sqlite3", "tenacity", "anyio", "asyncio"}
+HEAVY = {
+    "anthropic",
+    "pydantic",
+    "httpx2",
+    "httpx",
+    "genai_prices",
+    "sqlite3",
+    "tenacity",
+    "anyio",
+    "asyncio",
+    "batchwise.models",
+}
 CADENCE = "import batchwise; from datetime import timedelta; batchwise.sla_cadence(timedelta(hours=30))"
 ROUTING = """
 import batchwise

@@ -3,7 +3,7 @@
 Give it requests and say how long each may take; it spends the least money that meets every deadline, loses none of
 them across crashes, and hands each result back to the request that it came from.
 
-Importing this module is cheap: what needs the SDK, prices or an event loop is loaded on first use.
+Importing this module is cheap: all but the arithmetic of cadences is loaded on first use.
 """
 
 from __future__ import annotations
@@ -35,22 +35,6 @@ from .errors import (
     WrongLoopError,
     WrongWorkspaceError,
 )
-from .models import (
-    Check,
-    Decision,
-    Lane,
-    Latency,
-    Limits,
-    Outcome,
-    Policy,
-    Progress,
-    Reason,
-    Report,
-    ResultError,
-    RunningBatch,
-    Status,
-    ToolUse,
-)
 from .planning.cadence import (
     Cadence,
     largest_rescuable,
@@ -66,6 +50,22 @@ if TYPE_CHECKING:
     from .default import dispatch
     from .dispatcher import Dispatcher
     from .ledger.base import Ledger
+    from .models import (
+        Check,
+        Decision,
+        Lane,
+        Latency,
+        Limits,
+        Outcome,
+        Policy,
+        Progress,
+        Reason,
+        Report,
+        ResultError,
+        RunningBatch,
+        Status,
+        ToolUse,
+    )
     from .planning.forecast import Forecast
     from .planning.pricing import PriceBook
     from .planning.routing import choose_lane
@@ -141,15 +141,29 @@ _LAZY = {
     "AsyncDispatcher": "async_dispatcher",
     "AsyncJob": "async_tickets",
     "AsyncTicket": "async_tickets",
+    "Check": "models",
+    "Decision": "models",
     "Dispatcher": "dispatcher",
     "Forecast": "planning.forecast",
     "Job": "tickets",
+    "Lane": "models",
+    "Latency": "models",
     "Ledger": "ledger.base",
+    "Limits": "models",
+    "Outcome": "models",
+    "Policy": "models",
     "PriceBook": "planning.pricing",
+    "Progress": "models",
+    "Reason": "models",
+    "Report": "models",
     "Request": "request",
     "Result": "results",
+    "ResultError": "models",
+    "RunningBatch": "models",
+    "Status": "models",
     "Ticket": "tickets",
     "ToolCall": "results",
+    "ToolUse": "models",
     "WorkloadPlan": "planning.workload",
     "choose_lane": "planning.routing",
     "dispatch": "default",

@@ -6,7 +6,7 @@ No behaviour beyond their own consistency: rules live in `batchwise.planning`, e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from typing import Literal, TypeVar, Union
@@ -14,9 +14,9 @@ from typing import Literal, TypeVar, Union
 import attrs
 
 from .errors import InvalidValueError
+from .times import WINDOW, ZERO, check_aware, check_duration, check_positive
 
 __all__ = [
-    "WINDOW",
     "Check",
     "Decision",
     "Lane",
@@ -33,11 +33,6 @@ __all__ = [
     "Status",
     "ToolUse",
 ]
-
-WINDOW = timedelta(hours=24)
-"""The Message Batches API's processing window, counted from a batch's `created_at` (API documentation)."""
-
-_ZERO = timedelta(0)
 
 
 class Lane(str, Enum):
@@ -122,33 +117,6 @@ def to_enum(kind: type[_E], value: object, field: str) -> _E:
         raise InvalidValueError(f"{field}={value!r} is not one of {known}") from None
 
 
-def check_aware(value: datetime, field: str) -> datetime:
-    """`value` in UTC.
-
-    Raises:
-        InvalidValueError: It is naive.
-    """
-    if value.tzinfo is None or value.utcoffset() is None:
-        raise InvalidValueError(
-            f"{field}={value.isoformat()} is a naive datetime; give it a time zone, "
-            "e.g. datetime(..., tzinfo=timezone.utc) or .astimezone()"
-        )
-    return value.astimezone(timezone.utc)
-
-
-def check_positive(value: timedelta, field: str) -> timedelta:
-    """`value` if it is a positive `timedelta`.
-
-    Raises:
-        InvalidValueError: It is no timedelta, zero or negative.
-    """
-    if not isinstance(value, timedelta):
-        raise InvalidValueError(f"{field}={value!r} is not a timedelta; write e.g. timedelta(hours=30)")
-    if value <= _ZERO:
-        raise InvalidValueError(f"{field}={value} is not positive; give a duration above zero")
-    return value
-
-
 def to_latency(value: object, field: str = "latency") -> LatencyTag:
     """`value` as a latency tag: `Latency` (or its string), positive `timedelta`, or aware `datetime` (made UTC).
 
@@ -173,8 +141,7 @@ def _positive(_instance: object, attribute: attrs.Attribute[timedelta], value: t
 
 
 def _not_negative(_instance: object, attribute: attrs.Attribute[timedelta], value: timedelta) -> None:
-    if not isinstance(value, timedelta) or value < _ZERO:
-        raise InvalidValueError(f"{attribute.name}={value!r} is not a timedelta of zero or more")
+    check_duration(value, attribute.name)
 
 
 def _positive_number(_instance: object, attribute: attrs.Attribute[int], value: int) -> None:
@@ -254,7 +221,7 @@ def _start_tier() -> Limits:
 
 def _to_poll_every(value: object) -> tuple[timedelta, timedelta]:
     match value:
-        case (timedelta() as shortest, timedelta() as longest) if _ZERO < shortest <= longest:
+        case (timedelta() as shortest, timedelta() as longest) if ZERO < shortest <= longest:
             return shortest, longest
     raise InvalidValueError(f"poll_every={value!r} is not a pair (shortest, longest) of positive timedeltas")
 

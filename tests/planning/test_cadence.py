@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.strategies import HOUR, NOW, instants, limits, slas
 
 from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
-from batchwise.models import WINDOW, Limits
+from batchwise.models import Limits
 from batchwise.planning.cadence import (
     largest_rescuable,
     latest_submission,
@@ -25,6 +25,7 @@ from batchwise.planning.cadence import (
     sync_rate,
     worst_case_latency,
 )
+from batchwise.times import WINDOW
 
 BERLIN = ZoneInfo("Europe/Berlin")
 TICK = timedelta.resolution

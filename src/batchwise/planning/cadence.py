@@ -15,12 +15,15 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil
-from typing import TypeVar, Union
+from typing import TYPE_CHECKING, TypeVar, Union
 
 import attrs
 
 from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
-from batchwise.models import WINDOW, Limits, check_aware, check_positive
+from batchwise.times import WINDOW, ZERO, check_aware, check_duration, check_positive
+
+if TYPE_CHECKING:
+    from batchwise.models import Limits
 
 __all__ = [
     "Cadence",
@@ -37,7 +40,6 @@ _T = TypeVar("_T")
 Number = Union[float, Decimal, Fraction]
 """A count or a mean; taken exactly, whatever its type."""
 
-ZERO = timedelta(0)
 _TICK = timedelta.resolution
 _DAY = timedelta(days=1)
 _MINUTE = 60_000_000
@@ -51,19 +53,6 @@ _CRON: dict[timedelta, str] = {
     timedelta(weeks=1): "0 0 * * 0",
 }
 """Every period that one cron expression keeps without a shorter gap at the turn of an hour, a day or a month."""
-
-
-def check_duration(value: object, field: str) -> timedelta:
-    """`value` if it is a `timedelta` of zero or more.
-
-    Raises:
-        InvalidValueError: It is not.
-    """
-    if not isinstance(value, timedelta):
-        raise InvalidValueError(f"{field}={value!r} is not a timedelta; write e.g. timedelta(minutes=15)")
-    if value < ZERO:
-        raise InvalidValueError(f"{field}={value} is negative; give a duration of zero or more")
-    return value
 
 
 def check_whole(value: object, field: str, least: int) -> int:
@@ -345,6 +334,8 @@ def latest_submission(
 
 def _pace(limits: Limits, input_tokens: Number, output_tokens: Number) -> Fraction:
     """Microseconds of the sync lane that one request takes, by the slowest resource; zero if nothing limits."""
+    from batchwise.models import Limits  # whoever gives some has loaded them; a cadence needs none
+
     if not isinstance(limits, Limits):
         raise InvalidValueError(f"limits={limits!r} is not a Limits; give e.g. Limits.for_tier('start')")
     amounts = (

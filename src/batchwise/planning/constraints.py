@@ -12,8 +12,9 @@ from typing import Union
 import attrs
 
 from batchwise.models import Limits
+from batchwise.times import ZERO
 
-from .cadence import ZERO, largest_rescuable, rescue_duration, steady_interval, sync_rate
+from .cadence import largest_rescuable, rescue_duration, steady_interval, sync_rate
 
 __all__ = ["SEARCHED", "Load", "Violation", "longest_interval", "nearest_load", "violations_of"]
 

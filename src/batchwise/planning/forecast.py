@@ -17,7 +17,7 @@ from typing import Literal
 import attrs
 
 from batchwise.errors import InvalidValueError
-from batchwise.models import WINDOW, check_aware, check_positive
+from batchwise.times import WINDOW, check_aware, check_positive
 
 from .lane import check_not_negative
 from .survival import Curve

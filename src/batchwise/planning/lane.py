@@ -13,7 +13,8 @@ from typing import NamedTuple, Protocol
 import attrs
 
 from batchwise.errors import InvalidValueError
-from batchwise.models import Limits, check_aware
+from batchwise.models import Limits
+from batchwise.times import check_aware
 
 __all__ = [
     "Calls",

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from batchwise.errors import InvalidValueError
-from batchwise.models import Lane, check_aware
+from batchwise.models import Lane
+from batchwise.times import check_aware
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo

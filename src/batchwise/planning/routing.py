@@ -14,8 +14,9 @@ from typing import NamedTuple
 import attrs
 
 from batchwise.errors import InvalidRequestError, UnroutableRequestError, shown
-from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse, check_aware
+from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse
 from batchwise.request import Request, Traits
+from batchwise.times import check_aware
 
 from .forecast import Forecast, hedge_pays
 from .pricing import PriceBook, Rates, estimate, to_usd

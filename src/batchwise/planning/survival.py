@@ -10,7 +10,7 @@ from math import ceil
 
 import attrs
 
-from batchwise.models import WINDOW
+from batchwise.times import WINDOW
 
 __all__ = ["Curve"]
 

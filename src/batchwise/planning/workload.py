@@ -15,9 +15,10 @@ from typing import Protocol
 import attrs
 
 from batchwise.errors import InvalidValueError
-from batchwise.models import WINDOW, Lane, Limits, check_positive
+from batchwise.models import Lane, Limits
+from batchwise.times import WINDOW, ZERO, check_duration, check_positive
 
-from .cadence import ZERO, Cadence, Number, bounded, check_duration, check_whole, to_number
+from .cadence import Cadence, Number, bounded, check_whole, to_number
 from .constraints import SEARCHED, Load, Violation, longest_interval, nearest_load, violations_of
 
 __all__ = ["SupportsRates", "TokenRates", "Violation", "WorkloadPlan", "plan_workload"]

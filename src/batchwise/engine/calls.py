@@ -15,18 +15,16 @@ from batchwise.ledger.base import Claim, Settlement
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.outcomes import Ruling, Verdict, rule_call
-from batchwise.planning.turns import continued, merged, usage_of, wrapped
+from batchwise.planning.turns import MAX_TURNS, continued, merged, usage_of, wrapped
 
 from .core import Engine
 from .effects import Ports, Procedure, api, store
-from .money import Biller, tokens_of
+from .money import Biller, answered, tokens_of
 from .queue import Ticked
 from .submission import greet
 
 __all__ = ["call"]
 
-_MAX_TURNS = 20
-"""How often a paused turn is continued."""
 _PATIENCE = 40
 """How many refusals for load (429, 529) one request sits out before they cost it attempts."""
 
@@ -56,7 +54,7 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
             engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
             yield from _unusable(engine, claim)
             return
-        if not paused or len(claim.turns) >= _MAX_TURNS:
+        if not paused or len(claim.turns) >= MAX_TURNS:
             break
         claim = claim._replace(body=continued(claim.body, line), turns=(*claim.turns, line))
     fresh, _, cached, written = tokens_of(usage) or (0, 0, 0, 0)
@@ -71,20 +69,7 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
     now = engine.now()
     terms = claim.terms
     money = Biller(engine.prices, now).bill(terms.model, Lane.SYNC, message, claim.turns)
-    met, lateness = engine.met(terms, now)
-    settlement = Settlement(
-        claim.id,
-        Outcome.SUCCEEDED,
-        Lane.SYNC,
-        merged(claim.turns, line),
-        money.cost,
-        money.saved,
-        met,
-        lateness,
-        money.input_tokens,
-        money.cache_read_tokens,
-    )
-    yield from _settle(engine, settlement)
+    yield from _settle(engine, answered(claim.id, Lane.SYNC, merged(claim.turns, line), money, engine.met(terms, now)))
     if news:
         yield from _tell(engine, answered=True)
 
@@ -97,14 +82,8 @@ def _check_workspace(engine: Engine, ticked: Ticked) -> Procedure[None]:
         yield from greet(engine)
     except BatchwiseError:
         engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
-        yield from store(partial(_give_back, engine, ticked.claim))
+        yield from store(lambda: engine.give_back([ticked.claim]))
         raise
-
-
-def _give_back(engine: Engine, claim: Claim, *, costs_attempt: bool = False) -> None:
-    """Queue a claim anew, in the ledger."""
-    if claim.durable:
-        engine.ledger.requeue([claim.id], lane=Lane.SYNC, costs_attempt=costs_attempt, now=engine.now())
 
 
 def _ask(claim: Claim, ports: Ports) -> Reply:
@@ -176,13 +155,13 @@ def _suspend(engine: Engine, claim: Claim, ruling: Ruling) -> Procedure[None]:
     if attempts >= engine.policy.max_attempts and ruling.error is not None:
         yield from _settle(engine, _failure(engine, claim, Outcome.FAILED, ruling.error))
         return
-    waiting = [claim, *engine.queue.drain()]
+    waiting = engine.queue.drain()
 
     def rest() -> None:
         engine.ledger.suspend(Lane.SYNC, ruling.reason or "the API refuses all work", now=engine.now())
-        for number, part in enumerate(waiting):
-            _give_back(engine, part, costs_attempt=ruling.costs_attempt and number == 0)
+        engine.give_back([claim], costs_attempt=ruling.costs_attempt)
+        engine.give_back(waiting)
 
     yield from store(rest)
     engine.suspended[Lane.SYNC] = ruling.reason or ""
-    engine.settled([part.id for part in waiting])
+    engine.settled([part.id for part in (claim, *waiting)])

@@ -425,9 +425,13 @@ class Engine:
 
     def put_back(self) -> None:
         """Queue anew, in the ledger, the claims whose calls have not begun."""
-        numbers = [claim.id for claim in self.queue.drain() if claim.durable]
+        self.give_back(self.queue.drain())
+
+    def give_back(self, claims: Iterable[Claim], *, costs_attempt: bool = False) -> None:
+        """Queue claims anew, in the ledger; it knows nothing of those that were never accepted."""
+        numbers = [claim.id for claim in claims if claim.durable]
         if numbers:
-            self.ledger.requeue(numbers, lane=Lane.SYNC, costs_attempt=False, now=self.now())
+            self.ledger.requeue(numbers, lane=Lane.SYNC, costs_attempt=costs_attempt, now=self.now())
 
     def warn_of_rest(self) -> None:
         """Say what stays queued because its lane is suspended: nobody may be there to be told otherwise."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple, Union
 
 import orjson
 
-from batchwise.models import Lane
+from batchwise.ledger.base import Settlement
+from batchwise.models import Lane, Outcome
 from batchwise.planning.custom_ids import UNSEALED, parse
 from batchwise.planning.pricing import PriceBook, Rates, cost, is_priced_whole
 from batchwise.planning.turns import usage_of
 
-__all__ = ["Bill", "Biller", "Meter", "tokens_of"]
+__all__ = ["Bill", "Biller", "Meter", "answered", "tokens_of"]
 
 _MOST = 10**9
 """Tokens of one answer, far beyond what any model gives."""
@@ -74,6 +75,13 @@ class Biller:
         return None if full is None or here is None else (here, full)
 
 
+def answered(request: int, lane: Lane, line: bytes, bill: Bill, met: tuple[bool | None, timedelta]) -> Settlement:
+    """The settlement of a request that has its answer; `met` is what `Engine.met` says."""
+    return Settlement(
+        request, Outcome.SUCCEEDED, lane, line, bill.cost, bill.saved, *met, bill.input_tokens, bill.cache_read_tokens
+    )
+
+
 def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
     """Tokens sent and not cached, read from a cache, written to one, and put out; None: not as the API words them."""
     get: Callable[[str], Any] = usage.get
@@ -96,7 +104,9 @@ def _meter(look_up: Callable[[Any, Any, Any], tuple[Rates, Rates] | None]) -> Me
         tokens, get = fresh + read + cached, usage.get
         variant = get("inference_geo"), get("speed"), get("service_tier")
         try:
-            rates = known[variant] if variant in known else known.setdefault(variant, look_up(*variant))
+            if variant not in known:
+                known[variant] = look_up(*variant)
+            rates = known[variant]
             if rates is None or (("iterations" in usage or "fallback_credit" in usage) and not is_priced_whole(usage)):
                 return None, None, tokens, read
             here, full = rates

@@ -20,10 +20,10 @@ from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import opener
 from batchwise.planning.outcomes import UNANSWERED, Ruling, Verdict, discrepancy, rule_row, stop_sign
 from batchwise.planning.state import BatchView, Terms
-from batchwise.planning.turns import continued, merged, usage_of
+from batchwise.planning.turns import MAX_TURNS, continued, merged, usage_of
 
 from .core import Engine
-from .money import Biller
+from .money import Biller, answered
 
 __all__ = ["CHUNK", "Reader", "Sorter"]
 
@@ -35,8 +35,6 @@ CHUNK = 2_000
 """Rows given back in one transaction."""
 _ROWS, _BYTES = 1_500, 2_500_000
 """Rows, and bytes of rows, settled in one transaction: few enough that what is made for them dies young."""
-_MAX_TURNS = 20
-"""How often a paused turn is continued."""
 
 
 class Sorter:
@@ -61,21 +59,7 @@ class Sorter:
         money = self.biller.bill(terms.model, Lane.BATCH, message, member.turns)
         if terms.id not in self._met:
             self._met[terms.id] = self.engine.met(terms, self._now)
-        met, lateness = self._met[terms.id]
-        self.settlements.append(
-            Settlement(
-                number,
-                Outcome.SUCCEEDED,
-                Lane.BATCH,
-                merged(member.turns, line) if member.turns else line,
-                money.cost,
-                money.saved,
-                met,
-                lateness,
-                money.input_tokens,
-                money.cache_read_tokens,
-            )
-        )
+        self.settlements.append(answered(number, Lane.BATCH, merged(member.turns, line), money, self._met[terms.id]))
 
     def failed(self, number: int, member: Member, ruling: Ruling, line: bytes | None) -> None:
         """A row without an answer: tried again while attempts are left, else it ends."""
@@ -263,7 +247,7 @@ class Reader:
 
     def _hold(self, number: int, member: Member, line: bytes, result: Mapping[str, Any]) -> None:
         ruling = rule_row(result)
-        if ruling.verdict is Verdict.CONTINUE and len(member.turns) < _MAX_TURNS:
+        if ruling.verdict is Verdict.CONTINUE and len(member.turns) < MAX_TURNS:
             self.sorter.turns.append((number, line, member))
             return
         if ruling.verdict is Verdict.CONTINUE or ruling.error is None:

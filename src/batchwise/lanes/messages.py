@@ -13,7 +13,7 @@ from . import wire
 from .clients import must_stream
 from .faults import translate
 from .streams import Assembly, dialect, translate_stream
-from .uploads import AsyncBody, Body
+from .uploads import AsyncBody, Body, held, held_async
 from .values import Reply
 
 __all__ = ["AsyncMessageLane", "MessageLane"]
@@ -52,7 +52,7 @@ class MessageLane:
         """
         streams = must_stream(self._client, model, max_tokens)
         whole = wire.streamed(body) if streams else wire.Body(body)
-        content = whole if ready is None else Body(wire.held(whole, ready), len(whole))
+        content = whole if ready is None else Body(held(whole, ready), len(whole))
         options = wire.message_options(self._client, len(whole), betas)
         started = time.perf_counter()
         if streams:
@@ -102,7 +102,7 @@ class AsyncMessageLane:
         """See `MessageLane.call`; `ready` is asked in a worker thread."""
         streams = must_stream(self._client, model, max_tokens)
         whole = wire.streamed(body) if streams else wire.Body(body)
-        content = whole if ready is None else AsyncBody(wire.held_async(whole, ready), len(whole))
+        content = whole if ready is None else AsyncBody(held_async(whole, ready), len(whole))
         options = wire.message_options(self._client, len(whole), betas)
         started = time.perf_counter()
         if streams:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, cast
 from urllib.parse import quote
 
-import anyio.to_thread
 import httpx2
 import orjson
 
 from batchwise.errors import InvalidValueError
-from batchwise.planning.outcomes import Fault
 
 from .faults import LaneFault, malformed, server_time
 from .values import BatchInfo, BatchStatus, Counts, Created, Listing, Reply
@@ -24,8 +22,6 @@ __all__ = [
     "Body",
     "batch_path",
     "create_options",
-    "held",
-    "held_async",
     "is_encoded",
     "list_options",
     "message_of",
@@ -126,32 +122,6 @@ class Body(bytes):
 def streamed(body: bytes) -> Body:
     """The same call, streamed: the encoded object with one more field."""
     return Body(body.rstrip()[:-1] + b',"stream":true}')
-
-
-def _withheld() -> LaneFault:
-    return LaneFault(
-        Fault(
-            status=None, type="connection_error", message="the call was given up before it was sent", request_sent=False
-        )
-    )
-
-
-def held(body: bytes, ready: Callable[[], bool]) -> Iterator[bytes]:
-    """A body that is given out when it is `ready`.
-
-    Raises:
-        LaneFault: It will not be.
-    """
-    if not ready():
-        raise _withheld()
-    yield body
-
-
-async def held_async(body: bytes, ready: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """The same for an event loop, which goes on meanwhile."""
-    if not await anyio.to_thread.run_sync(ready):
-        raise _withheld()
-    yield body
 
 
 # answers

@@ -9,8 +9,10 @@ import orjson
 
 from batchwise.models import Outcome, ResultError
 
-__all__ = ["continued", "failed", "merged", "usage_of", "wrapped"]
+__all__ = ["MAX_TURNS", "continued", "failed", "merged", "usage_of", "wrapped"]
 
+MAX_TURNS = 20
+"""How often a paused turn is continued."""
 _KINDS = {Outcome.FAILED: "errored", Outcome.EXPIRED: "expired", Outcome.CANCELED: "canceled"}
 
 

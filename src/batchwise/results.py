@@ -11,7 +11,7 @@ import attrs
 import orjson
 
 from .errors import RequestFailedError, shown
-from .ledger.base import ResultRow
+from .ledger.values import ResultRow
 from .models import Lane, Outcome, ResultError
 from .planning.custom_ids import UNSEALED, custom_id
 from .planning.outcomes import rule_row

@@ -8,7 +8,7 @@ from functools import partial
 
 from .drivers.threads import ThreadDriver
 from .engine.handles import JobView, TicketView, seconds
-from .ledger.base import RequestRow
+from .ledger.values import RequestRow
 from .models import Decision, Outcome, Progress, Report
 from .results import Result
 

@@ -12,8 +12,8 @@ import httpx2
 import pytest
 
 from batchwise import Dispatcher, LedgerError, Policy, Request, Status
-from batchwise.ledger.base import Claim
 from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.ledger.values import Claim
 from batchwise.models import Limits
 from batchwise.sandbox import Sandbox
 from tests.strategies import params

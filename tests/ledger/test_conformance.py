@@ -12,8 +12,9 @@ import orjson
 import pytest
 
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
-from batchwise.ledger.base import Ledger, Settled
+from batchwise.ledger.base import Ledger
 from batchwise.ledger.roll import Answer, Roll
+from batchwise.ledger.values import Settled
 from batchwise.models import Lane, Outcome
 from batchwise.planning.custom_ids import sealer
 from batchwise.planning.packing import body_chunks

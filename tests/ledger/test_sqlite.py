@@ -22,8 +22,8 @@ import pytest
 
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError
 from batchwise.ledger import bulk, schema
-from batchwise.ledger.base import Entry
 from batchwise.ledger.sqlite import SqliteLedger, open_ledger
+from batchwise.ledger.values import Entry
 from batchwise.models import Outcome
 
 from .model import (

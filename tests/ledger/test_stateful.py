@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from batchwise.errors import KeyConflictError
-from batchwise.ledger.base import Claim, Ledger
+from batchwise.ledger.base import Ledger
 from batchwise.ledger.roll import Roll
 from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.ledger.values import Claim
 from batchwise.models import Lane, Outcome, Status
 from batchwise.planning.state import BatchState, Group, Terms
 

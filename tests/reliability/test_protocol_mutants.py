@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 import batchwise as bw
-from batchwise.engine import actions, reading, submission
+from batchwise.engine import actions, reading, reconciliation
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure
 from batchwise.ledger.locks import ProcessLock
@@ -135,9 +135,9 @@ def rows_of_a_copied_ledger(_folder: Path) -> None:
 
 def adopt_any_equal_count(patch: pytest.MonkeyPatch) -> None:
     def reconcile(engine: Engine, batch: BatchView) -> Procedure[None]:
-        found = yield from submission._candidates(engine, batch)
+        found = yield from reconciliation._candidates(engine, batch)
         if found:
-            yield from submission._adopt(engine, batch, found[0])
+            yield from reconciliation._adopt(engine, batch, found[0])
 
     patch.setattr(actions, "reconcile", reconcile)
 

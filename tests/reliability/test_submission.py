@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 import batchwise as bw
-from batchwise.engine import submission
+from batchwise.engine import reconciliation, submission
 from batchwise.lanes.faults import LaneFault
 from batchwise.planning import agenda, planner
 from batchwise.planning.outcomes import Fault
@@ -111,7 +111,7 @@ def test_the_lane_rests_before_anything_is_queued_for_it_again(
 ) -> None:
     """What is queued while the lane still takes work goes out at once, into the same trouble."""
     monkeypatch.setattr(submission, "_REFUSED", 1)
-    monkeypatch.setattr(submission, "_VANISHED", 1)
+    monkeypatch.setattr(reconciliation, "_VANISHED", 1)
     names = commits(world, monkeypatch)
     world.dispatch_all(NAMES[:1], bw.Latency.FLEXIBLE)
     world.api.order("create", fault)

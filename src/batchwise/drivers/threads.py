@@ -13,7 +13,7 @@ from batchwise.engine.actions import withdraw
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure, SyncPorts, drive
 from batchwise.engine.queue import Ticked
-from batchwise.ledger.base import Claim
+from batchwise.ledger.values import Claim
 
 from .pump import Driver
 

@@ -14,7 +14,8 @@ from batchwise.planning.state import BatchState, BatchView
 from .collection import cancel, collect, poll, probe, release
 from .core import Engine
 from .effects import Procedure, store
-from .submission import give_up, greet, reconcile, reseal, submit
+from .reconciliation import give_up, reconcile
+from .submission import greet, reseal, submit
 
 __all__ = ["carry_out", "withdraw"]
 

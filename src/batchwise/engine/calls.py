@@ -11,7 +11,7 @@ import orjson
 from batchwise.errors import BatchwiseError
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import Reply
-from batchwise.ledger.base import Claim, Settlement
+from batchwise.ledger.values import Claim, Settlement
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.outcomes import Ruling, Verdict, rule_call

@@ -19,7 +19,8 @@ from batchwise.errors import (
     TicketNotFoundError,
     shown,
 )
-from batchwise.ledger.base import Accepted, Cap, Claim, Entry, Ledger, RequestRow, Settlement
+from batchwise.ledger.base import Ledger
+from batchwise.ledger.values import Accepted, Cap, Claim, Entry, RequestRow, Settlement
 from batchwise.models import (
     Decision,
     Lane,

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from batchwise.errors import InvalidRequestError, InvalidValueError, LaneSuspendedError, ResultTimeoutError, shown
-from batchwise.ledger.base import RequestRow, ResultRow
+from batchwise.ledger.values import RequestRow, ResultRow
 from batchwise.models import Decision, Lane, LatencyTag, Outcome, Progress, Status, ToolUse, to_enum, to_latency
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.request import Request

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Union
 
 import orjson
 
-from batchwise.ledger.base import Settlement
+from batchwise.ledger.values import Settlement
 from batchwise.models import Lane, Outcome
 from batchwise.planning.custom_ids import UNSEALED, parse
 from batchwise.planning.pricing import PriceBook, Rates, cost, is_priced_whole

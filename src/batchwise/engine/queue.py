@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import NamedTuple
 
-from batchwise.ledger.base import Claim
+from batchwise.ledger.values import Claim
 from batchwise.models import Limits
 from batchwise.planning.pacing import OutputForecast, Pacer
 from batchwise.planning.state import BYTES_PER_TOKEN

@@ -14,8 +14,8 @@ import attrs
 import orjson
 
 from batchwise.lanes.lines import LineSplitter
-from batchwise.ledger.base import Member, Settlement
 from batchwise.ledger.roll import Answer, Roll
+from batchwise.ledger.values import Member, Settlement
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import opener
 from batchwise.planning.outcomes import UNANSWERED, Ruling, Verdict, discrepancy, rule_row, stop_sign

@@ -1,12 +1,10 @@
-"""How a batch is submitted, and found again when its create's outcome is unknown. docs/explanation/reliability.md.
+"""How a batch is submitted; reconciliation.py finds it again. docs/explanation/reliability.md.
 
 1. List once: the newest id is the watermark, and the server's `Date` is noted.
 2. Seal: a fresh nonce in every custom_id, and a count that no unfinished batch has.
 3. Make `posting` durable, then POST once. The last chunk is held back until the fence has been checked.
-4. What is not proved, either way, is in doubt: looked for in the listing down to the watermark. One row's nonce
-   proves a candidate ours or strikes it off; an unproved candidate is never cancelled.
-5. Nothing seen past the grace: its requests go elsewhere, and it is watched for until its window has passed.
-6. What fails again and again suspends the lane with its reason: nothing is sent for ever. The ledger counts it, since
+4. A create of unknown outcome is in doubt: nothing of it is sent again before it has been looked for.
+5. What fails again and again suspends the lane with its reason: nothing is sent for ever. The ledger counts it, since
    a cron line is a new process each time.
 """
 
@@ -15,32 +13,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from functools import partial
 from time import monotonic
 
 import attrs
-import orjson
 
 from batchwise.errors import BatchwiseError, LedgerError
 from batchwise.lanes.faults import LaneFault
-from batchwise.lanes.lines import LineSplitter
 from batchwise.lanes.values import BatchInfo, Listing
 from batchwise.models import Lane, Outcome
 from batchwise.planning.agenda import Seal
-from batchwise.planning.custom_ids import new_nonce, parse, sealer
-from batchwise.planning.outcomes import CreateOutcome, CreateRuling, Fault, Verdict, rule_call, rule_create
+from batchwise.planning.custom_ids import new_nonce, sealer
+from batchwise.planning.outcomes import CreateOutcome, CreateRuling, Fault, rule_create
 from batchwise.planning.packing import MAX_BYTES, MAX_REQUESTS, body_chunks
 from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
 from .effects import Procedure, api, page, store
 
-__all__ = ["FenceError", "give_up", "greet", "reconcile", "reseal", "submit"]
+__all__ = ["TROUBLES", "FenceError", "greet", "learn_from", "record", "reseal", "submit", "worked"]
 
-_TROUBLES = 10
+TROUBLES = 10
 """Creates that fail in a row, without proof of a lasting cause, before the lane is suspended."""
-_VANISHED = 3
-"""Creates given up in a row before the lane is suspended."""
 _REFUSED = 10
 """Single requests refused in a row, unnamed by the API, before the lane is suspended."""
 _CUT_OFF = 3
@@ -49,8 +42,6 @@ _LARGE = 1_000_000
 """Bytes from which on a body may be too large for some proxy; 1 MB is the smallest limit in common use."""
 _CHECKED = 50_000
 """Bytes of bodies between two looks whether the process stood still."""
-_SKEW = timedelta(minutes=5)
-"""How far behind the watermark's moment a listing is read where there is no watermark."""
 
 
 class FenceError(BatchwiseError):
@@ -72,7 +63,7 @@ def submit(engine: Engine, seal: Seal) -> Procedure[None]:
     except LaneFault as error:
         yield from _trouble(engine, rule_create(error.fault))
         return
-    yield from store(lambda: _greet(engine, listing))
+    yield from store(lambda: learn_from(engine, listing))
     batch = yield from store(lambda: _seal(engine, seal, listing))
     if batch is None:
         return
@@ -128,10 +119,15 @@ def greet(engine: Engine) -> Procedure[None]:
         listing = yield from api(lambda ports: ports.list(limit=1))
     except LaneFault:
         return  # what follows meets the same fault, and is asked for again
-    yield from store(lambda: _greet(engine, listing))
+    yield from store(lambda: learn_from(engine, listing))
 
 
-def _greet(engine: Engine, listing: Listing) -> None:
+def learn_from(engine: Engine, listing: Listing) -> None:
+    """Take over what any listing tells: whose workspace it is, and the server's time.
+
+    Raises:
+        WrongWorkspaceError: It is not the ledger's.
+    """
     engine.ledger.bind(endpoint=engine.endpoint, workspace=listing.workspace)
     engine.greeted = True
     if listing.server_time is not None:
@@ -171,11 +167,11 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
     except FenceError:
         yield from store(lambda: engine.ledger.unseal(batch.id, now=engine.now()))
         return
-    yield from store(lambda: _record(engine, batch, created.batch))
-    _worked(engine, batch)
+    yield from store(lambda: record(engine, batch, created.batch))
+    worked(engine, batch)
 
 
-def _worked(engine: Engine, batch: BatchView) -> None:
+def worked(engine: Engine, batch: BatchView) -> None:
     """A create was answered, or found: batches may grow again."""
     if engine.portion is not None:
         engine.portion = None if engine.portion >= MAX_REQUESTS else 2 * engine.portion
@@ -183,7 +179,8 @@ def _worked(engine: Engine, batch: BatchView) -> None:
         engine.ceiling += engine.ceiling // 4 + 1
 
 
-def _record(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
+def record(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
+    """The batch was created: it is this one."""
     engine.ledger.created(
         batch.id,
         remote_id=info.id,
@@ -275,7 +272,7 @@ def _trouble(engine: Engine, ruling: CreateRuling) -> Procedure[None]:
     if reason is None:
         failed = yield from store(lambda: engine.ledger.note_failure("full" if full else "create", now=engine.now()))
         wait = ruling.wait or engine.backoff(failed.times)
-        if not full and failed.times >= _TROUBLES:
+        if not full and failed.times >= TROUBLES:
             reason = (
                 f"{failed.times} create calls in a row failed, the last with {ruling.error.type}: "
                 f"{ruling.error.message}; see whether the API can be reached, then resume()"
@@ -294,146 +291,3 @@ def _trouble(engine: Engine, ruling: CreateRuling) -> Procedure[None]:
 def reseal(engine: Engine, batch: BatchView) -> Procedure[None]:
     """Queue the rows of a batch again that was sealed by a process that died before it sent it."""
     yield from store(lambda: engine.ledger.unseal(batch.id, now=engine.now()))
-
-
-def give_up(engine: Engine, batch: BatchView) -> Procedure[None]:
-    """Not seen within the grace: its requests go into another batch, and this one is watched for."""
-
-    def queue() -> None:
-        engine.ledger.unseal(batch.id, now=engine.now(), keep=True, doubtful=True)
-        engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED, failures=0), was=batch)
-
-    vanished = yield from store(lambda: engine.ledger.note_failure("vanished", now=engine.now()))
-    if vanished.times >= _VANISHED:
-        reason = (
-            f"{vanished.times} create calls in a row were not answered, and their batches were never listed; "
-            "see what lies between here and the API, then resume()"
-        )
-        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))
-    yield from store(queue)
-
-
-# -- reconciliation ---------------------------------------------------------------------------------------------------
-
-
-def reconcile(engine: Engine, batch: BatchView) -> Procedure[None]:
-    """Look for a batch whose create's outcome is unknown."""
-    now, policy = engine.now(), engine.policy
-    try:
-        found = yield from _candidates(engine, batch)
-    except LaneFault as error:
-        yield from _unseen(engine, batch, batch, error.fault, now)
-        return
-    certain = policy.exclusive_workspace and len(found) == 1 and (yield from store(lambda: _telling(engine, batch)))
-    struck, ours = set(batch.struck), None
-    unread: Fault | None = None
-    for info in found:
-        if info.status != "ended":
-            proof: bool | None = None
-        else:
-            try:
-                proof = yield from _proved(batch, info)
-            except LaneFault as error:  # it stays a candidate
-                proof, unread = None, error.fault
-        if proof or (proof is None and certain):
-            ours = info
-            break
-        if proof is False:
-            struck.add(info.id)
-    candidates = tuple(info.id for info in found if info.id not in struck)
-    looked = attrs.evolve(batch, candidates=candidates, struck=tuple(sorted(struck)), polled_at=now, failures=0)
-    if ours is not None:
-        yield from store(lambda: engine.ledger.update_batch(looked, was=batch))
-        yield from _adopt(engine, looked, ours)
-    elif unread is not None:
-        yield from _unseen(engine, batch, looked, unread, now)
-    elif (
-        batch.state is BatchState.WATCHED
-        and not candidates
-        and now > batch.sealed_at + policy.window + policy.create_grace
-    ):
-        yield from store(lambda: engine.ledger.update_batch(attrs.evolve(looked, state=BatchState.VOID), was=batch))
-    else:
-        yield from store(lambda: engine.ledger.update_batch(looked, was=batch))
-
-
-def _unseen(engine: Engine, batch: BatchView, looked: BatchView, fault: Fault, now: datetime) -> Procedure[None]:
-    """The listing, or a candidate, cannot be read: again later; requests that wait for it are told in the end."""
-    failures = batch.failures + 1
-    failed = attrs.evolve(looked, polled_at=now, failures=failures)
-    yield from store(lambda: engine.ledger.update_batch(failed, was=batch))
-    ruling = rule_call(fault)
-    reason = ruling.reason if ruling.verdict is Verdict.SUSPEND else None
-    if reason is None and failures >= _TROUBLES and batch.state is BatchState.DOUBT:
-        reason = (
-            f"a batch whose create was not answered could not be looked for {failures} times in a row, the last time "
-            f"because of {fault.type}: {fault.message}; see whether the API can be reached, then resume()"
-        )
-    if reason is not None:
-        words = reason
-        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, words, now=engine.now()))
-
-
-def _telling(engine: Engine, batch: BatchView) -> bool:
-    """Whether no other batch of ours that the API has not named yet has the same count."""
-    return not any(
-        other.id != batch.id and other.remote_id is None and other.requests == batch.requests
-        for other in engine.ledger.snapshot().batches
-    )
-
-
-def _candidates(engine: Engine, batch: BatchView) -> Procedure[list[BatchInfo]]:
-    """Batches listed above the watermark that the ledger does not know, with our count, not struck off."""
-    found: list[BatchInfo] = []
-    after: str | None = None
-    while True:
-        listing = yield from page(after)
-        yield from store(partial(_greet, engine, listing))
-        newer = []
-        for info in listing.batches:
-            if info.id == batch.watermark or _too_old(batch, info):
-                break
-            newer.append(info)
-        known = yield from store(partial(engine.ledger.known_remotes, [info.id for info in newer]))
-        found += [
-            info
-            for info in newer
-            if info.id not in known and info.id not in batch.struck and info.counts.total == batch.requests
-        ]
-        if len(newer) < len(listing.batches) or not listing.has_more or listing.last_id is None:
-            return found
-        after = listing.last_id
-
-
-def _too_old(batch: BatchView, info: BatchInfo) -> bool:
-    """Both times are the server's."""
-    return batch.posting_server is not None and info.created_at < batch.posting_server - _SKEW
-
-
-def _proved(batch: BatchView, info: BatchInfo) -> Procedure[bool | None]:
-    """Read one row of an ended candidate: does it carry our nonce? None: no row could be read, which proves nothing."""
-    splitter, ids = LineSplitter(), list[str]()
-
-    def feed(chunk: bytes) -> bool:
-        ids.extend(filter(None, map(_id_of, splitter.feed(chunk))))
-        return not ids
-
-    yield from api(lambda ports: ports.read(info.id, feed))
-    ids.extend(filter(None, (_id_of(splitter.rest()),)))
-    if not ids:
-        return None
-    ours = [parse(each) for each in ids]
-    return any(each is not None and each.nonce == batch.nonce for each in ours)
-
-
-def _id_of(line: bytes) -> str | None:
-    try:
-        return str(orjson.loads(line)["custom_id"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return None
-
-
-def _adopt(engine: Engine, batch: BatchView, info: BatchInfo) -> Procedure[None]:
-    """It is ours. The planner cancels one whose requests have gone elsewhere; what it did is booked when it ends."""
-    yield from store(lambda: _record(engine, batch, info))
-    _worked(engine, batch)

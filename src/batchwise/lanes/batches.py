@@ -23,7 +23,7 @@ import tenacity
 
 from . import wire
 from .faults import retry_options, translate
-from .uploads import AsyncBody, Body
+from .uploads import AsyncUpload, Upload
 from .values import BatchInfo, Created, Listing
 
 __all__ = ["AsyncBatchLane", "BatchLane"]
@@ -114,7 +114,7 @@ class BatchLane:
             LaneFault: The API refused it, or its answer was not seen; `fault.request_sent` is False if nothing can
                 have been created.
         """
-        body = Body(chunks, length)
+        body = Upload(chunks, length)
         options = wire.create_options(self._client, length, betas)
         try:
             response = self._client.post(wire.BATCHES, cast_to=httpx2.Response, content=body, options=options)
@@ -212,7 +212,7 @@ class AsyncBatchLane:
 
     async def create(self, chunks: AsyncIterable[bytes], *, length: int, betas: tuple[str, ...] = ()) -> Created:
         """See `BatchLane.create`."""
-        body = AsyncBody(chunks, length)
+        body = AsyncUpload(chunks, length)
         options = wire.create_options(self._client, length, betas)
         try:
             response = await self._client.post(wire.BATCHES, cast_to=httpx2.Response, content=body, options=options)

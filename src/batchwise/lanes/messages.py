@@ -13,7 +13,7 @@ from . import wire
 from .clients import must_stream
 from .faults import translate
 from .streams import Assembly, dialect, translate_stream
-from .uploads import AsyncBody, Body, held, held_async
+from .uploads import AsyncUpload, Upload, held, held_async
 from .values import Reply
 
 __all__ = ["AsyncMessageLane", "MessageLane"]
@@ -52,7 +52,7 @@ class MessageLane:
         """
         streams = must_stream(self._client, model, max_tokens)
         whole = wire.streamed(body) if streams else wire.Body(body)
-        content = whole if ready is None else Body(held(whole, ready), len(whole))
+        content = whole if ready is None else Upload(held(whole, ready), len(whole))
         options = wire.message_options(self._client, len(whole), betas)
         started = time.perf_counter()
         if streams:
@@ -62,14 +62,14 @@ class MessageLane:
             message = wire.message_of(response)
         return wire.reply(response, message, time.perf_counter() - started)
 
-    def _post(self, content: bytes | Body, options: Any) -> httpx2.Response:
+    def _post(self, content: bytes | Upload, options: Any) -> httpx2.Response:
         try:
             return self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=content, options=options)
         except Exception as error:  # noqa: BLE001  (translate raises again what it does not know)
             failure = translate(error)
         raise failure
 
-    def _streamed(self, content: bytes | Body, options: Any, betas: tuple[str, ...]) -> tuple[httpx2.Response, bytes]:
+    def _streamed(self, content: bytes | Upload, options: Any, betas: tuple[str, ...]) -> tuple[httpx2.Response, bytes]:
         kind, assembly = dialect(betas), Assembly()
         try:
             events = self._client.post(
@@ -102,7 +102,7 @@ class AsyncMessageLane:
         """See `MessageLane.call`; `ready` is asked in a worker thread."""
         streams = must_stream(self._client, model, max_tokens)
         whole = wire.streamed(body) if streams else wire.Body(body)
-        content = whole if ready is None else AsyncBody(held_async(whole, ready), len(whole))
+        content = whole if ready is None else AsyncUpload(held_async(whole, ready), len(whole))
         options = wire.message_options(self._client, len(whole), betas)
         started = time.perf_counter()
         if streams:
@@ -112,7 +112,7 @@ class AsyncMessageLane:
             message = wire.message_of(response)
         return wire.reply(response, message, time.perf_counter() - started)
 
-    async def _post(self, content: bytes | AsyncBody, options: Any) -> httpx2.Response:
+    async def _post(self, content: bytes | AsyncUpload, options: Any) -> httpx2.Response:
         try:
             return await self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=content, options=options)
         except Exception as error:  # noqa: BLE001
@@ -120,7 +120,7 @@ class AsyncMessageLane:
         raise failure
 
     async def _streamed(
-        self, content: bytes | AsyncBody, options: Any, betas: tuple[str, ...]
+        self, content: bytes | AsyncUpload, options: Any, betas: tuple[str, ...]
     ) -> tuple[httpx2.Response, bytes]:
         kind, assembly = dialect(betas), Assembly()
         try:

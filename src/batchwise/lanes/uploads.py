@@ -10,10 +10,10 @@ from batchwise.planning.outcomes import Fault
 
 from .faults import LaneFault
 
-__all__ = ["AsyncBody", "Body", "held", "held_async"]
+__all__ = ["AsyncUpload", "Upload", "held", "held_async"]
 
 
-class _Upload:
+class _Counted:
     """A body on its way: counts what was handed to the transport and keeps the source's own exception."""
 
     def __init__(self, length: int) -> None:
@@ -36,7 +36,7 @@ class _Upload:
             raise ValueError(f"the chunks hold {self.given} bytes, not length={self.length}")
 
 
-class Body(_Upload):
+class Upload(_Counted):
     """A synchronous upload."""
 
     def __init__(self, chunks: Iterable[bytes], length: int) -> None:
@@ -58,7 +58,7 @@ class Body(_Upload):
             yield chunk
 
 
-class AsyncBody(_Upload):
+class AsyncUpload(_Counted):
     """An asynchronous upload."""
 
     def __init__(self, chunks: AsyncIterable[bytes], length: int) -> None:

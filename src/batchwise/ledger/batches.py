@@ -1,4 +1,4 @@
-"""The two lanes' moves: requests handed to the sync lane, sealed into batches, taken back."""
+"""The life of a batch: requests sealed into it, looked up in it, taken back."""
 
 # ruff: noqa: S608 (statements are made of constants and question marks)
 
@@ -16,14 +16,14 @@ from batchwise.models import Lane
 from batchwise.planning.packing import telling_count
 from batchwise.planning.state import BatchState, BatchView
 
-from .base import Claim, Member
-from .ends import Ends
+from .claims import Claims
 from .fitting import first_fitting, summed_up
 from .roll import Roll
-from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, SYNC, decode_key, micros, view_values
+from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, decode_key, micros, view_values
 from .store import CHUNK, SOME, Moves, Place, Row, some
+from .values import Member
 
-__all__ = ["Lanes"]
+__all__ = ["Batches"]
 
 _ENTRIES = 128
 _ENTRY_BYTES = 4_000_000
@@ -55,68 +55,8 @@ def _runs(
             yield from ((number, [size], *kind) for number, size, *kind in db.execute(rows, values))
 
 
-class Lanes(Ends):
-    """Claims, seals and the life of a batch."""
-
-    # -- the sync lane ----------------------------------------------------------------------------------------------
-
-    def claim(self, terms: int, count: int, *, run: int, now: datetime, any_lane: bool = False) -> list[Claim]:
-        """Hand up to `count` requests of these terms, queued for the sync lane (or any), to the run."""
-        with self._transaction("claim") as db:
-            found = db.execute(
-                "SELECT id FROM request WHERE status = 0 AND terms = ? AND lane <= ? AND not_before <= ? "
-                "AND (SELECT staged FROM terms WHERE id = request.terms) = 0 ORDER BY id LIMIT ?",
-                (terms, BATCH if any_lane else SYNC, micros(now), count),
-            ).fetchall()
-            rows = self._rows(db, [row[0] for row in found])
-            return self._hand_over(db, sorted(rows.values()), run, now)
-
-    def note_attempt(self, request: int, *, run: int, costs_attempt: bool, doubtful: bool) -> bool:
-        """Book a failed try of a request that the run goes on with; False: it is the run's no more."""
-        with self._transaction("note_attempt") as db:
-            row = self._rows(db, [request]).get(request)
-            if row is None or row.status != IN_FLIGHT or row.lane != SYNC or row.run != run:
-                return False
-            if costs_attempt:
-                db.execute("UPDATE request SET attempts = attempts + 1 WHERE id = ?", (request,))
-            self._book_waste(db, row.job, doubles=int(doubtful))
-            return True
-
-    def _hand_over(self, db: sqlite3.Connection, rows: list[Row], run: int, now: datetime) -> list[Claim]:
-        moves = Moves(self, db, now)
-        for row in rows:
-            moves.row(row, Place(row.terms, SYNC, IN_FLIGHT, 0, 0))
-        db.executemany(
-            "UPDATE request SET status = 1, lane = 0, run = ?, not_before = 0 WHERE id = ?",
-            [(run, row.id) for row in rows],
-        )
-        moves.book()
-        return self._claims(db, rows)
-
-    def _claims(self, db: sqlite3.Connection, rows: Iterable[Row]) -> list[Claim]:
-        claims = []
-        for row in rows:
-            key, body = db.execute(
-                "SELECT q.key, b.params FROM request q JOIN body b ON b.id = q.id WHERE q.id = ?", (row.id,)
-            ).fetchone()
-            claims.append(
-                Claim(
-                    row.id,
-                    decode_key(key),
-                    self._terms(db, row.terms),
-                    body,
-                    row.attempts,
-                    self._turns(db, row),
-                )
-            )
-        return claims
-
-    def _turns(self, db: sqlite3.Connection, row: Row) -> tuple[bytes, ...]:
-        return tuple(
-            line for (line,) in db.execute("SELECT line FROM turn WHERE request = ? ORDER BY n", (row.id,)).fetchall()
-        )
-
-    # -- the batch lane ---------------------------------------------------------------------------------------------
+class Batches(Claims):
+    """Seals and the life of a batch."""
 
     def flush(self, terms: Iterable[int] | None = None, *, request: int | None = None, job: int | None = None) -> None:
         """Mark queued groups as waited for (all; those of these terms; that of a request; those of a job)."""
@@ -410,24 +350,6 @@ class Lanes(Ends):
             if not keep and len(chosen) == len(groups):
                 db.execute("UPDATE batch SET state = 'void', live = 0 WHERE id = ?", (batch,))
             return sum(group.requests for _, group in chosen)
-
-    def move(self, terms: Sequence[int], *, lane: Lane) -> int:
-        """Move queued requests of these terms to the other lane's queue."""
-        code = LANE_CODES[lane]
-        moved = 0
-        with self._transaction("move") as db:
-            for number in dict.fromkeys(terms):
-                for place, group in self._groups(db, "terms = ? AND status = 0 AND lane = ?", (number, 1 - code)):
-                    moves = Moves(self, db, group.since)
-                    moves.add(place, -group.requests, -group.size)
-                    moves.add(place._replace(lane=code), group.requests, group.size, flush=group.flush)
-                    moves.book()
-                    moved += group.requests
-                    db.execute(
-                        "UPDATE request SET lane = ? WHERE status = 0 AND terms = ? AND lane = ? AND not_before = ?",
-                        (code, number, 1 - code, place.not_before),
-                    )
-        return moved
 
     def missing(self, batch: int) -> list[int]:
         """The batch's rows that are not ticked off."""

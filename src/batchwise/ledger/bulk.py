@@ -22,10 +22,10 @@ from batchwise.errors import LedgerError
 from batchwise.models import Lane
 from batchwise.planning.state import Terms
 
-from .base import Cap, Entry
 from .keys import StagedError, conflict, find
 from .rows import BATCH, LANE_CODES, QUEUED, SYNC, decode_key
 from .store import CHUNK, Moves, Place, insert_rows
+from .values import Cap, Entry
 
 if TYPE_CHECKING:
     from .intake import Acceptance

@@ -17,12 +17,13 @@ import attrs
 from batchwise.errors import BatchwiseError, LedgerError, SpendLimitError
 from batchwise.planning.state import Terms
 
-from .base import Accepted, Cap, Claim, Entry, Intake, RequestRow
-from .batches import Lanes
+from .base import Intake
+from .batches import Batches
 from .bulk import SqliteIntake
 from .keys import StagedError, conflict, find, is_position, same_body
 from .rows import IN_FLIGHT, LANE_CODES, LANES, QUEUED, SETTLED, STATUSES, SYNC, decode_key, encode_key, merged
 from .store import CHUNK, Moves, Place, Row, place_of
+from .values import Accepted, Cap, Claim, Entry, RequestRow
 
 __all__ = ["Acceptance"]
 
@@ -75,7 +76,7 @@ class _Positions:
             self.next += 1
 
 
-class Acceptance(Lanes):
+class Acceptance(Batches):
     """The accepting half of the protocol."""
 
     def __init__(self, path: str) -> None:

@@ -14,7 +14,6 @@ from batchwise.models import Lane, Outcome, Report, Status
 from batchwise.planning.forecast import Sample
 from batchwise.planning.state import BatchView, Snapshot
 
-from .base import Counts, RequestRow, ResultRow, Settled
 from .rows import (
     BATCH,
     BATCH_COLUMNS,
@@ -39,6 +38,7 @@ from .store import (
     select_some,
     settled_in,
 )
+from .values import Counts, RequestRow, ResultRow, Settled
 
 __all__ = ["Looking"]
 

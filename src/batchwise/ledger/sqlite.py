@@ -9,11 +9,12 @@ from pathlib import Path
 from batchwise.errors import WrongWorkspaceError
 from batchwise.models import Lane
 
-from .base import Lease, Ledger, Streak
+from .base import Lease, Ledger
 from .intake import Acceptance
 from .locks import MemoryLock, ProcessLock
 from .rows import from_micros, micros
 from .store import CHUNK, FAILURES
+from .values import Streak
 
 __all__ = ["SqliteLedger", "open_ledger"]
 

@@ -1,0 +1,157 @@
+"""What the ledger takes and gives: plain values, none of which touches the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+import attrs
+
+from batchwise.models import Lane, Outcome, Status
+from batchwise.planning.state import Terms
+
+__all__ = [
+    "Accepted",
+    "Cap",
+    "Claim",
+    "Counts",
+    "Entry",
+    "Member",
+    "RequestRow",
+    "ResultRow",
+    "Settled",
+    "Settlement",
+    "Streak",
+]
+
+
+class Entry(NamedTuple):
+    """One request to accept. `key` None: a generated one. `terms` need not be stored yet (id 0)."""
+
+    key: str | None
+    body: bytes
+    terms: Terms
+
+
+@attrs.frozen(kw_only=True)
+class Cap:
+    """A spend limit: what settled since `since`, plus what is reserved for unsettled work, may not pass `limit`."""
+
+    limit: int
+    since: datetime | None = None
+
+
+class RequestRow(NamedTuple):
+    """One accepted request."""
+
+    id: int
+    key: str
+    job: int
+    terms: Terms
+    lane: Lane
+    status: Status
+    attempts: int
+    nonce: str | None
+    """The nonce of the batch that it is in or was last in; None: never sealed."""
+    result: int | None
+    """The cursor of its result."""
+
+
+class Accepted(NamedTuple):
+    """What became of one entry."""
+
+    row: RequestRow
+    created: bool
+
+
+class Claim(NamedTuple):
+    """One request handed to the sync lane of a run."""
+
+    id: int
+    key: str
+    terms: Terms
+    body: bytes
+    attempts: int
+    turns: tuple[bytes, ...]
+    """Result lines of the paused turns before this attempt, first first."""
+    accepting: Callable[[], bool] | None = None
+    """Waits for the end of its acceptance and tells whether the request is durable; None: it is.
+
+    Until then its call may be prepared, but nothing of it may be sent, and the ledger must not be asked about it.
+    """
+
+    @property
+    def durable(self) -> bool:
+        """Whether the request is durable. Waits for the end of its acceptance; False: it never was, nor will be."""
+        return self.accepting is None or self.accepting()
+
+
+class Member(NamedTuple):
+    """One unsettled request of a batch."""
+
+    key: str
+    terms: Terms
+    attempts: int
+    turns: tuple[bytes, ...]
+    """Result lines of the paused turns before this attempt, first first."""
+
+
+class Settlement(NamedTuple):
+    """One request's outcome."""
+
+    id: int
+    outcome: Outcome
+    lane: Lane
+    line: bytes
+    """The result as a JSON line in the shape of a batch result, whatever the lane."""
+    cost: int | None
+    """pico-USD, all its attempts together; None: the model's price is unknown."""
+    saved: int | None
+    met: bool | None
+    """None: no deadline."""
+    lateness: timedelta = timedelta(0)
+    input_tokens: int = 0
+    cache_read_tokens: int = 0
+    attempted: bool = True
+    """Whether this outcome came from one more attempt (False: unsent, abandoned, cancelled in the queue)."""
+
+
+class Settled(NamedTuple):
+    """What requests that settled together have in common."""
+
+    job: str | None
+    outcome: Outcome
+    lane: Lane
+    attempts: int
+    nonce: str | None
+    """The nonce of the batch that it was in last; None: never sealed."""
+    deadline: datetime | None
+    settled_at: datetime
+    met: bool | None
+    betas: tuple[str, ...]
+
+
+class ResultRow(NamedTuple):
+    """One settled request with its outcome."""
+
+    cursor: int
+    request: int
+    key: str
+    line: bytes
+    cost: int | None
+    saved: int | None
+    how: Settled
+
+
+class Streak(NamedTuple):
+    """What went wrong again and again."""
+
+    times: int
+    since: datetime
+
+
+class Counts(NamedTuple):
+    """How many requests are where: (lane, status, outcome) to a number."""
+
+    by: dict[tuple[Lane, Status, Outcome | None], int]

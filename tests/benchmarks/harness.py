@@ -55,6 +55,14 @@ def maker(size: int) -> Callable[[int], dict[str, Any]]:
 # -- processes --------------------------------------------------------------------------------------------------------
 
 
+def environment() -> dict[str, str]:
+    """Of all processes that are measured: byte code is kept, as it is of what pip has installed.
+
+    To compile a package at each start takes time and a megabyte, which its user has paid once.
+    """
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def note(text: str) -> None:
     """Say how far it has come."""
     print(f"  ... {text}", file=sys.stderr, flush=True)
@@ -65,7 +73,7 @@ def sandbox(**latencies: float) -> Iterator[str]:
     """`python -m batchwise.sandbox` in a process of its own; gives its base URL."""
     options = [part for name, seconds in latencies.items() for part in (f"--{name}-latency", str(seconds))]
     command = [sys.executable, "-m", "batchwise.sandbox", "--port", "0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()) as process:
         try:
             assert process.stdout is not None
             yield process.stdout.readline().strip()
@@ -84,7 +92,9 @@ def folder() -> Iterator[str]:
 def child(module: str, workload: str, **options: Any) -> dict[str, Any]:
     """Run one workload of `tests.benchmarks.<module>` in a fresh process; gives what it found."""
     command = [sys.executable, "-m", f"tests.benchmarks.{module}", workload, json.dumps(options)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, timeout=PATIENCE)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True, check=False, timeout=PATIENCE
+    )
     if done.returncode:
         raise SystemExit(f"{module} {workload} {options} failed (exit code {done.returncode})\n{done.stdout}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

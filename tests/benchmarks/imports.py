@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 
-from .harness import ROOT, Figure, note, rotate
+from .harness import ROOT, Figure, environment, note, rotate
 
 STATEMENT = "import batchwise; from datetime import timedelta; batchwise.sla_cadence(timedelta(hours=30))"
 _SIDES = {
@@ -20,10 +19,8 @@ _SIDES = {
 
 
 def _time(code: str) -> dict[str, float]:
-    # Byte code is kept, as it is of what pip has installed.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     begun = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment())
     return {"wall": time.perf_counter() - begun}
 
 

@@ -797,7 +797,7 @@ def test_answers_on_a_roll_end_as_settlements_do(world: World, twin: World, chun
     for chunk in chunks:
         part = [numbers[index] for index in chunk]
         answers = [(n, line(n), None if n == 3 else n, None if n == 3 else 2 * n, 10 * n, n) for n in part]
-        assert world.ledger.settle_answers(roll, answers, met=in_time, now=NOW + HOUR)
+        assert world.ledger.settle_answers(roll, list(answers), met=in_time, now=NOW + HOUR)
         kinds = {n: in_time(each.terms) for n, each in twin.ledger.members(batch.id, part).items()}
         rows = [
             settlement(n, line=text, cost=cost, saved=saved, met=kinds[n][0], lateness=kinds[n][1])._replace(
@@ -830,8 +830,10 @@ def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
     def refused(roll: Roll | None) -> bool:
         assert roll is not None
         before = world.ledger.snapshot(), world.ledger.report(job=None), world.ledger.marks()
-        settled = world.ledger.settle_answers(roll, [answer(n) for n in numbers], met=in_time, now=NOW)
-        return not settled and before == (world.ledger.snapshot(), world.ledger.report(job=None), world.ledger.marks())
+        answers = [answer(n) for n in numbers]
+        assert not world.ledger.settle_answers(roll, answers, met=in_time, now=NOW)
+        assert answers == [answer(n) for n in numbers], "they can be settled otherwise"
+        return before == (world.ledger.snapshot(), world.ledger.report(job=None), world.ledger.marks())
 
     roll = world.ledger.roll(batch.id)
     assert roll is not None

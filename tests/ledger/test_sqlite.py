@@ -28,6 +28,7 @@ from batchwise.models import Outcome
 
 from .model import (
     BLOCKING,
+    HOUR,
     NIGHTLY,
     NOW,
     PATIENT,
@@ -36,6 +37,7 @@ from .model import (
     SYNC,
     World,
     entry,
+    line,
     settlement,
     total,
 )
@@ -203,6 +205,40 @@ def test_what_fails_behind_a_full_transaction_is_not_counted(
             intake.accept(now=NOW)
         assert ledger.find(f"#{staged}", job="job") is not None, "positions go on behind what was staged"
         assert total(ledger)[QUEUED] == staged + 1
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_answers_are_let_go_before_they_are_committed(tmp_path: Path, *, broken: bool) -> None:
+    events: list[object] = []
+
+    class Watched(SqliteLedger):
+        def _commit(self, name: str) -> None:
+            if name == "settle":
+                events.append(("commit", list(answers)))
+                if broken:
+                    raise sqlite3.OperationalError("disk full")
+            super()._commit(name)
+
+    with closing(Watched(tmp_path / "ledger.db")) as ledger:
+        world = World(ledger)
+        numbers = world.bulk([entry(str(number)) for number in range(3)])
+        roll = ledger.roll(world.opened().id)
+        assert roll is not None
+        answers = [(number, line(number), 5, 5, 1, 0) for number in reversed(numbers)]
+
+        def settle() -> bool:
+            return ledger.settle_answers(
+                roll, answers, met=lambda _: (None, HOUR), now=NOW, stored=lambda: events.append("stored")
+            )
+
+        if broken:
+            with pytest.raises(LedgerError):
+                settle()
+        else:
+            assert settle()
+        assert events == ["stored", ("commit", [])]
+        assert sum(roll.left.values()) == (3 if broken else 0)
+        assert total(ledger)[SETTLED] == (0 if broken else 3)
 
 
 def test_a_commit_that_fails_changes_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 
 import batchwise as bw
 from batchwise.engine import reading
+from batchwise.errors import LedgerError
 from batchwise.lanes.values import Counts
 from batchwise.planning.custom_ids import custom_id, parse
+from batchwise.planning.turns import usage_of
 from tests.reliability.simulation import HOUR, MINUTE, World, commits, message_of
 
 ROWS = 6
@@ -98,9 +102,12 @@ GOOD: dict[str, Callable[[World], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+@pytest.mark.parametrize(("size", "rows"), [(1, 99), (7, 99), (1 << 20, 99), (1, 1), (400, 2)])
 @pytest.mark.parametrize("case", GOOD)
-def test_a_whole_stream_settles_everything_in_one_reading_however_it_is_cut(world: World, case: str, size: int) -> None:
+def test_a_whole_stream_settles_everything_in_one_reading_however_it_is_cut(
+    world: World, monkeypatch: pytest.MonkeyPatch, case: str, size: int, rows: int
+) -> None:
+    monkeypatch.setattr(reading, "_ROWS", rows)
     reads = serve(world, GOOD[case](world), size=size)
     finish(world)
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
@@ -108,6 +115,69 @@ def test_a_whole_stream_settles_everything_in_one_reading_however_it_is_cut(worl
     assert len(world.api.batches) == 1
     report = world.ledger.report(job=None)
     assert (report.possible_doubles, world.ledger.snapshot().batches) == (0, ())
+
+
+def test_the_next_rows_are_read_while_those_before_are_committed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_ROWS", 1)
+    here, behind, committed = threading.get_ident(), threading.Semaphore(0), list[bool]()
+    real, read_, told = world.ledger._commit, list[Any](), list[int]()
+
+    def commit(name: str) -> None:
+        if name == "settle":
+            committed.append(behind.acquire(timeout=10.0))
+        real(name)
+
+    def usage(message: dict[str, Any]) -> Any:
+        if read_:
+            behind.release()  # the row behind one that is being committed is read
+        read_.append(message)
+        return usage_of(message)
+
+    def read(_: str, feed: Callable[[bytes], bool]) -> None:
+        for line in lines(world):
+            assert feed(line)
+        behind.release()
+
+    monkeypatch.setattr(world.ledger, "_commit", commit)
+    monkeypatch.setattr(reading, "usage_of", usage)
+    world.api.read = read  # type: ignore[method-assign]
+    world.engine.on_settled = lambda _: told.append(threading.get_ident())
+    finish(world)
+    assert committed == [True] * ROWS
+    assert set(told) == {here}, "an event loop is told from the threads that it knows"
+    assert len(told) == ROWS, "as they settle, not in the end"
+
+
+@pytest.mark.parametrize("broken", range(ROWS))
+def test_a_commit_that_fails_beside_the_reading_is_not_passed_over(
+    world: World, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    monkeypatch.setattr(reading, "_ROWS", 1)
+    real, settled = world.ledger._commit, list[str]()
+
+    def commit(name: str) -> None:
+        if name == "settle":
+            settled.append(name)
+            if len(settled) == broken + 1:
+                raise sqlite3.OperationalError("disk full")
+        real(name)
+
+    monkeypatch.setattr(world.ledger, "_commit", commit)
+    reads = serve(world, b"".join(lines(world)), size=1)
+    with pytest.raises(LedgerError, match="disk full"):
+        finish(world)
+    assert total_settled(world) == broken
+    world.crash(done=False)
+    finish(world)
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert len(reads) == 2
+    assert len(world.api.batches) == 1, "bought again"
+    assert world.ledger.report(job=None).wasted == 0
+
+
+def total_settled(world: World) -> int:
+    counts = world.ledger.counts(job=None).by
+    return sum(count for (_, status, _), count in counts.items() if status is bw.Status.SETTLED)
 
 
 BROKEN: dict[str, tuple[Callable[[World], bytes], str | None]] = {

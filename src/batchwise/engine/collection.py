@@ -8,6 +8,7 @@ are never a reason to buy again: they go on, and in the end suspend the lane.
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from datetime import timedelta
 
 import attrs
@@ -198,8 +199,12 @@ def _lost(engine: Engine, batch: BatchView, kind: str, words: str) -> Procedure[
 
 def collect(engine: Engine, batch: BatchView) -> Procedure[None]:
     """Read an ended batch's rows, settle them, and tick them off."""
+    with closing(Reader(engine, batch)) as reader:
+        yield from _collect(engine, batch, reader)
+
+
+def _collect(engine: Engine, batch: BatchView, reader: Reader) -> Procedure[None]:
     remote = batch.remote_id or ""
-    reader = Reader(engine, batch)
     fault: LaneFault | None = None
     try:
         yield from api(lambda ports: ports.read(remote, reader.feed))

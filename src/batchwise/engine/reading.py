@@ -1,19 +1,21 @@
 """The rows of an ended batch: read as raw lines in bounded memory, ticked off, and settled or tried again in chunks.
 
-Reading them again changes nothing.
+Reading them again changes nothing. While a chunk is being committed the next one is read.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import attrs
 import orjson
 
 from batchwise.lanes.lines import LineSplitter
+from batchwise.ledger.beside import Beside
 from batchwise.ledger.roll import Answer, Roll
 from batchwise.ledger.values import Member, Settlement
 from batchwise.models import Lane, Outcome, ResultError
@@ -129,8 +131,16 @@ def _answer(result: Mapping[str, Any]) -> dict[str, Any] | None:
     return message if isinstance(message, dict) and message.get("stop_reason") != "pause_turn" else None
 
 
+class _Chunk(NamedTuple):
+    """Rows told apart: answers to requests on the roll, which is nearly all, and the rest."""
+
+    answers: list[Answer]
+    rows: _Rows
+    roll: Roll | None
+
+
 class Reader:
-    """Takes a results stream chunk by chunk; every method but `finish` is called from within the read."""
+    """Takes a results stream chunk by chunk: `feed` is called from within the read, then `finish`, and `close`."""
 
     def __init__(self, engine: Engine, batch: BatchView) -> None:
         self.engine, self.batch = engine, batch
@@ -145,6 +155,7 @@ class Reader:
         self.off: Mapping[str, int] = {}
         """What `discrepancy` found, once the reading has ended."""
         self._roll = engine.ledger.roll(batch.id)
+        self._beside = Beside("batchwise-settle")
 
     def feed(self, chunk: bytes) -> bool:
         """Take some bytes in; always wants more."""
@@ -152,7 +163,9 @@ class Reader:
         self._size += len(chunk)
         if self._size >= _BYTES or len(self._lines) >= _ROWS:
             self._size = 0
-            self._sort()
+            told_apart = self._told_apart()
+            self._end()
+            self._beside.start(partial(self._settle_chunk, told_apart))
         return True
 
     def finish(self, *, last: bool = True) -> list[int]:
@@ -164,7 +177,9 @@ class Reader:
         rest = self._splitter.rest()
         if rest:
             self._lines.append(rest)
-        self._sort()
+        told_apart = self._told_apart()
+        self._end()
+        self._settle_chunk(told_apart)
         missing = self._missing()
         found = {kind: len(numbers) for kind, numbers in self._unanswered.items()}
         self.off = discrepancy(found, self.batch.counts)
@@ -180,14 +195,23 @@ class Reader:
     def _missing(self) -> list[int]:
         return [] if self._roll is not None and not self._roll.left else self.engine.ledger.missing(self.batch.id)
 
-    def _sort(self) -> None:
-        """Settle what came: answers to requests on the roll, which is nearly all, and the rest."""
+    def close(self) -> None:
+        """Nothing more is fed; waits for the chunk that is being settled."""
+        self._beside.close()
+
+    def _end(self) -> None:
+        """Wait for the chunk before, and tell of it in this thread: an event loop knows it."""
+        self._beside.end()
+        self.engine.settled(self.sorter.take_ended())
+
+    def _told_apart(self) -> _Chunk:
+        """What came since the last time. The chunk before may not be ticked off yet: what comes twice is met later."""
         lines, self._lines = self._lines, []
-        self.sorter.look(self.engine.now())
+        biller = Biller(self.engine.prices, self.engine.now())
         answers: list[Answer] = []
         rows: _Rows = {}
         loads, open_, roll = orjson.loads, self._open, self._roll
-        meters = [] if roll is None else [self.sorter.biller.meter(each.terms.model, Lane.BATCH) for each in roll.kinds]
+        meters = [] if roll is None else [biller.meter(each.terms.model, Lane.BATCH) for each in roll.kinds]
         for line in lines:
             try:
                 row = loads(line)
@@ -203,21 +227,28 @@ class Reader:
             else:
                 cost, saved, tokens, cached = meters[kind](usage_of(message))
                 answers.append((number, line, cost, saved, tokens, cached))
+        return _Chunk(answers, rows, roll)
+
+    def _settle_chunk(self, chunk: _Chunk, stored: Callable[[], None] | None = None) -> None:
+        """Settle what was told apart; `stored` is called when nearly all of it waits for the disk alone."""
+        self.sorter.look(self.engine.now())
         # These first: a row that has left the batch may be the last that a caller waits for, and while others are
         # still in the batch it is not given up.
-        self._settle(rows)
-        if answers and not self._tick_off(answers, roll):
+        self._settle(chunk.rows)
+        answers = chunk.answers
+        if answers and not self._tick_off(answers, chunk.roll, stored):
             self._roll = None
-            self._settle({number: (line, loads(line)["result"]) for number, line, *_ in answers})
+            self._settle({number: (line, orjson.loads(line)["result"]) for number, line, *_ in answers})
 
-    def _tick_off(self, answers: list[Answer], roll: Roll | None) -> bool:
+    def _tick_off(self, answers: list[Answer], roll: Roll | None, stored: Callable[[], None] | None) -> bool:
         """Settle answers by the roll; False, and nothing done, if it does not hold any more."""
         engine, now = self.engine, self.engine.now()
+        numbers = [answer[0] for answer in answers]
         if roll is None or not engine.ledger.settle_answers(
-            roll, answers, met=lambda terms: engine.met(terms, now), now=now
+            roll, answers, met=lambda terms: engine.met(terms, now), now=now, stored=stored
         ):
             return False
-        engine.settled([answer[0] for answer in answers])
+        self.sorter.ended += numbers
         return True
 
     def _write(self) -> None:
@@ -225,7 +256,6 @@ class Reader:
         gone = self.sorter.write()
         if gone and self._roll is not None:
             self._roll.tick(gone)
-        self.engine.settled(self.sorter.take_ended())
 
     def _settle(self, rows: _Rows) -> None:
         """Settle whatever rows, looking each request up."""

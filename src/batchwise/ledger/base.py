@@ -303,12 +303,15 @@ class Ledger(Protocol):
     def settle_answers(
         self,
         roll: Roll,
-        answers: Iterable[Answer],
+        answers: list[Answer],
         *,
         met: Callable[[Terms], tuple[bool | None, timedelta]],
         now: datetime,
+        stored: Callable[[], None] | None = None,
     ) -> bool:
         """Settle answers to requests on a batch's roll, and tick them off; `met`: whether terms are met now.
+
+        The list is emptied, and `stored` called, just before they are durable: what is left waits for the disk alone.
 
         The usual end of a bulk, at a fraction of what `settle` costs: rows are not looked at again, for the roll holds
         them. False, and nothing done, if any has left the batch since the roll was read, or changed its terms: then

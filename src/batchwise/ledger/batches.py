@@ -20,7 +20,7 @@ from .claims import Claims
 from .fitting import first_fitting, summed_up
 from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, decode_key, micros, view_values
-from .store import CHUNK, SOME, Moves, Place, Row, some
+from .store import CHUNK, SOME, UPDATE_MANY, Moves, Place, Row, some
 from .values import Member
 
 __all__ = ["Batches"]
@@ -122,7 +122,7 @@ class Batches(Claims):
                 ),
             ).lastrowid
             db.execute(
-                f"UPDATE request SET status = 1, not_before = 0, batch = ? WHERE {queued}",
+                f"{UPDATE_MANY} request SET status = 1, not_before = 0, batch = ? WHERE {queued}",
                 (batch, *inside),
             )
             moves = Moves(self, db, now)
@@ -342,7 +342,7 @@ class Batches(Claims):
                     self._book_waste(db, group.terms.job, doubles=group.requests)
             which, values = ("", ()) if wanted is None else (f" AND terms IN {SOME}", (some(wanted),))
             db.execute(
-                "UPDATE request SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? "
+                f"{UPDATE_MANY} request SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? "
                 f"WHERE {_IN_BATCH}{which}",
                 (code, costs_attempt, earliest, first, last, batch, *values),
             )

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import datetime
+from functools import partial
 from itertools import accumulate, chain, islice
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from batchwise.errors import LedgerError
 from batchwise.models import Lane
 from batchwise.planning.state import Terms
 
+from .beside import Beside
 from .keys import StagedError, conflict, find
 from .rows import BATCH, LANE_CODES, QUEUED, SYNC, decode_key
 from .store import CHUNK, Moves, Place, insert_rows
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteIntake"]
 
-_ROWS, _BYTES = 1_000, 1_000_000
-"""Requests, and bytes of their bodies, staged in one transaction."""
+_ROWS, _BYTES = 500, 500_000
+"""Requests, and bytes of their bodies, staged in one transaction: two are held at a time, in two threads' memory."""
 _REQUEST = "INSERT OR IGNORE INTO request (id, job, key, terms, size, lane, run)"
 _BODY = "INSERT OR IGNORE INTO body (id, params)"
 
@@ -154,24 +155,19 @@ class SqliteIntake:
     def _stage_all(self, source: Iterator[Entry]) -> None:
         chunk = self._take_in(source)
         if not chunk.full:
-            self._stage_chunk(chunk, threading.Event())
+            self._stage_chunk(chunk)
             return
-        with ThreadPoolExecutor(1, "batchwise-stage") as beside:
+        with closing(Beside("batchwise-stage")) as beside:
             while chunk.keys:
-                stored = threading.Event()
-                staging = beside.submit(self._stage_chunk, chunk, stored)
-                stored.wait()  # from now on it waits for the disk alone
+                beside.start(partial(self._stage_chunk, chunk))
                 chunk = self._take_in(source)
-                staging.result()
+                beside.end()
 
-    def _stage_chunk(self, chunk: _Chunk, stored: threading.Event) -> None:
-        """Stage these, in one transaction; `stored` is set before its commit."""
+    def _stage_chunk(self, chunk: _Chunk, stored: Callable[[], None] | None = None) -> None:
+        """Stage these, in one transaction; `stored` is called before its commit."""
         if not chunk.keys:
             return
-        try:
-            staged = self._store_chunk(chunk, stored)
-        finally:
-            stored.set()
+        staged = self._store_chunk(chunk, stored)
         # Only now: a chunk that failed leaves no trace here either.
         for numbers in staged.numbers.ranges:
             self._sum.numbers.add(numbers)
@@ -179,13 +175,14 @@ class SqliteIntake:
         for terms, (requests, size) in staged.counts.items():
             self._sum.add(terms, size, requests)
 
-    def _store_chunk(self, chunk: _Chunk, stored: threading.Event) -> _Staged:
+    def _store_chunk(self, chunk: _Chunk, stored: Callable[[], None] | None) -> _Staged:
         ledger, before = self._ledger, len(self._stored)
         while True:
             try:
                 with ledger._transaction("stage") as db:
                     staged = self._stage(db, chunk)
-                    stored.set()
+                    if stored is not None:
+                        stored()
             except BaseException as error:
                 del self._stored[before:]  # terms that were stored with this chunk went with it
                 if isinstance(error, StagedError):

@@ -10,7 +10,7 @@ from batchwise.models import Lane
 
 from .ends import Ends
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, SYNC, decode_key, micros
-from .store import Moves, Place, Row
+from .store import UPDATE_MANY, Moves, Place, Row
 from .values import Claim
 
 __all__ = ["Claims"]
@@ -88,7 +88,8 @@ class Claims(Ends):
                     moves.book()
                     moved += group.requests
                     db.execute(
-                        "UPDATE request SET lane = ? WHERE status = 0 AND terms = ? AND lane = ? AND not_before = ?",
+                        f"{UPDATE_MANY} request SET lane = ? "
+                        "WHERE status = 0 AND terms = ? AND lane = ? AND not_before = ?",
                         (code, number, 1 - code, place.not_before),
                     )
         return moved

@@ -72,24 +72,30 @@ class Settlements(Looking):
     def settle_answers(
         self,
         roll: Roll,
-        answers: Iterable[Answer],
+        answers: list[Answer],
         *,
         met: Callable[[Terms], tuple[bool | None, timedelta]],
         now: datetime,
+        stored: Callable[[], None] | None = None,
     ) -> bool:
         """Settle answers to requests on a batch's roll; see `base.Ledger.settle_answers`."""
         rows = sorted(answers)
         if not rows:
             return True
+        numbers = list(map(_number, rows))
         parts = roll.parts(rows)
         if parts is None:
             return False
         try:
             with self._transaction("settle") as db:
                 self._settle_parts(db, roll, parts, met, now)
+                for held in (parts, rows, answers):
+                    held.clear()
+                if stored is not None:
+                    stored()
         except _OutOfDateError:
             return False
-        roll.tick(map(_number, rows))
+        roll.tick(numbers)
         return True
 
     def _settle_parts(

@@ -33,6 +33,7 @@ __all__ = [
     "RESULTS_BEHIND",
     "SOME",
     "STATUS_NOW",
+    "UPDATE_MANY",
     "Moves",
     "Place",
     "Row",
@@ -75,6 +76,8 @@ _LAST_REQUEST, _LAST_RESULT = (
     f"SELECT max(coalesce(max({column}), 0), (SELECT last FROM deleted WHERE name = '{name}')) FROM {table}"
     for name, column, table in (("request", "id", "request"), ("result", "last", "settling"))
 )
+UPDATE_MANY = "UPDATE OR FAIL"
+"""For columns that nothing can conflict in: any other kind holds a copy of each page that the statement changes."""
 _TOGETHER = 32
 """Rows in one statement: what is bound to it is held twice."""
 _VARIABLES = 960

@@ -244,13 +244,14 @@ class Store:
                 else:
                     self._commit(name)
                     self._commits += name not in _QUIET
-            finally:
+            except BaseException:
+                # Numbers that were given in it are given again; SQLite itself may have rolled it back (a full disk).
+                self._terms_by_id.clear()
+                self._job_names = {0: None}
+                self._nonces.clear()
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
-                    # Numbers that were given in it are given again.
-                    self._terms_by_id.clear()
-                    self._job_names = {0: None}
-                    self._nonces.clear()
+                raise
 
     def _commit(self, name: str) -> None:  # noqa: ARG002 (for subclasses, which tell commits apart by it)
         """Every change to the ledger becomes durable here and nowhere else."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures.thread
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 
 import pytest
 
@@ -16,8 +15,9 @@ PATIENCE = 10.0
 
 @pytest.fixture
 def beside() -> Iterator[Beside]:
-    with closing(Beside("beside")) as made:
-        yield made
+    made = Beside("beside")
+    yield made
+    made.close(wait=True)
 
 
 def test_start_returns_when_the_work_waits_and_end_when_it_has_ended(beside: Beside) -> None:
@@ -32,7 +32,7 @@ def test_start_returns_when_the_work_waits_and_end_when_it_has_ended(beside: Bes
     for _ in range(3):
         events.clear()
         disk.clear()
-        beside.start(work)
+        assert beside.start(work)
         assert events == ["begun"]
         disk.set()
         beside.end()
@@ -40,14 +40,29 @@ def test_start_returns_when_the_work_waits_and_end_when_it_has_ended(beside: Bes
     beside.end()
 
 
-def test_what_the_work_raises_comes_out_of_end_once(beside: Beside) -> None:
-    def fail(_: Callable[[], None]) -> None:
+def test_what_the_work_raises_while_it_waits_comes_out_of_end_once(beside: Beside) -> None:
+    disk = threading.Event()
+
+    def fail(waits: Callable[[], None]) -> None:
+        waits()
+        assert disk.wait(PATIENCE)
         raise LookupError("not stored")
 
-    beside.start(fail)
+    assert beside.start(fail)
+    disk.set()
     with pytest.raises(LookupError, match="not stored"):
         beside.end()
     beside.end()
+
+
+def test_what_the_work_raises_before_it_waits_comes_out_of_start(beside: Beside) -> None:
+    def fail(_: Callable[[], None]) -> None:
+        raise LookupError("not begun")
+
+    with pytest.raises(LookupError, match="not begun"):
+        beside.start(fail)
+    beside.end()
+    assert not beside.start(lambda _: None), "it has ended"
 
 
 def test_close_waits_for_the_work_and_is_quiet_about_what_it_raised() -> None:
@@ -61,13 +76,29 @@ def test_close_waits_for_the_work_and_is_quiet_about_what_it_raised() -> None:
     beside = Beside("beside")
     beside.start(fail)
     threading.Timer(0.05, disk.set).start()
-    beside.close()
+    beside.close(wait=True)
     assert ended == [True]
 
 
-def test_an_interpreter_that_ends_does_the_work_in_line(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(concurrent.futures.thread, "_shutdown", True)
-    threads: list[int] = []
-    beside.start(lambda _: threads.append(threading.get_ident()))
-    assert threads == [threading.get_ident()]
+@pytest.mark.parametrize("cause", ["the interpreter ends", "too many threads", "closed"])
+def test_without_a_thread_the_work_is_done_in_line_and_once(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    done = list[tuple[str, int]]()
+
+    def begin(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        if cause == "the interpreter ends":
+            patch.setattr(concurrent.futures.thread, "_shutdown", True)
+        elif cause == "too many threads":
+            patch.setattr(threading.Thread, "start", begin)
+        else:
+            beside.close(wait=True)
+        assert not beside.start(lambda _: done.append(("first", threading.get_ident())))
+    beside.start(lambda _: done.append(("second", threading.get_ident())))
     beside.end()
+    beside.close(wait=True)
+    assert [name for name, _ in done] == ["first", "second"]
+    assert done[0][1] == threading.get_ident()

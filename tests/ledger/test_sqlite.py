@@ -228,7 +228,7 @@ def test_answers_are_let_go_before_they_are_committed(tmp_path: Path, *, broken:
 
         def settle() -> bool:
             return ledger.settle_answers(
-                roll, answers, met=lambda _: (None, HOUR), now=NOW, stored=lambda: events.append("stored")
+                roll, answers, met=lambda _: (None, HOUR), now=NOW, committing=lambda: events.append("committing")
             )
 
         if broken:
@@ -236,9 +236,30 @@ def test_answers_are_let_go_before_they_are_committed(tmp_path: Path, *, broken:
                 settle()
         else:
             assert settle()
-        assert events == ["stored", ("commit", [])]
+        assert events == ["committing", ("commit", [])]
         assert sum(roll.left.values()) == (3 if broken else 0)
         assert total(ledger)[SETTLED] == (0 if broken else 3)
+
+
+def test_numbers_of_a_commit_that_sqlite_rolled_back_are_given_again(tmp_path: Path) -> None:
+    class Full(SqliteLedger):
+        full = False
+
+        def _commit(self, name: str) -> None:
+            if self.full:
+                self._db.execute("ROLLBACK")  # as SQLite does by itself on a full disk
+                raise sqlite3.OperationalError("database or disk is full")
+            super()._commit(name)
+
+    with closing(Full(tmp_path / "ledger.db")) as ledger:
+        world = World(ledger)
+        ledger.full = True
+        with pytest.raises(LedgerError, match="full"):
+            world.accept("lost", NIGHTLY)
+        ledger.full = False
+        kept = world.accept("kept", PATIENT).row
+        assert kept.terms.deadline == PATIENT.deadline
+        assert kept.terms.lane is PATIENT.lane
 
 
 def test_a_commit_that_fails_changes_nothing(tmp_path: Path) -> None:

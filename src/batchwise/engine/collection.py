@@ -199,7 +199,7 @@ def _lost(engine: Engine, batch: BatchView, kind: str, words: str) -> Procedure[
 
 def collect(engine: Engine, batch: BatchView) -> Procedure[None]:
     """Read an ended batch's rows, settle them, and tick them off."""
-    with closing(Reader(engine, batch)) as reader:
+    with closing((yield from store(lambda: Reader(engine, batch)))) as reader:
         yield from _collect(engine, batch, reader)
 
 

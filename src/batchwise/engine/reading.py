@@ -16,7 +16,7 @@ import orjson
 
 from batchwise.lanes.lines import LineSplitter
 from batchwise.ledger.beside import Beside
-from batchwise.ledger.roll import Answer, Roll
+from batchwise.ledger.roll import Answer
 from batchwise.ledger.values import Member, Settlement
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import opener
@@ -131,12 +131,11 @@ def _answer(result: Mapping[str, Any]) -> dict[str, Any] | None:
     return message if isinstance(message, dict) and message.get("stop_reason") != "pause_turn" else None
 
 
-class _Chunk(NamedTuple):
+class _Part(NamedTuple):
     """Rows told apart: answers to requests on the roll, which is nearly all, and the rest."""
 
     answers: list[Answer]
     rows: _Rows
-    roll: Roll | None
 
 
 class Reader:
@@ -163,9 +162,10 @@ class Reader:
         self._size += len(chunk)
         if self._size >= _BYTES or len(self._lines) >= _ROWS:
             self._size = 0
-            told_apart = self._told_apart()
+            part = self._told_apart()
             self._end()
-            self._beside.start(partial(self._settle_chunk, told_apart))
+            if not self._beside.start(partial(self._settle_part, part)):
+                self._tell()
         return True
 
     def finish(self, *, last: bool = True) -> list[int]:
@@ -177,9 +177,10 @@ class Reader:
         rest = self._splitter.rest()
         if rest:
             self._lines.append(rest)
-        told_apart = self._told_apart()
+        part = self._told_apart()
         self._end()
-        self._settle_chunk(told_apart)
+        self._settle_part(part)
+        self._tell()
         missing = self._missing()
         found = {kind: len(numbers) for kind, numbers in self._unanswered.items()}
         self.off = discrepancy(found, self.batch.counts)
@@ -196,16 +197,25 @@ class Reader:
         return [] if self._roll is not None and not self._roll.left else self.engine.ledger.missing(self.batch.id)
 
     def close(self) -> None:
-        """Nothing more is fed; waits for the chunk that is being settled."""
-        self._beside.close()
+        """Nothing more is fed. What is being committed goes on: the ledger's end waits for it."""
+        self._beside.close(wait=False)
 
     def _end(self) -> None:
-        """Wait for the chunk before, and tell of it in this thread: an event loop knows it."""
-        self._beside.end()
+        """Wait for the part before, and tell of it."""
+        try:
+            self._beside.end()
+        finally:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell of what has settled; only while nothing goes on beside, in a thread that an event loop knows."""
         self.engine.settled(self.sorter.take_ended())
 
-    def _told_apart(self) -> _Chunk:
-        """What came since the last time. The chunk before may not be ticked off yet: what comes twice is met later."""
+    def _told_apart(self) -> _Part:
+        """What came since the last time. The part before may not be ticked off yet.
+
+        So a row that comes once more right behind may be found out only when it is settled, which costs the roll.
+        """
         lines, self._lines = self._lines, []
         biller = Biller(self.engine.prices, self.engine.now())
         answers: list[Answer] = []
@@ -227,25 +237,25 @@ class Reader:
             else:
                 cost, saved, tokens, cached = meters[kind](usage_of(message))
                 answers.append((number, line, cost, saved, tokens, cached))
-        return _Chunk(answers, rows, roll)
+        return _Part(answers, rows)
 
-    def _settle_chunk(self, chunk: _Chunk, stored: Callable[[], None] | None = None) -> None:
-        """Settle what was told apart; `stored` is called when nearly all of it waits for the disk alone."""
+    def _settle_part(self, part: _Part, committing: Callable[[], None] | None = None) -> None:
+        """Settle what was told apart; `committing` is called when only the commit of the answers is left."""
         self.sorter.look(self.engine.now())
         # These first: a row that has left the batch may be the last that a caller waits for, and while others are
         # still in the batch it is not given up.
-        self._settle(chunk.rows)
-        answers = chunk.answers
-        if answers and not self._tick_off(answers, chunk.roll, stored):
+        self._settle(part.rows)
+        answers = part.answers
+        if answers and not self._tick_off(answers, committing):
             self._roll = None
             self._settle({number: (line, orjson.loads(line)["result"]) for number, line, *_ in answers})
 
-    def _tick_off(self, answers: list[Answer], roll: Roll | None, stored: Callable[[], None] | None) -> bool:
+    def _tick_off(self, answers: list[Answer], committing: Callable[[], None] | None) -> bool:
         """Settle answers by the roll; False, and nothing done, if it does not hold any more."""
-        engine, now = self.engine, self.engine.now()
+        engine, roll, now = self.engine, self._roll, self.engine.now()
         numbers = [answer[0] for answer in answers]
         if roll is None or not engine.ledger.settle_answers(
-            roll, answers, met=lambda terms: engine.met(terms, now), now=now, stored=stored
+            roll, answers, met=lambda terms: engine.met(terms, now), now=now, committing=committing
         ):
             return False
         self.sorter.ended += numbers
@@ -323,4 +333,5 @@ class Reader:
                 self.sorter.failed(number, member, ruling, line)
             if not forgiven:  # a stop sign stands on all rows: all of them go back at once
                 self._write()
+                self._tell()
         self._write()

@@ -23,10 +23,12 @@ from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
 from .effects import Procedure, api, page, store
-from .submission import TROUBLES, learn_from, record, worked
+from .submission import create_worked, learn_from, record_created
 
 __all__ = ["give_up", "reconcile"]
 
+_TROUBLES = 10
+"""Looks for one batch that fail in a row before the lane is suspended."""
 _VANISHED = 3
 """Creates given up in a row before the lane is suspended."""
 _SKEW = timedelta(minutes=5)
@@ -81,7 +83,7 @@ def _unseen(engine: Engine, batch: BatchView, looked: BatchView, fault: Fault, n
     yield from store(lambda: engine.ledger.update_batch(failed, was=batch))
     ruling = rule_call(fault)
     reason = ruling.reason if ruling.verdict is Verdict.SUSPEND else None
-    if reason is None and failures >= TROUBLES and batch.state is BatchState.DOUBT:
+    if reason is None and failures >= _TROUBLES and batch.state is BatchState.DOUBT:
         reason = (
             f"a batch whose create was not answered could not be looked for {failures} times in a row, the last time "
             f"because of {fault.type}: {fault.message}; see whether the API can be reached, then resume()"
@@ -152,8 +154,8 @@ def _id_of(line: bytes) -> str | None:
 
 def _adopt(engine: Engine, batch: BatchView, info: BatchInfo) -> Procedure[None]:
     """It is ours. The planner cancels one whose requests have gone elsewhere; what it did is booked when it ends."""
-    yield from store(lambda: record(engine, batch, info))
-    worked(engine, batch)
+    yield from store(lambda: record_created(engine, batch, info))
+    create_worked(engine, batch)
 
 
 def give_up(engine: Engine, batch: BatchView) -> Procedure[None]:

@@ -30,9 +30,9 @@ from batchwise.planning.state import BatchState, BatchView
 from .core import Engine
 from .effects import Procedure, api, page, store
 
-__all__ = ["TROUBLES", "FenceError", "greet", "learn_from", "record", "reseal", "submit", "worked"]
+__all__ = ["FenceError", "create_worked", "greet", "learn_from", "record_created", "reseal", "submit"]
 
-TROUBLES = 10
+_TROUBLES = 10
 """Creates that fail in a row, without proof of a lasting cause, before the lane is suspended."""
 _REFUSED = 10
 """Single requests refused in a row, unnamed by the API, before the lane is suspended."""
@@ -167,11 +167,11 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
     except FenceError:
         yield from store(lambda: engine.ledger.unseal(batch.id, now=engine.now()))
         return
-    yield from store(lambda: record(engine, batch, created.batch))
-    worked(engine, batch)
+    yield from store(lambda: record_created(engine, batch, created.batch))
+    create_worked(engine, batch)
 
 
-def worked(engine: Engine, batch: BatchView) -> None:
+def create_worked(engine: Engine, batch: BatchView) -> None:
     """A create was answered, or found: batches may grow again."""
     if engine.portion is not None:
         engine.portion = None if engine.portion >= MAX_REQUESTS else 2 * engine.portion
@@ -179,7 +179,7 @@ def worked(engine: Engine, batch: BatchView) -> None:
         engine.ceiling += engine.ceiling // 4 + 1
 
 
-def record(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
+def record_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
     """The batch was created: it is this one."""
     engine.ledger.created(
         batch.id,
@@ -272,7 +272,7 @@ def _trouble(engine: Engine, ruling: CreateRuling) -> Procedure[None]:
     if reason is None:
         failed = yield from store(lambda: engine.ledger.note_failure("full" if full else "create", now=engine.now()))
         wait = ruling.wait or engine.backoff(failed.times)
-        if not full and failed.times >= TROUBLES:
+        if not full and failed.times >= _TROUBLES:
             reason = (
                 f"{failed.times} create calls in a row failed, the last with {ruling.error.type}: "
                 f"{ruling.error.message}; see whether the API can be reached, then resume()"

@@ -307,11 +307,12 @@ class Ledger(Protocol):
         *,
         met: Callable[[Terms], tuple[bool | None, timedelta]],
         now: datetime,
-        stored: Callable[[], None] | None = None,
+        committing: Callable[[], None] | None = None,
     ) -> bool:
         """Settle answers to requests on a batch's roll, and tick them off; `met`: whether terms are met now.
 
-        The list is emptied, and `stored` called, just before they are durable: what is left waits for the disk alone.
+        The list is emptied, and `committing` called, just before the commit: what is left waits for the disk alone.
+        They are not durable yet, and a commit that fails does not fill the list again.
 
         The usual end of a bulk, at a fraction of what `settle` costs: rows are not looked at again, for the roll holds
         them. False, and nothing done, if any has left the batch since the roll was read, or changed its terms: then

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from datetime import datetime
 from functools import partial
 from itertools import accumulate, chain, islice
@@ -157,17 +156,20 @@ class SqliteIntake:
         if not chunk.full:
             self._stage_chunk(chunk)
             return
-        with closing(Beside("batchwise-stage")) as beside:
+        beside = Beside("batchwise-stage")
+        try:
             while chunk.keys:
                 beside.start(partial(self._stage_chunk, chunk))
                 chunk = self._take_in(source)
                 beside.end()
+        finally:
+            beside.close(wait=True)
 
-    def _stage_chunk(self, chunk: _Chunk, stored: Callable[[], None] | None = None) -> None:
-        """Stage these, in one transaction; `stored` is called before its commit."""
+    def _stage_chunk(self, chunk: _Chunk, committing: Callable[[], None] | None = None) -> None:
+        """Stage these, in one transaction; `committing` is called before its commit."""
         if not chunk.keys:
             return
-        staged = self._store_chunk(chunk, stored)
+        staged = self._store_chunk(chunk, committing)
         # Only now: a chunk that failed leaves no trace here either.
         for numbers in staged.numbers.ranges:
             self._sum.numbers.add(numbers)
@@ -175,14 +177,14 @@ class SqliteIntake:
         for terms, (requests, size) in staged.counts.items():
             self._sum.add(terms, size, requests)
 
-    def _store_chunk(self, chunk: _Chunk, stored: Callable[[], None] | None) -> _Staged:
+    def _store_chunk(self, chunk: _Chunk, committing: Callable[[], None] | None) -> _Staged:
         ledger, before = self._ledger, len(self._stored)
         while True:
             try:
                 with ledger._transaction("stage") as db:
                     staged = self._stage(db, chunk)
-                    if stored is not None:
-                        stored()
+                    if committing is not None:
+                        committing()
             except BaseException as error:
                 del self._stored[before:]  # terms that were stored with this chunk went with it
                 if isinstance(error, StagedError):

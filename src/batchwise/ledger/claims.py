@@ -17,7 +17,7 @@ __all__ = ["Claims"]
 
 
 class Claims(Ends):
-    """Who has which request on the sync lane."""
+    """The sync lane's hand-out, and moves between the queues."""
 
     def claim(self, terms: int, count: int, *, run: int, now: datetime, any_lane: bool = False) -> list[Claim]:
         """Hand up to `count` requests of these terms, queued for the sync lane (or any), to the run."""

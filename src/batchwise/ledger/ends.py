@@ -1,4 +1,4 @@
-"""How requests that no answer ended go on: cancelled, queued again, begun anew, forgotten."""
+"""How requests are cancelled, queued again, begun anew, and purged."""
 
 # ruff: noqa: S608 (statements are made of constants and question marks)
 

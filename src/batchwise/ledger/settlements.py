@@ -76,7 +76,7 @@ class Settlements(Looking):
         *,
         met: Callable[[Terms], tuple[bool | None, timedelta]],
         now: datetime,
-        stored: Callable[[], None] | None = None,
+        committing: Callable[[], None] | None = None,
     ) -> bool:
         """Settle answers to requests on a batch's roll; see `base.Ledger.settle_answers`."""
         rows = sorted(answers)
@@ -91,8 +91,8 @@ class Settlements(Looking):
                 self._settle_parts(db, roll, parts, met, now)
                 for held in (parts, rows, answers):
                     held.clear()
-                if stored is not None:
-                    stored()
+                if committing is not None:
+                    committing()
         except _OutOfDateError:
             return False
         roll.tick(numbers)

@@ -1,4 +1,4 @@
-"""What the ledger takes and gives: plain values, none of which touches the file."""
+"""What the ledger takes and gives."""
 
 from __future__ import annotations
 

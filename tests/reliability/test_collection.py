@@ -21,6 +21,7 @@ from batchwise.errors import LedgerError
 from batchwise.lanes.values import Counts
 from batchwise.planning.custom_ids import custom_id, parse
 from batchwise.planning.turns import usage_of
+from tests.ledger.model import total
 from tests.reliability.simulation import HOUR, MINUTE, World, commits, message_of
 
 ROWS = 6
@@ -166,18 +167,13 @@ def test_a_commit_that_fails_beside_the_reading_is_not_passed_over(
     reads = serve(world, b"".join(lines(world)), size=1)
     with pytest.raises(LedgerError, match="disk full"):
         finish(world)
-    assert total_settled(world) == broken
+    assert total(world.ledger)[bw.Status.SETTLED] == broken
     world.crash(done=False)
     finish(world)
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert len(reads) == 2
     assert len(world.api.batches) == 1, "bought again"
     assert world.ledger.report(job=None).wasted == 0
-
-
-def total_settled(world: World) -> int:
-    counts = world.ledger.counts(job=None).by
-    return sum(count for (_, status, _), count in counts.items() if status is bw.Status.SETTLED)
 
 
 BROKEN: dict[str, tuple[Callable[[World], bytes], str | None]] = {

@@ -212,7 +212,6 @@ def _collect(engine: Engine, batch: BatchView, reader: Reader) -> Procedure[None
         fault = error
     last = fault is None and batch.failures >= _REREADS
     missing = yield from store(lambda: reader.finish(last=last))
-    engine.settled(reader.sorter.take_ended())
     if reader.off and fault is None and (last or not missing):
         _log.warning(
             "batchwise: the results of batch %s differ from its request_counts (%s); what its rows say stands",

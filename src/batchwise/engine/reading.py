@@ -335,3 +335,4 @@ class Reader:
                 self._write()
                 self._tell()
         self._write()
+        self._tell()

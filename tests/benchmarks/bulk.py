@@ -58,7 +58,7 @@ class Case(NamedTuple):
 FULL = (
     Case(1_000, 1_000, 5),
     Case(10_000, 1_000, 5),
-    Case(100_000, 1_000, 3),
+    Case(100_000, 1_000, 5),
     Case(10_000, 10_000, 3),
     # The same size of request throughout, so that only the number differs.
     Case(10_000, 200, 5),

@@ -869,6 +869,17 @@ def test_a_roll_has_bounds(world: World) -> None:
     assert world.ledger.roll(world.opened().id) is None
 
 
+def test_a_roll_knows_the_sizes_of_small_and_large_bodies(world: World) -> None:
+    bodies = ["x" * size for size in (10, 20_000, 65_535, 100_000, 7)]
+    numbers = world.bulk([entry(str(n), FLEXIBLE if n < 2 else DATED, body=body) for n, body in enumerate(bodies)])
+    batch = world.opened()
+    roll = world.ledger.roll(batch.id)
+    assert roll is not None
+    sizes = [len(body) for body in world.ledger.bodies(numbers)]
+    assert [roll.size([number]) for number in numbers] == sizes
+    assert [size >> 16 > 0 for size in sizes] == [False, False, False, True, False]
+
+
 def test_results_come_in_the_order_of_settling(world: World) -> None:
     numbers = world.bulk([entry(str(n), NIGHTLY) for n in range(5)])
     alone = world.accept("alone").row.id

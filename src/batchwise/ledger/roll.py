@@ -1,4 +1,4 @@
-"""The roll of a batch: which of its requests are not ticked off yet, in five bytes for each."""
+"""The roll of a batch: which of its requests are not ticked off yet, in three bytes for each."""
 
 from __future__ import annotations
 
@@ -69,14 +69,19 @@ class Roll:
         if last - first >= _WIDEST:
             return None
         seen: dict[tuple[int, int], int] = {}
-        codes, sizes = bytearray([_ABSENT]) * (last - first + 1), array("I", bytes(4 * (last - first + 1)))
+        width = last - first + 1
+        codes, sizes = bytearray([_ABSENT]) * width, array("H", [0]) * width
         for number, run, which, attempts in runs:
             code = seen.setdefault((which, attempts), len(seen))
             if code == _ABSENT:
                 return None
             places = slice(number - first, number - first + len(run))
             codes[places] = bytes([code]) * len(run)
-            sizes[places] = array("I", run)
+            try:
+                sizes[places] = array(sizes.typecode, run)
+            except OverflowError:  # a body of 64 KB or more
+                sizes = array("I", sizes)
+                sizes[places] = array("I", run)
         kinds = [Kind(terms(which), attempts) for which, attempts in seen]
         return cls(batch, kinds, list(map(codes.count, range(len(kinds)))), first, codes, sizes)
 

@@ -75,7 +75,10 @@ def _plain(value: Any) -> Any:
 
 
 def _has_nan(values: Iterable[Any]) -> bool:
-    """Whether a NaN or an infinity is in them, however deep: orjson writes both as null, and says nothing."""
+    """Whether a NaN or an infinity is in them, however deep: orjson writes both as null, and says nothing.
+
+    So where the encoded body holds no null, there is none to look for.
+    """
     for value in values:
         kind = type(value)
         if kind is str or kind is int:
@@ -113,7 +116,7 @@ def _encode(params: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
             reason = error.__cause__ or error
             raise InvalidRequestError(f"params cannot be encoded as JSON: {reason}") from None
         plain = orjson.loads(body)
-    if _has_nan(params.values()):
+    if b"null" in body and _has_nan(params.values()):
         raise InvalidRequestError("params hold a NaN or an infinity, which JSON cannot carry; remove it")
     return body, plain
 

@@ -1,4 +1,7 @@
-"""The roll of a batch: which of its requests are not ticked off yet, in three bytes for each."""
+"""The roll of a batch: which of its requests are not ticked off yet, in three bytes for each, or five.
+
+Five where a body of 64 KB or more is among them.
+"""
 
 from __future__ import annotations
 

@@ -232,8 +232,8 @@ def _create(path: str) -> None:
 
 
 def _settle_in(db: sqlite3.Connection, path: str) -> None:
-    # Bodies and result lines pack better (those of 10 KB three to a page, not one to half of it), and a bulk needs
-    # fewer calls of the system for the same bytes; a single request's commits write more. Only a new file heeds it.
+    # Bodies and result lines pack better (three of 10 KB to a page, where one of 16 KB takes a single one), and a bulk
+    # needs fewer calls of the system for the same bytes; a single request's commits write more. Only new files heed it.
     db.execute("PRAGMA page_size = 32768")
     deadline = time.monotonic() + BUSY_SECONDS
     while True:

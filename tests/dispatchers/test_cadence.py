@@ -162,11 +162,11 @@ async def test_a_rescue_when_the_batch_is_late(world: World):
     world.sandbox.batch_latency = 60
     async with world.open(
         window=timedelta(seconds=1),
-        min_reserve=timedelta(seconds=0.5),
-        cancel_settle=timedelta(seconds=0.2),
+        min_reserve=timedelta(seconds=10),
+        cancel_settle=timedelta(seconds=9.5),
         limits=Limits(latency=timedelta(milliseconds=20), concurrency=20),
     ) as d:
-        job = await d.dispatch_all(many(3), job="j", latency=timedelta(seconds=2.5))
+        job = await d.dispatch_all(many(3), job="j", latency=timedelta(seconds=12.5))
         results = await listed(job.results())
         assert {(r.lane, r.ok, r.met_deadline) for r in results} == {(Lane.SYNC, True, True)}
         report = await d.report("j")
@@ -177,14 +177,14 @@ async def test_a_rescue_when_the_batch_is_late(world: World):
 
 
 async def test_the_window_expires_and_the_reserve_redoes_it(world: World):
-    world.sandbox.batch_latency, world.sandbox.window = 60, 0.5
+    world.sandbox.batch_latency, world.sandbox.window = 60, 1
     async with world.open(
-        window=timedelta(seconds=0.5),
-        min_reserve=timedelta(seconds=1),
+        window=timedelta(seconds=1),
+        min_reserve=timedelta(seconds=10),
         cancel_settle=timedelta(seconds=0.1),
         limits=Limits(latency=timedelta(milliseconds=20), concurrency=20),
     ) as d:
-        ticket = await d.dispatch(params("x"), latency=timedelta(seconds=2))
+        ticket = await d.dispatch(params("x"), latency=timedelta(seconds=11.9))
         assert ticket.decision.lane is Lane.BATCH
         result = await ticket.result()
         assert (result.lane, result.text, result.met_deadline, result.attempts) == (Lane.SYNC, "echo: x", True, 2)

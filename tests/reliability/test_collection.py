@@ -118,8 +118,11 @@ def test_a_whole_stream_settles_everything_in_one_reading_however_it_is_cut(
     assert (report.possible_doubles, world.ledger.snapshot().batches) == (0, ())
 
 
-def test_the_next_rows_are_read_while_those_before_are_committed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_ROWS", 1)
+@pytest.mark.parametrize("limit", ["_ROWS", "_BYTES"])
+def test_the_next_rows_are_read_while_those_before_are_committed(
+    world: World, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(reading, limit, 1)
     here, behind, committed = threading.get_ident(), threading.Semaphore(0), list[bool]()
     real, read_, told = world.ledger._commit, list[Any](), list[int]()
 
@@ -147,6 +150,20 @@ def test_the_next_rows_are_read_while_those_before_are_committed(world: World, m
     assert committed == [True] * ROWS
     assert set(told) == {here}, "an event loop is told from the threads that it knows"
     assert len(told) == ROWS, "as they settle, not in the end"
+
+
+def test_a_row_that_is_no_request_of_the_batch_is_looked_up_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_ROWS", 1)
+    real, asked = world.ledger.members, list[int]()
+
+    def members(batch: int, requests: list[int]) -> Any:
+        asked.extend(requests)
+        return real(batch, requests)
+
+    monkeypatch.setattr(world.ledger, "members", members)
+    serve(world, GOOD["an unknown number"](world), size=1)
+    finish(world)
+    assert asked == [999]
 
 
 @pytest.mark.parametrize("broken", range(ROWS))

@@ -6,10 +6,10 @@ Reading them again changes nothing. While a chunk is being committed the next on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import attrs
 import orjson
@@ -25,7 +25,7 @@ from batchwise.planning.state import BatchView, Terms
 from batchwise.planning.turns import MAX_TURNS, continued, merged, usage_of
 
 from .core import Engine
-from .money import Biller, answered
+from .money import Biller, Meter, answered
 
 __all__ = ["CHUNK", "Reader", "Sorter"]
 
@@ -35,7 +35,7 @@ _Rows = dict[int, tuple[bytes, Mapping[str, Any]]]
 """Lines with their results, by the number of the request."""
 CHUNK = 2_000
 """Rows given back in one transaction."""
-_ROWS, _BYTES = 1_200, 2_500_000
+_ROWS, _BYTES = 1_400, 2_500_000
 """Rows, and bytes of rows, settled in one transaction: few enough that what is made for them dies young."""
 
 
@@ -131,11 +131,21 @@ def _answer(result: Mapping[str, Any]) -> dict[str, Any] | None:
     return message if isinstance(message, dict) and message.get("stop_reason") != "pause_turn" else None
 
 
-class _Part(NamedTuple):
-    """Rows told apart: answers to requests on the roll, which is nearly all, and the rest."""
+@attrs.define
+class _Part:
+    """Rows told apart, to be settled together: answers to requests on the roll, which is nearly all, and the rest."""
 
-    answers: list[Answer]
-    rows: _Rows
+    meters: Sequence[Meter]
+    """What bills the answers, for each kind on the roll, at the prices of one moment."""
+    answers: list[Answer] = attrs.field(factory=list)
+    rows: _Rows = attrs.field(factory=dict)
+    size: int = 0
+    """Bytes of the stream."""
+
+    @property
+    def full(self) -> bool:
+        """Whether it is to be settled before more comes."""
+        return self.size >= _BYTES or len(self.answers) + len(self.rows) >= _ROWS
 
 
 class Reader:
@@ -146,27 +156,30 @@ class Reader:
         self.sorter = Sorter(engine, batch)
         self._splitter = LineSplitter()
         self._open = opener(batch.nonce)
-        self._lines: list[bytes] = []
-        self._size = 0
         self._held: dict[int, bytes] = {}  # lines without an answer are short, and a batch's worth at most
         self._kinds: Counter[tuple[str, str]] = Counter()
         self._unanswered: dict[str, set[int]] = {kind: set() for kind in UNANSWERED}
         self.off: Mapping[str, int] = {}
         """What `discrepancy` found, once the reading has ended."""
         self._roll = engine.ledger.roll(batch.id)
+        self._part = self._new_part()
         self._beside = Beside("batchwise-settle")
 
     def feed(self, chunk: bytes) -> bool:
         """Take some bytes in; always wants more."""
-        self._lines += self._splitter.feed(chunk)
-        self._size += len(chunk)
-        if self._size >= _BYTES or len(self._lines) >= _ROWS:
-            self._size = 0
-            part = self._told_apart()
+        self._tell_apart(self._splitter.feed(chunk))
+        self._part.size += len(chunk)
+        if self._part.full:
             self._end()
+            part, self._part = self._part, self._new_part()
             if not self._beside.start(partial(self._settle_part, part)):
                 self._tell()
         return True
+
+    def _new_part(self) -> _Part:
+        biller = Biller(self.engine.prices, self.engine.now())
+        kinds = () if self._roll is None else self._roll.kinds
+        return _Part([biller.meter(each.terms.model, Lane.BATCH) for each in kinds])
 
     def finish(self, *, last: bool = True) -> list[int]:
         """Take in the rest; returns the rows that are not ticked off.
@@ -175,11 +188,9 @@ class Reader:
         `last` reading.
         """
         rest = self._splitter.rest()
-        if rest:
-            self._lines.append(rest)
-        part = self._told_apart()
+        self._tell_apart([rest] if rest else [])
         self._end()
-        self._settle_part(part)
+        self._settle_part(self._part)
         self._tell()
         missing = self._missing()
         found = {kind: len(numbers) for kind, numbers in self._unanswered.items()}
@@ -211,17 +222,13 @@ class Reader:
         """Tell of what has settled; only while nothing goes on beside, in a thread that an event loop knows."""
         self.engine.settled(self.sorter.take_ended())
 
-    def _told_apart(self) -> _Part:
-        """What came since the last time. The part before may not be ticked off yet.
+    def _tell_apart(self, lines: Iterable[bytes]) -> None:
+        """Take in lines. The part before may not be ticked off yet.
 
         So a row that comes once more right behind may be found out only when it is settled, which costs the roll.
         """
-        lines, self._lines = self._lines, []
-        biller = Biller(self.engine.prices, self.engine.now())
-        answers: list[Answer] = []
-        rows: _Rows = {}
+        answers, rows, meters = self._part.answers, self._part.rows, self._part.meters
         loads, open_, roll = orjson.loads, self._open, self._roll
-        meters = [] if roll is None else [biller.meter(each.terms.model, Lane.BATCH) for each in roll.kinds]
         for line in lines:
             try:
                 row = loads(line)
@@ -237,7 +244,6 @@ class Reader:
             else:
                 cost, saved, tokens, cached = meters[kind](usage_of(message))
                 answers.append((number, line, cost, saved, tokens, cached))
-        return _Part(answers, rows)
 
     def _settle_part(self, part: _Part, committing: Callable[[], None] | None = None) -> None:
         """Settle what was told apart; `committing` is called when only the commit of the answers is left."""

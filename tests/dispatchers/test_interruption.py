@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import closing
 from datetime import timedelta
 
 import anyio
@@ -10,9 +11,12 @@ import pytest
 
 from batchwise import Lane, Latency, Outcome, Status
 from batchwise.engine.effects import Procedure, drive, drive_async, pause
+from batchwise.lanes.batches import AsyncBatchLane
+from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.planning.state import BatchState
 from tests.strategies import params
 
-from .world import HOURS_30, PATIENCE, Async, Sync, World, listed, many
+from .world import HOURS_30, PATIENCE, Async, SlowToLearn, Sync, World, listed, many
 
 FLEXIBLE = Latency.FLEXIBLE
 ASYNC = [Async("asyncio"), Async("trio")]
@@ -131,6 +135,41 @@ async def test_a_cancelled_task(world: World):
         await sent.wait()
         tasks.cancel_scope.cancel()
     await left_behind(world)
+
+
+@pytest.mark.parametrize("colour", ASYNC, ids=lambda colour: colour.name)
+async def test_an_answer_that_came_is_stored_by_a_task_that_is_cancelled(world: World):
+    ledger = SlowToLearn(world.path)
+    with anyio.CancelScope() as scope:
+        async with world.open(ledger=ledger) as d:
+            await d.dispatch(params("x"), key="k")
+            await world.until(ledger.answered.is_set)
+            scope.cancel()
+            await world.colour.sleep(60)
+    ledger.close()
+    async with world.open() as d:
+        assert (await (await d.ticket("k")).result()).text == "echo: x"
+    assert world.books.bought("x") == 1
+
+
+@pytest.mark.parametrize("colour", ASYNC, ids=lambda colour: colour.name)
+async def test_a_batch_that_was_created_is_recorded_by_a_task_that_is_cancelled(world: World, monkeypatch):
+    async def create(lane, *args, **keywords):
+        created = await real(lane, *args, **keywords)
+        scope.cancel()
+        return created
+
+    real = AsyncBatchLane.create
+    monkeypatch.setattr(AsyncBatchLane, "create", create)
+    with anyio.CancelScope() as scope:
+        async with world.open() as d:
+            job = await d.dispatch_all(many(2), job="j", latency=FLEXIBLE)
+            await job.wait()
+    assert scope.cancelled_caught
+    with closing(SqliteLedger(world.path)) as ledger:
+        assert [(batch.state, batch.remote_id) for batch in ledger.snapshot().batches] == [
+            (BatchState.OPEN, world.books.batches[0].id)
+        ]
 
 
 @pytest.mark.parametrize("colour", ASYNC, ids=lambda colour: colour.name)

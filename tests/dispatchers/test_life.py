@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from batchwise import Lane, Latency, Request, Status
 from tests.strategies import params
 
-from .world import HOURS_30, World, listed, many
+from .world import HOURS_30, SlowToLearn, World, listed, many
 
 FLEXIBLE = Latency.FLEXIBLE
 
@@ -65,6 +66,21 @@ async def test_an_exception_lets_calls_end_that_are_paid_for(world: World):
             await d.dispatch(params("x"), key="k")
             await world.until(lambda: world.calls)
             raise OSError("mine")
+    async with world.open() as d:
+        assert (await (await d.ticket("k")).result()).text == "echo: x"
+    assert world.books.bought("x") == 1
+
+
+@pytest.mark.parametrize("error", [None, OSError("mine")], ids=["done", "error"])
+async def test_an_answer_that_came_is_stored_before_the_end(world: World, error):
+    ledger = SlowToLearn(world.path)
+    with nullcontext() if error is None else pytest.raises(OSError, match="mine"):
+        async with world.open(ledger=ledger) as d:
+            await d.dispatch(params("x"), key="k")
+            await world.until(ledger.answered.is_set)
+            if error is not None:
+                raise error
+    ledger.close()
     async with world.open() as d:
         assert (await (await d.ticket("k")).result()).text == "echo: x"
     assert world.books.bought("x") == 1

@@ -24,6 +24,7 @@ import anyio
 from typing_extensions import Self
 
 from batchwise import AsyncDispatcher, Dispatcher, Job, Policy, Request, Ticket
+from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.sandbox import Sandbox
 from tests.strategies import params
 
@@ -182,6 +183,20 @@ class Async(Colour):
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
+
+
+class SlowToLearn(SqliteLedger):
+    """Takes a while to note whose workspace it is, as the first answer tells: that is not stored yet meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.answered = threading.Event()
+
+    def bind(self, *, endpoint: str, workspace: str | None) -> bool:
+        if workspace is not None:
+            self.answered.set()
+            time.sleep(0.4)
+        return super().bind(endpoint=endpoint, workspace=workspace)
 
 
 class World:

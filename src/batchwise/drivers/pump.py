@@ -311,6 +311,7 @@ class Driver(ABC):
                 if self._acting == 0 and self.engine.queue.busy == 0:
                     return
             if self.engine.queue.busy and Lane.SYNC in self.engine.suspended:
+                yield from self._let_calls_end()
                 return
             yield from self._finish_calls()
             yield from pause(partial(self._news.wait, heard, 0.02))

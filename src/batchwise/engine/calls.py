@@ -31,6 +31,13 @@ _PATIENCE = 40
 
 def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
     """Run one claim to its end, or give it back to the queue."""
+    try:
+        yield from _run(engine, ticked)
+    finally:
+        engine.queue.finish(ticked)
+
+
+def _run(engine: Engine, ticked: Ticked) -> Procedure[None]:
     claim = ticked.claim
     yield from _check_workspace(engine, ticked)
     while True:
@@ -52,7 +59,7 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
             paused = message.get("stop_reason") == "pause_turn" and bool(message.get("content"))
         except (orjson.JSONDecodeError, AttributeError):
             engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
-            yield from _unusable(engine, claim)
+            yield from _unusable(engine, ticked)
             return
         if not paused or len(claim.turns) >= MAX_TURNS:
             break
@@ -63,13 +70,14 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
     )
     if not engine.greeted and reply.workspace is not None:
         workspace = reply.workspace
-        yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace))
+        yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace), sure=True)
         engine.greeted = True
     news = engine.heard(answered=True)
     now = engine.now()
     terms = claim.terms
     money = Biller(engine.prices, now).bill(terms.model, Lane.SYNC, message, claim.turns)
-    yield from _settle(engine, answered(claim.id, Lane.SYNC, merged(claim.turns, line), money, engine.met(terms, now)))
+    end = answered(claim.id, Lane.SYNC, merged(claim.turns, line), money, engine.met(terms, now))
+    yield from _settle(engine, ticked, end)
     if news:
         yield from _tell(engine, answered=True)
 
@@ -93,8 +101,9 @@ def _ask(claim: Claim, ports: Ports) -> Reply:
     )
 
 
-def _settle(engine: Engine, settlement: Settlement) -> Procedure[None]:
-    yield from store(lambda: engine.ledger.settle([settlement], now=engine.now(), run=engine.run))
+def _settle(engine: Engine, ticked: Ticked, settlement: Settlement) -> Procedure[None]:
+    yield from store(lambda: engine.ledger.settle([settlement], now=engine.now(), run=engine.run), sure=True)
+    engine.queue.finish(ticked)  # first: whoever waits does not look while it is unfinished
     engine.settled([settlement.id])
 
 
@@ -103,9 +112,9 @@ def _tell(engine: Engine, *, answered: bool) -> Procedure[None]:
     yield from store(lambda: engine.ledger.note_call(now=engine.now(), answered=answered))
 
 
-def _unusable(engine: Engine, claim: Claim) -> Procedure[None]:
+def _unusable(engine: Engine, ticked: Ticked) -> Procedure[None]:
     error = ResultError("malformed_response", "the API's answer is no message; it may have been billed", retryable=True)
-    yield from _settle(engine, _failure(engine, claim, Outcome.FAILED, error))
+    yield from _settle(engine, ticked, _failure(engine, ticked.claim, Outcome.FAILED, error))
 
 
 def _failure(engine: Engine, claim: Claim, outcome: Outcome, error: ResultError) -> Settlement:
@@ -120,7 +129,7 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> 
     if not throttled and engine.heard(answered=answered):
         yield from _tell(engine, answered=answered)
     if ruling.verdict is Verdict.SUSPEND:
-        yield from _suspend(engine, claim, ruling)
+        yield from _suspend(engine, ticked, claim, ruling)
         return
     costs = ruling.costs_attempt
     if throttled:
@@ -134,7 +143,7 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> 
     engine.failures.pop(f"refused {claim.id}", None)
     outcome = ruling.outcome or Outcome.FAILED
     reason = ruling.error or ResultError("unknown_error", "the API gave no reason", retryable=True)
-    yield from _settle(engine, _failure(engine, claim, outcome, reason))
+    yield from _settle(engine, ticked, _failure(engine, claim, outcome, reason))
 
 
 def _again(engine: Engine, claim: Claim, wait: timedelta, *, costs: bool, doubtful: bool) -> Procedure[None]:
@@ -149,11 +158,11 @@ def _again(engine: Engine, claim: Claim, wait: timedelta, *, costs: bool, doubtf
     engine.push(claim, urgent=urgent, wait=max(0.001, wait / timedelta(seconds=1)) if wait else 0.0)
 
 
-def _suspend(engine: Engine, claim: Claim, ruling: Ruling) -> Procedure[None]:
+def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling) -> Procedure[None]:
     """No call can succeed now: this one is queued again and the lane rests until `resume` or a restart."""
     attempts = claim.attempts + (1 if ruling.costs_attempt else 0)
     if attempts >= engine.policy.max_attempts and ruling.error is not None:
-        yield from _settle(engine, _failure(engine, claim, Outcome.FAILED, ruling.error))
+        yield from _settle(engine, ticked, _failure(engine, claim, Outcome.FAILED, ruling.error))
         return
     waiting = engine.queue.drain()
 
@@ -164,4 +173,5 @@ def _suspend(engine: Engine, claim: Claim, ruling: Ruling) -> Procedure[None]:
 
     yield from store(rest)
     engine.suspended[Lane.SYNC] = ruling.reason or ""
+    engine.queue.finish(ticked)
     engine.settled([part.id for part in (claim, *waiting)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import Any, Protocol, TypeVar, Union
 
+import anyio
 import anyio.to_thread
 import attrs
 
@@ -60,6 +61,8 @@ class Store:
     """Run a function that works on the ledger (it blocks for a moment)."""
 
     call: Callable[[], Any]
+    sure: bool = False
+    """Even if the task was cancelled just before."""
 
 
 @attrs.frozen
@@ -73,9 +76,9 @@ Effect = Union[Store, Api]
 Procedure = Generator[Effect, Any, T]
 
 
-def store(call: Callable[[], T]) -> Procedure[T]:
-    """Ask for a ledger call; returns its value."""
-    value: T = yield Store(call)
+def store(call: Callable[[], T], *, sure: bool = False) -> Procedure[T]:
+    """Ask for a ledger call; returns its value. `sure`: for what the API has said, and would not say again."""
+    value: T = yield Store(call, sure)
     return value
 
 
@@ -123,7 +126,8 @@ async def drive_async(procedure: Procedure[T], ports: AsyncPorts) -> T:
                     asked: Awaitable[Any] = effect.call(ports)  # type: ignore[arg-type]  # the awaiting twin of Ports
                     value = await asked
                 else:
-                    value = await anyio.to_thread.run_sync(effect.call)
+                    with anyio.CancelScope(shield=effect.sure):
+                        value = await anyio.to_thread.run_sync(effect.call)
             except Exception as error:  # noqa: BLE001  # the procedure decides what it means
                 effect = procedure.throw(error)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import NamedTuple
@@ -25,6 +26,8 @@ class Ticked(NamedTuple):
     claim: Claim
     input_tokens: int
     output_tokens: int
+    place: int
+    """Its own number in the queue: a claim that was never accepted may share its request's with another."""
 
 
 class CallQueue:
@@ -43,17 +46,17 @@ class CallQueue:
         self._later: list[tuple[float, int, int, float, Claim]] = []
         self._urgent = 0
         self._sequence = 0
-        self._held: set[int] = set()
-        """The requests of all claims that are not finished."""
-        self._unfinished = 0
-        """How many those claims are: one that was never accepted may share its number with one that was."""
+        self._unfinished: dict[int, int] = {}
+        """The request of each claim that is not finished, by its place."""
+        self._held: Counter[int] = Counter()
+        """How many of them each request has."""
 
     def push(self, claim: Claim, *, priority: int, due: float, not_before: float = 0.0) -> None:
         """Queue a claim of `priority` 0 (urgent), 1 (blocking) or 2 (neither); not before `not_before`."""
         with self._lock:
             self._sequence += 1
-            self._held.add(claim.id)
-            self._unfinished += 1
+            self._unfinished[self._sequence] = claim.id
+            self._held[claim.id] += 1
             if not_before:
                 heapq.heappush(self._later, (not_before, priority, self._sequence, due, claim))
             else:
@@ -75,7 +78,7 @@ class CallQueue:
             line = self._next_in_line()
             if not line:
                 return self._later[0][0] - now if self._later else None
-            _, _, claim, priority = line[0]
+            _, place, claim, priority = line[0]
             tokens_in = max(1, len(claim.body) // BYTES_PER_TOKEN)
             tokens_out = min(claim.terms.output_tokens, self._outputs.expect(claim.terms.model, claim.terms.max_tokens))
             wait = self._pacer.ask(now, input_tokens=tokens_in, output_tokens=tokens_out)
@@ -83,14 +86,13 @@ class CallQueue:
                 return wait
             heapq.heappop(line)
             self._urgent -= priority == 0
-            return Ticked(claim, tokens_in, tokens_out)
+            return Ticked(claim, tokens_in, tokens_out, place)
 
     def done(
         self, ticked: Ticked, now: float, *, headers: Mapping[str, str], used_in: int, used_out: int, took: timedelta
     ) -> None:
-        """The claim has its answer."""
+        """The claim has its answer. It is unfinished until that is stored."""
         with self._lock:
-            self._finish(ticked.claim)
             terms = ticked.claim.terms
             self._outputs.learn(terms.model, terms.max_tokens, used_out)
             self._pacer.done(
@@ -106,7 +108,6 @@ class CallQueue:
     def failed(self, ticked: Ticked, now: float, *, throttled: bool, retry_after: timedelta | None) -> None:
         """The claim's call failed; a throttled one pauses the whole lane."""
         with self._lock:
-            self._finish(ticked.claim)
             if throttled:
                 wait = None if retry_after is None else retry_after / timedelta(seconds=1)
                 self._pacer.throttled(now, wait, input_tokens=ticked.input_tokens, output_tokens=ticked.output_tokens)
@@ -123,18 +124,27 @@ class CallQueue:
     def drain(self) -> list[Claim]:
         """Take out everything that has not begun."""
         with self._lock:
-            claims = [entry[2] for entry in (*self._dated, *self._blocking)] + [entry[4] for entry in self._later]
+            waiting = [(place, claim) for _, place, claim, _ in (*self._dated, *self._blocking)]
+            waiting += [(place, claim) for _, _, place, _, claim in self._later]
             self._dated.clear()
             self._blocking.clear()
             self._urgent = 0
             self._later.clear()
-            for claim in claims:
-                self._finish(claim)
-            return claims
+            for place, _ in waiting:
+                self._finish(place)
+            return [claim for _, claim in waiting]
 
-    def _finish(self, claim: Claim) -> None:
-        self._held.discard(claim.id)
-        self._unfinished -= 1
+    def finish(self, ticked: Ticked) -> None:
+        """What became of the claim is stored, or it is given up; once more does nothing."""
+        with self._lock:
+            self._finish(ticked.place)
+
+    def _finish(self, place: int) -> None:
+        request = self._unfinished.pop(place, None)
+        if request is not None:
+            self._held[request] -= 1
+            if not self._held[request]:
+                del self._held[request]
 
     @property
     def waiting(self) -> int:
@@ -144,9 +154,9 @@ class CallQueue:
 
     @property
     def busy(self) -> int:
-        """Claims not finished: waiting or running."""
+        """Claims not finished: waiting, running, or answered and not stored yet."""
         with self._lock:
-            return self._unfinished
+            return len(self._unfinished)
 
     def holds(self, request: int) -> bool:
         """Whether it has an unfinished claim of this request."""

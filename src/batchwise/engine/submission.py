@@ -167,7 +167,7 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
     except FenceError:
         yield from store(lambda: engine.ledger.unseal(batch.id, now=engine.now()))
         return
-    yield from store(lambda: record_created(engine, batch, created.batch))
+    yield from store(lambda: record_created(engine, batch, created.batch), sure=True)
     create_worked(engine, batch)
 
 

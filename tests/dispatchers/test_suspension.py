@@ -50,6 +50,20 @@ async def test_the_sync_lane_rests_until_resume(world: World, fault, advice):
     assert world.books.bought_twice() == {}
 
 
+async def test_leaving_lets_calls_end_that_began_before_the_lane_was_suspended(world: World):
+    world.sandbox.sync_latency = 0.5
+    async with world.open() as d:
+        await d.dispatch(params("paid"), key="paid")
+        await world.until(lambda: world.calls)
+        world.sandbox.fault("messages.unauthorized_401", times=None)
+        with pytest.raises(LaneSuspendedError):
+            await (await d.dispatch(params("refused"), key="refused")).result()
+    world.sandbox.clear_faults()
+    async with world.open() as d:
+        assert (await (await d.ticket("paid")).result()).text == "echo: paid"
+    assert world.books.bought("paid") == 1
+
+
 @pytest.mark.parametrize("fault", ["create.unauthorized_401", "create.billing_402"])
 async def test_the_batch_lane_rests_until_resume(world: World, fault):
     world.sandbox.fault(fault, times=None)

@@ -100,6 +100,29 @@ def test_what_could_not_be_accepted_is_not_sent(tmp_path: Path) -> None:
     ledger.close()
 
 
+def test_whoever_waits_is_told_while_a_call_for_nothing_has_the_same_number(tmp_path: Path) -> None:
+    connected = threading.Event()
+
+    class Slow(Transport):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            first = request.url.path == "/v1/messages" and not self.asked.is_set()
+            self.asked.set()
+            if first:
+                connected.wait(2 * PATIENCE)
+            return super().handle_request(request)
+
+    ledger, transport = Ledger(tmp_path / "ledger.db"), Slow()
+    with Sandbox() as sandbox, opened(sandbox, ledger, transport) as dispatcher:
+        ledger.instead = lambda: (transport.asked.wait(PATIENCE), fail())
+        with pytest.raises(LedgerError, match="disk full"):
+            dispatcher.dispatch(params("lost"))
+        ledger.instead = None
+        assert dispatcher.dispatch(params("kept")).result(PATIENCE).text == "echo: kept"
+        assert dispatcher._engine.queue.busy == 1, "the other one still connects"
+        connected.set()
+    ledger.close()
+
+
 def test_a_claim_that_was_never_accepted_does_not_go_back_to_the_ledger(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     with Sandbox() as sandbox, opened(sandbox, ledger, Transport()) as dispatcher:

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from batchwise import Lane, Latency, Request, Status
+from batchwise import Lane, Latency, Limits, Request, Status
 from tests.strategies import params
 
 from .world import HOURS_30, SlowToLearn, World, listed, many
@@ -71,10 +71,27 @@ async def test_an_exception_lets_calls_end_that_are_paid_for(world: World):
     assert world.books.bought("x") == 1
 
 
-@pytest.mark.parametrize("error", [None, OSError("mine")], ids=["done", "error"])
+async def test_an_exception_has_no_more_calls_begin(world: World):
+    world.sandbox.sync_latency = 0.8
+    begun: list[int] = []
+    with pytest.raises(OSError, match="mine"):  # noqa: PT012  # the block is what is tested
+        async with world.open(limits=Limits(concurrency=2)) as d:
+            await d.dispatch(params("first"), latency=timedelta(hours=1))
+            await world.until(lambda: world.calls)
+            await world.colour.sleep(0.4)  # so that one ends while the other runs
+            await d.dispatch_all(many(20), job="j", latency=timedelta(hours=1))
+            await world.until(lambda: world.calls == 2)
+            begun.append(world.calls)
+            raise OSError("mine")
+    assert world.books.billed("sync") == world.calls <= begun[0] + 1, "one may begin while it is being raised"
+    async with world.open() as d:
+        assert (await d.progress()).by_status[Status.SETTLED] == world.books.billed("sync")
+
+
+@pytest.mark.parametrize("error", [None, OSError("mine"), KeyboardInterrupt()], ids=["done", "error", "Ctrl-C"])
 async def test_an_answer_that_came_is_stored_before_the_end(world: World, error):
     ledger = SlowToLearn(world.path)
-    with nullcontext() if error is None else pytest.raises(OSError, match="mine"):
+    with nullcontext() if error is None else pytest.raises(type(error)):
         async with world.open(ledger=ledger) as d:
             await d.dispatch(params("x"), key="k")
             await world.until(ledger.answered.is_set)

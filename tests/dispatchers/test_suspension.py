@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
 
 from batchwise import Lane, LaneSuspendedError, Latency, Status
+from batchwise.ledger.sqlite import SqliteLedger
 from tests.strategies import params
 
 from .world import World, listed, many
@@ -50,15 +52,19 @@ async def test_the_sync_lane_rests_until_resume(world: World, fault, advice):
     assert world.books.bought_twice() == {}
 
 
-async def test_leaving_lets_calls_end_that_began_before_the_lane_was_suspended(world: World):
+async def test_leaving_finishes_what_was_begun_although_the_sync_lane_is_suspended(world: World):
     world.sandbox.sync_latency = 0.5
     async with world.open() as d:
         await d.dispatch(params("paid"), key="paid")
-        await world.until(lambda: world.calls)
+        await world.until(lambda: world.books.running("sync"))
         world.sandbox.fault("messages.unauthorized_401", times=None)
         with pytest.raises(LaneSuspendedError):
             await (await d.dispatch(params("refused"), key="refused")).result()
+        world.sandbox.fault("create.slow", delay=1.0)
+        await d.dispatch(params("later"), key="later", latency=FLEXIBLE)
     world.sandbox.clear_faults()
+    with closing(SqliteLedger(world.path)) as ledger:
+        assert [batch.remote_id for batch in ledger.snapshot().batches] == [world.books.batches[0].id]
     async with world.open() as d:
         assert (await (await d.ticket("paid")).result()).text == "echo: paid"
     assert world.books.bought("paid") == 1

@@ -310,14 +310,15 @@ class Driver(ABC):
                 yield from self._advancing(timedelta(0), only_sending=True)
                 if self._acting == 0 and self.engine.queue.busy == 0:
                     return
-            if self.engine.queue.busy and Lane.SYNC in self.engine.suspended:
-                yield from self._let_calls_end()
-                return
+            if Lane.SYNC in self.engine.suspended:
+                yield from store(self.engine.put_back)
             yield from self._finish_calls()
             yield from pause(partial(self._news.wait, heard, 0.02))
 
     def _let_calls_end(self) -> Procedure[None]:
-        """Calls that run are paid for: let them end, and start no more."""
+        """Calls that run are paid for: let them end, and begin nothing more."""
+        self._over = True
+        self._pump_bell.ring()
         end = monotonic() + SPARED
         yield from store(self.engine.put_back)
         while self.engine.queue.busy and monotonic() < end:

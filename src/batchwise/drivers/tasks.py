@@ -119,7 +119,7 @@ class TaskDriver(Driver):
 
     async def _feed(self) -> None:
         """Start calls as the queue lets them through."""
-        while True:
+        while not self._over:
             heard = self._work_bell.heard()
             got = self.engine.queue.next(monotonic())
             if isinstance(got, Ticked):

@@ -12,6 +12,7 @@ from typing import TypeVar
 from batchwise.engine.actions import withdraw
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure, SyncPorts, drive
+from batchwise.engine.passes import SPARED
 from batchwise.engine.queue import Ticked
 from batchwise.ledger.values import Claim
 
@@ -187,5 +188,8 @@ class ThreadDriver(Driver):
                 thread.join(timeout=None if wait else 0.2)
         end = monotonic() + (60.0 if wait else 0.2)
         while self._acting and monotonic() < end:
+            self._news.wait(self._news.heard(), 0.01)
+        end = monotonic() + SPARED
+        while self.engine.queue.storing and monotonic() < end:  # answers that came are paid for
             self._news.wait(self._news.heard(), 0.01)
         self.engine.close()

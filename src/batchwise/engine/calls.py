@@ -34,7 +34,7 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
     try:
         yield from _run(engine, ticked)
     finally:
-        engine.queue.finish(ticked)
+        _finish(engine, ticked)
 
 
 def _run(engine: Engine, ticked: Ticked) -> Procedure[None]:
@@ -44,21 +44,15 @@ def _run(engine: Engine, ticked: Ticked) -> Procedure[None]:
         try:
             reply: Reply = yield from api(partial(_ask, claim))
         except LaneFault as error:
-            if claim.durable:
+            if claim.durable:  # else nothing of it was sent, and the ledger knows nothing of it
                 yield from _faulted(engine, ticked, claim, error)
-            else:  # nothing of it was sent, and the ledger knows nothing of it
-                engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
             return
-        except BaseException:
-            engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
-            raise
         line = wrapped(custom_id(claim.key, UNSEALED, claim.id), "succeeded", "message", reply.body)
         try:
             message = orjson.loads(reply.body)
             usage = usage_of(message)
             paused = message.get("stop_reason") == "pause_turn" and bool(message.get("content"))
         except (orjson.JSONDecodeError, AttributeError):
-            engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
             yield from _unusable(engine, ticked)
             return
         if not paused or len(claim.turns) >= MAX_TURNS:
@@ -89,7 +83,6 @@ def _check_workspace(engine: Engine, ticked: Ticked) -> Procedure[None]:
     try:
         yield from greet(engine)
     except BatchwiseError:
-        engine.queue.failed(ticked, monotonic(), throttled=False, retry_after=None)
         yield from store(lambda: engine.give_back([ticked.claim]))
         raise
 
@@ -103,8 +96,13 @@ def _ask(claim: Claim, ports: Ports) -> Reply:
 
 def _settle(engine: Engine, ticked: Ticked, settlement: Settlement) -> Procedure[None]:
     yield from store(lambda: engine.ledger.settle([settlement], now=engine.now(), run=engine.run), sure=True)
-    engine.queue.finish(ticked)  # first: whoever waits does not look while it is unfinished
-    engine.settled([settlement.id])
+    _finish(engine, ticked)
+
+
+def _finish(engine: Engine, ticked: Ticked) -> None:
+    """It is over, whatever became of it. Whoever waits is told after that: they do not look while it is held."""
+    if engine.queue.finish(ticked, monotonic()):
+        engine.settled([ticked.claim.id])
 
 
 def _tell(engine: Engine, *, answered: bool) -> Procedure[None]:
@@ -173,5 +171,5 @@ def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling) -> Pr
 
     yield from store(rest)
     engine.suspended[Lane.SYNC] = ruling.reason or ""
-    engine.queue.finish(ticked)
-    engine.settled([part.id for part in (claim, *waiting)])
+    _finish(engine, ticked)
+    engine.settled([part.id for part in waiting])

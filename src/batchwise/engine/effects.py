@@ -62,7 +62,7 @@ class Store:
 
     call: Callable[[], Any]
     sure: bool = False
-    """Even if the task was cancelled just before."""
+    """Run it even if the task was cancelled just before."""
 
 
 @attrs.frozen
@@ -125,9 +125,11 @@ async def drive_async(procedure: Procedure[T], ports: AsyncPorts) -> T:
                 if isinstance(effect, Api):
                     asked: Awaitable[Any] = effect.call(ports)  # type: ignore[arg-type]  # the awaiting twin of Ports
                     value = await asked
-                else:
-                    with anyio.CancelScope(shield=effect.sure):
+                elif effect.sure:
+                    with anyio.CancelScope(shield=True):
                         value = await anyio.to_thread.run_sync(effect.call)
+                else:
+                    value = await anyio.to_thread.run_sync(effect.call)
             except Exception as error:  # noqa: BLE001  # the procedure decides what it means
                 effect = procedure.throw(error)
             else:

@@ -18,7 +18,7 @@ WATCH = 0.25
 PASS_SHARE = 10
 """Planning anew takes one part in so many of the time, however much is queued, unless something is due."""
 SPARED = 60.0
-"""Seconds that calls which run are given after an exception."""
+"""Seconds that calls which run are given after an exception, and the storing of answers at any end."""
 QUICK = (agenda.Run, agenda.Move, agenda.FailLate, agenda.Release, agenda.Probe)
 """Actions that only move rows; they are carried out within the planner's pass, in its order."""
 

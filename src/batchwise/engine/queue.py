@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import NamedTuple
@@ -46,17 +45,19 @@ class CallQueue:
         self._later: list[tuple[float, int, int, float, Claim]] = []
         self._urgent = 0
         self._sequence = 0
-        self._unfinished: dict[int, int] = {}
-        """The request of each claim that is not finished, by its place."""
-        self._held: Counter[int] = Counter()
-        """How many of them each request has."""
+        self._unfinished: set[int] = set()
+        """The places of all claims that are not finished."""
+        self._booked: set[int] = set()
+        """Those of them for which the pacing holds a reservation."""
+        self._held: set[int] = set()
+        """Their requests, less those that had another claim which finished."""
 
     def push(self, claim: Claim, *, priority: int, due: float, not_before: float = 0.0) -> None:
         """Queue a claim of `priority` 0 (urgent), 1 (blocking) or 2 (neither); not before `not_before`."""
         with self._lock:
             self._sequence += 1
-            self._unfinished[self._sequence] = claim.id
-            self._held[claim.id] += 1
+            self._unfinished.add(self._sequence)
+            self._held.add(claim.id)
             if not_before:
                 heapq.heappush(self._later, (not_before, priority, self._sequence, due, claim))
             else:
@@ -86,6 +87,7 @@ class CallQueue:
                 return wait
             heapq.heappop(line)
             self._urgent -= priority == 0
+            self._booked.add(place)
             return Ticked(claim, tokens_in, tokens_out, place)
 
     def done(
@@ -93,6 +95,7 @@ class CallQueue:
     ) -> None:
         """The claim has its answer. It is unfinished until that is stored."""
         with self._lock:
+            self._booked.discard(ticked.place)
             terms = ticked.claim.terms
             self._outputs.learn(terms.model, terms.max_tokens, used_out)
             self._pacer.done(
@@ -109,17 +112,22 @@ class CallQueue:
         """The claim's call failed; a throttled one pauses the whole lane."""
         with self._lock:
             if throttled:
+                self._booked.discard(ticked.place)
                 wait = None if retry_after is None else retry_after / timedelta(seconds=1)
                 self._pacer.throttled(now, wait, input_tokens=ticked.input_tokens, output_tokens=ticked.output_tokens)
             else:
-                self._pacer.done(
-                    now,
-                    input_tokens=ticked.input_tokens,
-                    output_tokens=ticked.output_tokens,
-                    input_tokens_used=0,
-                    output_tokens_used=0,
-                    latency=None,
-                )
+                self._release(ticked, now)
+
+    def _release(self, ticked: Ticked, now: float) -> None:
+        self._booked.discard(ticked.place)
+        self._pacer.done(
+            now,
+            input_tokens=ticked.input_tokens,
+            output_tokens=ticked.output_tokens,
+            input_tokens_used=0,
+            output_tokens_used=0,
+            latency=None,
+        )
 
     def drain(self) -> list[Claim]:
         """Take out everything that has not begun."""
@@ -130,21 +138,23 @@ class CallQueue:
             self._blocking.clear()
             self._urgent = 0
             self._later.clear()
-            for place, _ in waiting:
-                self._finish(place)
+            for place, claim in waiting:
+                self._finish(place, claim)
             return [claim for _, claim in waiting]
 
-    def finish(self, ticked: Ticked) -> None:
-        """What became of the claim is stored, or it is given up; once more does nothing."""
+    def finish(self, ticked: Ticked, now: float) -> bool:
+        """What became of the claim is stored, or it is given up. False: it was finished before."""
         with self._lock:
-            self._finish(ticked.place)
+            if ticked.place not in self._unfinished:
+                return False
+            if ticked.place in self._booked:
+                self._release(ticked, now)
+            self._finish(ticked.place, ticked.claim)
+            return True
 
-    def _finish(self, place: int) -> None:
-        request = self._unfinished.pop(place, None)
-        if request is not None:
-            self._held[request] -= 1
-            if not self._held[request]:
-                del self._held[request]
+    def _finish(self, place: int, claim: Claim) -> None:
+        self._unfinished.remove(place)
+        self._held.discard(claim.id)
 
     @property
     def waiting(self) -> int:
@@ -158,6 +168,13 @@ class CallQueue:
         with self._lock:
             return len(self._unfinished)
 
+    @property
+    def storing(self) -> int:
+        """Claims whose answers, or failures, have come and are not stored yet."""
+        with self._lock:
+            waiting = len(self._dated) + len(self._blocking) + len(self._later)
+            return len(self._unfinished) - len(self._booked) - waiting
+
     def holds(self, request: int) -> bool:
-        """Whether it has an unfinished claim of this request."""
+        """Whether an end of this request has still to come from here, and is told. A False tells nothing."""
         return request in self._held

@@ -35,7 +35,7 @@ _Rows = dict[int, tuple[bytes, Mapping[str, Any]]]
 """Lines with their results, by the number of the request."""
 CHUNK = 2_000
 """Rows given back in one transaction."""
-_ROWS, _BYTES = 1_400, 2_500_000
+_ROWS, _BYTES = 1_200, 2_500_000
 """Rows, and bytes of rows, settled in one transaction: few enough that what is made for them dies young."""
 
 

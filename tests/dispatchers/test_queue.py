@@ -1,0 +1,89 @@
+"""The sync lane's queue: what is unfinished, what is being stored, and that no reservation of the pacing is lost."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import count
+
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
+
+from batchwise import Limits
+from batchwise.engine.queue import CallQueue, Ticked
+from batchwise.ledger.values import Claim
+from tests.ledger.model import FLEXIBLE
+
+CONCURRENCY = 3
+SECOND = timedelta(seconds=1)
+
+
+class Calls(RuleBasedStateMachine):
+    """Claims go in, run, are answered or fail or are given up, and finish; requests may have several at once."""
+
+    running: Bundle[Ticked] = Bundle("running")
+    answered: Bundle[Ticked] = Bundle("answered")
+    finished: Bundle[Ticked] = Bundle("finished")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = CallQueue(Limits(concurrency=CONCURRENCY), now=0.0)
+        self.now = 0.0
+        self.waiting: list[int] = []
+        self.run: list[Ticked] = []
+        self.storing: list[Ticked] = []
+        self.numbers = count()
+
+    @rule(request=st.integers(1, 3), priority=st.integers(0, 2), wait=st.sampled_from([0.0, 5.0]))
+    def push(self, request: int, priority: int, wait: float) -> None:
+        claim = Claim(request, f"k{next(self.numbers)}", FLEXIBLE, b"{}", 0, ())
+        self.queue.push(claim, priority=priority, due=1.0, not_before=self.now + wait if wait else 0.0)
+        self.waiting.append(request)
+
+    @rule(target=running)
+    def take(self) -> object:
+        self.now += 10.0
+        got = self.queue.next(self.now)
+        if not isinstance(got, Ticked):
+            assert not self.waiting or len(self.run) == CONCURRENCY, "a reservation was lost"
+            return multiple()
+        self.waiting.remove(got.claim.id)
+        self.run.append(got)
+        return got
+
+    @rule(target=answered, ticked=consumes(running), well=st.booleans())
+    def answer(self, ticked: Ticked, well: bool) -> Ticked:
+        if well:
+            self.queue.done(ticked, self.now, headers={}, used_in=1, used_out=1, took=SECOND)
+        else:
+            self.queue.failed(ticked, self.now, throttled=False, retry_after=None)
+        self.run.remove(ticked)
+        self.storing.append(ticked)
+        return ticked
+
+    @rule(target=finished, ticked=consumes(answered) | consumes(running))
+    def finish(self, ticked: Ticked) -> Ticked:
+        assert self.queue.finish(ticked, self.now)
+        assert not self.queue.holds(ticked.claim.id), "whoever is told now would not look"
+        (self.run if ticked in self.run else self.storing).remove(ticked)
+        return ticked
+
+    @rule(ticked=finished)
+    def finish_again(self, ticked: Ticked) -> None:
+        assert not self.queue.finish(ticked, self.now)
+
+    @precondition(lambda self: self.waiting)
+    @rule()
+    def drain(self) -> None:
+        assert sorted(claim.id for claim in self.queue.drain()) == sorted(self.waiting)
+        self.waiting.clear()
+
+    @invariant()
+    def counts(self) -> None:
+        queue, unfinished = self.queue, [*self.run, *self.storing]
+        assert (queue.waiting, queue.storing) == (len(self.waiting), len(self.storing))
+        assert queue.busy == len(self.waiting) + len(unfinished)
+        known = {*self.waiting, *(ticked.claim.id for ticked in unfinished)}
+        assert not any(queue.holds(request) for request in {1, 2, 3} - known), "its end would never be told"
+
+
+TestCalls = Calls.TestCase

@@ -47,7 +47,7 @@ _REQUEST = (
 )
 _VISIBLE = "EXISTS (SELECT 1 FROM terms t WHERE t.id = q.terms AND t.staged = 0)"
 # The batch whose nonce a request went under: the one that settled it, else the one that it was in before.
-_RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.line, s.last, CASE s.batch WHEN 0 THEN q.batch END"
+_RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.line, CASE s.batch WHEN 0 THEN q.batch END"
 _RESULTS = f"{_RESULT} FROM {RESULTS_BEHIND} CROSS JOIN request q ON q.id = r.request"
 _COUNT = f"SELECT {LANE_NOW}, {STATUS_NOW}, s.outcome, count(*) FROM {REQUESTS} WHERE q.id"
 _PICO = Decimal(1).scaleb(-12)
@@ -158,16 +158,17 @@ class Looking(Store):
             ).fetchone()
             if found is None:
                 return None
-            cursor, number, key, cost, saved, line, _, batch, *how = found
+            cursor, number, key, cost, saved, line, batch, *how = found
             settled = self._settled(Settling._make(how), batch)
             return ResultRow(cursor, number, decode_key(key), line, cost, saved, settled)
 
     def _result_rows(self, found: Iterable[tuple[Any, ...]]) -> list[ResultRow]:
         rows: list[ResultRow] = []
-        settling = before = None
-        for cursor, request, key, cost, saved, line, last, batch in found:
-            if last != settling or batch != before:  # mostly they are alike
-                settling, before, how = last, batch, self._settled(self._settling(self._db, last), batch)
+        last, before = 0, None
+        for cursor, request, key, cost, saved, line, batch in found:
+            if cursor > last or batch != before:  # mostly they are alike
+                settling = self._settling(self._db, cursor)
+                last, before, how = settling.last, batch, self._settled(settling, batch)
             # Past the constructor of named tuples, which costs as much as all the rest.
             row = cursor, request, key.decode("utf-8", "surrogatepass"), line, cost, saved, how
             rows.append(tuple.__new__(ResultRow, row))

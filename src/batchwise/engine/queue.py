@@ -45,18 +45,17 @@ class CallQueue:
         self._later: list[tuple[float, int, int, float, Claim]] = []
         self._urgent = 0
         self._sequence = 0
-        self._unfinished: set[int] = set()
-        """The places of all claims that are not finished."""
-        self._booked: set[int] = set()
-        """Those of them for which the pacing holds a reservation."""
+        self._running: set[int] = set()
+        """The places of claims for which the pacing holds a reservation."""
+        self._storing: set[int] = set()
+        """Of those whose answers, or failures, have come and are not stored yet."""
         self._held: set[int] = set()
-        """Their requests, less those that had another claim which finished."""
+        """The requests of all unfinished claims, less those that had another claim which finished."""
 
     def push(self, claim: Claim, *, priority: int, due: float, not_before: float = 0.0) -> None:
         """Queue a claim of `priority` 0 (urgent), 1 (blocking) or 2 (neither); not before `not_before`."""
         with self._lock:
             self._sequence += 1
-            self._unfinished.add(self._sequence)
             self._held.add(claim.id)
             if not_before:
                 heapq.heappush(self._later, (not_before, priority, self._sequence, due, claim))
@@ -87,7 +86,7 @@ class CallQueue:
                 return wait
             heapq.heappop(line)
             self._urgent -= priority == 0
-            self._booked.add(place)
+            self._running.add(place)
             return Ticked(claim, tokens_in, tokens_out, place)
 
     def done(
@@ -95,7 +94,7 @@ class CallQueue:
     ) -> None:
         """The claim has its answer. It is unfinished until that is stored."""
         with self._lock:
-            self._booked.discard(ticked.place)
+            self._has_ended(ticked)
             terms = ticked.claim.terms
             self._outputs.learn(terms.model, terms.max_tokens, used_out)
             self._pacer.done(
@@ -112,14 +111,18 @@ class CallQueue:
         """The claim's call failed; a throttled one pauses the whole lane."""
         with self._lock:
             if throttled:
-                self._booked.discard(ticked.place)
+                self._has_ended(ticked)
                 wait = None if retry_after is None else retry_after / timedelta(seconds=1)
                 self._pacer.throttled(now, wait, input_tokens=ticked.input_tokens, output_tokens=ticked.output_tokens)
             else:
                 self._release(ticked, now)
 
+    def _has_ended(self, ticked: Ticked) -> None:
+        self._running.remove(ticked.place)
+        self._storing.add(ticked.place)
+
     def _release(self, ticked: Ticked, now: float) -> None:
-        self._booked.discard(ticked.place)
+        self._has_ended(ticked)
         self._pacer.done(
             now,
             input_tokens=ticked.input_tokens,
@@ -132,48 +135,45 @@ class CallQueue:
     def drain(self) -> list[Claim]:
         """Take out everything that has not begun."""
         with self._lock:
-            waiting = [(place, claim) for _, place, claim, _ in (*self._dated, *self._blocking)]
-            waiting += [(place, claim) for _, _, place, _, claim in self._later]
+            claims = [entry[2] for entry in (*self._dated, *self._blocking)] + [entry[4] for entry in self._later]
             self._dated.clear()
             self._blocking.clear()
             self._urgent = 0
             self._later.clear()
-            for place, claim in waiting:
-                self._finish(place, claim)
-            return [claim for _, claim in waiting]
+            self._held.difference_update(claim.id for claim in claims)
+            return claims
 
     def finish(self, ticked: Ticked, now: float) -> bool:
         """What became of the claim is stored, or it is given up. False: it was finished before."""
         with self._lock:
-            if ticked.place not in self._unfinished:
-                return False
-            if ticked.place in self._booked:
+            if ticked.place in self._running:
                 self._release(ticked, now)
-            self._finish(ticked.place, ticked.claim)
+            if ticked.place not in self._storing:
+                return False
+            self._storing.remove(ticked.place)
+            self._held.discard(ticked.claim.id)
             return True
 
-    def _finish(self, place: int, claim: Claim) -> None:
-        self._unfinished.remove(place)
-        self._held.discard(claim.id)
+    def _waiting(self) -> int:
+        return len(self._dated) + len(self._blocking) + len(self._later)
 
     @property
     def waiting(self) -> int:
         """Claims that have not begun."""
         with self._lock:
-            return len(self._dated) + len(self._blocking) + len(self._later)
+            return self._waiting()
 
     @property
     def busy(self) -> int:
         """Claims not finished: waiting, running, or answered and not stored yet."""
         with self._lock:
-            return len(self._unfinished)
+            return self._waiting() + len(self._running) + len(self._storing)
 
     @property
     def storing(self) -> int:
         """Claims whose answers, or failures, have come and are not stored yet."""
         with self._lock:
-            waiting = len(self._dated) + len(self._blocking) + len(self._later)
-            return len(self._unfinished) - len(self._booked) - waiting
+            return len(self._storing)
 
     def holds(self, request: int) -> bool:
         """Whether an end of this request has still to come from here, and is told. A False tells nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, Union
 
 import orjson
@@ -94,7 +94,7 @@ def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
 
 
 def _meter(look_up: Callable[[Any, Any, Any], tuple[Rates, Rates] | None]) -> Meter:
-    known: dict[tuple[Any, Any, Any], tuple[Rates, Rates] | None] = {}
+    rates_of = cache(look_up)
 
     def meter(usage: Mapping[str, Any]) -> tuple[int | None, int | None, int, int]:
         counts = tokens_of(usage)
@@ -102,11 +102,8 @@ def _meter(look_up: Callable[[Any, Any, Any], tuple[Rates, Rates] | None]) -> Me
             return None, None, 0, 0
         fresh, read, cached, written = counts
         tokens, get = fresh + read + cached, usage.get
-        variant = get("inference_geo"), get("speed"), get("service_tier")
         try:
-            if variant not in known:
-                known[variant] = look_up(*variant)
-            rates = known[variant]
+            rates = rates_of(get("inference_geo"), get("speed"), get("service_tier"))
             if rates is None or (("iterations" in usage or "fallback_credit" in usage) and not is_priced_whole(usage)):
                 return None, None, tokens, read
             here, full = rates

@@ -62,13 +62,24 @@ class _Chunk:
 
     keys: list[bytes]
     bodies: _Bodies
-    terms: list[int]
-    """Of each request, which of the intake's terms."""
+    changes: list[tuple[int, int]]
+    """Where requests of other terms begin, and which of the intake's those are: mostly the same throughout."""
 
     @property
     def full(self) -> bool:
         """Whether more may follow."""
         return len(self.keys) >= _ROWS or sum(self.bodies.sizes) >= _BYTES
+
+    def alike(self) -> Iterator[tuple[int, range]]:
+        """Requests that follow each other on the same terms: which of the intake's, and their places."""
+        ends = [*(start for start, _ in self.changes[1:]), len(self.keys)]
+        for (start, terms), end in zip(self.changes, ends, strict=True):
+            yield terms, range(start, end)
+
+    @property
+    def terms(self) -> Iterator[int]:
+        """Of each request, which of the intake's terms."""
+        return (terms for terms, places in self.alike() for _ in places)
 
 
 class _Numbers:
@@ -208,8 +219,8 @@ class SqliteIntake:
 
     def _take_in(self, source: Iterator[Entry]) -> _Chunk:
         """As many of the next entries as one transaction should hold."""
-        known = self._known
-        keys, whole, sizes, numbers = list[bytes](), bytearray(), list[int](), list[int]()
+        keys, whole, sizes, changes = list[bytes](), bytearray(), list[int](), list[tuple[int, int]]()
+        last = None
         for position, (key, body, terms) in enumerate(islice(source, _ROWS), self._taken):
             if key is not None:
                 keys.append(key.encode("utf-8", "surrogatepass"))
@@ -217,16 +228,20 @@ class SqliteIntake:
                 keys.append(b"%b-%d" % (self._prefix, position))
             else:
                 keys.append(b"#%d" % position)
+            if terms is not last:
+                changes.append((len(sizes), self._number(terms)))
+                last = terms
             whole += body
             sizes.append(len(body))
-            remembered = known.get(id(terms))
-            numbers.append(self._number(terms) if remembered is None else remembered[1])
             if len(whole) >= _BYTES:
                 break
         self._taken += len(keys)
-        return _Chunk(keys, _Bodies(whole, sizes), numbers)
+        return _Chunk(keys, _Bodies(whole, sizes), changes)
 
     def _number(self, terms: Terms) -> int:
+        known = self._known.get(id(terms))
+        if known is not None:
+            return known[1]
         index = self._index.setdefault(terms, len(self._terms))
         if index == len(self._terms):
             self._terms.append(terms)
@@ -243,8 +258,8 @@ class SqliteIntake:
             if not self._insert(db, chunk, numbers):
                 raise _CollidedError  # no savepoint: it would keep a copy of each page that is changed
             staged = _Staged(_Numbers(numbers))
-            for index, size in zip(chunk.terms, chunk.bodies.sizes, strict=True):
-                staged.add(index, size)
+            for index, places in chunk.alike():
+                staged.add(index, sum(chunk.bodies.sizes[places.start : places.stop]), len(places))
             return staged
         return self._stage_slowly(db, chunk)
 
@@ -252,8 +267,9 @@ class SqliteIntake:
         """Insert requests with their bodies; False: a key is taken, and some of them are missing."""
         terms: list[int] | int
         lanes: list[int] | int
-        if len(set(chunk.terms)) == 1:
-            terms, lanes = self._stored[chunk.terms[0]], LANE_CODES[self._terms[chunk.terms[0]].lane]
+        if len(chunk.changes) == 1:
+            ((_, index),) = chunk.changes
+            terms, lanes = self._stored[index], LANE_CODES[self._terms[index].lane]
         else:
             terms = [self._stored[index] for index in chunk.terms]
             lanes = [LANE_CODES[self._terms[index].lane] for index in chunk.terms]
@@ -272,7 +288,7 @@ class SqliteIntake:
             if found is None:
                 number += 1
                 numbers = range(number, number + 1)
-                self._insert(db, _Chunk([key], _Bodies(bytearray(body), [len(body)]), [index]), numbers)
+                self._insert(db, _Chunk([key], _Bodies(bytearray(body), [len(body)]), [(0, index)]), numbers)
                 staged.numbers.add(numbers)
                 staged.add(index, len(body))
                 continue

@@ -289,6 +289,23 @@ def test_twice_in_one_bulk_is_once(world: World) -> None:
     assert row.terms.deadline == NIGHTLY.deadline
 
 
+@pytest.mark.parametrize("which", ["aaaaaa", "aaabbb", "ababab", "abbbba", "abccab"])
+def test_requests_of_one_bulk_keep_their_own_terms(world: World, which: str) -> None:
+    terms = {"a": FLEXIBLE, "b": NIGHTLY, "c": PATIENT}
+    entries = [entry(None, terms[each], "1" * (2**place)) for place, each in enumerate(which)]
+    numbers = world.bulk(entries, chunk=10)
+    rows = [world.ledger.row(number) for number in numbers]
+    assert [(row.lane, row.terms.deadline) for row in rows if row is not None] == [
+        (terms[each].lane, terms[each].deadline) for each in which
+    ]
+    snapshot = world.ledger.snapshot()
+    groups = (*snapshot.batch_queue, *snapshot.sync_queue)
+    assert {group.terms.deadline: (group.requests, group.size) for group in groups} == {
+        terms[name].deadline: (which.count(name), sum(2**place for place, each in enumerate(which) if each == name))
+        for name in set(which)
+    }
+
+
 def test_a_bulk_tightens_only_when_it_is_accepted(world: World) -> None:
     number = world.accept("a", job="job").row.id
     with world.ledger.intake(job="job", run=world.run, now=NOW) as intake:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from datetime import datetime, timedelta, timezone
 
@@ -159,6 +160,34 @@ async def test_a_timeout_loses_nothing(world: World, latency):
             assert isinstance(caught.value, TimeoutError)
         assert (await ticket.result()).text == "echo: x"
     assert world.books.bought("x") == 1
+
+
+def bells() -> int:
+    """Who listens for a result, or has."""
+    return sum(type(each).__name__ == "_Bell" for each in gc.get_objects())
+
+
+async def test_who_asks_again_and_again_leaves_nothing_behind(world: World):
+    async with world.open() as d:
+        ticket = await d.dispatch(params("x"), key="k", latency=HOURS_30)
+        before = bells()
+        for _ in range(9):
+            with pytest.raises(ResultTimeoutError):
+                await ticket.result(0.001)
+        assert bells() == before
+
+
+async def test_who_gives_up_waiting_leaves_the_others_waiting(world: World):
+    world.sandbox.sync_latency = 0.3
+    async with world.open() as d:
+        ticket = await d.dispatch(params("x"), key="k")
+
+        async def impatient():
+            with pytest.raises(ResultTimeoutError):
+                await ticket.result(0.05)
+
+        found = await world.together(ticket.result, impatient, ticket.result)
+        assert [found[0].text, found[2].text] == ["echo: x"] * 2
 
 
 async def test_a_result_may_be_asked_for_twice_and_by_several(world: World):

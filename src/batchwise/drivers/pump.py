@@ -11,7 +11,8 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
@@ -98,25 +99,39 @@ class Driver(ABC):
         if self.engine.rested and (yield from store(self.engine.rise)):
             self.wake()
         end = None if timeout is None else monotonic() + timeout
-        while True:
-            bell = self._news if request is None else self._make_bell()
-            heard = bell.heard()
-            if request is not None:
-                with self._lock:
-                    self._waiters.setdefault(request, []).append(bell)
-            self.raise_fatal()
-            value = yield from store(check)
-            if value is not None:
-                return value
-            left = None if end is None else end - monotonic()
-            if left is not None and left <= 0:
-                return None
-            yield from pause(partial(bell.wait, heard, left))
-            self.check()
+        with self._listening(request) as bell:
+            while True:
+                heard = bell.heard()
+                self.raise_fatal()
+                value = yield from store(check)
+                if value is not None:
+                    return value
+                left = None if end is None else end - monotonic()
+                if left is not None and left <= 0:
+                    return None
+                yield from pause(partial(bell.wait, heard, left))
+                self.check()
+
+    @contextmanager
+    def _listening(self, request: int | None) -> Iterator[Bell]:
+        """A bell that rings when this request settles, or when anything does (None), and for all that waiters hear."""
+        if request is None:
+            yield self._news
+            return
+        bell = self._make_bell()
+        with self._lock:
+            self._waiters.setdefault(request, []).append(bell)
+        try:
+            yield bell
+        finally:
+            with self._lock:
+                self._waiters[request].remove(bell)
+                if not self._waiters[request]:
+                    del self._waiters[request]
 
     def _on_settled(self, requests: Sequence[int]) -> None:
         with self._lock:
-            bells = [bell for number in requests for bell in self._waiters.pop(number, ())] if self._waiters else []
+            bells = [bell for number in requests for bell in self._waiters.get(number, ())] if self._waiters else []
         for bell in (*bells, self._news):
             bell.ring()
 
@@ -124,7 +139,6 @@ class Driver(ABC):
         """Something changed that any waiter may have to know."""
         with self._lock:
             bells = [bell for waiting in self._waiters.values() for bell in waiting]
-            self._waiters.clear()
         for bell in (*bells, self._news):
             bell.ring()
 

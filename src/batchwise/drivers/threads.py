@@ -186,10 +186,12 @@ class ThreadDriver(Driver):
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(timeout=None if wait else 0.2)
-        end = monotonic() + (60.0 if wait else 0.2)
-        while self._acting and monotonic() < end:
-            self._news.wait(self._news.heard(), 0.01)
-        end = monotonic() + SPARED
-        while self.engine.queue.storing and monotonic() < end:  # answers that came are paid for
-            self._news.wait(self._news.heard(), 0.01)
+        self._await_end(lambda: self._acting, 60.0 if wait else 0.2)
+        self._await_end(lambda: self.engine.queue.storing, SPARED)  # answers that came are paid for
         self.engine.close()
+
+    def _await_end(self, going_on: Callable[[], int], seconds: float) -> None:
+        """Wait until nothing of it goes on, so many seconds at most."""
+        end = monotonic() + seconds
+        while going_on() and monotonic() < end:
+            self._news.wait(self._news.heard(), 0.01)

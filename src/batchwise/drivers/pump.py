@@ -22,7 +22,7 @@ from batchwise.engine.actions import carry_out
 from batchwise.engine.calls import call
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure, pause, store
-from batchwise.engine.passes import MAX_ACTIONS, NEVER, PASS_SHARE, QUICK, SPARED, WATCH, once, repeats
+from batchwise.engine.passes import CLOCK_LOOK, MAX_ACTIONS, NEVER, PASS_SHARE, QUICK, SPARED, WATCH, once, repeats
 from batchwise.engine.queue import Ticked
 from batchwise.errors import BatchwiseError, ClosedDispatcherError, ForkedDispatcherError
 from batchwise.models import Lane
@@ -199,12 +199,17 @@ class Driver(ABC):
             yield from self._watch(heard, wait)
 
     def _watch(self, heard: Any, wait: float | None) -> Procedure[None]:
-        """Sleep until something is due, until the bell rings, or until another process changed the ledger or ended."""
+        """Sleep until something is due, until the bell rings, or until another process changed the ledger or ended.
+
+        What is due is due by the wall clock, which may be set, and goes on while the machine sleeps; the monotonic
+        clock does neither. So the wall clock is looked at again and again, and whichever is first decides.
+        """
         end = None if wait is None else monotonic() + wait
         while not self._pump_bell.rung(heard) and not self._over:
-            until = self._look_at if end is None else min(self._look_at, end)
+            until = self._look_at if end is None else min(self._look_at, end, monotonic() + CLOCK_LOOK)
             yield from pause(partial(self._pump_bell.wait, heard, max(0.0, until - monotonic())))
-            if (yield from self._notice()) or (end is not None and monotonic() >= end):
+            due = end is not None and (monotonic() >= end or self.engine.now() >= (self._next or NEVER))
+            if (yield from self._notice()) or due:
                 return
 
     def _notice(self) -> Procedure[bool]:

@@ -7,12 +7,14 @@ from datetime import datetime, timezone
 
 from batchwise.planning import agenda
 
-__all__ = ["MAX_ACTIONS", "NEVER", "PASS_SHARE", "QUICK", "SPARED", "WATCH", "once", "repeats"]
+__all__ = ["CLOCK_LOOK", "MAX_ACTIONS", "NEVER", "PASS_SHARE", "QUICK", "SPARED", "WATCH", "once", "repeats"]
 
 MAX_ACTIONS = 8
 """Batch actions under way at once."""
 NEVER = datetime.max.replace(tzinfo=timezone.utc)
 """When nothing falls due."""
+CLOCK_LOOK = 0.5
+"""Seconds between two looks at the wall clock while something is due, at most: it may be set, or the machine slept."""
 WATCH = 0.25
 """Seconds between two looks for what other processes did to the ledger, at least."""
 PASS_SHARE = 10

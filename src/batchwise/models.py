@@ -240,7 +240,8 @@ class Policy:
         hedge: Send to a batch although less than the window is left, with a rescue planned before the deadline.
         delay_cost_per_hour: What an hour of waiting costs, in USD a request.
         zero_data_retention: The organisation has zero data retention, which batches are not covered by.
-        max_attempts: How often a request may be tried, over both lanes.
+        max_attempts: How often a request may be tried, over both lanes. Where a deadline can still be met, the last
+            attempt is the sync lane's.
         max_spend: USD that the ledger's work may cost at most; None: no cap.
         max_spend_period: The cap counts what settled within this time, and all that is unsettled; None: the
             ledger's life.
@@ -411,8 +412,8 @@ class Report:
         saved: What the sync lane would have cost beyond that.
         wasted: Paid for rows that were not used (rescued twice, arrived late).
         unpriced: Settled requests whose model's price is unknown; they are in none of the amounts.
-        met: Deadlines met.
-        missed: Deadlines missed.
+        met: Deadlines met: an answer came in time.
+        missed: Deadlines missed: the answer came late, or none did. Cancelled requests are in neither.
         worst_lateness: By how much the worst was missed.
         attempts: Attempts made for these requests.
         possible_doubles: Purchases that may have happened twice because an acceptance could not be seen.

@@ -100,7 +100,7 @@ class Result:
 
     @property
     def met_deadline(self) -> bool | None:
-        """Whether it was in time; None without a deadline."""
+        """Whether an answer came in time; None without a deadline, and where it was cancelled."""
         return self._row.how.met
 
     @property

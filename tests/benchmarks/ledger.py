@@ -70,7 +70,7 @@ def fill(where: str, requests: int) -> dict[str, Any]:
             random.Random(batch.id).shuffle(numbers)
             for start in range(0, len(numbers), _CHUNK):
                 part = [
-                    Settlement(number, bw.Outcome.SUCCEEDED, bw.Lane.BATCH, _line(number), 10**8, 10**8, True)
+                    Settlement(number, bw.Outcome.SUCCEEDED, bw.Lane.BATCH, _line(number), 10**8, 10**8)
                     for number in numbers[start : start + _CHUNK]
                 ]
                 payload += sum(len(each.line) for each in part)

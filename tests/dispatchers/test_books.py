@@ -104,7 +104,7 @@ async def test_the_figures_of_a_job(world: World):
         assert done.by_outcome == {Outcome.SUCCEEDED: 5, Outcome.FAILED: 1}
         assert (done.done, done.batches, done.by_lane) == (True, (), {})
         report = await job.report()
-        assert (report.requests, report.met, report.missed, report.attempts) == (6, 5, 0, 6)
+        assert (report.requests, report.met, report.missed, report.attempts) == (6, 4, 1, 6)
         assert report.cost == world.books.cost(PRICES) > 0
         assert report.cost_by_lane == {lane: world.books.cost(PRICES, lane=lane.value) for lane in Lane}
         assert report.saved == report.cost_by_lane[Lane.BATCH]

@@ -44,7 +44,7 @@ def line(number: int, kind: str = "succeeded", **more: Any) -> bytes:
 
 
 def settlement(number: int, outcome: Outcome = Outcome.SUCCEEDED, lane: Lane = Lane.BATCH, **more: Any) -> Settlement:
-    values: dict[str, Any] = {"line": line(number), "cost": 5, "saved": 5, "met": None} | more
+    values: dict[str, Any] = {"line": line(number), "cost": 5, "saved": 5} | more
     return Settlement(number, outcome, lane, **values)
 
 

@@ -18,7 +18,7 @@ from batchwise.ledger.values import Settled
 from batchwise.models import Lane, Outcome
 from batchwise.planning.custom_ids import sealer
 from batchwise.planning.packing import body_chunks
-from batchwise.planning.state import BatchState, BatchView, Terms
+from batchwise.planning.state import BatchState, BatchView
 
 from .conftest import Backend
 from .model import (
@@ -786,11 +786,6 @@ def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World
 # -- ends ---------------------------------------------------------------------------------------------------------
 
 
-def in_time(terms: Terms) -> tuple[bool | None, timedelta]:
-    """Met where there is a deadline; of those begun anew on no deadline, neither."""
-    return (None, timedelta(0)) if terms.deadline is None else (False, HOUR)
-
-
 def mixed(world: World) -> tuple[list[int], BatchView]:
     """A batch of several kinds: two terms, in two jobs, and one that has had an attempt."""
     numbers = world.bulk([entry(f"{n}", FLEXIBLE if n % 3 else DATED, body="x" * (n + 1)) for n in range(7)])
@@ -811,18 +806,16 @@ def test_answers_on_a_roll_end_as_settlements_do(world: World, twin: World, chun
     roll = world.ledger.roll(batch.id)
     assert roll is not None
     assert sum(roll.left.values()) == 8
+    late = NOW + 31 * HOUR
     for chunk in chunks:
         part = [numbers[index] for index in chunk]
         answers = [(n, line(n), None if n == 3 else n, None if n == 3 else 2 * n, 10 * n, n) for n in part]
-        assert world.ledger.settle_answers(roll, list(answers), met=in_time, now=NOW + HOUR)
-        kinds = {n: in_time(each.terms) for n, each in twin.ledger.members(batch.id, part).items()}
+        assert world.ledger.settle_answers(roll, list(answers), now=late)
         rows = [
-            settlement(n, line=text, cost=cost, saved=saved, met=kinds[n][0], lateness=kinds[n][1])._replace(
-                input_tokens=tokens, cache_read_tokens=cached
-            )
+            settlement(n, line=text, cost=cost, saved=saved, input_tokens=tokens, cache_read_tokens=cached)
             for n, text, cost, saved, tokens, cached in answers
         ]
-        twin.ledger.settle(rows, now=NOW + HOUR, batch=batch.id)
+        twin.ledger.settle(rows, now=late, batch=batch.id)
     assert not roll.left
     assert world.ledger.missing(batch.id) == []
     for each in (world, twin):
@@ -848,13 +841,13 @@ def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
         assert roll is not None
         before = world.ledger.snapshot(), world.ledger.report(job=None), world.ledger.marks()
         answers = [answer(n) for n in numbers]
-        assert not world.ledger.settle_answers(roll, answers, met=in_time, now=NOW)
+        assert not world.ledger.settle_answers(roll, answers, now=NOW)
         assert answers == [answer(n) for n in numbers], "they can be settled otherwise"
         return before == (world.ledger.snapshot(), world.ledger.report(job=None), world.ledger.marks())
 
     roll = world.ledger.roll(batch.id)
     assert roll is not None
-    assert not world.ledger.settle_answers(roll, [answer(numbers[0])] * 2, met=in_time, now=NOW), "it came twice"
+    assert not world.ledger.settle_answers(roll, [answer(numbers[0])] * 2, now=NOW), "it came twice"
     assert not world.ledger.results(job=None, after=0, limit=9)
     earlier = attrs.evolve(NIGHTLY, deadline=NOW + 25 * HOUR)
     world.ledger.accept(entry("0", earlier), job="job", run=world.run, now=NOW)
@@ -866,13 +859,13 @@ def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
     assert roll is not None
     assert roll.kind(numbers[1]) is None
     assert refused(roll), "one of these is not on it"
-    assert world.ledger.settle_answers(roll, [answer(numbers[2])], met=in_time, now=NOW)
+    assert world.ledger.settle_answers(roll, [answer(numbers[2])], now=NOW)
     assert roll.kind(numbers[2]) is None
     stale = world.ledger.roll(batch.id)
     world.ledger.settle([settlement(numbers[3])], now=NOW, batch=batch.id)
     assert refused(stale), "one has settled"
     roll.tick([numbers[3], 99])
-    assert world.ledger.settle_answers(roll, [answer(numbers[0])], met=in_time, now=NOW), "told of it, it holds"
+    assert world.ledger.settle_answers(roll, [answer(numbers[0])], now=NOW), "told of it, it holds"
 
 
 def test_a_roll_has_bounds(world: World) -> None:
@@ -904,7 +897,7 @@ def test_results_come_in_the_order_of_settling(world: World) -> None:
     order = [numbers[3], numbers[0], alone, numbers[4]]
     for number in order:
         raw = line(number, text="\u2028\U0001f600")
-        assert world.ledger.settle([settlement(number, line=raw, met=True)], now=NOW, batch=batch.id) == 1
+        assert world.ledger.settle([settlement(number, line=raw)], now=NOW, batch=batch.id) == 1
     job = world.ledger.job_id("job")
     everything = world.ledger.results(job=None, after=0, limit=9)
     assert [each.request for each in everything] == order
@@ -954,12 +947,13 @@ def test_the_report(world: World) -> None:
     world.accept("else", FLEXIBLE)
     world.opened()
     rows = [
-        settlement(a.id, cost=10, saved=10, met=True, input_tokens=100, cache_read_tokens=60),
-        settlement(b.id, cost=4, saved=4, met=False, lateness=HOUR),
-        settlement(c.id, lane=SYNC, cost=20, saved=0, met=False, lateness=2 * HOUR),
-        settlement(d.id, Outcome.FAILED, cost=None, saved=None, met=False, attempted=False),
+        settlement(a.id, cost=10, saved=10, input_tokens=100, cache_read_tokens=60),
+        settlement(b.id, cost=4, saved=4),
+        settlement(c.id, lane=SYNC, cost=20, saved=0),
+        settlement(d.id, Outcome.FAILED, cost=None, saved=None, attempted=False),
     ]
-    world.ledger.settle(rows, now=NOW)
+    for row, hours in zip(rows, (30, 31, 32, 1), strict=True):
+        world.ledger.settle([row], now=NOW + hours * HOUR)
     report = world.ledger.report(job=a.job)
     pico = Decimal(1).scaleb(-12)
     assert (report.requests, report.cost, report.saved, report.unpriced) == (4, 34 * pico, 14 * pico, 1)
@@ -989,7 +983,7 @@ def test_pages_of_results(world: World, limit: int) -> None:
     roll = world.ledger.roll(batch.id)
     assert roll is not None
     some = [numbers[n] for n in (0, 2, 3, 6, 9, 11)]
-    assert world.ledger.settle_answers(roll, [(n, line(n), 5, 5, 1, 0) for n in some], met=in_time, now=NOW)
+    assert world.ledger.settle_answers(roll, [(n, line(n), 5, 5, 1, 0) for n in some], now=NOW)
     rest = [*numbers[4:6], *numbers[7:9], numbers[10], alone]
     outcomes = [Outcome.FAILED, Outcome.SUCCEEDED]
     world.ledger.settle([settlement(n, outcomes[n % 2]) for n in rest], now=NOW, batch=batch.id)
@@ -1030,6 +1024,39 @@ def test_cancel_settles_what_is_queued_and_names_the_batches(world: World) -> No
     assert not world.accept("out", NIGHTLY, job="j").created, "cancelled on purpose: retry() is the way back"
 
 
+@pytest.mark.parametrize("outcome", Outcome)
+@pytest.mark.parametrize("hours", [1, 30, 31])
+def test_only_an_answer_meets_a_deadline_and_a_cancelled_request_has_none(
+    world: World, outcome: Outcome, hours: int
+) -> None:
+    number = world.accept("k", NIGHTLY).row.id
+    world.ledger.settle([settlement(number, outcome)], now=NOW + hours * HOUR)
+    expected = None if outcome is Outcome.CANCELED else outcome is Outcome.SUCCEEDED and hours <= 30
+    assert met_of(world, number) is expected
+
+
+@pytest.mark.parametrize("hours", [1, 31])
+def test_however_it_is_cancelled_no_deadline_is_met_or_missed(world: World, hours: int) -> None:
+    now = NOW + hours * HOUR
+    abandoned = world.accept("abandoned", attrs.evolve(BLOCKING, deadline=NIGHTLY.deadline), claim=True).row.id
+    world.ledger.end_run(world.run)
+    assert world.ledger.recover(now=now) == 1
+    in_batch = world.accept("in a batch", NIGHTLY).row.id
+    batch = world.opened()
+    world.ledger.settle([settlement(in_batch, Outcome.CANCELED)], now=now, batch=batch.id)
+    queued = world.accept("queued", NIGHTLY).row.id
+    assert world.ledger.cancel(now=now) == (1, ())
+    assert [met_of(world, each) for each in (abandoned, in_batch, queued)] == [None] * 3
+    report = world.ledger.report(job=None)
+    assert (report.requests, report.met, report.missed, report.worst_lateness) == (3, 0, 0, timedelta(0))
+
+
+def met_of(world: World, number: int) -> bool | None:
+    result = world.ledger.result(number)
+    assert result is not None
+    return result.how.met
+
+
 def test_cancel_of_many(world: World) -> None:
     world.bulk([entry(str(n)) for n in range(4_500)], chunk=1_000)
     assert world.ledger.cancel(job=world.ledger.job_id("job"), now=NOW) == (4_500, ())
@@ -1043,7 +1070,7 @@ def test_reopen_queues_anew(world: World) -> None:
     batch = world.opened()
     outcomes = [Outcome.SUCCEEDED, Outcome.FAILED, Outcome.EXPIRED]
     world.ledger.settle(
-        [settlement(n, outcome, met=False) for n, outcome in zip(numbers, outcomes, strict=True)],
+        [settlement(n, outcome) for n, outcome in zip(numbers, outcomes, strict=True)],
         now=NOW,
         batch=batch.id,
     )
@@ -1054,7 +1081,7 @@ def test_reopen_queues_anew(world: World) -> None:
     row = world.ledger.row(numbers[1])
     assert row is not None
     assert (row.status, row.attempts, row.result, row.terms.deadline) == (QUEUED, 0, None, None)
-    assert (world.ledger.report(job=job).requests, world.ledger.report(job=job).missed) == (1, 1)
+    assert (world.ledger.report(job=job).requests, world.ledger.report(job=job).met) == (1, 1)
     assert world.ledger.report(job=job).cost == Decimal(15).scaleb(-12), "spent is spent"
     batch = world.opened()
     world.ledger.settle([settlement(number) for number in numbers], now=later, batch=batch.id)

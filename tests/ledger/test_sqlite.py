@@ -28,7 +28,6 @@ from batchwise.models import Outcome
 
 from .model import (
     BLOCKING,
-    HOUR,
     NIGHTLY,
     NOW,
     PATIENT,
@@ -227,9 +226,7 @@ def test_answers_are_let_go_before_they_are_committed(tmp_path: Path, *, broken:
         answers = [(number, line(number), 5, 5, 1, 0) for number in reversed(numbers)]
 
         def settle() -> bool:
-            return ledger.settle_answers(
-                roll, answers, met=lambda _: (None, HOUR), now=NOW, committing=lambda: events.append("committing")
-            )
+            return ledger.settle_answers(roll, answers, now=NOW, committing=lambda: events.append("committing"))
 
         if broken:
             with pytest.raises(LedgerError):

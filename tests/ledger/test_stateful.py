@@ -70,6 +70,7 @@ class Model:
     attempts: int = 0
     not_before: datetime | None = None
     outcome: Outcome | None = None
+    met: bool | None = None
     settled_by: int | None = None
     line: bytes = b""
     abandoned: bool = False
@@ -89,6 +90,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.batches: dict[int, BatchState] = {}
         self.now = NOW
         self.cost = self.wasted = self.doubles = 0
+        self.lateness = timedelta(0)
         self.late: set[tuple[int, int]] = set()
         self.rolls: dict[int, tuple[Roll, dict[int, Terms]]] = {}
         self.nonce = 0
@@ -141,6 +143,10 @@ class LedgerMachine(RuleBasedStateMachine):
         request = self.requests[number]
         request.status, request.outcome, request.lane, request.line = SETTLED, outcome, lane, line
         request.settled_by, request.not_before = by, None
+        due = request.terms.deadline
+        if due is not None and outcome is not Outcome.CANCELED:
+            request.met = outcome is Outcome.SUCCEEDED and self.now <= due
+            self.lateness = max(self.lateness, self.now - due)
         self.order.append(number)
         self.cost += cost
 
@@ -399,7 +405,7 @@ class LedgerMachine(RuleBasedStateMachine):
         answers = [(n, b"%d rolled" % n, cost, 0, 0, 0) for n in numbers]
         holds = self._roll_of(batch) == members and members.keys() >= set(numbers)
         order = self._by_kind(numbers)
-        assert self.ledger.settle_answers(roll, answers, met=lambda _: (None, timedelta(0)), now=self.now) == holds
+        assert self.ledger.settle_answers(roll, answers, now=self.now) == holds
         if not holds:
             return
         for number in order:
@@ -561,7 +567,13 @@ class LedgerMachine(RuleBasedStateMachine):
         assert [row.request for row in results] == self.order
         for row in results:
             request = self.requests[row.request]
-            assert (row.how.outcome, row.how.lane, row.line) == (request.outcome, request.lane, request.line)
+            how = row.how
+            assert (how.outcome, how.met, how.lane, row.line) == (
+                request.outcome,
+                request.met,
+                request.lane,
+                request.line,
+            )
         assert {n for n, each in self.requests.items() if each.status is SETTLED} == set(self.order)
 
     @invariant()
@@ -570,6 +582,8 @@ class LedgerMachine(RuleBasedStateMachine):
         assert report.requests == len(self.order)
         assert (report.cost * 10**12, report.wasted * 10**12) == (self.cost, self.wasted)
         assert report.possible_doubles == self.doubles
+        met = Counter(each.met for each in self.requests.values())
+        assert (report.met, report.missed, report.worst_lateness) == (met[True], met[False], self.lateness)
         reserved = sum(
             each.terms.reserve_each + len(each.body) * each.terms.reserve_per_byte
             for each in self.requests.values()

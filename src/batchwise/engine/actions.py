@@ -106,7 +106,6 @@ def _fail_late(engine: Engine, action: agenda.FailLate) -> Procedure[None]:
                     engine.failure(
                         claim.id,
                         claim.key,
-                        claim.terms,
                         Outcome.FAILED,
                         error,
                         lane=claim.terms.lane,
@@ -173,7 +172,7 @@ def _mine(engine: Engine, batch: BatchView, job: int | None, wanted: set[int] | 
 def _settle_shared(engine: Engine, batch: BatchView, mine: Sequence[int]) -> int:
     error = ResultError("canceled", "canceled by the caller while its batch ran", retryable=True)
     settlements = [
-        engine.failure(number, member.key, member.terms, Outcome.CANCELED, error, lane=Lane.BATCH, nonce=batch.nonce)
+        engine.failure(number, member.key, Outcome.CANCELED, error, lane=Lane.BATCH, nonce=batch.nonce)
         for number, member in engine.ledger.members(batch.id, mine).items()
     ]
     return engine.ledger.settle(settlements, now=engine.now())  # not by the batch: its rows may still come, and cost

@@ -70,7 +70,7 @@ def _run(engine: Engine, ticked: Ticked) -> Procedure[None]:
     now = engine.now()
     terms = claim.terms
     money = Biller(engine.prices, now).bill(terms.model, Lane.SYNC, message, claim.turns)
-    end = answered(claim.id, Lane.SYNC, merged(claim.turns, line), money, engine.met(terms, now))
+    end = answered(claim.id, Lane.SYNC, merged(claim.turns, line), money)
     yield from _settle(engine, ticked, end)
     if news:
         yield from _tell(engine, answered=True)
@@ -116,7 +116,7 @@ def _unusable(engine: Engine, ticked: Ticked) -> Procedure[None]:
 
 
 def _failure(engine: Engine, claim: Claim, outcome: Outcome, error: ResultError) -> Settlement:
-    return engine.failure(claim.id, claim.key, claim.terms, outcome, error, lane=Lane.SYNC, nonce=None)
+    return engine.failure(claim.id, claim.key, outcome, error, lane=Lane.SYNC, nonce=None)
 
 
 def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> Procedure[None]:

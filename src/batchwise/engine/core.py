@@ -369,17 +369,10 @@ class Engine:
         if requests:
             self.on_settled(requests)
 
-    def met(self, terms: Terms, now: datetime) -> tuple[bool | None, timedelta]:
-        """Whether its deadline is met by settling now, and by how much not."""
-        if terms.deadline is None:
-            return None, timedelta(0)
-        return now <= terms.deadline, max(timedelta(0), now - terms.deadline)
-
     def failure(
         self,
         request: int,
         key: str,
-        terms: Terms,
         outcome: Outcome,
         error: ResultError,
         *,
@@ -388,9 +381,8 @@ class Engine:
         attempted: bool = True,
     ) -> Settlement:
         """The settlement of a request that has no answer; its attempts were not billed."""
-        met, lateness = self.met(terms, self.now())
         line = failed(custom_id(key, nonce or UNSEALED, request), outcome, error)
-        return Settlement(request, outcome, lane, line, 0, 0, met, lateness, attempted=attempted)
+        return Settlement(request, outcome, lane, line, 0, 0, attempted=attempted)
 
     # -- finding ----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cache, partial
 from typing import Any, NamedTuple, Union
 
@@ -75,10 +75,10 @@ class Biller:
         return None if full is None or here is None else (here, full)
 
 
-def answered(request: int, lane: Lane, line: bytes, bill: Bill, met: tuple[bool | None, timedelta]) -> Settlement:
-    """The settlement of a request that has its answer; `met` is what `Engine.met` says."""
+def answered(request: int, lane: Lane, line: bytes, bill: Bill) -> Settlement:
+    """The settlement of a request that has its answer."""
     return Settlement(
-        request, Outcome.SUCCEEDED, lane, line, bill.cost, bill.saved, *met, bill.input_tokens, bill.cache_read_tokens
+        request, Outcome.SUCCEEDED, lane, line, bill.cost, bill.saved, bill.input_tokens, bill.cache_read_tokens
     )
 
 

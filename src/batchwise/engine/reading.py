@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,8 @@ from batchwise.ledger.values import Member, Settlement
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import opener
 from batchwise.planning.outcomes import UNANSWERED, Ruling, Verdict, discrepancy, rule_row, stop_sign
-from batchwise.planning.state import BatchView, Terms
+from batchwise.planning.rescue import next_attempt
+from batchwise.planning.state import BatchView
 from batchwise.planning.turns import MAX_TURNS, continued, merged, usage_of
 
 from .core import Engine
@@ -52,31 +53,27 @@ class Sorter:
 
     def look(self, now: datetime) -> None:
         """The moment from which on rows are judged."""
-        self._now, self.biller = now, Biller(self.engine.prices, now)
-        self._met: dict[int, tuple[bool | None, timedelta]] = {}
+        self.biller = Biller(self.engine.prices, now)
 
     def answered(self, number: int, member: Member, line: bytes, message: Mapping[str, Any]) -> None:
         """A row with an answer."""
         terms = member.terms
         money = self.biller.bill(terms.model, Lane.BATCH, message, member.turns)
-        if terms.id not in self._met:
-            self._met[terms.id] = self.engine.met(terms, self._now)
-        self.settlements.append(answered(number, Lane.BATCH, merged(member.turns, line), money, self._met[terms.id]))
+        self.settlements.append(answered(number, Lane.BATCH, merged(member.turns, line), money))
 
     def failed(self, number: int, member: Member, ruling: Ruling, line: bytes | None) -> None:
         """A row without an answer: tried again while attempts are left, else it ends."""
-        again = ruling.verdict in {Verdict.RETRY, Verdict.SUSPEND} and not self.batch.canceled
-        # Canceled by somebody else, it costs an attempt: they may go on cancelling.
-        costs = ruling.costs_attempt or (ruling.caller_decides and self.batch.cancel_at is None)
-        if again and (not costs or member.attempts + 1 < self.engine.policy.max_attempts):
-            place = (self._lane(member.terms), costs, ruling.doubtful)
-            self.again.setdefault(place, []).append(number)
-            return
+        if ruling.verdict in {Verdict.RETRY, Verdict.SUSPEND} and not self.batch.canceled:
+            # Canceled by somebody else, it costs an attempt: they may go on cancelling.
+            costs = ruling.costs_attempt or (ruling.caller_decides and self.batch.cancel_at is None)
+            place = self._next(member, costs=costs)
+            if place is not None:
+                self.again.setdefault((*place, ruling.doubtful), []).append(number)
+                return
         outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
         settlement = self.engine.failure(
             number,
             member.key,
-            member.terms,
             outcome,
             error or ResultError("unknown_error", "the API gave no reason", retryable=True),
             lane=Lane.BATCH,
@@ -84,13 +81,10 @@ class Sorter:
         )
         self.settlements.append(settlement if line is None else settlement._replace(line=line))
 
-    def _lane(self, terms: Terms) -> Lane:
-        """Another batch if the time allows one, else the sync lane."""
-        if terms.deadline is None or terms.batch_only:
-            return Lane.BATCH
-        policy = self.engine.policy
-        left = terms.deadline - self.engine.now()
-        return Lane.BATCH if left >= policy.window + policy.reserve_for(left - policy.window) else Lane.SYNC
+    def _next(self, member: Member, *, costs: bool) -> tuple[Lane, bool] | None:
+        engine = self.engine
+        works = Lane.SYNC not in engine.suspended
+        return next_attempt(member.terms, member.attempts, engine.now(), engine.policy, costs=costs, sync_works=works)
 
     def write(self) -> list[int]:
         """Settle and queue again, in two or three transactions; returns the requests that this was about."""
@@ -104,9 +98,10 @@ class Sorter:
             gone = [*gone, *numbers]
         for number, line, member in self.turns:
             body = next(iter(ledger.bodies([number])))
+            lane, _ = self._next(member, costs=False) or (Lane.BATCH, False)
             ledger.requeue(
                 [number],
-                lane=self._lane(member.terms),
+                lane=lane,
                 costs_attempt=False,
                 now=now,
                 turn=line,
@@ -258,11 +253,9 @@ class Reader:
 
     def _tick_off(self, answers: list[Answer], committing: Callable[[], None] | None) -> bool:
         """Settle answers by the roll; False, and nothing done, if it does not hold any more."""
-        engine, roll, now = self.engine, self._roll, self.engine.now()
+        engine, roll = self.engine, self._roll
         numbers = [answer[0] for answer in answers]
-        if roll is None or not engine.ledger.settle_answers(
-            roll, answers, met=lambda terms: engine.met(terms, now), now=now, committing=committing
-        ):
+        if roll is None or not engine.ledger.settle_answers(roll, answers, now=engine.now(), committing=committing):
             return False
         self.sorter.ended += numbers
         return True

@@ -242,7 +242,6 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
             engine.failure(
                 number,
                 member.key,
-                member.terms,
                 Outcome.FAILED,
                 ruling.error,
                 lane=Lane.BATCH,

@@ -296,8 +296,9 @@ class Ledger(Protocol):
     ) -> int:
         """Settle, each once; one already settled is left, and its cost booked as wasted once per batch row.
 
-        With `batch`, rows count as that batch's. Books costs in the same transaction. Returns how many settled. Those
-        of one call settle kind by kind (`Settled`), each in the order of their numbers.
+        With `batch`, rows count as that batch's. Books in the same transaction what they cost and whether they met
+        their deadlines (`met_deadline`). Returns how many settled. Those of one call settle kind by kind (`Settled`),
+        each in the order of their numbers.
         """
 
     def settle_answers(
@@ -305,11 +306,10 @@ class Ledger(Protocol):
         roll: Roll,
         answers: list[Answer],
         *,
-        met: Callable[[Terms], tuple[bool | None, timedelta]],
         now: datetime,
         committing: Callable[[], None] | None = None,
     ) -> bool:
-        """Settle answers to requests on a batch's roll, and tick them off; `met`: whether terms are met now.
+        """Settle answers to requests on a batch's roll, and tick them off.
 
         The list is emptied, and `committing` called, just before the commit: what is left waits for the disk alone.
         They are not durable yet, and a commit that fails does not fill the list again.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import attrs
 
@@ -29,26 +29,9 @@ class Ends(Settlements):
     def _cancel_rows(self, db: sqlite3.Connection, ids: Iterable[int], kind: str, message: str, now: datetime) -> int:
         settlements = []
         for number in ids:
-            key, lane, batch, terms = db.execute(
-                "SELECT key, lane, batch, terms FROM request WHERE id = ?", (number,)
-            ).fetchone()
+            key, lane, batch = db.execute("SELECT key, lane, batch FROM request WHERE id = ?", (number,)).fetchone()
             line = canceled_line(decode_key(key), self._nonce(db, batch), number, kind, message)
-            deadline = self._terms(db, terms).deadline
-            # One that ends before its deadline has neither met nor missed it.
-            late = now - deadline if deadline is not None and now > deadline else None
-            settlements.append(
-                Settlement(
-                    number,
-                    Outcome.CANCELED,
-                    LANES[lane],
-                    line,
-                    0,
-                    0,
-                    None if late is None else False,
-                    late or timedelta(0),
-                    attempted=False,
-                )
-            )
+            settlements.append(Settlement(number, Outcome.CANCELED, LANES[lane], line, 0, 0, attempted=False))
         return self._settle(db, settlements, now=now)
 
     def cancel(

@@ -12,11 +12,11 @@ import orjson
 
 from batchwise.errors import LedgerError
 from batchwise.models import Outcome
-from batchwise.planning.state import Terms
+from batchwise.planning.outcomes import met_deadline
 
 from .looking import Looking
 from .roll import Answer, Kind, Roll
-from .rows import BATCH, IN_FLIGHT, LANE_CODES, OUTCOME_CODES, SETTLED, SYNC, from_micros, micros
+from .rows import BATCH, IN_FLIGHT, LANE_CODES, OUTCOME_CODES, OUTCOMES, SETTLED, SYNC, from_micros, micros
 from .store import Moves, Place, Row, insert_rows
 from .values import Settlement
 
@@ -48,7 +48,6 @@ class _Kind(NamedTuple):
     outcome: int
     lane: int
     attempts: int
-    met: bool | None
 
 
 class _OutOfDateError(Exception):
@@ -74,7 +73,6 @@ class Settlements(Looking):
         roll: Roll,
         answers: list[Answer],
         *,
-        met: Callable[[Terms], tuple[bool | None, timedelta]],
         now: datetime,
         committing: Callable[[], None] | None = None,
     ) -> bool:
@@ -88,7 +86,7 @@ class Settlements(Looking):
             return False
         try:
             with self._transaction("settle") as db:
-                self._settle_parts(db, roll, parts, met, now)
+                self._settle_parts(db, roll, parts, now)
                 for held in (parts, rows, answers):
                     held.clear()
                 if committing is not None:
@@ -103,7 +101,6 @@ class Settlements(Looking):
         db: sqlite3.Connection,
         roll: Roll,
         parts: Iterable[tuple[Kind, Sequence[Answer]]],
-        met: Callable[[Terms], tuple[bool | None, timedelta]],
         now: datetime,
     ) -> None:
         left = db.execute("SELECT terms, sum(requests) FROM cohort WHERE batch = ? GROUP BY terms", (roll.batch,))
@@ -111,9 +108,8 @@ class Settlements(Looking):
             raise _OutOfDateError
         moves = Moves(self, db, now)
         for (terms, attempts), part in parts:
-            in_time, lateness = met(terms)
-            kind = _Kind(terms.job, terms.id, _SUCCEEDED, BATCH, attempts + 1, in_time)
-            if not self._settle_kind(db, kind, part, lateness, batch=roll.batch, now=now):
+            kind = _Kind(terms.job, terms.id, _SUCCEEDED, BATCH, attempts + 1)
+            if not self._settle_kind(db, kind, part, batch=roll.batch, now=now):
                 raise _OutOfDateError
             moves.add(Place(terms.id, BATCH, IN_FLIGHT, roll.batch, 0), -len(part), -roll.size(map(_number, part)))
         moves.book()
@@ -123,7 +119,6 @@ class Settlements(Looking):
         db: sqlite3.Connection,
         kind: _Kind,
         answers: Sequence[Answer],
-        lateness: timedelta,
         *,
         batch: int,
         now: datetime,
@@ -135,7 +130,8 @@ class Settlements(Looking):
         columns = range(first, first + count), numbers, costs, savings, lines
         if insert_rows(db, _INSERT_RESULT, columns) != count:
             return False
-        job, terms, outcome, lane, attempts, met = kind
+        job, terms, outcome, lane, attempts = kind
+        met, lateness = met_deadline(OUTCOMES[outcome], self._terms(db, terms).deadline, now)
         last = first + count - 1
         db.execute(_INSERT_SETTLING, (last, first, job, terms, outcome, lane, batch, attempts, micros(now), met))
         paid = sum(filter(None, costs))
@@ -146,7 +142,7 @@ class Settlements(Looking):
             costs.count(None),
             count if met else 0,
             count if met is False else 0,
-            0 if met else lateness // _MICROSECOND,
+            lateness // _MICROSECOND,
             count * attempts,
             sum(tokens),
             sum(cached),
@@ -167,7 +163,6 @@ class Settlements(Looking):
         rows = self._rows(db, [each.id for each in settlements])
         moves = Moves(self, db, now)
         kinds: dict[_Kind, list[Answer]] = {}
-        lateness: dict[_Kind, timedelta] = {}
         updates: list[tuple[object, ...]] = []
         late: list[tuple[Row, Settlement]] = []
         fresh: dict[int, Settlement] = {}
@@ -186,16 +181,15 @@ class Settlements(Looking):
                 continue
             fresh[row.id] = each
             outcome, lane, attempts = OUTCOME_CODES[each.outcome], LANE_CODES[each.lane], row.attempts + each.attempted
-            kind = _Kind(row.job, row.terms, outcome, lane, attempts, each.met)
+            kind = _Kind(row.job, row.terms, outcome, lane, attempts)
             answer = (each.id, each.line, each.cost, each.saved, each.input_tokens, each.cache_read_tokens)
             kinds.setdefault(kind, []).append(answer)
-            lateness[kind] = max(each.lateness, lateness.get(kind, each.lateness))
             abandoned = each.outcome is Outcome.CANCELED and _is_abandoned(each.line)
             if abandoned or not row.inside:
                 updates.append((abandoned, row.id))
             moves.row(row, None)
         for kind, answers in kinds.items():
-            if not self._settle_kind(db, kind, answers, lateness[kind], batch=batch or 0, now=now):
+            if not self._settle_kind(db, kind, answers, batch=batch or 0, now=now):
                 raise LedgerError(f"the ledger {self._name} has results of requests that are not settled")
         db.executemany(_SETTLE_REQUEST, updates)
         moves.book()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 
 import attrs
@@ -108,9 +108,6 @@ class Settlement(NamedTuple):
     cost: int | None
     """pico-USD, all its attempts together; None: the model's price is unknown."""
     saved: int | None
-    met: bool | None
-    """None: no deadline."""
-    lateness: timedelta = timedelta(0)
     input_tokens: int = 0
     cache_read_tokens: int = 0
     attempted: bool = True
@@ -129,6 +126,7 @@ class Settled(NamedTuple):
     deadline: datetime | None
     settled_at: datetime
     met: bool | None
+    """What `met_deadline` said when they settled."""
     betas: tuple[str, ...]
 
 

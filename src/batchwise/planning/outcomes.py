@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -28,12 +28,15 @@ __all__ = [
     "credible",
     "culprits",
     "discrepancy",
+    "met_deadline",
     "rule_call",
     "rule_create",
     "rule_row",
     "stop_sign",
 ]
 
+
+_ZERO = timedelta(0)
 
 UNANSWERED = ("errored", "canceled", "expired")
 """The result types of rows without an answer."""
@@ -296,6 +299,25 @@ def discrepancy(found: Mapping[str, int], counts: Mapping[str, int] | None) -> M
     if counts is None:
         return {}
     return {kind: found[kind] - counts[kind] for kind in UNANSWERED if found[kind] != counts[kind]}
+
+
+def met_deadline(outcome: Outcome, deadline: datetime | None, settled: datetime) -> tuple[bool | None, timedelta]:
+    """Whether a request that settles now meets its deadline, and by how much it is late.
+
+    Only an answer meets a deadline. A cancelled request has none any more, whoever cancelled it and when.
+
+    Args:
+        outcome: How it ends.
+        deadline: When it was due.
+        settled: When it ends.
+
+    Returns:
+        True or False, None without a deadline; and the time from the deadline to the end, zero where it is in time.
+    """
+    if deadline is None or outcome is Outcome.CANCELED:
+        return None, _ZERO
+    lateness = max(_ZERO, settled - deadline)
+    return outcome is Outcome.SUCCEEDED and not lateness, lateness
 
 
 def culprits(message: str) -> tuple[int, ...]:

@@ -1,0 +1,73 @@
+"""Where a request goes on that its batch gave no answer."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.strategies import HOUR, NOW
+
+from batchwise.models import Lane, Policy, Reason
+from batchwise.planning.rescue import next_attempt
+from batchwise.planning.state import Terms
+
+FLEXIBLE = Terms(lane=Lane.BATCH, reason=Reason.LATENCY_TOLERANT, model="m", max_tokens=9, output_tokens=9)
+WEEK = attrs.evolve(FLEXIBLE, deadline=NOW + 168 * HOUR)
+THREE = Policy()
+
+
+def after(attempts: int, terms: Terms = WEEK, hours: float = 0, policy: Policy = THREE, **more: bool):
+    moment = NOW + timedelta(hours=hours)
+    return next_attempt(terms, attempts, moment, policy, **{"costs": True, "sync_works": True, **more})
+
+
+@pytest.mark.parametrize(
+    ("attempts", "terms", "hours", "more", "expected"),
+    [
+        (0, WEEK, 24, {}, (Lane.BATCH, True)),
+        (1, WEEK, 48, {}, (Lane.SYNC, True)),  # the last one
+        (1, WEEK, 48, {"sync_works": False}, (Lane.BATCH, True)),
+        (2, WEEK, 72, {}, (Lane.SYNC, False)),  # it is not used up by a batch
+        (2, WEEK, 168, {}, None),  # too late for a rescue
+        (0, WEEK, 144, {}, (Lane.SYNC, True)),  # no time for another window
+        (0, WEEK, 169, {}, (Lane.SYNC, True)),  # late: the planner finds the cheapest lane
+        (1, WEEK, 48, {"costs": False}, (Lane.BATCH, False)),
+        (1, FLEXIBLE, 48, {}, (Lane.BATCH, True)),
+        (2, FLEXIBLE, 48, {}, None),
+        (1, attrs.evolve(WEEK, batch_only=True), 167, {}, (Lane.BATCH, True)),
+        (2, attrs.evolve(WEEK, batch_only=True), 48, {}, None),
+    ],
+)
+def test_by_attempts_and_time(attempts: int, terms: Terms, hours: float, more: dict[str, bool], expected: object):
+    assert after(attempts, terms, hours, **more) == expected
+
+
+@given(
+    most=st.integers(1, 5),
+    tries=st.lists(st.tuples(st.booleans(), st.booleans(), st.floats(0, 30)), min_size=12, max_size=12),
+    hours=st.integers(25, 300),
+)
+def test_batches_never_end_a_request_that_can_be_rescued(
+    most: int, tries: list[tuple[bool, bool, float]], hours: int
+) -> None:
+    terms, policy = attrs.evolve(FLEXIBLE, deadline=NOW + hours * HOUR), Policy(max_attempts=most)
+    attempts, passed = 0, 0.0
+    for costs, works, took in tries:
+        passed += took
+        found = after(attempts, terms, passed, policy, costs=costs, sync_works=works)
+        if found is None:
+            assert passed >= hours
+            return
+        lane, counted = found
+        attempts += counted
+        assert attempts < most, "an attempt is left"
+        if lane is Lane.SYNC:
+            return
+
+
+def test_max_attempts_bounds_batches_without_a_deadline() -> None:
+    found = [after(attempts, FLEXIBLE, policy=Policy(max_attempts=2)) for attempts in range(3)]
+    assert found == [(Lane.BATCH, True), None, None]

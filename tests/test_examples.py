@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 SAYS = {
     "premerge_check": ["lane sync", "merge: True"],
     "nightly_tests": ["src/part_7.py: no tests", "18 written, 2 failed", "saved $"],
-    "weekly_audit": ["lane ", "billing: ", "0 late"],
+    "weekly_audit": ["lane ", "billing: ", "0 missed"],
     "iterative_reviewer": ["turn 1, lane sync", "read_file(", "turn 2, lane sync", "review: Reads well"],
     "demo": ["the sandbox", "SIGKILL", "saved", "nothing twice"],
 }

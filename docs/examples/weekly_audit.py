@@ -39,7 +39,7 @@ def collect(d: bw.Dispatcher, week: str) -> bool:
     for result in d.job(f"audit-{week}").results(timeout=timedelta(minutes=10)):
         print(f"{result.key}: {result.text[:60]!r}" if result.ok else f"{result.key}: failed, {result.error}")
     report = d.report(f"audit-{week}")
-    print(f"${report.cost:.4f}, saved ${report.saved:.4f}, {report.missed} late")
+    print(f"${report.cost:.4f}, saved ${report.saved:.4f}, {report.missed} missed")
     return report.requests == len(SERVICES) and not report.missed
 
 

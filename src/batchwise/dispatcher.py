@@ -106,6 +106,7 @@ class Dispatcher:
 
         Raises:
             InvalidRequestError: It cannot be sent as it is.
+            RequestTooLargeError: It exceeds what a lane that it needs may carry.
             KeyConflictError: The key is taken by other content.
             AdmissionError: No lane can keep its deadline.
             SpendLimitError: It could pass `Policy.max_spend`.

@@ -60,7 +60,7 @@ class InvalidRequestError(InvalidValueError):
 
 
 class RequestTooLargeError(InvalidRequestError):
-    """One request alone exceeds what a create call may carry."""
+    """One request alone exceeds what a call that it needs may carry. Nothing was stored or sent."""
 
 
 class UnroutableRequestError(InvalidRequestError):

@@ -131,7 +131,12 @@ class Job(JobView):
         return self._driver.cancel(requests=self._requests)
 
     def retry(self, outcomes: Sequence[Outcome] = (Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED)) -> int:
-        """Queue its settled requests of these outcomes anew; returns how many. Their old results are dropped."""
+        """Queue its settled requests of these outcomes anew; returns how many. Their old results are dropped.
+
+        Raises:
+            SpendLimitError: They could pass `Policy.max_spend`; none of them is queued.
+            UnknownPriceError: There is a spend limit, and the price of one's model is unknown.
+        """
         self._driver.check()
         count = self._reopen(tuple(outcomes))
         self._driver.wake()

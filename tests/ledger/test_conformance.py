@@ -747,9 +747,9 @@ def test_claims_leave_the_batch_queue_alone_unless_told(world: World) -> None:
 
 def test_failed_tries_are_noted(world: World) -> None:
     row = world.accept("a", BLOCKING, claim=True).row
-    assert world.ledger.note_attempt(row.id, run=world.run, costs_attempt=True, doubtful=True)
-    assert world.ledger.note_attempt(row.id, run=world.run, costs_attempt=False, doubtful=False)
-    assert not world.ledger.note_attempt(row.id, run=99, costs_attempt=True, doubtful=True)
+    assert world.ledger.note_attempt(row.id, run=world.run, costs_attempt=True, doubtful=True, now=NOW)
+    assert world.ledger.note_attempt(row.id, run=world.run, costs_attempt=False, doubtful=False, now=NOW)
+    assert not world.ledger.note_attempt(row.id, run=99, costs_attempt=True, doubtful=True, now=NOW)
     after = world.ledger.row(row.id)
     assert after is not None
     assert after.attempts == 1
@@ -1232,7 +1232,7 @@ def test_what_a_dead_run_leaves(backend: Backend) -> None:
         assert orjson.loads(result.line)["result"]["error"]["type"] == "abandoned"
     rows = [ledger.row(number) for number in (patient, queued)]
     assert [(row.status, row.lane, row.attempts) for row in rows if row] == [(QUEUED, SYNC, 1), (QUEUED, SYNC, 0)]
-    assert ledger.report(job=None).possible_doubles == 1
+    assert ledger.report(job=None).possible_doubles == 2, "both calls that ran may have been billed"
     assert ledger.missing(batch.id)
     assert ledger.job_id("bulk") is None
     again = World(ledger)

@@ -76,6 +76,10 @@ class Model:
     abandoned: bool = False
 
 
+def most(request: Model) -> int:
+    return request.terms.reserve_each + len(request.body) * request.terms.reserve_per_byte
+
+
 def plain(terms: Terms) -> Terms:
     return attrs.evolve(terms, id=0, job=0)
 
@@ -89,7 +93,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.order: list[int] = []  # in the order of settling
         self.batches: dict[int, BatchState] = {}
         self.now = NOW
-        self.cost = self.wasted = self.doubles = 0
+        self.cost = self.wasted = self.doubles = self.unseen = 0
         self.lateness = timedelta(0)
         self.late: set[tuple[int, int]] = set()
         self.rolls: dict[int, tuple[Roll, dict[int, Terms]]] = {}
@@ -163,6 +167,12 @@ class LedgerMachine(RuleBasedStateMachine):
         request = self.requests[number]
         request.status, request.lane, request.not_before = QUEUED, lane, not_before
         request.attempts += attempt
+
+    def _doubt(self, numbers: Iterable[int]) -> None:
+        """These may have been bought: counted, and what they cost at most counts as spent."""
+        for number in numbers:
+            self.doubles += 1
+            self.unseen += most(self.requests[number])
 
     def _choose(self, pool: list[int], wanted: list[int]) -> list[int]:
         return sorted({pool[each % len(pool)] for each in wanted}) if pool else []
@@ -331,7 +341,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 batch, lane=lane, costs_attempt=attempt, not_before=later, now=self.now, keep=keep, doubtful=doubtful
             )
             assert got == len(inside)
-            self.doubles += doubtful * got
+            if doubtful:
+                self._doubt(inside)
             for number in inside:
                 self._requeue(number, lane, attempt=attempt, not_before=later)
             if not keep:
@@ -418,10 +429,12 @@ class LedgerMachine(RuleBasedStateMachine):
             self.late.add((number, batch))
             self.wasted += cost
 
-    @rule(wanted=some, outcome=outcomes, cost=st.integers(0, 9))
-    def answer(self, wanted: list[int], outcome: Outcome, cost: int) -> None:
+    @rule(wanted=some, outcome=outcomes, cost=st.integers(0, 9), doubtful=st.booleans())
+    def answer(self, wanted: list[int], outcome: Outcome, cost: int, doubtful: bool) -> None:
         numbers = self._choose(self._where(status=IN_FLIGHT, lane=SYNC, run=self.run), wanted)
-        rows = [settlement(n, outcome, SYNC, line=b"sync %d" % n, cost=cost) for n in numbers]
+        rows = [settlement(n, outcome, SYNC, line=b"sync %d" % n, cost=cost, doubtful=doubtful) for n in numbers]
+        if doubtful:
+            self._doubt(numbers)
         order = self._by_kind(numbers)
         assert self.ledger.settle(rows, now=self.now, run=self.run) == len(rows)
         assert self.ledger.settle(rows, now=self.now, run=self.run) == 0
@@ -504,7 +517,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.requests[number].abandoned = True
         for number in again:
             self._requeue(number, SYNC, attempt=True)
-        self.doubles += len(again)
+        self._doubt(running)
         self._start()
 
     # -- what always holds ------------------------------------------------------------------------------------------
@@ -584,14 +597,10 @@ class LedgerMachine(RuleBasedStateMachine):
         assert report.possible_doubles == self.doubles
         met = Counter(each.met for each in self.requests.values())
         assert (report.met, report.missed, report.worst_lateness) == (met[True], met[False], self.lateness)
-        reserved = sum(
-            each.terms.reserve_each + len(each.body) * each.terms.reserve_per_byte
-            for each in self.requests.values()
-            if each.status is not SETTLED
-        )
+        reserved = sum(map(most, (each for each in self.requests.values() if each.status is not SETTLED)))
         with self.ledger._reading() as db:  # type: ignore[attr-defined]
             assert self.ledger._reserved(db) == reserved  # type: ignore[attr-defined]
-            assert self.ledger._spent(db, None) == self.cost + self.wasted  # type: ignore[attr-defined]
+            assert self.ledger._spent(db, None) == self.cost + self.wasted + self.unseen  # type: ignore[attr-defined]
 
 
 TestLedgerMachine = LedgerMachine.TestCase

@@ -566,6 +566,8 @@ class World:
         rates = {lane: self.engine.prices.rates(MODEL, lane, at=self.now()) for lane in bw.Lane}
         paid = sum(cost(usage_of(prompt), rates[bw.Lane(lane)]) for lane, prompt in self.api.billed())
         booked = int((report.cost + report.wasted).scaleb(12))
+        cap = self.policy.max_spend
+        assert cap is None or paid <= cap.scaleb(12), f"{paid} paid, over the cap of {cap}"
         assert booked <= paid, f"the books have more than the bill: {report} {paid}"
 
     def settle_all(self) -> None:

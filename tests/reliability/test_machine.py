@@ -8,6 +8,7 @@ everything heals, and everything settles.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import timedelta
 
 import hypothesis.strategies as st
@@ -37,9 +38,12 @@ class Machine(RuleBasedStateMachine):
         late=st.sampled_from(["run", "fail"]),
         count=st.integers(1, 6),
         latency=PATIENT,
+        cap=st.sampled_from([None, None, "0.1", "0.5"]),
     )
-    def begin(self, hours: int, exclusive: bool, hedge: bool, late: str, count: int, latency: object) -> None:
-        policy = bw.Policy(exclusive_workspace=exclusive, hedge=hedge, late=late)  # type: ignore[arg-type]
+    def begin(
+        self, hours: int, exclusive: bool, hedge: bool, late: str, count: int, latency: object, cap: str | None
+    ) -> None:
+        policy = bw.Policy(exclusive_workspace=exclusive, hedge=hedge, late=late, max_spend=cap)  # type: ignore[arg-type]
         self.exclusive = exclusive
         self.world = World(policy, server_skew=hours * HOUR)
         self.dispatch_all(count, latency, named=True)
@@ -50,7 +54,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(latency=LATENCIES)
     def dispatch(self, latency: object) -> None:
-        self.world.dispatch(self.texts(1)[0], latency)
+        with suppress(bw.SpendLimitError):
+            self.world.dispatch(self.texts(1)[0], latency)
 
     @rule(count=st.integers(1, 6), latency=PATIENT, named=st.booleans())
     def bulk(self, count: int, latency: object, named: bool) -> None:
@@ -58,7 +63,8 @@ class Machine(RuleBasedStateMachine):
 
     def dispatch_all(self, count: int, latency: object, *, named: bool) -> None:
         texts = self.texts(count)
-        self.world.dispatch_all(texts, latency, f"job {self.count}" if named else None)
+        with suppress(bw.SpendLimitError):
+            self.world.dispatch_all(texts, latency, f"job {self.count}" if named else None)
 
     @rule()
     def flush(self) -> None:

@@ -172,7 +172,9 @@ def _mine(engine: Engine, batch: BatchView, job: int | None, wanted: set[int] | 
 def _settle_shared(engine: Engine, batch: BatchView, mine: Sequence[int]) -> int:
     error = ResultError("canceled", "canceled by the caller while its batch ran", retryable=True)
     settlements = [
-        engine.failure(number, member.key, Outcome.CANCELED, error, lane=Lane.BATCH, nonce=batch.nonce)
+        engine.failure(number, member.key, Outcome.CANCELED, error, lane=Lane.BATCH, nonce=batch.nonce)._replace(
+            unseen=True
+        )
         for number, member in engine.ledger.members(batch.id, mine).items()
     ]
     return engine.ledger.settle(settlements, now=engine.now())  # not by the batch: its rows may still come, and cost

@@ -112,7 +112,8 @@ def _tell(engine: Engine, *, answered: bool) -> Procedure[None]:
 
 def _unusable(engine: Engine, ticked: Ticked) -> Procedure[None]:
     error = ResultError("malformed_response", "the API's answer is no message; it may have been billed", retryable=True)
-    yield from _settle(engine, ticked, _failure(engine, ticked.claim, Outcome.FAILED, error))
+    end = _failure(engine, ticked.claim, Outcome.FAILED, error)
+    yield from _settle(engine, ticked, end._replace(doubtful=True))
 
 
 def _failure(engine: Engine, claim: Claim, outcome: Outcome, error: ResultError) -> Settlement:
@@ -141,14 +142,17 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> 
     engine.failures.pop(f"refused {claim.id}", None)
     outcome = ruling.outcome or Outcome.FAILED
     reason = ruling.error or ResultError("unknown_error", "the API gave no reason", retryable=True)
-    yield from _settle(engine, ticked, _failure(engine, claim, outcome, reason))
+    end = _failure(engine, claim, outcome, reason)
+    yield from _settle(engine, ticked, end._replace(doubtful=ruling.doubtful))
 
 
 def _again(engine: Engine, claim: Claim, wait: timedelta, *, costs: bool, doubtful: bool) -> Procedure[None]:
     """Try again in this process; what the try cost is durable first."""
     if costs or doubtful:
         noted = yield from store(
-            lambda: engine.ledger.note_attempt(claim.id, run=engine.run, costs_attempt=costs, doubtful=doubtful)
+            lambda: engine.ledger.note_attempt(
+                claim.id, run=engine.run, costs_attempt=costs, doubtful=doubtful, now=engine.now()
+            )
         )
         if not noted:
             return  # settled, or taken by another run

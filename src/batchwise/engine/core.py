@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from time import monotonic
 
 import attrs
@@ -34,6 +35,7 @@ from batchwise.models import (
 from batchwise.planning import agenda, planner
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample
+from batchwise.planning.packing import MAX_CALL_BYTES
 from batchwise.planning.pricing import PriceBook, to_pico
 from batchwise.planning.state import BatchState, Group, Snapshot, Terms
 from batchwise.planning.turns import failed
@@ -41,7 +43,7 @@ from batchwise.request import Request
 
 from .admissions import Admissions
 from .queue import CallQueue
-from .routes import Router, decision_of
+from .routes import Router, check_size, decision_of
 
 __all__ = ["Engine"]
 
@@ -132,6 +134,7 @@ class Engine:
         """
         now = self.now()
         decision, terms = self.router.recall(request, now)
+        check_size(request, terms)
         if terms.deadline is not None and not terms.batch_only:
             admitted = self.admissions.one(terms, len(request.body), now)
             if admitted is not terms:
@@ -170,6 +173,19 @@ class Engine:
         self.admissions.forget()
         return numbers
 
+    def reopen(self, job: int, outcomes: Sequence[Outcome], requests: Sequence[int] | None) -> int:
+        """Queue settled requests anew; returns how many.
+
+        Raises:
+            SpendLimitError: They could pass the cap; none of them is queued.
+            UnknownPriceError: There is a cap, and the price of one's model is unknown.
+        """
+        cap = self._cap()
+        reserved = None if cap is None else partial(self.router.reserved, now=self.now())
+        return self.ledger.reopen(
+            job=job, outcomes=outcomes, now=self.now(), requests=requests, cap=cap, reserved=reserved
+        )
+
     def _entries(
         self, requests: Iterable[Request], now: datetime, latency: LatencyTag | None, tool_use: ToolUse | None
     ) -> Iterator[Entry]:
@@ -187,6 +203,8 @@ class Engine:
                 if found is None:
                     found = routes[signature] = self._route_named(request, position, now, latency, tool_use)
                 last, terms = signature, found
+            if len(request.body) > MAX_CALL_BYTES:
+                _check_size(request, terms, position)
             yield tuple.__new__(Entry, (request.key, request.body, terms))
 
     def _route_named(
@@ -450,6 +468,13 @@ class Engine:
         if self.ledger.lease.held:
             self.ledger.lease.release()
         self.ledger.end_run(self.run)
+
+
+def _check_size(request: Request, terms: Terms, position: int) -> None:
+    try:
+        check_size(request, terms)
+    except InvalidRequestError as error:
+        raise type(error)(f"item #{position} of dispatch_all: {error}") from None
 
 
 def _later(one: datetime | None, other: datetime | None) -> datetime | None:

@@ -272,8 +272,8 @@ class JobView:
     def _reopen(self, outcomes: tuple[Outcome, ...]) -> int:
         """Queue anew and mark as waited for, as a bulk dispatch is."""
         self._engine.rise()
-        ledger, now = self._engine.ledger, self._engine.now()
-        count = ledger.reopen(job=self._number, outcomes=outcomes, now=now, requests=self._requests)
+        ledger = self._engine.ledger
+        count = self._engine.reopen(self._number, outcomes, self._requests)
         if self._requests is None:
             ledger.flush(job=self._number)
         elif count:

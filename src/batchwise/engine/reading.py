@@ -79,6 +79,7 @@ class Sorter:
             lane=Lane.BATCH,
             nonce=self.batch.nonce,
         )
+        settlement = settlement._replace(doubtful=ruling.doubtful)
         self.settlements.append(settlement if line is None else settlement._replace(line=line))
 
     def _next(self, member: Member, *, costs: bool) -> tuple[Lane, bool] | None:

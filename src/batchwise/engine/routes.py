@@ -5,15 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Protocol
 
-from batchwise.errors import UnknownPriceError, shown
+import attrs
+
+from batchwise.errors import shown
 from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse
-from batchwise.planning import routing
+from batchwise.planning import packing, routing
 from batchwise.planning.forecast import Forecast
-from batchwise.planning.pricing import PriceBook, estimate
+from batchwise.planning.pricing import PriceBook
+from batchwise.planning.reservation import has_unseen_input, most_cost, refuse_unbounded
 from batchwise.planning.state import Terms
 from batchwise.request import Request
 
-__all__ = ["Router", "decision_of"]
+__all__ = ["Router", "check_size", "decision_of"]
 
 _REMEMBERED = 1_000
 """Decisions."""
@@ -48,7 +51,7 @@ class Router:
             InvalidRequestError: Its tags or parameters cannot be kept; see `choose_lane`.
             UnknownPriceError: There is a spend limit and no price.
         """
-        where = "request" if request.key is None else f"request {shown(request.key)}"
+        where = routing.named(request)
         case = routing.case_of(
             request,
             now=now,
@@ -59,7 +62,7 @@ class Router:
             tool_use=tool_use,
         )
         decision = routing.decide(case, where)
-        each, per_byte = self._reserve(case, decision.lane, where)
+        each, per_byte = self._reserve(request, case, decision.lane, where)
         hedged = decision.reason is Reason.HEDGED
         return decision, Terms(
             lane=decision.lane,
@@ -103,24 +106,41 @@ class Router:
             request.stream,
             request.expected_output_tokens,
             len(request.body) >> 10 if self._by_size else 0,
+            self._policy.max_spend is not None and has_unseen_input(request.body),
         )
 
-    def _reserve(self, case: routing.Case, lane: Lane, where: str) -> tuple[int, int]:
-        """pico-USD kept for a request until it settles: its sync price, and its batch price too where both may come."""
+    def reserved(self, terms: Terms, *, now: datetime) -> Terms:
+        """Terms with what is kept for one of their requests; one of which nothing is known may fill its model.
+
+        Raises:
+            UnknownPriceError: A price is unknown.
+        """
+        if terms.reserve_each:
+            return terms
+        where = f"a request for {shown(terms.model)}"
+        each, per_byte = most_cost(
+            self._prices, terms.model, terms.max_tokens, terms.lane, at=now, unseen=True, where=where
+        )
+        return attrs.evolve(terms, reserve_each=each, reserve_per_byte=per_byte)
+
+    def _reserve(self, request: Request, case: routing.Case, lane: Lane, where: str) -> tuple[int, int]:
         if self._policy.max_spend is None:
             return 0, 0
-        lanes = (Lane.SYNC, Lane.BATCH) if lane is Lane.BATCH else (Lane.SYNC,)
-        each = per_byte = 0
-        for part in lanes:
-            rates = self._prices.rates(case.traits.model, part, at=case.now)
-            if rates is None:
-                raise UnknownPriceError(
-                    f"{where}: the price of {shown(case.traits.model)} is unknown, so Policy.max_spend cannot be kept; "
-                    "use a model with a known price, or drop max_spend"
-                )
-            each += estimate(0, case.traits.max_tokens, rates)
-            per_byte += -(-rates.cache_write_1h // 2)  # two bytes a token, the dearest kind of input
-        return each, per_byte
+        traits = case.traits
+        refuse_unbounded(traits.parameters, traits.tool_types, where)
+        unseen = has_unseen_input(request.body)
+        return most_cost(self._prices, traits.model, traits.max_tokens, lane, at=case.now, unseen=unseen, where=where)
+
+
+def check_size(request: Request, terms: Terms) -> None:
+    """Refuse a request that is too large for a lane that its terms need.
+
+    Raises:
+        RequestTooLargeError: It is.
+    """
+    if len(request.body) > packing.MAX_CALL_BYTES:  # hardly ever
+        rescue = terms.deadline is not None and not terms.batch_only
+        routing.check_size(len(request.body), terms.lane, rescue=rescue, where=routing.named(request))
 
 
 def decision_of(terms: Terms) -> Decision:

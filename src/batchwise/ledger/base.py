@@ -101,7 +101,8 @@ class Ledger(Protocol):
         """Clear up after dead runs; returns how many requests were touched.
 
         Staged rows go. Unsettled blocking requests (queued for the sync lane, or running) settle CANCELED with the
-        error type `abandoned`. Other sync calls that ran are queued again, counted as possible doubles. Batches in
+        error type `abandoned`. Other sync calls that ran are queued again. All that ran are counted as possible
+        doubles: they may have been billed. Batches in
         `posting` are not touched: that is the lease holder's work (`doubt_orphans`).
         """
 
@@ -195,7 +196,7 @@ class Ledger(Protocol):
     def claim(self, terms: int, count: int, *, run: int, now: datetime, any_lane: bool = False) -> list[Claim]:
         """Hand up to `count` requests of these terms, queued for the sync lane (or any), to the run."""
 
-    def note_attempt(self, request: int, *, run: int, costs_attempt: bool, doubtful: bool) -> bool:
+    def note_attempt(self, request: int, *, run: int, costs_attempt: bool, doubtful: bool, now: datetime) -> bool:
         """Book a failed try of a request that the run goes on with; False: it is the run's no more."""
 
     # -- the batch lane (lease holder only) -------------------------------------------------------------------------
@@ -355,11 +356,21 @@ class Ledger(Protocol):
         """
 
     def reopen(
-        self, *, job: int, outcomes: Sequence[Outcome], now: datetime, requests: Sequence[int] | None = None
+        self,
+        *,
+        job: int,
+        outcomes: Sequence[Outcome],
+        now: datetime,
+        requests: Sequence[int] | None = None,
+        cap: Cap | None = None,
+        reserved: Callable[[Terms], Terms] | None = None,
     ) -> int:
         """Queue a job's settled requests of these outcomes anew, on their first terms without a deadline's past.
 
-        With `requests`, only those of them.
+        With `requests`, only those of them. `reserved` gives terms what a spend limit keeps for them.
+
+        Raises:
+            SpendLimitError: They could pass the cap; none of them is queued.
         """
 
     def suspend(self, lane: Lane, reason: str, *, now: datetime) -> None:

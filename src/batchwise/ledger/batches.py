@@ -339,7 +339,7 @@ class Batches(Claims):
                 # It has waited its interval already.
                 moves.add(Place(place.terms, code, QUEUED, 0, earliest), group.requests, group.size, flush=True)
                 if doubtful:
-                    self._book_waste(db, group.terms.job, doubles=group.requests)
+                    self._book_doubt(db, group.terms, group.requests, group.size, now)
             which, values = ("", ()) if wanted is None else (f" AND terms IN {SOME}", (some(wanted),))
             db.execute(
                 f"{UPDATE_MANY} request SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? "

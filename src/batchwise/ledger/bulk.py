@@ -24,7 +24,7 @@ from batchwise.planning.state import Terms
 from .beside import Beside
 from .keys import StagedError, conflict, find
 from .rows import BATCH, LANE_CODES, QUEUED, SYNC, decode_key
-from .store import CHUNK, Moves, Place, insert_rows
+from .store import CHUNK, Moves, Place, insert_rows, reserve
 from .values import Cap, Entry
 
 if TYPE_CHECKING:
@@ -315,11 +315,9 @@ class SqliteIntake:
         """Accept all of it in one transaction; see `base.Intake.accept`."""
         self._check_open()
         ledger, numbers = self._ledger, self._sum.numbers.all()
-        reserve = sum(
-            requests * terms.reserve_each + size * terms.reserve_per_byte for terms, requests, size in self.fresh
-        )
+        more = sum(reserve(*each) for each in self.fresh)
         with ledger._transaction("intake accept") as db:
-            ledger._check_cap(db, cap, reserve)
+            ledger._check_cap(db, cap, more)
             db.execute("UPDATE terms SET staged = 0 WHERE staged = ?", (self._id,))
             moves = Moves(ledger, db, now)
             for index, (requests, size) in self._sum.counts.items():

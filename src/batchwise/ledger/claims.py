@@ -30,7 +30,7 @@ class Claims(Ends):
             rows = self._rows(db, [row[0] for row in found])
             return self._hand_over(db, sorted(rows.values()), run, now)
 
-    def note_attempt(self, request: int, *, run: int, costs_attempt: bool, doubtful: bool) -> bool:
+    def note_attempt(self, request: int, *, run: int, costs_attempt: bool, doubtful: bool, now: datetime) -> bool:
         """Book a failed try of a request that the run goes on with; False: it is the run's no more."""
         with self._transaction("note_attempt") as db:
             row = self._rows(db, [request]).get(request)
@@ -38,7 +38,8 @@ class Claims(Ends):
                 return False
             if costs_attempt:
                 db.execute("UPDATE request SET attempts = attempts + 1 WHERE id = ?", (request,))
-            self._book_waste(db, row.job, doubles=int(doubtful))
+            if doubtful:
+                self._book_doubt(db, self._terms(db, row.terms), 1, row.size, now)
             return True
 
     def _hand_over(self, db: sqlite3.Connection, rows: list[Row], run: int, now: datetime) -> list[Claim]:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 
 import attrs
@@ -15,8 +15,8 @@ from batchwise.planning.state import Terms
 
 from .rows import IN_FLIGHT, LANE_CODES, LANES, OUTCOME_CODES, QUEUED, SETTLED, canceled_line, decode_key, micros
 from .settlements import Settlements
-from .store import CHUNK, RESULTS_BEHIND, SOME, Moves, Place, Row, place_of, settled_in, some
-from .values import Settlement
+from .store import CHUNK, RESULTS_BEHIND, SOME, Moves, Place, Row, place_of, reserve, settled_in, some
+from .values import Cap, Settlement
 
 __all__ = ["Ends"]
 
@@ -27,11 +27,18 @@ class Ends(Settlements):
     """Cancelling, queueing again, beginning anew, and purging."""
 
     def _cancel_rows(self, db: sqlite3.Connection, ids: Iterable[int], kind: str, message: str, now: datetime) -> int:
+        """Settle these as CANCELED. Those that were sent to the sync lane may have been billed."""
         settlements = []
         for number in ids:
-            key, lane, batch = db.execute("SELECT key, lane, batch FROM request WHERE id = ?", (number,)).fetchone()
+            key, lane, batch, status = db.execute(
+                "SELECT key, lane, batch, status FROM request WHERE id = ?", (number,)
+            ).fetchone()
             line = canceled_line(decode_key(key), self._nonce(db, batch), number, kind, message)
-            settlements.append(Settlement(number, Outcome.CANCELED, LANES[lane], line, 0, 0, attempted=False))
+            settlements.append(
+                Settlement(
+                    number, Outcome.CANCELED, LANES[lane], line, 0, 0, attempted=False, doubtful=status == IN_FLIGHT
+                )
+            )
         return self._settle(db, settlements, now=now)
 
     def cancel(
@@ -128,7 +135,7 @@ class Ends(Settlements):
             moves.add(place_of(row), -1, -row.size)
             moves.add(Place(row.terms, code, QUEUED, 0, earliest), 1, size, flush=True)  # it has waited its interval
             if doubtful:
-                self._book_waste(db, row.job, doubles=1)
+                self._book_doubt(db, self._terms(db, row.terms), 1, row.size, now)
             if turn is not None:
                 before = "NULL" if body is None else "(SELECT params FROM body WHERE id = q.id)"
                 db.execute(
@@ -148,31 +155,63 @@ class Ends(Settlements):
         return len(rows)
 
     def reopen(
-        self, *, job: int, outcomes: Sequence[Outcome], now: datetime, requests: Sequence[int] | None = None
+        self,
+        *,
+        job: int,
+        outcomes: Sequence[Outcome],
+        now: datetime,
+        requests: Sequence[int] | None = None,
+        cap: Cap | None = None,
+        reserved: Callable[[Terms], Terms] | None = None,
     ) -> int:
         """Queue a job's settled requests of these outcomes anew, attempts and paused turns forgotten.
 
         With `requests`, only those of them. A deadline that has passed is dropped. What they cost stays in the books.
+        Under a cap it is one transaction, else one for some at a time.
+
+        Raises:
+            SpendLimitError: They could pass the cap; none of them is queued.
         """
-        reopened, after = 0, 0
         wanted = None if requests is None else frozenset(requests)
-        codes = some(OUTCOME_CODES[outcome] for outcome in outcomes)
-        while True:
+        terms_of = reserved or _as_they_are
+
+        def settled(db: sqlite3.Connection, after: int) -> tuple[list[Row], int | None]:
+            """Some that ended so, behind a cursor, and the cursor behind them; None: there are no more."""
+            found = db.execute(
+                f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} WHERE {settled_in(job)} AND s.outcome IN {SOME} "
+                f"ORDER BY s.last, r.seq LIMIT {CHUNK}",
+                (after, after, job, some(OUTCOME_CODES[outcome] for outcome in outcomes)),
+            ).fetchall()
+            rows = self._rows(db, [each[1] for each in found if wanted is None or each[1] in wanted])
+            return list(rows.values()), found[-1][0] if len(found) == CHUNK else None
+
+        def renew(db: sqlite3.Connection, rows: Sequence[Row]) -> None:
+            moves = Moves(self, db, now)
+            for row in rows:
+                self._renew(db, moves, row, terms_of(self._terms(db, row.terms)), now=now)
+            moves.book()
+
+        def pages(db: sqlite3.Connection) -> Iterator[list[Row]]:
+            after: int | None = 0
+            while after is not None:
+                rows, after = settled(db, after)
+                yield rows
+
+        if cap is not None:
             with self._transaction("reopen") as db:
-                found = db.execute(
-                    f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} WHERE {settled_in(job)} AND s.outcome IN {SOME} "
-                    f"ORDER BY s.last, r.seq LIMIT {CHUNK}",
-                    (after, after, job, codes),
-                ).fetchall()
-                rows = self._rows(db, [each[1] for each in found if wanted is None or each[1] in wanted])
-                moves = Moves(self, db, now)
-                for row in rows.values():
-                    self._renew(db, moves, row, self._terms(db, row.terms), now=now)
-                moves.book()
+                rows = [row for page in pages(db) for row in page]
+                more = sum(reserve(terms_of(self._terms(db, row.terms)), 1, row.size) for row in rows)
+                self._check_cap(db, cap, more)
+                renew(db, rows)
+            return len(rows)
+        reopened = 0
+        after: int | None = 0
+        while after is not None:
+            with self._transaction("reopen") as db:
+                rows, after = settled(db, after)
+                renew(db, rows)
             reopened += len(rows)
-            if len(found) < CHUNK:
-                return reopened
-            after = found[-1][0]
+        return reopened
 
     def _renew(
         self,
@@ -256,3 +295,7 @@ class Ends(Settlements):
                     "AND id NOT IN (SELECT terms FROM again)"
                 )
         return purged
+
+
+def _as_they_are(terms: Terms) -> Terms:
+    return terms

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import attrs
 
-from batchwise.errors import BatchwiseError, LedgerError, SpendLimitError
+from batchwise.errors import BatchwiseError, LedgerError
 from batchwise.planning.state import Terms
 
 from .base import Intake
@@ -22,14 +22,13 @@ from .batches import Batches
 from .bulk import SqliteIntake
 from .keys import StagedError, conflict, find, is_position, same_body
 from .rows import IN_FLIGHT, LANE_CODES, LANES, QUEUED, SETTLED, STATUSES, SYNC, decode_key, encode_key, merged
-from .store import CHUNK, Moves, Place, Row, place_of
+from .store import CHUNK, Moves, Place, Row, place_of, reserve
 from .values import Accepted, Cap, Claim, Entry, RequestRow
 
 __all__ = ["Acceptance"]
 
 _PAUSE = 0.02
 _GROUP = 256
-_PICO = 10**12
 
 
 @attrs.define(eq=False)
@@ -161,7 +160,7 @@ class Acceptance(Batches):
             key, unheard = b"~" + uuid4().hex.encode(), True
         found = None if job is None or unheard else find(db, job, key)
         if found is None:
-            self._check_cap(db, cap, entry.terms.reserve_each + len(entry.body) * entry.terms.reserve_per_byte)
+            self._check_cap(db, cap, reserve(entry.terms, 1, len(entry.body)))
             if job is None:
                 job = _add_job(db, name)
             if not visible:
@@ -257,7 +256,7 @@ class Acceptance(Batches):
         if row.status == SETTLED:
             if not row.abandoned:
                 return False
-            self._check_cap(db, cap, new.reserve_each + row.size * new.reserve_per_byte)
+            self._check_cap(db, cap, reserve(new, 1, row.size))
             self._renew(db, moves, row, new, now=now, run=run, flush=flush)
             return True
         queued = row.status == QUEUED
@@ -286,17 +285,6 @@ class Acceptance(Batches):
         """Whether a request has this content: its canonical params, betas and stream."""
         old = self._terms(db, terms)
         return (old.betas, old.stream) == (new.betas, new.stream) and same_body(db, request, body)
-
-    def _check_cap(self, db: sqlite3.Connection, cap: Cap | None, more: int) -> None:
-        if cap is None:
-            return
-        spent, reserved = self._spent(db, cap.since), self._reserved(db)
-        if spent + reserved + more > cap.limit:
-            raise SpendLimitError(
-                f"accepting this could cost {more / _PICO:.6f} USD beside {spent / _PICO:.6f} spent and "
-                f"{reserved / _PICO:.6f} reserved for unsettled work, over max_spend={cap.limit / _PICO:.6f}; "
-                "raise the limit, or wait until reserved work has settled. Nothing was stored or sent"
-            )
 
     # -- many -------------------------------------------------------------------------------------------------------
 

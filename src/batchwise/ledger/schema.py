@@ -34,6 +34,7 @@ _OPENING_PAUSE = 0.02
 # - Numbers are those of the last row and one; `deleted` has the highest of rows that are gone, for none is given twice
 #   (a counter would be one page more that each transaction writes).
 # - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
+# - `waste.unseen`: the most that possible doubles may have cost (pico-USD), which counts against a spend limit.
 # - There are foreign keys where the lookup they need is cheap in both directions. `request.terms` has none: it would
 #   need one more index over all requests. `body` has none: bulks insert both, and a trigger looks at deletions alone.
 _FIRST = """
@@ -181,7 +182,8 @@ CREATE TABLE spend (minute INTEGER PRIMARY KEY, cost INTEGER NOT NULL);
 CREATE TABLE waste (
     job INTEGER PRIMARY KEY,
     wasted INTEGER NOT NULL DEFAULT 0,
-    doubles INTEGER NOT NULL DEFAULT 0
+    doubles INTEGER NOT NULL DEFAULT 0,
+    unseen INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE late (request INTEGER NOT NULL, batch INTEGER NOT NULL, PRIMARY KEY (request, batch)) WITHOUT ROWID;
 """

@@ -184,6 +184,10 @@ class Settlements(Looking):
             kind = _Kind(row.job, row.terms, outcome, lane, attempts)
             answer = (each.id, each.line, each.cost, each.saved, each.input_tokens, each.cache_read_tokens)
             kinds.setdefault(kind, []).append(answer)
+            if each.doubtful:
+                self._book_doubt(db, self._terms(db, row.terms), 1, row.size, now)
+            elif each.unseen:
+                self._book_unseen(db, self._terms(db, row.terms), 1, row.size, now)
             abandoned = each.outcome is Outcome.CANCELED and _is_abandoned(each.line)
             if abandoned or not row.inside:
                 updates.append((abandoned, row.id))

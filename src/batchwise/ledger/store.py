@@ -17,12 +17,13 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from batchwise.errors import ClosedDispatcherError, LedgerError
+from batchwise.errors import ClosedDispatcherError, LedgerError, SpendLimitError
 from batchwise.planning.state import Group, Terms
 
 from .locks import MemoryLock, ProcessLock
 from .rows import SETTLED, decode_key, decode_terms, digest_of, encode_terms, from_micros, micros
 from .schema import BUSY_SECONDS, connect
+from .values import Cap
 
 __all__ = [
     "ATTEMPTS_NOW",
@@ -41,6 +42,7 @@ __all__ = [
     "Store",
     "insert_rows",
     "place_of",
+    "reserve",
     "select_some",
     "settled_in",
     "some",
@@ -53,6 +55,7 @@ FAILURES = "failures:"
 """Before the names of what `note_failure` counts, in `meta`."""
 
 _CACHED = 10_000
+_PICO = 10**12
 _QUIET = {"note_advance", "note_call", "note_clock"}
 """Commits of one's own that nobody has to look at: a pass that notes its begin is not woken by that."""
 SOME = "(SELECT value FROM json_each(?))"
@@ -184,6 +187,11 @@ class Place(NamedTuple):
 def place_of(row: Row) -> Place:
     """The cohort in which an unsettled row is counted."""
     return tuple.__new__(Place, row[3:8])
+
+
+def reserve(terms: Terms, requests: int, size: int) -> int:
+    """pico-USD that so many requests of these terms, of so many bytes together, may cost at most."""
+    return requests * terms.reserve_each + size * terms.reserve_per_byte
 
 
 class _Lock(Protocol):
@@ -404,10 +412,12 @@ class Store:
         ]
 
     def _spent(self, db: sqlite3.Connection, since: datetime | None) -> int:
-        """pico-USD that settled or were wasted, since the minute of `since` (None: ever)."""
+        """pico-USD settled, wasted, or perhaps billed unseen, since the minute of `since` (None: ever)."""
         # Summed here: SQLite's integers end at 9.2 million USD.
         if since is None:
-            return sum(row[0] for row in db.execute("SELECT cost FROM tally UNION ALL SELECT wasted FROM waste"))
+            return sum(
+                row[0] for row in db.execute("SELECT cost FROM tally UNION ALL SELECT wasted + unseen FROM waste")
+            )
         start = micros(since) // _MINUTE
         return sum(row[0] for row in db.execute("SELECT cost FROM spend WHERE minute >= ?", (start,)))
 
@@ -425,9 +435,35 @@ class Store:
     def _book_waste(self, db: sqlite3.Connection, job: int, *, wasted: int = 0, doubles: int = 0) -> None:
         if wasted or doubles:
             db.execute(
-                "INSERT INTO waste VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
+                "INSERT INTO waste VALUES (?, ?, ?, 0) ON CONFLICT DO UPDATE "
                 "SET wasted = wasted + excluded.wasted, doubles = doubles + excluded.doubles",
                 (job, wasted, doubles),
+            )
+
+    def _book_unseen(self, db: sqlite3.Connection, terms: Terms, requests: int, size: int, now: datetime) -> None:
+        """These requests may have been billed without an answer: what that costs at most counts against the cap."""
+        most = reserve(terms, requests, size)
+        if most:
+            db.execute(
+                "INSERT INTO waste VALUES (?, 0, 0, ?) ON CONFLICT DO UPDATE SET unseen = unseen + excluded.unseen",
+                (terms.job, most),
+            )
+            self._book(db, most, now)
+
+    def _book_doubt(self, db: sqlite3.Connection, terms: Terms, requests: int, size: int, now: datetime) -> None:
+        """These requests may have been bought, and may be bought again."""
+        self._book_waste(db, terms.job, doubles=requests)
+        self._book_unseen(db, terms, requests, size, now)
+
+    def _check_cap(self, db: sqlite3.Connection, cap: Cap | None, more: int) -> None:
+        if cap is None:
+            return
+        spent, reserved = self._spent(db, cap.since), self._reserved(db)
+        if spent + reserved + more > cap.limit:
+            raise SpendLimitError(
+                f"accepting this could cost {more / _PICO:.6f} USD beside {spent / _PICO:.6f} spent and "
+                f"{reserved / _PICO:.6f} reserved for unsettled work, over max_spend={cap.limit / _PICO:.6f}; "
+                "raise the limit, or wait until reserved work has settled. Nothing was stored or sent"
             )
 
 
@@ -460,10 +496,10 @@ class Moves:
     def book(self) -> None:
         """Write it all."""
         store, db = self._store, self._db
-        reserve = 0
+        reserved = 0
         for place, (requests, size) in self._delta.items():
             terms = store._terms(db, place.terms)
-            reserve += requests * terms.reserve_each + size * terms.reserve_per_byte
+            reserved += reserve(terms, requests, size)
             if not requests and not size:
                 continue
             if requests >= 0:
@@ -482,8 +518,8 @@ class Moves:
                         f"UPDATE cohort SET requests = requests + ?, size = size + ? WHERE {key}",
                         (requests, size, *place),
                     )
-        if reserve:
-            store._put(db, "reserved", str(store._reserved(db) + reserve))
+        if reserved:
+            store._put(db, "reserved", str(store._reserved(db) + reserved))
         self._delta.clear()
 
 

@@ -112,6 +112,10 @@ class Settlement(NamedTuple):
     cache_read_tokens: int = 0
     attempted: bool = True
     """Whether this outcome came from one more attempt (False: unsent, abandoned, cancelled in the queue)."""
+    doubtful: bool = False
+    """There is no answer, yet it may have been billed: a possible double."""
+    unseen: bool = False
+    """It may still be billed: what it costs at most counts against a spend limit."""
 
 
 class Settled(NamedTuple):

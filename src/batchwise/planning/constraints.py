@@ -15,6 +15,7 @@ from batchwise.models import Limits
 from batchwise.times import ZERO
 
 from .cadence import largest_rescuable, rescue_duration, steady_interval, sync_rate
+from .packing import MAX_CALL_BYTES
 
 __all__ = ["SEARCHED", "Load", "Violation", "longest_interval", "nearest_load", "violations_of"]
 
@@ -24,7 +25,6 @@ _TICK = timedelta.resolution
 _OFTEN = timedelta(minutes=15)  # no plan submits more often, unless its SLA leaves no choice
 SEARCHED = timedelta(days=29)
 """How much longer an SLA the search for the nearest load tries."""
-_MAX_CALL_BYTES = 32_000_000  # of one Messages call, which a rescue needs (API documentation)
 
 Figure = Union[int, Fraction, timedelta]
 
@@ -151,13 +151,13 @@ def _burst(load: Load, interval: timedelta) -> Violation | None:
 
 
 def _request_bytes(load: Load, _interval: timedelta) -> Violation | None:
-    if load.request_bytes <= _MAX_CALL_BYTES:
+    if load.request_bytes <= MAX_CALL_BYTES:
         return None
     message = (
-        f"a request of {load.request_bytes:,} bytes cannot be rescued: a Messages call takes {_MAX_CALL_BYTES:,}; "
+        f"a request of {load.request_bytes:,} bytes cannot be rescued: a Messages call takes {MAX_CALL_BYTES:,}; "
         "upload large content with the Files API"
     )
-    return Violation(name="request_bytes", actual=load.request_bytes, limit=_MAX_CALL_BYTES, message=message)
+    return Violation(name="request_bytes", actual=load.request_bytes, limit=MAX_CALL_BYTES, message=message)
 
 
 _Check = Callable[[Load, timedelta], Union[Violation, None]]

@@ -19,6 +19,7 @@ from batchwise.errors import RequestTooLargeError, shown
 __all__ = [
     "CHUNK_SIZE",
     "MAX_BYTES",
+    "MAX_CALL_BYTES",
     "MAX_REQUESTS",
     "Batch",
     "body_chunks",
@@ -38,6 +39,8 @@ MAX_REQUESTS = 100_000
 """Requests in one batch."""
 MAX_BYTES = 256_000_000
 """Bytes of one create call's body: the documented 256 MB, read as decimal, the smaller reading."""
+MAX_CALL_BYTES = 32_000_000
+"""Bytes of one Messages call's body: the documented 32 MB, read as decimal."""
 CHUNK_SIZE = 256 * 1024
 """Bytes after which `body_chunks` hands a chunk on."""
 
@@ -60,12 +63,12 @@ def body_length(count: int, entry_bytes: int) -> int:
     return _BODY_FRAME + entry_bytes + max(0, count - 1)
 
 
-def check_entry(size: int, name: object, *, max_bytes: int = MAX_BYTES) -> None:
+def check_entry(size: int, name: str, *, max_bytes: int = MAX_BYTES) -> None:
     """Refuse a request that no create call can carry.
 
     Args:
         size: Its `entry_size`.
-        name: What to call it in the error: its key.
+        name: What to call it in the error.
         max_bytes: The limit of a create call's body.
 
     Raises:
@@ -73,7 +76,7 @@ def check_entry(size: int, name: object, *, max_bytes: int = MAX_BYTES) -> None:
     """
     if (length := body_length(1, size)) > max_bytes:
         raise RequestTooLargeError(
-            f"request {shown(name)}: alone in a batch it needs {length:,} bytes, a create call takes {max_bytes:,}; "
+            f"{name}: alone in a batch it needs {length:,} bytes, a create call takes {max_bytes:,}; "
             "shorten it, or send large content through the Files API"
         )
 
@@ -143,7 +146,7 @@ def pack(
     for item in items:
         needed = size(item)
         if needed > largest:
-            check_entry(needed, name(item), max_bytes=max_bytes)
+            check_entry(needed, f"request {shown(name(item))}", max_bytes=max_bytes)
         if needed >= left or len(batch) >= max_requests:
             yield batch
             batch, left = [], limit
@@ -204,7 +207,7 @@ def pack_telling(
     used = set(taken)
     batch = _Open(max_requests, max_bytes)
     for position, size in enumerate(sizes):
-        check_entry(size, f"#{position}", max_bytes=max_bytes)
+        check_entry(size, f"request #{position}", max_bytes=max_bytes)
         while not batch.fits(size):
             count = telling_count(len(batch.sizes), used)
             yield _close(batch, count or len(batch.sizes), used)

@@ -153,6 +153,16 @@ class PriceBook:
         self._memo[key] = rates
         return rates
 
+    def context_window(self, model: str) -> int | None:
+        """Input and output tokens that a model takes at most; None where the data do not say."""
+        from genai_prices import Usage, calc_price
+
+        try:
+            found = calc_price(Usage(), model, provider_id="anthropic").model
+        except LookupError:
+            return None
+        return found.context_window if _is_id_of(model, found) else None
+
     def _resolve(self, model: str, lane: Lane, at: datetime, *, fast: bool) -> Rates | None:
         batch = Lane(lane) is Lane.BATCH
         if model not in self._overrides:

@@ -13,24 +13,36 @@ from typing import NamedTuple
 
 import attrs
 
-from batchwise.errors import InvalidRequestError, UnroutableRequestError, shown
+from batchwise.errors import InvalidRequestError, RequestTooLargeError, UnroutableRequestError, shown
 from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse
 from batchwise.request import Request, Traits
 from batchwise.times import check_aware
 
+from . import packing
+from .custom_ids import MAX_LENGTH
 from .forecast import Forecast, hedge_pays
 from .pricing import PriceBook, Rates, estimate, to_usd
 from .state import BYTES_PER_TOKEN
 from .wording import human
 
-__all__ = ["BATCH_ONLY_BETA", "Case", "choose_lane", "decide", "hedge_wait", "infer_tool_use"]
+__all__ = [
+    "BATCH_ONLY_BETA",
+    "SERVER_TOOLS",
+    "Case",
+    "check_size",
+    "choose_lane",
+    "decide",
+    "hedge_wait",
+    "infer_tool_use",
+    "named",
+]
 
 BATCH_ONLY_BETA = "output-300k-2026-03-24"
 """With it a batch request may put out up to 300,000 tokens; the Messages API does not take it (API documentation)."""
 
 _SYNC_ONLY_PARAMETERS = frozenset({"speed", "store", "previous_thread_event_id", "cache_hint", "context_hint"})
 _SYNC_ONLY_BETAS = frozenset({"research_preview_2026_02"})
-_SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset", "advisor_")
+SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset", "advisor_")
 """How the types of tools begin that the API runs itself (SDK 2.12, `types/*tool*_param.py`)."""
 
 _ZERO = timedelta(0)
@@ -40,7 +52,7 @@ def infer_tool_use(traits: Traits) -> ToolUse:
     """What the params say about tool use, cautiously: client tools without a forced choice are ITERATIVE."""
     if traits.tool_choice == "none" or not (traits.tool_types or "mcp_servers" in traits.parameters):
         return ToolUse.NONE
-    if all(kind.startswith(_SERVER_TOOLS) for kind in traits.tool_types):
+    if all(kind.startswith(SERVER_TOOLS) for kind in traits.tool_types):
         return ToolUse.SERVER
     return ToolUse.SINGLE if traits.tool_choice in {"tool", "any"} else ToolUse.ITERATIVE
 
@@ -314,6 +326,28 @@ def _refuse_contradictions(case: Case, where: str) -> None:
         )
 
 
+def check_size(size: int, lane: Lane, *, rescue: bool, where: str) -> None:
+    """Refuse a request that is too large for a lane that it needs.
+
+    Args:
+        size: Bytes of its body.
+        lane: The lane that it goes to.
+        rescue: Whether the sync lane has to redo what its batch does not finish.
+        where: What to call it in the error.
+
+    Raises:
+        RequestTooLargeError: It exceeds what a Messages call, or a create call, may carry.
+    """
+    if size > packing.MAX_CALL_BYTES and (lane is Lane.SYNC or rescue):
+        needs = "it goes to the sync lane" if lane is Lane.SYNC else "its deadline needs the sync lane as its rescue"
+        raise RequestTooLargeError(
+            f"{where} has {size:,} bytes and a Messages call takes {packing.MAX_CALL_BYTES:,}, but {needs}; "
+            "shorten it, send large content through the Files API, or give it latency=Latency.FLEXIBLE"
+        )
+    if lane is Lane.BATCH:
+        packing.check_entry(packing.entry_size(MAX_LENGTH, size), where, max_bytes=packing.MAX_BYTES)
+
+
 def _checks(case: Case, decisive: _Rule) -> tuple[Check, ...]:
     return tuple(Check(rule.reason, rule is decisive, rule.words(case)) for rule in _RULES)
 
@@ -346,6 +380,11 @@ def decide(case: Case, where: str = "request") -> Decision:
         lambda: rule.words(case),
         lambda: _checks(case, rule),
     )
+
+
+def named(request: Request) -> str:
+    """What to call a request in an error."""
+    return "request" if request.key is None else f"request {shown(request.key)}"
 
 
 _DEFAULT_POLICY = Policy()
@@ -409,7 +448,12 @@ def choose_lane(
         InvalidValueError: `now` is naive.
         InvalidRequestError: The deadline is past, or `max_tokens` is 0 with a tolerant tag.
         UnroutableRequestError: It fits neither lane in time.
+        RequestTooLargeError: It exceeds what a lane that it needs may carry.
     """
     book = PriceBook() if prices is None else prices
     case = case_of(request, now=check_aware(now, "now"), policy=policy, forecast=forecast, prices=book)
-    return decide(case, "request" if request.key is None else f"request {shown(request.key)}")
+    where = named(request)
+    decision = decide(case, where)
+    rescue = decision.deadline is not None and not case.batch_only
+    check_size(case.size, decision.lane, rescue=rescue, where=where)
+    return decision

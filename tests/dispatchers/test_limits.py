@@ -1,0 +1,83 @@
+"""What is refused on acceptance because it is too large, or could pass the spend limit."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from batchwise import Latency, Request, RequestTooLargeError, SpendLimitError
+from batchwise.engine import core
+from batchwise.planning import packing
+from tests.strategies import params
+
+from .world import HOURS_30, Sync, World, many
+
+SLOW = """
+with bw.Dispatcher(policy=bw.Policy(max_spend="0.1")) as d:
+    ticket = d.dispatch(params("x"), key="k")
+    print("sent")
+    ticket.result()
+"""
+
+
+async def test_what_no_lane_can_carry_is_refused_whole_and_by_name(world: World, monkeypatch: pytest.MonkeyPatch):
+    for module in (packing, core):
+        monkeypatch.setattr(module, "MAX_CALL_BYTES", 2_000)
+    monkeypatch.setattr(packing, "MAX_BYTES", 4_000)
+    large, huge = params("x" * 2_500), params("x" * 5_000)
+    async with world.open() as d:
+        for body, latency in ((large, None), (large, HOURS_30), (huge, Latency.FLEXIBLE)):
+            with pytest.raises(RequestTooLargeError, match="'big'"):
+                await d.dispatch(body, key="big", latency=latency)
+            with pytest.raises(RequestTooLargeError, match=r"item #2 .*'big'"):
+                await d.dispatch_all([*many(2), Request(body, key="big", latency=latency)], latency=HOURS_30)
+        assert (await d.progress()).total == 0
+        job = await d.dispatch_all([Request(large, key="big")], latency=Latency.FLEXIBLE)
+        assert (await job.wait()).done
+    assert world.books.billed() == 1
+
+
+async def test_a_retry_is_kept_under_the_cap(world: World):
+    async with world.open() as d:
+        job = await d.dispatch_all(many(10), job="j", latency=Latency.FLEXIBLE)
+        await job.cancel()
+        await job.wait()
+    async with world.open(max_spend="0.1") as d:
+        before = await d.report()
+        with pytest.raises(SpendLimitError):
+            await (await d.job("j")).retry()
+        assert await d.report() == before
+    async with world.open(max_spend="50") as d:
+        with pytest.raises(SpendLimitError):  # what was accepted without a cap is kept for by all that the model takes
+            await d.dispatch(params("x", tools=[{"type": "web_search_20260101", "name": "web_search"}]))
+        found = await d.job("j")
+        done = (await d.progress("j")).by_outcome
+        assert await found.retry() == sum(done.values()) - done.get("succeeded", 0)
+        await found.wait()
+
+
+def test_calls_of_processes_that_died_are_counted_and_stopped_by_the_cap(tmp_path: Path) -> None:
+    world = World(Sync(), tmp_path)
+    world.sandbox.sync_latency = 30
+    try:
+        killed = 0
+        for _ in range(12):
+            with world.script(SLOW) as process:
+                assert process.stdout is not None
+                if process.stdout.readline() != "sent\n":
+                    assert "SpendLimitError" in process.communicate()[1]
+                    break
+                killed += 1
+        cost = Decimal(1_024) * 15 / 10**6
+        assert 3 <= killed <= Decimal("0.1") / cost, "the cap stops it"
+        world.sandbox.sync_latency = 0
+        shown = world.ran("""
+with bw.Dispatcher() as d:
+    d.advance()
+    print(d.report().possible_doubles)
+""")
+        assert int(shown) == killed
+    finally:
+        world.close()

@@ -109,8 +109,17 @@ def test_an_empty_ledger_has_nothing_to_do(sandbox, tmp_path):
 
 
 @pytest.mark.usefixtures("environment")
+def test_looking_makes_no_ledger(tmp_path):
+    done = batchwise("progress", "--ledger", str(tmp_path / "some" / "ledger.db"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there is no ledger" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("environment")
 def test_an_unknown_job_says_where_it_was_looked_for(tmp_path):
     ledger = tmp_path / "ledger.db"
+    submit(ledger)
     done = batchwise("progress", "--ledger", str(ledger), "--job", "nihgtly")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("batchwise: ")

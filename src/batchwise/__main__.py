@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 
 from .errors import BatchwiseError
 from .models import Progress
@@ -49,13 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 with a message on stderr, or 3 where `advance` met a stop sign."""
     options = _parser().parse_args(arguments)
     from .dispatcher import Dispatcher
+    from .ledger.sqlite import open_ledger
 
     try:
-        dispatcher = Dispatcher(ledger=options.ledger)
-        try:
-            found = dispatcher.advance() if options.command == "advance" else dispatcher.progress(options.job)
-        finally:
-            dispatcher.halt()
+        with closing(open_ledger(options.ledger, must_exist=options.command == "progress")) as ledger:
+            dispatcher = Dispatcher(ledger=ledger)
+            try:
+                found = dispatcher.advance() if options.command == "advance" else dispatcher.progress(options.job)
+            finally:
+                dispatcher.halt()
     except BatchwiseError as error:
         sys.stderr.write(f"batchwise: {error}\n")
         return 1

@@ -16,18 +16,27 @@ from .tickets import Ticket
 __all__ = ["default_dispatcher", "dispatch"]
 
 _lock = threading.Lock()
-_default: tuple[int, Dispatcher] | None = None
+_default: Dispatcher | None = None
+
+
+def _forget() -> None:
+    """In a forked child: it makes its own. Another thread of the parent may have held the lock."""
+    global _default, _lock  # one for each process
+    _default, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def default_dispatcher() -> Dispatcher:
     """The process's default dispatcher: made on first use (client and ledger from the environment), closed at exit."""
     global _default  # noqa: PLW0603  # one for each process
     with _lock:
-        if _default is None or _default[0] != os.getpid() or _default[1].closed:
-            made = Dispatcher()
-            atexit.register(made.close)
-            _default = os.getpid(), made
-        return _default[1]
+        if _default is None or _default.closed:
+            _default = Dispatcher()
+            atexit.register(_default.close)
+        return _default
 
 
 def dispatch(

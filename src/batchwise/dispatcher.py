@@ -266,7 +266,7 @@ class Dispatcher:
         self._close(finish=False)
 
     def _close(self, *, finish: bool, spare_calls: bool = False) -> None:
-        if self._driver.closed:
+        if self._driver.closed or self._driver.forked:
             return
         try:
             self._driver.close(finish=finish, spare_calls=spare_calls)

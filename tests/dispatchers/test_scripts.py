@@ -91,6 +91,8 @@ async def test_cron(world: World, command):
 
 
 async def test_a_command_that_fails_says_why(world: World, command):
+    async with world.open():
+        pass
     code, out, errors = command("progress", "--job", "nobody")
     assert (code, out) == (1, "")
     assert "'nobody'" in errors

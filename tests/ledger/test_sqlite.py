@@ -344,23 +344,6 @@ def test_a_migration_that_fails_leaves_the_old_version(tmp_path: Path, monkeypat
     again.close()
 
 
-def test_other_files_are_left_alone(tmp_path: Path) -> None:
-    text = tmp_path / "notes.txt"
-    text.write_text("dear diary " * 100)
-    with pytest.raises(LedgerError, match="cannot be used as a ledger"):
-        SqliteLedger(text)
-    assert text.read_text().startswith("dear diary")
-    foreign = tmp_path / "foreign.db"
-    db = sqlite3.connect(foreign)
-    db.execute("CREATE TABLE mine (id)")
-    db.commit()
-    db.close()
-    with pytest.raises(LedgerError, match="no ledger"):
-        SqliteLedger(foreign)
-    with pytest.raises(LedgerError, match="cannot be"):
-        SqliteLedger(tmp_path)
-
-
 def test_a_link_to_a_ledger_shares_its_locks(tmp_path: Path) -> None:
     one = SqliteLedger(tmp_path / "ledger.db")
     (tmp_path / "link.db").symlink_to(tmp_path / "ledger.db")

@@ -152,9 +152,14 @@ class Driver(ABC):
         if self._fatal is not None:
             raise self._fatal
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that it was made in: it belongs to the parent."""
+        return self._pid != os.getpid()
+
     def check(self) -> None:
         """Raise what a user of a dispatcher in the wrong state has to know."""
-        if self._pid != os.getpid():
+        if self.forked:
             raise ForkedDispatcherError(
                 f"this dispatcher was made in process {self._pid}, before a fork; make one in this process "
                 f"({os.getpid()})"

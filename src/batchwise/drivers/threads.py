@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -166,7 +165,7 @@ class ThreadDriver(Driver):
             finish: Only after what is queued for a batch was sent and the sync calls have ended.
             spare_calls: Let calls that run end: they are paid for.
         """
-        if self._closed or self._pid != os.getpid():
+        if self._closed or self.forked:
             return
         try:
             if finish and self._fatal is None:

@@ -12,7 +12,10 @@ from filelock import FileLock, Timeout
 
 from batchwise.errors import LedgerError
 
-__all__ = ["MemoryLock", "ProcessLock"]
+__all__ = ["MemoryLock", "ProcessLock", "drop_all", "hold", "let_go"]
+
+_taking = threading.RLock()
+"""Held while a lock is taken or given up, and during a fork: no child inherits a descriptor that nobody knows of."""
 
 
 class ProcessLock:
@@ -23,14 +26,26 @@ class ProcessLock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._guard = threading.Lock()
         self._lock = FileLock(str(path), mode=0o600, thread_local=False)
         _ALL.add(self)
 
     @property
     def held(self) -> bool:
-        """Whether this object holds it."""
-        return self._lock.is_locked
+        """Whether this object holds it: the lock of a file that was deleted or replaced keeps nobody out."""
+        return self._lock.is_locked and self._in_place()
+
+    def _in_place(self) -> bool:
+        descriptor = self._descriptor
+        if descriptor is None:
+            return True
+        try:
+            return os.path.samestat(os.fstat(descriptor), self._path.stat())
+        except OSError:
+            return False
+
+    @property
+    def _descriptor(self) -> int | None:
+        return getattr(getattr(self._lock, "_context", None), "lock_file_fd", None)
 
     def acquire(self) -> bool:
         """Try, without waiting; True if held (already or now).
@@ -38,9 +53,10 @@ class ProcessLock:
         Raises:
             LedgerError: The lock file cannot be made.
         """
-        with self._guard:
-            if self._lock.is_locked:
+        with _taking:
+            if self.held:
                 return True
+            self._lock.release(force=True)
             try:
                 self._lock.acquire(blocking=False)
             except Timeout:
@@ -53,29 +69,27 @@ class ProcessLock:
 
     def release(self) -> None:
         """Give it up; nothing if it is not held."""
-        with self._guard:
+        with _taking:
             self._lock.release(force=True)
 
     def remove(self) -> None:
         """Delete the file, then give the lock up: whoever opens the path next makes a file of its own."""
-        with self._guard:
+        with _taking:
             if self._lock.is_locked:
                 with contextlib.suppress(OSError):
                     self._path.unlink()
                 self._lock.release(force=True)
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
         """In a forked child: close the inherited descriptor, without unlocking what the parent holds.
 
-        The child would keep the lock alive after the parent's death. Newer filelocks do this themselves.
+        The child would keep the lock alive after the parent's death.
         """
-        self._guard = threading.Lock()
-        context = getattr(self._lock, "_context", None)
-        descriptor = getattr(context, "lock_file_fd", None)
-        if context is not None and descriptor is not None:
+        descriptor = self._descriptor
+        if descriptor is not None:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-            context.lock_file_fd = None
+            self._lock._context.lock_file_fd = None  # noqa: SLF001
 
 
 class MemoryLock:
@@ -104,10 +118,19 @@ class MemoryLock:
 _ALL: weakref.WeakSet[ProcessLock] = weakref.WeakSet()
 
 
-def _drop_all() -> None:
+def hold() -> None:
+    """Before a fork: nobody takes a lock meanwhile."""
+    _taking.acquire()
+
+
+def let_go() -> None:
+    """In the parent, after the fork."""
+    _taking.release()
+
+
+def drop_all() -> None:
+    """In the child, after the fork: none of the parent's locks is its own."""
+    global _taking  # noqa: PLW0603  # this thread holds it: the child has no other
+    _taking = threading.RLock()
     for lock in list(_ALL):
-        lock._drop()  # noqa: SLF001 (same module)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_drop_all)
+        lock.drop()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sqlite3
 import time
-from pathlib import Path
 
 from batchwise.errors import LedgerError
+
+from .files import APPLICATION_ID, FileId, create, file_id, make_private, refused
 
 __all__ = ["BUSY_SECONDS", "MIGRATIONS", "connect", "migrate"]
 
@@ -192,15 +191,31 @@ MIGRATIONS: tuple[str, ...] = (_FIRST,)
 """Each brings the schema one version on; never change one that was released, append."""
 
 
-def connect(path: str) -> sqlite3.Connection:
+def connect(path: str, *, known: FileId | None = None) -> tuple[sqlite3.Connection, FileId | None]:
     """Open (and where need be create) the file, migrated, with every durability setting in place.
 
+    Nothing is changed, made or left behind before it is certain that the file is a ledger, or is to become one.
+
+    Args:
+        path: The file, or `:memory:`.
+        known: The file that it has to be: another one, or none, is refused. None: whatever is there.
+
+    Returns:
+        The connection, and the file's identity (None in memory).
+
     Raises:
-        LedgerError: It cannot be opened, is no ledger, or was written by a newer batchwise.
+        LedgerError: It cannot be opened, is no ledger, is not the file that was known, or was written by a newer
+            batchwise.
     """
+    found: FileId | None = None
     try:
         if path != ":memory:":
-            _create(path)
+            found = file_id(path)
+            if known is not None and found != known:
+                raise refused(path, found)
+            if found is None:
+                create(path)
+                found = file_id(path)
         db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     except (OSError, sqlite3.Error) as error:
         raise LedgerError(
@@ -208,6 +223,8 @@ def connect(path: str) -> sqlite3.Connection:
             "or name another with Dispatcher(ledger=...) or $BATCHWISE_LEDGER"
         ) from error
     try:
+        if found is not None:
+            make_private(path)
         _settle_in(db, path)
         migrate(db, path)
     except sqlite3.DatabaseError as error:
@@ -218,29 +235,22 @@ def connect(path: str) -> sqlite3.Connection:
     except BaseException:
         db.close()
         raise
-    return db
-
-
-def _create(path: str) -> None:
-    """Make the file private from its first byte: SQLite gives -wal and -shm the mode of the main file."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        if Path(path).stat().st_mode & 0o077:
-            with contextlib.suppress(PermissionError):  # somebody else's file: not ours to change
-                Path(path).chmod(0o600)
-    else:
-        os.close(descriptor)
+    return db, found
 
 
 def _settle_in(db: sqlite3.Connection, path: str) -> None:
     # Bodies and result lines pack better (three of 10 KB to a page, where one of 16 KB takes a single one), and a bulk
     # needs fewer calls of the system for the same bytes; a single request's commits write more. Only new files heed it.
     db.execute("PRAGMA page_size = 32768")
+    # What is purged is gone, from freed pages too.
+    db.execute("PRAGMA secure_delete = ON")
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         # Two processes that open a new file at once: the change to WAL does not wait on the busy handler.
         try:
+            # Before the change to WAL, so that the file itself says what it is, whatever its log holds.
+            if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute("PRAGMA journal_mode = WAL")
             break
         except sqlite3.OperationalError as error:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import cast
 
-from batchwise.errors import WrongWorkspaceError
+from batchwise.errors import LedgerError, WrongWorkspaceError
 from batchwise.models import Lane
 
 from .base import Lease, Ledger
+from .files import path_of
 from .intake import Acceptance
 from .locks import MemoryLock, ProcessLock
 from .rows import from_micros, micros
@@ -81,6 +83,8 @@ class SqliteLedger(Acceptance):
         error type `abandoned`. Other sync calls that ran are queued again with an attempt spent, counted as possible
         doubles. Batches in `posting` are not touched: that is the lease holder's work (`doubt_orphans`).
         """
+        for lock in self._runs.values():  # what sweeps old files away may have taken it
+            lock.acquire()
         with self._using():
             runs = [row[0] for row in self._db.execute("SELECT id FROM run ORDER BY id") if row[0] not in self._runs]
             runs += [row[0] for row in self._db.execute("SELECT DISTINCT run FROM intake") if row[0] not in self._runs]
@@ -192,23 +196,33 @@ class SqliteLedger(Acceptance):
             self._put(db, "sync_answered_at" if answered else "sync_failed_at", str(micros(now)))
 
 
-def open_ledger(spec: str | os.PathLike[str] | Ledger | None = None) -> Ledger:
+def open_ledger(spec: str | os.PathLike[str] | Ledger | None = None, *, must_exist: bool = False) -> Ledger:
     """The ledger that is meant: a `Ledger` as it is, a path or `:memory:`; None: `$BATCHWISE_LEDGER`, else the default.
 
     The default is `.batchwise/ledger.db` under the current folder, with a `.gitignore` beside it: it holds prompts.
 
+    Args:
+        spec: What is meant.
+        must_exist: Make no new file.
+
     Raises:
-        LedgerError: The file cannot be used.
+        InvalidValueError: It is no path.
+        LedgerError: The file cannot be used, or does not exist and has to.
     """
-    if spec is None:
-        spec = os.environ.get("BATCHWISE_LEDGER") or _default()
-    return SqliteLedger(spec) if isinstance(spec, (str, os.PathLike)) else spec
-
-
-def _default() -> Path:
-    folder = _DEFAULT.parent
-    folder.mkdir(mode=0o700, exist_ok=True)
-    ignore = folder / ".gitignore"
-    if not ignore.exists():
+    if hasattr(spec, "snapshot"):
+        return cast("Ledger", spec)
+    spec = spec if spec is not None else os.environ.get("BATCHWISE_LEDGER") or _DEFAULT
+    if must_exist:
+        _check_exists(path_of(spec))
+    ledger = SqliteLedger(path_of(spec))
+    ignore = _DEFAULT.with_name(".gitignore")
+    if spec is _DEFAULT and not ignore.exists():
         ignore.write_text("*\n")
-    return _DEFAULT
+    return ledger
+
+
+def _check_exists(path: str) -> None:
+    if path != ":memory:" and not Path(path).exists():
+        raise LedgerError(
+            f"there is no ledger {path}; nothing was made. Name another with --ledger or $BATCHWISE_LEDGER"
+        )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
@@ -17,9 +16,11 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from batchwise.errors import ClosedDispatcherError, LedgerError, SpendLimitError
+from batchwise.errors import BatchwiseError, ClosedDispatcherError, LedgerError, SpendLimitError
 from batchwise.planning.state import Group, Terms
 
+from . import forks
+from .files import file_id, path_of, refused, still
 from .locks import MemoryLock, ProcessLock
 from .rows import SETTLED, decode_key, decode_terms, digest_of, encode_terms, from_micros, micros
 from .schema import BUSY_SECONDS, connect
@@ -56,6 +57,8 @@ FAILURES = "failures:"
 
 _CACHED = 10_000
 _PICO = 10**12
+_RECONNECTED = 1 << 40
+"""More than a ledger's connection ever counts."""
 _QUIET = {"note_advance", "note_call", "note_clock"}
 """Commits of one's own that nobody has to look at: a pass that notes its begin is not woken by that."""
 SOME = "(SELECT value FROM json_each(?))"
@@ -209,24 +212,31 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        name = os.fspath(path)
+        name = path_of(path)
         self._memory = name == ":memory:"
         # Real path: a symbolic link must not give the same file other lock files.
         self._name = name if self._memory else os.path.realpath(name)
-        if not self._memory:
-            _make_folder(Path(self._name).parent)
-        self._db = connect(self._name)
         self._lock = threading.RLock()
-        self._open = True
+        self._inside = 0
+        """How deep the thread that holds the lock is in work with the connection."""
+        self._open, self._connected = True, True
+        self.pid = os.getpid()
         self._commits = 0
         self._terms_by_id: dict[int, Terms] = {}
         self._job_names: dict[int, str | None] = {0: None}
         self._nonces: dict[int, str] = {}
         self._runs: dict[int, _Lock] = {}
-        if not self._memory:
-            _make_folder(self._folder)
-        self._lease: _Lock = MemoryLock() if self._memory else ProcessLock(self._folder / "lease.lock")
-        _ALL.add(self)
+        with forks.opening(self):
+            if not self._memory:
+                _make_folder(Path(self._name).parent)
+            self._db, self._file = connect(self._name)
+            try:
+                if not self._memory:
+                    _make_folder(self._folder)
+                self._lease: _Lock = MemoryLock() if self._memory else ProcessLock(self._folder / "lease.lock")
+            except BaseException:
+                self._db.close()
+                raise
 
     @property
     def name(self) -> str:
@@ -243,6 +253,7 @@ class Store:
     def _transaction(self, name: str) -> Iterator[sqlite3.Connection]:
         """A write transaction: durable when the block has been left. One that changed nothing is none."""
         with self._using():
+            self._check_file()
             self._db.execute("BEGIN IMMEDIATE")
             before = self._db.total_changes
             try:
@@ -269,6 +280,7 @@ class Store:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """One consistent state for several selects."""
         with self._using():
+            self._check_file()
             self._db.execute("BEGIN")
             try:
                 yield self._db
@@ -280,11 +292,30 @@ class Store:
     def _using(self) -> Iterator[None]:
         with self._lock:
             if not self._open:
-                raise ClosedDispatcherError(f"the ledger {self._name} is closed; open it again")
+                raise self._ended()
+            if not self._connected:
+                self._connect_again()
+            self._inside += 1
             try:
                 yield
             except sqlite3.Error as error:
                 raise self._trouble(error) from error
+            finally:
+                self._inside -= 1
+
+    def _ended(self) -> BatchwiseError:
+        if self.pid != os.getpid():
+            return forks.forked(f"the ledger {self._name} was opened", self.pid)
+        return ClosedDispatcherError(f"the ledger {self._name} is closed; open it again")
+
+    def _check_file(self) -> None:
+        """Nothing goes on with a file that was deleted, moved or replaced: nobody would find what is written to it.
+
+        Raises:
+            LedgerError: It was.
+        """
+        if self._file is not None and not still(self._name, self._file):
+            raise refused(self._name, file_id(self._name))
 
     def _trouble(self, error: sqlite3.Error) -> LedgerError:
         if "locked" in str(error) or "busy" in str(error):
@@ -302,6 +333,27 @@ class Store:
         with self._using():
             others: int = self._db.execute("PRAGMA data_version").fetchone()[0]
             return others + self._commits
+
+    # -- forks: see forks.py ----------------------------------------------------------------------------------------
+
+    def disconnect(self) -> bool:
+        """Before a fork, the lock held: close the connection, until it is needed again. False: it is in use."""
+        if self._inside:
+            return False
+        if not self._memory:
+            self._db.close()
+            self._connected = False
+        return True
+
+    def _connect_again(self) -> None:
+        self._db, _ = connect(self._name, known=self._file)
+        self._connected = True
+        self._commits += _RECONNECTED  # another connection counts others' changes anew
+
+    def abandon(self) -> None:
+        """In the child of a fork: never to be used again."""
+        self._open, self._inside = False, 0
+        self._lock = threading.RLock()
 
     def close(self) -> None:
         """Close the file and give up the locks; again is harmless."""
@@ -531,19 +583,3 @@ def _make_folder(folder: Path) -> None:
             each.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise LedgerError(f"the ledger's folder {folder} cannot be made ({error}); name another path") from error
-
-
-_ALL: weakref.WeakSet[Store] = weakref.WeakSet()
-_INHERITED: list[object] = []
-
-
-def _keep_inherited() -> None:
-    """In a forked child: never close the parent's connection, whose locks SQLite would believe to be the child's."""
-    for store in list(_ALL):
-        store._open = False
-        store._lock = threading.RLock()
-        _INHERITED.append(store._db)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_inherited)

@@ -1,0 +1,117 @@
+"""A process that forks while it has a ledger open, in the ways that people fork: `python -m ... CASE LEDGER ROUNDS`.
+
+Whoever accepts a request prints its key, a line in one write, before it ends. The client comes from the environment.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import warnings
+
+import batchwise as bw
+from batchwise.errors import ForkedDispatcherError
+from tests.strategies import params
+
+warnings.simplefilter("ignore", DeprecationWarning)
+LEDGER, ROUNDS = sys.argv[2], int(sys.argv[3])
+PATIENCE = 30
+
+
+def work(d: bw.Dispatcher, name: str) -> None:
+    """A request for each lane; the first is answered at once."""
+    for key, latency in ((f"{name} now", bw.Latency.BLOCKING), (f"{name} later", bw.Latency.FLEXIBLE)):
+        ticket = d.dispatch(params(key), key=key, latency=latency)
+        if latency is bw.Latency.BLOCKING:
+            assert ticket.result(PATIENCE).text == f"echo: {key}"
+        os.write(1, f"{key}\n".encode())
+
+
+def own(name: str) -> None:
+    """What a child does: with a dispatcher of its own, on the same file."""
+    signal.alarm(PATIENCE)
+    with bw.Dispatcher(ledger=LEDGER) as d:
+        work(d, name)
+
+
+def fork(name: str, inherited: bw.Dispatcher | None = None) -> int:
+    """A child that works with its own dispatcher, and is refused by the one that it has inherited."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        if inherited is not None:
+            try:
+                inherited.dispatch(params("never"))
+            except ForkedDispatcherError:
+                code = 0
+            inherited.close()
+        own(name)
+    except BaseException:
+        code = 1
+        raise
+    finally:
+        os._exit(code)
+
+
+def wait(children: list[int]) -> None:
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0, "a child failed, or hung"
+
+
+def pool(number: int) -> None:
+    """multiprocessing by fork, from a process that has used its dispatcher."""
+    with bw.Dispatcher(ledger=LEDGER) as d:
+        work(d, f"{number} parent before")
+        with multiprocessing.get_context("fork").Pool(2) as workers:
+            workers.map(own, [f"{number} worker {each}" for each in range(3)], chunksize=1)
+        work(d, f"{number} parent after")
+
+
+def busy(number: int) -> None:
+    """Forks while other threads of the parent are in the middle of transactions and calls."""
+    with bw.Dispatcher(ledger=LEDGER) as d:
+        threads = [
+            threading.Thread(target=lambda each=each: [work(d, f"{number} thread {each} {n}") for n in range(6)])
+            for each in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        wait([fork(f"{number} child {each}", d) for each in range(3)])
+        for thread in threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def servers(number: int) -> None:
+    """A pre-forking server: the parent opens, forks four workers, and ends while they work."""
+    d = bw.Dispatcher(ledger=LEDGER)
+    work(d, f"{number} parent")
+    children = [fork(f"{number} worker {each}", d) for each in range(4)]
+    d.close()
+    wait(children)
+
+
+def daemon(number: int) -> None:
+    """A process that uses the default dispatcher, forks, and ends; its child goes on with its own default."""
+    os.environ["BATCHWISE_LEDGER"] = LEDGER
+    key = f"{number} before"
+    assert bw.dispatch(params(key), key=key).result(PATIENCE).ok
+    os.write(1, f"{key}\n".encode())
+    if os.fork():
+        return  # by way of the exit handlers
+    os.setsid()
+    signal.alarm(PATIENCE)
+    for key, latency in ((f"{number} daemon now", None), (f"{number} daemon later", bw.Latency.FLEXIBLE)):
+        ticket = bw.dispatch(params(key), key=key, latency=latency)
+        assert latency or ticket.result(PATIENCE).ok
+        os.write(1, f"{key}\n".encode())
+
+
+if __name__ == "__main__":
+    for each in range(ROUNDS):
+        {"pool": pool, "busy": busy, "servers": servers, "daemon": daemon}[sys.argv[1]](each)

@@ -1,0 +1,48 @@
+"""Processes that fork with a ledger open: nothing that anybody accepted is lost or bought twice, and nobody hangs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+import batchwise as bw
+from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.sandbox import Sandbox
+
+_OFTEN = (timedelta(milliseconds=20), timedelta(milliseconds=200))
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@pytest.mark.parametrize("case", ["pool", "busy", "servers", "daemon"])
+@pytest.mark.parametrize("rounds", [2, pytest.param(40, marks=pytest.mark.soak)])
+@pytest.mark.timeout(900)
+def test_whatever_was_accepted_beside_a_fork_is_done(case: str, rounds: int, tmp_path: Path) -> None:
+    with Sandbox(batch_latency=0.05) as sandbox:
+        environment = {**os.environ, "ANTHROPIC_BASE_URL": sandbox.base_url, "ANTHROPIC_API_KEY": "sandbox"}
+        # A daemon's first process ends with each round.
+        earlier: list[str] = []
+        processes, each = (rounds, 1) if case == "daemon" else (1, rounds)
+        for number in range(processes):
+            path = tmp_path / f"ledger-{number}.db"
+            command = [sys.executable, "-m", "tests.reliability.forking", case, str(path), str(each)]
+            # Its output ends when the last of its children has: a daemon outlives it.
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800, check=False)
+            assert done.returncode == 0, done.stderr
+            assert "Traceback" not in done.stderr
+            keys = done.stdout.splitlines()
+            assert len(keys) == each * {"pool": 10, "busy": 42, "servers": 10, "daemon": 3}[case]
+            client = sandbox.client()
+            with bw.Dispatcher(client, ledger=path, policy=bw.Policy(poll_every=_OFTEN)) as d:
+                assert all(d.ticket(key).result(60).ok for key in keys)
+            client.close()
+            with closing(SqliteLedger(path)) as ledger:
+                assert ledger._db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            bought = [purchase.prompt for purchase in sandbox.books.purchases]
+            assert sorted(bought) == sorted([*earlier, *keys])
+            earlier = bought

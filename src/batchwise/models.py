@@ -250,6 +250,8 @@ class Policy:
         poll_every: Shortest and longest time between two polls of one batch; in between a tenth of its age.
         create_grace: How long a create of unknown outcome is looked for before it is sent again.
         cancel_settle: How long a cancel may take to end.
+        max_batch_requests: The most requests in one batch; None: the API's limit (100,000). Smaller batches end sooner,
+            and nothing of a batch can be read before it ends.
         exclusive_workspace: Nobody else makes batches in the client's workspace.
     """
 
@@ -271,6 +273,7 @@ class Policy:
     )
     create_grace: timedelta = attrs.field(default=timedelta(minutes=15), validator=_not_negative)
     cancel_settle: timedelta = attrs.field(default=timedelta(minutes=10), validator=_not_negative)
+    max_batch_requests: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive_number))
     exclusive_workspace: bool = False
 
     @late.validator

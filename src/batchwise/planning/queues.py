@@ -40,7 +40,7 @@ def tend_batch_queue(agenda: Agenda) -> None:
     ready = [group for group in ready if not _too_early(agenda, group)]
     for bundle in sorted(_bundles(ready), key=_soonest):
         if room > 0 and _bundle_due(agenda, bundle):
-            most_now = min(MAX_REQUESTS, room)
+            most_now = min(_largest_batch(agenda), room)
             agenda.add(Seal(tuple(group.terms.id for group in bundle), bundle[0].terms.betas, most_now))
             room -= min(most_now, sum(group.requests for group in bundle)) if most is not None else 0
 
@@ -80,9 +80,14 @@ def divert(agenda: Agenda, group: Group, *, sendable: bool) -> bool:
 def _bundle_due(agenda: Agenda, bundle: list[Group]) -> bool:
     if any(group.flush for group in bundle):
         return True
-    if sum(g.requests for g in bundle) >= MAX_REQUESTS or sum(g.size for g in bundle) >= MAX_BYTES:
+    if sum(g.requests for g in bundle) >= _largest_batch(agenda) or sum(g.size for g in bundle) >= MAX_BYTES:
         return True
     return agenda.any_due(moment for group in bundle for moment in _seal_moments(agenda, group))
+
+
+def _largest_batch(agenda: Agenda) -> int:
+    """The most requests in one batch."""
+    return min(MAX_REQUESTS, agenda.policy.max_batch_requests or MAX_REQUESTS)
 
 
 def _seal_moments(agenda: Agenda, group: Group) -> Iterator[datetime]:

@@ -52,12 +52,6 @@ def test_a_policy_is_frozen_and_takes_money_in_any_exact_form() -> None:
         policy.hedge = True  # type: ignore[misc]
 
 
-@given(st.timedeltas(timedelta(0), timedelta(days=30)))
-def test_the_derived_reserve_is_a_third_and_never_under_the_floor(buffer: timedelta) -> None:
-    assert Policy().reserve_for(buffer) == max(timedelta(minutes=15), buffer / 3)
-    assert Policy(reserve=timedelta(hours=1)).reserve_for(buffer) == timedelta(hours=1)
-
-
 @pytest.mark.parametrize(
     "field",
     [

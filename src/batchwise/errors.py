@@ -71,7 +71,7 @@ class InfeasibleSLAError(InvalidValueError):
     """No cadence keeps this SLA.
 
     Attributes:
-        shortest: The shortest SLA that can be kept with the same window, reserve, rounds and overhead.
+        shortest: The shortest SLA that a dispatcher with the same window and reserve sends to a batch.
     """
 
     def __init__(self, message: str, *, shortest: timedelta) -> None:

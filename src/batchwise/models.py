@@ -232,8 +232,9 @@ class Policy:
 
     Attributes:
         window: The batch API's processing window.
-        reserve: Time kept before each deadline to redo on the sync lane what a batch did not finish;
-            None derives it (a third of the buffer, or what the rescue needs where that is more).
+        reserve: Time kept before each deadline to redo on the sync lane what a batch did not finish; None: a third
+            of the buffer. It is never shorter than the overhead of a rescue (two polls, reading the batch, the
+            slowest call: 2 min 32 s by default).
         min_reserve: The derived reserve's floor.
         interval: The longest a request waits for its batch to be sent; None derives it from each SLA.
         flexible_interval: The same for `Latency.FLEXIBLE` requests.
@@ -280,10 +281,6 @@ class Policy:
     def _check_late(self, _attribute: attrs.Attribute[str], value: str) -> None:
         if value not in {"run", "fail"}:
             raise InvalidValueError(f"late={value!r} is not one of 'run', 'fail'")
-
-    def reserve_for(self, buffer: timedelta) -> timedelta:
-        """The reserve kept out of `buffer` (SLA - window): the explicit one, else a third, never under the floor."""
-        return self.reserve if self.reserve is not None else max(self.min_reserve, buffer / 3)
 
 
 @attrs.frozen

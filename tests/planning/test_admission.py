@@ -15,7 +15,8 @@ from tests.strategies import HOUR, NOW
 from batchwise.errors import AdmissionError
 from batchwise.models import Lane, Limits, Policy, Reason
 from batchwise.planning.admission import Admission, Promises, admit, promises_of
-from batchwise.planning.rescue import margin_of, usable
+from batchwise.planning.rescue import usable
+from batchwise.planning.reserve import margin_of
 from batchwise.planning.schedule import Cohort, fits
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 

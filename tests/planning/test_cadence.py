@@ -6,16 +6,18 @@ from bisect import bisect_left
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
 from itertools import pairwise
+from math import inf
 from zoneinfo import ZoneInfo
 
 import attrs
+import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.strategies import HOUR, NOW, instants, limits, slas
+from tests.strategies import HOUR, NOW, instants, limits, params, slas
 
 from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
-from batchwise.models import Limits
+from batchwise.models import Lane, Limits, Policy, Reason
 from batchwise.planning.cadence import (
     largest_rescuable,
     latest_submission,
@@ -25,6 +27,9 @@ from batchwise.planning.cadence import (
     sync_rate,
     worst_case_latency,
 )
+from batchwise.planning.reserve import overhead_of, reserve_for
+from batchwise.planning.routing import choose_lane
+from batchwise.request import Request
 from batchwise.times import WINDOW
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -54,8 +59,8 @@ def test_thirty_hours_submit_every_four():
         (30, {"reserve": ZERO}, 6, 0, 30),
         (30, {"window": 12 * HOUR}, 12, 6, 24),
         (60, {"rounds": 2}, 4, 4, 56),
-        (30, {"overhead": HOUR}, 3, 2, 27),
-        (60, {"rounds": 2, "reserve": HOUR, "overhead": HOUR}, 5, 1, 58),
+        (30, {"overhead": HOUR}, 3, 2, 28),
+        (60, {"rounds": 2, "reserve": HOUR, "overhead": HOUR}, 5, 1, 59),
     ],
 )
 def test_reserve_window_rounds_and_overhead(sla, arguments, interval, reserve, worst_case):
@@ -63,6 +68,8 @@ def test_reserve_window_rounds_and_overhead(sla, arguments, interval, reserve, w
     assert cadence.interval == interval * HOUR
     assert cadence.reserve == reserve * HOUR
     assert cadence.worst_case == worst_case * HOUR
+    keep = {name: value for name, value in arguments.items() if name != "reserve"}
+    assert worst_case_latency(cadence.interval, **keep) == cadence.worst_case
 
 
 def test_no_drift():
@@ -139,8 +146,8 @@ def test_waiting_processing_and_reserve_fit_the_sla(sla, start, waits, data):
         if index == len(submissions):
             return
         moment = submissions[index] + data.draw(st.timedeltas(TICK, cadence.window))
-    assert moment - arrival <= cadence.worst_case
-    assert moment + cadence.overhead + cadence.reserve <= arrival + sla
+    assert moment + overhead - arrival <= cadence.worst_case
+    assert moment + overhead + cadence.reserve <= arrival + sla
 
 
 # For any SLA
@@ -169,18 +176,19 @@ def test_a_cadence_fits_or_the_shortest_that_can_is_named(sla, case):
     if refusal is not None:
         assert refusal.shortest > sla
         assert str(refusal.shortest) in str(refusal)
-        assert sla_cadence(refusal.shortest, **keep).interval >= TICK
+        assert sla_cadence(refusal.shortest, **keep).interval >= ZERO
+        assert sla_cadence(refusal.shortest, **keep, policy=Policy()).interval >= ZERO
         with pytest.raises(InfeasibleSLAError):
-            sla_cadence(refusal.shortest - TICK, **keep)
+            sla_cadence(refusal.shortest - TICK, **keep, policy=Policy())
         return
-    assert cadence.interval > ZERO
+    assert cadence.interval >= ZERO
     assert cadence.buffer == sla - rounds * window
-    assert cadence.worst_case == rounds * (cadence.interval + window)
-    unused = sla - (cadence.worst_case + cadence.reserve + overhead)
+    assert cadence.worst_case == rounds * (cadence.interval + window) + overhead
+    unused = sla - (cadence.worst_case + cadence.reserve)
     assert ZERO <= unused < rounds * TICK
     assert cadence.reserve == (cadence.buffer / 3 if reserve is None else reserve)
-    assert ZERO < cadence.check_every <= cadence.interval
-    assert cadence.check_every <= (cadence.reserve or cadence.interval)
+    assert ZERO < cadence.check_every <= (cadence.interval or cadence.reserve or window)
+    assert cadence.check_every <= (cadence.reserve or cadence.interval or window)
 
 
 @given(shorter=slas, more=spans, case=feasible)
@@ -193,6 +201,129 @@ def test_a_longer_sla_never_gives_a_shorter_interval(shorter, more, case):
     except InfeasibleSLAError:
         return
     assert sla_cadence(shorter + more, **keep).interval >= interval
+
+
+# With a policy: as the dispatcher does
+
+
+@given(st.timedeltas(ZERO, timedelta(days=30)))
+def test_the_reserve_is_a_third_and_never_under_the_floor_or_what_a_rescue_takes(buffer):
+    assert reserve_for(Policy(), buffer) == max(timedelta(minutes=15), buffer / 3)
+    assert reserve_for(Policy(reserve=HOUR), buffer) == HOUR
+    bare = Policy(min_reserve=ZERO)
+    assert overhead_of(bare) == timedelta(minutes=2, seconds=32)  # two polls of 1 s, reading twice 1 min, three calls
+    assert reserve_for(bare, buffer) == max(timedelta(minutes=2, seconds=32), buffer / 3)
+    assert reserve_for(Policy(reserve=ZERO), buffer) == timedelta(minutes=2, seconds=32)
+
+
+policies = st.builds(
+    Policy,
+    window=st.timedeltas(HOUR, 48 * HOUR),
+    reserve=st.none() | st.timedeltas(ZERO, 6 * HOUR),
+    min_reserve=st.timedeltas(ZERO, 2 * HOUR),
+    interval=st.none() | st.timedeltas(TICK, 6 * HOUR),
+    limits=st.builds(Limits, latency=st.timedeltas(timedelta(seconds=1), timedelta(minutes=10))),
+    cancel_settle=st.timedeltas(ZERO, HOUR),
+    hedge=st.booleans(),
+)
+
+
+def agrees(policy, sla):
+    def chosen(latency):
+        return choose_lane(Request(params(), latency=latency), now=NOW, policy=policy)
+
+    decision = chosen(sla)
+    if decision.reason is not Reason.LATENCY_TOLERANT:
+        with pytest.raises(InfeasibleSLAError) as raised:
+            sla_cadence(sla, policy=policy)
+        assert chosen(raised.value.shortest).reason is Reason.LATENCY_TOLERANT
+        assert chosen(raised.value.shortest - TICK).reason is not Reason.LATENCY_TOLERANT
+        return
+    cadence = sla_cadence(sla, policy=policy)
+    assert decision.lane is Lane.BATCH
+    assert decision.deadline - decision.rescue_at == cadence.reserve
+    assert cadence.interval == min(decision.submit_by - NOW, policy.interval or timedelta.max)
+
+
+@given(policies, st.timedeltas(TICK, timedelta(days=5)))
+@example(Policy(), 24 * HOUR + timedelta(minutes=14))
+@example(Policy(), 24 * HOUR + timedelta(minutes=15))
+@example(Policy(), 30 * HOUR)
+def test_a_cadence_and_the_router_agree(policy, sla):
+    agrees(policy, sla)
+
+
+@pytest.mark.soak
+@settings(max_examples=100_000)
+@given(policies, st.timedeltas(TICK, timedelta(days=5)))
+def test_a_cadence_and_the_router_agree_at_length(policy, sla):
+    agrees(policy, sla)
+
+
+def test_the_shortest_sla_is_one_that_a_dispatcher_batches():
+    shortest = 24 * HOUR + timedelta(minutes=15)
+    for policy in (None, Policy()):
+        with pytest.raises(InfeasibleSLAError) as raised:
+            sla_cadence(24 * HOUR, policy=policy)
+        assert raised.value.shortest == shortest
+    at_once = sla_cadence(shortest, policy=Policy())
+    assert (at_once.interval, at_once.reserve, at_once.per_day) == (ZERO, timedelta(minutes=15), inf)
+    assert at_once.check_every == timedelta(minutes=7, seconds=30)
+    with pytest.raises(InvalidValueError, match="submit each request when it arrives"):
+        at_once.submissions(NOW, NOW + HOUR)
+    with pytest.raises(NoCronExpressionError):
+        at_once.cron(nearest=True)
+
+
+def test_what_is_said_beside_a_policy_goes_before_it():
+    policy = Policy(reserve=HOUR, window=12 * HOUR)
+    assert sla_cadence(30 * HOUR, policy=policy).interval == 17 * HOUR
+    assert sla_cadence(30 * HOUR, policy=policy, reserve=3 * HOUR, window=24 * HOUR).interval == 3 * HOUR
+    assert sla_cadence(30 * HOUR, policy=policy, overhead=HOUR).interval == 16 * HOUR
+
+
+@pytest.mark.parametrize(
+    ("cadence", "words"),
+    [
+        (
+            sla_cadence(30 * HOUR),
+            (
+                "SLA of 30 h: submit every 4 h; a batch takes at most 24 h, so the worst case is 28 h, and 2 h are "
+                "kept to redo on the sync lane what expired."
+            ),
+        ),
+        (
+            sla_cadence(60 * HOUR, rounds=2, overhead=HOUR, reserve=ZERO),
+            (
+                "SLA of 60 h: submit every 5 h 30 min; 2 batches after one another take at most 24 h each, 1 h are "
+                "lost on the way, so the worst case is 60 h, and nothing is kept to redo on the sync lane what expired."
+            ),
+        ),
+        (
+            sla_cadence(25 * HOUR, reserve=HOUR),
+            (
+                "SLA of 25 h: submit each request at once; a batch takes at most 24 h, so the worst case is 24 h, and "
+                "1 h are kept to redo on the sync lane what expired."
+            ),
+        ),
+    ],
+)
+def test_a_cadence_in_words(cadence, words):
+    assert str(cadence) == words
+
+
+# Numbers from a notebook
+
+
+def test_numbers_of_numpy_are_taken_and_become_plain():
+    limited = Limits(requests_per_minute=400)
+    assert rescue_duration(np.int64(40_000), limited) == timedelta(minutes=100)
+    half = {"output_tokens": np.float32(0.5)}
+    assert rescue_duration(np.int32(2), Limits(output_tokens_per_minute=60), **half) == timedelta(seconds=1)
+    assert type(sla_cadence(60 * HOUR, rounds=np.int64(2)).rounds) is int
+    for wrong in (np.float64("nan"), np.float32("inf"), np.bool_(True), np.float16(-1)):
+        with pytest.raises(InvalidValueError, match="input_tokens="):
+            rescue_duration(1, limited, input_tokens=wrong)
 
 
 # Looking at running batches
@@ -260,6 +391,7 @@ def test_no_cron_expression_offers_the_nearest_shorter_interval(every, nearest):
     assert str(every) in str(raised.value)
     assert str(nearest) in str(raised.value)
     mended = cadence.with_interval(raised.value.nearest)
+    assert cadence.cron(nearest=True) == mended.cron()
     assert mended.cron() in str(raised.value)
     assert mended.worst_case == WINDOW + nearest
     assert mended.worst_case + mended.reserve == mended.sla == cadence.sla

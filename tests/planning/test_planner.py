@@ -30,7 +30,8 @@ from batchwise.planning.agenda import (
     WaitUntil,
 )
 from batchwise.planning.planner import plan, safe_moments
-from batchwise.planning.rescue import cohorts_of, margin_of, tail_of, usable
+from batchwise.planning.rescue import cohorts_of, usable
+from batchwise.planning.reserve import margin_of, tail_of
 from batchwise.planning.schedule import Cohort, latest_starts, work
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 

@@ -13,6 +13,7 @@ from tests.strategies import HOUR, NOW, durations, params
 
 import batchwise as bw
 from batchwise import Lane, Latency, Policy, Reason, ToolUse
+from batchwise.planning.reserve import reserve_for
 from batchwise.planning.routing import BATCH_ONLY_BETA, infer_tool_use
 from batchwise.planning.wording import human
 
@@ -205,7 +206,7 @@ policies = st.builds(
 @given(policies, durations, st.datetimes(timezones=st.just(timezone.utc), max_value=datetime(2100, 1, 1)))  # noqa: DTZ001
 def test_never_a_batch_without_the_window_and_the_reserve(policy: Policy, sla: timedelta, now: datetime) -> None:
     decision = bw.choose_lane(request(latency=sla), now=now, policy=policy)
-    reserve = policy.reserve_for(sla - policy.window)
+    reserve = reserve_for(policy, sla - policy.window)
     assert (decision.lane is Lane.BATCH) == (sla >= policy.window + reserve and not policy.zero_data_retention)
     if decision.lane is Lane.BATCH:
         assert decision.submit_by is not None

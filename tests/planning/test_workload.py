@@ -388,5 +388,5 @@ def test_the_nearest_plan_is_a_plan(asked):
     else:
         assert found.nearest is None
         assert found.cadence is not None
-        assert found.cadence.worst_case + found.reserve_needed + asked["overhead"] <= found.sla
+        assert found.cadence.worst_case + found.reserve_needed <= found.sla
         assert list(found.cadence.submissions(NOW, NOW + found.interval)) == [NOW]

@@ -12,7 +12,8 @@ import attrs
 from batchwise.models import Lane, Outcome, Progress, Report, RunningBatch, Status
 from batchwise.planning import planner
 from batchwise.planning.forecast import Forecast
-from batchwise.planning.rescue import cohorts_of, tail_of
+from batchwise.planning.rescue import cohorts_of
+from batchwise.planning.reserve import tail_of
 from batchwise.planning.schedule import at_risk
 from batchwise.planning.state import BatchState, BatchView, Snapshot
 

@@ -15,7 +15,8 @@ import attrs
 from batchwise.errors import AdmissionError, shown
 from batchwise.models import Lane, Limits, Policy
 
-from .rescue import cohort_of, is_hedged, margin_of, reading_of, usable
+from .rescue import cohort_of, is_hedged, usable
+from .reserve import margin_of, noticing_of
 from .schedule import Cohort, Shortfall, fits, servable, work
 from .state import BatchState, Group, Snapshot, Terms
 
@@ -55,16 +56,11 @@ def _span(cohort: Cohort, now: datetime, tail: timedelta) -> timedelta:
     return cohort.deadline - tail - max(now, cohort.release or now)
 
 
-def _overhead(policy: Policy) -> timedelta:
-    """Between a batch's expiry and its rows on the sync lane: two polls, and reading what it did finish."""
-    return 2 * policy.poll_every[0] + reading_of(policy)
-
-
 def _release(terms: Terms, submitted: datetime, now: datetime, policy: Policy) -> datetime:
     """When rows of these terms, submitted then, are on the sync lane in the worst case."""
     if is_hedged(terms, policy):
         return max(now, submitted) + policy.cancel_settle
-    return submitted + policy.window + _overhead(policy)
+    return submitted + policy.window + noticing_of(policy)
 
 
 def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:

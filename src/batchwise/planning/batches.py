@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from .agenda import Action, Agenda, Cancel, Collect, GiveUp, Poll, Post, Probe, Reconcile, Release
-from .rescue import reading_of, tail_of
+from .reserve import reading_of, tail_of
 from .state import BatchState, BatchView
 
 __all__ = ["tend", "tend_stranded"]

@@ -14,7 +14,9 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from math import ceil
+from math import ceil, inf
+from numbers import Integral, Real
+from operator import index
 from typing import TYPE_CHECKING, TypeVar, Union
 
 import attrs
@@ -22,8 +24,11 @@ import attrs
 from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
 from batchwise.times import WINDOW, ZERO, check_aware, check_duration, check_positive
 
+from .reserve import least_reserve, reserve_for
+from .wording import human
+
 if TYPE_CHECKING:
-    from batchwise.models import Limits
+    from batchwise.models import Limits, Policy
 
 __all__ = [
     "Cadence",
@@ -61,20 +66,21 @@ def check_whole(value: object, field: str, least: int) -> int:
     Raises:
         InvalidValueError: It is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:  # numpy's integers are Integral
         raise InvalidValueError(f"{field}={value!r} is not a whole number of at least {least}")
-    return value
+    return index(value)
 
 
 def to_number(value: object, field: str) -> Fraction:
-    """`value` (int, float, Decimal or Fraction) as an exact fraction.
+    """`value` (int, float, Decimal, Fraction, or a scalar of numpy) as an exact fraction.
 
     Raises:
         InvalidValueError: It is no finite number of zero or more.
     """
-    if isinstance(value, (int, float, Decimal, Fraction)) and not isinstance(value, bool):
+    if not isinstance(value, bool) and isinstance(value, (Real, Decimal)):
         with suppress(ValueError, OverflowError):  # not a number, infinite
-            number = Fraction(value)
+            ratio = getattr(value, "as_integer_ratio", None)
+            number = Fraction(check_whole(value, field, 0)) if ratio is None else Fraction(*ratio())
             if number >= 0:
                 return number
     raise InvalidValueError(f"{field}={value!r} is not a number of zero or more")
@@ -96,17 +102,18 @@ def bounded(compute: Callable[[], _T], what: str) -> _T:
 
 @attrs.frozen(kw_only=True)
 class Cadence:
-    """When to submit so that an SLA is kept; made by `sla_cadence`.
+    """When to submit so that an SLA is kept; made by `sla_cadence`. `str` of it is a sentence.
 
-    `worst_case + reserve + overhead <= sla` always holds.
+    `worst_case + reserve <= sla` always holds.
 
     Attributes:
         sla: Time from dispatch to deadline.
         window: The batch API's processing window.
         buffer: `sla - rounds * window`.
         reserve: The part of the buffer kept to redo on the sync lane what no batch finished.
-        interval: The longest a request waits for its batch to be sent, in each round.
-        worst_case: `rounds * (interval + window)`: dispatch to the end of the last round, without the overhead.
+        interval: The longest a request waits for its batch to be sent, in each round; zero: it is sent at once.
+        worst_case: `rounds * (interval + window) + overhead`: dispatch to the end of the last round, as
+            `worst_case_latency` has it.
         rounds: How many batches a request may go through, one after the other, before the sync lane.
         overhead: Time lost on the way, over all rounds: create calls, poll gaps, cancel settle, collection.
 
@@ -124,27 +131,39 @@ class Cadence:
     overhead: timedelta = ZERO
 
     def __attrs_post_init__(self) -> None:
-        for field in ("sla", "window", "interval"):
+        for field in ("sla", "window"):
             check_positive(getattr(self, field), field)
-        check_duration(self.reserve, "reserve")
-        check_duration(self.overhead, "overhead")
+        for field in ("interval", "reserve", "overhead"):
+            check_duration(getattr(self, field), field)
         check_whole(self.rounds, "rounds", 1)
-        worst_case = self.rounds * (self.interval + self.window)
+        worst_case = self.rounds * (self.interval + self.window) + self.overhead
         if self.buffer != self.sla - self.rounds * self.window or self.worst_case != worst_case:
             raise InvalidValueError(
                 f"buffer={self.buffer}, worst_case={self.worst_case}: not sla - rounds * window and "
-                "rounds * (interval + window); let sla_cadence compute them"
+                "rounds * (interval + window) + overhead; let sla_cadence compute them"
             )
-        if worst_case + self.reserve + self.overhead > self.sla:
+        if worst_case + self.reserve > self.sla:
             raise InvalidValueError(
-                f"sla={self.sla} is shorter than worst_case + reserve + overhead = "
-                f"{worst_case + self.reserve + self.overhead}; let sla_cadence compute them"
+                f"sla={self.sla} is shorter than worst_case + reserve = {worst_case + self.reserve}; "
+                "let sla_cadence compute them"
             )
+
+    def __str__(self) -> str:
+        sent = f"submit every {human(self.interval)}" if self.interval else "submit each request at once"
+        batch = f"a batch takes at most {human(self.window)}"
+        if self.rounds > 1:
+            batch = f"{self.rounds} batches after one another take at most {human(self.window)} each"
+        lost = f", {human(self.overhead)} are lost on the way" if self.overhead else ""
+        kept = f"{human(self.reserve)} are kept" if self.reserve else "nothing is kept"
+        return (
+            f"SLA of {human(self.sla)}: {sent}; {batch}{lost}, so the worst case is {human(self.worst_case)}, and "
+            f"{kept} to redo on the sync lane what expired."
+        )
 
     @property
     def per_day(self) -> float:
-        """Submissions in 24 hours."""
-        return _DAY / self.interval
+        """Submissions in 24 hours; infinite where the interval is zero and each request is sent at once."""
+        return _DAY / self.interval if self.interval else inf
 
     @property
     def check_every(self) -> timedelta:
@@ -152,9 +171,10 @@ class Cadence:
 
         Half the reserve goes to seeing that a batch expired, the other half is left to the rescue; never longer
         than the interval, so that the same wake-ups also submit. With a known rescue ask `check_every_for`. With
-        a reserve of zero there is nothing to be in time for, and it is the interval.
+        a reserve of zero there is nothing to be in time for, and it is the interval (the window where that is zero
+        as well).
         """
-        return min(self.interval, -(-self.reserve // 2)) if self.reserve else self.interval
+        return self._look(-(-self.reserve // 2))
 
     def check_every_for(self, rescue: timedelta) -> timedelta:
         """The longest gap between two looks that leaves `rescue` before the deadline: at most `reserve - rescue`.
@@ -165,12 +185,16 @@ class Cadence:
         Raises:
             InvalidValueError: The reserve is no longer than the rescue.
         """
-        if check_duration(rescue, "rescue") >= self.reserve:
+        needed = check_duration(rescue, "rescue")
+        if needed >= self.reserve:
             raise InvalidValueError(
-                f"rescue={rescue} leaves nothing of the reserve of {self.reserve} to notice an expiry; "
+                f"rescue={needed} leaves nothing of the reserve of {self.reserve} to notice an expiry; "
                 "ask sla_cadence for a longer reserve"
             )
-        return min(self.interval, self.reserve - rescue)
+        return self._look(self.reserve - needed)
+
+    def _look(self, gap: timedelta) -> timedelta:
+        return min((span for span in (self.interval, gap) if span), default=self.window)
 
     def with_interval(self, interval: timedelta) -> Cadence:
         """The same SLA with another interval, e.g. one that cron can express; the reserve takes the difference.
@@ -178,13 +202,12 @@ class Cadence:
         Raises:
             InvalidValueError: `interval` is no positive timedelta, or too long for the SLA.
         """
-        check_positive(interval, "interval")
+        every = check_positive(interval, "interval")
         longest = (self.buffer - self.overhead) // self.rounds
-        if interval > longest:
-            raise InvalidValueError(f"interval={interval} does not fit the SLA of {self.sla}; give {longest} or less")
-        worst_case = self.rounds * (interval + self.window)
-        reserve = self.sla - self.overhead - worst_case
-        return attrs.evolve(self, interval=interval, worst_case=worst_case, reserve=reserve)
+        if every > longest:
+            raise InvalidValueError(f"interval={every} does not fit the SLA of {self.sla}; give {longest} or less")
+        worst_case = self.rounds * (every + self.window) + self.overhead
+        return attrs.evolve(self, interval=every, worst_case=worst_case, reserve=self.sla - worst_case)
 
     def submissions(self, start: datetime, end: datetime) -> Iterator[datetime]:
         """When to submit: `start`, then one interval of elapsed time after the other, before `end`; all in UTC.
@@ -196,42 +219,52 @@ class Cadence:
             end: Aware; the last submission is earlier.
 
         Raises:
-            InvalidValueError: `start` or `end` is naive, or `end` is before `start`.
+            InvalidValueError: `start` or `end` is naive, `end` is before `start`, or the interval is zero.
         """
         first, last = _utc(start, "start"), _utc(end, "end")
         if last < first:
             raise InvalidValueError(f"end={end.isoformat()} is before start={start.isoformat()}; swap them")
+        if not self.interval:
+            raise InvalidValueError(f"sla={self.sla} leaves an interval of zero: submit each request when it arrives")
         return (first + self.interval * count for count in range(-((first - last) // self.interval)))
 
-    def cron(self) -> str:
+    def cron(self, *, nearest: bool = False) -> str:
         """A cron expression (five fields, for a cron that runs in UTC) that fires once an interval.
 
         There is one for intervals that divide an hour or a day evenly, in whole minutes and hours, and for a week.
 
+        Args:
+            nearest: Where there is none, take the one of the nearest shorter interval: requests then wait less,
+                and more is left to a rescue.
+
         Raises:
-            NoCronExpressionError: There is none; `nearest` is the nearest shorter interval that has one (take
-                `with_interval(nearest)`), zero if the interval is under cron's shortest, a minute.
+            NoCronExpressionError: There is none; its `nearest` is the nearest shorter interval that has one (take
+                `cron(nearest=True)` or `with_interval(nearest)`), zero if the interval is under cron's shortest, a
+                minute.
         """
         expression = _CRON.get(self.interval)
         if expression is not None:
             return expression
-        nearest = max((period for period in _CRON if period < self.interval), default=ZERO)
+        shorter = max((period for period in _CRON if period < self.interval), default=ZERO)
+        if nearest and shorter:
+            return _CRON[shorter]
         mend = (
-            f"the nearest shorter interval that it can express is {nearest} ({_CRON[nearest]!r}): "
-            "take with_interval(nearest)"
-            if nearest
+            f"the nearest shorter interval that it can express is {shorter} ({_CRON[shorter]!r}): "
+            "take cron(nearest=True), or with_interval(nearest)"
+            if shorter
             else "its shortest period is a minute: keep a dispatcher running instead"
         )
-        raise NoCronExpressionError(f"interval={self.interval} has no cron expression; {mend}", nearest=nearest)
+        raise NoCronExpressionError(f"interval={self.interval} has no cron expression; {mend}", nearest=shorter)
 
 
 def sla_cadence(
     sla: timedelta,
     *,
-    window: timedelta = WINDOW,
+    window: timedelta | None = None,
     reserve: timedelta | None = None,
     rounds: int = 1,
     overhead: timedelta = ZERO,
+    policy: Policy | None = None,
 ) -> Cadence:
     """How often to submit so that every request meets its SLA, however late in the window its batch ends.
 
@@ -239,56 +272,85 @@ def sla_cadence(
     microsecond. 30 h gives a buffer of 6 h, a reserve of 2 h, an interval of 4 h and a worst case of 28 h. A longer
     SLA never gives a shorter interval.
 
+    With a policy it reckons as a dispatcher with that policy does: an SLA has a cadence if the dispatcher sends work
+    with such a deadline to a batch that has its whole window (what it only hedges has none).
+
     Args:
         sla: Time from dispatch to deadline.
-        window: The batch API's processing window (24 h).
-        reserve: What to keep for a rescue on the sync lane, once, after the last round; None: a third of the
-            buffer. Zero keeps nothing: what expires is then late.
+        window: The batch API's processing window; None: the policy's, else 24 h.
+        reserve: What to keep for a rescue on the sync lane, once, after the last round; None: the policy's, else a
+            third of the buffer. Zero keeps nothing: what expires is then late.
         rounds: How many batches a request may go through, one after the other, before the sync lane.
         overhead: Time lost on the way, over all rounds together: create calls, poll gaps, cancel settle,
-            collection. It comes out of the waiting time, not out of the reserve.
+            collection. It comes out of the waiting time, not out of the reserve. What a policy's rescue loses on
+            its way is in its reserve already.
+        policy: A dispatcher's, for its window, reserves, interval, and the overhead of its rescues.
 
     Raises:
-        InfeasibleSLAError: Nothing is left to wait in; `shortest` is the shortest SLA that leaves a microsecond.
+        InfeasibleSLAError: Windows, reserve and overhead do not fit; `shortest` is the shortest SLA that a dispatcher
+            (without a policy: a default one) sends to a batch: 24 h 15 min by default.
         InvalidValueError: An argument is no duration, zero or negative; the message names it.
     """
-    check_positive(sla, "sla")
-    check_positive(window, "window")
-    check_whole(rounds, "rounds", 1)
-    check_duration(overhead, "overhead")
-    if reserve is not None:
-        check_duration(reserve, "reserve")
-    windows = bounded(lambda: rounds * window, f"rounds={rounds} times window={window}")
+    sla, rounds = check_positive(sla, "sla"), check_whole(rounds, "rounds", 1)
+    overhead = check_duration(overhead, "overhead")
+    window = None if window is None else check_positive(window, "window")
+    reserve = None if reserve is None else check_duration(reserve, "reserve")
+    if policy is None:
+        one_window = window or WINDOW
+    else:
+        policy = _with(policy, window, reserve)
+        one_window = policy.window
+    windows = bounded(lambda: rounds * one_window, f"rounds={rounds} times window={one_window}")
     buffer = sla - windows
-    kept = buffer / 3 if reserve is None else reserve
+    thumb = buffer / 3 if reserve is None else reserve
+    kept = thumb if policy is None else reserve_for(policy, buffer)
     interval = (buffer - kept - overhead) // rounds
-    if interval <= ZERO:
-        shortest = bounded(lambda: windows + _least_buffer(rounds * _TICK + overhead, reserve), "the shortest SLA")
-        share = "a third of the rest" if reserve is None else f"{reserve}"
-        raise InfeasibleSLAError(
-            f"sla={sla} leaves no time to wait for a submission: the batch window takes {windows} (rounds={rounds}), "
-            f"overhead {overhead}, the reserve {share}. The shortest SLA that can be kept is {shortest}; "
-            "each hour of interval asks for more on top",
-            shortest=shortest,
-        )
+    if buffer <= ZERO or interval < ZERO:
+        raise _infeasible(sla, windows, rounds, overhead, policy or _default_policy(window, reserve))
+    if policy is not None and policy.interval is not None:
+        interval = min(interval, policy.interval)
     return Cadence(
         sla=sla,
-        window=window,
+        window=one_window,
         buffer=buffer,
         reserve=kept,
         interval=interval,
-        worst_case=rounds * (interval + window),
+        worst_case=rounds * (interval + one_window) + overhead,
         rounds=rounds,
         overhead=overhead,
     )
 
 
-def _least_buffer(needed: timedelta, reserve: timedelta | None) -> timedelta:
-    """The shortest buffer that has `needed` beside the reserve."""
-    if reserve is not None:
-        return needed + reserve
-    pairs, odd = divmod(needed // _TICK, 2)  # b - round(b / 3) is 2q for b = 3q, and 2q + 1 for b = 3q + 1, 3q + 2
-    return timedelta(microseconds=3 * pairs + odd)
+def _with(policy: Policy, window: timedelta | None, reserve: timedelta | None) -> Policy:
+    """The policy with what the caller said beside it."""
+    return attrs.evolve(
+        policy,
+        window=policy.window if window is None else window,
+        reserve=policy.reserve if reserve is None else reserve,
+    )
+
+
+def _default_policy(window: timedelta | None, reserve: timedelta | None) -> Policy:
+    from batchwise.models import Policy  # a cadence that is feasible needs none
+
+    return _with(Policy(), window, reserve)
+
+
+def _infeasible(
+    sla: timedelta, windows: timedelta, rounds: int, overhead: timedelta, policy: Policy
+) -> InfeasibleSLAError:
+    least = least_reserve(policy)
+    # Beside the overhead either the least reserve has to fit, or a third of the buffer: b - b / 3 = overhead.
+    # b less its rounded third is 2q for b = 3q, and 2q + 1 for b = 3q + 1.
+    pairs, odd = divmod(overhead // _TICK, 2)
+    derived = ZERO if policy.reserve is not None else (3 * pairs + odd) * _TICK
+    shortest = bounded(lambda: windows + max(least + overhead, derived), "the shortest SLA")
+    return InfeasibleSLAError(
+        f"sla={sla} leaves no time beside the batch window of {windows} (rounds={rounds}), an overhead of {overhead} "
+        f"and a reserve of at least {least}. The shortest SLA that a dispatcher sends to a batch is {shortest}; each "
+        "hour of interval asks for more on top",
+        shortest=shortest,
+    )
 
 
 def worst_case_latency(
@@ -305,11 +367,9 @@ def worst_case_latency(
     Raises:
         InvalidValueError: An argument is no duration, or negative; window zero or rounds below 1.
     """
-    check_duration(interval, "interval")
-    check_positive(window, "window")
-    check_whole(rounds, "rounds", 1)
-    check_duration(overhead, "overhead")
-    return bounded(lambda: rounds * (interval + window) + overhead, f"rounds={rounds} times interval + window")
+    every, one_window = check_duration(interval, "interval"), check_positive(window, "window")
+    times, lost = check_whole(rounds, "rounds", 1), check_duration(overhead, "overhead")
+    return bounded(lambda: times * (every + one_window) + lost, f"rounds={rounds} times interval + window")
 
 
 def latest_submission(
@@ -327,9 +387,8 @@ def latest_submission(
         InvalidValueError: `deadline` is naive, or a duration is none, or negative.
     """
     due = _utc(deadline, "deadline")
-    check_positive(window, "window")
-    lead = check_duration(reserve, "reserve") + check_duration(overhead, "overhead") + window
-    return bounded(lambda: due - lead, f"deadline={deadline.isoformat()} minus {lead}")
+    leads = check_duration(reserve, "reserve"), check_duration(overhead, "overhead"), check_positive(window, "window")
+    return bounded(lambda: due - sum(leads, ZERO), f"deadline={due.isoformat()} minus window, reserve and overhead")
 
 
 def _pace(limits: Limits, input_tokens: Number, output_tokens: Number) -> Fraction:
@@ -368,7 +427,7 @@ def rescue_duration(requests: int, limits: Limits, *, input_tokens: Number = 0, 
     Raises:
         InvalidValueError: A count is negative or no number, or the duration exceeds `timedelta.max`.
     """
-    check_whole(requests, "requests", 0)
+    requests = check_whole(requests, "requests", 0)
     pace = _pace(limits, input_tokens, output_tokens)
     return bounded(lambda: timedelta(microseconds=ceil(requests * pace)), f"the rescue of requests={requests}")
 
@@ -392,7 +451,7 @@ def largest_rescuable(
     Raises:
         InvalidValueError: `duration` is no duration or negative, or a token count is negative or no number.
     """
-    check_duration(duration, "duration")
+    duration = check_duration(duration, "duration")
     pace = _pace(limits, input_tokens, output_tokens)
     return (duration // _TICK) // pace if pace else None
 

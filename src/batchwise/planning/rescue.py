@@ -10,41 +10,17 @@ import attrs
 
 from batchwise.models import Lane, Limits, Policy, Reason
 
+from .reserve import margin_of, reserve_for
 from .schedule import Cohort, latest_starts, servable, work
 from .state import BatchView, Group, Snapshot, Terms
 
-__all__ = [
-    "Rescues",
-    "cohort_of",
-    "cohorts_of",
-    "is_hedged",
-    "margin_of",
-    "next_attempt",
-    "reading_of",
-    "tail_of",
-    "usable",
-]
+__all__ = ["Rescues", "cohort_of", "cohorts_of", "is_hedged", "next_attempt", "usable"]
 
 _ZERO = timedelta(0)
 _FILLED = 0.95
 """The share of its limits that the sync lane surely keeps filled."""
 _CALM = 0.7
 """The share of its limits that hedged work counts on, so that urgent work still to come finds room: our choice."""
-
-
-def tail_of(limits: Limits) -> timedelta:
-    """What the slowest sync call is allowed for: three times the mean."""
-    return 3 * limits.latency
-
-
-def reading_of(policy: Policy) -> timedelta:
-    """What reading an ended batch's rows may take: a tenth of what its cancel may take."""
-    return policy.cancel_settle / 10
-
-
-def margin_of(policy: Policy) -> timedelta:
-    """Before its deadline by how much the last call has to be sent: its tail, and a batch read at the last moment."""
-    return tail_of(policy.limits) + reading_of(policy)
 
 
 @lru_cache(maxsize=64)
@@ -94,7 +70,7 @@ def next_attempt(
     if due is None:
         return Lane.BATCH, costs
     left = due - now
-    fits = left >= policy.window + policy.reserve_for(left - policy.window)
+    fits = left >= policy.window + reserve_for(policy, left - policy.window)
     last = costs and spent == policy.max_attempts - 1
     return (Lane.BATCH if fits and not (last and sync_works) else Lane.SYNC), costs
 

@@ -22,6 +22,7 @@ from . import packing
 from .custom_ids import MAX_LENGTH
 from .forecast import Forecast, hedge_pays
 from .pricing import PriceBook, Rates, estimate, to_usd
+from .reserve import least_reserve, reserve_for
 from .state import BYTES_PER_TOKEN
 from .wording import human
 
@@ -140,7 +141,7 @@ def hedge_wait(sla: timedelta) -> timedelta:
 
 def _hedge_rescue(case: Case) -> timedelta:
     """Before its deadline by how much a hedge has to be broken off."""
-    return max(case.policy.min_reserve, case.policy.reserve or _ZERO) + case.policy.cancel_settle
+    return max(case.policy.min_reserve, least_reserve(case.policy)) + case.policy.cancel_settle
 
 
 def _hedge(case: Case) -> bool:
@@ -246,7 +247,7 @@ _RULES: tuple[_Rule, ...] = (
         Reason.BLOCKING,
         _sync_if(lambda case: case.latency is Latency.BLOCKING),
         lambda case: (
-            "somebody is waiting for the answer, and a batch may take 24 h"
+            f"somebody is waiting for the answer, and a batch may take {human(case.policy.window)}"
             if case.latency is Latency.BLOCKING
             else "nobody is waiting for the answer"
         ),
@@ -420,7 +421,7 @@ def case_of(
         output_tokens=request.expected_output_tokens or request.traits.max_tokens,
         deadline=deadline,
         buffer=buffer,
-        reserve=policy.reserve_for(buffer),
+        reserve=reserve_for(policy, buffer),
     )
 
 

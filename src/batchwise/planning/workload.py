@@ -113,7 +113,7 @@ def _plan(load: Load, interval: timedelta, nearest: WorkloadPlan | None = None) 
             buffer=load.buffer,
             reserve=reserve,
             interval=interval,
-            worst_case=load.rounds * (interval + load.window),
+            worst_case=load.rounds * (interval + load.window) + load.overhead,
             rounds=load.rounds,
             overhead=load.overhead,
         )

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import attrs
 
 from batchwise.models import Limits, Policy
-from batchwise.planning.admission import _overhead
-from batchwise.planning.rescue import margin_of
+from batchwise.planning.reserve import margin_of, noticing_of, reserve_for
 from batchwise.planning.schedule import Cohort, fits
 
 START = datetime(2026, 11, 2, tzinfo=timezone.utc)  # a Monday
@@ -81,11 +80,11 @@ def _rescues(arrivals: Sequence[Arrival], policy: Policy) -> list[Cohort]:
     window, found = policy.window, []
     for arrival in arrivals:
         now, sla = at(arrival.time), timedelta(seconds=arrival.sla)
-        reserve = policy.reserve_for(sla - window)
+        reserve = reserve_for(policy, sla - window)
         release = now
         if sla >= window + reserve:
             wait = timedelta(0) if arrival.bulk else sla - window - reserve
-            release = now + wait + window + _overhead(policy)
+            release = now + wait + window + noticing_of(policy)
         found.append(
             Cohort(
                 deadline=now + sla,

@@ -16,6 +16,7 @@ from batchwise.models import Lane, Policy, Reason
 from batchwise.planning import admission, agenda, planner, routing
 from batchwise.planning.forecast import Forecast, Sample
 from batchwise.planning.pricing import PriceBook, Rates
+from batchwise.planning.reserve import reserve_for
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 from batchwise.request import Request
 
@@ -399,7 +400,9 @@ class World:
             return Lane.BATCH
         left = terms.deadline - at(self.now)
         return (
-            Lane.BATCH if left >= self.policy.window + self.policy.reserve_for(left - self.policy.window) else Lane.SYNC
+            Lane.BATCH
+            if left >= self.policy.window + reserve_for(self.policy, left - self.policy.window)
+            else Lane.SYNC
         )
 
     def _run_claims(self, run: agenda.Run) -> bool:

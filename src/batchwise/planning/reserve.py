@@ -1,0 +1,51 @@
+"""How much time is kept before a deadline: the one rule that routing, admission, rescues and planning functions ask.
+
+A batch that expires has to be noticed and read, and what it left undone has to be sent early enough that the slowest
+call ends in time. `overhead_of` adds that up; a reserve is never shorter.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # `import batchwise` brings this module, and neither of these
+    from batchwise.models import Limits, Policy
+
+__all__ = ["least_reserve", "margin_of", "noticing_of", "overhead_of", "reading_of", "reserve_for", "tail_of"]
+
+
+def tail_of(limits: Limits) -> timedelta:
+    """What the slowest sync call is allowed for: three times the mean."""
+    return 3 * limits.latency
+
+
+def reading_of(policy: Policy) -> timedelta:
+    """What reading an ended batch's rows may take: a tenth of what its cancel may take."""
+    return policy.cancel_settle / 10
+
+
+def noticing_of(policy: Policy) -> timedelta:
+    """Between a batch's expiry and its rows on the sync lane: two polls, and reading what it did finish."""
+    return 2 * policy.poll_every[0] + reading_of(policy)
+
+
+def margin_of(policy: Policy) -> timedelta:
+    """Before its deadline by how much the last call has to be sent: its tail, and a batch read at the last moment."""
+    return tail_of(policy.limits) + reading_of(policy)
+
+
+def overhead_of(policy: Policy) -> timedelta:
+    """What a rescue takes beside the calls themselves: from a batch's expiry to the end of the last, slowest call."""
+    return noticing_of(policy) + margin_of(policy)
+
+
+def least_reserve(policy: Policy) -> timedelta:
+    """The shortest reserve under this policy: the explicit one or the floor, never less than the overhead."""
+    return max(policy.min_reserve if policy.reserve is None else policy.reserve, overhead_of(policy))
+
+
+def reserve_for(policy: Policy, buffer: timedelta) -> timedelta:
+    """The reserve kept out of `buffer` (SLA less windows): the explicit one, else a third, never under the least."""
+    least = least_reserve(policy)
+    return least if policy.reserve is not None else max(least, buffer / 3)

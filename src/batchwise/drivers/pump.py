@@ -22,7 +22,18 @@ from batchwise.engine.actions import carry_out
 from batchwise.engine.calls import call
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure, pause, store
-from batchwise.engine.passes import CLOCK_LOOK, MAX_ACTIONS, NEVER, PASS_SHARE, QUICK, SPARED, WATCH, once, repeats
+from batchwise.engine.passes import (
+    CLOCK_LOOK,
+    MAX_ACTIONS,
+    NEVER,
+    PASS_SHARE,
+    QUICK,
+    SPARED,
+    WATCH,
+    gate,
+    once,
+    repeats,
+)
 from batchwise.engine.queue import Ticked
 from batchwise.errors import BatchwiseError, ClosedDispatcherError, ForkedDispatcherError
 from batchwise.models import Lane
@@ -65,7 +76,8 @@ class Driver(ABC):
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = self._over = False
-        self._acting = 0
+        self._under_way = Counter[object]()
+        """Batch actions under way, by their gate."""
         self._waiters: dict[int, list[Bell]] = {}
         self._fatal: BatchwiseError | None = None
         self._next: datetime | None = None
@@ -79,16 +91,25 @@ class Driver(ABC):
     # -- what a driver adds -----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def call(self) -> None:
-        """See to it that somebody takes up what the call queue holds."""
+    def call(self) -> bool:
+        """See to it that somebody takes up what the call queue holds; returns whether there is anybody."""
 
     @abstractmethod
-    def _begin(self, procedure: Procedure[None]) -> None:
-        """Start it beside the pump."""
+    def _begin(self, procedure: Procedure[None]) -> bool:
+        """Start it beside the pump; False if it cannot be started now: nothing of it has begun."""
 
     @abstractmethod
     def _nap(self, seconds: float) -> Any:
         """Sleep, but not beyond the end; the tasks' gives an awaitable."""
+
+    def _alone(self) -> bool:
+        """Whether the pump cannot be started now, so that whoever waits does its work."""
+        return False
+
+    @property
+    def _acting(self) -> int:
+        with self._lock:
+            return sum(self._under_way.values())
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
@@ -109,6 +130,10 @@ class Driver(ABC):
                 left = None if end is None else end - monotonic()
                 if left is not None and left <= 0:
                     return None
+                if self._alone():
+                    yield from self._pass()
+                    yield from self._call_here()
+                    left = WATCH if left is None else min(left, WATCH)
                 yield from pause(partial(bell.wait, heard, left))
                 self.check()
 
@@ -187,6 +212,8 @@ class Driver(ABC):
                 yield from self._notice()
                 begun = monotonic()
                 wait = yield from self._pass()
+                if (yield from self._call_here()):
+                    wait = 0.0
                 self._gap = max(WATCH, PASS_SHARE * (monotonic() - begun))
                 if self.engine.troubles != self._told:
                     self._told = self.engine.troubles
@@ -242,10 +269,12 @@ class Driver(ABC):
                 wait = max(0.0, (action.moment - self.engine.now()) / timedelta(seconds=1))
             elif isinstance(action, QUICK):
                 moved |= yield from self._carry_out_now(action)
-            elif self._acting < MAX_ACTIONS and (token := self.engine.begin(action)) is not None:
+            elif self._under_way[gate(action)] < MAX_ACTIONS and (token := self.engine.begin(action)) is not None:
                 with self._lock:
-                    self._acting += 1
-                self._begin(self._act(action, token))
+                    self._under_way[gate(action)] += 1
+                acting = self._act(action, token)
+                if not self._begin(acting):
+                    yield from acting
         if moved and (yield from store(self.engine.ledger.version)) != before:
             return 0.0  # rows moved: what is due now was not seen by this plan
         return wait
@@ -272,7 +301,7 @@ class Driver(ABC):
             yield from pause(partial(self._nap, 1.0))
         finally:
             with self._lock:
-                self._acting -= 1
+                self._under_way[gate(action)] -= 1
             self.engine.end(token)
             self._pump_bell.ring()
 
@@ -291,6 +320,16 @@ class Driver(ABC):
             self._pump_bell.ring()
         if self.engine.suspended:
             self._tell_all()
+
+    def _call_here(self) -> Procedure[bool]:
+        """Where no worker can be started, run one call of the queue; returns whether there was one."""
+        if not self.engine.queue.waiting or self.call():
+            return False
+        got = self.engine.queue.next(monotonic())
+        if not isinstance(got, Ticked):
+            return False
+        yield from self._call(got)
+        return True
 
     # -- one pass at a time, for advance and close ------------------------------------------------------------------
 
@@ -313,13 +352,8 @@ class Driver(ABC):
     def _finish_calls(self) -> Procedure[None]:
         """Run what the call queue holds, with the workers where there are threads to be had."""
         while self.engine.queue.busy and self._fatal is None and Lane.SYNC not in self.engine.suspended:
-            try:
-                self.call()
-            except RuntimeError:  # no new threads while the interpreter shuts down
-                got = self.engine.queue.next(monotonic())
-                if isinstance(got, Ticked):
-                    yield from self._call(got)
-                    continue
+            if (yield from self._call_here()):
+                continue
             heard = self._work_bell.heard()
             if self.engine.queue.busy:
                 yield from pause(partial(self._work_bell.wait, heard, 0.05))

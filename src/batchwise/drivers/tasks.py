@@ -100,9 +100,10 @@ class TaskDriver(Driver):
         if anyio.lowlevel.current_token() != self._loop:
             raise WrongLoopError("this dispatcher belongs to the event loop that entered it; make one for this loop")
 
-    def call(self) -> None:
+    def call(self) -> bool:
         """Take up what the call queue holds."""
         self._work_bell.ring()
+        return True
 
     def _on_settled(self, requests: Sequence[int]) -> None:
         """Called from worker threads, too."""
@@ -111,8 +112,9 @@ class TaskDriver(Driver):
         else:
             anyio.from_thread.run_sync(super()._on_settled, requests)
 
-    def _begin(self, procedure: Procedure[None]) -> None:
+    def _begin(self, procedure: Procedure[None]) -> bool:
         self._tasks.start_soon(drive_async, procedure, self._ports)
+        return True
 
     async def _nap(self, seconds: float) -> None:
         await anyio.sleep(seconds)

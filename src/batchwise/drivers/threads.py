@@ -45,6 +45,15 @@ class _Bell:
             self._condition.wait_for(lambda: self._rings != heard, timeout)
 
 
+def _started(thread: threading.Thread) -> bool:
+    """Start a thread; False if none can be had: the system's limit, or an interpreter that ends."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
+
+
 class ThreadDriver(Driver):
     """Carries out what the planner asks for, in threads started on first need and ended by `close`.
 
@@ -63,7 +72,6 @@ class ThreadDriver(Driver):
 
     def wait_for(self, check: Callable[[], T | None], timeout: float | None, request: int | None = None) -> T | None:
         """The first value that `check` gives; None after `timeout` seconds."""
-        self._start()
         return drive(self._waiting(check, timeout, request), self._ports)
 
     def cancel(
@@ -84,17 +92,22 @@ class ThreadDriver(Driver):
         super().wake(due)
 
     def _start(self) -> None:
-        """Start the pump on first need."""
+        """Start the pump on first need; where no thread can be had, the next call tries again."""
         if self._pumping is None and not self._over:
             with self._lock:
                 if self._pumping is None:
-                    self._pumping = threading.Thread(
-                        target=drive, args=(self._pump(), self._ports), name="batchwise-pump", daemon=True
-                    )
-                    self._pumping.start()
+                    self._pumping = self._thread(self._pump(), "batchwise-pump")
 
-    def _begin(self, procedure: Procedure[None]) -> None:
-        threading.Thread(target=drive, args=(procedure, self._ports), name="batchwise-batch", daemon=True).start()
+    def _alone(self) -> bool:
+        self._start()
+        return self._pumping is None and not self._over
+
+    def _begin(self, procedure: Procedure[None]) -> bool:
+        return self._thread(procedure, "batchwise-batch") is not None
+
+    def _thread(self, procedure: Procedure[None], name: str) -> threading.Thread | None:
+        thread = threading.Thread(target=drive, args=(procedure, self._ports), name=name, daemon=True)
+        return thread if _started(thread) else None
 
     def _nap(self, seconds: float) -> None:
         self._stopping.wait(seconds)
@@ -106,17 +119,20 @@ class ThreadDriver(Driver):
         self.engine.push(claim)
         self.call()
 
-    def call(self) -> None:
-        """See to it that somebody takes up what the call queue holds."""
+    def call(self) -> bool:
+        """See to it that somebody takes up what the call queue holds; returns whether there is anybody."""
         most = min(self.engine.policy.limits.concurrency or 64, 256)
         with self._lock:
             need = min(self.engine.queue.waiting - self._idle, most - len(self._workers))
             for _ in range(max(0, need)):
                 worker = threading.Thread(target=self._work, name="batchwise-call", daemon=True)
-                self._workers.add(worker)
+                if not _started(worker):
+                    break
+                self._workers.add(worker)  # it takes nothing up before the lock is free
                 self._idle += 1
-                worker.start()
+            anybody = bool(self._workers)
         self._work_bell.ring()
+        return anybody
 
     def _work(self) -> None:
         try:

@@ -7,10 +7,10 @@ from datetime import datetime, timezone
 
 from batchwise.planning import agenda
 
-__all__ = ["CLOCK_LOOK", "MAX_ACTIONS", "NEVER", "PASS_SHARE", "QUICK", "SPARED", "WATCH", "once", "repeats"]
+__all__ = ["CLOCK_LOOK", "MAX_ACTIONS", "NEVER", "PASS_SHARE", "QUICK", "SPARED", "WATCH", "gate", "once", "repeats"]
 
 MAX_ACTIONS = 8
-"""Batch actions under way at once."""
+"""Batch actions of one gate under way at once."""
 NEVER = datetime.max.replace(tzinfo=timezone.utc)
 """When nothing falls due."""
 CLOCK_LOOK = 0.5
@@ -31,6 +31,11 @@ _REPEATS: Mapping[type, int] = {
     agenda.Seal: 1_000,
     agenda.Run: 10_000,
 }
+
+
+def gate(action: agenda.Action) -> object:
+    """What it shares its places with: slow uploads and readings hold up no question, and nothing holds up a cancel."""
+    return type(action) if isinstance(action, (agenda.Seal, agenda.Collect, agenda.Cancel)) else None
 
 
 def once(action: agenda.Action) -> object:

@@ -27,8 +27,7 @@ class AsyncTicket(TicketView):
         limit = seconds(timeout)
         self._driver.check()
         if not self._called and await in_thread(self._look) is None:
-            await in_thread(self._engine.ledger.flush, request=self._row.id)
-            self._driver.wake()
+            self._driver.wake(self._wanted())
         found = await self._driver.wait_for(self._ready, limit, self._row.id)
         if found is None:
             raise self._late(limit)
@@ -66,8 +65,7 @@ class AsyncJob(JobView):
         self._driver.check()
         for row in await in_thread(self._earlier):
             yield Result(row)
-        await in_thread(self._flush)
-        self._driver.wake()
+        self._driver.wake(self._wanted())
         after = self._first()
         while True:
             found = await self._driver.wait_for(partial(self._next, after), limit)
@@ -88,8 +86,7 @@ class AsyncJob(JobView):
         """Wait until all of it is settled. See `Job.wait`."""
         limit = seconds(timeout)
         self._driver.check()
-        await in_thread(self._flush)
-        self._driver.wake()
+        self._driver.wake(self._wanted())
         if await self._driver.wait_for(self._all_settled, limit) is None:
             raise self._late(limit)
         return await in_thread(self._progress)

@@ -66,7 +66,9 @@ class ToolUse(str, Enum):
     SERVER = "server"
     """Only tools that the API runs itself."""
     ITERATIVE = "iterative"
-    """The caller runs tools and goes on; a batch cannot carry that."""
+    """The caller runs tools and goes on, and each turn is wanted now; a batch cannot carry that."""
+    PATIENT = "patient"
+    """The caller runs tools and goes on, but each turn may wait for a batch. Never inferred."""
 
 
 class Status(str, Enum):
@@ -254,6 +256,8 @@ class Policy:
         max_batch_requests: The most requests in one batch; None: the API's limit (100,000). Smaller batches end sooner,
             and nothing of a batch can be read before it ends.
         exclusive_workspace: Nobody else makes batches in the client's workspace.
+        linger: How long a wait for a ticket, a job or a client's call lets others join before what it waits for is
+            submitted; five times as long at most, and never past the moment by which its batch has to be sent.
     """
 
     window: timedelta = attrs.field(default=WINDOW, validator=_positive)
@@ -276,6 +280,7 @@ class Policy:
     cancel_settle: timedelta = attrs.field(default=timedelta(minutes=10), validator=_not_negative)
     max_batch_requests: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive_number))
     exclusive_workspace: bool = False
+    linger: timedelta = attrs.field(default=timedelta(seconds=1), validator=_not_negative)
 
     @late.validator
     def _check_late(self, _attribute: attrs.Attribute[str], value: str) -> None:

@@ -37,8 +37,7 @@ class Ticket(TicketView):
         limit = seconds(timeout)
         self._driver.check()
         if not self._called and self._look() is None:
-            self._engine.ledger.flush(request=self._row.id)
-            self._driver.wake()
+            self._driver.wake(self._wanted())
         found = self._driver.wait_for(self._ready, limit, self._row.id)
         if found is None:
             raise self._late(limit)
@@ -86,8 +85,7 @@ class Job(JobView):
 
     def _stream(self, timeout: float | None) -> Iterator[Result]:
         yield from map(Result, self._earlier())
-        self._flush()
-        self._driver.wake()
+        self._driver.wake(self._wanted())
         after = self._first()
         while True:
             found = self._driver.wait_for(partial(self._next, after), timeout)
@@ -112,8 +110,7 @@ class Job(JobView):
         """
         limit = seconds(timeout)
         self._driver.check()
-        self._flush()
-        self._driver.wake()
+        self._driver.wake(self._wanted())
         if self._driver.wait_for(self._all_settled, limit) is None:
             raise self._late(limit)
         return self._progress()

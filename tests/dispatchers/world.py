@@ -30,11 +30,14 @@ from tests.strategies import params
 
 HOURS_30 = timedelta(hours=30)
 FAST = (timedelta(milliseconds=10), timedelta(milliseconds=200))
+LINGER = timedelta(milliseconds=20)
 PRELUDE = """
 from datetime import timedelta
 import batchwise as bw
 from tests.strategies import params
-policy = bw.Policy(poll_every=(timedelta(milliseconds=20), timedelta(milliseconds=200)))
+policy = bw.Policy(
+    poll_every=(timedelta(milliseconds=20), timedelta(milliseconds=200)), linger=timedelta(milliseconds=20)
+)
 """
 PATIENCE = 20.0
 """Seconds after which a test that waits has failed."""
@@ -237,7 +240,7 @@ class World:
         return self.colour.dispatcher(inner, self.path if ledger is None else ledger, self.policy(**policy))
 
     def policy(self, **settings: Any) -> Policy:
-        return Policy(**{"poll_every": FAST, **settings})
+        return Policy(**{"poll_every": FAST, "linger": LINGER, **settings})
 
     def run(self, test: Test) -> None:
         async def whole() -> None:

@@ -676,7 +676,7 @@ def test_waiting_goes_along_to_the_other_lane(world: World) -> None:
     row = world.accept("a").row
     world.ledger.move([row.terms.id], lane=SYNC)
     world.accept("b")
-    world.ledger.flush(request=world.accept("b").row.id)
+    world.ledger.flush(requests=[world.accept("b").row.id])
     world.ledger.move([row.terms.id], lane=BATCH)
     world.accept("c")
     world.ledger.move([row.terms.id], lane=SYNC)
@@ -714,7 +714,7 @@ def test_flush_marks_what_it_names(world: World) -> None:
     assert flushed() == [False] * 3
     world.ledger.flush([one.terms.id])
     assert flushed() == [True, False, False]
-    world.ledger.flush(request=three.id)
+    world.ledger.flush(requests=[three.id])
     assert flushed() == [True, False, True]
     world.ledger.flush(job=two.job)
     assert flushed() == [True] * 3

@@ -254,3 +254,27 @@ def test_nothing_that_blocks_or_iterates_is_batched(tool_use: ToolUse, latency: 
 )
 def test_durations_in_words(duration: timedelta, words: str) -> None:
     assert human(duration) == words
+
+
+def test_a_patient_loop_may_wait_and_an_iterative_one_may_not():
+    tools = [{"name": "read", "input_schema": {"type": "object"}}]
+    body = {
+        "model": "claude-haiku-4-5",
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": "x"}],
+        "tools": tools,
+    }
+    at = datetime(2026, 11, 27, tzinfo=timezone.utc)
+    lanes = {
+        use: bw.choose_lane(bw.Request(body, latency=timedelta(hours=30), tool_use=use), now=at).lane
+        for use in (None, ToolUse.ITERATIVE, ToolUse.PATIENT)
+    }
+    assert lanes == {None: Lane.SYNC, ToolUse.ITERATIVE: Lane.SYNC, ToolUse.PATIENT: Lane.BATCH}
+
+
+def test_a_thread_keeps_a_call_on_the_sync_lane():
+    body = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}], "thread": {}}
+    decision = bw.choose_lane(
+        bw.Request(body, latency=timedelta(hours=30)), now=datetime(2026, 11, 27, tzinfo=timezone.utc)
+    )
+    assert (decision.lane, decision.reason) == (Lane.SYNC, Reason.SYNC_ONLY_PARAMETER)

@@ -210,6 +210,8 @@ class Driver(ABC):
                 self._next, self._asked = None, NEVER
             try:
                 yield from self._notice()
+                if self.engine.waits.end is not None:
+                    yield from store(self.engine.submit_waited)
                 begun = monotonic()
                 wait = yield from self._pass()
                 if (yield from self._call_here()):
@@ -226,7 +228,8 @@ class Driver(ABC):
                 wait = 1.0
             now = self.engine.now()
             with self._lock:
-                self._next = min(self._asked, NEVER if wait is None else now + timedelta(seconds=wait))
+                planned = NEVER if wait is None else now + timedelta(seconds=wait)
+                self._next = min(self._asked, planned, self.engine.waits.end or NEVER)
                 wait = None if self._next is NEVER else (self._next - now) / timedelta(seconds=1)
             yield from self._watch(heard, wait)
 

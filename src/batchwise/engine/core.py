@@ -44,6 +44,7 @@ from batchwise.request import Request
 from .admissions import Admissions
 from .queue import CallQueue
 from .routes import Router, check_size, decision_of
+from .waits import Waits
 
 __all__ = ["Engine"]
 
@@ -80,6 +81,7 @@ class Engine:
         self.router = Router(policy, self.prices, self.forecast)
         self.admissions = Admissions(ledger, policy)
         self.queue = CallQueue(policy.limits, now=monotonic())
+        self.waits = Waits(policy.linger)
         self.on_settled: Callable[[Sequence[int]], None] = lambda _requests: None
         self.claimed = ledger.bind(endpoint=endpoint, workspace=None)
         self.run = ledger.start_run(pid=os.getpid(), now=self.now())
@@ -146,6 +148,8 @@ class Engine:
         accepted = self.ledger.accept(entry, job=job, run=self.run, now=now, claim=claim, cap=self._cap())
         for each in begun:
             self.push(each._replace(accepting=None))
+        if accepted.row.lane is Lane.BATCH:
+            self.waits.joined(now)
         return accepted, decision if accepted.created else decision_of(accepted.row.terms)
 
     def due(self, row: RequestRow) -> datetime | None:
@@ -298,6 +302,20 @@ class Engine:
         """Have all that is queued for a batch sent now."""
         self.rise()
         self.ledger.flush()
+
+    def submit_waited(self) -> None:
+        """Have sent what is waited for, if nothing has joined for the linger."""
+        waited = self.waits.take(self.now())
+        if waited is None:
+            return
+        try:
+            if waited.requests:
+                self.ledger.flush(requests=waited.requests)
+            for job in waited.jobs:
+                self.ledger.flush(job=job)
+        except BaseException:
+            self.waits.put_back(waited, self.now())
+            raise
 
     def _doubt_orphans(self, snapshot: Snapshot) -> bool:
         """Creates whose sender is gone. Its last byte may have been sent just now, so the grace begins now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import attrs
@@ -128,6 +128,10 @@ class TicketView:
     def _called(self) -> bool:
         """Whether this process has it on the sync lane, as far as known: there is nothing to submit."""
         return self._row.status is Status.IN_FLIGHT and self._row.lane is Lane.SYNC
+
+    def _wanted(self) -> datetime:
+        """Somebody waits for it; returns when it is submitted."""
+        return self._engine.waits.add(self._engine.now(), requests=[self._row.id])
 
     def _look(self) -> Result | None:
         """Its result, if it is settled."""
@@ -261,10 +265,12 @@ class JobView:
                 done = True  # but for what settled since the page was read
             after = last
 
-    def _flush(self) -> None:
-        ledger = self._engine.ledger
-        if self._requests is None:
-            ledger.flush(job=self._number)
+    def _wanted(self) -> datetime:
+        """Somebody waits for it; returns when the pump has to look. What a bulk dispatch accepted is submitted."""
+        engine = self._engine
+        if self._requests is not None:
+            return engine.now()
+        return engine.waits.add(engine.now(), jobs=[self._number])
 
     def _all_settled(self) -> bool | None:
         return None if self._waits() else True

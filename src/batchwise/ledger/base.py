@@ -201,8 +201,14 @@ class Ledger(Protocol):
 
     # -- the batch lane (lease holder only) -------------------------------------------------------------------------
 
-    def flush(self, terms: Iterable[int] | None = None, *, request: int | None = None, job: int | None = None) -> None:
-        """Mark queued groups as waited for (all; those of these terms; that of a request; those of a job)."""
+    def flush(
+        self,
+        terms: Iterable[int] | None = None,
+        *,
+        requests: Iterable[int] | None = None,
+        job: int | None = None,
+    ) -> None:
+        """Mark queued groups as waited for (all; those of these terms; those of requests; those of a job)."""
 
     def seal(
         self,

@@ -58,14 +58,21 @@ def _runs(
 class Batches(Claims):
     """Seals and the life of a batch."""
 
-    def flush(self, terms: Iterable[int] | None = None, *, request: int | None = None, job: int | None = None) -> None:
-        """Mark queued groups as waited for (all; those of these terms; that of a request; those of a job)."""
+    def flush(
+        self,
+        terms: Iterable[int] | None = None,
+        *,
+        requests: Iterable[int] | None = None,
+        job: int | None = None,
+    ) -> None:
+        """Mark queued groups as waited for (all; those of these terms; those of requests; those of a job)."""
         with self._transaction("flush") as db:
-            what, values = "TRUE", [()]  # type: tuple[str, list[tuple[int, ...]]]
+            what, values = "TRUE", [()]  # type: tuple[str, list[tuple[int | str, ...]]]
             if terms is not None:
                 what, values = "terms = ?", [(number,) for number in terms]
-            elif request is not None:
-                what, values = "terms = (SELECT terms FROM request WHERE id = ? AND status = 0)", [(request,)]
+            elif requests is not None:
+                what = f"terms IN (SELECT terms FROM request WHERE id IN {SOME} AND status = 0)"
+                values = [(some(requests),)]
             elif job is not None:
                 what, values = "terms IN (SELECT id FROM terms WHERE job = ?)", [(job,)]
             db.executemany(f"UPDATE cohort SET flush = 1 WHERE status = 0 AND flush = 0 AND {what}", values)

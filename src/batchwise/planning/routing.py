@@ -41,7 +41,9 @@ __all__ = [
 BATCH_ONLY_BETA = "output-300k-2026-03-24"
 """With it a batch request may put out up to 300,000 tokens; the Messages API does not take it (API documentation)."""
 
-_SYNC_ONLY_PARAMETERS = frozenset({"speed", "store", "previous_thread_event_id", "cache_hint", "context_hint"})
+_SYNC_ONLY_PARAMETERS = frozenset(
+    {"speed", "store", "previous_thread_event_id", "cache_hint", "context_hint", "thread"}
+)
 _SYNC_ONLY_BETAS = frozenset({"research_preview_2026_02"})
 SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset", "advisor_")
 """How the types of tools begin that the API runs itself (SDK 2.12, `types/*tool*_param.py`)."""
@@ -238,8 +240,10 @@ _RULES: tuple[_Rule, ...] = (
         _sync_if(lambda case: case.tool_use is ToolUse.ITERATIVE),
         lambda case: (
             "the caller runs tools and goes on, and a batch cannot return tool results in the middle of a request "
-            "(say tool_use=ToolUse.SINGLE if one turn's answer is the result)"
+            "(say tool_use=ToolUse.SINGLE if one turn's answer is the result, ToolUse.PATIENT if each turn may wait)"
             if case.tool_use is ToolUse.ITERATIVE
+            else "the caller runs tools and goes on, and says that each turn may wait"
+            if case.tool_use is ToolUse.PATIENT
             else f"tool use is {case.tool_use.value}: one answer ends it"
         ),
     ),

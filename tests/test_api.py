@@ -35,6 +35,7 @@ CONTRACT = {
     "AsyncTicket",
     "AsyncJob",
     "dispatch",
+    "tags",
     "Ticket",
     "Job",
     "Result",

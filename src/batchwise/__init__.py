@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from .planning.workload import WorkloadPlan, plan_workload
     from .request import Request
     from .results import Result, ToolCall
+    from .tagging import tags
     from .tickets import Job, Ticket
 
 __version__ = "0.1.0"
@@ -134,6 +135,7 @@ __all__ = [
     "plan_workload",
     "rescue_duration",
     "sla_cadence",
+    "tags",
     "worst_case_latency",
 ]
 
@@ -168,6 +170,7 @@ _LAZY = {
     "choose_lane": "planning.routing",
     "dispatch": "default",
     "plan_workload": "planning.workload",
+    "tags": "tagging",
 }
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import anthropic
     from typing_extensions import Self
 
+    from .client import Shared
+
 __all__ = ["AsyncDispatcher"]
 
 
@@ -62,6 +64,7 @@ class AsyncDispatcher:
         self._own_ledger = not hasattr(ledger, "snapshot")
         self._ports = AsyncPorts(AsyncBatchLane(client), AsyncMessageLane(client))
         self._entered: TaskDriver | None = None
+        self._fronts: Shared | None = None
 
     async def __aenter__(self) -> Self:
         if self._entered is not None:
@@ -145,6 +148,35 @@ class AsyncDispatcher:
         if job is None:
             return AsyncJob(self._driver, None, 0, numbers, marks)
         return await self.job(job)
+
+    # -- in front of the SDK ---------------------------------------------------------------------------------------
+
+    def client(
+        self, *, latency: LatencyTag | None = None, job: str | None = None, tool_use: ToolUse | None = None
+    ) -> anthropic.AsyncAnthropic:
+        """The dispatcher's client, each Messages call of which is dispatched: for code that talks to the SDK.
+
+        Its answers are the API's own messages, its errors the SDK's. Everything but Messages calls goes to the API as
+        it is. A timeout that a call is given ends its wait, not its request. `batchwise.tags` says otherwise for the
+        calls in a block.
+
+        Args:
+            latency: How long each call can wait, counted from the call; left out: somebody is waiting.
+            job: The job that the calls are added to. Started again, a script gets the answers that are stored: the
+                n-th call of the same content gets the n-th. Without a job each call is a purchase of its own.
+            tool_use: What the calls do with tools; `ToolUse.PATIENT`: each turn of a loop may wait.
+
+        Raises:
+            InvalidValueError: A tag is not one.
+        """
+        self._driver.check()
+        from .client import Shared, async_client
+        from .tagging import Tags
+
+        if self._fronts is None:
+            self._fronts = Shared(self._engine.policy, self._engine.now)
+        tags = Tags(latency=latency, job=job, tool_use=tool_use)
+        return async_client(self._client, dispatch=self.dispatch, shared=self._fronts, tags=tags)
 
     # -- finding again ----------------------------------------------------------------------------------------------
 

@@ -260,3 +260,10 @@ def refused(d: bw.Dispatcher) -> None:
     d.dispatch("Hello")  # type: ignore[arg-type]
     d.dispatch(params, latency=30)  # type: ignore[arg-type]
     bw.choose_lane(request)  # type: ignore[call-arg]
+
+
+def the_client_of_a_dispatcher(d: bw.Dispatcher, async_d: bw.AsyncDispatcher) -> None:
+    one: anthropic.Anthropic = d.client(latency=timedelta(hours=30), job="nightly", tool_use=bw.ToolUse.PATIENT)
+    other: anthropic.AsyncAnthropic = async_d.client()
+    with bw.tags(key="a", job="nightly", latency=bw.Latency.FLEXIBLE, tool_use=bw.ToolUse.SINGLE):
+        print(one, other)

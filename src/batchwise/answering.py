@@ -1,0 +1,209 @@
+"""A Messages call as HTTP asks for it, and its outcome as HTTP answers it. Knows no HTTP library and no client."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from heapq import heappop, heappush
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import orjson
+
+from .errors import (
+    AdmissionError,
+    BatchwiseError,
+    InvalidRequestError,
+    InvalidValueError,
+    KeyConflictError,
+    LaneSuspendedError,
+    RequestTooLargeError,
+    SpendLimitError,
+    UnknownPriceError,
+)
+from .message_events import encoded, events
+from .models import Latency
+from .request import Request
+from .results import Result
+from .tagging import Tags
+
+__all__ = ["Answer", "Call", "Repeats", "answer_of", "read_call", "refusal"]
+
+_STATUS: Mapping[str, int] = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "conflict_error": 409,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+    # batchwise's own
+    "expired": 504,
+    "late": 504,
+    "canceled": 409,
+    "abandoned": 409,
+}
+"""The status that the API answers each type of error with (API documentation), and what comes nearest to ours."""
+_REFUSALS: tuple[tuple[type[BatchwiseError], int, str], ...] = (
+    (RequestTooLargeError, 413, "request_too_large"),
+    (KeyConflictError, 409, "conflict_error"),
+    (SpendLimitError, 402, "billing_error"),
+    (UnknownPriceError, 402, "billing_error"),
+    (AdmissionError, 503, "api_error"),
+    (LaneSuspendedError, 503, "api_error"),
+    (InvalidValueError, 400, "invalid_request_error"),
+)
+_CARRIED = frozenset({"anthropic-version", "anthropic-beta"})
+
+
+class Call(NamedTuple):
+    """What somebody asks for with `POST /v1/messages`."""
+
+    request: Request
+    job: str | None
+    stream: bool
+    """The caller reads a stream."""
+
+    @property
+    def blocking(self) -> bool:
+        """Whether somebody waits for it."""
+        return self.request.latency is Latency.BLOCKING
+
+
+class Answer(NamedTuple):
+    """An HTTP response: its status, its headers, and its body in pieces."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Iterable[bytes]
+
+
+def read_call(
+    headers: Mapping[str, str], body: bytes, tags: Tags, now: datetime, known: Mapping[str, object] | None = None
+) -> Call:
+    """The call that an HTTP request asks for.
+
+    An absolute deadline that is past means that somebody is waiting: the last turns of a loop, and a script that is
+    started again, still get their answers.
+
+    Args:
+        headers: The request's headers, names in lower case.
+        body: Its body.
+        tags: The tags of the call.
+        now: The moment of the call.
+        known: Headers that each of the dispatcher's own calls carries, names in lower case.
+
+    Raises:
+        InvalidRequestError: It is no Messages call, or asks for what batchwise cannot carry.
+    """
+    params = _decoded(body)
+    if not isinstance(params, dict):
+        raise InvalidRequestError("the body of a Messages call has to be a JSON object")
+    for name, value in headers.items():
+        if name.startswith("anthropic-") and name not in _CARRIED and value != (known or {}).get(name):
+            raise InvalidRequestError(
+                f"batchwise cannot send the header {name!r} with a single call; set it on the dispatcher's client: "
+                "Anthropic(default_headers=...)"
+            )
+    stream = params.pop("stream", None)
+    betas = [beta.strip() for beta in headers.get("anthropic-beta", "").split(",")]
+    latency = tags.latency
+    if isinstance(latency, datetime) and latency <= now:
+        latency = Latency.BLOCKING
+    request = Request(
+        params,
+        key=tags.key,
+        latency=latency,
+        tool_use=tags.tool_use,
+        betas=[beta for beta in betas if beta],
+    )
+    return Call(request, tags.job, bool(stream))
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise InvalidRequestError("the body of a Messages call is no JSON") from None
+
+
+def answer_of(result: Result, *, stream: bool) -> Answer:
+    """The response that gives a settled call's outcome: the API's message, or its error, or batchwise's."""
+    told = orjson.loads(result.raw)["result"]
+    headers = {
+        "request-id": result.custom_id,
+        "batchwise-key": quote(result.key),
+        "batchwise-lane": result.lane.value,
+        "x-should-retry": "false",
+    }
+    if result.ok:
+        message = told["message"]
+        if stream:
+            return Answer(200, {**headers, "content-type": "text/event-stream"}, _stream(message))
+        return Answer(200, {**headers, "content-type": "application/json"}, (orjson.dumps(message),))
+    error = told.get("error")
+    if isinstance(error, Mapping) and isinstance(error.get("error"), Mapping):  # as the API worded it
+        return _failure(_STATUS.get(str(error["error"].get("type")), 500), headers, error)
+    why = result.error
+    kind, words = ("api_error", "no answer") if why is None else (why.type, why.message)
+    return _failure(_STATUS.get(kind, 500), headers, _body(kind, words))
+
+
+def _stream(message: Mapping[str, Any]) -> Iterator[bytes]:
+    return map(encoded, events(message))
+
+
+def _body(kind: str, words: str) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": kind, "message": words}}
+
+
+def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any]) -> Answer:
+    request_id = body.get("request_id") or headers.get("request-id")
+    told = {**body, **({"request_id": request_id} if request_id else {})}
+    given = {"request-id": str(request_id)} if request_id else {}
+    return Answer(status, {**headers, **given, "content-type": "application/json"}, (orjson.dumps(told),))
+
+
+def refusal(error: BatchwiseError) -> Answer:
+    """The response that says why batchwise does not carry a call out; nothing of it was sent."""
+    status, kind = next(((status, kind) for known, status, kind in _REFUSALS if isinstance(error, known)), (500, ""))
+    return _failure(status, {"x-should-retry": "false"}, _body(kind or "api_error", str(error)))
+
+
+class Repeats:
+    """Names the calls of a job: the n-th call of the same content is the n-th in each run. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: defaultdict[tuple[str, bytes], int] = defaultdict(int)
+        self._free: defaultdict[tuple[str, bytes], list[int]] = defaultdict(list)
+
+    def take(self, job: str, content: bytes) -> int:
+        """The number of a call that begins: the lowest that no call of this run has."""
+        with self._lock:
+            free = self._free.get((job, content))
+            if free:
+                return heappop(free)
+            self._last[job, content] += 1
+            return self._last[job, content]
+
+    def give_back(self, job: str, content: bytes, number: int) -> None:
+        """The call of this number has ended without its outcome: the next call of the same content gets it."""
+        with self._lock:
+            heappush(self._free[job, content], number)
+
+    @staticmethod
+    def key(content: bytes, number: int) -> str:
+        """The key of a call."""
+        return f"{content.hex()}/{number}"

@@ -1,0 +1,72 @@
+"""`tags`: what the code around calls of the SDK says about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import attrs
+
+from .models import LatencyTag, ToolUse, to_enum, to_latency
+from .request import check_key
+
+__all__ = ["Tags", "current_tags", "tags"]
+
+
+def _to_tool_use(value: object) -> ToolUse:
+    return to_enum(ToolUse, value, "tool_use")
+
+
+@attrs.frozen(kw_only=True)
+class Tags:
+    """Tags of a call; None where nothing was said."""
+
+    latency: LatencyTag | None = attrs.field(default=None, converter=attrs.converters.optional(to_latency))
+    key: str | None = attrs.field(default=None, converter=attrs.converters.optional(check_key))
+    job: str | None = None
+    tool_use: ToolUse | None = attrs.field(default=None, converter=attrs.converters.optional(_to_tool_use))
+
+    def over(self, outer: Tags) -> Tags:
+        """These, and those of `outer` where these say nothing."""
+        said = {name: value for name, value in attrs.asdict(self, recurse=False).items() if value is not None}
+        return attrs.evolve(outer, **said) if said else outer
+
+
+_NONE = Tags()
+_current: ContextVar[Tags] = ContextVar("batchwise_tags", default=_NONE)
+
+
+def current_tags() -> Tags:
+    """The tags of the blocks around the caller."""
+    return _current.get()
+
+
+@contextmanager
+def tags(
+    *,
+    latency: LatencyTag | None = None,
+    key: str | None = None,
+    job: str | None = None,
+    tool_use: ToolUse | None = None,
+) -> Iterator[None]:
+    """Give the calls made inside the block through a dispatcher's client these tags.
+
+    They stand over those that `client()` was given; what is left out is taken from the block around, then from
+    `client()`. Context variables carry them: tasks that are started inside the block have them, threads do not.
+
+    Args:
+        latency: How long the caller can wait.
+        key: The caller's name for the call, unique within its job. A second call under it gets the same answer.
+        job: The job that the calls are added to.
+        tool_use: What the calls do with tools.
+
+    Raises:
+        InvalidValueError: A tag is not one.
+    """
+    given = Tags(latency=latency, key=key, job=job, tool_use=tool_use)
+    token = _current.set(given.over(_current.get()))
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[tuple[str, list[Figure]]]]] = {
     "blocking": latency.run_blocking,
     "singles": latency.run_singles,
     "async": latency.run_async,
+    "client": latency.run_client,
     "pacing": pacing.run,
     "ledger": ledger.run,
     "stages": stages.run,

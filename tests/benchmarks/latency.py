@@ -140,6 +140,34 @@ def dispatched(url: str, where: str, count: int) -> dict[str, Any]:
 # -- the comparisons --------------------------------------------------------------------------------------------------
 
 
+def fronted(url: str, where: str, count: int, *, batch: bool) -> dict[str, Any]:
+    """`asyncio.gather` over `messages.create` of the client that a dispatcher gives."""
+    import asyncio
+
+    import anthropic
+
+    import batchwise as bw
+
+    params, latency = maker(1_000), timedelta(hours=30) if batch else None
+
+    async def main() -> Meter:
+        client, policy = anthropic.AsyncAnthropic(base_url=url, api_key="sandbox"), bw.Policy(limits=bw.Limits())
+        async with client, bw.AsyncDispatcher(client, ledger=Path(where) / "ledger.db", policy=policy) as dispatcher:
+            front = dispatcher.client(latency=latency)
+
+            async def one(number: int) -> str:
+                message: Any = await front.messages.create(**params(number))
+                text: str = message.content[0].text
+                return text
+
+            with Meter() as meter:
+                texts = await asyncio.gather(*(one(number) for number in range(count)))
+            assert all(text.startswith(f"echo: {number:07d}") for number, text in enumerate(texts))
+        return meter
+
+    return asyncio.run(main()).figures()
+
+
 def _percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
@@ -208,5 +236,34 @@ def run_async(*, quick: bool) -> Iterator[tuple[str, list[Figure]]]:
     )
 
 
+def run_client(*, quick: bool) -> Iterator[tuple[str, list[Figure]]]:
+    """1,000 concurrent calls of the client that a dispatcher gives, into a batch and blocking, beside a bare gather.
+
+    A Messages call takes 2 s, which is short for a real one.
+    """
+    count, rounds, latency = (50, 1, 0.2) if quick else (1_000, 3, 2.0)
+    found = []
+    for number in range(rounds):
+        note(f"client, round {number + 1} of {rounds}")
+        with sandbox(sync=latency) as url, folder() as one, folder() as two:
+            options = {"url": url, "count": count}
+            sides = {
+                "bare": lambda options=options: child("latency", "gathered", **options),
+                "batch": lambda options=options, one=one: child("latency", "fronted", where=one, batch=True, **options),
+                "now": lambda options=options, two=two: child("latency", "fronted", where=two, batch=False, **options),
+            }
+            found.append(rotate(sides, number))
+    yield (
+        f"client: {count:,} concurrent calls of a dispatcher's client beside asyncio.gather, {rounds} rounds",
+        [
+            paired(f"client/{side}/{field}", f"{words}, {name}", "s", found, side, "bare", field)
+            for side, words in (("batch", "into a batch"), ("now", "blocking"))
+            for field, name in (("wall", "wall"), ("cpu", "client CPU"))
+        ],
+    )
+
+
 if __name__ == "__main__":
-    serve({"blocking": blocking, "singles": singles, "gathered": gathered, "dispatched": dispatched})
+    serve(
+        {"fronted": fronted, "blocking": blocking, "singles": singles, "gathered": gathered, "dispatched": dispatched}
+    )

@@ -25,6 +25,7 @@ from .ledger.sqlite import open_ledger
 from .models import LatencyTag, Policy, Progress, Report, Status, ToolUse
 from .request import Request
 from .results import Result
+from .times import check_aware
 
 if TYPE_CHECKING:
     import anthropic
@@ -244,4 +245,4 @@ class AsyncDispatcher:
     async def purge(self, *, before: datetime) -> int:
         """Delete what settled before then. See `Dispatcher.purge`."""
         self._driver.check()
-        return await in_thread(self._ledger.purge, before=before)
+        return await in_thread(self._ledger.purge, before=check_aware(before, "before"))

@@ -23,6 +23,7 @@ from .models import LatencyTag, Policy, Progress, Report, Status, ToolUse
 from .request import Request
 from .results import Result
 from .tickets import Job, Ticket
+from .times import check_aware
 
 if TYPE_CHECKING:
     import anthropic
@@ -283,9 +284,13 @@ class Dispatcher:
         self._driver.wake()
 
     def purge(self, *, before: datetime) -> int:
-        """Delete what settled before then, prompts and results included; returns how many requests."""
+        """Delete what settled before then, prompts and results included; returns how many requests.
+
+        Raises:
+            InvalidValueError: `before` is no aware datetime.
+        """
         self._driver.check()
-        return self._ledger.purge(before=before)
+        return self._ledger.purge(before=check_aware(before, "before"))
 
     # -- life -------------------------------------------------------------------------------------------------------
 

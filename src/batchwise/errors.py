@@ -50,6 +50,17 @@ class BatchwiseError(Exception):
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Not by `__init__`: it may ask for more than the message, and attributes and notes come with the state.
+        return _remade, (type(self), self.args), self.__dict__
+
+
+def _remade(kind: type[BatchwiseError], args: tuple[object, ...]) -> BatchwiseError:
+    """An error out of its pickle, before its attributes are set."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
+
 
 class InvalidValueError(BatchwiseError, ValueError):
     """A value that batchwise cannot work with; the message names the field, the value and the mend."""

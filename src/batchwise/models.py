@@ -5,6 +5,7 @@ No behaviour beyond their own consistency: rules live in `batchwise.planning`, e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -13,8 +14,8 @@ from typing import Literal, TypeVar, Union
 
 import attrs
 
-from .errors import InvalidValueError
-from .times import WINDOW, ZERO, check_aware, check_duration, check_positive
+from .errors import InvalidValueError, shown
+from .times import LONGEST, WINDOW, check_aware, check_duration, check_positive, check_reach
 
 __all__ = [
     "Check",
@@ -104,6 +105,8 @@ class Reason(str, Enum):
 
 
 _E = TypeVar("_E", bound=Enum)
+_MOST = 10**12
+"""Of whatever is counted, US dollars included: larger figures are slips, and too large for a database's integers."""
 
 
 def to_enum(kind: type[_E], value: object, field: str) -> _E:
@@ -114,50 +117,74 @@ def to_enum(kind: type[_E], value: object, field: str) -> _E:
     """
     try:
         return kind(value)
-    except ValueError:
+    except (ValueError, TypeError):
         known = ", ".join(repr(member.value) for member in kind)
-        raise InvalidValueError(f"{field}={value!r} is not one of {known}") from None
+        raise InvalidValueError(f"{field}={shown(value)} is not one of {known}") from None
 
 
 def to_latency(value: object, field: str = "latency") -> LatencyTag:
     """`value` as a latency tag: `Latency` (or its string), positive `timedelta`, or aware `datetime` (made UTC).
 
     Raises:
-        InvalidValueError: It is none of these.
+        InvalidValueError: It is none of these, or farther away than any deadline is.
     """
     if isinstance(value, timedelta):
-        return check_positive(value, field)
+        duration = check_positive(value, field)
+        if duration > LONGEST:
+            raise InvalidValueError(f"{field}={duration} is over a hundred years; for no deadline say Latency.FLEXIBLE")
+        return duration
     if isinstance(value, datetime):
-        return check_aware(value, field)
+        return check_reach(check_aware(value, field), field)
     try:
         return Latency(value)
-    except ValueError:
+    except (ValueError, TypeError):
         raise InvalidValueError(
-            f"{field}={value!r} says nothing about how long the caller can wait; use Latency.BLOCKING, "
-            "Latency.FLEXIBLE, a timedelta (from the dispatch) or an aware datetime (by then)"
+            f"{field}={shown(value)} says nothing about how long the caller can wait; write {_meant(value)}, "
+            "or an aware datetime (by then), Latency.BLOCKING (now) or Latency.FLEXIBLE (no deadline)"
         ) from None
 
 
-def _positive(_instance: object, attribute: attrs.Attribute[timedelta], value: timedelta) -> None:
-    check_positive(value, attribute.name)
+def _meant(value: object) -> str:
+    """The duration that somebody who wrote `value` may have meant, as he has to write it."""
+    known = re.fullmatch(r"([0-9]{1,6})(?:\.0*)? *([a-z]*)", str(value).strip().lower())
+    number, unit = (known[1], known[2]) if known and not isinstance(value, bool) else ("30", "")
+    words = next((word for word in ("seconds", "minutes", "days") if unit and word.startswith(unit)), "hours")
+    return f"timedelta({words}={int(number) or 30})"
 
 
-def _not_negative(_instance: object, attribute: attrs.Attribute[timedelta], value: timedelta) -> None:
-    check_duration(value, attribute.name)
+def _positive(instance: object, attribute: attrs.Attribute[timedelta], value: timedelta) -> None:
+    _keep(instance, attribute, value, check_positive(value, attribute.name))
+
+
+def _not_negative(instance: object, attribute: attrs.Attribute[timedelta], value: timedelta) -> None:
+    _keep(instance, attribute, value, check_duration(value, attribute.name))
+
+
+def _keep(instance: object, attribute: attrs.Attribute[timedelta], value: timedelta, plain: timedelta) -> None:
+    check_reach(plain, attribute.name)
+    if plain is not value:  # of a subclass
+        object.__setattr__(instance, attribute.name, plain)
 
 
 def _positive_number(_instance: object, attribute: attrs.Attribute[int], value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidValueError(f"{attribute.name}={value!r} is not a whole number of at least 1")
+        raise InvalidValueError(f"{attribute.name}={shown(value)} is not a whole number of at least 1")
+    if value > _MOST:
+        raise InvalidValueError(f"{attribute.name} is over {_MOST:,}; give a smaller number")
+
+
+def _flag(_instance: object, attribute: attrs.Attribute[bool], value: bool) -> None:
+    if not isinstance(value, bool):
+        raise InvalidValueError(f"{attribute.name}={shown(value)} is neither True nor False")
 
 
 def _to_usd(value: object) -> Decimal:
     try:
         amount = Decimal(str(value))
     except ArithmeticError:
-        raise InvalidValueError(f"{value!r} is not an amount of US dollars; give a Decimal or an int") from None
-    if not amount.is_finite() or amount < 0:
-        raise InvalidValueError(f"{value!r} is not an amount of US dollars of zero or more")
+        raise InvalidValueError(f"{shown(value)} is not an amount of US dollars; give a Decimal or an int") from None
+    if not amount.is_finite() or not 0 <= amount <= _MOST:
+        raise InvalidValueError(f"{shown(value)} is not an amount of US dollars from 0 to {_MOST:,}")
     return amount
 
 
@@ -223,8 +250,10 @@ def _start_tier() -> Limits:
 
 def _to_poll_every(value: object) -> tuple[timedelta, timedelta]:
     match value:
-        case (timedelta() as shortest, timedelta() as longest) if ZERO < shortest <= longest:
-            return shortest, longest
+        case (timedelta(), timedelta()):
+            shortest, longest = (check_reach(check_positive(each, "poll_every"), "poll_every") for each in value)
+            if shortest <= longest:
+                return shortest, longest
     raise InvalidValueError(f"poll_every={value!r} is not a pair (shortest, longest) of positive timedeltas")
 
 
@@ -265,9 +294,9 @@ class Policy:
     min_reserve: timedelta = attrs.field(default=timedelta(minutes=15), validator=_not_negative)
     interval: timedelta | None = attrs.field(default=None, validator=attrs.validators.optional(_positive))
     flexible_interval: timedelta = attrs.field(default=timedelta(hours=1), validator=_positive)
-    hedge: bool = False
+    hedge: bool = attrs.field(default=False, validator=_flag)
     delay_cost_per_hour: Decimal = attrs.field(default=Decimal(0), converter=_to_usd)
-    zero_data_retention: bool = False
+    zero_data_retention: bool = attrs.field(default=False, validator=_flag)
     max_attempts: int = attrs.field(default=3, validator=_positive_number)
     max_spend: Decimal | None = attrs.field(default=None, converter=attrs.converters.optional(_to_usd))
     max_spend_period: timedelta | None = attrs.field(default=None, validator=attrs.validators.optional(_positive))
@@ -279,8 +308,12 @@ class Policy:
     create_grace: timedelta = attrs.field(default=timedelta(minutes=15), validator=_not_negative)
     cancel_settle: timedelta = attrs.field(default=timedelta(minutes=10), validator=_not_negative)
     max_batch_requests: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive_number))
-    exclusive_workspace: bool = False
+    exclusive_workspace: bool = attrs.field(default=False, validator=_flag)
     linger: timedelta = attrs.field(default=timedelta(seconds=1), validator=_not_negative)
+
+    def __attrs_post_init__(self) -> None:
+        if self.max_spend_period is not None and self.max_spend is None:
+            raise InvalidValueError("max_spend_period limits nothing without max_spend; give max_spend, in US dollars")
 
     @late.validator
     def _check_late(self, _attribute: attrs.Attribute[str], value: str) -> None:
@@ -305,7 +338,9 @@ class Check:
 
 @attrs.frozen
 class Decision:
-    """Which lane a request goes to, why, and by when what has to happen.
+    """Which lane a request goes to, why, and by when what has to happen. Plain data: it pickles.
+
+    Two are equal if they decide the same, in whatever words.
 
     Attributes:
         lane: The lane.
@@ -317,21 +352,25 @@ class Decision:
 
     lane: Lane
     reason: Reason
+    _explanation: str | Callable[[], str] = attrs.field(default="", repr=False, eq=False)
     deadline: datetime | None = None
     submit_by: datetime | None = None
     rescue_at: datetime | None = None
-    _explain: Callable[[], str] = attrs.field(default=str, repr=False, eq=False)
-    _check: Callable[[], tuple[Check, ...]] = attrs.field(default=tuple, repr=False, eq=False)
+    _checks: tuple[Check, ...] | Callable[[], tuple[Check, ...]] = attrs.field(default=(), repr=False, eq=False)
 
     @property
     def explanation(self) -> str:
-        """One sentence a person can act on, with the figures in it. Built when read."""
-        return self._explain()
+        """One sentence a person can act on, with the figures in it. Put into words when read."""
+        return self._explanation if isinstance(self._explanation, str) else self._explanation()
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        """Every rule with its verdict, in the order in which they are asked. Built when read."""
-        return self._check()
+        """Every rule with its verdict, in the order in which they are asked. Put into words when read."""
+        return self._checks if isinstance(self._checks, tuple) else self._checks()
+
+    def __reduce__(self) -> tuple[type[Decision], tuple[object, ...]]:
+        when = self.deadline, self.submit_by, self.rescue_at
+        return type(self), (self.lane, self.reason, self.explanation, *when, self.checks)
 
 
 @attrs.frozen

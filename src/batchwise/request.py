@@ -17,6 +17,8 @@ from .models import Latency, LatencyTag, ToolUse, to_enum, to_latency
 __all__ = ["MAX_KEY_LENGTH", "Request", "Traits", "canonical", "check_key"]
 
 MAX_KEY_LENGTH = 1_024
+_MOST_TOKENS = 10_000_000
+"""Far more than any model puts out for one request (300,000, API documentation, 2026)."""
 
 _CALL_OPTIONS: Mapping[str, str] = {
     "stream": "say Request(..., stream=True)",
@@ -145,6 +147,8 @@ def _traits(params: Mapping[str, Any]) -> Traits:
         raise InvalidRequestError(f"params['model'] is {shown(model)}; give a model's id")
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 0:
         raise InvalidRequestError(f"params['max_tokens'] is {shown(max_tokens)}; give a whole number")
+    if max_tokens > _MOST_TOKENS:
+        _check_possible(max_tokens, "params['max_tokens']")
     if not isinstance(messages, (list, tuple)) or not messages:
         raise InvalidRequestError("params['messages'] has to be a list of at least one message")
     types: tuple[str, ...] = ()
@@ -214,7 +218,7 @@ class Request:
             if betas:
                 betas = _to_betas(betas)
             if stream and stream is not True:
-                raise InvalidRequestError(f"stream={stream!r} is neither True nor False")
+                raise InvalidRequestError(f"stream={shown(stream)} is neither True nor False")
             if expected_output_tokens is not None:
                 _check_expected(expected_output_tokens)
             traits = _traits(plain)
@@ -276,12 +280,18 @@ class Request:
 
 def _check_expected(tokens: object) -> None:
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-        raise InvalidRequestError(f"expected_output_tokens={tokens!r} is not a whole number of at least 1")
+        raise InvalidRequestError(f"expected_output_tokens={shown(tokens)} is not a whole number of at least 1")
+    _check_possible(tokens, "expected_output_tokens")
+
+
+def _check_possible(tokens: int, field: str) -> None:
+    if tokens > _MOST_TOKENS:
+        raise InvalidRequestError(f"{field} is over {_MOST_TOKENS:,}, which no model puts out; give a smaller number")
 
 
 def _to_betas(betas: object) -> tuple[str, ...]:
     if isinstance(betas, str) or not isinstance(betas, Iterable):
-        raise InvalidRequestError(f"betas={betas!r} is not a list of strings; write betas=[{betas!r}]")
+        raise InvalidRequestError(f"betas={shown(betas)} is not a list of strings; write betas=[{shown(betas)}]")
     values = tuple(sorted(set(betas)))
     for beta in values:
         if not isinstance(beta, str) or not beta or not beta.isascii() or set(beta) & set(", \r\n\0"):

@@ -217,5 +217,8 @@ class Result:
         """
         return self.message
 
+    def __reduce__(self) -> tuple[type[Result], tuple[ResultRow]]:
+        return type(self), (self._row,)
+
     def __repr__(self) -> str:
         return f"Result(key={shown(self.key)}, outcome={self.outcome.value}, lane={self.lane.value})"

@@ -1,53 +1,104 @@
-"""Times as callers give them, checked, and the one that the API sets. Light: a cadence needs no more than this."""
+"""Times as callers give them, checked, and the one that the API sets. Light: a cadence needs no more than this.
+
+What comes out is plain: subclasses (pendulum's, pandas') compute in ways of their own, so only their moment or their
+length is kept.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from typing import TypeVar
 
-from .errors import InvalidValueError
+from .errors import InvalidValueError, shown
 
-__all__ = ["WINDOW", "ZERO", "check_aware", "check_duration", "check_positive"]
+__all__ = ["LONGEST", "WINDOW", "ZERO", "check_aware", "check_duration", "check_positive", "check_reach"]
+
+_T = TypeVar("_T", datetime, timedelta)
 
 WINDOW = timedelta(hours=24)
 """The Message Batches API's processing window, counted from a batch's `created_at` (API documentation)."""
 ZERO = timedelta(0)
+LONGEST = timedelta(days=36_525)
+"""A hundred years; see `check_reach`."""
+_FIRST = datetime(1000, 1, 1, tzinfo=timezone.utc)
+_LAST = datetime(3000, 1, 1, tzinfo=timezone.utc)
 
 
-def check_aware(value: datetime, field: str) -> datetime:
-    """`value` in UTC.
+def check_aware(value: object, field: str) -> datetime:
+    """`value` as a plain `datetime` in UTC.
 
     Raises:
-        InvalidValueError: It is naive.
+        InvalidValueError: It is no datetime, naive, or in UTC outside the years 1 to 9999.
     """
+    if not isinstance(value, datetime):
+        raise InvalidValueError(f"{field}={shown(value)} is not a datetime; give an aware one, e.g. with timezone.utc")
     if value.tzinfo is None or value.utcoffset() is None:
         raise InvalidValueError(
             f"{field}={value.isoformat()} is a naive datetime; give it a time zone, "
             "e.g. datetime(..., tzinfo=timezone.utc) or .astimezone()"
         )
-    return value.astimezone(timezone.utc)
+    if type(value) is not datetime:
+        value = datetime(
+            value.year,
+            value.month,
+            value.day,
+            value.hour,
+            value.minute,
+            value.second,
+            value.microsecond,
+            tzinfo=value.tzinfo,
+            fold=value.fold,
+        )
+    try:
+        return value.astimezone(timezone.utc)
+    except OverflowError:
+        raise InvalidValueError(f"{field}={value.isoformat()} is in UTC outside the years 1 to 9999") from None
 
 
-def check_positive(value: timedelta, field: str) -> timedelta:
-    """`value` if it is a positive `timedelta`.
+def check_positive(value: object, field: str) -> timedelta:
+    """`value` as a plain `timedelta` above zero.
 
     Raises:
         InvalidValueError: It is no timedelta, zero or negative.
     """
-    if not isinstance(value, timedelta):
-        raise InvalidValueError(f"{field}={value!r} is not a timedelta; write e.g. timedelta(hours=30)")
-    if value <= ZERO:
-        raise InvalidValueError(f"{field}={value} is not positive; give a duration above zero")
-    return value
+    duration = _plain(value, field, "timedelta(hours=30)")
+    if duration <= ZERO:
+        raise InvalidValueError(f"{field}={duration} is not positive; give a duration above zero")
+    return duration
 
 
 def check_duration(value: object, field: str) -> timedelta:
-    """`value` if it is a `timedelta` of zero or more.
+    """`value` as a plain `timedelta` of zero or more.
 
     Raises:
-        InvalidValueError: It is not.
+        InvalidValueError: It is no timedelta, or negative.
     """
+    duration = _plain(value, field, "timedelta(minutes=15)")
+    if duration < ZERO:
+        raise InvalidValueError(f"{field}={duration} is negative; give a duration of zero or more")
+    return duration
+
+
+def _plain(value: object, field: str, example: str) -> timedelta:
     if not isinstance(value, timedelta):
-        raise InvalidValueError(f"{field}={value!r} is not a timedelta; write e.g. timedelta(minutes=15)")
-    if value < ZERO:
-        raise InvalidValueError(f"{field}={value} is negative; give a duration of zero or more")
+        raise InvalidValueError(f"{field}={shown(value)} is not a timedelta; write e.g. {example}")
+    if type(value) is not timedelta:  # by the fields of the base class: pendulum's own ones mean something else
+        days, seconds, rest = (
+            part.__get__(value) for part in (timedelta.days, timedelta.seconds, timedelta.microseconds)
+        )
+        value = timedelta(days, seconds, rest)
+    return value
+
+
+def check_reach(value: _T, field: str) -> _T:
+    """`value` if it is near enough that sums with others of this reach never leave what `datetime` can hold.
+
+    Raises:
+        InvalidValueError: It is a duration over `LONGEST`, or a moment outside the years 1000 to 2999.
+    """
+    if isinstance(value, datetime):
+        if not _FIRST <= value < _LAST:
+            raise InvalidValueError(f"{field}={value.isoformat()} is outside the years 1000 to 2999")
+    elif value > LONGEST:
+        raise InvalidValueError(f"{field}={value} is over a hundred years; give a shorter one")
     return value

@@ -15,6 +15,7 @@ from batchwise.models import Decision, Lane, LatencyTag, Outcome, Progress, Stat
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.request import Request
 from batchwise.results import Result
+from batchwise.times import LONGEST, check_duration
 
 from .core import Engine
 from .progress import progress, tallies
@@ -27,17 +28,17 @@ _PAGE = 250
 
 
 def seconds(timeout: float | timedelta | None) -> float | None:
-    """A timeout in seconds.
+    """A timeout in seconds; None: it never ends, or not in a hundred years.
 
     Raises:
         InvalidValueError: It is negative or no duration.
     """
     if timeout is None:
         return None
-    value = timeout / timedelta(seconds=1) if isinstance(timeout, timedelta) else timeout
+    value = check_duration(timeout, "timeout").total_seconds() if isinstance(timeout, timedelta) else timeout
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise InvalidValueError(f"timeout={timeout!r} is neither seconds nor a timedelta of zero or more")
-    return float(value)
+        raise InvalidValueError(f"timeout={shown(timeout)} is neither seconds nor a timedelta of zero or more")
+    return None if value > LONGEST.total_seconds() else float(value)
 
 
 def to_request(request: Request | Mapping[str, Any], tags: Mapping[str, Any]) -> Request:

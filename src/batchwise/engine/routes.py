@@ -148,9 +148,9 @@ def decision_of(terms: Terms) -> Decision:
     return Decision(
         terms.lane,
         terms.reason,
+        terms.explanation,
         terms.deadline,
         terms.submit_by,
         terms.rescue_at,
-        lambda: terms.explanation,
-        lambda: (Check(terms.reason, True, terms.explanation),),
+        (Check(terms.reason, True, terms.explanation),),
     )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import attrs
 
-from batchwise.errors import InvalidRequestError, RequestTooLargeError, UnroutableRequestError, shown
+from batchwise.errors import InvalidRequestError, InvalidValueError, RequestTooLargeError, UnroutableRequestError, shown
 from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse
 from batchwise.request import Request, Traits
 from batchwise.times import check_aware
@@ -379,10 +379,10 @@ def decide(case: Case, where: str = "request") -> Decision:
     return Decision(
         lane,
         rule.reason,
+        lambda: rule.words(case),
         case.deadline,
         submit_by,
         rescue_at,
-        lambda: rule.words(case),
         lambda: _checks(case, rule),
     )
 
@@ -450,15 +450,18 @@ def choose_lane(
         The decision; its `explanation` and `checks` are built when read.
 
     Raises:
-        InvalidValueError: `now` is naive.
+        InvalidValueError: `now` is naive, or too near to the years 1 or 9999.
         InvalidRequestError: The deadline is past, or `max_tokens` is 0 with a tolerant tag.
         UnroutableRequestError: It fits neither lane in time.
         RequestTooLargeError: It exceeds what a lane that it needs may carry.
     """
     book = PriceBook() if prices is None else prices
-    case = case_of(request, now=check_aware(now, "now"), policy=policy, forecast=forecast, prices=book)
-    where = named(request)
-    decision = decide(case, where)
+    now, where = check_aware(now, "now"), named(request)
+    try:
+        case = case_of(request, now=now, policy=policy, forecast=forecast, prices=book)
+        decision = decide(case, where)
+    except OverflowError:
+        raise InvalidValueError(f"{where}: now={now.isoformat()} is too near to the end of all dates") from None
     rescue = decision.deadline is not None and not case.batch_only
     check_size(case.size, decision.lane, rescue=rescue, where=where)
     return decision

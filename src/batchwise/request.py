@@ -17,7 +17,7 @@ from .models import Latency, LatencyTag, ToolUse, to_enum, to_latency
 __all__ = ["MAX_KEY_LENGTH", "Request", "Traits", "canonical", "check_key"]
 
 MAX_KEY_LENGTH = 1_024
-_MOST_TOKENS = 10_000_000
+_MOST_TOKENS = 1_000_000_000
 """Far more than any model puts out for one request (300,000, API documentation, 2026)."""
 
 _CALL_OPTIONS: Mapping[str, str] = {

@@ -179,6 +179,11 @@ class AsyncDispatcher:
         tags = Tags(latency=latency, job=job, tool_use=tool_use)
         return async_client(self._client, dispatch=self.dispatch, shared=self._fronts, tags=tags)
 
+    async def adopt(self, batch_id: str, *, keys: Mapping[str, str] | None = None, job: str | None = None) -> AsyncJob:
+        """Take in a batch that was made elsewhere, by its id. See `Dispatcher.adopt`."""
+        self._driver.check()
+        return await self.job(await self._driver.adopt(batch_id, keys, job))
+
     # -- finding again ----------------------------------------------------------------------------------------------
 
     async def job(self, name: str) -> AsyncJob:

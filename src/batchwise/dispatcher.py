@@ -187,6 +187,29 @@ class Dispatcher:
         tags = Tags(latency=latency, job=job, tool_use=tool_use)
         return client(self._client, dispatch=self.dispatch, shared=self._fronts, tags=tags)
 
+    def adopt(self, batch_id: str, *, keys: Mapping[str, str] | None = None, job: str | None = None) -> Job:
+        """Take in a batch that was made elsewhere (a loop over the bare SDK), by its id; buys nothing.
+
+        Its results settle in the job as those of a batch of the dispatcher's own, and their cost counts in reports and
+        against `Policy.max_spend` when they do. A request gets its key when its row has been read, since the API shows
+        custom_ids in results alone. The ledger does not have its prompts: rows without an answer settle as they ended,
+        and none is sent again. Again, from whatever process, gives the same job.
+
+        Args:
+            batch_id: The batch's id, `msgbatch_...`.
+            keys: Keys by custom_id; a row whose custom_id is not in it is found under its custom_id. A row whose key
+                the job has already keeps a placeholder, `<batch_id>#<n>`. Those of the first time stand.
+            job: The job's name, a new one's or that of one that is there; None: the batch's id.
+
+        Raises:
+            InvalidValueError: The batch is one of this ledger's own, or may be; it was adopted into another job; its
+                results are archived (29 days after it was made); or an argument cannot be one.
+            RequestFailedError: The API does not know the batch (`not_found_error`), or did not answer.
+            WrongWorkspaceError: The ledger belongs to another workspace.
+        """
+        self._driver.check()
+        return self.job(self._driver.adopt(batch_id, keys, job))
+
     # -- finding again ----------------------------------------------------------------------------------------------
 
     def job(self, name: str) -> Job:

@@ -65,7 +65,9 @@ class Result:
 
     @property
     def custom_id(self) -> str:
-        """The id under which its last attempt went."""
+        """The id under which its last attempt went; of an adopted batch's row the one that its maker gave it."""
+        if self._row.how.adopted:
+            return str(orjson.loads(self._row.line)["custom_id"])
         return custom_id(self._row.key, self._row.how.nonce or UNSEALED, self._row.request)
 
     @property

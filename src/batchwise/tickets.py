@@ -133,6 +133,7 @@ class Job(JobView):
         Raises:
             SpendLimitError: They could pass `Policy.max_spend`; none of them is queued.
             UnknownPriceError: There is a spend limit, and the price of one's model is unknown.
+            InvalidValueError: Some are of an adopted batch, whose prompts the ledger does not have; none is queued.
         """
         self._driver.check()
         count = self._reopen(tuple(outcomes))

@@ -6,7 +6,7 @@ Lives in one task group on the event loop that entered it (asyncio or trio); the
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from time import monotonic
@@ -18,6 +18,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from batchwise.engine.actions import withdraw
+from batchwise.engine.adoption import adopt
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import AsyncPorts, Procedure, drive_async
 from batchwise.engine.queue import Ticked
@@ -89,6 +90,12 @@ class TaskDriver(Driver):
         settled = await drive_async(withdraw(self.engine, request=request, job=job, requests=requests), self._ports)
         self.wake()
         return settled
+
+    async def adopt(self, batch_id: str, keys: Mapping[str, str] | None, job: str | None) -> str:
+        """Take in a batch made elsewhere; returns its job's name."""
+        name = await drive_async(adopt(self.engine, batch_id, keys, job), self._ports)
+        self.wake()
+        return name
 
     async def advance(self, gap: timedelta) -> None:
         """Carry out what is due in this task until nothing is."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from time import monotonic
 from typing import TypeVar
 
 from batchwise.engine.actions import withdraw
+from batchwise.engine.adoption import adopt
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure, SyncPorts, drive
 from batchwise.engine.passes import SPARED
@@ -81,6 +82,12 @@ class ThreadDriver(Driver):
         settled = drive(withdraw(self.engine, request=request, job=job, requests=requests), self._ports)
         self.wake()
         return settled
+
+    def adopt(self, batch_id: str, keys: Mapping[str, str] | None, job: str | None) -> str:
+        """Take in a batch made elsewhere; returns its job's name."""
+        name = drive(adopt(self.engine, batch_id, keys, job), self._ports)
+        self.wake()
+        return name
 
     def advance(self, gap: timedelta) -> None:
         """Carry out what is due in this thread until nothing is."""

@@ -148,7 +148,10 @@ def withdraw(
         if batch is None:
             continue
         mine = yield from store(lambda batch=batch: _mine(engine, batch, job, wanted))  # type: ignore[misc]
-        if batch.remote_id is None or len(mine) < sum(group.requests for group in batch.groups):
+        whole = len(mine) == sum(group.requests for group in batch.groups)
+        if batch.adopted and not whole:
+            continue  # which of its rows is whose shows in its results alone
+        if batch.remote_id is None or not whole:
             count += yield from store(lambda batch=batch, mine=mine: _settle_shared(engine, batch, mine))  # type: ignore[misc]
             continue
         asked = attrs.evolve(batch, canceled=True)

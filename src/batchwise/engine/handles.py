@@ -113,6 +113,8 @@ class TicketView:
     @property
     def custom_id(self) -> str:
         """The id of its latest attempt; each batch that it goes into gives it a new one."""
+        if self._found is not None:
+            return self._found.custom_id
         return custom_id(self._row.key, self._row.nonce or UNSEALED, self._row.id)
 
     @property

@@ -5,6 +5,7 @@ Reading them again changes nothing. While a chunk is being committed the next on
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -29,6 +30,8 @@ from .core import Engine
 from .money import Biller, Meter, answered
 
 __all__ = ["CHUNK", "Reader", "Sorter"]
+
+_log = logging.getLogger("batchwise")
 
 _UNREADABLE = (orjson.JSONDecodeError, KeyError, TypeError, AttributeError)
 """What a line raises that is no result of ours."""
@@ -58,7 +61,8 @@ class Sorter:
     def answered(self, number: int, member: Member, line: bytes, message: Mapping[str, Any]) -> None:
         """A row with an answer."""
         terms = member.terms
-        money = self.biller.bill(terms.model, Lane.BATCH, message, member.turns)
+        # The model of an adopted batch's row shows in its answer alone.
+        money = self.biller.bill(terms.model or str(message.get("model")), Lane.BATCH, message, member.turns)
         self.settlements.append(answered(number, Lane.BATCH, merged(member.turns, line), money))
 
     def failed(self, number: int, member: Member, ruling: Ruling, line: bytes | None) -> None:
@@ -135,13 +139,15 @@ class _Part:
     """What bills the answers, for each kind on the roll, at the prices of one moment."""
     answers: list[Answer] = attrs.field(factory=list)
     rows: _Rows = attrs.field(factory=dict)
+    adopted: dict[str, tuple[bytes, Mapping[str, Any]]] = attrs.field(factory=dict)
+    """Rows of a batch made elsewhere, by their custom_ids: the ledger knows, or decides, whose each is."""
     size: int = 0
     """Bytes of the stream."""
 
     @property
     def full(self) -> bool:
         """Whether it is to be settled before more comes."""
-        return self.size >= _BYTES or len(self.answers) + len(self.rows) >= _ROWS
+        return self.size >= _BYTES or len(self.answers) + len(self.rows) + len(self.adopted) >= _ROWS
 
 
 class Reader:
@@ -157,7 +163,7 @@ class Reader:
         self._unanswered: dict[str, set[int]] = {kind: set() for kind in UNANSWERED}
         self.off: Mapping[str, int] = {}
         """What `discrepancy` found, once the reading has ended."""
-        self._roll = engine.ledger.roll(batch.id)
+        self._roll = None if batch.adopted else engine.ledger.roll(batch.id)
         self._part = self._new_part()
         self._beside = Beside("batchwise-settle")
 
@@ -194,7 +200,7 @@ class Reader:
         doubtful = any(more > 0 for more in self.off.values())
         if not self._held or not (last or (self._held.keys() >= set(missing) and not doubtful)):
             return missing
-        stop = stop_sign(self._kinds, self.batch.requests)
+        stop = None if self.batch.adopted else stop_sign(self._kinds, self.batch.requests)
         if stop is not None:  # first: what is queued while the lane takes work is sent again at once
             self.engine.ledger.suspend(Lane.BATCH, stop, now=self.engine.now())
         self._let_go(forgiven=stop is not None, doubtful=doubtful)
@@ -223,6 +229,9 @@ class Reader:
 
         So a row that comes once more right behind may be found out only when it is settled, which costs the roll.
         """
+        if self.batch.adopted:
+            self._tell_adopted(lines)
+            return
         answers, rows, meters = self._part.answers, self._part.rows, self._part.meters
         loads, open_, roll = orjson.loads, self._open, self._roll
         for line in lines:
@@ -241,11 +250,31 @@ class Reader:
                 cost, saved, tokens, cached = meters[kind](usage_of(message))
                 answers.append((number, line, cost, saved, tokens, cached))
 
+    def _tell_adopted(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            try:
+                row = orjson.loads(line)
+                name, result = row["custom_id"], row["result"]
+            except _UNREADABLE:
+                continue
+            if isinstance(name, str) and isinstance(result, dict):
+                self._part.adopted.setdefault(name, (line, result))
+
     def _settle_part(self, part: _Part, committing: Callable[[], None] | None = None) -> None:
         """Settle what was told apart; `committing` is called when only the commit of the answers is left."""
         self.sorter.look(self.engine.now())
         # These first: a row that has left the batch may be the last that a caller waits for, and while others are
         # still in the batch it is not given up.
+        if part.adopted:
+            numbers = self.engine.ledger.name_adopted(self.batch.id, list(part.adopted))
+            if len(numbers) < len(part.adopted):
+                _log.warning(
+                    "batchwise: the results of batch %s have %d rows beyond its %d requests; they are passed over",
+                    self.batch.remote_id,
+                    len(part.adopted) - len(numbers),
+                    self.batch.requests,
+                )
+            part.rows.update((number, part.adopted[name]) for name, number in numbers.items())
         self._settle(part.rows)
         answers = part.answers
         if answers and not self._tick_off(answers, committing):
@@ -287,7 +316,7 @@ class Reader:
 
     def _hold(self, number: int, member: Member, line: bytes, result: Mapping[str, Any]) -> None:
         ruling = rule_row(result)
-        if ruling.verdict is Verdict.CONTINUE and len(member.turns) < MAX_TURNS:
+        if ruling.verdict is Verdict.CONTINUE and len(member.turns) < MAX_TURNS and not self.batch.adopted:
             self.sorter.turns.append((number, line, member))
             return
         if ruling.verdict is Verdict.CONTINUE or ruling.error is None:

@@ -25,7 +25,7 @@ from .core import Engine
 from .effects import Procedure, api, page, store
 from .submission import create_worked, learn_from, record_created
 
-__all__ = ["give_up", "reconcile"]
+__all__ = ["give_up", "reconcile", "too_old"]
 
 _TROUBLES = 10
 """Looks for one batch that fail in a row before the lane is suspended."""
@@ -110,7 +110,7 @@ def _candidates(engine: Engine, batch: BatchView) -> Procedure[list[BatchInfo]]:
         yield from store(partial(learn_from, engine, listing))
         newer = []
         for info in listing.batches:
-            if info.id == batch.watermark or _too_old(batch, info):
+            if info.id == batch.watermark or too_old(batch, info):
                 break
             newer.append(info)
         known = yield from store(partial(engine.ledger.known_remotes, [info.id for info in newer]))
@@ -124,8 +124,8 @@ def _candidates(engine: Engine, batch: BatchView) -> Procedure[list[BatchInfo]]:
         after = listing.last_id
 
 
-def _too_old(batch: BatchView, info: BatchInfo) -> bool:
-    """Both times are the server's."""
+def too_old(batch: BatchView, info: BatchInfo) -> bool:
+    """Whether a listed batch was made before the batch's POST began. Both times are the server's."""
     return batch.posting_server is not None and info.created_at < batch.posting_server - _SKEW
 
 

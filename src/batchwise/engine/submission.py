@@ -122,16 +122,16 @@ def greet(engine: Engine) -> Procedure[None]:
     yield from store(lambda: learn_from(engine, listing))
 
 
-def learn_from(engine: Engine, listing: Listing) -> None:
-    """Take over what any listing tells: whose workspace it is, and the server's time.
+def learn_from(engine: Engine, told: Listing | BatchInfo) -> None:
+    """Take over what any answer tells: whose workspace it is, and the server's time.
 
     Raises:
         WrongWorkspaceError: It is not the ledger's.
     """
-    engine.ledger.bind(endpoint=engine.endpoint, workspace=listing.workspace)
+    engine.ledger.bind(endpoint=engine.endpoint, workspace=told.workspace)
     engine.greeted = True
-    if listing.server_time is not None:
-        engine.ledger.note_clock(listing.server_time - engine.now())
+    if told.server_time is not None:
+        engine.ledger.note_clock(told.server_time - engine.now())
 
 
 def _post(engine: Engine, batch: BatchView) -> Procedure[None]:

@@ -252,6 +252,43 @@ class Ledger(Protocol):
     def known_remotes(self, remote_ids: Sequence[str]) -> frozenset[str]:
         """Which of these the ledger knows as batches of its own."""
 
+    def adopt(
+        self,
+        remote_id: str,
+        *,
+        job: str | None,
+        keys: Mapping[str, str],
+        requests: int,
+        terms: Terms,
+        nonce: str,
+        created_at: datetime,
+        expires_at: datetime,
+        now: datetime,
+    ) -> str:
+        """Take in a batch that others have made, in state `open`; returns its job's name. Again is harmless.
+
+        Its rows are requests at once, without bodies. Each has a placeholder for a key (`<remote id>#<position>`)
+        until `name_adopted` has seen its row. `keys` gives keys by custom_ids; job None: named after the batch.
+
+        Raises:
+            InvalidValueError: The batch is one of the ledger's own, or was adopted into another job.
+            KeyConflictError: The placeholders are taken.
+        """
+
+    def adopted(self, remote_id: str, *, job: str | None) -> str | None:
+        """The name of the job that a batch was adopted into; None: the ledger does not know the batch.
+
+        Raises:
+            InvalidValueError: The batch is one of the ledger's own, or was adopted into another job than this.
+        """
+
+    def name_adopted(self, batch: int, custom_ids: Sequence[str]) -> dict[str, int]:
+        """The requests of rows of an adopted batch, by their custom_ids.
+
+        One that has not been seen before takes the next of the batch's requests, and gives it its key: the one that
+        was given for it, else its custom_id. Ids beyond the number of the batch's requests are left out.
+        """
+
     def roll(self, batch: int) -> Roll | None:
         """The requests of a batch that are not ticked off; None for one that a roll does not suit.
 

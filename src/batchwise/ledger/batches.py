@@ -247,6 +247,8 @@ class Batches(Claims):
                 f"UPDATE batch SET {fields}, live = ? WHERE id = ?",
                 (*values.values(), not over, view.id),
             )
+            if over and view.adopted:
+                db.execute("DELETE FROM adopted WHERE batch = ?", (view.id,))
             return True
 
     def known_remotes(self, remote_ids: Sequence[str]) -> frozenset[str]:

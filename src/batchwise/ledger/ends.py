@@ -10,6 +10,7 @@ from datetime import datetime
 
 import attrs
 
+from batchwise.errors import InvalidValueError
 from batchwise.models import Lane, Outcome
 from batchwise.planning.state import Terms
 
@@ -171,6 +172,7 @@ class Ends(Settlements):
 
         Raises:
             SpendLimitError: They could pass the cap; none of them is queued.
+            InvalidValueError: Some of them were adopted; none is queued.
         """
         wanted = None if requests is None else frozenset(requests)
         terms_of = reserved or _as_they_are
@@ -197,6 +199,14 @@ class Ends(Settlements):
                 rows, after = settled(db, after)
                 yield rows
 
+        with self._reading() as db:
+            adopted = db.execute("SELECT EXISTS (SELECT 1 FROM batch WHERE job = ? AND adopted = 1)", (job,))
+            mixed = adopted.fetchone()[0]
+            if mixed and any(self._terms(db, row.terms).adopted for page in pages(db) for row in page):
+                raise InvalidValueError(
+                    "requests of an adopted batch are among these, and the ledger does not have their prompts: nothing "
+                    "was queued. Dispatch them anew, under a job of their own"
+                )
         if cap is not None:
             with self._transaction("reopen") as db:
                 rows = [row for page in pages(db) for row in page]

@@ -25,7 +25,7 @@ from .rows import IN_FLIGHT, LANE_CODES, LANES, QUEUED, SETTLED, STATUSES, SYNC,
 from .store import CHUNK, Moves, Place, Row, place_of, reserve
 from .values import Accepted, Cap, Claim, Entry, RequestRow
 
-__all__ = ["Acceptance"]
+__all__ = ["Acceptance", "add_job", "job_of"]
 
 _PAUSE = 0.02
 _GROUP = 256
@@ -149,7 +149,7 @@ class Acceptance(Batches):
     def _accept(self, db: sqlite3.Connection, call: _Pending) -> Accepted:
         entry, cap = call.entry, call.cap
         name = None if call.job is None else encode_key(call.job)
-        job, visible = _job(db, name)
+        job, visible = job_of(db, name)
         position, unheard = None, False
         if entry.key is not None:
             key = encode_key(entry.key)
@@ -162,7 +162,7 @@ class Acceptance(Batches):
         if found is None:
             self._check_cap(db, cap, reserve(entry.terms, 1, len(entry.body)))
             if job is None:
-                job = _add_job(db, name)
+                job = add_job(db, name)
             if not visible:
                 db.execute("UPDATE job SET visible = 1 WHERE id = ?", (job,))
             accepted = Accepted(self._insert(db, call, job, key), True)
@@ -170,7 +170,7 @@ class Acceptance(Batches):
             if found.staged:
                 raise StagedError(found.staged)
             if not self._same(db, found.id, found.terms, entry.body, entry.terms):
-                raise conflict(decode_key(key), call.job)
+                raise conflict(decode_key(key), call.job, adopted=self._terms(db, found.terms).adopted)
             anew = self._again(db, found.id, entry.terms, call)
             row = self._row(db, found.id)
             if row is None:
@@ -297,8 +297,8 @@ class Acceptance(Batches):
         name = None if job is None else encode_key(job)
         while True:
             with self._transaction("intake") as db:
-                known, _ = _job(db, name)
-                number = _add_job(db, name) if known is None else known
+                known, _ = job_of(db, name)
+                number = add_job(db, name) if known is None else known
                 other = db.execute("SELECT id FROM intake WHERE job = ?", (number,)).fetchone()
                 if other is None:
                     mine = db.execute("INSERT INTO intake (job, run) VALUES (?, ?)", (number, run)).lastrowid or 0
@@ -352,12 +352,13 @@ class Acceptance(Batches):
             self._positions[job] = _Positions(positions)
 
 
-def _job(db: sqlite3.Connection, name: bytes | None) -> tuple[int | None, bool]:
+def job_of(db: sqlite3.Connection, name: bytes | None) -> tuple[int | None, bool]:
     """The number of a job, and whether it has been accepted; the shared scope has number 0."""
     if name is None:
         return 0, True
     return db.execute("SELECT id, visible FROM job WHERE name = ?", (name,)).fetchone() or (None, False)
 
 
-def _add_job(db: sqlite3.Connection, name: bytes | None) -> int:
+def add_job(db: sqlite3.Connection, name: bytes | None) -> int:
+    """A new job's number; it is visible once something of it is accepted."""
     return db.execute("INSERT INTO job (name) VALUES (?)", (name,)).lastrowid or 0

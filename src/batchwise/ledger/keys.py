@@ -53,10 +53,11 @@ def is_position(key: bytes) -> bool:
     return digits.isdigit() and (digits == b"0" or digits[:1] != b"0")
 
 
-def conflict(key: str, job: str | None) -> KeyConflictError:
-    """The error for a key that belongs to other content."""
+def conflict(key: str, job: str | None, *, adopted: bool = False) -> KeyConflictError:
+    """The error for a key that belongs to other content, or to content that only the maker of a batch knows."""
     where = "without a job" if job is None else f"in the job {shown(job)}"
+    other = "of an adopted batch, whose content the ledger does not have" if adopted else "with other content"
     return KeyConflictError(
-        f"the key {shown(key)} {where} belongs to a request with other content; "
+        f"the key {shown(key)} {where} belongs to a request {other}; "
         "give this one another key, or dispatch it under another job name"
     )

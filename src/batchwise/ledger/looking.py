@@ -184,6 +184,7 @@ class Looking(Store):
             lane=LANES[how.lane],
             attempts=how.attempts,
             nonce=self._nonce(db, batch or how.batch),
+            adopted=terms.adopted,
             deadline=terms.deadline,
             settled_at=from_micros(how.settled_at),
             met=None if how.met is None else bool(how.met),

@@ -98,6 +98,7 @@ def encode_terms(terms: Terms) -> bytes:
             "stream": terms.stream,
             "tool_use": terms.tool_use,
             "batch_only": terms.batch_only,
+            "adopted": terms.adopted,
             "reserve_each": terms.reserve_each,
             "reserve_per_byte": terms.reserve_per_byte,
         }
@@ -166,7 +167,7 @@ _TIMES = (
     "polled_at",
 )
 _STORED = ("state", "remote_id", "watermark", "candidates", "struck", *_TIMES, "counts", "failures", "canceled")
-BATCH_COLUMNS = ", ".join(("id", "nonce", "requests", "size", "betas", "sealed_at", *_STORED))
+BATCH_COLUMNS = ", ".join(("id", "nonce", "requests", "size", "betas", "sealed_at", "adopted", *_STORED))
 
 
 def view_of(row: Sequence[Any], groups: tuple[Group, ...]) -> BatchView:
@@ -179,7 +180,7 @@ def view_of(row: Sequence[Any], groups: tuple[Group, ...]) -> BatchView:
     values["counts"] = None if values["counts"] is None else orjson.loads(values["counts"])
     values["sealed_at"] = from_micros(values["sealed_at"])
     values["state"] = BatchState(values["state"])
-    values["canceled"] = bool(values["canceled"])
+    values["canceled"], values["adopted"] = bool(values["canceled"]), bool(values["adopted"])
     return BatchView(**values, groups=groups)
 
 

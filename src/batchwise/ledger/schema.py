@@ -34,6 +34,8 @@ _OPENING_PAUSE = 0.02
 #   (a counter would be one page more that each transaction writes).
 # - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
 # - `waste.unseen`: the most that possible doubles may have cost (pico-USD), which counts against a spend limit.
+# - `adopted`: the keys of a batch made elsewhere by their custom_ids, and which request each row was taken for (0: its
+#   row has not been seen). Gone when the batch is closed.
 # - There are foreign keys where the lookup they need is cheap in both directions. `request.terms` has none: it would
 #   need one more index over all requests. `body` has none: bulks insert both, and a trigger looks at deletions alone.
 _FIRST = """
@@ -117,6 +119,7 @@ CREATE TABLE batch (
     polled_at INTEGER,
     failures INTEGER NOT NULL DEFAULT 0,
     canceled INTEGER NOT NULL DEFAULT 0,
+    adopted INTEGER NOT NULL DEFAULT 0,
     job INTEGER NOT NULL,
     model TEXT NOT NULL,
     first INTEGER NOT NULL,
@@ -124,6 +127,14 @@ CREATE TABLE batch (
 );
 CREATE INDEX batch_live ON batch (id) WHERE live = 1;
 CREATE INDEX batch_remote ON batch (remote_id) WHERE remote_id IS NOT NULL;
+CREATE TABLE adopted (
+    batch INTEGER NOT NULL REFERENCES batch,
+    custom_id TEXT NOT NULL,
+    key BLOB NOT NULL,
+    request INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (batch, custom_id)
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX adopted_request ON adopted (request) WHERE request > 0;
 CREATE TABLE cohort (
     terms INTEGER NOT NULL REFERENCES terms,
     lane INTEGER NOT NULL,

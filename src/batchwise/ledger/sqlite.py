@@ -10,9 +10,9 @@ from typing import cast
 from batchwise.errors import LedgerError, WrongWorkspaceError
 from batchwise.models import Lane
 
+from .adoption import Adoption
 from .base import Lease, Ledger
 from .files import path_of
-from .intake import Acceptance
 from .locks import MemoryLock, ProcessLock
 from .rows import from_micros, micros
 from .store import CHUNK, FAILURES
@@ -24,7 +24,7 @@ _ABANDONED = "the process that waited for it ended before the answer came; dispa
 _DEFAULT = Path(".batchwise") / "ledger.db"
 
 
-class SqliteLedger(Acceptance):
+class SqliteLedger(Adoption):
     """A `Ledger` in one SQLite file, safe for several threads and several processes on one machine.
 
     Args:

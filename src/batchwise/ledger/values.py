@@ -132,6 +132,8 @@ class Settled(NamedTuple):
     met: bool | None
     """What `met_deadline` said when they settled."""
     betas: tuple[str, ...]
+    adopted: bool = False
+    """Whether its batch was made elsewhere."""
 
 
 class ResultRow(NamedTuple):

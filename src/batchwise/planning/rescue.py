@@ -61,8 +61,10 @@ def next_attempt(
         sync_works: Whether the sync lane takes work now.
 
     Returns:
-        The lane, and whether the try counts; None: no attempt is left, so it ends.
+        The lane, and whether the try counts; None: no attempt is left, or it was adopted, so it ends.
     """
+    if terms.adopted:
+        return None
     spent = attempts + costs
     due = None if terms.batch_only else terms.deadline
     if spent >= policy.max_attempts:

@@ -40,6 +40,7 @@ class Terms:
         stream: The caller wants streaming.
         tool_use: What it does with tools.
         batch_only: No sync rescue exists.
+        adopted: It was sent by others: its body is not in the ledger, so it cannot be sent again.
         reserve_each: pico-USD kept for one of these until it settles; 0 without a spend limit.
         reserve_per_byte: The same for each byte of its body.
     """
@@ -61,6 +62,7 @@ class Terms:
     stream: bool = False
     tool_use: ToolUse = ToolUse.NONE
     batch_only: bool = False
+    adopted: bool = False
     reserve_each: int = 0
     reserve_per_byte: int = 0
 
@@ -149,6 +151,7 @@ class BatchView:
         polled_at: When it was last looked at (our clock).
         failures: Consecutive failed polls or reads.
         canceled: The caller wants none of its rows any more.
+        adopted: It was made elsewhere, with custom_ids that show in its results alone.
         groups: Its unsettled requests.
     """
 
@@ -174,6 +177,7 @@ class BatchView:
     polled_at: datetime | None = None
     failures: int = 0
     canceled: bool = False
+    adopted: bool = False
     groups: tuple[Group, ...] = ()
 
 

@@ -1,0 +1,117 @@
+"""How a batch that was made elsewhere is taken in by its id."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+
+from batchwise.errors import InvalidValueError, RequestFailedError, shown
+from batchwise.lanes.faults import LaneFault
+from batchwise.lanes.values import BatchInfo
+from batchwise.models import Lane, Reason
+from batchwise.planning.custom_ids import new_nonce
+from batchwise.planning.state import BatchState, BatchView, Terms
+from batchwise.request import check_key
+
+from .core import Engine
+from .effects import Procedure, api, store
+from .reconciliation import too_old
+from .submission import greet, learn_from
+
+__all__ = ["adopt"]
+
+_CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}\Z")
+_UNNAMED = {BatchState.POSTING, BatchState.DOUBT, BatchState.WATCHED}
+
+
+def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, job: str | None) -> Procedure[str]:
+    """Take in a batch that was made elsewhere; returns its job's name. Again is harmless.
+
+    Raises:
+        InvalidValueError: It cannot be adopted, or an argument cannot be one.
+        RequestFailedError: The API does not know it, or did not answer.
+        WrongWorkspaceError: The client's workspace is not the ledger's.
+    """
+    given = _checked(batch_id, keys, job)
+    known = yield from store(partial(engine.ledger.adopted, batch_id, job=job))
+    if known is not None:
+        return known
+    yield from greet(engine)
+    try:
+        info = yield from api(lambda ports: ports.retrieve(batch_id))
+    except LaneFault as error:
+        fault = error.fault
+        why = (
+            "this workspace has no such batch; is it the right id, and the right API key?"
+            if fault.status == 404
+            else f"the API answered {fault.type}: {shown(fault.message, 500)}; try again"
+        )
+        raise RequestFailedError(f"batch {shown(batch_id)} cannot be adopted: {why}", error_type=fault.type) from None
+    yield from store(partial(learn_from, engine, info))
+    return (yield from store(partial(_take_in, engine, info, given, job)))
+
+
+def _checked(batch_id: object, keys: Mapping[str, str] | None, job: object) -> dict[str, str]:
+    """The keys by custom_id."""
+    if not isinstance(batch_id, str) or not batch_id:
+        raise InvalidValueError(f"batch_id={shown(batch_id)} is no batch's id; use the id that create returned")
+    if job is not None and (not isinstance(job, str) or not job):
+        raise InvalidValueError(f"job={shown(job)} is not a name; leave it out to name the job after the batch")
+    if keys is not None and not isinstance(keys, Mapping):
+        raise InvalidValueError(f"keys is a {type(keys).__name__}; give a mapping of custom_id to key")
+    given = dict(keys or {})
+    for custom_id, key in given.items():
+        if not isinstance(custom_id, str) or not _CUSTOM_ID.match(custom_id):
+            raise InvalidValueError(f"keys: {shown(custom_id)} is no custom_id; give a mapping of custom_id to key")
+        check_key(key)
+    twice = next((key for key, times in Counter(given.values()).items() if times > 1), None)
+    if twice is not None:
+        raise InvalidValueError(f"keys: {shown(twice)} stands for several custom_ids; give each a key of its own")
+    return given
+
+
+def _take_in(engine: Engine, info: BatchInfo, keys: Mapping[str, str], job: str | None) -> str:
+    _refuse(info, engine.ledger.snapshot().batches)
+    engine.rise()
+    terms = Terms(
+        lane=Lane.BATCH,
+        reason=Reason.LATENCY_TOLERANT,
+        explanation=f"It was sent in the batch {info.id}, which was made elsewhere and adopted.",
+        model="",
+        max_tokens=0,
+        output_tokens=0,
+        batch_only=True,
+        adopted=True,
+    )
+    return engine.ledger.adopt(
+        info.id,
+        job=job,
+        keys=keys,
+        requests=info.counts.total,
+        terms=terms,
+        nonce=new_nonce(os.urandom(16)),
+        created_at=info.created_at,
+        expires_at=info.expires_at,
+        now=engine.now(),
+    )
+
+
+def _refuse(info: BatchInfo, batches: tuple[BatchView, ...]) -> None:
+    """Refuse what has nothing to collect, and what may be a batch of this ledger's."""
+    if info.archived_at is not None:
+        raise InvalidValueError(
+            f"batch {info.id} cannot be adopted: its results were archived on {info.archived_at:%Y-%m-%d}, and the "
+            "API gives them out no more; dispatch its requests anew"
+        )
+    if not info.counts.total:
+        raise InvalidValueError(f"batch {info.id} cannot be adopted: the API counts no requests in it")
+    for batch in batches:
+        alike = batch.state in _UNNAMED and batch.requests == info.counts.total and info.id not in batch.struck
+        if alike and not too_old(batch, info):
+            raise InvalidValueError(
+                f"batch {info.id} may be one of this ledger's own, whose create was not answered (yet); its requests "
+                "are found under their own keys. If it is not, adopt it once that has been cleared up"
+            )

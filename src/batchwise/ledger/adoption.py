@@ -1,0 +1,136 @@
+"""Batches made elsewhere: their rows are requests from the first, and get their keys when their results are read."""
+
+# ruff: noqa: S608 (statements are made of constants and question marks)
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import orjson
+
+from batchwise.errors import InvalidValueError, shown
+from batchwise.planning.state import Terms
+
+from .intake import Acceptance, add_job, job_of
+from .keys import conflict
+from .rows import BATCH, IN_FLIGHT, encode_key, micros
+from .store import SOME, Moves, Place, insert_rows
+
+__all__ = ["Adoption"]
+
+_REQUEST = "INSERT OR IGNORE INTO request (id, job, key, terms, size, lane, status, batch)"
+_BODY = "INSERT OR IGNORE INTO body (id, params)"
+
+
+class Adoption(Acceptance):
+    """Takes in batches that others have made."""
+
+    def adopt(
+        self,
+        remote_id: str,
+        *,
+        job: str | None,
+        keys: Mapping[str, str],
+        requests: int,
+        terms: Terms,
+        nonce: str,
+        created_at: datetime,
+        expires_at: datetime,
+        now: datetime,
+    ) -> str:
+        """Take in a batch that others have made; see `base.Ledger.adopt`."""
+        with self._transaction("adopt") as db:
+            there = self._adopted(db, remote_id, job)
+            if there is not None:
+                return there
+            name = remote_id if job is None else job
+            number, _ = job_of(db, encode_key(name))
+            number = add_job(db, encode_key(name)) if number is None else number
+            db.execute("UPDATE job SET visible = 1 WHERE id = ?", (number,))
+            stored = self._store_terms(db, terms, number)
+            first = self._last_request(db) + 1
+            numbers = range(first, first + requests)
+            batch = db.execute(
+                "INSERT INTO batch (nonce, state, remote_id, requests, size, betas, sealed_at, created_at, expires_at, "
+                "adopted, job, model, first, last) VALUES (?, 'open', ?, ?, 0, '[]', ?, ?, ?, 1, ?, '', ?, ?)",
+                (
+                    nonce,
+                    remote_id,
+                    requests,
+                    micros(min(now, created_at)),
+                    micros(created_at),
+                    micros(expires_at),
+                    number,
+                    first,
+                    numbers[-1],
+                ),
+            ).lastrowid
+            placeholders = [encode_key(f"{remote_id}#{index}") for index in range(requests)]
+            columns = numbers, number, placeholders, stored, 0, BATCH, IN_FLIGHT, batch or 0
+            if insert_rows(db, _REQUEST, columns) != requests:
+                raise conflict(f"{remote_id}#...", name)
+            insert_rows(db, _BODY, (numbers, [b""] * requests))
+            db.executemany(
+                "INSERT INTO adopted (batch, custom_id, key) VALUES (?, ?, ?)",
+                [(batch, custom_id, encode_key(key)) for custom_id, key in keys.items()],
+            )
+            moves = Moves(self, db, now)
+            moves.add(Place(stored, BATCH, IN_FLIGHT, batch or 0, 0), requests, 0)
+            moves.book()
+            return name
+
+    def adopted(self, remote_id: str, *, job: str | None) -> str | None:
+        """The job that a batch was adopted into; see `base.Ledger.adopted`."""
+        with self._reading() as db:
+            return self._adopted(db, remote_id, job)
+
+    def _adopted(self, db: sqlite3.Connection, remote_id: str, job: str | None) -> str | None:
+        known = db.execute("SELECT adopted, job FROM batch WHERE remote_id = ?", (remote_id,)).fetchone()
+        if known is None:
+            return None
+        adopted, number = known
+        there = self._job_name(db, number)
+        if not adopted:
+            raise InvalidValueError(
+                f"batch {shown(remote_id)} is one of this ledger's own: its results are found under the keys and jobs "
+                "that its requests were dispatched with"
+            )
+        if job not in {None, there}:
+            raise InvalidValueError(
+                f"batch {shown(remote_id)} was adopted into the job {shown(there)} and stays in it; "
+                f"leave job={shown(job)} out"
+            )
+        return there
+
+    def name_adopted(self, batch: int, custom_ids: Sequence[str]) -> dict[str, int]:
+        """The requests of an adopted batch's rows; see `base.Ledger.name_adopted`."""
+        with self._transaction("name_adopted") as db:
+            first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
+            known = {
+                custom_id: (key, request)
+                for custom_id, key, request in db.execute(
+                    f"SELECT custom_id, key, request FROM adopted WHERE batch = ? AND custom_id IN {SOME}",
+                    (batch, orjson.dumps(custom_ids).decode()),
+                )
+            }
+            (free,) = db.execute(
+                "SELECT coalesce(max(request), ?) + 1 FROM adopted WHERE request BETWEEN ? AND ?",
+                (first - 1, first, last),
+            ).fetchone()
+            numbers: dict[str, int] = {}
+            for custom_id in custom_ids:
+                key, request = known.get(custom_id, (encode_key(custom_id), 0))
+                if not request:
+                    if free > last:
+                        continue
+                    request, free = free, free + 1
+                    # A key that another request of the job has stays with that one; this one keeps its placeholder.
+                    db.execute("UPDATE OR IGNORE request SET key = ? WHERE id = ?", (key, request))
+                    db.execute(
+                        "INSERT INTO adopted VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET request = excluded.request",
+                        (batch, custom_id, key, request),
+                    )
+                numbers[custom_id] = request
+            return numbers

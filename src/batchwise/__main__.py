@@ -1,4 +1,4 @@
-"""`python -m batchwise advance|progress --ledger PATH`: for cron, and for a look."""
+"""`python -m batchwise advance|progress|gateway --ledger PATH`: for cron, for a look, and for other programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,35 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--ledger", help="the ledger's path; default: $BATCHWISE_LEDGER or .batchwise/ledger.db")
         if name == "progress":
             command.add_argument("--job", help="of this job only")
+    gateway = commands.add_parser("gateway", help="answer other programs as the Messages API does, on this machine")
+    gateway.add_argument("--host", default="127.0.0.1", help="the address to listen on; default: %(default)s")
+    gateway.add_argument("--port", type=int, default=8787, help="the port; 0 takes a free one; default: %(default)s")
+    gateway.add_argument("--within", default="now", help="how long a call can wait that does not say so: 30h, now, ...")
+    gateway.add_argument("--job", help="the job of calls that name none")
+    gateway.add_argument("--token", help="what callers have to give as their API key; default: nothing")
+    gateway.add_argument("--ledger", help="the ledger's path; default: $BATCHWISE_LEDGER or .batchwise/ledger.db")
     return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        from .gateway import serve, within
+    except ImportError as error:
+        sys.stderr.write(f"batchwise: the gateway needs {error.name}; install starlette and uvicorn\n")
+        return 1
+    import asyncio
+
+    def started(url: str) -> None:
+        sys.stdout.write(f"batchwise: set ANTHROPIC_BASE_URL={url}\n")
+        sys.stdout.flush()
+
+    told = {name: getattr(options, name) for name in ("host", "port", "job", "ledger", "token")}
+    try:
+        asyncio.run(serve(**told, latency=within(options.within), started=started))
+    except BatchwiseError as error:
+        sys.stderr.write(f"batchwise: {error}\n")
+        return 1
+    return 0
 
 
 def _words(progress: Progress) -> str:
@@ -49,6 +77,8 @@ def _words(progress: Progress) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 with a message on stderr, or 3 where `advance` met a stop sign."""
     options = _parser().parse_args(arguments)
+    if options.command == "gateway":
+        return _serve(options)
     from .dispatcher import Dispatcher
     from .ledger.sqlite import open_ledger
 

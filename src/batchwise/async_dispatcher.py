@@ -29,6 +29,7 @@ from .times import check_aware
 
 if TYPE_CHECKING:
     import anthropic
+    import httpx2
     from typing_extensions import Self
 
     from .client import Shared
@@ -171,13 +172,38 @@ class AsyncDispatcher:
             InvalidValueError: A tag is not one.
         """
         self._driver.check()
-        from .client import Shared, async_client
+        from .client import async_client
+
+        return async_client(self._client, **self._front(latency, job, tool_use))
+
+    def transport(
+        self, *, latency: LatencyTag | None = None, job: str | None = None, tool_use: ToolUse | None = None
+    ) -> httpx2.AsyncBaseTransport:
+        """What stands behind `client`, for whoever has requests and no SDK: an HTTP transport.
+
+        `POST /v1/messages` under the client's base URL is dispatched, everything else is sent to the API as it is.
+
+        Args:
+            latency: As for `client`.
+            job: As for `client`.
+            tool_use: As for `client`.
+
+        Raises:
+            InvalidValueError: A tag is not one.
+        """
+        self._driver.check()
+        from .client import async_transport
+
+        return async_transport(self._client, **self._front(latency, job, tool_use))
+
+    def _front(self, latency: LatencyTag | None, job: str | None, tool_use: ToolUse | None) -> dict[str, Any]:
+        from .client import Shared
         from .tagging import Tags
 
         if self._fronts is None:
             self._fronts = Shared(self._engine.policy, self._engine.now)
         tags = Tags(latency=latency, job=job, tool_use=tool_use)
-        return async_client(self._client, dispatch=self.dispatch, shared=self._fronts, tags=tags)
+        return {"dispatch": self.dispatch, "shared": self._fronts, "tags": tags}
 
     async def adopt(self, batch_id: str, *, keys: Mapping[str, str] | None = None, job: str | None = None) -> AsyncJob:
         """Take in a batch that was made elsewhere, by its id. See `Dispatcher.adopt`."""

@@ -24,7 +24,7 @@ from .models import Lane, Policy, Status
 from .tagging import Tags, current_tags
 from .tickets import Ticket
 
-__all__ = ["Shared", "async_client", "client"]
+__all__ = ["Shared", "async_client", "async_transport", "client"]
 
 _log = logging.getLogger("batchwise")
 _LONE_WAITS = 3
@@ -312,10 +312,17 @@ class _AsyncTransport(httpx2.AsyncBaseTransport):
         )
 
 
+def async_transport(
+    made: anthropic.AsyncAnthropic, *, dispatch: Callable[..., Awaitable[AsyncTicket]], shared: Shared, tags: Tags
+) -> httpx2.AsyncBaseTransport:
+    """What answers requests for the API: Messages calls from the dispatcher, all others by the dispatcher's client."""
+    inner = made.copy(middleware=[], set_default_query={})
+    return _AsyncTransport(_Front(made, tags, shared), shared, inner, dispatch)
+
+
 def async_client(
     made: anthropic.AsyncAnthropic, *, dispatch: Callable[..., Awaitable[AsyncTicket]], shared: Shared, tags: Tags
 ) -> anthropic.AsyncAnthropic:
     """As `client`."""
-    inner = made.copy(middleware=[], set_default_query={})
-    transport = _AsyncTransport(_Front(made, tags, shared), shared, inner, dispatch)
+    transport = async_transport(made, dispatch=dispatch, shared=shared, tags=tags)
     return made.copy(http_client=httpx2.AsyncClient(transport=transport), timeout=None, max_retries=0)

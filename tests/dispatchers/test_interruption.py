@@ -44,7 +44,7 @@ async def left_behind(world: World) -> None:
     async with world.open() as d:
         soon = await (await d.ticket("soon")).result()
         assert (soon.text, soon.lane, soon.attempts, soon.met_deadline) == ("echo: soon", Lane.SYNC, 2, True)
-        assert (await d.report()).possible_doubles == 1
+        assert (await d.report()).possible_doubles == 2  # both calls may have been answered when the process died
         ticket = await d.ticket("blocking")
         abandoned = await ticket.result()
         assert (abandoned.outcome, abandoned.error.type, abandoned.error.retryable) == (

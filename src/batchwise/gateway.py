@@ -1,0 +1,296 @@
+"""The dispatcher as a local server that speaks the Messages API: for programs that make their own client.
+
+A program whose `ANTHROPIC_BASE_URL` points here is answered as a client of `AsyncDispatcher.client` is: the same
+transport stands behind both. Needs the extra `gateway` (starlette and uvicorn).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import logging
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+import anthropic
+import httpx2
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from .answering import refusal
+from .async_dispatcher import AsyncDispatcher
+from .errors import BatchwiseError, InvalidValueError
+from .models import Latency, LatencyTag, Policy
+from .tagging import tags
+from .times import parse_duration
+
+__all__ = ["application", "serve"]
+
+_log = logging.getLogger("batchwise")
+_PING_SECONDS = 10.0
+"""Between two pings of a stream that waits: well below the shortest read timeout in common use, 30 s."""
+_GRACE_SECONDS = 5
+"""What calls are given to end when the server is told to: those that wait for a batch stay in the ledger."""
+_PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+_CLIENT_CLOSED_REQUEST = 499
+"""For the log alone: nobody is there to read it."""
+_METHODS = ["DELETE", "GET", "PATCH", "POST", "PUT"]
+_OURS = "batchwise-"
+_NOT_SENT_ON = frozenset(
+    {
+        "authorization",  # the key is the dispatcher's
+        "x-api-key",
+        "x-stainless-retry-count",  # a repeat is a call like any other
+        "connection",
+        "content-length",
+        "host",
+        "transfer-encoding",
+    }
+)
+_NOT_SENT_BACK = frozenset({"connection", "content-length", "transfer-encoding"})
+
+
+def within(text: str) -> LatencyTag:
+    """How long a caller can wait, in the words of a header or a command line.
+
+    Args:
+        text: `now`, `flexible`, or a duration such as `30h`, `90m` or `2d`.
+
+    Raises:
+        InvalidValueError: It is none of these.
+    """
+    if text == "now":
+        return Latency.BLOCKING
+    return Latency.FLEXIBLE if text == Latency.FLEXIBLE.value else parse_duration(text, "within")
+
+
+def _tags_of(headers: Mapping[str, str]) -> dict[str, Any]:
+    """The tags that a caller's headers give, by the names of `batchwise.tags`.
+
+    Raises:
+        InvalidValueError: A header of ours is unknown or malformed.
+    """
+    given: dict[str, Any] = {}
+    for name, value in headers.items():
+        if not name.startswith(_OURS):
+            continue
+        match name.removeprefix(_OURS):
+            case "within":
+                given["latency"] = within(value)
+            case "job" | "key" as tag:
+                given[tag] = unquote(value)
+            case "tool-use":
+                given["tool_use"] = value
+            case _:
+                raise InvalidValueError(
+                    f"the header {name!r} is unknown; batchwise reads batchwise-within, batchwise-job, "
+                    "batchwise-key and batchwise-tool-use"
+                )
+    return given
+
+
+def _is_allowed(headers: Mapping[str, str], token: str | None) -> bool:
+    if token is None:
+        return True
+    bearer = headers.get("authorization", "")
+    shown = headers.get("x-api-key") or bearer.removeprefix("Bearer ")
+    return hmac.compare_digest(shown.encode("latin-1"), token.encode())  # header bytes are read as latin-1
+
+
+def _refused(status: int, kind: str, words: str) -> Response:
+    body = {"type": "error", "error": {"type": kind, "message": words}}
+    return JSONResponse(body, status_code=status, headers={"x-should-retry": "false"})
+
+
+async def _body_of(response: httpx2.Response) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in response.aiter_raw():
+            yield chunk
+    finally:
+        await response.aclose()
+
+
+def _sent_back(response: httpx2.Response) -> Response:
+    headers = {name: value for name, value in response.headers.items() if name not in _NOT_SENT_BACK}
+    if response.is_stream_consumed:  # it was made here
+        return Response(response.content, status_code=response.status_code, headers=headers)
+    return StreamingResponse(_body_of(response), status_code=response.status_code, headers=headers)
+
+
+async def _gone(request: Request) -> None:
+    """Return when the caller has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _pinging(answer: asyncio.Task[httpx2.Response]) -> AsyncIterator[bytes]:
+    """The events of a stream that is still waited for: pings, then what came."""
+    try:
+        while not answer.done():
+            yield _PING
+            await asyncio.wait({answer}, timeout=_PING_SECONDS)
+    finally:
+        answer.cancel()  # nothing once it is done
+    try:
+        response = answer.result()
+        failed = response.status_code >= 400  # the status has been sent: an error can only be an event now
+        content = await response.aread()
+    except Exception as error:  # noqa: BLE001  # whatever it was, the caller has to hear of it
+        failed, content = True, b'{"type": "error", "error": {"type": "api_error", "message": "the call failed"}}'
+        _log.warning("batchwise: a stream that waited ended with %s", type(error).__name__)
+    yield b"event: error\ndata: %b\n\n" % content if failed else content
+
+
+def application(
+    dispatcher: AsyncDispatcher,
+    *,
+    latency: LatencyTag | None = None,
+    job: str | None = None,
+    token: str | None = None,
+) -> Starlette:
+    """A web application that answers as the Messages API does, from a dispatcher.
+
+    Args:
+        dispatcher: An entered dispatcher on asyncio; its client's key is used for all callers.
+        latency: How long calls can wait that do not say so in the header `batchwise-within`.
+        job: The job of calls that name none in the header `batchwise-job`.
+        token: What callers have to give as their API key; None: nothing is asked for.
+
+    Raises:
+        InvalidValueError: A tag is not one.
+    """
+    transport = dispatcher.transport(latency=latency, job=job)
+    base = str(dispatcher.client().base_url).rstrip("/")
+    waiting: set[asyncio.Task[httpx2.Response]] = set()
+
+    async def answered(request: httpx2.Request, given: Mapping[str, Any]) -> httpx2.Response:
+        with tags(**given):
+            return await transport.handle_async_request(request)
+
+    async def endpoint(request: Request) -> Response:
+        if not _is_allowed(request.headers, token):
+            return _refused(401, "authentication_error", "the API key is not this gateway's token")
+        try:
+            given = _tags_of(request.headers)
+            body = await request.body()
+            query = f"?{request.url.query}" if request.url.query else ""
+            headers = [
+                (name, value)
+                for name, value in request.headers.items()
+                if name not in _NOT_SENT_ON and not name.startswith(_OURS)
+            ]
+            call = httpx2.Request(request.method, base + request.url.path + query, headers=headers, content=body)
+            task = asyncio.create_task(answered(call, given))
+            waiting.add(task)
+            task.add_done_callback(waiting.discard)
+            gone = asyncio.create_task(_gone(request))
+            streams = b'"stream"' in body
+            await asyncio.wait({task, gone}, timeout=1.0 if streams else None, return_when=asyncio.FIRST_COMPLETED)
+            left = gone.done()
+            gone.cancel()
+            if task.done():
+                return _sent_back(await task)
+            if left:
+                task.cancel()  # its request stays in the ledger, and the next call of its content gets its answer
+                return Response(status_code=_CLIENT_CLOSED_REQUEST)
+            return StreamingResponse(_pinging(task), media_type="text/event-stream")
+        except ClientDisconnect:
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        except anthropic.APITimeoutError:
+            return _refused(504, "timeout_error", "no answer within the time that the caller gave")
+        except anthropic.APIConnectionError:
+            return _refused(502, "api_error", "the gateway cannot reach the API")
+        except BatchwiseError as error:
+            told = refusal(error)
+            return Response(b"".join(told.body), status_code=told.status, headers=dict(told.headers))
+
+    return Starlette(routes=[Route("/{path:path}", endpoint, methods=_METHODS)])
+
+
+def _check_reach(host: str, token: str | None) -> None:
+    """Who can reach the gateway uses its key: other machines only with a token.
+
+    Raises:
+        InvalidValueError: The host is not loopback, and there is no token.
+    """
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and not token:
+        raise InvalidValueError(
+            f"--host {host} can be reached from other machines, and the gateway holds your API key; "
+            "give --token SECRET (callers send it as their API key), or leave --host out"
+        )
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it takes calls. A signal ends it and not the process: the dispatcher ends after it."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[str], object]) -> None:
+        super().__init__(config)
+        self._tell = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port, *_ = self.servers[0].sockets[0].getsockname()
+            self._tell(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+
+async def serve(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8787,
+    latency: LatencyTag | None = None,
+    job: str | None = None,
+    ledger: str | None = None,
+    policy: Policy | None = None,
+    token: str | None = None,
+    started: Callable[[str], object] = lambda _url: None,
+) -> None:
+    """Serve until the process is told to end (SIGTERM, Ctrl-C); then end as `AsyncDispatcher.close` does.
+
+    Args:
+        host: The address to listen on; other than loopback only with a token.
+        port: The port; 0 takes a free one.
+        latency: How long calls can wait that do not say so.
+        job: The job of calls that name none.
+        ledger: As for `AsyncDispatcher`.
+        policy: As for `AsyncDispatcher`.
+        token: What callers have to give as their API key.
+        started: Called with the base URL once calls are taken.
+
+    Raises:
+        InvalidValueError: The address needs a token.
+    """
+    _check_reach(host, token)
+    async with AsyncDispatcher(ledger=ledger, policy=policy) as dispatcher:
+        app = application(dispatcher, latency=latency, job=job, token=token)
+        config = uvicorn.Config(
+            app, host=host, port=port, log_level="warning", lifespan="off", timeout_graceful_shutdown=_GRACE_SECONDS
+        )
+        await _Server(config, started).serve()

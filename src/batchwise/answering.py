@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import orjson
 
+from .encoding import decode
 from .errors import (
     AdmissionError,
     BatchwiseError,
@@ -129,8 +130,8 @@ def read_call(
 
 def _decoded(body: bytes) -> Any:
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
+        return decode(body)
+    except ValueError:
         pass
     try:
         return json.loads(body)

@@ -7,8 +7,8 @@ from __future__ import annotations
 import sqlite3
 from typing import NamedTuple
 
+from batchwise.encoding import canonical
 from batchwise.errors import KeyConflictError, shown
-from batchwise.request import canonical
 
 __all__ = ["Found", "StagedError", "conflict", "find", "is_position", "same_body"]
 

@@ -1,0 +1,276 @@
+"""Params as JSON: what the SDK's own encoder takes is taken, and encoded the same.
+
+Params of plain values go straight through orjson. Whatever it refuses is walked once, which makes plain values of it
+as the SDK does, or says where inside the params the value stands that has no JSON form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+import pathlib
+import sys
+from base64 import b64encode
+from collections import UserString
+from collections.abc import Iterable, Iterator, Mapping, MappingView, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import date
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from .errors import InvalidRequestError, shown
+
+__all__ = ["bare", "canonical", "decode", "encode", "is_omitted"]
+
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+_DEEPEST = 254
+"""Levels of dicts and lists inside params: as many as orjson encodes."""
+_SHOWN_STEPS = 8
+_LISTS: tuple[Any, ...] = (Sequence, AbstractSet, MappingView, Iterator)
+_NO_LISTS = (str, bytes, bytearray, memoryview, UserString, io.IOBase, os.PathLike)
+_DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
+_LONG = b"0" * 19
+"""The shortest integer beyond 64 bits, -9223372036854775809, has 19 digits."""
+
+
+class _NoFormError(Exception):
+    """A value has no JSON form; `steps` lead from it to the part of it that has none."""
+
+    def __init__(self, reason: str, *steps: object) -> None:
+        super().__init__(reason)
+        self.steps = steps
+
+
+def encode(params: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
+    """The body as sent (the caller's order of names), and the params as plain values, in which enums may be left.
+
+    Iterators inside are read, and so are files where the SDK reads them.
+
+    Raises:
+        InvalidRequestError: Something in them has no JSON form; the message says where, and what to write instead.
+    """
+    try:
+        body = orjson.dumps(params, option=_OPTIONS)
+    except TypeError:
+        plain = _plain(params)
+        return _dumps(plain), plain
+    # From behind, for that takes a third of the time that `in` does: 0.3 us for 1 KB.
+    if body.rfind(b"null") >= 0 and _has_nan(params.values()):
+        _plain(params)  # it says where
+    return body, params
+
+
+def decode(body: bytes) -> Any:
+    """What a body from `encode` says; orjson alone would make floats of integers beyond 64 bits."""
+    return json.loads(body) if _LONG in body.translate(_DIGITS) else orjson.loads(body)
+
+
+def canonical(body: bytes) -> bytes:
+    """What bodies that say the same have in common, whatever their order of names."""
+    return _dumps(decode(body), sort=True)
+
+
+def bare(value: Any) -> Any:
+    """A member of an enum stands for its value, as it does in the body."""
+    return value.value if isinstance(value, Enum) else value
+
+
+def is_omitted(value: object) -> bool:
+    """Whether this is the SDK's `omit` or `NOT_GIVEN`."""
+    return isinstance(value, _loaded("anthropic", "NotGiven", "Omit"))
+
+
+def _dumps(plain: Any, *, sort: bool = False) -> bytes:
+    try:
+        return orjson.dumps(plain, option=orjson.OPT_SORT_KEYS if sort else None)
+    except TypeError:  # an integer beyond 64 bits
+        return json.dumps(plain, ensure_ascii=False, separators=(",", ":"), sort_keys=sort).encode()
+
+
+def _has_nan(values: Iterable[Any]) -> bool:
+    """Whether a NaN or an infinity is in them, however deep: orjson writes both as null, and says nothing.
+
+    So where the encoded body holds no null, there is none to look for.
+
+    Args:
+        values: What orjson has encoded.
+    """
+    for value in values:
+        kind = type(value)
+        if kind is str or kind is int:
+            continue
+        if kind is dict:
+            found = _has_nan(value.values())
+        elif kind is list or kind is tuple:
+            found = _has_nan(value)
+        elif kind is float:
+            found = not math.isfinite(value)
+        else:
+            found = isinstance(value, Enum) and _has_nan((value.value,))
+        if found:
+            return True
+    return False
+
+
+def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of plain values: dicts with strings as names, lists, strings, finite numbers, booleans and None."""
+    root: list[Any] = [params]
+    pending: list[tuple[Any, Any, tuple[object, ...]]] = [(root, 0, ())]
+    while pending:
+        holder, place, path = pending.pop()
+        try:
+            value = holder[place] = _shallow(holder[place])
+        except _NoFormError as error:
+            raise InvalidRequestError(f"{_where(path + error.steps)} {error}") from None
+        if not isinstance(value, (dict, list)):
+            continue
+        if len(path) >= _DEEPEST:
+            raise InvalidRequestError(
+                f"{_where(path)} goes on for over {_DEEPEST} levels, or holds itself; give it fewer levels"
+            )
+        places: Iterable[Any] = value if isinstance(value, dict) else range(len(value))
+        # The last is taken first: so iterators and files are read in the order in which they are written.
+        pending += reversed([(value, inner, (*path, inner)) for inner in places])
+    plain: dict[str, Any] = root[0]
+    return plain
+
+
+def _where(path: tuple[object, ...]) -> str:
+    steps = "".join(f"[{step if isinstance(step, int) else shown(step, 40)}]" for step in path[:_SHOWN_STEPS])
+    return f"params{steps}{'[...]' if len(path) > _SHOWN_STEPS else ''}"
+
+
+def _shallow(value: Any) -> Any:
+    """A plain value, or a new dict or list whose own values are still as they were given."""
+    if value is None or isinstance(value, bool):
+        return value
+    # Of subclasses, what they hold, whatever they show: as JSON encoders do.
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, int):
+        return _integer(value)
+    if isinstance(value, float):
+        return _finite(value)
+    if isinstance(value, Mapping):
+        return _mapping(value)
+    if isinstance(value, _LISTS) and not isinstance(value, _NO_LISTS):
+        return list(value)
+    if isinstance(value, _loaded("pydantic", "BaseModel")) and hasattr(value, "model_dump"):
+        return _shallow(_dumped(value))
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Enum):
+        return _shallow(value.value)
+    if isinstance(value, UUID):
+        return str(value)
+    if not isinstance(value, type) and callable(getattr(value, "to_dict", None)) and hasattr(value, "call"):
+        return _mapping(value.to_dict())  # a tool as the SDK's tool runner takes it
+    raise _NoFormError(f"is a {type(value).__name__}, which has no JSON form; {_mend(value)}")
+
+
+def _text(value: str) -> str:
+    text = str.__str__(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _NoFormError(
+            "holds half of a surrogate pair, which UTF-8 cannot carry; "
+            "replace it, e.g. by text.encode('utf-8', 'replace').decode()"
+        ) from None
+    return text
+
+
+def _integer(value: int) -> int:
+    number = int.__pos__(value)
+    try:
+        str(number)
+    except ValueError:
+        raise _NoFormError("has more digits than Python writes; give it as a string") from None
+    return number
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise _NoFormError("is NaN or an infinity, which JSON cannot carry; remove it")
+    return float.__pos__(value)
+
+
+def _mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
+    omitted = _loaded("anthropic", "NotGiven", "Omit")
+    plain = {_name(name): item for name, item in value.items() if not isinstance(item, omitted)}
+    kind, data = plain.get("type"), plain.get("data")
+    if isinstance(kind, str) and kind == "base64" and isinstance(data, (io.IOBase, os.PathLike)):
+        plain["data"] = _file(data)
+    return plain
+
+
+def _name(name: object) -> str:
+    """A dict's key as Python's `json` writes it."""
+    if isinstance(name, str):
+        return _text(name)
+    if name is None or isinstance(name, bool):
+        return json.dumps(name)
+    if isinstance(name, int):
+        return str(_integer(name))
+    if isinstance(name, float):
+        return str(_finite(name))
+    raise _NoFormError(f"has a {type(name).__name__} among its keys, which have to be strings; use e.g. str(key)")
+
+
+def _file(file: Any) -> str:
+    """A file's content in base64.
+
+    Only files that are named as content are read: any other path in the params is more likely a mistake.
+    """
+    if isinstance(file, os.PathLike) and not isinstance(file, pathlib.Path):
+        raise _NoFormError(f"is a {type(file).__name__}; give a pathlib.Path or an open file", "data")
+    try:
+        content = file.read_bytes() if isinstance(file, pathlib.Path) else file.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise _NoFormError(f"is a file that cannot be read: {reason}; see that it is there and open", "data") from None
+    if isinstance(content, str):
+        content = content.encode()
+    if not isinstance(content, bytes):
+        raise _NoFormError("is a file that gives no bytes; open it in binary mode", "data")
+    return b64encode(content).decode("ascii")
+
+
+def _dumped(model: Any) -> Any:
+    try:
+        return model.model_dump(
+            mode="json", exclude_unset=True, by_alias=True, exclude=getattr(model, "__api_exclude__", None)
+        )
+    except ValueError as error:
+        raise _NoFormError(
+            f"is a {type(model).__name__} that cannot be dumped ({type(error).__name__}); give what its fields hold"
+        ) from None
+
+
+def _loaded(module: str, *names: str) -> tuple[Any, ...]:
+    """These classes of a module, if it is loaded: otherwise no value can be of them, and loading it takes a while."""
+    return tuple(getattr(sys.modules.get(module), name, ()) for name in names)
+
+
+def _mend(value: object) -> str:
+    if isinstance(value, type):
+        return "where a schema is wanted, give e.g. Model.model_json_schema()"
+    if is_omitted(value):
+        return "leave it out of the list"
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return "give e.g. base64.b64encode(data).decode()"
+    if isinstance(value, (io.IOBase, os.PathLike)):
+        return "a file is read where it stands as {'type': 'base64', 'data': file}; elsewhere give its text or its name"
+    if dataclasses.is_dataclass(value):
+        return "give dataclasses.asdict(value)"
+    if hasattr(value, "__fields_set__"):  # a model of pydantic 1
+        return "give value.dict(exclude_unset=True)"
+    if hasattr(value, "tolist"):
+        return "give value.tolist()"
+    return "convert it before, e.g. to a dict, a list or a string"

@@ -14,9 +14,10 @@ import pytest
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
 from batchwise.ledger.base import Ledger
 from batchwise.ledger.roll import Answer, Roll
-from batchwise.ledger.values import Settled
-from batchwise.models import Lane, Outcome
-from batchwise.planning.custom_ids import sealer
+from batchwise.ledger.values import Cap, Settled
+from batchwise.models import Lane, Outcome, Policy
+from batchwise.planning.custom_ids import new_nonce, sealer
+from batchwise.planning.moments import believed, longest_pause
 from batchwise.planning.packing import body_chunks
 from batchwise.planning.state import BatchState, BatchView
 
@@ -40,6 +41,7 @@ from .model import (
     total,
 )
 
+DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 KEYS = [
     "'; DROP TABLE request; --",
     "a\0b",
@@ -1164,6 +1166,64 @@ def test_pause_and_pass(world: World) -> None:
     assert (world.ledger.snapshot().sync_answered_at, world.ledger.snapshot().sync_failed_at) == (NOW, NOW + HOUR)
     assert world.ledger.note_advance(now=NOW) is None
     assert world.ledger.note_advance(now=NOW + HOUR) == HOUR
+
+
+def test_a_clock_that_is_set_back_makes_no_gap_between_passes(world: World) -> None:
+    assert world.ledger.note_advance(now=NOW + DAY) is None
+    assert world.ledger.note_advance(now=NOW) is None, "not known yet"
+    assert world.ledger.note_advance(now=NOW + HOUR) == HOUR
+    assert world.ledger.note_advance(now=NOW - DAY) == HOUR, "as long as the time before"
+
+
+def test_a_series_of_failures_does_not_begin_in_the_future(world: World) -> None:
+    assert world.ledger.note_failure("full", now=NOW + DAY).since == NOW + DAY
+    assert world.ledger.note_failure("full", now=NOW).since == NOW
+    assert world.ledger.note_failure("full", now=NOW + HOUR) == (3, NOW)
+
+
+def test_what_is_believed_is_stored(world: World) -> None:
+    """Requests come to their places, and pauses, by a clock that was a day ahead."""
+    ledger, policy = world.ledger, Policy()
+    numbers = world.bulk([entry(str(n)) for n in range(3)])
+    batch = world.opened()
+    ledger.requeue(numbers[:1], lane=Lane.BATCH, costs_attempt=False, now=NOW + DAY, not_before=NOW + DAY + HOUR)
+    ledger.update_batch(attrs.evolve(batch, sealed_at=NOW + DAY, polled_at=NOW + DAY, groups=()))
+    ledger.pause_batches(NOW + DAY)
+    ledger.note_call(now=NOW + DAY, answered=True)
+    ledger.note_call(now=NOW + DAY + MINUTE, answered=False)
+    known = ledger.snapshot()
+    right = believed(known, NOW, policy)
+    for view, was in zip(right.batches, known.batches, strict=True):
+        ledger.update_batch(view, was=was)
+    ledger.set_right(right, now=NOW, latest=NOW + longest_pause(policy))
+    assert ledger.snapshot() == right
+    assert believed(right, NOW, policy) is right
+    assert (right.sync_answered_at, right.sync_failed_at) == (NOW - MINUTE, NOW), "in their order"
+    assert [group.since for group in right.batch_queue] == [NOW]
+    nonce, most = new_nonce(b"9" * 16), 9
+    sealed = ledger.seal(
+        [right.batch_queue[0].terms.id],
+        nonce=nonce,
+        taken=frozenset(),
+        now=NOW,
+        max_requests=most,
+        max_bytes=10**6,
+    )
+    assert sealed is not None
+    assert sealed.requests == 1, "the planner takes its pause for over, and so does the ledger"
+
+
+def test_what_a_clock_that_was_ahead_spent_and_settled_counts_as_of_now(world: World) -> None:
+    first = world.accept("a").row.id
+    world.ledger.settle([settlement(first)._replace(cost=7)], now=NOW + DAY)
+    world.ledger.recover(now=NOW)
+    world.ledger.recover(now=NOW + HOUR)
+    found = world.ledger.result(first)
+    assert found is not None
+    assert found.how.settled_at == NOW
+    cap = Cap(limit=6, since=NOW + HOUR)
+    assert world.ledger.accept(entry("b"), job=None, run=world.run, now=NOW + 2 * HOUR, cap=cap).created
+    assert world.ledger.purge(before=NOW + MINUTE) == 1
 
 
 def test_a_ledger_belongs_to_one_workspace(world: World) -> None:

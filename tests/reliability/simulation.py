@@ -535,7 +535,10 @@ class World:
 
     def _look_back(self) -> None:
         """Nothing that is known of a batch is forgotten, as when an old view of it is written over a newer one."""
-        rows = self.ledger._db.execute("SELECT id, state, remote_id, cancel_at, canceled, nonce, struck FROM batch")
+        rows = self.ledger._db.execute(
+            # When the cancel was asked for may be set right, but not forgotten.
+            "SELECT id, state, remote_id, cancel_at IS NOT NULL, canceled, nonce, struck FROM batch"
+        )
         for number, *fact, nonce, struck in rows.fetchall():
             state, *rest = fact
             was, *before = self._facts.get(number, fact)

@@ -35,6 +35,7 @@ from batchwise.models import (
 from batchwise.planning import agenda, planner
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample
+from batchwise.planning.moments import believed, longest_pause
 from batchwise.planning.packing import MAX_CALL_BYTES
 from batchwise.planning.pricing import PriceBook, to_pico
 from batchwise.planning.state import BatchState, Group, Snapshot, Terms
@@ -266,7 +267,19 @@ class Engine:
         snapshot = self.snapshot()
         if snapshot.leased and self._doubt_orphans(snapshot):
             snapshot = self.snapshot()
-        return planner.plan(snapshot, self.now(), self.policy, wake_gap=wake_gap)
+        now = self.now()
+        return planner.plan(self._set_right(snapshot, now), now, self.policy, wake_gap=wake_gap)
+
+    def _set_right(self, known: Snapshot, now: datetime) -> Snapshot:
+        """What is believed of a snapshot. Where the clock was ahead, that is stored: the ledger has to agree to it."""
+        right = believed(known, now, self.policy)
+        if right is not known:
+            self.answered_at, self.failed_at = right.sync_answered_at, right.sync_failed_at
+            for batch, was in zip(right.batches, known.batches, strict=True):
+                if batch is not was:
+                    self.ledger.update_batch(batch, was=was)
+            self.ledger.set_right(right, now=now, latest=now + longest_pause(self.policy))
+        return right
 
     def take_over(self) -> bool:
         """Go on with what a process that has ended left: its calls, and the lease. Returns whether there was any.
@@ -385,7 +398,7 @@ class Engine:
             self.answered_at = now
         else:
             self.failed_at = now
-        if told is not None and told[0] is answered and now - told[1] < _TOLD:
+        if told is not None and told[0] is answered and told[1] <= now < told[1] + _TOLD:
             return False
         self._told = answered, now
         return True

@@ -12,6 +12,7 @@ import attrs
 from batchwise.models import Lane, Outcome, Progress, Report, RunningBatch, Status
 from batchwise.planning import planner
 from batchwise.planning.forecast import Forecast
+from batchwise.planning.moments import believed
 from batchwise.planning.rescue import cohorts_of
 from batchwise.planning.reserve import tail_of
 from batchwise.planning.schedule import at_risk
@@ -42,7 +43,9 @@ def report_of(engine: Engine, job: str | None) -> Report:
 
 def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)) -> Progress:
     """Where a job (by its number), or everything, stands."""
-    policy, now, snapshot = engine.policy, engine.now(), engine.snapshot()
+    policy, known = engine.policy, engine.snapshot()
+    now = engine.now()
+    snapshot = believed(known, now, policy)
     counts = engine.ledger.counts(job=job).by
     # Whatever runs can be cancelled at once: only what even that could not save is at risk.
     cohorts = [attrs.evolve(cohort, release=None) for cohort, _, _ in cohorts_of(snapshot, now)]

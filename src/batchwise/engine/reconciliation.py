@@ -16,8 +16,9 @@ import orjson
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.lines import LineSplitter
 from batchwise.lanes.values import BatchInfo
-from batchwise.models import Lane
+from batchwise.models import Lane, Policy
 from batchwise.planning.custom_ids import parse
+from batchwise.planning.moments import sent_by
 from batchwise.planning.outcomes import Fault, Verdict, rule_call
 from batchwise.planning.state import BatchState, BatchView
 
@@ -60,20 +61,24 @@ def reconcile(engine: Engine, batch: BatchView) -> Procedure[None]:
         if proof is False:
             struck.add(info.id)
     candidates = tuple(info.id for info in found if info.id not in struck)
+    offset = (yield from store(engine.ledger.snapshot)).clock_offset
     looked = attrs.evolve(batch, candidates=candidates, struck=tuple(sorted(struck)), polled_at=now, failures=0)
+    looked = sent_by(looked, now + offset)
     if ours is not None:
         yield from store(lambda: engine.ledger.update_batch(looked, was=batch))
         yield from _adopt(engine, looked, ours)
     elif unread is not None:
         yield from _unseen(engine, batch, looked, unread, now)
-    elif (
-        batch.state is BatchState.WATCHED
-        and not candidates
-        and now > batch.sealed_at + policy.window + policy.create_grace
-    ):
+    elif batch.state is BatchState.WATCHED and not candidates and _window_is_over(batch, policy, now, now + offset):
         yield from store(lambda: engine.ledger.update_batch(attrs.evolve(looked, state=BatchState.VOID), was=batch))
     else:
         yield from store(lambda: engine.ledger.update_batch(looked, was=batch))
+
+
+def _window_is_over(batch: BatchView, policy: Policy, now: datetime, server_now: datetime) -> bool:
+    """Whether it cannot turn up any more: by the server's clock too, for ours may have been set meanwhile."""
+    lasts = policy.window + policy.create_grace
+    return now > batch.sealed_at + lasts and (batch.posting_server is None or server_now > batch.posting_server + lasts)
 
 
 def _unseen(engine: Engine, batch: BatchView, looked: BatchView, fault: Fault, now: datetime) -> Procedure[None]:

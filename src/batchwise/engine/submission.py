@@ -23,6 +23,7 @@ from batchwise.lanes.values import BatchInfo, Listing
 from batchwise.models import Lane, Outcome
 from batchwise.planning.agenda import Seal
 from batchwise.planning.custom_ids import new_nonce, sealer
+from batchwise.planning.moments import longest_pause
 from batchwise.planning.outcomes import CreateOutcome, CreateRuling, Fault, rule_create
 from batchwise.planning.packing import MAX_BYTES, MAX_REQUESTS, body_chunks
 from batchwise.planning.state import BatchState, BatchView
@@ -276,13 +277,14 @@ def _trouble(engine: Engine, ruling: CreateRuling) -> Procedure[None]:
                 f"{failed.times} create calls in a row failed, the last with {ruling.error.type}: "
                 f"{ruling.error.message}; see whether the API can be reached, then resume()"
             )
-        if full and engine.now() - failed.since > engine.policy.window:  # whatever filled the queue has ended by now
+        lasts = engine.now() - failed.since > engine.policy.window  # whatever filled the queue has ended by now
+        if full and lasts and failed.times >= _TROUBLES:  # the clock may have been set: one refusal lasts no window
             reason = (
                 f"the API has refused every batch for a whole window ({ruling.error.message}); see what fills the "
                 "account's queue, then resume()"
             )
     if reason is None:
-        yield from store(lambda: engine.ledger.pause_batches(engine.now() + wait))
+        yield from store(lambda: engine.ledger.pause_batches(engine.now() + min(wait, longest_pause(engine.policy))))
     else:
         yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))
 

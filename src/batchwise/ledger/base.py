@@ -102,8 +102,8 @@ class Ledger(Protocol):
 
         Staged rows go. Unsettled blocking requests (queued for the sync lane, or running) settle CANCELED with the
         error type `abandoned`. Other sync calls that ran are queued again. All that ran are counted as possible
-        doubles: they may have been billed. Batches in
-        `posting` are not touched: that is the lease holder's work (`doubt_orphans`).
+        doubles: they may have been billed. What a clock that was ahead booked as spent or settled later than now counts
+        as of now. Batches in `posting` are not touched: that is the lease holder's work (`doubt_orphans`).
         """
 
     def bind(self, *, endpoint: str, workspace: str | None) -> bool:
@@ -426,10 +426,19 @@ class Ledger(Protocol):
         """Count a failure of the batch lane; returns how often it has been noted since a batch was created."""
 
     def note_advance(self, *, now: datetime) -> timedelta | None:
-        """Remember that a pass began now; returns the time since the one before."""
+        """Remember that a pass began now; returns the time since the one before.
+
+        Where the clock was set back in between, that is the time between the two passes before; None: not known.
+        """
 
     def pause_batches(self, until: datetime | None) -> None:
         """The account's queue is full until then."""
+
+    def set_right(self, right: Snapshot, *, now: datetime, latest: datetime) -> None:
+        """Store what is believed (`planning.moments.believed`) of the lanes and queues, batches aside.
+
+        No request has come to its place after `now`; pauses that end after `latest` are over.
+        """
 
     def note_clock(self, offset: timedelta) -> None:
         """Remember the server's clock minus ours."""

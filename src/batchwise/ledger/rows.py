@@ -157,6 +157,7 @@ def canceled_line(key: str, nonce: str | None, number: int, kind: str, message: 
 
 
 _TIMES = (
+    "sealed_at",
     "posting_at",
     "posting_server",
     "last_byte_at",
@@ -167,7 +168,7 @@ _TIMES = (
     "polled_at",
 )
 _STORED = ("state", "remote_id", "watermark", "candidates", "struck", *_TIMES, "counts", "failures", "canceled")
-BATCH_COLUMNS = ", ".join(("id", "nonce", "requests", "size", "betas", "sealed_at", "adopted", *_STORED))
+BATCH_COLUMNS = ", ".join(("id", "nonce", "requests", "size", "betas", "adopted", *_STORED))
 
 
 def view_of(row: Sequence[Any], groups: tuple[Group, ...]) -> BatchView:
@@ -178,7 +179,6 @@ def view_of(row: Sequence[Any], groups: tuple[Group, ...]) -> BatchView:
     for name in _TIMES:
         values[name] = _moment(values[name])
     values["counts"] = None if values["counts"] is None else orjson.loads(values["counts"])
-    values["sealed_at"] = from_micros(values["sealed_at"])
     values["state"] = BatchState(values["state"])
     values["canceled"], values["adopted"] = bool(values["canceled"]), bool(values["adopted"])
     return BatchView(**values, groups=groups)

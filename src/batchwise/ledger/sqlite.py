@@ -9,13 +9,14 @@ from typing import cast
 
 from batchwise.errors import LedgerError, WrongWorkspaceError
 from batchwise.models import Lane
+from batchwise.planning.state import Snapshot
 
 from .adoption import Adoption
 from .base import Lease, Ledger
 from .files import path_of
 from .locks import MemoryLock, ProcessLock
 from .rows import from_micros, micros
-from .store import CHUNK, FAILURES
+from .store import CHUNK, FAILURES, UPDATE_MANY, Moves
 from .values import Streak
 
 __all__ = ["SqliteLedger", "open_ledger"]
@@ -88,6 +89,7 @@ class SqliteLedger(Adoption):
         with self._using():
             runs = [row[0] for row in self._db.execute("SELECT id FROM run ORDER BY id") if row[0] not in self._runs]
             runs += [row[0] for row in self._db.execute("SELECT DISTINCT run FROM intake") if row[0] not in self._runs]
+        self._set_books_right(now)
         touched = 0
         for run in dict.fromkeys(runs):
             lock = self._run_lock(run)
@@ -161,6 +163,7 @@ class SqliteLedger(Adoption):
         """Count a failure of the batch lane; returns how often it has been noted since a batch was created."""
         with self._transaction("note_failure") as db:
             times, since = map(int, (self._meta(db, f"{FAILURES}{name}") or f"0 {micros(now)}").split())
+            since = min(since, micros(now))
             self._put(db, f"{FAILURES}{name}", f"{times + 1} {since}")
         return Streak(times + 1, from_micros(since))
 
@@ -174,11 +177,42 @@ class SqliteLedger(Adoption):
                 self._put(db, f"suspended_at:{each.value}", None)
 
     def note_advance(self, *, now: datetime) -> timedelta | None:
-        """Remember that a pass began now; returns the time since the one before."""
+        """Remember that a pass began now; returns the time since the one before.
+
+        Where the clock was set back in between, that is the time between the two passes before; None: not known.
+        """
         with self._transaction("note_advance") as db:
-            before = self._meta(db, "advanced_at")
+            before, gap = (int(self._meta(db, name) or -1) for name in ("advanced_at", "advance_gap"))
+            if 0 <= before <= micros(now):
+                gap = micros(now) - before
             self._put(db, "advanced_at", str(micros(now)))
-        return None if before is None else now - from_micros(int(before))
+            self._put(db, "advance_gap", str(gap))
+        return None if gap < 0 else timedelta(microseconds=gap)
+
+    def set_right(self, right: Snapshot, *, now: datetime, latest: datetime) -> None:
+        """Store what is believed (`planning.moments.believed`) of the lanes and queues, batches aside.
+
+        No request has come to its place after `now`; pauses that end after `latest` are over.
+        """
+        with self._transaction("set_right") as db:
+            for name, moment, last in (
+                ("paused_until", right.batch_paused_until, latest),
+                ("sync_answered_at", right.sync_answered_at, now),
+                ("sync_failed_at", right.sync_failed_at, now),
+            ):
+                if int(self._meta(db, name) or 0) > micros(last):
+                    self._put(db, name, None if moment is None else str(micros(moment)))
+            db.execute("UPDATE cohort SET since = ? WHERE since > ?", (micros(now), micros(now)))
+            for place, group in self._groups(db, "status = 0 AND not_before > ?", (micros(latest),)):
+                moves = Moves(self, db, group.since)
+                moves.add(place, -group.requests, -group.size)
+                moves.add(place._replace(not_before=0), group.requests, group.size, flush=group.flush)
+                moves.book()
+                db.execute(
+                    f"{UPDATE_MANY} request SET not_before = 0 "
+                    "WHERE status = 0 AND terms = ? AND lane = ? AND not_before = ?",
+                    (place.terms, place.lane, place.not_before),
+                )
 
     def pause_batches(self, until: datetime | None) -> None:
         """The account's queue is full until then."""

@@ -484,6 +484,22 @@ class Store:
                 (micros(now) // _MINUTE, cost),
             )
 
+    def _set_books_right(self, now: datetime) -> None:
+        """What a clock that was ahead booked as spent or settled later than now counts as of now."""
+        moment, minute = micros(now), micros(now) // _MINUTE
+        soon = moment + _MINUTE  # others settle meanwhile
+        with self._using():
+            spent, settled = self._db.execute(
+                "SELECT (SELECT max(minute) FROM spend), (SELECT settled_at FROM settling ORDER BY last DESC LIMIT 1)"
+            ).fetchone()
+        if (spent or 0) <= soon // _MINUTE and (settled or 0) <= soon:
+            return
+        with self._transaction("set_books_right") as db:
+            ahead = db.execute("SELECT cost FROM spend WHERE minute > ?", (minute,)).fetchall()
+            db.execute("DELETE FROM spend WHERE minute > ?", (minute,))
+            self._book(db, sum(cost for (cost,) in ahead), now)
+            db.execute("UPDATE settling SET settled_at = ? WHERE settled_at > ?", (moment, soon))
+
     def _book_waste(self, db: sqlite3.Connection, job: int, *, wasted: int = 0, doubles: int = 0) -> None:
         if wasted or doubles:
             db.execute(

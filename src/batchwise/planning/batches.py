@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from .agenda import Action, Agenda, Cancel, Collect, GiveUp, Poll, Post, Probe, Reconcile, Release
+from .moments import sent_at
 from .reserve import reading_of, tail_of
 from .state import BatchState, BatchView
 
@@ -194,8 +195,8 @@ def _grace_over(agenda: Agenda, batch: BatchView) -> bool:
         return False
     begun = batch.last_byte_at or batch.posting_at or batch.sealed_at
     waited = _ZERO if batch.polled_at is None else batch.polled_at - begun
-    if batch.polled_at is not None and batch.posting_at is not None and batch.posting_server is not None:
+    sent = sent_at(batch)
+    if batch.polled_at is not None and sent is not None:
         # Our clock may have been set meanwhile: the server's has to say so too, to the second that it shows.
-        sent = batch.posting_server + (begun - batch.posting_at)
         waited = min(waited, batch.polled_at + agenda.snapshot.clock_offset - sent + _DATE)
     return batch.polled_at is not None and not batch.failures and waited >= agenda.policy.create_grace

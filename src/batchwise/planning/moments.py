@@ -1,0 +1,111 @@
+"""Which stored moments are believed: none that lies in the future and ought to be past.
+
+A clock that was ahead stored them, and has been set right since. They are taken as now, and have to be stored so:
+taken as now at each look they would never get old.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import attrs
+
+from batchwise.models import Policy
+
+from .state import BatchView, Group, Snapshot
+
+__all__ = ["believed", "longest_pause", "sent_at", "sent_by"]
+
+_HEEDED = timedelta(hours=1)
+"""For so long a `retry-after` is heeded before the API is asked again: our choice; its limits refill within minutes."""
+_OURS = ("sealed_at", "posting_at", "last_byte_at", "cancel_at", "polled_at")
+"""A batch's moments by our clock; the others are the server's."""
+_ZERO = timedelta(0)
+
+
+def longest_pause(policy: Policy) -> timedelta:
+    """The longest pause that anything is given at once: a `retry-after` as far as it is heeded, or the longest backoff.
+
+    One that ends later was meant by a clock that was ahead.
+    """
+    shortest, longest = policy.poll_every
+    return max(shortest + longest, _HEEDED)
+
+
+def believed(snapshot: Snapshot, now: datetime, policy: Policy) -> Snapshot:
+    """The snapshot with what lies in the future and ought to be past taken as now, and pauses of such a clock as over.
+
+    Args:
+        snapshot: What the ledger says.
+        now: The moment (aware UTC).
+        policy: The rules' figures.
+
+    Returns:
+        The snapshot itself if there is nothing of the kind; else what is as it was is the same object in the new one.
+    """
+    latest = now + longest_pause(policy)
+    right: dict[str, Any] = {
+        name: _groups(getattr(snapshot, name), now, latest) for name in ("batch_queue", "sync_queue", "sync_running")
+    }
+    batches = tuple(_batch(batch, now, latest) for batch in snapshot.batches)
+    if any(batch is not was for batch, was in zip(batches, snapshot.batches, strict=True)):
+        right["batches"] = batches
+    if snapshot.batch_paused_until is not None and snapshot.batch_paused_until > latest:
+        right["batch_paused_until"] = None
+    right |= _calls(snapshot, now)
+    changed = {name: value for name, value in right.items() if value is not getattr(snapshot, name)}
+    return attrs.evolve(snapshot, **changed) if changed else snapshot
+
+
+def sent_at(batch: BatchView) -> datetime | None:
+    """When the last byte of its create was given to the socket, by the server's clock; None: unknown."""
+    if batch.posting_at is None or batch.posting_server is None:
+        return None
+    return batch.posting_server + ((batch.last_byte_at or batch.posting_at) - batch.posting_at)
+
+
+def sent_by(batch: BatchView, server_now: datetime) -> BatchView:
+    """The batch, sent by now at the latest: if that lies in the server's future, our clock was set while it was sent.
+
+    Args:
+        batch: One whose create has been sent, as far as it was.
+        server_now: The server's clock, as seen just now.
+    """
+    sent = sent_at(batch)
+    if sent is None or sent <= server_now or batch.posting_at is None:
+        return batch
+    return attrs.evolve(batch, posting_at=batch.posting_at + (sent - server_now))
+
+
+def _groups(groups: tuple[Group, ...], now: datetime, latest: datetime) -> tuple[Group, ...]:
+    if all(_holds(group, now, latest) for group in groups):
+        return groups
+    return tuple(group if _holds(group, now, latest) else _group(group, now, latest) for group in groups)
+
+
+def _holds(group: Group, now: datetime, latest: datetime) -> bool:
+    return group.since <= now and (group.not_before is None or group.not_before <= latest)
+
+
+def _group(group: Group, now: datetime, latest: datetime) -> Group:
+    over = group.not_before is not None and group.not_before > latest
+    return attrs.evolve(group, since=min(group.since, now), not_before=None if over else group.not_before)
+
+
+def _batch(batch: BatchView, now: datetime, latest: datetime) -> BatchView:
+    right: dict[str, Any] = {
+        name: now for name in _OURS if (moment := getattr(batch, name)) is not None and moment > now
+    }
+    groups = _groups(batch.groups, now, latest)
+    if groups is not batch.groups:
+        right["groups"] = groups
+    return attrs.evolve(batch, **right) if right else batch
+
+
+def _calls(snapshot: Snapshot, now: datetime) -> dict[str, datetime]:
+    """When calls were answered, or failed; where both lie in the future the order of the two stays."""
+    moments = {name: getattr(snapshot, name) for name in ("sync_answered_at", "sync_failed_at")}
+    ahead = {name: moment - now for name, moment in moments.items() if moment is not None and moment > now}
+    shift = max(ahead.values(), default=_ZERO)
+    return {name: moments[name] - shift for name in ahead}

@@ -19,6 +19,7 @@ from batchwise import (
     Status,
     WrongWorkspaceError,
 )
+from batchwise.sandbox import Reply
 from tests.strategies import params
 
 from .world import World, listed, many
@@ -181,6 +182,15 @@ async def test_rows_without_an_answer_end_as_they_ended_and_are_not_sent_again(
         assert not (await d.progress()).suspended
     assert world.creates == 1
     assert world.calls == 0
+
+
+async def test_a_paused_turn_is_an_answer_since_nobody_here_can_continue_it(world: World):
+    world.sandbox.reply = lambda _request: Reply.pause_turn("so far")
+    remote = await made_elsewhere(world, 2)
+    async with world.open() as d:
+        results = await listed((await d.adopt(remote)).results(timeout=20))
+    assert [(r.ok, r.text, r.message.stop_reason) for r in results] == [(True, "so far", "pause_turn")] * 2
+    assert world.creates == 1
 
 
 async def test_rows_that_never_come_fail_under_a_placeholder(world: World):

@@ -156,6 +156,8 @@ def threads(ledger: bw.Ledger) -> None:
         d.dispatch(request)
 
         job = d.dispatch_all([request], job="nightly", latency=day, tool_use=bw.ToolUse.NONE)
+        adopted: bw.Job = d.adopt("msgbatch_1", keys={"row-1": "src/a.py"}, job="nightly")
+        adopted.progress()
         assert_type(job, bw.Job)
         assert_type(job.name, Union[str, None])
         assert_type(job.results(timeout=60), Iterator[bw.Result])
@@ -187,6 +189,8 @@ async def tasks(ledger: bw.Ledger) -> None:
         await ticket.cancel()
 
         job = await d.dispatch_all([request], job="nightly", latency=day)
+        adopted: bw.AsyncJob = await d.adopt("msgbatch_1", keys={"row-1": "src/a.py"})
+        await adopted.progress()
         assert_type(job, bw.AsyncJob)
         assert_type(job.results(), AsyncIterator[bw.Result])
         async for result in job.results(timeout=timedelta(minutes=1)):

@@ -115,7 +115,7 @@ class AsyncDispatcher:
         job: str | None = None,
     ) -> AsyncTicket:
         """Accept one request; durable when this returns. See `Dispatcher.dispatch`."""
-        self._driver.check()
+        self._driver.check_working()
         tags = {
             "key": key,
             "latency": latency,
@@ -142,7 +142,7 @@ class AsyncDispatcher:
         tool_use: ToolUse | None = None,
     ) -> AsyncJob:
         """Accept many, whole or not at all. The iterable is read in a worker thread. See `Dispatcher.dispatch_all`."""
-        self._driver.check()
+        self._driver.check_working()
         latency, tool_use = to_tags(latency, tool_use)
         marks = await in_thread(self._ledger.marks)
         numbers = await in_thread(self._engine.accept_all, requests, job, latency, tool_use)
@@ -236,13 +236,13 @@ class AsyncDispatcher:
 
     async def flush(self) -> None:
         """Submit what is queued for a batch now. See `Dispatcher.flush`."""
-        self._driver.check()
+        self._driver.check_working()
         await in_thread(self._engine.flush)
         self._driver.wake()
 
     async def advance(self) -> Progress:
         """Do all that is due, and return. See `Dispatcher.advance`."""
-        self._driver.check()
+        self._driver.check_working()
         gap = await in_thread(self._engine.wake_gap)
         await self._driver.advance(gap)
         self._driver.raise_fatal()

@@ -26,7 +26,7 @@ class AsyncTicket(TicketView):
         """Wait for its outcome. See `Ticket.result`."""
         limit = seconds(timeout)
         self._driver.check()
-        if not self._called and await in_thread(self._look) is None:
+        if not self._called and not await in_thread(self._settled):
             self._driver.wake(self._wanted())
         found = await self._driver.wait_for(self._ready, limit, self._row.id)
         if found is None:

@@ -116,7 +116,7 @@ class Dispatcher:
             SpendLimitError: It could pass `Policy.max_spend`.
             UnknownPriceError: There is a spend limit, and its model's price is unknown.
         """
-        self._driver.check()
+        self._driver.check_working()
         tags = {
             "key": key,
             "latency": latency,
@@ -149,7 +149,7 @@ class Dispatcher:
         Raises:
             BatchwiseError: What was wrong with which request; nothing of the job was accepted.
         """
-        self._driver.check()
+        self._driver.check_working()
         latency, tool_use = to_tags(latency, tool_use)
         marks = self._ledger.marks()
         numbers = self._engine.accept_all(requests, job, latency, tool_use)
@@ -254,13 +254,13 @@ class Dispatcher:
 
     def flush(self) -> None:
         """Submit what is queued for a batch now, without waiting for the cadence."""
-        self._driver.check()
+        self._driver.check_working()
         self._engine.flush()
         self._driver.wake()
 
     def advance(self) -> Progress:
         """Do all that is due, and return: for cron and scripts. `Progress.next_due` says when to come again."""
-        self._driver.check()
+        self._driver.check_working()
         gap = self._engine.wake_gap()
         self._driver.advance(gap)
         self._driver.raise_fatal()

@@ -135,7 +135,16 @@ class WrongWorkspaceError(BatchwiseError):
 
 
 class LedgerError(BatchwiseError):
-    """The ledger cannot be read or written."""
+    """The ledger cannot be read or written.
+
+    Attributes:
+        passing: Whether this may end by itself: another process holds the database, or the disk is full. Nothing of
+            the step was changed; the same call may work later.
+    """
+
+    def __init__(self, message: str | None = None, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 class ClosedDispatcherError(BatchwiseError):

@@ -423,6 +423,9 @@ class Progress:
         at_risk: Requests whose deadline may not be kept with what the lanes can do.
         suspended: Suspended lanes with the reason.
         next_due: When some process must run next (UTC) so that every deadline is kept; None: nothing waits.
+        last_error: What this process tried last that failed and has not worked since, how often, and when it tries
+            again (a busy database, a full disk); None: nothing is in the way. Without any content.
+        last_advance: When `advance` was last called on this ledger, by whatever process (UTC); None: never.
     """
 
     total: int
@@ -433,6 +436,8 @@ class Progress:
     at_risk: int = 0
     suspended: Mapping[Lane, str] = attrs.field(factory=dict)
     next_due: datetime | None = None
+    last_error: str | None = None
+    last_advance: datetime | None = None
 
     @property
     def settled(self) -> int:

@@ -36,7 +36,7 @@ class Ticket(TicketView):
         """
         limit = seconds(timeout)
         self._driver.check()
-        if not self._called and self._look() is None:
+        if not self._called and not self._settled():
             self._driver.wake(self._wanted())
         found = self._driver.wait_for(self._ready, limit, self._row.id)
         if found is None:

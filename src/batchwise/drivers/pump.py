@@ -11,7 +11,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 from batchwise.engine.actions import carry_out
 from batchwise.engine.calls import call
 from batchwise.engine.core import Engine
-from batchwise.engine.effects import Procedure, pause, store
+from batchwise.engine.effects import Effect, Procedure, Store, pause, persist, store
 from batchwise.engine.passes import (
     CLOCK_LOOK,
     MAX_ACTIONS,
@@ -33,15 +33,18 @@ from batchwise.engine.passes import (
     gate,
     once,
     repeats,
+    words_for,
 )
 from batchwise.engine.queue import Ticked
-from batchwise.errors import BatchwiseError, ClosedDispatcherError, ForkedDispatcherError
+from batchwise.engine.setbacks import lasting, passing
+from batchwise.errors import ClosedDispatcherError, ForkedDispatcherError, LedgerError
 from batchwise.models import Lane
 from batchwise.planning import agenda
 
 __all__ = ["Bell", "Driver"]
 
 _log = logging.getLogger("batchwise")
+_LOOKING = "a pass"
 T = TypeVar("T")
 
 
@@ -79,7 +82,9 @@ class Driver(ABC):
         self._under_way = Counter[object]()
         """Batch actions under way, by their gate."""
         self._waiters: dict[int, list[Bell]] = {}
-        self._fatal: BatchwiseError | None = None
+        self._ending = bell()
+        """Rings when the end begins: what waits to be tried again is tried at once."""
+        self._fatal: Exception | None = None
         self._next: datetime | None = None
         """When it looks again; None while it does."""
         self._asked = NEVER
@@ -98,10 +103,6 @@ class Driver(ABC):
     def _begin(self, procedure: Procedure[None]) -> bool:
         """Start it beside the pump; False if it cannot be started now: nothing of it has begun."""
 
-    @abstractmethod
-    def _nap(self, seconds: float) -> Any:
-        """Sleep, but not beyond the end; the tasks' gives an awaitable."""
-
     def _alone(self) -> bool:
         """Whether the pump cannot be started now, so that whoever waits does its work."""
         return False
@@ -116,26 +117,46 @@ class Driver(ABC):
     def _waiting(
         self, check: Callable[[], T | None], timeout: float | None, request: int | None
     ) -> Procedure[T | None]:
-        """The first value that `check` gives; None after `timeout` seconds."""
-        if self.engine.rested and (yield from store(self.engine.rise)):
-            self.wake()
+        """The first value that `check` gives; None after `timeout` seconds. A busy ledger is asked again until then."""
         end = None if timeout is None else monotonic() + timeout
-        with self._listening(request) as bell:
+        with self._listening(request) as bell, self._asking(bell):
             while True:
                 heard = bell.heard()
                 self.raise_fatal()
-                value = yield from store(check)
+                value, again = yield from self._looked(check, bell)
                 if value is not None:
                     return value
                 left = None if end is None else end - monotonic()
                 if left is not None and left <= 0:
                     return None
                 if self._alone():
-                    yield from self._pass()
-                    yield from self._call_here()
-                    left = WATCH if left is None else min(left, WATCH)
+                    yield from self._round()
+                    again = WATCH if again is None else min(again, WATCH)
+                if again is not None:
+                    left = again if left is None else min(left, again)
                 yield from pause(partial(bell.wait, heard, left))
                 self.check()
+
+    @contextmanager
+    def _asking(self, waiter: object) -> Iterator[None]:
+        """What could not be looked at does not matter any more when nobody waits for it."""
+        try:
+            yield
+        finally:
+            self.engine.setbacks.mended(waiter)
+
+    def _looked(self, check: Callable[[], T | None], waiter: object) -> Procedure[tuple[T | None, float | None]]:
+        """What `check` gives; if the ledger cannot be read for now, None and the seconds until it is tried again."""
+        try:
+            if self.engine.rested and (yield from store(self.engine.rise)):
+                self.wake()
+            value = yield from store(check)
+        except LedgerError as error:
+            if not passing(error):
+                raise
+            return None, self.engine.setbacks.failed(waiter, "looking for what is waited for", error)
+        self.engine.setbacks.mended(waiter)
+        return value, None
 
     @contextmanager
     def _listening(self, request: int | None) -> Iterator[Bell]:
@@ -167,15 +188,20 @@ class Driver(ABC):
         for bell in (*bells, self._news):
             bell.ring()
 
-    def _fail(self, error: BatchwiseError) -> None:
-        """Something that no retry mends: whoever waits is told."""
+    def _fail(self, error: Exception) -> None:
+        """Something that ends this dispatcher: whoever waits is told."""
         self._fatal = error
         self._tell_all()
 
     def raise_fatal(self) -> None:
-        """Raise what no retry mends, if there was something."""
+        """Raise what ended this dispatcher, if something did."""
         if self._fatal is not None:
             raise self._fatal
+
+    def check_working(self) -> None:
+        """Raise what a user has to know who hands in work: nothing is taken in silence that nobody will do."""
+        self.check()
+        self.raise_fatal()
 
     @property
     def forked(self) -> bool:
@@ -208,30 +234,50 @@ class Driver(ABC):
             heard = self._pump_bell.heard()
             with self._lock:
                 self._next, self._asked = None, NEVER
-            try:
-                yield from self._notice()
-                if self.engine.waits.end is not None:
-                    yield from store(self.engine.submit_waited)
-                begun = monotonic()
-                wait = yield from self._pass()
-                if (yield from self._call_here()):
-                    wait = 0.0
-                self._gap = max(WATCH, PASS_SHARE * (monotonic() - begun))
-                if self.engine.troubles != self._told:
-                    self._told = self.engine.troubles
-                    self._tell_all()
-            except BatchwiseError as error:
-                self._fail(error)
+            wait = yield from self._round()
+            if self._fatal is not None:
                 return
-            except Exception:  # noqa: BLE001  # logged, and tried again
-                _log.exception("batchwise: a pass failed; the next one follows")
-                wait = 1.0
             now = self.engine.now()
             with self._lock:
                 planned = NEVER if wait is None else now + timedelta(seconds=wait)
                 self._next = min(self._asked, planned, self.engine.waits.end or NEVER)
                 wait = None if self._next is NEVER else (self._next - now) / timedelta(seconds=1)
-            yield from self._watch(heard, wait)
+            try:
+                yield from self._watch(heard, wait)
+            except Exception as error:  # noqa: BLE001  # tried again
+                yield from pause(partial(self._pump_bell.wait, heard, self._failed(_LOOKING, _LOOKING, error)))
+
+    def _round(self) -> Procedure[float | None]:
+        """A pass and what belongs to it. Returns the seconds until the next one is due: after a pause if it failed."""
+        try:
+            yield from self._notice()
+            if self.engine.waits.end is not None:
+                yield from store(self.engine.submit_waited)
+            begun = monotonic()
+            wait = yield from self._pass()
+            if (yield from self._call_here()):
+                wait = 0.0
+            self._gap = max(WATCH, PASS_SHARE * (monotonic() - begun))
+            if self.engine.troubles != self._told:
+                self._told = self.engine.troubles
+                self._tell_all()
+        except Exception as error:  # noqa: BLE001  # tried again
+            return self._failed(_LOOKING, _LOOKING, error)
+        self.engine.setbacks.mended(_LOOKING)
+        return wait
+
+    def _failed(self, what: Hashable, words: str, error: Exception) -> float:
+        """It failed: it is tried again, after so many seconds, unless the error ends this dispatcher."""
+        if lasting(error):
+            self._fail(error)
+            return 0.0
+        seconds = self.engine.setbacks.failed(what, words, error)
+        self._tell_all()  # they look for themselves: some of it is theirs to raise
+        return seconds
+
+    def _rest(self, seconds: float) -> Procedure[None]:
+        """Sleep, but not beyond the begin of the end; after that only for a moment."""
+        yield from pause(partial(self._ending.wait, self._ending.heard(), min(seconds, 1.0) if self._over else seconds))
 
     def _watch(self, heard: Any, wait: float | None) -> Procedure[None]:
         """Sleep until something is due, until the bell rings, or until another process changed the ledger or ended.
@@ -267,11 +313,16 @@ class Driver(ABC):
         """One look at the state; begins what is due. Returns the seconds until something is due again."""
         wait: float | None = None
         before, moved = (yield from store(self.engine.ledger.version)), False
-        for action in (yield from store(self.engine.plan)):
+        actions = yield from store(self.engine.plan)
+        self.engine.setbacks.forget(tuple, {once(action) for action in actions})
+        for action in actions:
             if isinstance(action, agenda.WaitUntil):
-                wait = max(0.0, (action.moment - self.engine.now()) / timedelta(seconds=1))
+                due = max(0.0, (action.moment - self.engine.now()) / timedelta(seconds=1))
+                wait = due if wait is None else min(wait, due)
+            elif resting := self.engine.setbacks.pause(once(action)):
+                wait = resting if wait is None else min(wait, resting)
             elif isinstance(action, QUICK):
-                moved |= yield from self._carry_out_now(action)
+                moved |= yield from self._move(action)
             elif self._under_way[gate(action)] < MAX_ACTIONS and (token := self.engine.begin(action)) is not None:
                 with self._lock:
                     self._under_way[gate(action)] += 1
@@ -281,6 +332,19 @@ class Driver(ABC):
         if moved and (yield from store(self.engine.ledger.version)) != before:
             return 0.0  # rows moved: what is due now was not seen by this plan
         return wait
+
+    def _move(self, action: agenda.Action) -> Procedure[bool]:
+        """Carry it out within the pass. A fault in it keeps nothing else of the pass from being done."""
+        what = once(action)
+        try:
+            moved = yield from self._carry_out_now(action)
+        except Exception as error:
+            if lasting(error) or passing(error):  # what comes next would meet the same
+                raise
+            self._failed(what, words_for(action), error)
+            return False
+        self.engine.setbacks.mended(what)
+        return moved
 
     def _carry_out_now(self, action: agenda.Action) -> Procedure[bool]:
         token = self.engine.begin(action)
@@ -295,13 +359,14 @@ class Driver(ABC):
         return True
 
     def _act(self, action: agenda.Action, token: object) -> Procedure[None]:
+        """Carry it out. One that fails begins again after its pause, and keeps no place meanwhile."""
+        what, words = once(action), words_for(action)
         try:
-            yield from carry_out(self.engine, action)
-        except BatchwiseError as error:
-            self._fail(error)
-        except Exception:  # noqa: BLE001  # logged, and planned again
-            _log.exception("batchwise: %s failed; it will be planned again", type(action).__name__)
-            yield from pause(partial(self._nap, 1.0))
+            yield from self._storing(carry_out(self.engine, action), what, words, every=False)
+        except Exception as error:  # noqa: BLE001  # tried again
+            self._failed(what, words, error)
+        else:
+            self.engine.setbacks.mended(what)
         finally:
             with self._lock:
                 self._under_way[gate(action)] -= 1
@@ -311,18 +376,32 @@ class Driver(ABC):
     # -- the sync lane ----------------------------------------------------------------------------------------------
 
     def _call(self, ticked: Ticked) -> Procedure[None]:
+        what = f"call {ticked.place}"
         try:
-            yield from call(self.engine, ticked)
-        except BatchwiseError as error:
-            self._fail(error)
-        except Exception as error:  # noqa: BLE001  # a fault of ours: whoever waits has to know
-            _log.exception("batchwise: a call failed within batchwise; its request stays in the ledger")
-            self._fail(BatchwiseError(f"a call failed within batchwise ({type(error).__name__}); the log says where"))
+            # All its ledger calls: nobody plans a call again, and an answer that came is paid for.
+            yield from self._storing(call(self.engine, ticked), what, "storing what became of a call", every=True)
+        except Exception as error:  # noqa: BLE001  # its request is cleared up after the end of this run
+            if lasting(error):
+                self._fail(error)
+            else:
+                _log.exception("batchwise: a call's end could not be stored")
+        self.engine.setbacks.mended(what)
         self._work_bell.ring()
         if self.engine.backlog and self.engine.queue.waiting == 0:
             self._pump_bell.ring()
         if self.engine.suspended:
             self._tell_all()
+
+    def _storing(self, procedure: Procedure[T], what: Hashable, words: str, *, every: bool) -> Procedure[T]:
+        """Carry it out; ledger calls (the sure ones, or every one) that fail for a while are repeated."""
+
+        def again(effect: Effect, error: Exception) -> Procedure[bool]:
+            if not (isinstance(effect, Store) and (every or effect.sure) and passing(error)):
+                return False
+            yield from self._rest(self._failed(what, words, error))
+            return True
+
+        return (yield from persist(procedure, again))
 
     def _call_here(self) -> Procedure[bool]:
         """Where no worker can be started, run one call of the queue; returns whether there was one."""
@@ -352,20 +431,47 @@ class Driver(ABC):
             if not acted or self._fatal is not None:
                 return
 
+    def _give_up(self) -> None:
+        """Raise what has kept failing for so long that whoever wants an end is not kept longer."""
+        stuck = self.engine.setbacks.stuck(SPARED)
+        if stuck is not None:
+            raise stuck
+
     def _finish_calls(self) -> Procedure[None]:
         """Run what the call queue holds, with the workers where there are threads to be had."""
         while self.engine.queue.busy and self._fatal is None and Lane.SYNC not in self.engine.suspended:
+            self._give_up()
             if (yield from self._call_here()):
                 continue
             heard = self._work_bell.heard()
             if self.engine.queue.busy:
                 yield from pause(partial(self._work_bell.wait, heard, 0.05))
 
+    def _ended(self, procedure: Procedure[None]) -> Procedure[None]:
+        """Carry out what belongs to the end; ledger calls that fail for a while are repeated for so long."""
+        end: float | None = None
+
+        def again(effect: Effect, error: Exception) -> Procedure[bool]:
+            nonlocal end
+            end = monotonic() + SPARED if end is None else end
+            if not (isinstance(effect, Store) and passing(error)) or monotonic() >= end:
+                return False
+            yield from self._rest(min(1.0, self._failed("end", "ending", error)))
+            return True
+
+        yield from persist(procedure, again)
+        self.engine.setbacks.mended("end")
+
     def _drain(self) -> Procedure[None]:
-        """Let the pump and the calls send what is queued; then do here what they could not."""
+        """Let the pump and the calls send what is queued; then do here what they could not.
+
+        Raises:
+            LedgerError: What is left could not be stored, for as long as calls that run are given.
+        """
         yield from store(self.engine.flush)
         self.wake()
         while self._fatal is None:
+            self._give_up()
             heard = self._news.heard()
             if self._acting == 0 and self.engine.queue.busy == 0:
                 yield from self._advancing(timedelta(0), only_sending=True)
@@ -379,6 +485,7 @@ class Driver(ABC):
     def _let_calls_end(self) -> Procedure[None]:
         """Calls that run are paid for: let them end, and begin nothing more."""
         self._over = True
+        self._ending.ring()
         self._pump_bell.ring()
         end = monotonic() + SPARED
         yield from store(self.engine.put_back)

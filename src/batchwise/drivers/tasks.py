@@ -123,9 +123,6 @@ class TaskDriver(Driver):
         self._tasks.start_soon(drive_async, procedure, self._ports)
         return True
 
-    async def _nap(self, seconds: float) -> None:
-        await anyio.sleep(seconds)
-
     async def _feed(self) -> None:
         """Start calls as the queue lets them through."""
         while not self._over:
@@ -145,16 +142,21 @@ class TaskDriver(Driver):
         """
         try:
             if finish and self._fatal is None:
-                await drive_async(self._drain(), self._ports)
+                await drive_async(self._ended(self._drain()), self._ports)
         finally:
             self._closed = True
-            if spare_calls:
-                with anyio.CancelScope(shield=True):
-                    await drive_async(self._let_calls_end(), self._ports)
-            self._tell_all()
-            self._tasks.cancel_scope.cancel()
             try:
-                await self._tasks.__aexit__(None, None, None)
+                if spare_calls:
+                    with anyio.CancelScope(shield=True):
+                        await drive_async(self._ended(self._let_calls_end()), self._ports)
             finally:
-                with anyio.CancelScope(shield=True):
-                    await in_thread(self.engine.close)
+                await self._stop()
+
+    async def _stop(self) -> None:
+        self._tell_all()
+        self._tasks.cancel_scope.cancel()
+        try:
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await in_thread(self.engine.close)

@@ -14,6 +14,7 @@ from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure, SyncPorts, drive
 from batchwise.engine.passes import SPARED
 from batchwise.engine.queue import Ticked
+from batchwise.errors import BatchwiseError
 from batchwise.ledger.values import Claim
 
 from .pump import Driver
@@ -116,9 +117,6 @@ class ThreadDriver(Driver):
         thread = threading.Thread(target=drive, args=(procedure, self._ports), name=name, daemon=True)
         return thread if _started(thread) else None
 
-    def _nap(self, seconds: float) -> None:
-        self._stopping.wait(seconds)
-
     # -- the sync lane ----------------------------------------------------------------------------------------------
 
     def begin(self, claim: Claim) -> None:
@@ -190,17 +188,22 @@ class ThreadDriver(Driver):
         """
         if self._closed or self.forked:
             return
+        wait = finish
         try:
             if finish and self._fatal is None:
-                drive(self._drain(), self._ports)
+                drive(self._ended(self._drain()), self._ports)
             elif spare_calls:
-                drive(self._let_calls_end(), self._ports)
+                drive(self._ended(self._let_calls_end()), self._ports)
+        except BatchwiseError:
+            wait = False  # for what could not be ended there is no use in waiting
+            raise
         finally:
-            self._stop(wait=finish)
+            self._stop(wait=wait)
 
     def _stop(self, *, wait: bool) -> None:
         self._closed = self._over = True
         self._stopping.set()
+        self._ending.ring()
         self._pump_bell.ring()
         self._work_bell.ring()
         self._tell_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from functools import partial
 from time import monotonic
@@ -21,10 +22,12 @@ from .core import Engine
 from .effects import Ports, Procedure, api, store
 from .money import Biller, answered, tokens_of
 from .queue import Ticked
+from .setbacks import lasting, passing
 from .submission import greet
 
 __all__ = ["call"]
 
+_log = logging.getLogger("batchwise")
 _PATIENCE = 40
 """How many refusals for load (429, 529) one request sits out before they cost it attempts."""
 
@@ -33,8 +36,30 @@ def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
     """Run one claim to its end, or give it back to the queue."""
     try:
         yield from _run(engine, ticked)
+    except Exception as error:
+        if lasting(error) or passing(error):
+            raise
+        yield from _broke(engine, ticked, error)
     finally:
         _finish(engine, ticked)
+
+
+def _broke(engine: Engine, ticked: Ticked, error: Exception) -> Procedure[None]:
+    """A fault within batchwise, not the API's: the request is tried again, and has its recorded end like any other."""
+    claim = ticked.claim
+    if not claim.durable:
+        return
+    _log.error("batchwise: a call failed within batchwise; its request is tried again or fails", exc_info=error)
+    attempts = claim.attempts + 1
+    if attempts < engine.policy.max_attempts:
+        again = claim._replace(attempts=attempts, accepting=None)
+        yield from _again(engine, again, engine.backoff(attempts), costs=True, doubtful=True)
+        return
+    reason = ResultError(
+        "internal_error", f"{type(error).__name__} within batchwise; the log says where", retryable=True
+    )
+    end = _failure(engine, claim, Outcome.FAILED, reason)
+    yield from _settle(engine, ticked, end._replace(doubtful=True))  # it may have been answered
 
 
 def _run(engine: Engine, ticked: Ticked) -> Procedure[None]:

@@ -7,6 +7,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from time import monotonic
@@ -45,6 +46,7 @@ from batchwise.request import Request
 from .admissions import Admissions
 from .queue import CallQueue
 from .routes import Router, check_size, decision_of
+from .setbacks import Setbacks
 from .waits import Waits
 
 __all__ = ["Engine"]
@@ -83,6 +85,7 @@ class Engine:
         self.admissions = Admissions(ledger, policy)
         self.queue = CallQueue(policy.limits, now=monotonic())
         self.waits = Waits(policy.linger)
+        self.setbacks = Setbacks(now)
         self.on_settled: Callable[[Sequence[int]], None] = lambda _requests: None
         self.claimed = ledger.bind(endpoint=endpoint, workspace=None)
         self.run = ledger.start_run(pid=os.getpid(), now=self.now())
@@ -414,9 +417,13 @@ class Engine:
     # -- ends -------------------------------------------------------------------------------------------------------
 
     def settled(self, requests: Sequence[int]) -> None:
-        """Tell whoever waits."""
-        if requests:
+        """Tell whoever waits. What goes wrong in that harms none of the work."""
+        if not requests:
+            return
+        try:
             self.on_settled(requests)
+        except Exception:  # noqa: BLE001  # logged
+            _log.exception("batchwise: telling what settled failed; whoever waits notices it a moment later")
 
     def failure(
         self,
@@ -467,7 +474,13 @@ class Engine:
 
     def put_back(self) -> None:
         """Queue anew, in the ledger, the claims whose calls have not begun."""
-        self.give_back(self.queue.drain())
+        claims = self.queue.drain()
+        try:
+            self.give_back(claims)
+        except BaseException:
+            for claim in claims:  # else nobody would have them
+                self.push(claim, urgent=claim.terms.deadline is not None)
+            raise
 
     def give_back(self, claims: Iterable[Claim], *, costs_attempt: bool = False) -> None:
         """Queue claims anew, in the ledger; it knows nothing of those that were never accepted."""
@@ -494,11 +507,15 @@ class Engine:
 
     def close(self) -> None:
         """End the run: give claims and the lease back, and let go of the ledger's liveness lock."""
-        self.put_back()
-        self.warn_of_rest()
+        with ExitStack() as steps:  # each is taken, in the other order, whatever fails: others wait for the locks
+            steps.callback(self.ledger.end_run, self.run)
+            steps.callback(self._resign)
+            steps.callback(self.warn_of_rest)
+            steps.callback(self.put_back)
+
+    def _resign(self) -> None:
         if self.ledger.lease.held:
             self.ledger.lease.release()
-        self.ledger.end_run(self.run)
 
 
 def _check_size(request: Request, terms: Terms, position: int) -> None:

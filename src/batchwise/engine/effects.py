@@ -25,6 +25,7 @@ __all__ = [
     "drive_async",
     "page",
     "pause",
+    "persist",
     "store",
 ]
 
@@ -96,6 +97,25 @@ def page(after: str | None = None) -> Procedure[Listing]:
 def pause(wait: Callable[[], Any]) -> Procedure[None]:
     """Ask for a wait; the async driver's gives an awaitable."""
     yield Api(lambda _ports: wait())
+
+
+def persist(procedure: Procedure[T], again: Callable[[Effect, Exception], Procedure[bool]]) -> Procedure[T]:
+    """Carry a procedure out; an effect that fails is asked for again as long as `again` says so, after its pause."""
+    try:
+        effect = next(procedure)
+        while True:
+            try:
+                value = yield effect
+            except Exception as error:  # noqa: BLE001  # the procedure decides what it means
+                if not (yield from again(effect, error)):
+                    effect = procedure.throw(error)
+            else:
+                effect = procedure.send(value)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    finally:
+        procedure.close()
 
 
 def drive(procedure: Procedure[T], ports: SyncPorts) -> T:

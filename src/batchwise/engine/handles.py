@@ -9,7 +9,14 @@ from typing import Any
 
 import attrs
 
-from batchwise.errors import InvalidRequestError, InvalidValueError, LaneSuspendedError, ResultTimeoutError, shown
+from batchwise.errors import (
+    InvalidRequestError,
+    InvalidValueError,
+    LaneSuspendedError,
+    LedgerError,
+    ResultTimeoutError,
+    shown,
+)
 from batchwise.ledger.values import RequestRow, ResultRow
 from batchwise.models import Decision, Lane, LatencyTag, Outcome, Progress, Status, ToolUse, to_enum, to_latency
 from batchwise.planning.custom_ids import UNSEALED, custom_id
@@ -92,6 +99,15 @@ def suspended(engine: Engine, lane: Lane, name: str) -> LaneSuspendedError | Non
     return LaneSuspendedError(f"{name}: the {lane.value} lane is suspended ({reason}). Queued work stays queued.")
 
 
+def _late(engine: Engine, what: str, timeout: float | None) -> ResultTimeoutError:
+    """The error for whoever waited long enough; it says what stands in the way, as far as known."""
+    last = engine.setbacks.last
+    return ResultTimeoutError(
+        f"{what} not settled within {timeout} s; nothing is lost, ask again"
+        + ("" if last is None else f". What failed last: {last}")
+    )
+
+
 class TicketView:
     """One accepted request, as last known."""
 
@@ -136,6 +152,13 @@ class TicketView:
         """Somebody waits for it; returns when it is submitted."""
         return self._engine.waits.add(self._engine.now(), requests=[self._row.id])
 
+    def _settled(self) -> bool:
+        """Whether it is settled, as far as can be seen now: whoever waits looks again."""
+        try:
+            return self._look() is not None
+        except LedgerError:
+            return False
+
     def _look(self) -> Result | None:
         """Its result, if it is settled."""
         if self._found is None:
@@ -166,9 +189,7 @@ class TicketView:
         return result
 
     def _late(self, timeout: float | None) -> ResultTimeoutError:
-        return ResultTimeoutError(
-            f"request {shown(self.key)} was not settled within {timeout} s; nothing is lost, ask again"
-        )
+        return _late(self._engine, f"request {shown(self.key)} was", timeout)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} key={shown(self.key)} status={self.status.value}>"
@@ -298,11 +319,11 @@ class JobView:
         return attrs.evolve(found, **tallies(counts.by.items()))
 
     def _late(self, timeout: float | None) -> ResultTimeoutError:
-        left = sum(self._unsettled().values())
-        return ResultTimeoutError(
-            f"{left} requests of job {shown(self._name)} were not settled within {timeout} s; "
-            "nothing is lost, ask again"
-        )
+        try:
+            left = f"{sum(self._unsettled().values())} "
+        except LedgerError:
+            left = ""  # it cannot be counted now
+        return _late(self._engine, f"{left}requests of job {shown(self._name)} were", timeout)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} name={shown(self._name)}>"

@@ -7,7 +7,19 @@ from datetime import datetime, timezone
 
 from batchwise.planning import agenda
 
-__all__ = ["CLOCK_LOOK", "MAX_ACTIONS", "NEVER", "PASS_SHARE", "QUICK", "SPARED", "WATCH", "gate", "once", "repeats"]
+__all__ = [
+    "CLOCK_LOOK",
+    "MAX_ACTIONS",
+    "NEVER",
+    "PASS_SHARE",
+    "QUICK",
+    "SPARED",
+    "WATCH",
+    "gate",
+    "once",
+    "repeats",
+    "words_for",
+]
 
 MAX_ACTIONS = 8
 """Batch actions of one gate under way at once."""
@@ -25,6 +37,15 @@ QUICK = (agenda.Run, agenda.Move, agenda.FailLate, agenda.Release, agenda.Probe)
 """Actions that only move rows; they are carried out within the planner's pass, in its order."""
 
 _SENDING = (agenda.Seal, agenda.Post, agenda.Run, agenda.Move, agenda.Release)
+_WORDS: Mapping[type, str] = {
+    agenda.Seal: "sending a batch",
+    agenda.Post: "sending a batch",
+    agenda.Reconcile: "looking for a batch",
+    agenda.GiveUp: "giving up a batch",
+    agenda.Poll: "asking about a batch",
+    agenda.Cancel: "cancelling a batch",
+    agenda.Collect: "collecting a batch's results",
+}
 _REPEATS: Mapping[type, int] = {
     agenda.WaitUntil: 0,
     agenda.Collect: 6,  # a short read is read again
@@ -42,6 +63,11 @@ def once(action: agenda.Action) -> object:
     """What counts as the same action again."""
     terms = action.terms if isinstance(action, (agenda.Move, agenda.FailLate)) else None
     return type(action), getattr(action, "batch", None), terms
+
+
+def words_for(action: agenda.Action) -> str:
+    """What it is called in messages: the subject of a sentence."""
+    return _WORDS.get(type(action), "moving requests")
 
 
 def repeats(action: agenda.Action, *, only_sending: bool) -> int:

@@ -56,6 +56,8 @@ def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)
         at_risk=at_risk(cohorts, policy.limits, now=now, tail=tail_of(policy.limits)),
         suspended=snapshot.suspended,
         next_due=due if due is None else max(now, due - wake_gap),
+        last_error=engine.setbacks.last,
+        last_advance=snapshot.advanced_at,
     )
 
 

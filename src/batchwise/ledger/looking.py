@@ -83,6 +83,7 @@ class Looking(Store):
             batches = tuple(self._view(db, row) for row in db.execute(f"{_LIVE} ORDER BY id").fetchall())
             offset, paused = self._meta(db, "clock_offset"), self._meta(db, "paused_until")
             answered, failed = self._meta(db, "sync_answered_at"), self._meta(db, "sync_failed_at")
+            advanced = self._meta(db, "advanced_at")
             suspended = {lane: reason for lane in LANES if (reason := self._meta(db, f"suspended:{lane.value}"))}
         by_place: dict[tuple[int, int], list[Any]] = {(lane, status): [] for lane in (0, 1) for status in (0, 1)}
         for place, group in groups:
@@ -98,6 +99,7 @@ class Looking(Store):
             leased=self._lease.held,
             sync_answered_at=from_micros(int(answered)) if answered else None,
             sync_failed_at=from_micros(int(failed)) if failed else None,
+            advanced_at=from_micros(int(advanced)) if advanced else None,
         )
 
     def batch(self, batch: int) -> BatchView | None:

@@ -241,7 +241,8 @@ def connect(path: str, *, known: FileId | None = None) -> tuple[sqlite3.Connecti
     except sqlite3.DatabaseError as error:
         db.close()
         raise LedgerError(
-            f"{path} cannot be used as a ledger ({error}); name another file, or restore this one from a copy"
+            f"{path} cannot be used as a ledger ({error}); name another file, or restore this one from a copy",
+            passing=isinstance(error, sqlite3.OperationalError),
         ) from error
     except BaseException:
         db.close()

@@ -57,13 +57,15 @@ class SqliteLedger(Adoption):
 
     def end_run(self, run: int) -> None:
         """The dispatcher is done. What it leaves unfinished is cleared up by the next `recover`."""
-        with self._using():
-            mine = self._db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
-        for (intake,) in mine:
-            self._abort(intake)
-        lock = self._runs.pop(run, None)
-        if lock is not None:
-            lock.remove()
+        try:
+            with self._using():
+                mine = self._db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
+            for (intake,) in mine:
+                self._abort(intake)
+        finally:  # whatever failed: a run whose lock is held is taken for alive
+            lock = self._runs.pop(run, None)
+            if lock is not None:
+                lock.remove()
 
     def _run_lock(self, run: int) -> ProcessLock | MemoryLock:
         return MemoryLock() if self._memory else ProcessLock(self._folder / f"run-{run}.lock")

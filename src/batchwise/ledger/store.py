@@ -321,11 +321,13 @@ class Store:
         if "locked" in str(error) or "busy" in str(error):
             return LedgerError(
                 f"another process has been writing to the ledger {self._name} for {BUSY_SECONDS:.0f} s; "
-                "nothing was changed. If that process hangs, end it: its work goes on from the ledger"
+                "nothing was changed. If that process hangs, end it: its work goes on from the ledger",
+                passing=True,
             )
         return LedgerError(
             f"the ledger {self._name} failed ({error}); nothing of this step was changed. "
-            "Check the disk's space and the file's permissions, then go on"
+            "Check the disk's space and the file's permissions, then go on",
+            passing=isinstance(error, sqlite3.OperationalError),
         )
 
     def version(self) -> int:

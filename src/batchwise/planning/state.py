@@ -198,6 +198,7 @@ class Snapshot:
         leased: Whether this process may do batch actions.
         sync_answered_at: When a call of the sync lane was last answered (our clock).
         sync_failed_at: When one was last refused for good or not answered (our clock).
+        advanced_at: When a process last called `advance` (our clock).
     """
 
     batch_queue: tuple[Group, ...] = ()
@@ -211,3 +212,4 @@ class Snapshot:
     leased: bool = True
     sync_answered_at: datetime | None = None
     sync_failed_at: datetime | None = None
+    advanced_at: datetime | None = None

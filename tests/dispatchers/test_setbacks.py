@@ -1,0 +1,247 @@
+"""A database that is busy or full for a while, and faults of our own: tried again, and nothing ends for good."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from batchwise import Lane, LedgerError, Outcome, Request, ResultTimeoutError, Status, WrongWorkspaceError
+from batchwise.drivers import pump, threads
+from batchwise.engine import calls
+from batchwise.ledger import schema
+from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.planning.state import BatchState, BatchView
+from tests.strategies import params
+
+from .world import HOURS_30, World, listed
+
+LARGE = "x" * 300_000
+"""What the answer repeats: it needs pages that the file does not have yet."""
+
+Trouble = Callable[[SqliteLedger], AbstractContextManager[None]]
+
+
+@contextmanager
+def busy(ledger: SqliteLedger) -> Iterator[None]:
+    """Another process writes for long."""
+    other = sqlite3.connect(ledger.name, isolation_level=None, check_same_thread=False)
+    other.execute("PRAGMA busy_timeout = 5000")
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+
+
+@contextmanager
+def full(ledger: SqliteLedger) -> Iterator[None]:
+    """The file cannot grow."""
+    with ledger._lock:
+        ledger._db.execute("PRAGMA max_page_count = 1")  # SQLite takes what there is for the least
+    try:
+        yield
+    finally:
+        with ledger._lock:
+            ledger._db.execute("PRAGMA max_page_count = 4294967294")
+
+
+@pytest.fixture(params=[busy, full])
+def trouble(request: pytest.FixtureRequest) -> Trouble:
+    return request.param
+
+
+@pytest.fixture
+def ledger(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqliteLedger]:
+    monkeypatch.setattr(schema, "BUSY_SECONDS", 0.05)
+    made = SqliteLedger(world.path)
+    yield made
+    made.close()
+
+
+async def last_error(d: Any) -> str | None:
+    return (await d.progress()).last_error
+
+
+async def test_an_answer_that_cannot_be_stored_for_a_while_is_stored_later(
+    world: World, ledger: SqliteLedger, trouble: Trouble
+):
+    world.sandbox.sync_latency = 0.3
+    async with world.open(ledger=ledger) as d:
+        ticket = await d.dispatch(params(LARGE), key="large")
+        with trouble(ledger):
+            error = await world.until(lambda: storing_error(d))
+            assert "Next try: 20" in error
+            assert "xxx" not in error
+            with pytest.raises(ResultTimeoutError, match=r"request 'large' was not settled .*What failed last: "):
+                await ticket.result(timeout=0.1)
+            assert world.calls == 1
+        assert (await ticket.result()).text == f"echo: {LARGE}"
+        assert (world.calls, (await d.report()).possible_doubles) == (1, 0)
+        await world.until(lambda: no_error(d))
+
+
+async def storing_error(d: Any) -> str | None:
+    error = await last_error(d)
+    return error if error and error.startswith("storing what became of a call failed ") else None
+
+
+async def no_error(d: Any) -> bool:
+    return await last_error(d) is None
+
+
+async def test_a_batch_that_ends_while_the_ledger_cannot_be_written_is_collected_later(
+    world: World, ledger: SqliteLedger, trouble: Trouble
+):
+    world.sandbox.batch_latency = 60
+    async with world.open(ledger=ledger) as d:
+        job = await d.dispatch_all([Request(params(LARGE + str(i))) for i in range(3)], latency=HOURS_30)
+        await world.until(lambda: running(d))
+        with trouble(ledger):
+            world.sandbox.finish(world.books.batches[0].id)
+            await world.until(lambda: last_error(d))
+            with pytest.raises(ResultTimeoutError, match="What failed last"):
+                await job.wait(timeout=0.1)
+        assert (await job.wait()).by_outcome == {Outcome.SUCCEEDED: 3}
+        report = await d.report()
+        assert (world.creates, report.attempts, report.possible_doubles) == (1, 3, 0)
+        await world.until(lambda: no_error(d))
+
+
+async def running(d: Any) -> bool:
+    batches = (await d.progress()).batches
+    return bool(batches) and batches[0].remote_id is not None
+
+
+async def test_what_is_waited_for_is_sent_when_a_busy_ledger_is_free_again(world: World, ledger: SqliteLedger):
+    async with world.open(ledger=ledger) as d:
+        ticket = await d.dispatch(params("a"), key="a", latency=HOURS_30)
+        with busy(ledger):
+            with pytest.raises(ResultTimeoutError, match="What failed last: a pass failed"):
+                await ticket.result(timeout=1)
+            with pytest.raises(LedgerError, match="another process") as caught:
+                await d.dispatch(params("b"), key="b")
+            assert caught.value.passing
+            with pytest.raises(LedgerError, match="another process"):
+                await d.flush()
+        assert (await ticket.result()).text == "echo: a"
+        assert (await (await d.dispatch(params("b"), key="b")).result()).text == "echo: b"
+        assert (world.creates, world.calls) == (1, 1)
+
+
+async def test_the_end_waits_until_an_answer_can_be_stored(world: World, ledger: SqliteLedger, trouble: Trouble):
+    world.sandbox.sync_latency = 0.3
+    with ExitStack() as lasting:
+        async with world.open(ledger=ledger) as d:
+            await d.dispatch(params(LARGE), key="large")
+            lasting.enter_context(trouble(ledger))
+            await world.until(lambda: last_error(d))
+            threading.Timer(0.7, lasting.close).start()
+    assert ledger.counts(job=None).by == {(Lane.SYNC, Status.SETTLED, Outcome.SUCCEEDED): 1}
+    assert world.calls == 1
+
+
+async def test_an_end_in_the_midst_of_trouble_comes_and_says_so(
+    world: World, ledger: SqliteLedger, trouble: Trouble, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (pump, threads):
+        monkeypatch.setattr(module, "SPARED", 0.5)
+    world.sandbox.sync_latency = 0.3
+    d = world.open(ledger=ledger)
+    await d.__aenter__()
+    await d.dispatch(params(LARGE), key="large", latency=timedelta(hours=2))
+    with trouble(ledger):
+        await world.until(lambda: last_error(d))
+        begun = time.monotonic()
+        with pytest.raises(LedgerError):
+            await d.__aexit__(None, None, None)
+        assert time.monotonic() - begun < 10
+    async with world.open() as again:
+        result = await (await again.ticket("large")).result()
+        assert (result.text, result.attempts) == (f"echo: {LARGE}", 2)
+        assert (world.calls, (await again.report()).possible_doubles) == (2, 1)
+
+
+async def test_a_hook_that_raises_harms_nothing(world: World):
+    def fail(_requests: object) -> None:
+        raise RuntimeError("hook")
+
+    async with world.open() as d:
+        d._engine.on_settled = fail
+        for key in ("a", "b"):
+            assert (await (await d.dispatch(params(key), key=key)).result(timeout=10)).text == f"echo: {key}"
+        job = await d.dispatch_all([Request(params("c"), latency=HOURS_30)])
+        assert [result.text for result in await listed(job.results(timeout=10))] == ["echo: c"]
+        assert world.calls == 2
+
+
+async def test_a_fault_within_a_call_has_its_recorded_end(world: World, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    async with world.open() as d:
+        with monkeypatch.context() as broken:
+            broken.setattr(calls, "merged", fail)
+            result = await (await d.dispatch(params("a"), key="a")).result(timeout=20)
+        assert (result.outcome, result.error.type, result.attempts) == (Outcome.FAILED, "internal_error", 3)
+        assert "secret" not in str(result.error)
+        assert (await d.report()).possible_doubles == 3
+        assert (await (await d.dispatch(params("b"), key="b")).result()).text == "echo: b"
+
+
+async def test_a_fault_within_an_action_is_tried_again(world: World):
+    class Odd(SqliteLedger):
+        faults = 2
+
+        def update_batch(self, batch: BatchView, *, was: BatchView) -> bool:
+            if self.faults and batch.state is BatchState.ENDED:
+                self.faults -= 1
+                raise KeyError("secret")
+            return super().update_batch(batch, was=was)
+
+    ledger = Odd(world.path)
+    async with world.open(ledger=ledger) as d:
+        job = await d.dispatch_all([Request(params("a"), latency=HOURS_30)])
+        error = await world.until(lambda: last_error(d))
+        assert error.startswith("asking about a batch failed ")
+        assert "KeyError within batchwise" in error
+        assert "secret" not in error
+        assert [result.text for result in await listed(job.results(timeout=10))] == ["echo: a"]
+        assert (world.creates, ledger.faults) == (1, 0)
+        await world.until(lambda: no_error(d))
+    ledger.close()
+
+
+async def test_the_key_of_another_workspace_ends_a_dispatcher_but_not_looking(world: World):
+    world.sandbox.api_keys = {"mine": "wrkspc_mine", "theirs": "wrkspc_theirs"}
+    async with world.open(client=world.client(api_key="mine")) as d:
+        await (await d.dispatch(params("a"), key="a")).result()
+    async with world.open(client=world.client(api_key="theirs")) as d:
+        ticket = await d.dispatch(params("b"), key="b")
+        with pytest.raises(WrongWorkspaceError):
+            await ticket.result(timeout=10)
+        await raises_wrong_workspace(d.flush)
+        await raises_wrong_workspace(d.advance)
+        await raises_wrong_workspace(lambda: d.dispatch(params("c"), key="c"))
+        assert (await d.progress()).total == 2
+    assert world.calls == 1
+
+
+async def raises_wrong_workspace(work: Callable[[], Any]) -> None:
+    with pytest.raises(WrongWorkspaceError):
+        await work()
+
+
+async def test_when_advance_was_last_called_is_told(world: World):
+    async with world.open() as d:
+        assert (await d.progress()).last_advance is None
+        before = datetime.now(timezone.utc)
+        progress = await d.advance()
+        assert before <= progress.last_advance <= datetime.now(timezone.utc)

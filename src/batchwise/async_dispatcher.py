@@ -207,7 +207,7 @@ class AsyncDispatcher:
 
     async def adopt(self, batch_id: str, *, keys: Mapping[str, str] | None = None, job: str | None = None) -> AsyncJob:
         """Take in a batch that was made elsewhere, by its id. See `Dispatcher.adopt`."""
-        self._driver.check()
+        self._driver.check_working()
         return await self.job(await self._driver.adopt(batch_id, keys, job))
 
     # -- finding again ----------------------------------------------------------------------------------------------

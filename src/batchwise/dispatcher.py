@@ -207,7 +207,7 @@ class Dispatcher:
             RequestFailedError: The API does not know the batch (`not_found_error`), or did not answer.
             WrongWorkspaceError: The ledger belongs to another workspace.
         """
-        self._driver.check()
+        self._driver.check_working()
         return self.job(self._driver.adopt(batch_id, keys, job))
 
     # -- finding again ----------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -13,9 +13,11 @@ from .encoding import bare, canonical, decode, encode, is_omitted
 from .errors import InvalidRequestError, InvalidValueError, shown
 from .models import Latency, LatencyTag, ToolUse, to_enum, to_latency
 
-__all__ = ["MAX_KEY_LENGTH", "Request", "Traits", "check_key"]
+__all__ = ["BILLED_TO_A_PROFILE", "MAX_KEY_LENGTH", "Request", "Traits", "check_key"]
 
 MAX_KEY_LENGTH = 1_024
+BILLED_TO_A_PROFILE = "billing_policy.bill_to"
+"""Stands among the parameters of a request whose bill goes to a user profile."""
 _MOST_TOKENS = 1_000_000_000
 """Far more than any model puts out for one request (300,000, API documentation, 2026)."""
 
@@ -116,7 +118,23 @@ def _traits(params: Mapping[str, Any]) -> Traits:
         if isinstance(choice, Mapping):
             chosen = str(bare(choice.get("type", "auto")))
         speed = str(bare(params.get("speed")) or "")
-    return tuple.__new__(Traits, (model, max_tokens, tuple(params), types, chosen, speed))
+    names = tuple(params)
+    if "billing_policy" in params:
+        policy = params["billing_policy"]
+        if isinstance(policy, Mapping) and bare(policy.get("bill_to")) == "user_profile":
+            names = (*names, BILLED_TO_A_PROFILE)
+    return tuple.__new__(Traits, (model, max_tokens, names, types, chosen, speed))
+
+
+def _added_tools(messages: Iterable[Any]) -> Iterator[str]:
+    """The types of the tools that messages define (SDK 2.14, beta `tool_addition`); references name known ones."""
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for block in content if isinstance(content, (list, tuple)) else ():
+            if isinstance(block, Mapping) and block.get("type") == "tool_addition":
+                tool = block.get("tool")
+                if isinstance(tool, Mapping) and "definition" in tool:
+                    yield _tool_type(tool["definition"])
 
 
 @attrs.frozen(init=False, eq=False, repr=False, slots=False)
@@ -181,6 +199,8 @@ class Request:
             if expected_output_tokens is not None:
                 _check_expected(expected_output_tokens)
             traits = _traits(plain)
+            if betas and (added := tuple(_added_tools(plain["messages"]))):
+                traits = traits._replace(tool_types=(*traits.tool_types, *added))
             if traits.max_tokens == 0 and latency not in {None, Latency.BLOCKING}:
                 raise InvalidRequestError(
                     "max_tokens is 0 (a cache warm-up), which a batch refuses; leave latency out or raise it"

@@ -85,7 +85,9 @@ def test_thirty_hours_is_the_cards_arithmetic() -> None:
 # -- the rules --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["speed", "store", "previous_thread_event_id", "cache_hint", "context_hint"])
+@pytest.mark.parametrize(
+    "name", ["speed", "store", "previous_thread_event_id", "cache_hint", "context_hint", "fallbacks", "thread"]
+)
 def test_a_parameter_that_batches_refuse_goes_sync(name: str) -> None:
     decision = choose(latency=Latency.FLEXIBLE, params={name: "fast"})
     assert (decision.lane, decision.reason) == (Lane.SYNC, Reason.SYNC_ONLY_PARAMETER)
@@ -272,9 +274,22 @@ def test_a_patient_loop_may_wait_and_an_iterative_one_may_not():
     assert lanes == {None: Lane.SYNC, ToolUse.ITERATIVE: Lane.SYNC, ToolUse.PATIENT: Lane.BATCH}
 
 
-def test_a_thread_keeps_a_call_on_the_sync_lane():
-    body = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}], "thread": {}}
-    decision = bw.choose_lane(
-        bw.Request(body, latency=timedelta(hours=30)), now=datetime(2026, 11, 27, tzinfo=timezone.utc)
-    )
-    assert (decision.lane, decision.reason) == (Lane.SYNC, Reason.SYNC_ONLY_PARAMETER)
+@pytest.mark.parametrize(("bill_to", "lane"), [("user_profile", Lane.SYNC), ("self", Lane.BATCH), (None, Lane.BATCH)])
+def test_only_a_bill_to_a_user_profile_keeps_a_request_on_the_sync_lane(bill_to: str | None, lane: Lane) -> None:
+    policy = {"type": "billing_policy", **({"bill_to": bill_to} if bill_to else {})}
+    assert choose(latency=Latency.FLEXIBLE, params={"billing_policy": policy}).lane is lane
+
+
+@pytest.mark.parametrize(
+    ("tool", "lane"),
+    [
+        ({"type": "tool_definition", "definition": {"name": "read", "input_schema": {}}}, Lane.SYNC),
+        ({"type": "tool_definition", "definition": {"type": "web_search_20260101", "name": "web_search"}}, Lane.BATCH),
+        ({"type": "tool_reference", "name": "read"}, Lane.BATCH),
+    ],
+)
+def test_a_client_tool_is_one_wherever_it_is_declared(tool: dict[str, Any], lane: Lane) -> None:
+    content = [{"type": "text", "text": "x"}, {"type": "tool_addition", "tool": tool}]
+    body = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": content}]}
+    request = bw.Request(body, latency=Latency.FLEXIBLE, betas=["inline-tools-2026-09-15"])
+    assert bw.choose_lane(request, now=datetime(2026, 11, 27, tzinfo=timezone.utc)).lane is lane

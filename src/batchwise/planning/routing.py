@@ -15,7 +15,7 @@ import attrs
 
 from batchwise.errors import InvalidRequestError, InvalidValueError, RequestTooLargeError, UnroutableRequestError, shown
 from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse
-from batchwise.request import Request, Traits
+from batchwise.request import BILLED_TO_A_PROFILE, Request, Traits
 from batchwise.times import check_aware
 
 from . import packing
@@ -42,8 +42,22 @@ BATCH_ONLY_BETA = "output-300k-2026-03-24"
 """With it a batch request may put out up to 300,000 tokens; the Messages API does not take it (API documentation)."""
 
 _SYNC_ONLY_PARAMETERS = frozenset(
-    {"speed", "store", "previous_thread_event_id", "cache_hint", "context_hint", "thread"}
+    {
+        # "Batch requests cannot use" (API documentation, Message Batches, 2026-10):
+        "cache_hint",
+        "context_hint",
+        "previous_thread_event_id",
+        "speed",
+        "store",
+        # The row comes back errored (API documentation, server-side fallbacks):
+        "fallbacks",
+        # The row comes back errored (SDK 2.14, beta `MessageCreateParams.billing_policy`):
+        BILLED_TO_A_PROFILE,
+        # It continues what the API keeps between calls, as previous_thread_event_id does; no source names it:
+        "thread",
+    }
 )
+"""What a batch refuses; `max_tokens` of 0 besides. `stream: true` is no parameter here but a tag of the request."""
 _SYNC_ONLY_BETAS = frozenset({"research_preview_2026_02"})
 SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset", "advisor_")
 """How the types of tools begin that the API runs itself (SDK 2.12, `types/*tool*_param.py`)."""

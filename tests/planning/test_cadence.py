@@ -23,7 +23,6 @@ from batchwise.planning.cadence import (
     latest_submission,
     rescue_duration,
     sla_cadence,
-    steady_interval,
     sync_rate,
     worst_case_latency,
 )
@@ -482,19 +481,6 @@ def test_largest_rescuable_is_the_exact_inverse(duration, limits, input_tokens, 
 def test_sync_rate_is_an_hour():
     assert sync_rate(Limits(requests_per_minute=400)) == 24_000
     assert sync_rate(Limits(requests_per_minute=400, concurrency=10)) == 3_600
-
-
-def test_steady_interval_follows_the_law():
-    law = {"arrivals": Fraction(20_000), "rate": Fraction(24_000)}
-    assert steady_interval(5 * HOUR + 30 * timedelta(minutes=1), **law) == 3 * HOUR
-    assert steady_interval(6 * HOUR + 30 * timedelta(minutes=1), **law, overhead=HOUR) == 3 * HOUR
-    assert steady_interval(6 * HOUR, arrivals=Fraction(1), rate=Fraction(10**9)) == 4 * HOUR
-    assert steady_interval(6 * HOUR, arrivals=Fraction(1), rate=None) == 4 * HOUR
-    assert steady_interval(6 * HOUR, arrivals=Fraction(1), rate=None, overhead=5 * HOUR) == HOUR
-    assert steady_interval(6 * HOUR, arrivals=Fraction(1), rate=None, rounds=2) == 2 * HOUR
-    assert steady_interval(HOUR, **law, overhead=2 * HOUR) == ZERO
-    assert steady_interval(17 * HOUR, **law, rounds=2) == 5 * HOUR + timedelta(minutes=40)
-    assert steady_interval(17 * HOUR, arrivals=Fraction(48_000), rate=Fraction(24_000), rounds=2) == 4.25 * HOUR
 
 
 # Refusals

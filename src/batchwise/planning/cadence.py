@@ -36,7 +36,6 @@ __all__ = [
     "latest_submission",
     "rescue_duration",
     "sla_cadence",
-    "steady_interval",
     "sync_rate",
     "worst_case_latency",
 ]
@@ -469,31 +468,3 @@ def sync_rate(limits: Limits, *, input_tokens: Number = 0, output_tokens: Number
     """
     pace = _pace(limits, input_tokens, output_tokens)
     return 60 * _MINUTE / pace if pace else None
-
-
-def steady_interval(
-    buffer: timedelta,
-    *,
-    arrivals: Fraction,
-    rate: Fraction | None,
-    rounds: int = 1,
-    overhead: timedelta = ZERO,
-) -> timedelta:
-    """The longest interval for steady arrivals whose batches may expire whole: what gathers must be rescued in time.
-
-    `min(2/3 buffer, (buffer - overhead) * rate / (rate * rounds + arrivals))`, the first share too by round: what
-    arrives in an interval takes `interval * arrivals / rate` of the reserve. Rounded down to the microsecond.
-
-    Args:
-        buffer: SLA less the windows.
-        arrivals: Requests an hour.
-        rate: Requests an hour that the sync lane can serve, see `sync_rate`; None: no limit.
-        rounds: How many batches a request may go through, one after the other.
-        overhead: Time lost on the way, over all rounds together.
-
-    Returns:
-        The interval; zero when the overhead takes all of the buffer.
-    """
-    free = (buffer - overhead) // _TICK
-    share = Fraction(free, rounds) if rate is None else free * rate / (rate * rounds + arrivals)
-    return max(ZERO, min((buffer - buffer / 3) // rounds, timedelta(microseconds=share.__floor__())))

@@ -1,4 +1,17 @@
-"""What a steady load must keep, and the nearest load that keeps it."""
+"""What a steady load must keep, and the nearest load that keeps it.
+
+Arrivals are steady, and so are their deadlines: of the requests that expire together, only the first is due at the end
+of the reserve, and each other one is due as much later as it arrived later. Call l the arrivals an hour, m what the
+sync lane redoes an hour, and p = 1 / m the time that it takes for one request. Let all batches expire whole, and let
+the lane serve the earliest deadline first. Then every deadline is kept if and only if
+
+    l <= m    and    p <= reserve = SLA - overhead - rounds * (window + interval)
+
+A burst of n requests that come at one moment has B = reserve + interval from its last batch's expiry to its
+deadline, and before it are the arrivals of the interval before it; bursts come at most once in a window:
+
+    n + l * interval <= m * B    and    n + l * window <= m * window
+"""
 
 from __future__ import annotations
 
@@ -11,11 +24,12 @@ from typing import Union
 
 import attrs
 
-from batchwise.models import Limits
+from batchwise.models import Limits, Policy
 from batchwise.times import ZERO
 
-from .cadence import largest_rescuable, rescue_duration, steady_interval, sync_rate
+from .cadence import largest_rescuable, rescue_duration, sync_rate
 from .packing import MAX_CALL_BYTES
+from .reserve import overhead_of, reserve_for
 
 __all__ = ["SEARCHED", "Load", "Violation", "longest_interval", "nearest_load", "violations_of"]
 
@@ -34,10 +48,11 @@ class Violation:
     """One constraint that a plan breaks.
 
     Attributes:
-        name: Stable: "sla" (no time beside windows and overhead), "reserve" (the rescue takes longer than the
-            reserve), "sync_rate" (the sync lane cannot redo one submission before the next may expire), "queue"
-            (more requests waiting than the account may have), "burst" (the rescue of a burst would be late), or
-            "request_bytes" (one request is too large for a rescue).
+        name: Stable: "sla" (no time beside windows, overhead and the reserve that a policy keeps), "reserve" (the
+            interval leaves less than the reserve that is needed), "sync_rate" (more arrive than the sync lane can
+            redo), "queue" (more requests waiting than the account may have), "burst" (the rescue of a burst would
+            be late), "burst_rate" (the sync lane is not done with a burst before the next), or "request_bytes" (one
+            request is too large for a rescue).
         actual: The plan's figure.
         limit: What it may be at most.
         message: Both in words, and what to change.
@@ -63,7 +78,8 @@ class Load:
     output_tokens: Fraction
     request_bytes: int
     limits: Limits
-    prices: tuple[Fraction | None, Fraction | None]
+    policy: Policy | None = None
+    interval: timedelta | None = None
 
     @property
     def buffer(self) -> timedelta:
@@ -75,56 +91,126 @@ class Load:
         """Requests an hour that the sync lane can redo; None: nothing limits."""
         return sync_rate(self.limits, input_tokens=self.input_tokens, output_tokens=self.output_tokens)
 
+    @property
+    def kept(self) -> timedelta:
+        """The reserve that a dispatcher with this policy keeps, whatever the load; zero without a policy."""
+        return ZERO if self.policy is None else reserve_for(self.policy, self.buffer)
+
+    @property
+    def lost(self) -> timedelta:
+        """What of the reserve a rescue takes beside its calls; zero without a policy: `overhead` has it."""
+        return ZERO if self.policy is None else overhead_of(self.policy)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the SLA leaves any time; a dispatcher needs none for waiting, it can submit at once."""
+        free = self.buffer - self.overhead - self.kept
+        return free > ZERO if self.policy is None else self.buffer > ZERO and free >= ZERO
+
+    @property
+    def least(self) -> timedelta:
+        """The shortest reserve with which steady arrivals keep their deadlines."""
+        return max(self.kept, self.lost + self.rescue(1 if self.arrivals else 0))
+
+    @property
+    def longest(self) -> timedelta:
+        """The longest interval that leaves the least reserve, as far as it is asked for or usual; zero if none does."""
+        room = (self.buffer - self.overhead - self.least) // self.rounds
+        if self.interval is not None:
+            usual = self.interval
+        elif self.policy is not None:
+            usual = self.policy.interval or room
+        else:
+            usual = (self.buffer - self.buffer / 3) // self.rounds
+        return max(ZERO, min(room, usual))
+
+    @property
+    def often(self) -> timedelta:
+        """The shortest interval of a nearest plan; a dispatcher submits as often as it has to."""
+        return _OFTEN if self.policy is None else ZERO
+
     def arriving(self, span: timedelta) -> int:
-        """The most requests that arrive within any `span`."""
-        return ceil(self.arrivals * Fraction(span // _TICK, _HOUR // _TICK))
+        """The most requests that arrive within any `span`, its end not included."""
+        return ceil(self.arrivals * _hours(span))
 
     def gathered(self, interval: timedelta) -> int:
-        """The most requests that one submission holds."""
+        """The most requests that arrive for one submission."""
         return max(self.arriving(interval), 1 if self.arrivals else 0)
+
+    def submitted(self, interval: timedelta) -> int:
+        """The most requests that one submission holds: what arrived, and what expired in each earlier round."""
+        return self.rounds * self.gathered(interval)
 
     def rescue(self, requests: int) -> timedelta:
         """What so many take of the sync lane."""
         return rescue_duration(requests, self.limits, input_tokens=self.input_tokens, output_tokens=self.output_tokens)
 
+    def rescuable(self, duration: timedelta) -> int | None:
+        """How many the sync lane redoes in `duration`; None: nothing limits."""
+        return largest_rescuable(
+            duration, self.limits, input_tokens=self.input_tokens, output_tokens=self.output_tokens
+        )
+
     def reserve(self, interval: timedelta) -> timedelta:
         """What the interval leaves for a rescue; negative where it does not fit the SLA."""
         return self.buffer - self.overhead - self.rounds * interval
 
+    def burst_reserve(self, interval: timedelta) -> timedelta:
+        """The shortest reserve with which a burst keeps its deadlines, and what comes right after it keeps its own.
+
+        A burst has the interval beside the reserve, and so it goes after what arrived in the interval before it (both
+        ends included). The next request after it is due when so many periods of arrival have passed.
+        """
+        if not self.arrivals:
+            return self.lost + self.rescue(self.burst) - interval
+        before = self.arrivals * _hours(interval)
+        after = timedelta(microseconds=int(ceil(before) / self.arrivals * (_HOUR // _TICK)))
+        own = self.rescue(self.burst + int(before) + 1) - interval
+        return self.lost + max(own, self.rescue(self.burst + ceil(before) + 1) - after)
+
+    def needed(self, interval: timedelta) -> timedelta:
+        """The shortest reserve with which this interval keeps every deadline, the burst's too."""
+        return max(self.least, self.burst_reserve(interval)) if self.burst else self.least
+
     def peak(self, interval: timedelta) -> int:
         """The most batch requests that wait in the account's queue at once."""
-        return self.rounds * self.arriving(self.window + interval) + self.burst
+        return self.rounds * (self.arriving(self.window + interval) + self.burst)
+
+
+def _hours(span: timedelta) -> Fraction:
+    return Fraction(span // _TICK, _HOUR // _TICK)
 
 
 def _sla(load: Load, _interval: timedelta) -> Violation | None:
-    taken = load.rounds * load.window + load.overhead
-    if load.sla > taken:
+    if load.fits:
         return None
-    message = f"{load.rounds} x {load.window} window and {load.overhead} overhead take the whole SLA of {load.sla}"
+    taken = load.rounds * load.window + load.overhead + load.kept
+    message = f"{load.rounds} x {load.window} window and {load.overhead} overhead"
+    message += f" and the policy's reserve of {load.kept} take" if load.kept else " take"
+    message += f" the whole SLA of {load.sla}" if taken == load.sla else f" {taken}, and the SLA is {load.sla}"
     return Violation(name="sla", actual=taken, limit=load.sla, message=f"{message}; allow more time")
 
 
 def _reserve(load: Load, interval: timedelta) -> Violation | None:
-    needed, left = load.rescue(load.gathered(interval)), load.reserve(interval)
-    if needed <= left or load.buffer <= load.overhead:
+    left = load.reserve(interval)
+    if load.least <= left or not load.fits:
         return None
     message = (
-        f"{load.gathered(interval):,} requests that expire together need {needed} on the sync lane, and submitting "
-        f"every {interval} leaves {max(left, ZERO)} before their deadline; submit more often or allow more time"
+        f"a rescue needs a reserve of {load.least}, and submitting every {interval} leaves {max(left, ZERO)} before "
+        "the first deadline; submit more often or allow more time"
     )
-    return Violation(name="reserve", actual=needed, limit=max(left, ZERO), message=message)
+    return Violation(name="reserve", actual=load.least, limit=max(left, ZERO), message=message)
 
 
-def _sync_rate(load: Load, interval: timedelta) -> Violation | None:
-    needed = load.rescue(load.gathered(interval))
-    if needed <= interval or load.buffer <= load.overhead:
+def _sync_rate(load: Load, _interval: timedelta) -> Violation | None:
+    rate = load.rate
+    if rate is None or load.arrivals <= rate:
         return None
     message = (
-        f"the rescue of {load.gathered(interval):,} requests takes {needed} of the sync lane, and the next submission "
-        f"may expire {interval} later; {float(load.arrivals):,.6g} requests an hour arrive, the sync lane serves "
-        f"{float(load.rate or 0):,.6g}; send fewer or raise the limits"
+        f"{float(load.arrivals):,.6g} requests an hour arrive, and the sync lane redoes {float(rate):,.6g} an hour: "
+        "if batch after batch expires, it falls behind; send fewer or raise the limits"
     )
-    return Violation(name="sync_rate", actual=needed, limit=interval, message=message)
+    return Violation(name="sync_rate", actual=load.arrivals, limit=rate, message=message)
 
 
 def _queue(load: Load, interval: timedelta) -> Violation | None:
@@ -136,18 +222,27 @@ def _queue(load: Load, interval: timedelta) -> Violation | None:
 
 
 def _burst(load: Load, interval: timedelta) -> Violation | None:
-    if not load.burst or load.buffer <= load.overhead:
+    if not load.burst or not load.fits:
         return None
-    left = max(ZERO, load.buffer - load.overhead - (load.rounds - 1) * interval)
-    beside = 2 * load.gathered(interval) if load.arrivals else 0
-    most = largest_rescuable(left, load.limits, input_tokens=load.input_tokens, output_tokens=load.output_tokens)
-    if most is None or load.burst + beside <= most:
+    needed, left = load.burst_reserve(interval), load.reserve(interval)
+    if needed <= left:
         return None
     message = (
-        f"a burst of {load.burst:,} beside {beside:,} steady requests would expire with {left} to its deadline, in "
-        f"which the sync lane redoes {most:,} requests; spread the burst or allow more time"
+        f"a burst of {load.burst:,} beside the steady requests needs a reserve of {needed}, and submitting every "
+        f"{interval} leaves {max(left, ZERO)}; spread the burst or allow more time"
     )
-    return Violation(name="burst", actual=load.burst + beside, limit=most, message=message)
+    return Violation(name="burst", actual=needed, limit=max(left, ZERO), message=message)
+
+
+def _burst_rate(load: Load, _interval: timedelta) -> Violation | None:
+    amount, most = load.burst + load.arriving(load.window), load.rescuable(load.window)
+    if not load.burst or most is None or amount <= most:
+        return None
+    message = (
+        f"a burst and what arrives in a window are {amount:,} requests, and in a window the sync lane redoes {most:,}: "
+        "with a burst in each window it falls behind; send fewer or raise the limits"
+    )
+    return Violation(name="burst_rate", actual=amount, limit=most, message=message)
 
 
 def _request_bytes(load: Load, _interval: timedelta) -> Violation | None:
@@ -162,15 +257,13 @@ def _request_bytes(load: Load, _interval: timedelta) -> Violation | None:
 
 _Check = Callable[[Load, timedelta], Union[Violation, None]]
 _EASED_BY_SHORTER: tuple[_Check, ...] = (_reserve, _queue, _burst)
-_CHECKS: tuple[_Check, ...] = (_sla, _reserve, _sync_rate, _queue, _burst, _request_bytes)
+_CHECKS: tuple[_Check, ...] = (_sla, _reserve, _sync_rate, _queue, _burst, _burst_rate, _request_bytes)
 
 
 def longest_interval(load: Load) -> timedelta:
-    """The law's interval, made shorter (not under `_OFTEN`) where that keeps what a shorter one eases."""
-    longest = steady_interval(
-        load.buffer, arrivals=load.arrivals, rate=load.rate, rounds=load.rounds, overhead=load.overhead
-    )
-    low, high = _OFTEN // _TICK, longest // _TICK
+    """The load's longest interval, made shorter (not under `_OFTEN`) where that keeps what a shorter one eases."""
+    high = load.longest // _TICK
+    low = _OFTEN // _TICK
     low = low if low < high else 1
     for check in _EASED_BY_SHORTER:
         keeps = partial(_holds, check, load)
@@ -201,13 +294,15 @@ def _keeps(load: Load) -> bool:
 
 
 def _with_longer_sla(load: Load) -> Load | None:
-    """The shortest longer SLA, in whole minutes, that keeps everything with an interval of at least `_OFTEN`."""
+    """The shortest longer SLA, in whole minutes, that keeps everything with an interval that is not too short."""
 
     def at(minutes: int) -> Load:
         return attrs.evolve(load, sla=minutes * _MINUTE)
 
+    often = min(load.often, load.interval or load.often)
+
     def lacks(minutes: int) -> bool:
-        return not _keeps(at(minutes)) or longest_interval(at(minutes)) < _OFTEN
+        return not _keeps(at(minutes)) or longest_interval(at(minutes)) < often
 
     low, high = load.sla // _MINUTE, (load.sla + load.rounds * load.window + load.overhead + SEARCHED) // _MINUTE
     return None if lacks(high) else at(_last(lacks, low, high) + 1)

@@ -1,13 +1,13 @@
 """`plan_workload`: what a steady workload needs of batches, of the account's limits and of money.
 
-The plan holds even if every batch expires whole: whatever one submission gathered is redone on the sync lane before
-its deadlines and before the next submission can expire. Arrivals are steady (one every `1 / arrivals_per_hour`
-hours); what comes all at once is the `burst`.
+The plan holds even if every batch expires whole: the sync lane then redoes everything, the earliest deadline first, and
+each before its deadline; `batchwise.planning.constraints` has the law. Arrivals are steady (one every
+`1 / arrivals_per_hour` hours); what comes all at once is the `burst`.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from decimal import Context, Decimal
 from fractions import Fraction
 from typing import Protocol
@@ -15,11 +15,16 @@ from typing import Protocol
 import attrs
 
 from batchwise.errors import InvalidValueError
-from batchwise.models import Lane, Limits
+from batchwise.models import Decision, Lane, Limits, Policy, Reason, ToolUse
+from batchwise.request import Traits
 from batchwise.times import WINDOW, ZERO, check_duration, check_positive
 
 from .cadence import Cadence, Number, bounded, check_whole, to_number
 from .constraints import SEARCHED, Load, Violation, longest_interval, nearest_load, violations_of
+from .forecast import Forecast
+from .rescue import usable
+from .reserve import reserve_for
+from .routing import Case, decide
 
 __all__ = ["SupportsRates", "TokenRates", "Violation", "WorkloadPlan", "plan_workload"]
 
@@ -27,6 +32,7 @@ _MONTH_HOURS = 30 * 24
 _MAX_REQUESTS = 100_000  # in one create call (API documentation)
 _MAX_BYTES = 256_000_000  # of one create call (API documentation)
 _MONEY = Context(prec=40)
+_START = datetime(1, 1, 1, tzinfo=timezone.utc)  # any moment: a workload is routed by its SLA
 
 
 class TokenRates(Protocol):
@@ -56,19 +62,30 @@ class WorkloadPlan:
         arrivals_per_hour: Requests an hour.
         sla: Time from dispatch to deadline.
         interval: Time between two submissions; zero when the SLA leaves none.
-        requests_per_submission: The most requests that one submission holds.
-        batches_per_submission: Batches that they fill (100,000 requests and 256,000,000 bytes each).
+        requests_per_submission: The most requests that one submission holds: what arrives in an interval, and as much
+            again for each further round, if all of the round before expired.
+        batches_per_submission: Batches that they fill (100,000 requests, or the policy's `max_batch_requests`, and
+            256,000,000 bytes each).
         peak_in_queue: The most batch requests waiting in the account's queue at once: what arrives in a window
-            plus an interval, in each round, and the burst.
+            plus an interval, and the burst, in each round.
         queue_limit: How many may wait; None: no limit known.
         reserve: What the interval leaves for a rescue: `sla - overhead - rounds * (window + interval)`, at least 0.
-        reserve_needed: What the rescue of one submission really takes on the sync lane.
+        reserve_needed: The shortest reserve with which this interval keeps every deadline, if every batch expires. It
+            is short where nothing but steady requests expire, since their deadlines come one after the other. With a
+            policy it is never shorter than what a dispatcher keeps.
+        rescue: How long the sync lane is busy with the requests that arrive for one submission, if they expire.
         sync_per_hour: Requests an hour that the sync lane can redo; None: nothing limits.
-        usd_per_month_sync: Steady arrivals for 30 days on the sync lane; None: the model's price is unknown.
+        lane: Where a dispatcher with this policy (without one: a default policy) sends the work.
+        reason: The routing rule that says so.
+        explanation: The same in a sentence.
+        usd_per_month: Steady arrivals for 30 days on that lane; None: the model's price is unknown.
+        usd_per_month_sync: The same on the sync lane.
         usd_per_month_batch: The same on the batch lane (without rescues).
         cadence: The same as a `Cadence`, to ask for `.cron()` and `.check_every_for(reserve_needed)`; None when
             the interval does not fit the SLA.
         violations: Every constraint that is violated; empty: the plan keeps the SLA.
+        changed: What of the question is different in this plan, for a `nearest` one: "interval", "sla",
+            "arrivals_per_hour".
         nearest: For a plan with violations, the nearest one without, see `plan_workload`; None where there is none.
     """
 
@@ -81,12 +98,70 @@ class WorkloadPlan:
     queue_limit: int | None
     reserve: timedelta
     reserve_needed: timedelta
+    rescue: timedelta
     sync_per_hour: Fraction | None
+    lane: Lane
+    reason: Reason
+    explanation: str
     usd_per_month_sync: Decimal | None
     usd_per_month_batch: Decimal | None
     cadence: Cadence | None
     violations: tuple[Violation, ...] = ()
+    changed: tuple[str, ...] = ()
     nearest: WorkloadPlan | None = None
+
+    @property
+    def usd_per_month(self) -> Decimal | None:
+        """What the steady arrivals of 30 days cost on `lane`; None: the model's price is unknown."""
+        return self.usd_per_month_sync if self.lane is Lane.SYNC else self.usd_per_month_batch
+
+
+@attrs.frozen(kw_only=True)
+class _Money:
+    """Mean prices of one request, in pico-USD; None where they are unknown."""
+
+    model: str
+    sync: Fraction | None
+    batch: Fraction | None
+
+    def saving(self) -> Decimal | None:
+        """USD a request."""
+        return None if self.sync is None or self.batch is None else _usd(self.sync - self.batch)
+
+
+@attrs.frozen(kw_only=True)
+class _Workload(Case):
+    """A steady workload as a question to the router: plain requests, with the mean saving."""
+
+    saved: Decimal | None
+
+    def saving(self) -> Decimal | None:
+        """USD that the batch lane saves on a request; None: unknown price."""
+        return self.saved
+
+
+def _route(load: Load, money: _Money) -> Decision:
+    policy = Policy(window=load.window) if load.policy is None else load.policy
+    buffer = load.sla - policy.window
+    return decide(
+        _Workload(
+            now=_START,
+            policy=policy,
+            forecast=Forecast.prior(),
+            prices=None,
+            traits=Traits(money.model, 1, (), (), "", ""),
+            size=load.request_bytes,
+            latency=load.sla,
+            tool_use=ToolUse.NONE,
+            betas=(),
+            stream=False,
+            output_tokens=1,
+            deadline=_START + load.sla,
+            buffer=buffer,
+            reserve=reserve_for(policy, buffer),
+            saved=money.saving(),
+        )
+    )
 
 
 def _per_request(rates: TokenRates | None, input_tokens: Fraction, output_tokens: Fraction) -> Fraction | None:
@@ -96,17 +171,24 @@ def _per_request(rates: TokenRates | None, input_tokens: Fraction, output_tokens
     return None if rates is None else input_tokens * rates.input + output_tokens * rates.output
 
 
-def _per_month(load: Load, price: Fraction | None) -> Decimal | None:
-    if price is None:
-        return None
-    usd = price * load.arrivals * _MONTH_HOURS / 10**12
+def _usd(pico: Fraction) -> Decimal:
+    usd = pico / 10**12
     return _MONEY.divide(Decimal(usd.numerator), Decimal(usd.denominator))
 
 
-def _plan(load: Load, interval: timedelta, nearest: WorkloadPlan | None = None) -> WorkloadPlan:
-    requests, reserve = load.gathered(interval), load.reserve(interval)
+def _per_month(load: Load, price: Fraction | None) -> Decimal | None:
+    return None if price is None else _usd(price * load.arrivals * _MONTH_HOURS)
+
+
+def _batches(load: Load, requests: int) -> int:
+    most = (load.policy and load.policy.max_batch_requests) or _MAX_REQUESTS
+    return -(-requests // max(1, min(most, _MAX_REQUESTS, _MAX_BYTES // load.request_bytes)))
+
+
+def _plan(load: Load, interval: timedelta, money: _Money) -> WorkloadPlan:
+    requests, reserve = load.submitted(interval), load.reserve(interval)
     cadence = None
-    if interval > ZERO and reserve >= ZERO:
+    if load.fits and reserve >= ZERO:
         cadence = Cadence(
             sla=load.sla,
             window=load.window,
@@ -117,23 +199,40 @@ def _plan(load: Load, interval: timedelta, nearest: WorkloadPlan | None = None) 
             rounds=load.rounds,
             overhead=load.overhead,
         )
+    decision = _route(load, money)
     return WorkloadPlan(
         arrivals_per_hour=load.arrivals,
         sla=load.sla,
         interval=interval,
         requests_per_submission=requests,
-        batches_per_submission=-(-requests // max(1, min(_MAX_REQUESTS, _MAX_BYTES // load.request_bytes))),
+        batches_per_submission=_batches(load, requests),
         peak_in_queue=load.peak(interval),
         queue_limit=load.limits.batch_requests_in_queue,
         reserve=max(reserve, ZERO),
-        reserve_needed=load.rescue(requests),
+        reserve_needed=load.needed(interval),
+        rescue=load.rescue(load.gathered(interval)),
         sync_per_hour=load.rate,
-        usd_per_month_sync=_per_month(load, load.prices[0]),
-        usd_per_month_batch=_per_month(load, load.prices[1]),
+        lane=decision.lane,
+        reason=decision.reason,
+        explanation=decision.explanation,
+        usd_per_month_sync=_per_month(load, money.sync),
+        usd_per_month_batch=_per_month(load, money.batch),
         cadence=cadence,
         violations=violations_of(load, interval),
-        nearest=nearest,
     )
+
+
+def _nearest(load: Load, money: _Money) -> WorkloadPlan | None:
+    near = nearest_load(load)
+    if near is None:
+        return None
+    interval = longest_interval(near)
+    differs = {
+        "interval": load.interval is not None and interval != load.interval,
+        "sla": near.sla != load.sla,
+        "arrivals_per_hour": near.arrivals != load.arrivals,
+    }
+    return attrs.evolve(_plan(near, interval, money), changed=tuple(name for name, other in differs.items() if other))
 
 
 def plan_workload(
@@ -145,7 +244,8 @@ def plan_workload(
     request_bytes: int,
     model: str,
     limits: Limits | None = None,
-    window: timedelta = WINDOW,
+    policy: Policy | None = None,
+    window: timedelta | None = None,
     rounds: int = 1,
     overhead: timedelta = ZERO,
     interval: timedelta | None = None,
@@ -155,10 +255,14 @@ def plan_workload(
 ) -> WorkloadPlan:
     """What a steady workload needs, and whether the account can carry it with every deadline kept.
 
-    The nearest plan of one with violations is the first of these that has none: the same workload with the interval
-    that suits it (where `interval` was given); the shortest longer SLA, in whole minutes; the most arrivals, in
-    whole requests an hour, at this SLA; the most arrivals at any SLA, with the shortest SLA for them. No plan
-    found submits more often than every 15 minutes, unless the SLA leaves no choice.
+    With a policy it reckons as a dispatcher with that policy does: its window, reserve, floors, interval and limits (of
+    which a rescue counts on 95 %). Without one the interval is at most two thirds of the buffer.
+
+    The nearest plan of one with violations is the first of these that has none: the same workload with a shorter
+    interval (where `interval` was given); the shortest longer SLA, in whole minutes; the most arrivals, in whole
+    requests an hour, at this SLA; the most arrivals at any SLA, with the shortest SLA for them. Its `changed` says
+    what is different. Without a policy no plan found submits more often than every 15 minutes, unless the SLA leaves
+    no choice.
 
     Args:
         arrivals_per_hour: Steady requests an hour; zero for bursts alone.
@@ -167,14 +271,18 @@ def plan_workload(
         output_tokens: Mean output tokens per request.
         request_bytes: Mean encoded size of one request in a create call.
         model: An exact model id, for the prices.
-        limits: What the account has free for this workload; None: the published limits of the Start tier.
-        window: The batch API's processing window (24 h).
+        limits: What the account has free for this workload; None: the policy's, else the published limits of the
+            Start tier.
+        policy: A dispatcher's.
+        window: The batch API's processing window; None: the policy's, else 24 h.
         rounds: How many batches a request may go through, one after the other, before the sync lane.
         overhead: Time lost on the way, over all rounds together: create calls, poll gaps, cancel settle,
-            collection, and the last sync call's tail (at least `limits.latency`).
-        interval: Time between submissions; None: the longest that keeps the SLA, at most two thirds of the buffer.
-        burst: The most requests that come all at once beside the steady ones, at most once in a buffer; they are
-            submitted at once. They count in no figure but the queue's peak.
+            collection, and the last sync call's tail (at least `limits.latency`). What a policy's rescue loses on
+            its way is in its reserve already.
+        interval: Time between submissions; None: the longest that keeps the SLA, at most the policy's, without a
+            policy two thirds of the buffer.
+        burst: The most requests that come all at once beside the steady ones, at most once in a window; they are
+            submitted at once. They count in no figure but the queue's peak and the reserve that is needed.
         prices: Where prices come from; None: a `PriceBook` (genai-prices' bundled data, no network).
         at: The time (aware) whose prices hold; None: the newest known.
 
@@ -192,25 +300,32 @@ def plan_workload(
 
         prices = PriceBook()
     tokens = to_number(input_tokens, "input_tokens"), to_number(output_tokens, "output_tokens")
+    window = None if window is None else check_positive(window, "window")
+    if policy is not None:
+        policy = attrs.evolve(policy, window=window or policy.window, limits=limits or policy.limits)
+        limits = usable(policy.limits)
+    money = _Money(
+        model=model,
+        sync=_per_request(prices.rates(model, Lane.SYNC, at=at), *tokens),
+        batch=_per_request(prices.rates(model, Lane.BATCH, at=at), *tokens),
+    )
     load = Load(
         arrivals=to_number(arrivals_per_hour, "arrivals_per_hour"),
         burst=check_whole(burst, "burst", 0),
         sla=check_positive(sla, "sla"),
-        window=check_positive(window, "window"),
+        window=policy.window if policy is not None else window or WINDOW,
         rounds=check_whole(rounds, "rounds", 1),
         overhead=check_duration(overhead, "overhead"),
         input_tokens=tokens[0],
         output_tokens=tokens[1],
         request_bytes=check_whole(request_bytes, "request_bytes", 1),
         limits=Limits.for_tier("start") if limits is None else limits,
-        prices=(
-            _per_request(prices.rates(model, Lane.SYNC, at=at), *tokens),
-            _per_request(prices.rates(model, Lane.BATCH, at=at), *tokens),
-        ),
+        policy=policy,
+        interval=interval,
     )
     bounded(
-        lambda: rounds * (window + (interval or ZERO)) + sla + overhead + 2 * SEARCHED, f"sla={sla} or rounds={rounds}"
+        lambda: _START + (load.rounds * (load.window + (interval or ZERO)) + load.sla + load.overhead + 2 * SEARCHED),
+        f"sla={sla} or rounds={rounds}",
     )
-    chosen = interval or longest_interval(load)
-    nearest = nearest_load(load) if violations_of(load, chosen) else None
-    return _plan(load, chosen, None if nearest is None else _plan(nearest, longest_interval(nearest)))
+    plan = _plan(load, interval or longest_interval(load), money)
+    return attrs.evolve(plan, nearest=_nearest(load, money)) if plan.violations else plan

@@ -14,7 +14,7 @@ from .async_tickets import AsyncJob, AsyncTicket
 from .drivers.tasks import TaskDriver, in_thread
 from .engine.core import Engine
 from .engine.effects import AsyncPorts
-from .engine.handles import to_request, to_tags
+from .engine.handles import takes_one_dict, to_request, to_tags
 from .engine.progress import progress, progress_of, report_of
 from .errors import ClosedDispatcherError
 from .lanes.batches import AsyncBatchLane
@@ -102,6 +102,7 @@ class AsyncDispatcher:
 
     # -- accepting --------------------------------------------------------------------------------------------------
 
+    @takes_one_dict
     async def dispatch(
         self,
         request: Request | Mapping[str, Any],

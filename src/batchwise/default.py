@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .dispatcher import Dispatcher
+from .engine.handles import takes_one_dict
 from .models import LatencyTag, ToolUse
 from .request import Request
 from .tickets import Ticket
@@ -39,6 +40,7 @@ def default_dispatcher() -> Dispatcher:
         return _default
 
 
+@takes_one_dict
 def dispatch(
     request: Request | Mapping[str, Any],
     *,

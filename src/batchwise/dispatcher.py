@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .drivers.threads import ThreadDriver
 from .engine.core import Engine
 from .engine.effects import SyncPorts
-from .engine.handles import to_request, to_tags
+from .engine.handles import takes_one_dict, to_request, to_tags
 from .engine.progress import progress, progress_of, report_of
 from .lanes.batches import BatchLane
 from .lanes.clients import base_url, check_client
@@ -83,6 +83,7 @@ class Dispatcher:
 
     # -- accepting --------------------------------------------------------------------------------------------------
 
+    @takes_one_dict
     def dispatch(
         self,
         request: Request | Mapping[str, Any],

@@ -21,6 +21,8 @@ BILLED_TO_A_PROFILE = "billing_policy.bill_to"
 _MOST_TOKENS = 1_000_000_000
 """Far more than any model puts out for one request (300,000, API documentation, 2026)."""
 
+_EXAMPLE = "{'model': 'claude-...', 'max_tokens': 1024, 'messages': [{'role': 'user', 'content': '...'}]}"
+
 _CALL_OPTIONS: Mapping[str, str] = {
     "stream": "say Request(..., stream=True)",
     "betas": "say Request(..., betas=[...])",
@@ -63,7 +65,9 @@ def check_key(key: object) -> str:
 
 def _to_params(params: object) -> dict[str, Any]:
     if not isinstance(params, Mapping):
-        raise InvalidRequestError(f"params is a {type(params).__name__}; give the call's body as a dict")
+        raise InvalidRequestError(
+            f"params is a {type(params).__name__}; give the call's body as a dict, e.g. {_EXAMPLE}"
+        )
     return dict(params)
 
 

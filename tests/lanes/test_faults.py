@@ -157,6 +157,8 @@ def test_missing_credentials_are_a_fault_that_sent_nothing(make_lanes, monkeypat
     monkeypatch.setenv("HOME", "/nonexistent")
     fault = caught(make_lanes(api_key=None).create, [b"{}"], 2).fault
     assert (fault.status, fault.type, fault.request_sent) == (None, "authentication_error", False)
+    assert "set ANTHROPIC_API_KEY" in fault.message
+    assert "Dispatcher(client=" in fault.message
     assert rule_create(fault).outcome is CreateOutcome.SUSPENDED
 
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from time import monotonic
+from typing import NoReturn
 
 import attrs
 import tenacity
@@ -200,20 +201,25 @@ class Engine:
         """What to store of each, one at a time; those alike are routed once."""
         routes: dict[object, Terms] = {}
         last: object = None
-        for position, request in enumerate(requests):
-            if not isinstance(request, Request):
-                raise InvalidRequestError(
-                    f"item #{position} of dispatch_all is a {type(request).__name__}; wrap params in Request(...)"
-                )
-            signature = self.router.signature(request)
-            if signature != last:  # mostly they are alike, and comparing two costs less than a hash
-                found = routes.get(signature)
-                if found is None:
-                    found = routes[signature] = self._route_named(request, position, now, latency, tool_use)
-                last, terms = signature, found
-            if len(request.body) > MAX_CALL_BYTES:
-                _check_size(request, terms, position)
-            yield tuple.__new__(Entry, (request.key, request.body, terms))
+        position = -1
+        try:
+            for position, request in enumerate(requests):
+                if not isinstance(request, Request):
+                    _refuse_item(request, position)
+                signature = self.router.signature(request)
+                if signature != last:  # mostly they are alike, and comparing two costs less than a hash
+                    found = routes.get(signature)
+                    if found is None:
+                        found = routes[signature] = self._route_named(request, position, now, latency, tool_use)
+                    last, terms = signature, found
+                if len(request.body) > MAX_CALL_BYTES:
+                    _check_size(request, terms, position)
+                yield tuple.__new__(Entry, (request.key, request.body, terms))
+        except Exception as error:
+            # Most come out of the caller's own iterable, which does not know what has become of the items before.
+            if add_note := getattr(error, "add_note", None):  # Python 3.11
+                add_note(f"dispatch_all had taken {position + 1} items; nothing of it was accepted")
+            raise
 
     def _route_named(
         self, request: Request, position: int, now: datetime, latency: LatencyTag | None, tool_use: ToolUse | None
@@ -516,6 +522,12 @@ class Engine:
     def _resign(self) -> None:
         if self.ledger.lease.held:
             self.ledger.lease.release()
+
+
+def _refuse_item(item: object, position: int) -> NoReturn:
+    raise InvalidRequestError(
+        f"item #{position} of dispatch_all is a {type(item).__name__}; wrap params in Request(...)"
+    )
 
 
 def _check_size(request: Request, terms: Terms, position: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import attrs
 
@@ -28,7 +29,10 @@ from .core import Engine
 from .progress import progress, tallies
 from .routes import decision_of
 
-__all__ = ["JobView", "TicketView", "seconds", "suspended", "to_request", "to_tags"]
+__all__ = ["JobView", "TicketView", "seconds", "suspended", "takes_one_dict", "to_request", "to_tags"]
+
+_Given = ParamSpec("_Given")
+_Returned = TypeVar("_Returned")
 
 _PAGE = 250
 """Results read from the ledger, and held in memory, at once."""
@@ -63,12 +67,27 @@ def to_request(request: Request | Mapping[str, Any], tags: Mapping[str, Any]) ->
                 f"request {shown(request.key)}: betas and stream belong to its content; give them to Request(...)"
             )
         return retagged(request, given)
-    if not isinstance(request, Mapping):
+    if isinstance(request, (list, tuple, Iterator)):
         raise InvalidRequestError(
-            f"dispatch takes params (a dict) or a Request, not a {type(request).__name__}"
-            + ("; use dispatch_all for several" if isinstance(request, (list, tuple, Iterator)) else "")
+            f"dispatch takes params (a dict) or a Request, not a {type(request).__name__}; use dispatch_all for several"
         )
     return Request(request, **given)
+
+
+def takes_one_dict(method: Callable[_Given, _Returned]) -> Callable[_Given, _Returned]:
+    """Let a `dispatch` that is called as the SDK's `messages.create` say how it is called."""
+
+    @wraps(method)
+    def called(*args: _Given.args, **kwargs: _Given.kwargs) -> _Returned:
+        for name in ("model", "max_tokens", "messages"):
+            if name in kwargs:
+                raise InvalidRequestError(
+                    f"dispatch was given {name}= by itself; give the call's parameters as one dict: "
+                    "dispatch({'model': ..., 'max_tokens': ..., 'messages': [...]}, key=..., latency=...)"
+                )
+        return method(*args, **kwargs)
+
+    return called
 
 
 def retagged(request: Request, tags: Mapping[str, Any]) -> Request:

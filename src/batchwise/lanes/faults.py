@@ -36,6 +36,7 @@ _TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+_NO_KEY = "the client has no credentials: set ANTHROPIC_API_KEY, or give Dispatcher(client=Anthropic(api_key=...))"
 _NEVER_CONNECTED = (
     httpx2.ConnectError,
     httpx2.ConnectTimeout,
@@ -123,9 +124,9 @@ def translate(error: Exception, *, sent_whole: bool = True) -> LaneFault:
         return _of_transport(cause if isinstance(cause, Exception) else error, sent_whole=sent_whole)
     if isinstance(error, (httpx2.RequestError, httpx2.StreamError, httpx2.InvalidURL)):
         return _of_transport(error, sent_whole=sent_whole)
-    if isinstance(error, anthropic.AnthropicError) or (
-        isinstance(error, TypeError) and "authentication method" in str(error)
-    ):
+    if isinstance(error, TypeError) and "authentication method" in str(error):
+        return LaneFault(Fault(status=None, type="authentication_error", message=_NO_KEY, request_sent=False))
+    if isinstance(error, anthropic.AnthropicError):
         # The SDK could not even build the request: no credentials, or they cannot be read.
         return LaneFault(
             Fault(status=None, type="authentication_error", message=_shorten(str(error)), request_sent=False)

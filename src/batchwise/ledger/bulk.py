@@ -295,7 +295,14 @@ class SqliteIntake:
             if found.staged not in {0, self._id}:
                 raise StagedError(found.staged)
             if not ledger._same(db, found.id, found.terms, body, self._terms[index]):
-                raise conflict(decode_key(key), self._job, adopted=ledger._terms(db, found.terms).adopted)
+                before, here = self._sum.numbers.all(), staged.numbers.all()
+                raise conflict(
+                    decode_key(key),
+                    self._job,
+                    adopted=ledger._terms(db, found.terms).adopted,
+                    item=len(before) + place,
+                    earlier=[*before, *here].index(found.id) if found.staged == self._id else None,
+                )
             staged.numbers.add(range(found.id, found.id + 1))
             staged.flush.add(found.terms)
             terms = self._stored[index]

@@ -53,11 +53,27 @@ def is_position(key: bytes) -> bool:
     return digits.isdigit() and (digits == b"0" or digits[:1] != b"0")
 
 
-def conflict(key: str, job: str | None, *, adopted: bool = False) -> KeyConflictError:
-    """The error for a key that belongs to other content, or to content that only the maker of a batch knows."""
+def conflict(
+    key: str, job: str | None, *, adopted: bool = False, item: int | None = None, earlier: int | None = None
+) -> KeyConflictError:
+    """The error for a key that belongs to other content, or to content that only the maker of a batch knows.
+
+    Args:
+        key: The key.
+        job: The name of its job.
+        adopted: Whether it belongs to an adopted batch.
+        item: The place in a bulk of what was to have it.
+        earlier: The place in the same bulk of what it belongs to.
+    """
+    if earlier is not None:
+        return KeyConflictError(
+            f"items #{earlier} and #{item} of dispatch_all have the key {shown(key)} and different content; "
+            "give each its own key"
+        )
     where = "without a job" if job is None else f"in the job {shown(job)}"
     other = "of an adopted batch, whose content the ledger does not have" if adopted else "with other content"
+    what = "" if item is None else f"item #{item} of dispatch_all: "
     return KeyConflictError(
-        f"the key {shown(key)} {where} belongs to a request {other}; "
+        f"{what}the key {shown(key)} {where} belongs to a request {other}; "
         "give this one another key, or dispatch it under another job name"
     )

@@ -1,0 +1,83 @@
+"""What a call is given that cannot be right: the error says what to write, and nothing is accepted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+import batchwise
+from batchwise import InvalidRequestError, KeyConflictError, Latency, Request
+from tests.strategies import params
+
+from .world import World
+
+AS_A_DICT = "{'model': 'claude-...', 'max_tokens': 1024, 'messages': [{'role': 'user', 'content': '...'}]}"
+
+
+async def test_a_string_as_the_request(world: World):
+    async with world.open() as d:
+        with pytest.raises(InvalidRequestError) as raised:
+            await d.dispatch("What is it?")
+    assert "params is a str" in str(raised.value)
+    assert AS_A_DICT in str(raised.value)
+    assert "What is it?" not in str(raised.value)
+
+
+async def test_a_list_as_the_request(world: World):
+    async with world.open() as d:
+        with pytest.raises(InvalidRequestError, match="use dispatch_all for several"):
+            await d.dispatch([params()])
+
+
+@pytest.mark.parametrize("name", ["model", "max_tokens", "messages"])
+async def test_parameters_as_the_sdk_takes_them(world: World, name: str):
+    async with world.open() as d:
+        with pytest.raises(InvalidRequestError, match=f"given {name}= by itself; .* as one dict"):
+            await d.dispatch(**{name: params()[name]})
+        with pytest.raises(TypeError, match="other"):
+            await d.dispatch(params(), other=1)
+
+
+def test_parameters_as_the_sdk_takes_them_in_a_script():
+    with pytest.raises(InvalidRequestError, match="as one dict"):
+        batchwise.dispatch(**params())
+
+
+@pytest.mark.parametrize("between", [0, 3, 1_200])
+@pytest.mark.parametrize("job", [None, "j"])
+async def test_a_key_twice_in_one_bulk_names_both_places(world: World, between: int, job: str | None):
+    bulk = [Request(params("first"), key="first"), Request(params("a"), key="twice")]
+    bulk += [Request(params("x"), key=str(each)) for each in range(between)]
+    bulk += [Request(params("b"), key="twice")]
+    async with world.open() as d:
+        with pytest.raises(KeyConflictError) as raised:
+            await d.dispatch_all(bulk, job=job, latency=Latency.FLEXIBLE)
+        assert (await d.progress()).total == 0
+    assert f"items #1 and #{between + 2} of dispatch_all have the key 'twice'" in str(raised.value)
+
+
+async def test_a_key_of_an_earlier_call_names_the_place_in_the_bulk(world: World):
+    async with world.open() as d:
+        await d.dispatch(params("a"), key="taken", latency=Latency.FLEXIBLE)
+        with pytest.raises(KeyConflictError, match="item #1 of dispatch_all: the key 'taken' without a job"):
+            await d.dispatch_all([Request(params("x"), key="x"), Request(params("b"), key="taken")])
+
+
+@pytest.mark.parametrize("good", [0, 2, 1_200])
+async def test_what_a_generator_raises_says_how_far_it_came(world: World, good: int):
+    error = LookupError("mine")
+
+    def requests() -> Iterator[Request]:
+        for number in range(good):
+            yield Request(params("x"), key=str(number))
+        raise error
+
+    async with world.open() as d:
+        with pytest.raises(LookupError, match="mine") as raised:
+            await d.dispatch_all(requests(), latency=Latency.FLEXIBLE)
+        assert (await d.progress()).total == 0
+    assert raised.value is error
+    if sys.version_info >= (3, 11):
+        assert error.__notes__ == [f"dispatch_all had taken {good} items; nothing of it was accepted"]

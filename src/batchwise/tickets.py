@@ -32,6 +32,7 @@ class Ticket(TicketView):
 
         Raises:
             ResultTimeoutError: It was not settled in time. Nothing is lost.
+            TicketNotFoundError: It was purged.
             LaneSuspendedError: Its lane is suspended, so it cannot be settled before that is mended.
         """
         limit = seconds(timeout)
@@ -44,7 +45,11 @@ class Ticket(TicketView):
         return found
 
     def refresh(self) -> Ticket:
-        """Look at the ledger again; returns itself."""
+        """Look at the ledger again; returns itself.
+
+        Raises:
+            TicketNotFoundError: It was purged.
+        """
         self._driver.check()
         self._read()
         return self

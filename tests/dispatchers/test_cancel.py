@@ -216,3 +216,20 @@ async def test_purge_deletes_what_settled_before(world: World):
         again = await d.dispatch_all(many(1), job="old", latency=FLEXIBLE)
         assert [r.text for r in await listed(again.results())] == ["echo: r-0"]
     assert b"r-1" not in world.path.read_bytes() or world.path.with_name("ledger.db-wal").exists()
+
+
+async def test_a_ticket_whose_request_was_purged_says_so(world: World):
+    async with world.open() as d:
+        job = await d.dispatch_all(many(2), job="old", latency=FLEXIBLE)
+        await job.wait()
+        ticket = await d.ticket("r-0", job="old")
+        ticket._found = None  # as one that has not looked since
+        assert await d.purge(before=datetime.now(timezone.utc)) == 2
+        with pytest.raises(TicketNotFoundError, match=r"'r-0'.*purged"):
+            await ticket.result(timeout=30)
+        with pytest.raises(TicketNotFoundError, match=r"'r-0'.*purged"):
+            await ticket.refresh()
+        assert (await job.wait(timeout=30)).total == 0
+        new = await d.dispatch_all(many(2), latency=FLEXIBLE)
+        await new.wait(timeout=30)
+        assert sorted([r.text for r in await listed(new.results(timeout=30))]) == ["echo: r-0", "echo: r-1"]

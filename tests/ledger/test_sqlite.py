@@ -500,3 +500,25 @@ def test_looking_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     other.execute("ROLLBACK")
     other.close()
     ledger.close()
+
+
+def test_what_was_purged_is_in_none_of_the_files(tmp_path: Path) -> None:
+    """Beside another connection too; while that one reads, it is tried again later."""
+    path = tmp_path / "ledger.db"
+    with closing(SqliteLedger(path)) as ledger, closing(SqliteLedger(path)) as other:
+        world = World(ledger)
+        one = world.accept("secret-key", body=b'{"prompt": "secret-body"}').row.id
+        ledger.settle([settlement(one)._replace(line=b"secret-line")], now=NOW)
+
+        def left() -> list[str]:
+            files = [each for each in tmp_path.rglob("*") if each.is_file()]
+            return [each.name for each in files if b"secret" in each.read_bytes()]
+
+        assert left()
+        with other._reading() as db:
+            db.execute("SELECT count(*) FROM request").fetchone()
+            begun = time.monotonic()
+            assert ledger.purge(before=NOW.replace(year=9999)) == 1
+            assert time.monotonic() - begun < 10, "it does not wait for whoever reads"
+        ledger.recover(now=NOW)
+        assert left() == []

@@ -16,6 +16,7 @@ from batchwise.errors import (
     LaneSuspendedError,
     LedgerError,
     ResultTimeoutError,
+    TicketNotFoundError,
     shown,
 )
 from batchwise.ledger.values import RequestRow, ResultRow
@@ -187,22 +188,30 @@ class TicketView:
         return self._found
 
     def _read(self) -> None:
-        row = self._engine.ledger.row(self._row.id)
-        if row is not None:
-            self._row = row
-        self._look()
+        if self._look() is None:
+            self._row = self._known()
+            self._look()
+
+    def _known(self) -> RequestRow:
+        ledger = self._engine.ledger
+        row = ledger.row(self._row.id)
+        if row is None:
+            raise TicketNotFoundError(
+                f"request {shown(self.key)} is not in the ledger {ledger.name} any more: it was purged with its result"
+            )
+        return row
 
     def _ready(self) -> Result | None:
-        """Its result; raises if it cannot come because its lane is suspended."""
+        """Its result; raises if it cannot come: it was purged, or its lane is suspended."""
         if self._row.terms.blocking and self._engine.queue.holds(self._row.id):
             return None  # never in a batch, so it ends with its call: no need to look
         result = self._look()
-        if result is None and self._engine.suspended:
-            row = self._engine.ledger.row(self._row.id)
-            lane = self._row.lane if row is None else row.lane
-            queued = row is None or row.status is Status.QUEUED
-            stuck = queued or (row is not None and lane is Lane.BATCH and row.job in self._engine.stalled)
-            error = suspended(self._engine, lane, f"request {shown(self.key)}") if stuck else None
+        if result is not None:
+            return result
+        row = self._known()
+        if self._engine.suspended:
+            stuck = row.status is Status.QUEUED or (row.lane is Lane.BATCH and row.job in self._engine.stalled)
+            error = suspended(self._engine, row.lane, f"request {shown(self.key)}") if stuck else None
             if error is not None:
                 raise error
         return result

@@ -304,6 +304,7 @@ class Ends(Settlements):
                     "DELETE FROM terms WHERE staged = 0 AND id NOT IN (SELECT terms FROM request) "
                     "AND id NOT IN (SELECT terms FROM again)"
                 )
+            self._truncate_log()
         return purged
 
 

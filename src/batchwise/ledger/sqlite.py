@@ -92,6 +92,8 @@ class SqliteLedger(Adoption):
             runs = [row[0] for row in self._db.execute("SELECT id FROM run ORDER BY id") if row[0] not in self._runs]
             runs += [row[0] for row in self._db.execute("SELECT DISTINCT run FROM intake") if row[0] not in self._runs]
         self._set_books_right(now)
+        if self._untruncated:
+            self._truncate_log()
         touched = 0
         for run in dict.fromkeys(runs):
             lock = self._run_lock(run)

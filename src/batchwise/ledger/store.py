@@ -225,6 +225,8 @@ class Store:
         self._terms_by_id: dict[int, Terms] = {}
         self._job_names: dict[int, str | None] = {0: None}
         self._nonces: dict[int, str] = {}
+        self._untruncated = False
+        """Whether the log may still hold what was purged."""
         self._runs: dict[int, _Lock] = {}
         with forks.opening(self):
             if not self._memory:
@@ -485,6 +487,15 @@ class Store:
                 "INSERT INTO spend VALUES (?, ?) ON CONFLICT DO UPDATE SET cost = cost + excluded.cost",
                 (micros(now) // _MINUTE, cost),
             )
+
+    def _truncate_log(self) -> None:
+        """Empty the log, which holds what was purged. While another connection reads it, it is tried again later."""
+        with self._using():
+            self._db.execute("PRAGMA busy_timeout = 0")
+            try:
+                self._untruncated = bool(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+            finally:
+                self._db.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
 
     def _set_books_right(self, now: datetime) -> None:
         """What a clock that was ahead booked as spent or settled later than now counts as of now."""

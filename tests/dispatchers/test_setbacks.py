@@ -245,3 +245,19 @@ async def test_when_advance_was_last_called_is_told(world: World):
         before = datetime.now(timezone.utc)
         progress = await d.advance()
         assert before <= progress.last_advance <= datetime.now(timezone.utc)
+
+
+async def test_whoever_waits_on_a_ledger_that_was_deleted_is_told(world: World):
+    world.sandbox.sync_latency = 0.5
+    d = world.open()
+    await d.__aenter__()
+    ticket = await d.dispatch(params("a"), key="a", latency=timedelta(hours=2))
+    world.path.unlink()
+    with pytest.raises(LedgerError, match="deleted") as caught:
+        await ticket.result(timeout=10)
+    assert not caught.value.passing
+    with pytest.raises(LedgerError, match="deleted"):
+        await d.flush()
+    with pytest.raises(LedgerError, match="deleted"):
+        await d.__aexit__(None, None, None)
+    assert world.calls <= 1

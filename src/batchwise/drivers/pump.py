@@ -262,6 +262,9 @@ class Driver(ABC):
                 self._told = self.engine.troubles
                 self._tell_all()
         except Exception as error:  # noqa: BLE001  # tried again
+            if isinstance(error, LedgerError) and not passing(error):  # its file is gone, or broken
+                self._fail(error)
+                return 0.0
             return self._failed(_LOOKING, _LOOKING, error)
         self.engine.setbacks.mended(_LOOKING)
         return wait

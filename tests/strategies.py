@@ -65,3 +65,31 @@ def usages(draw: st.DrawFn) -> dict[str, Any]:
     if hour or draw(st.booleans()):
         usage["cache_creation"] = {"ephemeral_5m_input_tokens": five, "ephemeral_1h_input_tokens": hour}
     return usage
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+"""Anything that Python's `json` reads, lone surrogates and integers beyond 64 bits among it."""
+_words = st.sampled_from(
+    ["text", "tool_use", "thinking", "server_tool_use", "end_turn", "pause_turn", "refusal", "max_tokens", "x"]
+)
+_blocks = st.dictionaries(
+    st.sampled_from(["type", "text", "id", "name", "input", "caller", "citations"]), _words | json_values, max_size=5
+)
+messages = json_values | st.fixed_dictionaries(
+    {},
+    optional={
+        "id": _words | json_values,
+        "type": st.just("message") | json_values,
+        "role": st.just("assistant") | json_values,
+        "model": st.just("claude-sonnet-4-5") | json_values,
+        "content": st.lists(_blocks | json_values, max_size=3) | json_values,
+        "stop_reason": _words | json_values,
+        "usage": usages() | json_values,
+        "container": st.fixed_dictionaries({"id": json_values}) | json_values,
+    },
+)
+"""Answers, right and wrong: anything that may stand where a message is expected."""

@@ -30,8 +30,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batchwise import InvalidRequestError, Request
-from batchwise.encoding import canonical, decode, encode
+from batchwise.encoding import canonical, encode
 from batchwise.engine.handles import retagged
+from batchwise.jsontext import decode
 from tests.strategies import params
 
 PICTURE = b"\x89PNG\r\n\x1a\n"

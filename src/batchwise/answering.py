@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,9 +10,6 @@ from heapq import heappop, heappush
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import orjson
-
-from .encoding import decode
 from .errors import (
     AdmissionError,
     BatchwiseError,
@@ -25,6 +21,7 @@ from .errors import (
     SpendLimitError,
     UnknownPriceError,
 )
+from .jsontext import UnreadableError, decode, encode
 from .message_events import encoded, events
 from .models import Latency
 from .request import Request
@@ -131,17 +128,13 @@ def read_call(
 def _decoded(body: bytes) -> Any:
     try:
         return decode(body)
-    except ValueError:
-        pass
-    try:
-        return json.loads(body)
-    except ValueError:
+    except UnreadableError:
         raise InvalidRequestError("the body of a Messages call is no JSON") from None
 
 
 def answer_of(result: Result, *, stream: bool) -> Answer:
     """The response that gives a settled call's outcome: the API's message, or its error, or batchwise's."""
-    told = orjson.loads(result.raw)["result"]
+    told = decode(result.raw)["result"]
     headers = {
         "request-id": result.custom_id,
         "batchwise-key": quote(result.key),
@@ -152,7 +145,7 @@ def answer_of(result: Result, *, stream: bool) -> Answer:
         message = told["message"]
         if stream:
             return Answer(200, {**headers, "content-type": "text/event-stream"}, _stream(message))
-        return Answer(200, {**headers, "content-type": "application/json"}, (orjson.dumps(message),))
+        return Answer(200, {**headers, "content-type": "application/json"}, (encode(message),))
     error = told.get("error")
     if isinstance(error, Mapping) and isinstance(error.get("error"), Mapping):  # as the API worded it
         return _failure(_STATUS.get(str(error["error"].get("type")), 500), headers, error)
@@ -173,7 +166,7 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any]) -
     request_id = body.get("request_id") or headers.get("request-id")
     told = {**body, **({"request_id": request_id} if request_id else {})}
     given = {"request-id": str(request_id)} if request_id else {}
-    return Answer(status, {**headers, **given, "content-type": "application/json"}, (orjson.dumps(told),))
+    return Answer(status, {**headers, **given, "content-type": "application/json"}, (encode(told),))
 
 
 def refusal(error: BatchwiseError) -> Answer:

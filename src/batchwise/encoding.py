@@ -25,8 +25,9 @@ from uuid import UUID
 import orjson
 
 from .errors import InvalidRequestError, shown
+from .jsontext import decode
 
-__all__ = ["bare", "canonical", "decode", "encode", "is_omitted"]
+__all__ = ["bare", "canonical", "encode", "is_omitted"]
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 _DEEPEST = 254
@@ -34,9 +35,6 @@ _DEEPEST = 254
 _SHOWN_STEPS = 8
 _LISTS: tuple[Any, ...] = (Sequence, AbstractSet, MappingView, Iterator)
 _NO_LISTS = (str, bytes, bytearray, memoryview, UserString, io.IOBase, os.PathLike)
-_DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
-_LONG = b"0" * 19
-"""The shortest integer beyond 64 bits, -9223372036854775809, has 19 digits."""
 
 
 class _NoFormError(Exception):
@@ -64,11 +62,6 @@ def encode(params: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
     if body.rfind(b"null") >= 0 and _has_nan(params.values()):
         _plain(params)  # it says where
     return body, params
-
-
-def decode(body: bytes) -> Any:
-    """What a body from `encode` says; orjson alone would make floats of integers beyond 64 bits."""
-    return json.loads(body) if _LONG in body.translate(_DIGITS) else orjson.loads(body)
 
 
 def canonical(body: bytes) -> bytes:

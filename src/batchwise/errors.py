@@ -34,6 +34,7 @@ __all__ = [
     "WrongClientError",
     "WrongLoopError",
     "WrongWorkspaceError",
+    "printable",
     "shown",
 ]
 
@@ -42,6 +43,13 @@ def shown(text: object, limit: int = 80) -> str:
     """A caller's string made safe for a message: escaped to ASCII (no terminal codes), quoted, at most `limit` long."""
     escaped = ascii(text)
     return escaped if len(escaped) <= limit else f"{escaped[: limit - 4]}...{escaped[-1]}"
+
+
+def printable(text: str) -> str:
+    """A server's words made safe for a terminal and a log: what cannot be seen (control codes, bidi) is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 class BatchwiseError(Exception):

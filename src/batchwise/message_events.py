@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import orjson
+from .jsontext import encode
 
 __all__ = ["encoded", "events"]
 
@@ -41,7 +41,7 @@ def _thinking(block: Mapping[str, Any]) -> tuple[Event, list[Event]]:
 
 
 def _tool_use(block: Mapping[str, Any]) -> tuple[Event, list[Event]]:
-    return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": orjson.dumps(block["input"]).decode()}]
+    return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": encode(block["input"]).decode()}]
 
 
 def _parts(block: Any) -> tuple[Any, list[Event]]:
@@ -90,4 +90,4 @@ def events(message: Mapping[str, Any]) -> Iterator[Event]:
 
 def encoded(event: Event) -> bytes:
     """One event as server-sent events carry it."""
-    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event))
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), encode(event))

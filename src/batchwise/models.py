@@ -14,7 +14,7 @@ from typing import Literal, TypeVar, Union
 
 import attrs
 
-from .errors import InvalidValueError, shown
+from .errors import InvalidValueError, printable, shown
 from .times import LONGEST, WINDOW, check_aware, check_duration, check_positive, check_reach
 
 __all__ = [
@@ -380,12 +380,12 @@ class ResultError:
     Attributes:
         type: The API's error type (`invalid_request_error`, `overloaded_error`, ...) or batchwise's own
             (`expired`, `canceled`, `abandoned`, `missing_row`, `late`, ...).
-        message: The API's words, or ours.
+        message: The API's words, or ours; control characters are escaped.
         retryable: Whether the same request may succeed when tried again.
     """
 
-    type: str
-    message: str
+    type: str = attrs.field(converter=printable)
+    message: str = attrs.field(converter=printable)
     retryable: bool
 
 

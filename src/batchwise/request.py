@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import attrs
 
-from .encoding import bare, canonical, decode, encode, is_omitted
+from .encoding import bare, canonical, encode, is_omitted
 from .errors import InvalidRequestError, InvalidValueError, shown
+from .jsontext import decode
 from .models import Latency, LatencyTag, ToolUse, to_enum, to_latency
 
 __all__ = ["BILLED_TO_A_PROFILE", "MAX_KEY_LENGTH", "Request", "Traits", "check_key"]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
-import orjson
 
 from .errors import RequestFailedError, shown
+from .jsontext import decode, one_line
 from .ledger.values import ResultRow
 from .models import Lane, Outcome, ResultError
 from .planning.custom_ids import UNSEALED, custom_id
-from .planning.outcomes import rule_row
+from .planning.outcomes import MALFORMED, rule_row
 from .planning.pricing import to_usd
 from .planning.turns import usage_of
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from anthropic.types.beta import BetaMessage
 
 __all__ = ["Result", "ToolCall"]
+
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -67,7 +69,7 @@ class Result:
     def custom_id(self) -> str:
         """The id under which its last attempt went; of an adopted batch's row the one that its maker gave it."""
         if self._row.how.adopted:
-            return str(orjson.loads(self._row.line)["custom_id"])
+            return str(decode(self._row.line)["custom_id"])
         return custom_id(self._row.key, self._row.how.nonce or UNSEALED, self._row.request)
 
     @property
@@ -112,8 +114,8 @@ class Result:
 
     @property
     def raw(self) -> bytes:
-        """The result as a JSON line in the shape of a batch result, whatever the lane."""
-        return self._row.line
+        """The result as one line of JSON in the shape of a batch result, whatever the lane."""
+        return one_line(self._row.line)
 
     @property
     def cost(self) -> Decimal | None:
@@ -128,13 +130,15 @@ class Result:
     @property
     def _decoded(self) -> Mapping[str, Any]:
         if self._memo is None:
-            self._memo = orjson.loads(self._row.line)["result"], None
+            self._memo = decode(self._row.line)["result"], None
         return self._memo[0]
 
     def _answer(self) -> dict[str, Any]:
         if not self.ok:
             raise self._failure()
-        message: dict[str, Any] = self._decoded["message"]
+        message = self._decoded.get("message")
+        if not isinstance(message, dict):
+            raise self._unreadable("no message")
         return message
 
     def _failure(self) -> RequestFailedError:
@@ -151,65 +155,87 @@ class Result:
         """Why there is no answer; None when there is one."""
         if self.ok:
             return None
-        own = self._decoded.get("error")
-        if isinstance(own, Mapping) and ("retryable" in own or self._decoded["type"] == "canceled"):  # our own words
-            return ResultError(str(own["type"]), str(own["message"]), bool(own.get("retryable", True)))
+        own, canceled = self._decoded.get("error"), self._decoded.get("type") == "canceled"
+        if isinstance(own, dict) and (canceled or isinstance(own.get("retryable"), bool)):  # our own words
+            return ResultError(str(own.get("type")), str(own.get("message")), bool(own.get("retryable", True)))
         error = rule_row(self._decoded).error
         return error or ResultError("unknown_error", "the API gave no reason", retryable=True)
+
+    def _blocks(self, kind: str) -> Iterator[Mapping[str, Any]]:
+        """The answer's blocks of one kind; others, and what is no block at all, are passed over."""
+        content = self._answer().get("content")
+        found = content if isinstance(content, list) else ()
+        return (block for block in found if isinstance(block, dict) and block.get("type") == kind)
+
+    def _unreadable(self, what: str) -> RequestFailedError:
+        return RequestFailedError(
+            f"the answer to request {shown(self.key)} has {what}; `raw` has it as it came",
+            error_type=MALFORMED,
+        )
 
     @property
     def text(self) -> str:
         """The answer's text blocks, joined.
 
         Raises:
-            RequestFailedError: There is no answer.
+            RequestFailedError: There is no answer, or one of its text blocks has no text.
         """
-        content = self._answer().get("content") or ()
-        return "".join([block["text"] for block in content if block.get("type") == "text"])
+        texts = [block.get("text") for block in self._blocks("text")]
+        if not all(isinstance(text, str) for text in texts):
+            raise self._unreadable("a text block without text")
+        return "".join(texts)  # type: ignore[arg-type]  # looked at just now
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The client tools that the answer asks for.
 
         Raises:
-            RequestFailedError: There is no answer.
+            RequestFailedError: There is no answer, or one of the calls has no id, name, or input.
         """
-        return tuple(
-            ToolCall(block["id"], block["name"], block["input"])
-            for block in self._answer()["content"]
-            if block.get("type") == "tool_use"
-        )
+        calls = [(block.get("id"), block.get("name"), block.get("input")) for block in self._blocks("tool_use")]
+        if not all(all(map(isinstance, call, (str, str, dict))) for call in calls):
+            raise self._unreadable("a tool_use block without an id, a name, or an input")
+        return tuple(ToolCall(*call) for call in calls)  # type: ignore[arg-type]  # looked at just now
 
     @property
     def message(self) -> Message | BetaMessage:
         """The answer as the SDK's type; the beta one where betas were asked for. Built on first access.
 
+        As the SDK does, it takes an answer that is not of this shape as it is, unchecked.
+
         Raises:
-            RequestFailedError: There is no answer.
+            RequestFailedError: There is no answer, or the SDK's type cannot be made of it.
         """
         answer = self._answer()
-        if self._memo is not None and self._memo[1] is not None:
-            return self._memo[1]
-        made: Message | BetaMessage
-        if self._row.how.betas:
-            from anthropic.types.beta import BetaMessage
-
-            made = BetaMessage.construct(**answer)
-        else:
-            from anthropic.types import Message
-
-            made = Message.construct(**answer)
-        self._memo = self._decoded, made
+        if self._memo is None or self._memo[1] is None:
+            if self._row.how.betas:
+                from anthropic.types.beta import BetaMessage as Type
+            else:
+                from anthropic.types import Message as Type  # type: ignore[assignment]
+            self._memo = self._decoded, self._made(Type, answer)
+        made: Message | BetaMessage = self._memo[1]  # type: ignore[assignment]  # made just now
         return made
 
     @property
     def usage(self) -> Usage | None:
-        """The tokens that the answer took, over all parts of its turn; None when there is no answer."""
+        """The tokens that the answer took, over all parts of its turn; None when there is no answer.
+
+        Raises:
+            RequestFailedError: The SDK's type cannot be made of it.
+        """
         if not self.ok:
             return None
         from anthropic.types import Usage
 
-        return Usage.construct(**usage_of(self._answer()))
+        return self._made(Usage, usage_of(self._answer()))
+
+    def _made(self, type_: type[T], values: Mapping[str, Any]) -> T:
+        """The SDK's type, made as the SDK makes it."""
+        try:
+            made: T = type_.construct(**values)  # type: ignore[attr-defined]  # its models have it
+        except Exception:  # noqa: BLE001  # whatever the SDK raises over a shape that it does not know
+            raise self._unreadable(f"a shape of which the SDK makes no {type_.__name__}") from None
+        return made
 
     def unwrap(self) -> Message | BetaMessage:
         """The message, or the failure raised.

@@ -262,10 +262,34 @@ def test_a_malformed_batch_is_a_fault(body, lanes, httpx2_mock):
     assert route.call_count == 1
 
 
-def test_a_malformed_list_and_message_are_faults(lanes, httpx2_mock):
+def test_a_malformed_list_is_a_fault(lanes, httpx2_mock):
     httpx2_mock.get(f"{URL}/v1/messages/batches").mock(return_value=ok({"data": None, "has_more": False}))
-    httpx2_mock.post(f"{URL}/v1/messages").mock(return_value=ok({"type": "error"}))
     with pytest.raises(LaneFault, match="no list of batches"):
         lanes.batch("list")
-    with pytest.raises(LaneFault, match="malformed_response: the answer is no message"):
-        lanes.call(b"{}", model="m", max_tokens=5)
+
+
+@pytest.mark.parametrize("body", [b'{"type":"error"}', b"<html>", b"", b"\xef\xbb\xbf{}"], ids=repr)
+def test_what_comes_with_a_200_is_handed_on_as_it_came(body, lanes, httpx2_mock):
+    httpx2_mock.post(f"{URL}/v1/messages").mock(return_value=ok(body))
+    assert lanes.call(b"{}", model="m", max_tokens=5).body == body
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {**BATCH, "processing_status": "paused"},
+        {**BATCH, "created_at": "soon"},
+        {**BATCH, "request_counts": {"processing": "many"}},
+        without("id"),
+        None,
+        7,
+        [],
+    ],
+)
+def test_a_batch_in_a_listing_that_cannot_be_read_is_passed_over(entry, lanes, httpx2_mock):
+    httpx2_mock.get(f"{URL}/v1/messages/batches").mock(
+        return_value=ok({"data": [entry, BATCH, entry], "has_more": True, "last_id": "msgbatch_9"})
+    )
+    listing = lanes.batch("list")
+    assert ([info.id for info in listing.batches], listing.unknown) == ([BATCH["id"]], 2)
+    assert (listing.has_more, listing.last_id) == (True, "msgbatch_9")

@@ -4,9 +4,11 @@ from collections import Counter
 from datetime import timedelta
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.strategies import params
 
 from batchwise.models import Outcome
 from batchwise.planning.outcomes import (
@@ -14,6 +16,7 @@ from batchwise.planning.outcomes import (
     Fault,
     Ruling,
     Verdict,
+    bills_profile,
     culprits,
     rule_call,
     rule_create,
@@ -25,6 +28,8 @@ SETTLE, RETRY, CONTINUE, SUSPEND = Verdict.SETTLE, Verdict.RETRY, Verdict.CONTIN
 C = CreateOutcome
 LOW_CREDIT = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing."
 WORKSPACE_CAP = "You have reached your specified workspace API usage limits. You will regain access on 2026-12-01."
+DISABLED = "This organization has been disabled."
+NOT_JSON = "The request body is not valid JSON: unexpected end of data: line 1 column 9 (char 8)"
 CAP = "enforced_spend_limit_reached"
 MINUTE = timedelta(minutes=1)
 
@@ -44,6 +49,18 @@ FAULTS: dict[str, tuple[Fault, Verdict, bool, bool, CreateOutcome]] = {
     "400 own key off": (
         Fault(400, "invalid_request_error", "key", error_code="cmek_key_disabled"), SUSPEND, False, False, C.SUSPENDED
     ),
+    "400 disabled": (Fault(400, "invalid_request_error", DISABLED), SUSPEND, False, False, C.SUSPENDED),
+    **{
+        f"400 {code}": (Fault(400, "invalid_request_error", "x", error_code=code), SUSPEND, False, False, C.SUSPENDED)
+        for code in (
+            "workspace_human_review_disabled", "claude_code_key_creator_not_member", "cmek_key_network_blocked",
+            "workspace_policy_violation",
+        )
+    },
+    "402 linked": (
+        Fault(402, "billing_error", "x", error_code="linked_organization_overdue"), SUSPEND, False, False, C.SUSPENDED
+    ),
+    "400 not valid JSON": (Fault(400, "invalid_request_error", NOT_JSON), RETRY, True, False, C.NOT_CREATED),
     "400 without a type": (Fault(400, "", "<html>"), SETTLE, True, False, C.INVALID),
     "400 of another type": (Fault(400, "request_too_large", "x"), SETTLE, True, False, C.TOO_LARGE),
     "409 without a type": (Fault(409, "", "x"), RETRY, True, False, C.NOT_CREATED),
@@ -103,6 +120,8 @@ FAULTS: dict[str, tuple[Fault, Verdict, bool, bool, CreateOutcome]] = {
         Fault(None, "authentication_error", "no key", request_sent=False), SUSPEND, False, False, C.SUSPENDED
     ),
     "200 that is no JSON": (Fault(200, "malformed_answer", "<html>"), RETRY, True, True, C.UNKNOWN),
+    "200 that is no message": (Fault(200, "malformed_response", "x"), SETTLE, True, True, C.UNKNOWN),
+    "a stream that makes no message": (Fault(None, "malformed_response", "x"), SETTLE, True, True, C.UNKNOWN),
     "302": (Fault(302, "", "elsewhere"), RETRY, True, True, C.UNKNOWN),
     "overloaded inside a stream": (Fault(200, "overloaded_error", "Overloaded"), RETRY, True, True, C.UNKNOWN),
     "refused inside a stream": (Fault(200, "invalid_request_error", "no"), SETTLE, True, True, C.UNKNOWN),
@@ -117,9 +136,43 @@ def test_a_failed_call(name: str) -> None:
     assert ruling.wait == fault.retry_after
     assert not ruling.caller_decides
     assert ruling.error is not None
-    assert (ruling.error.type, ruling.error.message) == (fault.type, fault.message)
-    assert ruling.error.retryable == (verdict is not SETTLE)
+    assert (ruling.error.type, ruling.error.message.partition(";")[0]) == (fault.type, fault.message.partition(";")[0])
+    assert ruling.error.retryable == (verdict is not SETTLE or fault.type == "malformed_response")
     check_shape(ruling)
+
+
+def test_a_402_of_a_user_profile_is_its_requests_own_affair() -> None:
+    fault = Fault(402, "billing_error", "this profile's balance is too low")
+    theirs = params(billing_policy={"type": "billing_policy", "bill_to": "user_profile"})
+    assert bills_profile(orjson.dumps(theirs))
+    assert not bills_profile(orjson.dumps(params(billing_policy={"bill_to": "self"})))
+    assert not bills_profile(orjson.dumps(params("user_profile")))
+    assert (rule_call(fault, bills_profile=True).verdict, rule_call(fault).verdict) == (SETTLE, SUSPEND)
+    assert rule_call(Fault(401, "authentication_error", "x"), bills_profile=True).verdict is SUSPEND
+
+
+def test_a_suspended_lane_says_what_has_to_be_mended() -> None:
+    for code, words in {
+        "workspace_human_review_disabled": "workspace's settings",
+        "claude_code_key_creator_not_member": "API key",
+        "cmek_key_network_blocked": "encryption key",
+        "linked_organization_overdue": "Anthropic",
+        CAP: "credit",
+    }.items():
+        reason = rule_call(Fault(400, "invalid_request_error", "x", error_code=code)).reason or ""
+        assert words in reason, code
+        assert reason.endswith("then resume()")
+
+
+def test_what_a_server_says_cannot_move_a_terminals_cursor() -> None:
+    nasty = "\x1b[2J\u202eevil\r\n\ud800"
+    fault = Fault(401, nasty, nasty)
+    for text in (fault.type, fault.message, rule_call(fault).reason, rule_create(fault).reason):
+        assert (text or "").isprintable()
+        assert "evil" in (text or "")
+    error = rule_row(errored(nasty, nasty)).error
+    assert error is not None
+    assert (error.type + error.message).isprintable()
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -144,9 +197,11 @@ ROWS: dict[str, tuple[dict[str, Any], Verdict, Outcome | None, str | None]] = {
         {"type": "succeeded", "message": {"stop_reason": "refusal", "content": []}}, SETTLE, Outcome.SUCCEEDED, None
     ),
     "cut at max_tokens": (
-        {"type": "succeeded", "message": {"stop_reason": "max_tokens"}}, SETTLE, Outcome.SUCCEEDED, None
+        {"type": "succeeded", "message": {"stop_reason": "max_tokens", "content": []}}, SETTLE, Outcome.SUCCEEDED, None
     ),
-    "client tool": ({"type": "succeeded", "message": {"stop_reason": "tool_use"}}, SETTLE, Outcome.SUCCEEDED, None),
+    "client tool": (
+        {"type": "succeeded", "message": {"stop_reason": "tool_use", "content": []}}, SETTLE, Outcome.SUCCEEDED, None
+    ),
     "pause": (
         {"type": "succeeded", "message": {"stop_reason": "pause_turn", "content": [{"type": "text"}]}},
         CONTINUE, None, None,
@@ -154,7 +209,22 @@ ROWS: dict[str, tuple[dict[str, Any], Verdict, Outcome | None, str | None]] = {
     "pause with nothing to go on from": (
         {"type": "succeeded", "message": {"stop_reason": "pause_turn", "content": []}}, SETTLE, Outcome.SUCCEEDED, None
     ),
-    "answer without message": ({"type": "succeeded"}, SETTLE, Outcome.FAILED, "malformed_result"),
+    "answer without message": ({"type": "succeeded"}, SETTLE, Outcome.FAILED, "malformed_response"),
+    "answer without content": (
+        {"type": "succeeded", "message": {"stop_reason": "end_turn"}}, SETTLE, Outcome.FAILED, "malformed_response"
+    ),
+    "pause without content": (
+        {"type": "succeeded", "message": {"stop_reason": "pause_turn", "content": None}},
+        SETTLE, Outcome.FAILED, "malformed_response",
+    ),
+    "organisation disabled": (errored("invalid_request_error", DISABLED), SUSPEND, None, "invalid_request_error"),
+    "review disabled": (
+        errored("invalid_request_error", details={"error_code": "workspace_human_review_disabled"}),
+        SUSPEND, None, "invalid_request_error",
+    ),
+    "damaged on the way": (
+        errored("invalid_request_error", NOT_JSON), RETRY, Outcome.FAILED, "invalid_request_error"
+    ),
     "expired": ({"type": "expired"}, RETRY, Outcome.EXPIRED, "expired"),
     "canceled": ({"type": "canceled"}, RETRY, Outcome.CANCELED, "canceled"),
     "unknown type": ({"type": "deferred"}, SETTLE, Outcome.FAILED, "unknown_result_type"),
@@ -191,8 +261,17 @@ ROWS: dict[str, tuple[dict[str, Any], Verdict, Outcome | None, str | None]] = {
     "error that is a word": ({"type": "errored", "error": "x"}, RETRY, Outcome.FAILED, "unknown_error"),
     "no error": ({"type": "errored"}, RETRY, Outcome.FAILED, "unknown_error"),
 }  # fmt: skip
-FORGIVEN = {"pause", "canceled", "revoked", "billing", "low credit", "monthly cap"}
-DOUBTFUL = {"answer without message", "unknown type", "no type"}
+FORGIVEN = {
+    "organisation disabled",
+    "review disabled",
+    "pause",
+    "canceled",
+    "revoked",
+    "billing",
+    "low credit",
+    "monthly cap",
+}
+DOUBTFUL = {"answer without message", "answer without content", "pause without content", "unknown type", "no type"}
 
 
 @pytest.mark.parametrize("name", ROWS)

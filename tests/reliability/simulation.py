@@ -7,6 +7,7 @@ actions, and a death between any two effects, are reached without threads or sle
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -222,7 +223,7 @@ class Api:
             raise LaneFault(Fault(None, "connection_error", "WriteError", request_sent=False))
         body = b"".join(chunks)
         assert len(body) == length, "the Content-Length was wrong"
-        rows = [(row["custom_id"], prompt_of(row["params"])) for row in orjson.loads(body)["requests"]]
+        rows = [(row["custom_id"], prompt_of(row["params"])) for row in json.loads(body)["requests"]]
         assert len({name for name, _ in rows}) == len(rows) > 0
         if fault in {"500", "529"}:
             self._refuse(fault)
@@ -336,7 +337,7 @@ class Api:
         fault = self._fault("call")
         if fault not in {None, "dropped after"}:
             self._refuse(fault)
-        prompt = prompt_of(orjson.loads(body))
+        prompt = prompt_of(json.loads(body))
         self.sync[prompt] += 1
         if fault == "dropped after":
             self._refuse("dropped")

@@ -7,16 +7,14 @@ from datetime import timedelta
 from functools import partial
 from time import monotonic
 
-import orjson
-
 from batchwise.errors import BatchwiseError
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import Reply
 from batchwise.ledger.values import Claim, Settlement
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import UNSEALED, custom_id
-from batchwise.planning.outcomes import Ruling, Verdict, rule_call
-from batchwise.planning.turns import MAX_TURNS, continued, merged, usage_of, wrapped
+from batchwise.planning.outcomes import Ruling, Verdict, bills_profile, rule_answer, rule_call
+from batchwise.planning.turns import MAX_TURNS, continued, received, usage_of
 
 from .core import Engine
 from .effects import Ports, Procedure, api, store
@@ -72,17 +70,14 @@ def _run(engine: Engine, ticked: Ticked) -> Procedure[None]:
             if claim.durable:  # else nothing of it was sent, and the ledger knows nothing of it
                 yield from _faulted(engine, ticked, claim, error)
             return
-        line = wrapped(custom_id(claim.key, UNSEALED, claim.id), "succeeded", "message", reply.body)
-        try:
-            message = orjson.loads(reply.body)
-            usage = usage_of(message)
-            paused = message.get("stop_reason") == "pause_turn" and bool(message.get("content"))
-        except (orjson.JSONDecodeError, AttributeError):
-            yield from _unusable(engine, ticked)
-            return
-        if not paused or len(claim.turns) >= MAX_TURNS:
+        line, message = received(custom_id(claim.key, UNSEALED, claim.id), reply.body)
+        ruling = rule_answer(message)
+        on = ruling.verdict is Verdict.CONTINUE and len(claim.turns) < MAX_TURNS
+        body = continued(claim.body, line) if on else None
+        if body is None:
             break
-        claim = claim._replace(body=continued(claim.body, line), turns=(*claim.turns, line))
+        claim = claim._replace(body=body, turns=(*claim.turns, line))
+    usage = usage_of(message) if ruling.error is None else {}
     fresh, _, cached, written = tokens_of(usage) or (0, 0, 0, 0)
     engine.queue.done(
         ticked, monotonic(), headers=reply.headers, used_in=fresh + cached, used_out=written, took=reply.latency
@@ -94,8 +89,12 @@ def _run(engine: Engine, ticked: Ticked) -> Procedure[None]:
     news = engine.heard(answered=True)
     now = engine.now()
     terms = claim.terms
-    money = Biller(engine.prices, now).bill(terms.model, Lane.SYNC, message, claim.turns)
-    end = answered(claim.id, Lane.SYNC, merged(claim.turns, line), money)
+    if ruling.error is None:
+        biller = Biller(engine.prices, now)
+        end = answered(biller, claim.id, Lane.SYNC, terms.model, line, message, claim.turns)
+    else:
+        failure = _failure(engine, claim, Outcome.FAILED, ruling.error)
+        end = failure._replace(line=line, cost=None, saved=None, doubtful=True)
     yield from _settle(engine, ticked, end)
     if news:
         yield from _tell(engine, answered=True)
@@ -135,18 +134,12 @@ def _tell(engine: Engine, *, answered: bool) -> Procedure[None]:
     yield from store(lambda: engine.ledger.note_call(now=engine.now(), answered=answered))
 
 
-def _unusable(engine: Engine, ticked: Ticked) -> Procedure[None]:
-    error = ResultError("malformed_response", "the API's answer is no message; it may have been billed", retryable=True)
-    end = _failure(engine, ticked.claim, Outcome.FAILED, error)
-    yield from _settle(engine, ticked, end._replace(doubtful=True))
-
-
 def _failure(engine: Engine, claim: Claim, outcome: Outcome, error: ResultError) -> Settlement:
     return engine.failure(claim.id, claim.key, outcome, error, lane=Lane.SYNC, nonce=None)
 
 
 def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> Procedure[None]:
-    ruling = rule_call(error.fault)
+    ruling = rule_call(error.fault, bills_profile=error.fault.status == 402 and bills_profile(claim.body))
     throttled = error.fault.status in {429, 529} and ruling.verdict is not Verdict.SUSPEND
     engine.queue.failed(ticked, monotonic(), throttled=throttled, retry_after=ruling.wait)
     answered = ruling.verdict is Verdict.SETTLE and error.fault.status is not None

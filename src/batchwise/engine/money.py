@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache, partial
 from typing import Any, NamedTuple, Union
 
-import orjson
-
+from batchwise.jsontext import decode
 from batchwise.ledger.values import Settlement
 from batchwise.models import Lane, Outcome
 from batchwise.planning.custom_ids import UNSEALED, parse
 from batchwise.planning.pricing import PriceBook, Rates, cost, is_priced_whole
-from batchwise.planning.turns import usage_of
+from batchwise.planning.turns import merged, usage_of
 
 __all__ = ["Bill", "Biller", "Meter", "answered", "tokens_of"]
+
+_log = logging.getLogger("batchwise")
 
 _MOST = 10**9
 """Tokens of one answer, far beyond what any model gives."""
@@ -32,6 +34,7 @@ class Bill(NamedTuple):
     cache_read_tokens: int
 
 
+_UNKNOWN = Bill(None, None, 0, 0)
 Meter = Callable[[Mapping[str, Any]], tuple[Union[int, None], Union[int, None], int, int]]
 """Gives the fields of a `Bill` as a plain tuple: a named one costs as much as the whole calculation."""
 
@@ -52,7 +55,7 @@ class Biller:
         """The bill of an answer on this lane, and of the paused turns before it."""
         bill = Bill(*self.meter(model, lane)(usage_of(message)))
         for turn in turns:
-            row = orjson.loads(turn)
+            row = decode(turn)
             ours = parse(row["custom_id"])
             ran_on = Lane.SYNC if ours is None or ours.nonce == UNSEALED else Lane.BATCH
             bill = _sum(bill, Bill(*self.meter(model, ran_on)(usage_of(row["result"]["message"]))))
@@ -75,10 +78,23 @@ class Biller:
         return None if full is None or here is None else (here, full)
 
 
-def answered(request: int, lane: Lane, line: bytes, bill: Bill) -> Settlement:
-    """The settlement of a request that has its answer."""
+def answered(
+    biller: Biller,
+    request: int,
+    lane: Lane,
+    model: str,
+    line: bytes,
+    message: Mapping[str, Any],
+    turns: Sequence[bytes],
+) -> Settlement:
+    """The settlement of a request that has its answer, whatever is odd about it."""
+    try:
+        bill, whole = biller.bill(model, lane, message, turns), merged(turns, line)
+    except Exception as error:  # noqa: BLE001  # it is paid: kept as it came, and its cost is not known
+        _log.warning("batchwise: an answer is kept as it came, without its price (%s)", type(error).__name__)
+        bill, whole = _UNKNOWN, line
     return Settlement(
-        request, Outcome.SUCCEEDED, lane, line, bill.cost, bill.saved, bill.input_tokens, bill.cache_read_tokens
+        request, Outcome.SUCCEEDED, lane, whole, bill.cost, bill.saved, bill.input_tokens, bill.cache_read_tokens
     )
 
 

@@ -15,16 +15,17 @@ from typing import Any
 import attrs
 import orjson
 
+from batchwise.jsontext import decode
 from batchwise.lanes.lines import LineSplitter
 from batchwise.ledger.beside import Beside
 from batchwise.ledger.roll import Answer
 from batchwise.ledger.values import Member, Settlement
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import opener
-from batchwise.planning.outcomes import UNANSWERED, Ruling, Verdict, discrepancy, rule_row, stop_sign
+from batchwise.planning.outcomes import MALFORMED, UNANSWERED, Ruling, Verdict, discrepancy, rule_row, stop_sign
 from batchwise.planning.rescue import next_attempt
 from batchwise.planning.state import BatchView
-from batchwise.planning.turns import MAX_TURNS, continued, merged, usage_of
+from batchwise.planning.turns import MAX_TURNS, continued, usage_of
 
 from .core import Engine
 from .money import Biller, Meter, answered
@@ -33,7 +34,7 @@ __all__ = ["CHUNK", "Reader", "Sorter"]
 
 _log = logging.getLogger("batchwise")
 
-_UNREADABLE = (orjson.JSONDecodeError, KeyError, TypeError, AttributeError)
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 """What a line raises that is no result of ours."""
 _Rows = dict[int, tuple[bytes, Mapping[str, Any]]]
 """Lines with their results, by the number of the request."""
@@ -60,10 +61,9 @@ class Sorter:
 
     def answered(self, number: int, member: Member, line: bytes, message: Mapping[str, Any]) -> None:
         """A row with an answer."""
-        terms = member.terms
         # The model of an adopted batch's row shows in its answer alone.
-        money = self.biller.bill(terms.model or str(message.get("model")), Lane.BATCH, message, member.turns)
-        self.settlements.append(answered(number, Lane.BATCH, merged(member.turns, line), money))
+        model, turns = member.terms.model or str(message.get("model")), member.turns
+        self.settlements.append(answered(self.biller, number, Lane.BATCH, model, line, message, turns))
 
     def failed(self, number: int, member: Member, ruling: Ruling, line: bytes | None) -> None:
         """A row without an answer: tried again while attempts are left, else it ends."""
@@ -84,7 +84,11 @@ class Sorter:
             nonce=self.batch.nonce,
         )
         settlement = settlement._replace(doubtful=ruling.doubtful)
-        self.settlements.append(settlement if line is None else settlement._replace(line=line))
+        if line is not None:
+            settlement = settlement._replace(line=line)
+        if ruling.verdict is Verdict.SETTLE and ruling.doubtful:  # an answer that cannot be read: it is paid
+            settlement = settlement._replace(cost=None, saved=None)
+        self.settlements.append(settlement)
 
     def _next(self, member: Member, *, costs: bool) -> tuple[Lane, bool] | None:
         engine = self.engine
@@ -94,28 +98,24 @@ class Sorter:
     def write(self) -> list[int]:
         """Settle and queue again, in two or three transactions; returns the requests that this was about."""
         ledger, now, batch = self.engine.ledger, self.engine.now(), self.batch.id
-        gone = [settlement.id for settlement in self.settlements]
+        gone: list[int] = []
+        for number, line, member in self.turns:
+            body = continued(next(iter(ledger.bodies([number]))), line)
+            if body is None:  # it cannot go on: what came is the answer
+                self.answered(number, member, line, decode(line)["result"]["message"])
+                continue
+            lane, _ = self._next(member, costs=False) or (Lane.BATCH, False)
+            ledger.requeue([number], lane=lane, costs_attempt=False, now=now, turn=line, body=body, batch=batch)
+            gone.append(number)
+        settled = [settlement.id for settlement in self.settlements]
         if self.settlements:
             ledger.settle(self.settlements, now=now, batch=batch)
-            self.ended += gone
+            self.ended += settled
         for (lane, costs, doubtful), numbers in self.again.items():
             ledger.requeue(numbers, lane=lane, costs_attempt=costs, now=now, doubtful=doubtful, batch=batch)
-            gone = [*gone, *numbers]
-        for number, line, member in self.turns:
-            body = next(iter(ledger.bodies([number])))
-            lane, _ = self._next(member, costs=False) or (Lane.BATCH, False)
-            ledger.requeue(
-                [number],
-                lane=lane,
-                costs_attempt=False,
-                now=now,
-                turn=line,
-                body=continued(body, line),
-                batch=batch,
-            )
-            gone.append(number)
+            gone += numbers
         self.settlements, self.again, self.turns = [], {}, []
-        return gone
+        return gone + settled
 
     def take_ended(self) -> list[int]:
         """The requests that settled since the last time."""
@@ -128,7 +128,9 @@ def _answer(result: Mapping[str, Any]) -> dict[str, Any] | None:
     if result.get("type") != "succeeded":
         return None
     message = result.get("message")
-    return message if isinstance(message, dict) and message.get("stop_reason") != "pause_turn" else None
+    if not isinstance(message, dict) or message.get("stop_reason") == "pause_turn":
+        return None
+    return message if isinstance(message.get("content"), list) else None
 
 
 @attrs.define
@@ -238,22 +240,32 @@ class Reader:
             try:
                 row = loads(line)
                 number, result = open_(row["custom_id"].encode()), row["result"]
-            except _UNREADABLE:
-                continue  # garbage or a cut line: its request stays unticked
-            if number < 0 or not isinstance(result, dict):
-                continue
-            message = _answer(result)
-            kind = None if roll is None or message is None else roll.kind(number)
-            if message is None or kind is None:
-                rows[number] = line, result
-            else:
-                cost, saved, tokens, cached = meters[kind](usage_of(message))
-                answers.append((number, line, cost, saved, tokens, cached))
+                if number < 0 or not isinstance(result, dict):
+                    continue
+                message = _answer(result)
+                kind = None if roll is None or message is None else roll.kind(number)
+                if message is None or kind is None:
+                    rows[number] = line, result
+                else:
+                    cost, saved, tokens, cached = meters[kind](usage_of(message))
+                    answers.append((number, line, cost, saved, tokens, cached))
+            except Exception:  # noqa: BLE001  # one line harms no other
+                self._take_odd(line)
+
+    def _take_odd(self, line: bytes) -> None:
+        """A line that the fast way cannot take. Garbage and a cut line: their requests stay unticked."""
+        try:
+            row = decode(line)
+            number, result = self._open(row["custom_id"].encode()), row["result"]
+        except _UNREADABLE:
+            return
+        if number >= 0 and isinstance(result, dict):
+            self._part.rows[number] = line, result
 
     def _tell_adopted(self, lines: Iterable[bytes]) -> None:
         for line in lines:
             try:
-                row = orjson.loads(line)
+                row = decode(line)
                 name, result = row["custom_id"], row["result"]
             except _UNREADABLE:
                 continue
@@ -279,7 +291,7 @@ class Reader:
         answers = part.answers
         if answers and not self._tick_off(answers, committing):
             self._roll = None
-            self._settle({number: (line, orjson.loads(line)["result"]) for number, line, *_ in answers})
+            self._settle({number: (line, decode(line)["result"]) for number, line, *_ in answers})
 
     def _tick_off(self, answers: list[Answer], committing: Callable[[], None] | None) -> bool:
         """Settle answers by the roll; False, and nothing done, if it does not hold any more."""
@@ -322,6 +334,9 @@ class Reader:
         if ruling.verdict is Verdict.CONTINUE or ruling.error is None:
             self.sorter.answered(number, member, line, result["message"])
             return
+        if ruling.error.type == MALFORMED:  # an answer all the same: no other reading tells more
+            self.sorter.failed(number, member, ruling, line)
+            return
         if number in self._held:
             return  # it came twice
         self._kinds[ruling.error.type, ruling.error.message] += 1
@@ -355,7 +370,7 @@ class Reader:
                 member = members.get(number)
                 if member is None:
                     continue
-                ruling = rule_row(orjson.loads(line)["result"])
+                ruling = rule_row(decode(line)["result"])
                 ruling = attrs.evolve(ruling, doubtful=ruling.doubtful or doubtful)
                 if forgiven:
                     ruling = attrs.evolve(ruling, verdict=Verdict.SUSPEND, costs_attempt=False)

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from functools import partial
 
 import attrs
-import orjson
 
+from batchwise.jsontext import decode
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.lines import LineSplitter
 from batchwise.lanes.values import BatchInfo
@@ -152,8 +152,8 @@ def _proved(batch: BatchView, info: BatchInfo) -> Procedure[bool | None]:
 
 def _id_of(line: bytes) -> str | None:
     try:
-        return str(orjson.loads(line)["custom_id"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return str(decode(line)["custom_id"])
+    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -15,7 +15,7 @@ import anthropic
 import httpx2
 import tenacity
 
-from batchwise.planning.outcomes import Fault, Verdict, rule_call
+from batchwise.planning.outcomes import MALFORMED, Fault, Verdict, rule_call
 
 __all__ = ["LaneFault", "is_transient", "malformed", "retry_after", "retry_options", "server_time", "translate"]
 
@@ -96,7 +96,7 @@ def retry_after(headers: Mapping[str, str]) -> timedelta | None:
 
 def malformed(what: str, *, status: int | None, headers: Mapping[str, str]) -> LaneFault:
     """The fault of an answer that is not what the API documents. `what` must not quote the answer."""
-    return LaneFault(Fault(status=status, type="malformed_response", message=what), headers)
+    return LaneFault(Fault(status=status, type=MALFORMED, message=what), headers)
 
 
 def translate(error: Exception, *, sent_whole: bool = True) -> LaneFault:
@@ -184,7 +184,8 @@ def is_transient(error: BaseException) -> bool:
     """Whether a quick second try of an idempotent call makes sense."""
     if not isinstance(error, LaneFault):
         return False
-    return error.fault.type != "redirect" and rule_call(error.fault).verdict is Verdict.RETRY
+    again = error.fault.type == MALFORMED or rule_call(error.fault).verdict is Verdict.RETRY
+    return again and error.fault.type != "redirect"
 
 
 _backoff = tenacity.wait_exponential(multiplier=0.5, max=4.0) + tenacity.wait_random(0, 0.5)

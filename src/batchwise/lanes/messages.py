@@ -59,7 +59,7 @@ class MessageLane:
             response, message = self._streamed(content, options, betas)
         else:
             response = self._post(content, options)
-            message = wire.message_of(response)
+            message = response.content
         return wire.reply(response, message, time.perf_counter() - started)
 
     def _post(self, content: bytes | Upload, options: Any) -> httpx2.Response:
@@ -109,7 +109,7 @@ class AsyncMessageLane:
             response, message = await self._streamed(content, options, betas)
         else:
             response = await self._post(content, options)
-            message = wire.message_of(response)
+            message = response.content
         return wire.reply(response, message, time.perf_counter() - started)
 
     async def _post(self, content: bytes | AsyncUpload, options: Any) -> httpx2.Response:

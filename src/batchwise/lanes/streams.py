@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import anthropic
-import orjson
 from anthropic.lib import streaming
 from anthropic.types import Message, RawMessageStreamEvent
 from anthropic.types.beta import BetaMessage, BetaRawMessageStreamEvent
 
+from batchwise.jsontext import encode
 from batchwise.planning.outcomes import Fault
 
 from .faults import LaneFault, malformed, translate
@@ -74,7 +74,7 @@ class Assembly:
         message = stream.current_message_snapshot.to_dict(mode="json", warnings=False)
         for block in message["content"]:
             block.pop("__json_buf", None)  # SDK 1.x leaves its working copy of a tool's input there
-        return orjson.dumps(message)
+        return encode(message)
 
 
 def translate_stream(error: Exception) -> LaneFault:

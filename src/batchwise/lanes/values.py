@@ -78,9 +78,19 @@ class Created:
 
 @attrs.frozen(kw_only=True)
 class Listing:
-    """One page of the list of batches, newest first."""
+    """One page of the list of batches, newest first.
+
+    Attributes:
+        batches: Those that can be read.
+        unknown: How many entries describe no batch that can be read; each may be anybody's.
+        has_more: Whether older ones follow.
+        last_id: The id behind which they do.
+        server_time: The response's `Date`.
+        workspace: The workspace that the client's key belongs to, where the API says so.
+    """
 
     batches: tuple[BatchInfo, ...]
+    unknown: int = 0
     has_more: bool
     last_id: str | None
     server_time: datetime | None

@@ -9,9 +9,9 @@ from typing import Any, cast
 from urllib.parse import quote
 
 import httpx2
-import orjson
 
 from batchwise.errors import InvalidValueError
+from batchwise.jsontext import UnreadableError, decode
 
 from .faults import LaneFault, malformed, server_time
 from .values import BatchInfo, BatchStatus, Counts, Created, Listing, Reply
@@ -24,7 +24,6 @@ __all__ = [
     "create_options",
     "is_encoded",
     "list_options",
-    "message_of",
     "message_options",
     "parse_batch",
     "parse_created",
@@ -134,8 +133,8 @@ def headers_of(response: httpx2.Response) -> dict[str, str]:
 
 def _object(response: httpx2.Response) -> dict[str, Any]:
     try:
-        value = orjson.loads(response.content)
-    except orjson.JSONDecodeError:
+        value = decode(response.content)
+    except UnreadableError:
         value = None
     if not isinstance(value, dict):
         raise malformed("the answer is no JSON object", status=response.status_code, headers=headers_of(response))
@@ -196,6 +195,14 @@ def _batch(value: Any, time: datetime | None, workspace: str | None) -> BatchInf
 _WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
+def _maybe_batch(value: Any, time: datetime | None, workspace: str | None) -> BatchInfo | None:
+    """The batch that an entry of a listing describes; None if it cannot be read: it may be anybody's."""
+    try:
+        return _batch(value, time, workspace)
+    except _WRONG:
+        return None
+
+
 def parse_batch(response: httpx2.Response) -> BatchInfo:
     """The batch that a response describes.
 
@@ -224,24 +231,21 @@ def parse_listing(response: httpx2.Response) -> Listing:
     value = _object(response)
     time, workspace = server_time(response.headers), response.headers.get(WORKSPACE)
     try:
-        batches = tuple(_batch(item, time, workspace) for item in value["data"])
+        found = [_maybe_batch(item, time, workspace) for item in value["data"]]
         has_more, last_id = bool(value["has_more"]), value.get("last_id")
     except _WRONG:
         pass
     else:
-        return Listing(batches=batches, has_more=has_more, last_id=last_id, server_time=time, workspace=workspace)
+        batches = tuple(info for info in found if info is not None)
+        return Listing(
+            batches=batches,
+            unknown=len(found) - len(batches),
+            has_more=has_more,
+            last_id=last_id if isinstance(last_id, str) else None,
+            server_time=time,
+            workspace=workspace,
+        )
     raise malformed("the answer is no list of batches", status=response.status_code, headers=headers_of(response))
-
-
-def message_of(response: httpx2.Response) -> bytes:
-    """The message that a non-streaming call answered with, as JSON.
-
-    Raises:
-        LaneFault: It is none.
-    """
-    if "content" not in _object(response):
-        raise malformed("the answer is no message", status=response.status_code, headers=headers_of(response))
-    return response.content
 
 
 def reply(response: httpx2.Response, body: bytes, seconds: float) -> Reply:

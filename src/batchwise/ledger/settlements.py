@@ -8,9 +8,8 @@ from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import NamedTuple
 
-import orjson
-
 from batchwise.errors import LedgerError
+from batchwise.jsontext import decode
 from batchwise.models import Outcome
 from batchwise.planning.outcomes import met_deadline
 
@@ -242,6 +241,6 @@ def _is_abandoned(line: bytes) -> bool:
     if b"abandoned" not in line:
         return False
     try:
-        return bool(orjson.loads(line)["result"]["error"]["type"] == "abandoned")
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return bool(decode(line)["result"]["error"]["type"] == "abandoned")
+    except (ValueError, KeyError, TypeError):
         return False

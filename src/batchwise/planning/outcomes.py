@@ -1,9 +1,9 @@
 """What a result row, an API error or a lost connection means, in one table.
 
-Three questions are asked of every error: what becomes of a request whose batch row says so (`rule_row`), of a request
-whose Messages call ended so (`rule_call`), and of a batch whose create call ended so (`rule_create`). Errors are
-named by the API's documentation (2026); an error that it does not name has a row of its own, so that every input gets
-a ruling.
+One question is asked of every answer: is it one (`rule_answer`)? Three are asked of every error: what becomes of a
+request whose batch row says so (`rule_row`), of a request whose Messages call ended so (`rule_call`), and of a batch
+whose create call ended so (`rule_create`). Errors are named by the API's documentation (2026); an error that it does
+not name has a row of its own, so that every input gets a ruling.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ from typing import Any, NamedTuple
 
 import attrs
 
+from batchwise.errors import printable
+from batchwise.jsontext import decode
 from batchwise.models import Outcome, ResultError
 
 __all__ = [
+    "MALFORMED",
     "UNANSWERED",
     "CreateOutcome",
     "CreateRuling",
     "Fault",
     "Ruling",
     "Verdict",
+    "bills_profile",
     "credible",
     "culprits",
     "discrepancy",
     "met_deadline",
+    "rule_answer",
     "rule_call",
     "rule_create",
     "rule_row",
@@ -38,6 +43,8 @@ __all__ = [
 
 _ZERO = timedelta(0)
 
+MALFORMED = "malformed_response"
+"""The error type of an answer that is no message."""
 UNANSWERED = ("errored", "canceled", "expired")
 """The result types of rows without an answer."""
 
@@ -81,7 +88,7 @@ class Fault:
     Attributes:
         status: The HTTP status; None: no response came.
         type: The error's type as the API words it, else the lane's word (`connection_error`, `timeout`, ...).
-        message: The API's words, or the lane's.
+        message: The API's words, or the lane's. Control characters are escaped in both.
         retry_after: What the response asked to wait.
         error_code: The API's `error.details.error_code`.
         request_sent: False where it is proved that the request cannot have arrived whole (connecting failed, or the
@@ -89,8 +96,8 @@ class Fault:
     """
 
     status: int | None
-    type: str
-    message: str
+    type: str = attrs.field(converter=printable)
+    message: str = attrs.field(converter=printable)
     retry_after: timedelta | None = None
     error_code: str | None = None
     request_sent: bool = True
@@ -155,6 +162,9 @@ _KEY = "check the API key and its workspace, then resume()"
 _MONEY = "mend the account's credit, billing or spend limit in the Console, then resume()"
 _ACCESS = "give the API key access, or cancel the request that needs it, then resume()"
 _ENDPOINT = "check the client's base URL and its headers, then resume()"
+_ORGANISATION = "settle with Anthropic why the organization is refused, then resume()"
+_WORKSPACE = "mend the workspace's settings in the Console, or use another workspace's key, then resume()"
+_OWN_KEY = "give the API access to the workspace's encryption key again, then resume()"
 
 # error                    a batch's row  a call    a create that made nothing  costs  the mend of a suspended lane
 _TABLE: Mapping[str, _Rule] = {
@@ -165,7 +175,6 @@ _TABLE: Mapping[str, _Rule] = {
     # May be the request's own (a file, a model): it costs an attempt, lest one request stop the lane for ever.
     "permission_error": _Rule(_SETTLE, _SUSPEND, _CREATE.SUSPENDED, mend=_ACCESS),
     "billing_error": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_MONEY),
-    "account_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_MONEY),
     "rate_limit_error": _Rule(_RETRY, _RETRY, _CREATE.RATE_LIMITED, costs_attempt=False),
     "conflict_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
     "request_timeout": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
@@ -174,7 +183,16 @@ _TABLE: Mapping[str, _Rule] = {
     "overloaded_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
     "unknown_4xx": _Rule(_SETTLE, _SETTLE, _CREATE.SUSPENDED, mend=_ENDPOINT),
     "unknown_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),  # a connection lost, too
+    MALFORMED: _Rule(_SETTLE, _SETTLE, _CREATE.NOT_CREATED),  # an answer, and paid: not bought again
+    "damaged_on_the_way": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
+    # Not the request's fault, whatever the type says: `_REFUSALS` tells them by their codes and words.
+    "no_credit": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_MONEY),
+    "organisation_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_ORGANISATION),
+    "workspace_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_WORKSPACE),
+    "key_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_KEY),
+    "own_key_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_OWN_KEY),
 }
+_PROFILE = _Rule(_SETTLE, _SETTLE, _CREATE.SUSPENDED)
 _BY_STATUS: Mapping[int, str] = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -188,14 +206,39 @@ _BY_STATUS: Mapping[int, str] = {
     425: "request_timeout",
     429: "rate_limit_error",
 }
-# The organisation or workspace is refused, whatever the status and the type: caps of money, a hold, its own key off.
-_REFUSED_CODES = frozenset({
-    "enforced_spend_limit_reached", "contract_spend_limit_reached", "organization_on_hold", "cmek_key_disabled",
-})  # fmt: skip
-_REFUSED_WORDS = re.compile(
-    r"credit balance is too low|reached your specified (?:workspace )?api usage limits", re.IGNORECASE
+
+
+class _Refusal(NamedTuple):
+    kind: str
+    codes: re.Pattern[str]  # of `error.details.error_code`, whole
+    words: re.Pattern[str]  # in the message of one of `_WORDED`
+
+
+def _refusal(kind: str, codes: str, words: str = "(?!)") -> _Refusal:
+    return _Refusal(kind, re.compile(codes), re.compile(words, re.IGNORECASE))
+
+
+_REFUSALS = (
+    # API documentation, errors: the monthly cap of the tier or of a contract. A limit that the user set, and low
+    # credit, are told in words alone, as an `invalid_request_error`.
+    _refusal(
+        "no_credit",
+        "enforced_spend_limit_reached|contract_spend_limit_reached",
+        "credit balance is too low|reached your specified (?:workspace )?api usage limits",
+    ),
+    # The code is documented; the words come without a code as a 400 (reported by users).
+    _refusal("organisation_refused", "organization_on_hold|linked_organization_.*", "organization has been disabled"),
+    # API documentation, error codes: from batches.create, and from every call.
+    _refusal("workspace_refused", "workspace_human_review_disabled|workspace_policy_violation"),
+    # API documentation, error codes: the key's creator has left the organisation's Claude Code members.
+    _refusal("key_refused", "claude_code_key_creator_not_member"),
+    # API documentation, error codes: customer-managed encryption keys.
+    _refusal("own_key_refused", "cmek_key_disabled|cmek_key_network_blocked"),
 )
-_REFUSED_TYPES = frozenset({"invalid_request_error", "rate_limit_error", "permission_error", "billing_error"})
+"""The organisation, its workspace or its key is refused, and no request is to blame."""
+_WORDED = frozenset({"invalid_request_error", "rate_limit_error", "permission_error", "billing_error"})
+_DAMAGE = re.compile(r"request body is not valid json|could not parse (?:the )?(?:request )?body", re.IGNORECASE)
+"""Said of a body that was valid JSON when it was sent: every body is encoded here."""
 _QUEUE_WORDS = re.compile(r"\bqueue\b|batch requests", re.IGNORECASE)
 _BETA_WORDS = re.compile(r"anthropic-beta", re.IGNORECASE)
 _CULPRIT = re.compile(r"(?:^|[\s,;])requests(?:\.|\[)([0-9]{1,6})(?=[\].:\s]|$)")
@@ -210,7 +253,7 @@ def rule_row(result: Mapping[str, Any]) -> Ruling:
     """
     match result.get("type"):
         case "succeeded":
-            return _rule_answer(result.get("message"))
+            return rule_answer(result.get("message"))
         case "errored":
             fault = _row_fault(result.get("error"))
             rule = _TABLE[_kind(fault)]
@@ -227,12 +270,29 @@ def rule_row(result: Mapping[str, Any]) -> Ruling:
             return _unusable("unknown_result_type", f"the API answered with a result of type {ascii(other)[:80]}")
 
 
-def rule_call(fault: Fault) -> Ruling:
-    """What a failed Messages call means for its request. Total: never raises."""
-    rule, status = _TABLE[_kind(fault)], fault.status
+def rule_call(fault: Fault, *, bills_profile: bool = False) -> Ruling:
+    """What a failed Messages call means for its request. Total: never raises.
+
+    Args:
+        fault: The failure.
+        bills_profile: The request bills a user profile (`billing_policy.bill_to: "user_profile"`): a 402 is that
+            profile's affair, and fails this request alone.
+    """
+    kind, status = _kind(fault), fault.status
+    if kind == MALFORMED:
+        return _unusable(kind, fault.message)
+    rule = _PROFILE if bills_profile and status == 402 else _TABLE[kind]
     lost = status is None or status < 400 or (status >= 500 and status not in _ANSWERED)
     ruling = _ruling(fault, rule.call, rule.mend, costs_attempt=rule.costs_attempt)
     return attrs.evolve(ruling, doubtful=fault.request_sent and lost, wait=fault.retry_after)
+
+
+def bills_profile(body: bytes) -> bool:
+    """Whether a request bills a user profile, not the organisation; `body` is its encoded params."""
+    if b"user_profile" not in body:
+        return False
+    policy = decode(body).get("billing_policy")
+    return isinstance(policy, Mapping) and policy.get("bill_to") == "user_profile"
 
 
 def rule_create(fault: Fault) -> CreateRuling:
@@ -325,12 +385,21 @@ def culprits(message: str) -> tuple[int, ...]:
     return tuple(sorted({int(position) for position in _CULPRIT.findall(message)}))
 
 
-def _rule_answer(message: object) -> Ruling:
-    if not isinstance(message, Mapping):
-        return _unusable("malformed_result", "the API answered with a succeeded row that has no message")
-    if message.get("stop_reason") == "pause_turn" and message.get("content"):
+def rule_answer(message: object) -> Ruling:
+    """What the body of a 200, or the message of a succeeded row, means, whatever it is. Total: never raises.
+
+    An answer is an object with a list of `content`; what it is made of is the caller's to read. A refusal and an
+    answer that was cut off are answers. Anything else is kept as it came, and not bought again unasked.
+
+    Args:
+        message: The decoded JSON.
+    """
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(message, Mapping) or not isinstance(content, list):
+        return _unusable(MALFORMED, "the API's answer is no message")
+    if message.get("stop_reason") == "pause_turn" and content:
         return Ruling(verdict=Verdict.CONTINUE, costs_attempt=False)
-    return Ruling(verdict=Verdict.SETTLE, outcome=Outcome.SUCCEEDED)  # a refusal and a cut answer are answers
+    return Ruling(verdict=Verdict.SETTLE, outcome=Outcome.SUCCEEDED)
 
 
 def _unusable(kind: str, message: str) -> Ruling:
@@ -364,8 +433,12 @@ def _kind(fault: Fault) -> str:
         kind = _BY_STATUS[status]
     else:
         kind = fault.type if fault.type in _TABLE else "unknown_4xx"
-    worded = kind in _REFUSED_TYPES and _REFUSED_WORDS.search(fault.message) is not None
-    return "account_refused" if worded or fault.error_code in _REFUSED_CODES else kind
+    for refusal in _REFUSALS:
+        if (fault.error_code is not None and refusal.codes.fullmatch(fault.error_code)) or (
+            kind in _WORDED and refusal.words.search(fault.message)
+        ):
+            return refusal.kind
+    return "damaged_on_the_way" if kind == "invalid_request_error" and _DAMAGE.search(fault.message) else kind
 
 
 def _ruling(fault: Fault, verdict: Verdict, mend: str, *, costs_attempt: bool) -> Ruling:

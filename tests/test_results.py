@@ -1,0 +1,89 @@
+"""No accessor of a result raises anything but `RequestFailedError`, whatever the API sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import batchwise as bw
+from batchwise.jsontext import decode, encode
+from batchwise.ledger.values import ResultRow, Settled
+from batchwise.planning.turns import received
+from batchwise.results import Result
+from tests.strategies import NOW, json_values, messages
+
+ACCESSORS = [name for name in dir(Result) if not name.startswith("_")]
+
+
+def result_of(line: bytes, outcome: bw.Outcome = bw.Outcome.SUCCEEDED, betas: tuple[str, ...] = ()) -> Result:
+    how = Settled(
+        job=None, outcome=outcome, lane=bw.Lane.SYNC, attempts=1, nonce=None, deadline=None, settled_at=NOW, met=None,
+        betas=betas,
+    )  # fmt: skip
+    return Result(ResultRow(cursor=1, request=1, key="k", line=line, cost=None, saved=None, how=how))
+
+
+def look_at_all(result: Result) -> dict[str, Any]:
+    seen: dict[str, Any] = {"repr": repr(result)}
+    for name in ACCESSORS:
+        try:
+            value = getattr(result, name)
+            seen[name] = value() if callable(value) else value
+        except bw.RequestFailedError as error:
+            seen[name] = error
+    assert all(str(value).isprintable() for value in seen.values() if isinstance(value, Exception))
+    return seen
+
+
+lines = messages.map(lambda message: received("id", encode(message))[0]) | st.dictionaries(
+    st.sampled_from(["type", "message", "error"]), json_values
+).map(lambda result: encode({"custom_id": "id", "result": result}))
+
+
+@given(lines, st.sampled_from(bw.Outcome), st.sampled_from([(), ("beta-1",)]))
+@example(encode({"result": {"type": "errored", "error": {"retryable": [], "type": 3}}}), bw.Outcome.FAILED, ())
+@example(encode({"result": {"type": "canceled", "error": {}}}), bw.Outcome.CANCELED, ())
+@example(encode({"result": {"message": {"content": [], "_fields_set": 3, "__cls": 4}}}), bw.Outcome.SUCCEEDED, ())
+@example(encode({"result": {"message": {"content": [{"type": "text", "text": None}]}}}), bw.Outcome.SUCCEEDED, ())
+@example(encode({"result": {"message": {"content": [{"type": "tool_use"}]}}}), bw.Outcome.SUCCEEDED, ())
+@example(encode({"result": {"message": {"content": [None, 3, []], "usage": None}}}), bw.Outcome.SUCCEEDED, ("b",))
+def test_accessors_raise_one_error_or_none(line: bytes, outcome: bw.Outcome, betas: tuple[str, ...]) -> None:
+    seen = look_at_all(result_of(line, outcome, betas))
+    assert decode(seen["raw"]) == decode(line)
+    if outcome is not bw.Outcome.SUCCEEDED:
+        for name in ("text", "message", "tool_calls", "unwrap"):
+            assert isinstance(seen[name], bw.RequestFailedError)
+        assert (seen["error"].type + seen["error"].message).isprintable()
+    else:
+        assert seen["error"] is None
+
+
+@pytest.mark.parametrize("betas", [(), ("beta-1",)])
+def test_shapes_that_nobody_has_heard_of_are_taken_as_the_sdk_takes_them(betas: tuple[str, ...]) -> None:
+    message = {"content": [{"type": "hologram", "data": 1}, {"type": "text", "text": "hi"}], "stop_reason": "bored"}
+    result = result_of(received("id", encode(message))[0], betas=betas)
+    assert (result.text, result.tool_calls, result.message.stop_reason) == ("hi", (), "bored")
+    assert result.message.content[0].to_dict() == {"type": "hologram", "data": 1}
+    assert result.message.id is None or not hasattr(result.message, "id")
+    assert result.message is result.message
+
+
+def test_numbers_and_letters_are_as_python_reads_them() -> None:
+    body = b'{"content": [{"type": "tool_use", "id": "t", "name": "n", "input": {"id": 123456789012345678901234,'
+    body += rb' "far": 1e400, "half": "\ud800"}}, {"type": "text", "text": "\udfff"}]}'
+    for text in (body, b"\xef\xbb\xbf" + body, body.replace(b", ", b",\r\n   ")):
+        result = result_of(received("id", text)[0])
+        assert result.tool_calls[0].input == {"id": 123456789012345678901234, "far": float("inf"), "half": "\ud800"}
+        assert result.message.content[0].input == result.tool_calls[0].input  # type: ignore[union-attr]
+        assert result.text == "\udfff"
+        assert result.raw.splitlines() == [result.raw]
+
+
+def test_a_gate_never_passes_on_a_text_that_is_none() -> None:
+    result = result_of(received("id", b'{"content": [{"type": "text", "text": null}]}')[0])
+    with pytest.raises(bw.RequestFailedError) as caught:
+        _ = result.text
+    assert caught.value.error_type == "malformed_response"

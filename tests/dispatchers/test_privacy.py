@@ -42,7 +42,7 @@ async def test_a_whole_scenario_at_debug(world: World, caplog):
             lambda: d.dispatch({"messages": PROMPT}),
             lambda: d.dispatch(params(PROMPT, tools=PROMPT)),
             lambda: d.dispatch_all([params(PROMPT)]),
-            lambda: d.dispatch(params(PROMPT, thing={1, PROMPT})),
+            lambda: d.dispatch(params(PROMPT, thing=PROMPT.encode())),
             lambda: d.dispatch([params(PROMPT)]),
         ):
             with pytest.raises(BatchwiseError) as caught:

@@ -188,7 +188,7 @@ async def test_a_fault_within_a_call_has_its_recorded_end(world: World, monkeypa
 
     async with world.open() as d:
         with monkeypatch.context() as broken:
-            broken.setattr(calls, "merged", fail)
+            broken.setattr(calls, "received", fail)
             result = await (await d.dispatch(params("a"), key="a")).result(timeout=20)
         assert (result.outcome, result.error.type, result.attempts) == (Outcome.FAILED, "internal_error", 3)
         assert "secret" not in str(result.error)

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import attrs
@@ -274,6 +275,70 @@ def test_results_gone_are_bought_again_and_booked(world: World) -> None:
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert len(world.api.batches) == 2
     assert world.ledger.report(job=None).possible_doubles == ROWS
+
+
+def no_results(world: World, until: timedelta) -> None:
+    """The results answer 404 for so long from now on."""
+    real, end = world.api.read, world.true + until
+
+    def read(remote_id: str, feed: Callable[[bytes], bool]) -> None:
+        if world.true < end and remote_id == world.api.batches[0].id:
+            world.api._refuse("404")
+        real(remote_id, feed)
+
+    world.api.read = read  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("minutes", [1, 10, 300])
+def test_results_that_come_later_than_the_end_are_not_bought_again(world: World, minutes: int) -> None:
+    no_results(world, minutes * MINUTE)
+    finish(world)
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert len(world.api.batches) == 1
+    assert world.ledger.report(job=None).possible_doubles == 0
+
+
+@pytest.mark.parametrize("archived", [True, False])
+def test_results_that_nobody_read_in_time_are_lost_and_not_bought_again(world: World, archived: bool) -> None:
+    no_results(world, timedelta(days=99))
+    real = world.api._info
+
+    def info(batch: Any, now: Any = None) -> Any:
+        return attrs.evolve(real(batch, now), archived_at=world.true if archived else None)
+
+    world.api._info = info  # type: ignore[method-assign]
+    world.true += HOUR if archived else timedelta(days=29)
+    finish(world)
+    assert outcomes(world) == {bw.Outcome.FAILED: ROWS}
+    rows = world.ledger.results(job=None, after=0, limit=99)
+    assert {orjson.loads(row.line)["result"]["error"]["type"] for row in rows} == {"results_archived"}
+    assert {row.cost for row in rows} == {None}
+    assert (len(world.api.batches), world.api.sync.total()) == (1, 0)
+
+
+def test_a_listing_with_unreadable_entries_proves_no_loss(world: World) -> None:
+    world.api.batches[0].gone = True
+    real = world.api.list
+    world.api.list = lambda **asked: attrs.evolve(real(**asked), unknown=1)  # type: ignore[method-assign]
+    for _ in range(20):
+        world.pass_time(10 * MINUTE)
+    world.check()
+    assert not world.seen
+    assert len(world.api.batches) == 1
+
+
+def test_results_that_do_not_come_are_rescued_at_the_last_safe_moment() -> None:
+    world = ended(timedelta(hours=30))
+    no_results(world, timedelta(days=9))
+    for _ in range(30):
+        world.pass_time(HOUR)
+        world.ledger.resume()
+    world.check()
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert world.api.sync.total() == ROWS
+    report = world.ledger.report(job=None)
+    assert (report.met, report.missed, report.possible_doubles) == (ROWS, 0, ROWS)
+    world.close()
 
 
 def test_a_404_just_after_create_does_no_harm() -> None:

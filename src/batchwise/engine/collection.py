@@ -16,7 +16,7 @@ import attrs
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo
 from batchwise.models import Lane, Outcome, ResultError
-from batchwise.planning.outcomes import Ruling, Verdict, credible, rule_call
+from batchwise.planning.outcomes import Ruling, Verdict, archived, credible, rule_call
 from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
@@ -126,40 +126,53 @@ def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView
 
 
 def _unreadable(engine: Engine, batch: BatchView, error: LaneFault) -> Procedure[None]:
-    """A poll or a read failed: again later; lost for good if the API goes on not knowing the batch, nor lists it."""
+    """A poll or a read failed: again later. A 404 alone loses nothing: the results may come later than the end."""
     fault, ruling = error.fault, rule_call(error.fault)
+    words = f"{fault.type}: {fault.message}"
     if fault.status == 404:
         young = engine.now() - (batch.posting_at or batch.sealed_at) < _YOUNG
         if batch.failures >= _REREADS and not young:
-            try:
-                info = None if batch.state is BatchState.ENDED else (yield from _listed(batch))
-            except LaneFault as unlisted:
-                yield from _again(engine, batch, f"{unlisted.fault.type}: {unlisted.fault.message}")
-                return
-            if info is not None:
-                yield from _seen(engine, batch, info)
-                return
-            yield from _lost(engine, batch, "batch_gone", "the API knows the batch no more; it or its results are gone")
+            yield from _unknown(engine, batch, words)
             return
         noted = attrs.evolve(batch, polled_at=engine.now(), failures=batch.failures + 1)
         yield from store(lambda: engine.ledger.update_batch(noted, was=batch))
         return
     reason = (ruling.reason or "") if ruling.verdict is Verdict.SUSPEND else None
-    yield from _again(engine, batch, f"{fault.type}: {fault.message}", reason)
+    yield from _again(engine, batch, words, reason)
 
 
-def _listed(batch: BatchView) -> Procedure[BatchInfo | None]:
-    """The batch as the listing shows it; None: it is not there."""
+def _unknown(engine: Engine, batch: BatchView, words: str) -> Procedure[None]:
+    """The API goes on not knowing the batch, or its results: what the listing shows decides."""
+    try:
+        info, certain = yield from _listed(batch)
+    except LaneFault as unlisted:
+        yield from _again(engine, batch, f"{unlisted.fault.type}: {unlisted.fault.message}")
+        return
+    if info is None and certain:
+        yield from _lost(engine, batch, _gone("batch_gone", "the API knows the batch no more", verdict=Verdict.RETRY))
+    elif info is not None and batch.state is not BatchState.ENDED:
+        yield from _seen(engine, batch, info)
+    elif info is not None and archived(info.archived_at, info.created_at, info.server_time or engine.now()):
+        words = "the batch's results were not read within 29 days of its creation, and the API keeps them no longer"
+        yield from _lost(engine, batch, _gone("results_archived", words, verdict=Verdict.SETTLE))
+    else:
+        yield from _again(engine, batch, words)
+
+
+def _listed(batch: BatchView) -> Procedure[tuple[BatchInfo | None, bool]]:
+    """The batch as the listing shows it; None: not there, or, unless that is certain, there but not readable."""
     after: str | None = None
+    certain = True
     while True:
         listing = yield from page(after)
         for info in listing.batches:
             if info.id == batch.remote_id:
-                return info
+                return info, True
             if batch.created_at is not None and info.created_at < batch.created_at:
-                return None
+                return None, certain and not listing.unknown
+        certain = certain and not listing.unknown
         if not listing.has_more or listing.last_id is None:
-            return None
+            return None, certain
         after = listing.last_id
 
 
@@ -178,12 +191,16 @@ def _again(engine: Engine, batch: BatchView, words: str, reason: str | None = No
         yield from store(lambda: engine.ledger.suspend(Lane.BATCH, told, now=engine.now()))
 
 
-def _lost(engine: Engine, batch: BatchView, kind: str, words: str) -> Procedure[None]:
-    """Its unsettled rows will not come: another attempt while some are left. They may have been paid for."""
+def _gone(kind: str, words: str, *, verdict: Verdict) -> Ruling:
+    """What rows that will not come mean for their requests. They may have been paid for."""
+    error = ResultError(kind, words, retryable=True)
+    return Ruling(verdict=verdict, outcome=Outcome.FAILED, error=error, doubtful=True)
+
+
+def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> Procedure[None]:
+    """Its unsettled rows will not come."""
 
     def give_back() -> list[int]:
-        error = ResultError(kind, words, retryable=True)
-        ruling = Ruling(verdict=Verdict.RETRY, outcome=Outcome.FAILED, error=error, doubtful=True)
         sorter = Sorter(engine, batch)
         numbers = engine.ledger.missing(batch.id)
         for start in range(0, len(numbers), CHUNK):
@@ -226,4 +243,5 @@ def _collect(engine: Engine, batch: BatchView, reader: Reader) -> Procedure[None
     elif batch.failures < _REREADS:
         yield from _again(engine, batch, "rows are missing from its results, or differ from what the API counted")
     else:
-        yield from _lost(engine, batch, "missing_row", "the batch ended without a readable row for this request")
+        words = "the batch ended without a readable row for this request"
+        yield from _lost(engine, batch, _gone("missing_row", words, verdict=Verdict.RETRY))

@@ -28,6 +28,7 @@ __all__ = [
     "Fault",
     "Ruling",
     "Verdict",
+    "archived",
     "bills_profile",
     "credible",
     "culprits",
@@ -192,6 +193,8 @@ _TABLE: Mapping[str, _Rule] = {
     "key_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_KEY),
     "own_key_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_OWN_KEY),
 }
+_RETENTION = timedelta(days=29)
+"""For so long from a batch's creation the API keeps its results (API documentation)."""
 _PROFILE = _Rule(_SETTLE, _SETTLE, _CREATE.SUSPENDED)
 _BY_STATUS: Mapping[int, str] = {
     400: "invalid_request_error",
@@ -336,6 +339,11 @@ def stop_sign(errors: Mapping[tuple[str, str], int], rows: int) -> str | None:
         return None
     mend = _TABLE[known].mend or "mend what the requests share (model, betas, parameters) or the account, then resume()"
     return f"all {rows} requests of a batch failed alike: {_reason(ResultError(kind, message, retryable=True), mend)}"
+
+
+def archived(archived_at: datetime | None, created_at: datetime, now: datetime) -> bool:
+    """Whether the results of a batch are gone for good; all three moments are the server's."""
+    return archived_at is not None or now - created_at >= _RETENTION
 
 
 def credible(counts: Mapping[str, int], rows: int) -> Mapping[str, int] | None:

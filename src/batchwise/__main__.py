@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 
-from .errors import BatchwiseError
+from .errors import BatchwiseError, printable
 from .models import Progress
 
 
@@ -63,7 +63,7 @@ def _words(progress: Progress) -> str:
         first, last = (moment.isoformat(timespec="seconds") for moment in batch.expected_end)
         rescue = "" if batch.rescue_at is None else f", rescue at {batch.rescue_at.isoformat(timespec='seconds')}"
         lines.append(
-            f"batch {batch.remote_id or '(id unknown)'}: {batch.requests} requests, {batch.status} for "
+            f"batch {printable(batch.remote_id or '(id unknown)')}: {batch.requests} requests, {batch.status} for "
             f"{str(batch.elapsed).partition('.')[0]}, expected to end between {first} and {last}{rescue}"
         )
     lines += [f"suspended: the {lane.value} lane: {reason}" for lane, reason in progress.suspended.items()]

@@ -11,6 +11,8 @@ from tests.strategies import NOW
 
 from batchwise.errors import RequestTooLargeError
 from batchwise.planning.packing import (
+    MAX_REQUESTS,
+    Sizes,
     body_chunks,
     body_length,
     check_entry,
@@ -214,3 +216,24 @@ def test_deadline_groups_hold_each_deadline_once_and_are_few(
     assert all(not may_share(one[0], two[0], tolerance=tolerance) for one, two in pairwise(dated))
     assert groups.count((None, None)) == (None in deadlines)
     assert groups[: len(dated)] == dated
+
+
+@given(st.integers(2, MAX_REQUESTS), st.integers(1, MAX_REQUESTS), st.sampled_from(["too_large", "spoiled", "full"]))
+def test_batches_shrink_to_what_is_taken_and_grow_again(requests: int, places: int, why: str) -> None:
+    sizes, size, refused, sent = Sizes(), requests, 0, 0
+    while size > places:
+        sizes = getattr(sizes, why)(size)
+        assert sizes.most(requests) == size // 2
+        size, refused = sizes.most(requests), refused + 1
+    assert refused <= 17
+    while sizes.most(requests) < requests:
+        before = sizes.most(requests)
+        sizes, sent = sizes.worked(before), sent + 1
+        assert sizes.most(requests) > before
+    assert sent <= 60
+    assert sizes.worked(1).most(1) == 1
+
+
+def test_a_small_batch_that_is_taken_says_nothing_of_larger_ones() -> None:
+    assert Sizes().full(100).worked(3).most(1_000) == 50
+    assert Sizes().full(100).worked(50).most(1_000) == 100

@@ -138,3 +138,45 @@ def test_numbers_and_letters_survive_a_turn_that_is_continued(lane: bw.Lane, mon
     for body in sent:
         assert b"123456789012345678901234" in body
         assert b"Infinity" not in body
+
+
+def test_a_call_that_raises_anything_has_its_end_and_harms_no_neighbour() -> None:
+    world = World()
+    real = world.api.call
+
+    def call(body: bytes, **terms: Any) -> Any:
+        if b"one" in body:
+            raise ZeroDivisionError("a secret")
+        return real(body, **terms)
+
+    world.api.call = call  # type: ignore[method-assign]
+    world.dispatch_all(TEXTS, HOUR)
+    for _ in range(9):
+        world.pass_time(10 * MINUTE)
+    rows = {row.key: decode(row.line)["result"] for row in world.ledger.results(job=None, after=0, limit=9)}
+    world.close()
+    assert rows["two"]["type"] == "succeeded"
+    assert rows["one"]["error"]["type"] == "internal_error"
+    assert "ZeroDivisionError" in rows["one"]["error"]["message"]
+    assert "secret" not in rows["one"]["error"]["message"]
+
+
+@pytest.mark.parametrize("id_", [b"no id of ours", b"\\ud800", b"", b"\\u0000"])
+def test_a_line_of_any_kind_harms_no_other_line(id_: bytes) -> None:
+    world = World()
+    real = world.api.lines
+    odd = [
+        b'{"custom_id":"%b","result":{"type":"succeeded"}}\n' % id_,
+        b"7\n",
+        b"[]\n",
+        b'{"custom_id":[]}\n',
+        b"\xff\n",
+    ]
+    world.api.lines = lambda batch: [*odd, *real(batch), *odd]  # type: ignore[method-assign]
+    world.dispatch_all(TEXTS, bw.Latency.FLEXIBLE)
+    for _ in range(9):
+        world.pass_time(10 * MINUTE)
+    world.check()
+    assert {outcome for outcome, _ in world.seen.values()} == {bw.Outcome.SUCCEEDED}
+    assert len(world.seen) == 2
+    world.close()

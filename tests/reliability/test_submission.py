@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -71,7 +72,29 @@ def test_a_413_halves_and_batches_grow_again(world: World) -> None:
     world.settle_all()
     assert set(outcomes(world).values()) == {"succeeded"}
     assert sizes[:2] == [6, 3]
-    assert (world.engine.ceiling or 0) > 3
+    assert (world.engine.sizes.largest or 0) > 3
+
+
+def test_a_full_queue_gets_what_fits(world: World) -> None:
+    world.dispatch_all([f"prompt {number}" for number in range(40)], bw.Latency.FLEXIBLE)
+    places = 10
+    taken = Counter[bool]()
+
+    def refused(body: bytes) -> bool:
+        free = places - sum(len(batch.rows) for batch in world.api.batches if batch.status(world.true) != "ended")
+        taken[body.count(b"custom_id") <= free] += 1
+        return body.count(b"custom_id") > free
+
+    sizes = refuse_if(world, refused, REFUSALS["queue"])
+    world.pass_time(MINUTE)
+    assert sizes[:3] == [40, 20, 10]
+    assert len(world.api.batches[0].rows) == places, "places were free, and nothing was sent"
+    for _ in range(60):
+        world.pass_time(10 * MINUTE)
+    world.check()
+    assert Counter(outcomes(world).values()) == {"succeeded": 40}
+    assert not world.engine.suspended
+    assert taken[False] < 150, "it was asked more often than every two minutes while the queue was full"
 
 
 def test_one_request_that_spoils_its_create_fails_by_name_and_the_others_go_on(world: World) -> None:

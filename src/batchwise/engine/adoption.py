@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 
-from batchwise.errors import InvalidValueError, RequestFailedError, shown
+from batchwise.errors import InvalidValueError, RequestFailedError, printable, shown
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo
 from batchwise.models import Lane, Reason
@@ -79,7 +79,7 @@ def _take_in(engine: Engine, info: BatchInfo, keys: Mapping[str, str], job: str 
     terms = Terms(
         lane=Lane.BATCH,
         reason=Reason.LATENCY_TOLERANT,
-        explanation=f"It was sent in the batch {info.id}, which was made elsewhere and adopted.",
+        explanation=f"It was sent in the batch {printable(info.id)}, which was made elsewhere and adopted.",
         model="",
         max_tokens=0,
         output_tokens=0,
@@ -101,17 +101,18 @@ def _take_in(engine: Engine, info: BatchInfo, keys: Mapping[str, str], job: str 
 
 def _refuse(info: BatchInfo, batches: tuple[BatchView, ...]) -> None:
     """Refuse what has nothing to collect, and what may be a batch of this ledger's."""
+    name = printable(info.id)
     if info.archived_at is not None:
         raise InvalidValueError(
-            f"batch {info.id} cannot be adopted: its results were archived on {info.archived_at:%Y-%m-%d}, and the "
+            f"batch {name} cannot be adopted: its results were archived on {info.archived_at:%Y-%m-%d}, and the "
             "API gives them out no more; dispatch its requests anew"
         )
     if not info.counts.total:
-        raise InvalidValueError(f"batch {info.id} cannot be adopted: the API counts no requests in it")
+        raise InvalidValueError(f"batch {name} cannot be adopted: the API counts no requests in it")
     for batch in batches:
         alike = batch.state in _UNNAMED and batch.requests == info.counts.total and info.id not in batch.struck
         if alike and not too_old(batch, info):
             raise InvalidValueError(
-                f"batch {info.id} may be one of this ledger's own, whose create was not answered (yet); its requests "
+                f"batch {name} may be one of this ledger's own, whose create was not answered (yet); its requests "
                 "are found under their own keys. If it is not, adopt it once that has been cleared up"
             )

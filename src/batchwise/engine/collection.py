@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import attrs
 
+from batchwise.errors import printable
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo
 from batchwise.models import Lane, Outcome, ResultError
@@ -183,7 +184,7 @@ def _again(engine: Engine, batch: BatchView, words: str, reason: str | None = No
     yield from store(lambda: engine.ledger.update_batch(noted, was=batch))
     if reason is None and failures >= _TROUBLES:
         reason = (
-            f"batch {batch.remote_id} could not be read {failures} times in a row ({words}); "
+            f"batch {printable(batch.remote_id or '')} could not be read {failures} times in a row ({words}); "
             "see whether the API can be reached, then resume()"
         )
     if reason is not None:
@@ -232,7 +233,7 @@ def _collect(engine: Engine, batch: BatchView, reader: Reader) -> Procedure[None
     if reader.off and fault is None and (last or not missing):
         _log.warning(
             "batchwise: the results of batch %s differ from its request_counts (%s); what its rows say stands",
-            remote,
+            printable(remote),
             ", ".join(f"{kind}: {more:+d}" for kind, more in reader.off.items()),
         )
     if not missing:

@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import orjson
 
+from batchwise.errors import printable
 from batchwise.jsontext import decode
 from batchwise.lanes.lines import LineSplitter
 from batchwise.ledger.beside import Beside
@@ -282,7 +283,7 @@ class Reader:
             if len(numbers) < len(part.adopted):
                 _log.warning(
                     "batchwise: the results of batch %s have %d rows beyond its %d requests; they are passed over",
-                    self.batch.remote_id,
+                    printable(self.batch.remote_id or ""),
                     len(part.adopted) - len(numbers),
                     self.batch.requests,
                 )

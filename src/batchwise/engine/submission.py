@@ -25,7 +25,7 @@ from batchwise.planning.agenda import Seal
 from batchwise.planning.custom_ids import new_nonce, sealer
 from batchwise.planning.moments import longest_pause
 from batchwise.planning.outcomes import CreateOutcome, CreateRuling, Fault, rule_create
-from batchwise.planning.packing import MAX_BYTES, MAX_REQUESTS, body_chunks
+from batchwise.planning.packing import MAX_BYTES, body_chunks
 from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
@@ -84,13 +84,12 @@ def _seal(engine: Engine, seal: Seal, listing: Listing) -> BatchView | None:
     """Seal a number of requests that no unfinished batch has, be it listed or not yet seen."""
     listed = {info.counts.total for info in listing.batches if info.status != "ended"}
     unfinished = {batch.requests for batch in engine.ledger.snapshot().batches if batch.state is not BatchState.ENDED}
-    limits = [limit for limit in (seal.max_requests, engine.ceiling, engine.portion) if limit is not None]
     return engine.ledger.seal(
         seal.terms,
         nonce=new_nonce(os.urandom(16)),
         taken=frozenset(listed | unfinished),
         now=engine.now(),
-        max_requests=min(limits),
+        max_requests=engine.sizes.most(seal.max_requests),
         max_bytes=MAX_BYTES,
     )
 
@@ -174,10 +173,7 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
 
 def create_worked(engine: Engine, batch: BatchView) -> None:
     """A create was answered, or found: batches may grow again."""
-    if engine.portion is not None:
-        engine.portion = None if engine.portion >= MAX_REQUESTS else 2 * engine.portion
-    if engine.ceiling is not None and batch.requests >= engine.ceiling:
-        engine.ceiling += engine.ceiling // 4 + 1
+    engine.sizes = engine.sizes.worked(batch.requests)
 
 
 def record_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
@@ -211,12 +207,16 @@ def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: datetime
                 doubt = attrs.evolve(posting, state=BatchState.DOUBT, last_byte_at=sent, polled_at=None, failures=0)
                 yield from store(lambda: ledger.update_batch(doubt, was=posting))
         case CreateOutcome.TOO_LARGE if batch.requests > 1:
-            engine.ceiling = max(1, batch.requests // 2)
+            engine.sizes = engine.sizes.too_large(batch.requests)
             yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
         case CreateOutcome.TOO_LARGE | CreateOutcome.INVALID:
             yield from _culprit(engine, batch, ruling)
         case _:
-            yield from _trouble(engine, ruling)  # first: what is queued while the lane takes work is sent again at once
+            smaller = ruling.outcome is CreateOutcome.QUEUE_FULL and batch.requests > 1
+            if smaller:
+                engine.sizes = engine.sizes.full(batch.requests)
+            # First: what is queued while the lane takes work is sent again at once.
+            yield from _trouble(engine, ruling, smaller=smaller)
             yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
 
 
@@ -228,7 +228,7 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
     elif ruling.culprits:
         positions = set(ruling.culprits)
     else:
-        engine.portion = max(1, batch.requests // 2)
+        engine.sizes = engine.sizes.spoiled(batch.requests)
         yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
         return
 
@@ -265,13 +265,13 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
     engine.settled((yield from store(fail)))
 
 
-def _trouble(engine: Engine, ruling: CreateRuling) -> Procedure[None]:
-    """Nothing was created: wait, or suspend the lane."""
+def _trouble(engine: Engine, ruling: CreateRuling, *, smaller: bool = False) -> Procedure[None]:
+    """Nothing was created: wait, or suspend the lane. A `smaller` batch may fit into the queue, and is tried soon."""
     full = ruling.outcome is CreateOutcome.QUEUE_FULL
     reason, wait = ruling.reason, ruling.wait or timedelta(0)
     if reason is None:
         failed = yield from store(lambda: engine.ledger.note_failure("full" if full else "create", now=engine.now()))
-        wait = ruling.wait or engine.backoff(failed.times)
+        wait = ruling.wait or (engine.policy.poll_every[0] if smaller else engine.backoff(failed.times))
         if not full and failed.times >= _TROUBLES:
             reason = (
                 f"{failed.times} create calls in a row failed, the last with {ruling.error.type}: "

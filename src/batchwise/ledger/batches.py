@@ -11,7 +11,7 @@ from functools import partial
 
 import orjson
 
-from batchwise.errors import LedgerError
+from batchwise.errors import LedgerError, printable
 from batchwise.models import Lane
 from batchwise.planning.packing import telling_count
 from batchwise.planning.state import BatchState, BatchView
@@ -239,7 +239,7 @@ class Batches(Claims):
             left = db.execute("SELECT total(requests) FROM cohort WHERE batch = ?", (view.id,)).fetchone()[0]
             if over and left:
                 raise LedgerError(
-                    f"batch {view.id} ({view.remote_id}) still has {left:.0f} unsettled requests; "
+                    f"batch {view.id} ({printable(view.remote_id or '')}) still has {left:.0f} unsettled requests; "
                     "settle or requeue them before it is closed"
                 )
             fields = ", ".join(f"{name} = ?" for name in values)

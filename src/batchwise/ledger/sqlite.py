@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import cast
 
-from batchwise.errors import LedgerError, WrongWorkspaceError
+from batchwise.errors import LedgerError, WrongWorkspaceError, printable
 from batchwise.models import Lane
 from batchwise.planning.state import Snapshot
 
@@ -150,8 +150,9 @@ class SqliteLedger(Adoption):
                 if value is None or known == value:
                     continue
                 if known is not None:
+                    theirs = printable(value)
                     raise WrongWorkspaceError(
-                        f"the ledger {self._name} belongs to the {name} {known}, the client to {value}; "
+                        f"the ledger {self._name} belongs to the {name} {printable(known)}, the client to {theirs}; "
                         "use the client that it was made with, or another ledger. Nothing was polled or sent"
                     )
                 self._put(db, name, value)

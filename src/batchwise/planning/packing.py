@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple, TypeVar
 
+import attrs
+
 from batchwise.errors import RequestTooLargeError, shown
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "MAX_CALL_BYTES",
     "MAX_REQUESTS",
     "Batch",
+    "Sizes",
     "body_chunks",
     "body_length",
     "check_entry",
@@ -215,6 +218,55 @@ def pack_telling(
     if batch.sizes:
         for count in split_telling(len(batch.sizes), used):
             yield _close(batch, count, used)
+
+
+@attrs.frozen(kw_only=True)
+class Sizes:
+    """How many requests a batch may have, by what became of the creates before; None: as many as are there.
+
+    Each refusal of more than that halves one of the figures; creates that work let it grow again.
+
+    Attributes:
+        largest: More were too large for one create call.
+        portion: More hold one that spoils their create, and the API does not say which.
+        room: More did not fit into the account's processing queue.
+    """
+
+    largest: int | None = None
+    portion: int | None = None
+    room: int | None = None
+
+    def most(self, asked: int) -> int:
+        """How many requests the next batch may have, of `asked`."""
+        return min(each for each in (asked, self.largest, self.portion, self.room) if each is not None)
+
+    def too_large(self, requests: int) -> Sizes:
+        """A create of so many was too large."""
+        return attrs.evolve(self, largest=_half(requests))
+
+    def spoiled(self, requests: int) -> Sizes:
+        """One request spoiled a create of so many."""
+        return attrs.evolve(self, portion=_half(requests))
+
+    def full(self, requests: int) -> Sizes:
+        """The account's queue had no room for so many."""
+        return attrs.evolve(self, room=_half(requests))
+
+    def worked(self, requests: int) -> Sizes:
+        """A create of so many was answered."""
+        largest = self.largest
+        if largest is not None and requests >= largest:
+            largest += largest // 4 + 1
+        room = self.room if self.room is not None and requests < self.room else _twice(self.room)
+        return Sizes(largest=largest, portion=_twice(self.portion), room=room)
+
+
+def _half(requests: int) -> int:
+    return max(1, requests // 2)
+
+
+def _twice(most: int | None) -> int | None:
+    return None if most is None or most >= MAX_REQUESTS else 2 * most
 
 
 def _close(batch: _Open, count: int, used: set[int]) -> Batch:

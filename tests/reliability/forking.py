@@ -5,11 +5,12 @@ Whoever accepts a request prints its key, a line in one write, before it ends. T
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
-import signal
 import sys
 import threading
+import traceback
 import warnings
 
 import batchwise as bw
@@ -18,7 +19,7 @@ from tests.strategies import params
 
 warnings.simplefilter("ignore", DeprecationWarning)
 LEDGER, ROUNDS = sys.argv[2], int(sys.argv[3])
-PATIENCE = 30
+PATIENCE = 90
 
 
 def work(d: bw.Dispatcher, name: str) -> None:
@@ -30,9 +31,14 @@ def work(d: bw.Dispatcher, name: str) -> None:
         os.write(1, f"{key}\n".encode())
 
 
+def hurry() -> None:
+    """A process that hangs says where, and ends."""
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
+
+
 def own(name: str) -> None:
     """What a child does: with a dispatcher of its own, on the same file."""
-    signal.alarm(PATIENCE)
+    hurry()
     with bw.Dispatcher(ledger=LEDGER) as d:
         work(d, name)
 
@@ -51,16 +57,16 @@ def fork(name: str, inherited: bw.Dispatcher | None = None) -> int:
                 code = 0
             inherited.close()
         own(name)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # the child ends with the code
         code = 1
-        raise
+        traceback.print_exc()
     finally:
         os._exit(code)
 
 
 def wait(children: list[int]) -> None:
-    for child in children:
-        assert os.waitpid(child, 0)[1] == 0, "a child failed, or hung"
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert not any(codes), f"a child failed, or hung: {codes}"
 
 
 def pool(number: int) -> None:
@@ -105,7 +111,7 @@ def daemon(number: int) -> None:
     if os.fork():
         return  # by way of the exit handlers
     os.setsid()
-    signal.alarm(PATIENCE)
+    hurry()
     for key, latency in ((f"{number} daemon now", None), (f"{number} daemon later", bw.Latency.FLEXIBLE)):
         ticket = bw.dispatch(params(key), key=key, latency=latency)
         assert latency or ticket.result(PATIENCE).ok

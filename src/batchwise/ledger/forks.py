@@ -17,9 +17,12 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol
 
 from batchwise.errors import ForkedDispatcherError
+from batchwise.models import Lane
+from batchwise.planning.pricing import PriceBook
 
 from . import locks
 
@@ -58,6 +61,17 @@ def forked(what: str, pid: int) -> ForkedDispatcherError:
     )
 
 
+@cache
+def _load() -> None:
+    """Import now what Python's sockets and the prices else import when a thread first needs them.
+
+    A child that is forked at such a moment inherits the lock of the half imported module, and waits for it for ever.
+    """
+    import encodings.idna  # noqa: F401
+
+    PriceBook().rates("claude-haiku-4-5", Lane.SYNC)
+
+
 @contextmanager
 def opening(ledger: _Ledger) -> Iterator[None]:
     """While a ledger is opened; from then on forks know of it.
@@ -71,6 +85,7 @@ def opening(ledger: _Ledger) -> Iterator[None]:
                 f"the ledger {ledger.name} was in use by process {_refused[ledger.name]} when that forked, so this "
                 f"process ({os.getpid()}) cannot open it; fork before the ledger is used, or start it with spawn"
             )
+        _load()
         yield
         _opened.add(ledger)
 

@@ -153,10 +153,11 @@ async def test_an_end_in_the_midst_of_trouble_comes_and_says_so(
 ):
     for module in (pump, threads):
         monkeypatch.setattr(module, "SPARED", 0.5)
-    world.sandbox.sync_latency = 0.3
+    world.sandbox.sync_latency = 1
     d = world.open(ledger=ledger)
     await d.__aenter__()
     await d.dispatch(params(LARGE), key="large", latency=timedelta(hours=2))
+    await world.until(lambda: world.calls)
     with trouble(ledger):
         await world.until(lambda: last_error(d))
         begun = time.monotonic()

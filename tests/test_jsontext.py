@@ -51,6 +51,12 @@ def json_texts(draw: st.DrawFn) -> bytes:
     return text.encode(encoding, "surrogatepass")
 
 
+@pytest.mark.parametrize("digits", [19, 20, 25])
+def test_a_long_integer_is_found_wherever_it_stands(digits: int) -> None:
+    number = 1 - 10**digits
+    assert [decode(b" " * before + b"%d " % number) for before in range(24)] == [number] * 24
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_odd_json_is_read_as_python_reads_it(name: str) -> None:
     data = ODD[name]

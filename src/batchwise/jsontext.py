@@ -17,6 +17,8 @@ __all__ = ["UnreadableError", "decode", "encode", "kept", "one_line"]
 _DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
 _LONG = b"0" * 19
 """The shortest integer beyond 64 bits, -9223372036854775809, has 19 digits."""
+_STEP, _THREE = 6, b"000"
+"""Of 19 digits in a row, three stand at places that are multiples of six: to look there takes 0.4 us of 1 KB, not 1."""
 _BREAKS = b"\n", b"\r", b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9"
 _LINE_END = re.compile(rb"[\r\n][ \t\r\n]*")
 _INFINITY = re.compile(r'"(?:[^"\\]|\\.)*"|Infinity')
@@ -36,7 +38,7 @@ def decode(data: bytes) -> Any:
     Raises:
         UnreadableError: It raises.
     """
-    if _LONG not in data.translate(_DIGITS):
+    if not _holds_long(data):
         try:
             return orjson.loads(data)
         except orjson.JSONDecodeError:
@@ -46,6 +48,11 @@ def decode(data: bytes) -> Any:
     except (ValueError, RecursionError):
         pass
     raise UnreadableError("the text is no JSON")
+
+
+def _holds_long(data: bytes) -> bool:
+    """Whether 19 digits stand in a row, in a number or in a string."""
+    return _THREE in data[::_STEP].translate(_DIGITS) and _LONG in data.translate(_DIGITS)
 
 
 def encode(value: Any) -> bytes:

@@ -180,10 +180,10 @@ class Result:
         Raises:
             RequestFailedError: There is no answer, or one of its text blocks has no text.
         """
-        texts = [block.get("text") for block in self._blocks("text")]
-        if not all(isinstance(text, str) for text in texts):
-            raise self._unreadable("a text block without text")
-        return "".join(texts)  # type: ignore[arg-type]  # looked at just now
+        try:
+            return "".join([block["text"] for block in self._blocks("text")])
+        except (KeyError, TypeError):
+            raise self._unreadable("a text block without text") from None
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:

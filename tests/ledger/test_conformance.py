@@ -18,7 +18,7 @@ from batchwise.ledger.values import Cap, Settled
 from batchwise.models import Lane, Outcome, Policy
 from batchwise.planning.custom_ids import new_nonce, sealer
 from batchwise.planning.moments import believed, longest_pause
-from batchwise.planning.packing import body_chunks
+from batchwise.planning.packing import Sizes, body_chunks
 from batchwise.planning.state import BatchState, BatchView
 
 from .conftest import Backend
@@ -1158,6 +1158,10 @@ def test_pause_and_pass(world: World) -> None:
     assert world.ledger.snapshot().batch_paused_until == NOW + HOUR
     world.ledger.pause_batches(None)
     assert world.ledger.snapshot().batch_paused_until is None
+    assert world.ledger.snapshot().sizes == Sizes()
+    for sizes in (Sizes(largest=7, room=50_000), Sizes(portion=1), Sizes()):
+        world.ledger.note_sizes(sizes)
+        assert world.ledger.snapshot().sizes == sizes
     world.ledger.note_clock(timedelta(seconds=-30))
     assert world.ledger.snapshot().clock_offset == timedelta(seconds=-30)
     assert (world.ledger.snapshot().sync_answered_at, world.ledger.snapshot().sync_failed_at) == (None, None)

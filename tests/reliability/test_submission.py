@@ -72,7 +72,7 @@ def test_a_413_halves_and_batches_grow_again(world: World) -> None:
     world.settle_all()
     assert set(outcomes(world).values()) == {"succeeded"}
     assert sizes[:2] == [6, 3]
-    assert (world.engine.sizes.largest or 0) > 3
+    assert (world.ledger.snapshot().sizes.largest or 0) > 3
 
 
 def test_a_full_queue_gets_what_fits(world: World) -> None:
@@ -95,6 +95,19 @@ def test_a_full_queue_gets_what_fits(world: World) -> None:
     assert Counter(outcomes(world).values()) == {"succeeded": 40}
     assert not world.engine.suspended
     assert taken[False] < 150, "it was asked more often than every two minutes while the queue was full"
+
+
+@pytest.mark.parametrize("fault", ["queue", "413", "400"])
+def test_a_new_process_knows_how_many_requests_were_too_many(fault: str, world: World) -> None:
+    """A cron line is a new process each time: it would begin with the full size each time, and never send anything."""
+    world.dispatch_all([f"prompt {number}" for number in range(40)], bw.Latency.FLEXIBLE)
+    sizes = refuse_if(world, lambda body: body.count(b"custom_id") > 10, REFUSALS[fault])
+    for creates in (1, 2, 3):
+        world.restart()
+        world.true += 5 * MINUTE
+        while len(sizes) < creates or (sizes[-1] > 10 and world.ledger.snapshot().batches):
+            world.run(steps=1)
+    assert sizes in ([40, 20, 10], [40, 20, 9]), "one fewer tells a batch from another"
 
 
 def test_one_request_that_spoils_its_create_fails_by_name_and_the_others_go_on(world: World) -> None:

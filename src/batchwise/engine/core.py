@@ -38,7 +38,7 @@ from batchwise.planning import agenda, planner
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample
 from batchwise.planning.moments import believed, longest_pause
-from batchwise.planning.packing import MAX_CALL_BYTES, Sizes
+from batchwise.planning.packing import MAX_CALL_BYTES
 from batchwise.planning.pricing import PriceBook, to_pico
 from batchwise.planning.state import BatchState, Group, Snapshot, Terms
 from batchwise.planning.turns import failed
@@ -96,8 +96,6 @@ class Engine:
         self.failures: Counter[str] = Counter()
         self.greeted = False
         """Whether the client's workspace is known to be the ledger's."""
-        self.sizes = Sizes()
-        """How many requests the next batch may have, by what became of those before."""
         self.orphans: set[int] = set()
         """Batches whose sending was broken off in this process, in a way that tells nothing of the create."""
         self.suspended: dict[Lane, str] = {}

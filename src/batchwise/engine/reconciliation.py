@@ -24,7 +24,7 @@ from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
 from .effects import Procedure, api, page, store
-from .submission import create_worked, learn_from, record_created
+from .submission import learn_from, record_created
 
 __all__ = ["give_up", "reconcile", "too_old"]
 
@@ -160,7 +160,6 @@ def _id_of(line: bytes) -> str | None:
 def _adopt(engine: Engine, batch: BatchView, info: BatchInfo) -> Procedure[None]:
     """It is ours. The planner cancels one whose requests have gone elsewhere; what it did is booked when it ends."""
     yield from store(lambda: record_created(engine, batch, info))
-    create_worked(engine, batch)
 
 
 def give_up(engine: Engine, batch: BatchView) -> Procedure[None]:

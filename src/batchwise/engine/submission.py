@@ -25,13 +25,13 @@ from batchwise.planning.agenda import Seal
 from batchwise.planning.custom_ids import new_nonce, sealer
 from batchwise.planning.moments import longest_pause
 from batchwise.planning.outcomes import CreateOutcome, CreateRuling, Fault, rule_create
-from batchwise.planning.packing import MAX_BYTES, body_chunks
+from batchwise.planning.packing import MAX_BYTES, Sizes, body_chunks
 from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
 from .effects import Procedure, api, page, store
 
-__all__ = ["FenceError", "create_worked", "greet", "learn_from", "record_created", "reseal", "submit"]
+__all__ = ["FenceError", "greet", "learn_from", "record_created", "reseal", "submit"]
 
 _TROUBLES = 10
 """Creates that fail in a row, without proof of a lasting cause, before the lane is suspended."""
@@ -83,13 +83,14 @@ def submit(engine: Engine, seal: Seal) -> Procedure[None]:
 def _seal(engine: Engine, seal: Seal, listing: Listing) -> BatchView | None:
     """Seal a number of requests that no unfinished batch has, be it listed or not yet seen."""
     listed = {info.counts.total for info in listing.batches if info.status != "ended"}
-    unfinished = {batch.requests for batch in engine.ledger.snapshot().batches if batch.state is not BatchState.ENDED}
+    known = engine.ledger.snapshot()
+    unfinished = {batch.requests for batch in known.batches if batch.state is not BatchState.ENDED}
     return engine.ledger.seal(
         seal.terms,
         nonce=new_nonce(os.urandom(16)),
         taken=frozenset(listed | unfinished),
         now=engine.now(),
-        max_requests=engine.sizes.most(seal.max_requests),
+        max_requests=known.sizes.most(seal.max_requests),
         max_bytes=MAX_BYTES,
     )
 
@@ -168,16 +169,18 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
         yield from store(lambda: engine.ledger.unseal(batch.id, now=engine.now()))
         return
     yield from store(lambda: record_created(engine, batch, created.batch), sure=True)
-    create_worked(engine, batch)
 
 
-def create_worked(engine: Engine, batch: BatchView) -> None:
-    """A create was answered, or found: batches may grow again."""
-    engine.sizes = engine.sizes.worked(batch.requests)
+def _resize(engine: Engine, batch: BatchView, because: Callable[[Sizes, int], Sizes]) -> None:
+    """Remember what became of a create of so many: it tells how many the next may have, in whatever process."""
+    before = engine.ledger.snapshot().sizes
+    after = because(before, batch.requests)
+    if after != before:
+        engine.ledger.note_sizes(after)
 
 
 def record_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
-    """The batch was created: it is this one."""
+    """The batch was created: it is this one. Batches may grow again."""
     engine.ledger.created(
         batch.id,
         remote_id=info.id,
@@ -185,6 +188,7 @@ def record_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
         expires_at=info.expires_at,
         now=engine.now(),
     )
+    _resize(engine, batch, Sizes.worked)
 
 
 def _cut_off(engine: Engine, batch: BatchView, fault: Fault) -> Procedure[bool]:
@@ -207,14 +211,14 @@ def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: datetime
                 doubt = attrs.evolve(posting, state=BatchState.DOUBT, last_byte_at=sent, polled_at=None, failures=0)
                 yield from store(lambda: ledger.update_batch(doubt, was=posting))
         case CreateOutcome.TOO_LARGE if batch.requests > 1:
-            engine.sizes = engine.sizes.too_large(batch.requests)
+            yield from store(lambda: _resize(engine, batch, Sizes.too_large))
             yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
         case CreateOutcome.TOO_LARGE | CreateOutcome.INVALID:
             yield from _culprit(engine, batch, ruling)
         case _:
             smaller = ruling.outcome is CreateOutcome.QUEUE_FULL and batch.requests > 1
             if smaller:
-                engine.sizes = engine.sizes.full(batch.requests)
+                yield from store(lambda: _resize(engine, batch, Sizes.full))
             # First: what is queued while the lane takes work is sent again at once.
             yield from _trouble(engine, ruling, smaller=smaller)
             yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
@@ -228,7 +232,7 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
     elif ruling.culprits:
         positions = set(ruling.culprits)
     else:
-        engine.sizes = engine.sizes.spoiled(batch.requests)
+        yield from store(lambda: _resize(engine, batch, Sizes.spoiled))
         yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
         return
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from batchwise.models import Lane, Outcome, Report
 from batchwise.planning.forecast import Sample
+from batchwise.planning.packing import Sizes
 from batchwise.planning.state import BatchView, Snapshot, Terms
 
 from .roll import Answer, Roll
@@ -433,6 +434,9 @@ class Ledger(Protocol):
 
     def pause_batches(self, until: datetime | None) -> None:
         """The account's queue is full until then."""
+
+    def note_sizes(self, sizes: Sizes) -> None:
+        """Remember how many requests a batch may have from now on."""
 
     def set_right(self, right: Snapshot, *, now: datetime, latest: datetime) -> None:
         """Store what is believed (`planning.moments.believed`) of the lanes and queues, batches aside.

@@ -10,8 +10,11 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+import orjson
+
 from batchwise.models import Lane, Outcome, Report, Status
 from batchwise.planning.forecast import Sample
+from batchwise.planning.packing import Sizes
 from batchwise.planning.state import BatchView, Snapshot
 
 from .rows import (
@@ -83,7 +86,7 @@ class Looking(Store):
             batches = tuple(self._view(db, row) for row in db.execute(f"{_LIVE} ORDER BY id").fetchall())
             offset, paused = self._meta(db, "clock_offset"), self._meta(db, "paused_until")
             answered, failed = self._meta(db, "sync_answered_at"), self._meta(db, "sync_failed_at")
-            advanced = self._meta(db, "advanced_at")
+            advanced, sizes = self._meta(db, "advanced_at"), self._meta(db, "sizes")
             suspended = {lane: reason for lane in LANES if (reason := self._meta(db, f"suspended:{lane.value}"))}
         by_place: dict[tuple[int, int], list[Any]] = {(lane, status): [] for lane in (0, 1) for status in (0, 1)}
         for place, group in groups:
@@ -96,6 +99,7 @@ class Looking(Store):
             suspended=suspended,
             clock_offset=timedelta(microseconds=int(offset or 0)),
             batch_paused_until=from_micros(int(paused)) if paused else None,
+            sizes=Sizes(**orjson.loads(sizes or "{}")),
             leased=self._lease.held,
             sync_answered_at=from_micros(int(answered)) if answered else None,
             sync_failed_at=from_micros(int(failed)) if failed else None,

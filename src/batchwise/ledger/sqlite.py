@@ -7,8 +7,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import cast
 
+import attrs
+import orjson
+
 from batchwise.errors import LedgerError, WrongWorkspaceError, printable
 from batchwise.models import Lane
+from batchwise.planning.packing import Sizes
 from batchwise.planning.state import Snapshot
 
 from .adoption import Adoption
@@ -223,6 +227,11 @@ class SqliteLedger(Adoption):
         """The account's queue is full until then."""
         with self._transaction("pause_batches") as db:
             self._put(db, "paused_until", None if until is None else str(micros(until)))
+
+    def note_sizes(self, sizes: Sizes) -> None:
+        """Remember how many requests a batch may have from now on."""
+        with self._transaction("note_sizes") as db:
+            self._put(db, "sizes", orjson.dumps(attrs.asdict(sizes)).decode())
 
     def note_clock(self, offset: timedelta) -> None:
         """Remember the server's clock minus ours."""

@@ -11,6 +11,7 @@ import attrs
 from batchwise.models import Lane, Reason, ToolUse
 
 from .forecast import Forecast
+from .packing import Sizes
 
 __all__ = ["BYTES_PER_TOKEN", "BatchState", "BatchView", "Group", "Snapshot", "Terms"]
 
@@ -195,6 +196,7 @@ class Snapshot:
         forecast: How long batches and cancels take.
         clock_offset: The server's clock minus ours, as last seen.
         batch_paused_until: The account's queue is full until then, as far as known.
+        sizes: How many requests a batch may have, by what became of the creates before.
         leased: Whether this process may do batch actions.
         sync_answered_at: When a call of the sync lane was last answered (our clock).
         sync_failed_at: When one was last refused for good or not answered (our clock).
@@ -209,6 +211,7 @@ class Snapshot:
     forecast: Forecast = attrs.field(factory=Forecast.prior)
     clock_offset: timedelta = timedelta(0)
     batch_paused_until: datetime | None = None
+    sizes: Sizes = attrs.field(factory=Sizes)
     leased: bool = True
     sync_answered_at: datetime | None = None
     sync_failed_at: datetime | None = None

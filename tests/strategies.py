@@ -74,7 +74,18 @@ json_values = st.recursive(
 )
 """Anything that Python's `json` reads, lone surrogates and integers beyond 64 bits among it."""
 _words = st.sampled_from(
-    ["text", "tool_use", "thinking", "server_tool_use", "end_turn", "pause_turn", "refusal", "max_tokens", "x"]
+    [
+        "text",
+        "tool_use",
+        "thinking",
+        "server_tool_use",
+        "end_turn",
+        "pause_turn",
+        "compaction",
+        "refusal",
+        "max_tokens",
+        "x",
+    ]
 )
 _blocks = st.dictionaries(
     st.sampled_from(["type", "text", "id", "name", "input", "caller", "citations"]), _words | json_values, max_size=5

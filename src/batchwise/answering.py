@@ -24,6 +24,7 @@ from .errors import (
 from .jsontext import UnreadableError, decode, encode
 from .message_events import encoded, events
 from .models import Latency
+from .planning.outcomes import rule_row
 from .request import Request
 from .results import Result
 from .tagging import Tags
@@ -141,7 +142,7 @@ def answer_of(result: Result, *, stream: bool) -> Answer:
         "batchwise-lane": result.lane.value,
         "x-should-retry": "false",
     }
-    if result.ok:
+    if rule_row(told).billed:  # a refusal, and an answer that was cut off, too: as the API gave it
         message = told["message"]
         if stream:
             return Answer(200, {**headers, "content-type": "text/event-stream"}, _stream(message))

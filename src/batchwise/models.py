@@ -85,6 +85,8 @@ class Outcome(str, Enum):
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    REFUSED = "refused"
+    """The model declined (`stop_reason` is `refusal`): billed, and no answer."""
     EXPIRED = "expired"
     CANCELED = "canceled"
 
@@ -379,7 +381,7 @@ class ResultError:
 
     Attributes:
         type: The API's error type (`invalid_request_error`, `overloaded_error`, ...) or batchwise's own
-            (`expired`, `canceled`, `abandoned`, `missing_row`, `late`, ...).
+            (`refusal`, `truncated`, `expired`, `canceled`, `abandoned`, `missing_row`, `late`, ...).
         message: The API's words, or ours; control characters are escaped.
         retryable: Whether the same request may succeed when tried again.
     """
@@ -463,6 +465,7 @@ class Report:
         unpriced: Settled requests whose model's price is unknown; they are in none of the amounts.
         met: Deadlines met: an answer came in time.
         missed: Deadlines missed: the answer came late, or none did. Cancelled requests are in neither.
+        refused: Settled requests that the model declined to answer. They are billed.
         worst_lateness: By how much the worst was missed.
         attempts: Attempts made for these requests.
         possible_doubles: Purchases that may have happened twice because an acceptance could not be seen.
@@ -478,6 +481,7 @@ class Report:
     unpriced: int
     met: int
     missed: int
+    refused: int
     worst_lateness: timedelta
     attempts: int
     possible_doubles: int

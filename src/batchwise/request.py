@@ -46,6 +46,8 @@ class Traits(NamedTuple):
     tool_types: tuple[str, ...]
     tool_choice: str
     speed: str
+    structured: bool = False
+    """The answer has to keep to a JSON schema."""
 
 
 def check_key(key: object) -> str:
@@ -114,7 +116,7 @@ def _traits(params: Mapping[str, Any]) -> Traits:
     if not isinstance(messages, (list, tuple)) or not messages:
         raise InvalidRequestError("params['messages'] has to be a list of at least one message")
     types: tuple[str, ...] = ()
-    chosen, speed = "auto", ""
+    chosen, speed, structured = "auto", "", False
     if len(params) > 3:  # more than the three that each call has
         tools, choice = params.get("tools") or (), params.get("tool_choice")
         if not isinstance(tools, (list, tuple)):
@@ -123,12 +125,21 @@ def _traits(params: Mapping[str, Any]) -> Traits:
         if isinstance(choice, Mapping):
             chosen = str(bare(choice.get("type", "auto")))
         speed = str(bare(params.get("speed")) or "")
+        structured = _is_structured(params)
     names = tuple(params)
     if "billing_policy" in params:
         policy = params["billing_policy"]
         if isinstance(policy, Mapping) and bare(policy.get("bill_to")) == "user_profile":
             names = (*names, BILLED_TO_A_PROFILE)
-    return tuple.__new__(Traits, (model, max_tokens, names, types, chosen, speed))
+    return tuple.__new__(Traits, (model, max_tokens, names, types, chosen, speed, structured))
+
+
+def _is_structured(params: Mapping[str, Any]) -> bool:
+    """Whether a JSON schema is asked for: in `output_config`, or where betas had it before."""
+    config = params.get("output_config")
+    wanted = config.get("format") if isinstance(config, Mapping) else None
+    wanted = params.get("output_format") if wanted is None else wanted
+    return isinstance(wanted, Mapping) and bare(wanted.get("type")) == "json_schema"
 
 
 def _added_tools(messages: Iterable[Any]) -> Iterator[str]:

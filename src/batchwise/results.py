@@ -158,7 +158,8 @@ class Result:
         own, canceled = self._decoded.get("error"), self._decoded.get("type") == "canceled"
         if isinstance(own, dict) and (canceled or isinstance(own.get("retryable"), bool)):  # our own words
             return ResultError(str(own.get("type")), str(own.get("message")), bool(own.get("retryable", True)))
-        error = rule_row(self._decoded).error
+        # Of what did not succeed: a message that is no refusal was cut off where a JSON schema was asked for.
+        error = rule_row(self._decoded, structured=True).error
         return error or ResultError("unknown_error", "the API gave no reason", retryable=True)
 
     def _blocks(self, kind: str) -> Iterator[Mapping[str, Any]]:
@@ -218,16 +219,16 @@ class Result:
 
     @property
     def usage(self) -> Usage | None:
-        """The tokens that the answer took, over all parts of its turn; None when there is no answer.
+        """The tokens that the API's message took, over all parts of its turn; None when none came.
 
         Raises:
             RequestFailedError: The SDK's type cannot be made of it.
         """
-        if not self.ok:
+        if not rule_row(self._decoded).billed:
             return None
         from anthropic.types import Usage
 
-        return self._made(Usage, usage_of(self._answer()))
+        return self._made(Usage, usage_of(self._decoded["message"]))
 
     def _made(self, type_: type[T], values: Mapping[str, Any]) -> T:
         """The SDK's type, made as the SDK makes it."""

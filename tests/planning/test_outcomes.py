@@ -18,6 +18,7 @@ from batchwise.planning.outcomes import (
     Verdict,
     bills_profile,
     culprits,
+    rule_answer,
     rule_call,
     rule_create,
     rule_row,
@@ -194,7 +195,11 @@ ROWS: dict[str, tuple[dict[str, Any], Verdict, Outcome | None, str | None]] = {
         {"type": "succeeded", "message": {"stop_reason": "end_turn", "content": []}}, SETTLE, Outcome.SUCCEEDED, None
     ),
     "refusal": (
-        {"type": "succeeded", "message": {"stop_reason": "refusal", "content": []}}, SETTLE, Outcome.SUCCEEDED, None
+        {"type": "succeeded", "message": {"stop_reason": "refusal", "content": []}}, SETTLE, Outcome.REFUSED, "refusal"
+    ),
+    "refusal in the middle of an answer": (
+        {"type": "succeeded", "message": {"stop_reason": "refusal", "content": [{"type": "text", "text": "First,"}]}},
+        SETTLE, Outcome.REFUSED, "refusal",
     ),
     "cut at max_tokens": (
         {"type": "succeeded", "message": {"stop_reason": "max_tokens", "content": []}}, SETTLE, Outcome.SUCCEEDED, None
@@ -204,7 +209,11 @@ ROWS: dict[str, tuple[dict[str, Any], Verdict, Outcome | None, str | None]] = {
     ),
     "pause": (
         {"type": "succeeded", "message": {"stop_reason": "pause_turn", "content": [{"type": "text"}]}},
-        CONTINUE, None, None,
+        CONTINUE, Outcome.SUCCEEDED, None,
+    ),
+    "pause after compaction": (
+        {"type": "succeeded", "message": {"stop_reason": "compaction", "content": [{"type": "compaction"}]}},
+        CONTINUE, Outcome.SUCCEEDED, None,
     ),
     "pause with nothing to go on from": (
         {"type": "succeeded", "message": {"stop_reason": "pause_turn", "content": []}}, SETTLE, Outcome.SUCCEEDED, None
@@ -265,6 +274,7 @@ FORGIVEN = {
     "organisation disabled",
     "review disabled",
     "pause",
+    "pause after compaction",
     "canceled",
     "revoked",
     "billing",
@@ -288,10 +298,46 @@ def test_a_result_row(name: str) -> None:
     check_shape(ruling)
 
 
+def told(stop: object, *content: object) -> dict[str, Any]:
+    return {"stop_reason": stop, "content": list(content)}
+
+
+@pytest.mark.parametrize("stop", ["max_tokens", "model_context_window_exceeded", "pause_turn", "compaction"])
+@pytest.mark.parametrize("content", [(), ({"type": "text", "text": "{"},)])
+def test_half_an_answer_is_none_where_a_schema_is_asked_for(stop: str, content: tuple[object, ...]) -> None:
+    plain, structured = (rule_answer(told(stop, *content), structured=asked) for asked in (False, True))
+    assert (plain.outcome, plain.error) == (Outcome.SUCCEEDED, None)
+    assert structured.outcome is Outcome.FAILED
+    assert structured.error is not None
+    assert (structured.error.type, structured.error.retryable) == ("truncated", False)
+    assert stop in structured.error.message
+    assert (plain.billed, structured.billed) == (True, True)
+    goes_on = stop in {"pause_turn", "compaction"} and content
+    assert plain.verdict is structured.verdict is (CONTINUE if goes_on else SETTLE)
+
+
+@pytest.mark.parametrize("stop", ["end_turn", "stop_sequence", "tool_use", "refusal", "unheard of", None, [], {}])
+def test_whole_answers_and_refusals_are_the_same_with_and_without_a_schema(stop: object) -> None:
+    message = told(stop, {"type": "text", "text": "{}"})
+    assert rule_answer(message, structured=True) == rule_answer(message)
+
+
+def test_a_refusal_says_why_as_far_as_the_api_does() -> None:
+    details = {"type": "refusal", "category": "cyber", "explanation": "It asks for malware."}
+    ruling = rule_answer({**told("refusal"), "stop_details": details})
+    assert ruling.error is not None
+    assert "(cyber: It asks for malware.)" in ruling.error.message
+    for odd in (None, 3, [], {}, {"category": 3, "explanation": None}):
+        ruling = rule_answer({**told("refusal"), "stop_details": odd})
+        assert ruling.error is not None
+        assert ruling.error.message == "the model declined to answer; it is billed"
+
+
 def check_shape(ruling: Ruling) -> None:
+    assert ruling.billed <= (ruling.outcome is not None and ruling.verdict in {SETTLE, CONTINUE})
     assert (ruling.reason is not None) == (ruling.verdict is SUSPEND)
-    assert (ruling.outcome is None) == (ruling.verdict in {SUSPEND, CONTINUE})
-    assert (ruling.error is None) == (ruling.verdict is CONTINUE or ruling.outcome is Outcome.SUCCEEDED)
+    assert (ruling.outcome is None) == (ruling.verdict is SUSPEND)
+    assert (ruling.error is None) == (ruling.outcome is Outcome.SUCCEEDED)
 
 
 def test_the_reason_says_what_happened_and_what_to_do() -> None:

@@ -58,7 +58,7 @@ class Odd(World):
 
 
 def is_pause(message: Any) -> bool:
-    return isinstance(message, dict) and message.get("stop_reason") == "pause_turn"
+    return isinstance(message, dict) and message.get("stop_reason") in ("pause_turn", "compaction")
 
 
 @given(messages.filter(lambda message: not is_pause(message)))
@@ -67,6 +67,8 @@ def is_pause(message: Any) -> bool:
 @example({"stop_reason": "end_turn"})
 @example({"content": [None, {"type": "unheard of"}], "usage": None, "stop_reason": "bored"})
 @example([])
+@example({"content": [{"type": "text", "text": "No"}], "stop_reason": "refusal", "stop_details": {"category": 3}})
+@example({"content": [], "stop_reason": "refusal", "usage": {"input_tokens": 9, "output_tokens": 0}})
 @example(None)
 @example({"content": [{"type": "text", "text": "\ud800"}], "usage": {"input_tokens": 2**70, "output_tokens": 1}})
 def test_both_lanes_judge_the_same_shape_the_same_and_buy_it_once(message: Any) -> None:
@@ -77,9 +79,9 @@ def test_both_lanes_judge_the_same_shape_the_same_and_buy_it_once(message: Any) 
         assert set(world.api.bought(lane.value).values()) == {1}, "it was bought again"
         outcome, kept, cost = seen[lane][0]
         assert kept == message
-        assert (outcome is bw.Outcome.SUCCEEDED) == (
-            isinstance(message, dict) and isinstance(message.get("content"), list)
-        )
+        is_message = isinstance(message, dict) and isinstance(message.get("content"), list)
+        assert (outcome in {bw.Outcome.SUCCEEDED, bw.Outcome.REFUSED}) == is_message
+        assert (outcome is bw.Outcome.REFUSED) == (is_message and message.get("stop_reason") == "refusal")
         if outcome is bw.Outcome.FAILED:
             assert cost is None
     assert [end[:2] for end in seen[bw.Lane.SYNC]] == [end[:2] for end in seen[bw.Lane.BATCH]]

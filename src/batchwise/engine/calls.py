@@ -6,6 +6,7 @@ import logging
 from datetime import timedelta
 from functools import partial
 from time import monotonic
+from typing import Any
 
 from batchwise.errors import BatchwiseError
 from batchwise.lanes.faults import LaneFault
@@ -71,13 +72,13 @@ def _run(engine: Engine, ticked: Ticked) -> Procedure[None]:
                 yield from _faulted(engine, ticked, claim, error)
             return
         line, message = received(custom_id(claim.key, UNSEALED, claim.id), reply.body)
-        ruling = rule_answer(message)
+        ruling = rule_answer(message, structured=claim.terms.structured)
         on = ruling.verdict is Verdict.CONTINUE and len(claim.turns) < MAX_TURNS
         body = continued(claim.body, line) if on else None
         if body is None:
             break
         claim = claim._replace(body=body, turns=(*claim.turns, line))
-    usage = usage_of(message) if ruling.error is None else {}
+    usage = usage_of(message) if ruling.billed else {}
     fresh, _, cached, written = tokens_of(usage) or (0, 0, 0, 0)
     engine.queue.done(
         ticked, monotonic(), headers=reply.headers, used_in=fresh + cached, used_out=written, took=reply.latency
@@ -87,17 +88,19 @@ def _run(engine: Engine, ticked: Ticked) -> Procedure[None]:
         yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace), sure=True)
         engine.greeted = True
     news = engine.heard(answered=True)
-    now = engine.now()
-    terms = claim.terms
-    if ruling.error is None:
-        biller = Biller(engine.prices, now)
-        end = answered(biller, claim.id, Lane.SYNC, terms.model, line, message, claim.turns)
-    else:
-        failure = _failure(engine, claim, Outcome.FAILED, ruling.error)
-        end = failure._replace(line=line, cost=None, saved=None, doubtful=True)
-    yield from _settle(engine, ticked, end)
+    yield from _settle(engine, ticked, _end(engine, claim, ruling, line, message))
     if news:
         yield from _tell(engine, answered=True)
+
+
+def _end(engine: Engine, claim: Claim, ruling: Ruling, line: bytes, message: Any) -> Settlement:
+    """The settlement of a request whose call came back with a 200."""
+    outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
+    if ruling.billed or error is None:
+        biller = Biller(engine.prices, engine.now())
+        return answered(biller, claim.id, Lane.SYNC, claim.terms.model, line, message, claim.turns, outcome)
+    failure = _failure(engine, claim, outcome, error)
+    return failure._replace(line=line, cost=None, saved=None, doubtful=True)
 
 
 def _check_workspace(engine: Engine, ticked: Ticked) -> Procedure[None]:

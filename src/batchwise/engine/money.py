@@ -86,16 +86,15 @@ def answered(
     line: bytes,
     message: Mapping[str, Any],
     turns: Sequence[bytes],
+    outcome: Outcome = Outcome.SUCCEEDED,
 ) -> Settlement:
-    """The settlement of a request that has its answer, whatever is odd about it."""
+    """The settlement of a request that ends with a message of the API's, whatever is odd about it."""
     try:
         bill, whole = biller.bill(model, lane, message, turns), merged(turns, line)
     except Exception as error:  # noqa: BLE001  # it is paid: kept as it came, and its cost is not known
         _log.warning("batchwise: an answer is kept as it came, without its price (%s)", type(error).__name__)
         bill, whole = _UNKNOWN, line
-    return Settlement(
-        request, Outcome.SUCCEEDED, lane, whole, bill.cost, bill.saved, bill.input_tokens, bill.cache_read_tokens
-    )
+    return Settlement(request, outcome, lane, whole, bill.cost, bill.saved, bill.input_tokens, bill.cache_read_tokens)
 
 
 def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int, int, int] | None:

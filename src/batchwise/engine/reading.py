@@ -23,7 +23,18 @@ from batchwise.ledger.roll import Answer
 from batchwise.ledger.values import Member, Settlement
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import opener
-from batchwise.planning.outcomes import MALFORMED, UNANSWERED, Ruling, Verdict, discrepancy, rule_row, stop_sign
+from batchwise.planning.outcomes import (
+    CUTS,
+    MALFORMED,
+    PAUSES,
+    REFUSAL,
+    UNANSWERED,
+    Ruling,
+    Verdict,
+    discrepancy,
+    rule_row,
+    stop_sign,
+)
 from batchwise.planning.rescue import next_attempt
 from batchwise.planning.state import BatchView
 from batchwise.planning.turns import MAX_TURNS, continued, usage_of
@@ -39,6 +50,8 @@ _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 """What a line raises that is no result of ours."""
 _Rows = dict[int, tuple[bytes, Mapping[str, Any]]]
 """Lines with their results, by the number of the request."""
+_RULED = (*PAUSES, REFUSAL, *CUTS)
+"""Stop reasons of messages that are no whole answers, or not to each request: `rule_answer` decides."""
 CHUNK = 2_000
 """Rows given back in one transaction."""
 _ROWS, _BYTES = 1_200, 2_500_000
@@ -52,7 +65,7 @@ class Sorter:
         self.engine, self.batch = engine, batch
         self.settlements: list[Settlement] = []
         self.again: dict[tuple[Lane, bool, bool], list[int]] = {}
-        self.turns: list[tuple[int, bytes, Member]] = []
+        self.turns: list[tuple[int, bytes, Member, Outcome]] = []
         self.ended: list[int] = []
         self.look(engine.now())
 
@@ -60,11 +73,18 @@ class Sorter:
         """The moment from which on rows are judged."""
         self.biller = Biller(self.engine.prices, now)
 
-    def answered(self, number: int, member: Member, line: bytes, message: Mapping[str, Any]) -> None:
-        """A row with an answer."""
+    def answered(
+        self,
+        number: int,
+        member: Member,
+        line: bytes,
+        message: Mapping[str, Any],
+        outcome: Outcome = Outcome.SUCCEEDED,
+    ) -> None:
+        """A row with a message: it is billed, and its request ends."""
         # The model of an adopted batch's row shows in its answer alone.
         model, turns = member.terms.model or str(message.get("model")), member.turns
-        self.settlements.append(answered(self.biller, number, Lane.BATCH, model, line, message, turns))
+        self.settlements.append(answered(self.biller, number, Lane.BATCH, model, line, message, turns, outcome))
 
     def failed(self, number: int, member: Member, ruling: Ruling, line: bytes | None) -> None:
         """A row without an answer: tried again while attempts are left, else it ends."""
@@ -100,10 +120,10 @@ class Sorter:
         """Settle and queue again, in two or three transactions; returns the requests that this was about."""
         ledger, now, batch = self.engine.ledger, self.engine.now(), self.batch.id
         gone: list[int] = []
-        for number, line, member in self.turns:
+        for number, line, member, outcome in self.turns:
             body = continued(next(iter(ledger.bodies([number]))), line)
             if body is None:  # it cannot go on: what came is the answer
-                self.answered(number, member, line, decode(line)["result"]["message"])
+                self.answered(number, member, line, decode(line)["result"]["message"], outcome)
                 continue
             lane, _ = self._next(member, costs=False) or (Lane.BATCH, False)
             ledger.requeue([number], lane=lane, costs_attempt=False, now=now, turn=line, body=body, batch=batch)
@@ -124,12 +144,15 @@ class Sorter:
         return ended
 
 
-def _answer(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The message of a row's result, if it is a whole answer."""
+def _answer(result: Mapping[str, Any], ruled: Sequence[str] = _RULED) -> dict[str, Any] | None:
+    """The message of a row's result, if it is a whole answer; those with one of these stop reasons are not, perhaps."""
     if result.get("type") != "succeeded":
         return None
     message = result.get("message")
-    if not isinstance(message, dict) or message.get("stop_reason") == "pause_turn":
+    if not isinstance(message, dict):
+        return None
+    stop = message.get("stop_reason")
+    if stop != "end_turn" and stop in ruled:
         return None
     return message if isinstance(message.get("content"), list) else None
 
@@ -167,6 +190,8 @@ class Reader:
         self.off: Mapping[str, int] = {}
         """What `discrepancy` found, once the reading has ended."""
         self._roll = None if batch.adopted else engine.ledger.roll(batch.id)
+        kinds = () if self._roll is None else self._roll.kinds
+        self._ruled = _RULED if any(each.terms.structured for each in kinds) else (*PAUSES, REFUSAL)
         self._part = self._new_part()
         self._beside = Beside("batchwise-settle")
 
@@ -236,14 +261,14 @@ class Reader:
             self._tell_adopted(lines)
             return
         answers, rows, meters = self._part.answers, self._part.rows, self._part.meters
-        loads, open_, roll = orjson.loads, self._open, self._roll
+        loads, open_, roll, ruled = orjson.loads, self._open, self._roll, self._ruled
         for line in lines:
             try:
                 row = loads(line)
                 number, result = open_(row["custom_id"].encode()), row["result"]
                 if number < 0 or not isinstance(result, dict):
                     continue
-                message = _answer(result)
+                message = _answer(result, ruled)
                 kind = None if roll is None or message is None else roll.kind(number)
                 if message is None or kind is None:
                     rows[number] = line, result
@@ -328,19 +353,20 @@ class Reader:
         self._write()
 
     def _hold(self, number: int, member: Member, line: bytes, result: Mapping[str, Any]) -> None:
-        ruling = rule_row(result)
+        ruling = rule_row(result, structured=member.terms.structured)
+        outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
         if ruling.verdict is Verdict.CONTINUE and len(member.turns) < MAX_TURNS and not self.batch.adopted:
-            self.sorter.turns.append((number, line, member))
+            self.sorter.turns.append((number, line, member, outcome))
             return
-        if ruling.verdict is Verdict.CONTINUE or ruling.error is None:
-            self.sorter.answered(number, member, line, result["message"])
+        if ruling.billed or error is None:
+            self.sorter.answered(number, member, line, result["message"], outcome)
             return
-        if ruling.error.type == MALFORMED:  # an answer all the same: no other reading tells more
+        if error.type == MALFORMED:  # an answer all the same: no other reading tells more
             self.sorter.failed(number, member, ruling, line)
             return
         if number in self._held:
             return  # it came twice
-        self._kinds[ruling.error.type, ruling.error.message] += 1
+        self._kinds[error.type, error.message] += 1
         self._held[number] = line
 
     def _stray(self, number: int, member: Member | None, line: bytes, result: Mapping[str, Any]) -> None:
@@ -352,7 +378,8 @@ class Reader:
         message = result.get("message")
         if result.get("type") != "succeeded" or not isinstance(message, dict):
             return
-        whole = _answer(result) is not None
+        ruling = rule_row(result, structured=member is not None and member.terms.structured)
+        whole = ruling.verdict is Verdict.SETTLE and ruling.outcome is Outcome.SUCCEEDED
         if member is not None and not member.turns and whole:
             self.sorter.answered(number, member, line, message)
             return

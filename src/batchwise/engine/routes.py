@@ -79,6 +79,7 @@ class Router:
             betas=request.betas,
             stream=request.stream,
             tool_use=case.tool_use,
+            structured=request.traits.structured,
             batch_only=bool(case.batch_only),
             reserve_each=each,
             reserve_per_byte=per_byte,

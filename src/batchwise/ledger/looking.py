@@ -22,6 +22,7 @@ from .rows import (
     BATCH_COLUMNS,
     IN_FLIGHT,
     LANES,
+    OUTCOME_CODES,
     OUTCOMES,
     QUEUED,
     STATUSES,
@@ -53,6 +54,7 @@ _VISIBLE = "EXISTS (SELECT 1 FROM terms t WHERE t.id = q.terms AND t.staged = 0)
 _RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.line, CASE s.batch WHEN 0 THEN q.batch END"
 _RESULTS = f"{_RESULT} FROM {RESULTS_BEHIND} CROSS JOIN request q ON q.id = r.request"
 _COUNT = f"SELECT {LANE_NOW}, {STATUS_NOW}, s.outcome, count(*) FROM {REQUESTS} WHERE q.id"
+_REFUSED = OUTCOME_CODES[Outcome.REFUSED]
 _PICO = Decimal(1).scaleb(-12)
 
 
@@ -233,12 +235,12 @@ class Looking(Store):
         with self._reading() as db:
             tallies = db.execute(
                 "SELECT lane, requests, cost, saved, unpriced, met, missed, lateness, attempts, cache_tokens, "
-                f"input_tokens FROM tally{where}",
+                f"input_tokens, CASE outcome WHEN {_REFUSED} THEN requests ELSE 0 END FROM tally{where}",
                 values,
             ).fetchall()
             wastes = db.execute(f"SELECT wasted, doubles FROM waste{where}", values).fetchall()
-        lanes, requests, cost, saved, unpriced, met, missed, lateness, attempts, cached, tokens = zip(
-            *tallies, (0,) * 11, strict=True
+        lanes, requests, cost, saved, unpriced, met, missed, lateness, attempts, cached, tokens, refused = zip(
+            *tallies, (0,) * 12, strict=True
         )
         return Report(
             requests=sum(requests),
@@ -252,6 +254,7 @@ class Looking(Store):
             unpriced=sum(unpriced),
             met=sum(met),
             missed=sum(missed),
+            refused=sum(refused),
             worst_lateness=timedelta(microseconds=max(lateness)),
             attempts=sum(attempts),
             possible_doubles=sum(each[1] for each in wastes),

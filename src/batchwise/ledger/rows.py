@@ -41,7 +41,7 @@ __all__ = [
 
 LANES = (Lane.SYNC, Lane.BATCH)
 STATUSES = (Status.QUEUED, Status.IN_FLIGHT, Status.SETTLED)
-OUTCOMES = (Outcome.SUCCEEDED, Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED)
+OUTCOMES = (Outcome.SUCCEEDED, Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED, Outcome.REFUSED)
 LANE_CODES = {lane: code for code, lane in enumerate(LANES)}
 OUTCOME_CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
 SYNC, BATCH = 0, 1
@@ -97,6 +97,7 @@ def encode_terms(terms: Terms) -> bytes:
             "betas": terms.betas,
             "stream": terms.stream,
             "tool_use": terms.tool_use,
+            "structured": terms.structured,
             "batch_only": terms.batch_only,
             "adopted": terms.adopted,
             "reserve_each": terms.reserve_each,

@@ -17,7 +17,8 @@ BUSY_SECONDS = 60.0
 _OPENING_PAUSE = 0.02
 
 # Words of the schema: status 0 queued, 1 in flight, 2 settled; lane 0 sync, 1 batch; outcome 0 succeeded, 1 failed,
-# 2 expired, 3 canceled; times in microseconds since 1970 (UTC); 0 in `batch`, `run`, `not_before`, `staged`: none.
+# 2 expired, 3 canceled, 4 refused; times in microseconds since 1970 (UTC); 0 in `batch`, `run`, `not_before`,
+# `staged`: none.
 #
 # Why it has this shape:
 # - Bodies and result lines are kept out of `request`, whose rows move often and are scanned.

@@ -21,7 +21,11 @@ from batchwise.jsontext import decode
 from batchwise.models import Outcome, ResultError
 
 __all__ = [
+    "CUTS",
     "MALFORMED",
+    "PAUSES",
+    "REFUSAL",
+    "TRUNCATED",
     "UNANSWERED",
     "CreateOutcome",
     "CreateRuling",
@@ -46,6 +50,18 @@ _ZERO = timedelta(0)
 
 MALFORMED = "malformed_response"
 """The error type of an answer that is no message."""
+REFUSAL = "refusal"
+"""The stop reason, and the error type, of a request that the model declines."""
+TRUNCATED = "truncated"
+"""The error type of an answer that was cut off although it had to keep to a JSON schema."""
+PAUSES = ("pause_turn", "compaction")
+"""Stop reasons of a turn that goes on when it is sent back.
+
+`pause_turn`: the API paused a long turn (API documentation, stop reasons). `compaction`: it has summed up the context
+before the answer (API documentation, compaction, `pause_after_compaction`; SDK 2.14, `BetaStopReason`).
+"""
+CUTS = ("max_tokens", "model_context_window_exceeded")
+"""Stop reasons of an answer that was cut off (API documentation, stop reasons)."""
 UNANSWERED = ("errored", "canceled", "expired")
 """The result types of rows without an answer."""
 
@@ -58,7 +74,7 @@ class Verdict(Enum):
     RETRY = "retry"
     """It is tried again while attempts are left; else it ends with the ruling's outcome."""
     CONTINUE = "continue"
-    """The API paused a long turn (`pause_turn`): send the turn back and let it go on."""
+    """The API paused the turn (`PAUSES`): send it back and let it go on. If it cannot, it ends with the outcome."""
     SUSPEND = "suspend"
     """No work of this lane can succeed now: it stays queued, and so does this request."""
 
@@ -110,8 +126,10 @@ class Ruling:
 
     Attributes:
         verdict: What becomes of the request.
-        outcome: How it ends if it ends now: for SETTLE, and for RETRY when no attempt is left.
+        outcome: How it ends if it ends now: for SETTLE, for CONTINUE when it cannot go on, and for RETRY when no
+            attempt is left.
         error: Why there is no answer; None where there is one.
+        billed: It came as a message of the API's: its usage tells what it cost, and it is kept as it came.
         costs_attempt: Whether this try counts among the request's attempts; False: it is forgiven.
         doubtful: It may have been billed although no answer can be used; trying again may buy it twice.
         caller_decides: A canceled row: tried again if batchwise canceled to rescue, settled if the caller canceled.
@@ -122,6 +140,7 @@ class Ruling:
     verdict: Verdict
     outcome: Outcome | None = None
     error: ResultError | None = None
+    billed: bool = False
     costs_attempt: bool = True
     doubtful: bool = False
     caller_decides: bool = False
@@ -249,14 +268,18 @@ _CULPRIT = re.compile(r"(?:^|[\s,;])requests(?:\.|\[)([0-9]{1,6})(?=[\].:\s]|$)"
 _ANSWERED = frozenset({500, 501, 503, 505, 529})
 
 
-def rule_row(result: Mapping[str, Any]) -> Ruling:
+def rule_row(result: Mapping[str, Any], *, structured: bool = False) -> Ruling:
     """What a batch's result object (`{"type": "succeeded", "message": ...}` and its like) means. Total: never raises.
 
     Billed are succeeded rows alone (API documentation).
+
+    Args:
+        result: The decoded object.
+        structured: Whether its request asked for an answer that keeps to a JSON schema.
     """
     match result.get("type"):
         case "succeeded":
-            return rule_answer(result.get("message"))
+            return rule_answer(result.get("message"), structured=structured)
         case "errored":
             fault = _row_fault(result.get("error"))
             rule = _TABLE[_kind(fault)]
@@ -393,21 +416,43 @@ def culprits(message: str) -> tuple[int, ...]:
     return tuple(sorted({int(position) for position in _CULPRIT.findall(message)}))
 
 
-def rule_answer(message: object) -> Ruling:
+def rule_answer(message: object, *, structured: bool = False) -> Ruling:
     """What the body of a 200, or the message of a succeeded row, means, whatever it is. Total: never raises.
 
-    An answer is an object with a list of `content`; what it is made of is the caller's to read. A refusal and an
-    answer that was cut off are answers. Anything else is kept as it came, and not bought again unasked.
+    A message is an object with a list of `content`; what it is made of is the caller's to read. A refusal is billed and
+    no answer. An answer that was cut off is one, unless it had to keep to a JSON schema: half of that is of no use.
+    Anything else is kept as it came, and not bought again unasked.
 
     Args:
         message: The decoded JSON.
+        structured: Whether its request asked for an answer that keeps to a JSON schema.
     """
     content = message.get("content") if isinstance(message, Mapping) else None
     if not isinstance(message, Mapping) or not isinstance(content, list):
         return _unusable(MALFORMED, "the API's answer is no message")
-    if message.get("stop_reason") == "pause_turn" and content:
-        return Ruling(verdict=Verdict.CONTINUE, costs_attempt=False)
-    return Ruling(verdict=Verdict.SETTLE, outcome=Outcome.SUCCEEDED)
+    stop = message.get("stop_reason")
+    if stop == REFUSAL:
+        return Ruling(verdict=Verdict.SETTLE, outcome=Outcome.REFUSED, error=_refused(message), billed=True)
+    paused = stop in PAUSES and content
+    verdict = Verdict.CONTINUE if paused else Verdict.SETTLE
+    if structured and (stop in PAUSES or stop in CUTS):
+        error = ResultError(TRUNCATED, _CUT.format(stop), retryable=False)
+        return Ruling(verdict=verdict, outcome=Outcome.FAILED, error=error, billed=True, costs_attempt=not paused)
+    return Ruling(verdict=verdict, outcome=Outcome.SUCCEEDED, billed=True, costs_attempt=not paused)
+
+
+_CUT = (
+    "the answer was cut off (stop_reason {}), so it does not keep to its JSON schema; allow more max_tokens, or ask "
+    "for less. It is billed"
+)
+
+
+def _refused(message: Mapping[str, Any]) -> ResultError:
+    """Why the model declined, as far as the API says (`stop_details`)."""
+    details = message.get("stop_details")
+    told = [details.get(name) for name in ("category", "explanation")] if isinstance(details, Mapping) else []
+    words = ": ".join(each for each in told if isinstance(each, str) and each)
+    return ResultError(REFUSAL, f"the model declined to answer{words and f' ({words})'}; it is billed", retryable=False)
 
 
 def _unusable(kind: str, message: str) -> Ruling:

@@ -40,6 +40,7 @@ class Terms:
         betas: `anthropic-beta` values of its call.
         stream: The caller wants streaming.
         tool_use: What it does with tools.
+        structured: Its answer has to keep to a JSON schema.
         batch_only: No sync rescue exists.
         adopted: It was sent by others: its body is not in the ledger, so it cannot be sent again.
         reserve_each: pico-USD kept for one of these until it settles; 0 without a spend limit.
@@ -62,6 +63,7 @@ class Terms:
     betas: tuple[str, ...] = ()
     stream: bool = False
     tool_use: ToolUse = ToolUse.NONE
+    structured: bool = False
     batch_only: bool = False
     adopted: bool = False
     reserve_each: int = 0

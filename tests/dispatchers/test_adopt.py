@@ -135,17 +135,18 @@ async def test_a_process_that_dies_on_the_way_leaves_nothing_lost_and_nothing_tw
     remote = await made_elsewhere(world, rows)
     dying = f"""
         import os
+        from batchwise.ledger.sqlite_database import SqliteDatabase
         from batchwise.ledger.sqlite import SqliteLedger
 
-        class Dying(SqliteLedger):
+        class Dying(SqliteDatabase):
             left = 1 if {step!r} == "adopt" else 2
-            def _commit(self, name):
-                super()._commit(name)
+            def commit(self, name):
+                super().commit(name)
                 self.left -= name == {step!r}
                 if not self.left:
                     os._exit(9)
 
-        with bw.Dispatcher(ledger=Dying({str(world.path)!r}), policy=policy) as d:
+        with bw.Dispatcher(ledger=SqliteLedger(Dying({str(world.path)!r})), policy=policy) as d:
             list(d.adopt({remote!r}).results(timeout=20))
         """
     with world.script(dying) as process:

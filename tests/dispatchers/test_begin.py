@@ -13,6 +13,7 @@ import pytest
 
 from batchwise import Dispatcher, LedgerError, Policy, Request, Status
 from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.ledger.sqlite_database import SqliteDatabase
 from batchwise.ledger.values import Claim
 from batchwise.models import Limits
 from batchwise.sandbox import Sandbox
@@ -21,15 +22,15 @@ from tests.strategies import params
 from .world import PATIENCE
 
 
-class Ledger(SqliteLedger):
+class Database(SqliteDatabase):
     """Does something else instead of committing an acceptance, once it has been told to."""
 
     instead: Any = None
 
-    def _commit(self, name: str) -> None:
+    def commit(self, name: str) -> None:
         if name == "accept" and self.instead is not None:
             self.instead()
-        super()._commit(name)
+        super().commit(name)
 
 
 class Transport(httpx2.HTTPTransport):
@@ -58,7 +59,7 @@ class _Told(httpx2.SyncByteStream):
             yield chunk
 
 
-def opened(sandbox: Sandbox, ledger: Ledger, transport: Transport, **policy: Any) -> Dispatcher:
+def opened(sandbox: Sandbox, ledger: SqliteLedger, transport: Transport, **policy: Any) -> Dispatcher:
     client = anthropic.Anthropic(
         base_url=sandbox.base_url, api_key="sandbox", http_client=httpx2.Client(transport=transport)
     )
@@ -70,27 +71,27 @@ def fail() -> None:
 
 
 def test_a_call_is_prepared_while_its_request_is_committed(tmp_path: Path) -> None:
-    ledger, transport = Ledger(tmp_path / "ledger.db"), Transport()
+    ledger, transport = SqliteLedger(Database(tmp_path / "ledger.db")), Transport()
 
     def committing() -> None:
         assert transport.asked.wait(PATIENCE), "the call waits for the commit"
         transport.events.append("commit")
 
     with Sandbox() as sandbox, opened(sandbox, ledger, transport) as dispatcher:
-        ledger.instead = committing
+        ledger.database.instead = committing
         assert dispatcher.dispatch(params("x")).result(PATIENCE).text == "echo: x"
     ledger.close()
     assert transport.events == ["commit", "body"]
 
 
 def test_what_could_not_be_accepted_is_not_sent(tmp_path: Path) -> None:
-    ledger, transport = Ledger(tmp_path / "ledger.db"), Transport()
+    ledger, transport = SqliteLedger(Database(tmp_path / "ledger.db")), Transport()
     with Sandbox() as sandbox:
         with opened(sandbox, ledger, transport, limits=Limits(concurrency=1)) as dispatcher:
-            ledger.instead = lambda: (transport.asked.wait(PATIENCE), fail())
+            ledger.database.instead = lambda: (transport.asked.wait(PATIENCE), fail())
             with pytest.raises(LedgerError, match="disk full"):
                 dispatcher.dispatch(params("lost"))
-            ledger.instead = None
+            ledger.database.instead = None
             assert dispatcher.progress().total == 0
             # Its number is given again; what was prepared for it must not touch that one's request.
             tickets = [dispatcher.dispatch(params(f"kept {n}")) for n in range(3)]
@@ -111,12 +112,12 @@ def test_whoever_waits_is_told_while_a_call_for_nothing_has_the_same_number(tmp_
                 connected.wait(2 * PATIENCE)
             return super().handle_request(request)
 
-    ledger, transport = Ledger(tmp_path / "ledger.db"), Slow()
+    ledger, transport = SqliteLedger(Database(tmp_path / "ledger.db")), Slow()
     with Sandbox() as sandbox, opened(sandbox, ledger, transport) as dispatcher:
-        ledger.instead = lambda: (transport.asked.wait(PATIENCE), fail())
+        ledger.database.instead = lambda: (transport.asked.wait(PATIENCE), fail())
         with pytest.raises(LedgerError, match="disk full"):
             dispatcher.dispatch(params("lost"))
-        ledger.instead = None
+        ledger.database.instead = None
         assert dispatcher.dispatch(params("kept")).result(PATIENCE).text == "echo: kept"
         assert dispatcher._engine.queue.busy == 1, "the other one still connects"
         connected.set()
@@ -124,7 +125,7 @@ def test_whoever_waits_is_told_while_a_call_for_nothing_has_the_same_number(tmp_
 
 
 def test_a_claim_that_was_never_accepted_does_not_go_back_to_the_ledger(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.db")
+    ledger = SqliteLedger(Database(tmp_path / "ledger.db"))
     with Sandbox() as sandbox, opened(sandbox, ledger, Transport()) as dispatcher:
         engine, begun = dispatcher._engine, list[Claim]()
         engine.accept(Request(params("x"), key="x"), None, begun.append)

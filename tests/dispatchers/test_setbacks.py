@@ -44,13 +44,13 @@ def busy(ledger: SqliteLedger) -> Iterator[None]:
 @contextmanager
 def full(ledger: SqliteLedger) -> Iterator[None]:
     """The file cannot grow."""
-    with ledger._lock:
-        ledger._db.execute("PRAGMA max_page_count = 1")  # SQLite takes what there is for the least
+    with ledger.database.lock:
+        ledger.database.connection.execute("PRAGMA max_page_count = 1")  # SQLite takes what there is for the least
     try:
         yield
     finally:
-        with ledger._lock:
-            ledger._db.execute("PRAGMA max_page_count = 4294967294")
+        with ledger.database.lock:
+            ledger.database.connection.execute("PRAGMA max_page_count = 4294967294")
 
 
 @pytest.fixture(params=[busy, full])

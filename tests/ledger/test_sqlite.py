@@ -23,6 +23,7 @@ import pytest
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError
 from batchwise.ledger import bulk, schema
 from batchwise.ledger.sqlite import SqliteLedger, open_ledger
+from batchwise.ledger.sqlite_database import SqliteDatabase
 from batchwise.ledger.values import Entry
 from batchwise.models import Outcome
 
@@ -100,7 +101,7 @@ def test_the_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_durability_is_not_loosened(tmp_path: Path) -> None:
     ledger = SqliteLedger(tmp_path / "ledger.db")
     values = {
-        name: ledger._db.execute(f"PRAGMA {name}").fetchone()[0]
+        name: ledger.database.connection.execute(f"PRAGMA {name}").fetchone()[0]
         for name in ("journal_mode", "synchronous", "foreign_keys")
     }
     assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
@@ -110,12 +111,12 @@ def test_durability_is_not_loosened(tmp_path: Path) -> None:
 def test_every_change_is_one_commit_of_a_known_name(tmp_path: Path) -> None:
     names: list[str] = []
 
-    class Counting(SqliteLedger):
-        def _commit(self, name: str) -> None:
+    class Counting(SqliteDatabase):
+        def commit(self, name: str) -> None:
             names.append(name)
-            super()._commit(name)
+            super().commit(name)
 
-    world = World(Counting(tmp_path / "ledger.db"))
+    world = World(SqliteLedger(Counting(tmp_path / "ledger.db")))
     world.bulk([entry(str(number)) for number in range(4)], chunk=2)
     batch = world.opened()
     world.ledger.settle([settlement(1)], now=NOW, batch=batch.id)
@@ -129,13 +130,13 @@ def test_a_bulk_takes_transactions_of_so_many_rows_and_bytes(tmp_path: Path, mon
     monkeypatch.setattr(bulk, "_BYTES", 10)
     sizes: list[int] = []
 
-    class Counting(SqliteLedger):
-        def _commit(self, name: str) -> None:
-            super()._commit(name)
+    class Counting(SqliteDatabase):
+        def commit(self, name: str) -> None:
+            super().commit(name)
             if name == "stage":
-                sizes.append(self._db.execute("SELECT count(*) FROM request").fetchone()[0])
+                sizes.append(self.connection.execute("SELECT count(*) FROM request").fetchone()[0])
 
-    world = World(Counting(tmp_path / "ledger.db"))
+    world = World(SqliteLedger(Counting(tmp_path / "ledger.db")))
     bodies = [b"1", b"22", b"333", b"4444", b"55555", b"6666666", b"7" * 20, b"8"]
     numbers = world.bulk([entry(str(n), body=body) for n, body in enumerate(bodies)], chunk=99)
     assert sizes == [3, 6, 7, 8], "three rows, or as many as reach ten bytes"
@@ -149,11 +150,11 @@ def test_the_next_requests_are_taken_in_while_those_before_are_committed(
     monkeypatch.setattr(bulk, "_ROWS", 2)
     asked, seen = threading.Semaphore(0), list[bool]()
 
-    class Slow(SqliteLedger):
-        def _commit(self, name: str) -> None:
+    class Slow(SqliteDatabase):
+        def commit(self, name: str) -> None:
             if name == "stage":
                 seen.append(asked.acquire(timeout=10.0))
-            super()._commit(name)
+            super().commit(name)
 
     def entries() -> Iterator[Entry]:
         for number in range(6):
@@ -162,7 +163,7 @@ def test_the_next_requests_are_taken_in_while_those_before_are_committed(
             yield entry(str(number))
         asked.release()
 
-    with closing(Slow(tmp_path / "ledger.db")) as ledger:
+    with closing(SqliteLedger(Slow(tmp_path / "ledger.db"))) as ledger:
         world = World(ledger)
         with ledger.intake(job="job", run=world.run, now=NOW) as intake:
             assert intake.stage(entries()) == 6
@@ -176,14 +177,14 @@ def test_what_fails_behind_a_full_transaction_is_not_counted(
 ) -> None:
     monkeypatch.setattr(bulk, "_ROWS", 2)
 
-    class Full(SqliteLedger):
+    class Full(SqliteDatabase):
         left = 99
 
-        def _commit(self, name: str) -> None:
+        def commit(self, name: str) -> None:
             self.left -= name == "stage"
             if self.left < 0:
                 raise sqlite3.OperationalError("disk full")
-            super()._commit(name)
+            super().commit(name)
 
     def entries() -> Iterator[Entry]:
         yield from [entry(None, body="0"), entry("a", body="1"), entry(None, body="2"), entry(None, body="3")]
@@ -191,13 +192,13 @@ def test_what_fails_behind_a_full_transaction_is_not_counted(
             raise LookupError
         yield entry("a", body="other" if broken == "conflict" else "1")
 
-    with closing(Full(tmp_path / "ledger.db")) as ledger:
+    with closing(SqliteLedger(Full(tmp_path / "ledger.db"))) as ledger:
         world = World(ledger)
         with ledger.intake(job="job", run=world.run, now=NOW) as intake:
-            ledger.left = 1 if broken == "disk" else 99
+            ledger.database.left = 1 if broken == "disk" else 99
             with pytest.raises((KeyConflictError, LedgerError, LookupError)):
                 intake.stage(entries())
-            ledger.left = 99
+            ledger.database.left = 99
             staged = 2 if broken == "disk" else 4
             assert sum(requests for _, requests, _ in intake.fresh) == staged
             assert intake.stage([entry(None, body="last")]) == 1
@@ -210,15 +211,15 @@ def test_what_fails_behind_a_full_transaction_is_not_counted(
 def test_answers_are_let_go_before_they_are_committed(tmp_path: Path, *, broken: bool) -> None:
     events: list[object] = []
 
-    class Watched(SqliteLedger):
-        def _commit(self, name: str) -> None:
+    class Watched(SqliteDatabase):
+        def commit(self, name: str) -> None:
             if name == "settle":
                 events.append(("commit", list(answers)))
                 if broken:
                     raise sqlite3.OperationalError("disk full")
-            super()._commit(name)
+            super().commit(name)
 
-    with closing(Watched(tmp_path / "ledger.db")) as ledger:
+    with closing(SqliteLedger(Watched(tmp_path / "ledger.db"))) as ledger:
         world = World(ledger)
         numbers = world.bulk([entry(str(number)) for number in range(3)])
         roll = ledger.roll(world.opened().id)
@@ -239,44 +240,44 @@ def test_answers_are_let_go_before_they_are_committed(tmp_path: Path, *, broken:
 
 
 def test_numbers_of_a_commit_that_sqlite_rolled_back_are_given_again(tmp_path: Path) -> None:
-    class Full(SqliteLedger):
+    class Full(SqliteDatabase):
         full = False
 
-        def _commit(self, name: str) -> None:
+        def commit(self, name: str) -> None:
             if self.full:
-                self._db.execute("ROLLBACK")  # as SQLite does by itself on a full disk
+                self.connection.execute("ROLLBACK")  # as SQLite does by itself on a full disk
                 raise sqlite3.OperationalError("database or disk is full")
-            super()._commit(name)
+            super().commit(name)
 
-    with closing(Full(tmp_path / "ledger.db")) as ledger:
+    with closing(SqliteLedger(Full(tmp_path / "ledger.db"))) as ledger:
         world = World(ledger)
-        ledger.full = True
+        ledger.database.full = True
         with pytest.raises(LedgerError, match="full"):
             world.accept("lost", NIGHTLY)
-        ledger.full = False
+        ledger.database.full = False
         kept = world.accept("kept", PATIENT).row
         assert kept.terms.deadline == PATIENT.deadline
         assert kept.terms.lane is PATIENT.lane
 
 
 def test_a_commit_that_fails_changes_nothing(tmp_path: Path) -> None:
-    class Broken(SqliteLedger):
+    class Broken(SqliteDatabase):
         broken = False
 
-        def _commit(self, name: str) -> None:
+        def commit(self, name: str) -> None:
             if self.broken:
                 raise sqlite3.OperationalError("disk I/O error")
-            super()._commit(name)
+            super().commit(name)
 
-    ledger = Broken(tmp_path / "ledger.db")
+    ledger = SqliteLedger(Broken(tmp_path / "ledger.db"))
     world = World(ledger)
     world.accept(body="a", job="j")
-    before, ledger.broken = ledger.snapshot(), True
+    before, ledger.database.broken = ledger.snapshot(), True
     with pytest.raises(LedgerError, match=r"ledger\.db failed \(disk I/O error\)"):
         world.accept(body="b", job="j")
     with pytest.raises(LedgerError), ledger.intake(job="x", run=world.run, now=NOW):
         pass
-    ledger.broken = False
+    ledger.database.broken = False
     assert ledger.snapshot() == before
     world.accept(body="a", job="j")
     assert world.accept(body="b", job="j").row.key == "#1"
@@ -287,8 +288,8 @@ def test_a_commit_that_fails_changes_nothing(tmp_path: Path) -> None:
 def test_a_claim_is_given_before_it_is_durable(tmp_path: Path, broken: bool) -> None:
     told: list[Future[bool]] = []
 
-    class Slow(SqliteLedger):
-        def _commit(self, name: str) -> None:
+    class Slow(SqliteDatabase):
+        def commit(self, name: str) -> None:
             if name == "accept":
                 (claim,) = world.claims
                 told.append(asking.submit(lambda: claim.durable))
@@ -296,9 +297,9 @@ def test_a_claim_is_given_before_it_is_durable(tmp_path: Path, broken: bool) -> 
                     told[0].result(0.05)
                 if broken:
                     raise sqlite3.OperationalError("disk full")
-            super()._commit(name)
+            super().commit(name)
 
-    with closing(Slow(tmp_path / "ledger.db")) as ledger, ThreadPoolExecutor(1) as asking:
+    with closing(SqliteLedger(Slow(tmp_path / "ledger.db"))) as ledger, ThreadPoolExecutor(1) as asking:
         world = World(ledger)
         with pytest.raises(LedgerError, match="disk full") if broken else nullcontext():
             world.accept("a", BLOCKING, claim=True)
@@ -326,8 +327,8 @@ def test_an_older_ledger_is_brought_forward_once(tmp_path: Path, monkeypatch: py
     )
     for _ in range(2):
         new = SqliteLedger(path)
-        assert new._db.execute("SELECT id FROM more").fetchall() == [(7,)]
-        assert new._db.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
+        assert new.database.connection.execute("SELECT id FROM more").fetchall() == [(7,)]
+        assert new.database.connection.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
         assert new.find("a", job=None) is not None
         new.close()
 
@@ -340,7 +341,7 @@ def test_a_migration_that_fails_leaves_the_old_version(tmp_path: Path, monkeypat
         SqliteLedger(path)
     monkeypatch.undo()
     again = SqliteLedger(path)
-    assert not again._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'more'").fetchall()
+    assert not again.database.connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'more'").fetchall()
     again.close()
 
 
@@ -476,7 +477,7 @@ def test_a_forked_child_neither_uses_nor_keeps_the_parents_locks(tmp_path: Path)
 def test_a_writer_that_hangs_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = SqliteLedger(tmp_path / "ledger.db")
     world = World(ledger)
-    ledger._db.execute("PRAGMA busy_timeout = 50")
+    ledger.database.connection.execute("PRAGMA busy_timeout = 50")
     other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(BatchwiseError, match="another process has been writing") as caught:
@@ -515,7 +516,7 @@ def test_what_was_purged_is_in_none_of_the_files(tmp_path: Path) -> None:
             return [each.name for each in files if b"secret" in each.read_bytes()]
 
         assert left()
-        with other._reading() as db:
+        with other.database.read() as db:
             db.execute("SELECT count(*) FROM request").fetchone()
             begun = time.monotonic()
             assert ledger.purge(before=NOW.replace(year=9999)) == 1

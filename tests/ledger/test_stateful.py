@@ -598,7 +598,7 @@ class LedgerMachine(RuleBasedStateMachine):
         met = Counter(each.met for each in self.requests.values())
         assert (report.met, report.missed, report.worst_lateness) == (met[True], met[False], self.lateness)
         reserved = sum(map(most, (each for each in self.requests.values() if each.status is not SETTLED)))
-        with self.ledger._reading() as db:  # type: ignore[attr-defined]
+        with self.ledger.database.read() as db:  # type: ignore[attr-defined]
             assert self.ledger._reserved(db) == reserved  # type: ignore[attr-defined]
             assert self.ledger._spent(db, None) == self.cost + self.wasted + self.unseen  # type: ignore[attr-defined]
 

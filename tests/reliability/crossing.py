@@ -1,6 +1,6 @@
 """A process that dies at a chosen crossing: every commit to the ledger and every send to the API is one.
 
-The ledger's single `_commit` and the client's single transport are wrapped, so nothing can be committed or sent past
+The ledger's single `commit` and the client's single transport are wrapped, so nothing can be committed or sent past
 the count. Processes come from a fork server that has the SDK loaded, so that hundreds of them are cheap.
 """
 
@@ -22,6 +22,7 @@ import httpx2
 
 import batchwise as bw
 from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.ledger.sqlite_database import SqliteDatabase
 from tests.strategies import params
 
 MILLISECOND = timedelta(milliseconds=1)
@@ -51,12 +52,12 @@ class Crossings:
                 threading.Event().wait()  # SIGKILL is on its way
 
 
-class KillableLedger(SqliteLedger):
+class KillableDatabase(SqliteDatabase):
     crossings: Crossings
 
-    def _commit(self, name: str) -> None:
+    def commit(self, name: str) -> None:
         self.crossings.cross(f"before commit {name}")
-        super()._commit(name)
+        super().commit(name)
         self.crossings.cross(f"after commit {name}")
 
 
@@ -74,11 +75,11 @@ class KillableTransport(httpx2.HTTPTransport):
 def run_job(base_url: str, ledger: str, last: int | str | None, log: str, requests: int, dated: bool) -> None:
     """The whole script of a user: dispatch a job (and one patient request for the sync lane), wait for all."""
     crossings = Crossings(last, Path(log))
-    KillableLedger.crossings = KillableTransport.crossings = crossings
+    KillableDatabase.crossings = KillableTransport.crossings = crossings
     client = anthropic.Anthropic(
         base_url=base_url, api_key="sandbox", http_client=httpx2.Client(transport=KillableTransport())
     )
-    with bw.Dispatcher(client, ledger=KillableLedger(ledger), policy=POLICY) as dispatcher:
+    with bw.Dispatcher(client, ledger=SqliteLedger(KillableDatabase(ledger)), policy=POLICY) as dispatcher:
         job = dispatcher.dispatch_all(
             (bw.Request(params(f"prompt {number}"), key=f"key {number}") for number in range(requests)),
             job=JOB,
@@ -113,7 +114,7 @@ def run(target: Any, *arguments: object, timeout: float = 90) -> int | None:
 class StoppingCrossings(Crossings):
     """At the first crossing of this name the process stops (SIGSTOP) where it stands."""
 
-    ledger: KillableLedger
+    ledger: SqliteLedger
 
     def __init__(self, name: str, log: Path) -> None:
         super().__init__(None, log)
@@ -125,7 +126,7 @@ class StoppingCrossings(Crossings):
             stop, self._name = name == self._name, "" if name == self._name else self._name
         if stop:
             # Not in the middle of a transaction of another thread: nobody could write to the file any more.
-            with self.ledger._lock:
+            with self.ledger.database.lock:
                 self._log.write_text(name)
                 os.kill(os.getpid(), signal.SIGSTOP)
                 time.sleep(0.1)  # the stop reaches every thread before this one goes on
@@ -134,12 +135,12 @@ class StoppingCrossings(Crossings):
 def run_and_stop(base_url: str, ledger: str, stop_at: str, log: str, requests: int, sla: float | None) -> None:
     """A job whose process stops at a crossing, and goes on when it is let."""
     crossings = StoppingCrossings(stop_at, Path(log))
-    KillableLedger.crossings = KillableTransport.crossings = crossings
+    KillableDatabase.crossings = KillableTransport.crossings = crossings
     client = anthropic.Anthropic(
         base_url=base_url, api_key="sandbox", timeout=2.0, http_client=httpx2.Client(transport=KillableTransport())
     )
     policy = POLICY if sla is None else short_window(sla)
-    crossings.ledger = KillableLedger(ledger)
+    crossings.ledger = SqliteLedger(KillableDatabase(ledger))
     with bw.Dispatcher(client, ledger=crossings.ledger, policy=policy) as dispatcher:
         latency = bw.Latency.FLEXIBLE if sla is None else timedelta(seconds=sla)
         job = dispatcher.dispatch_all(

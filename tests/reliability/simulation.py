@@ -536,7 +536,7 @@ class World:
 
     def _look_back(self) -> None:
         """Nothing that is known of a batch is forgotten, as when an old view of it is written over a newer one."""
-        rows = self.ledger._db.execute(
+        rows = self.ledger.database.connection.execute(
             # When the cancel was asked for may be set right, but not forgotten.
             "SELECT id, state, remote_id, cancel_at IS NOT NULL, canceled, nonce, struck FROM batch"
         )
@@ -591,13 +591,13 @@ class World:
 
 def commits(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the ledger's commits, as they come."""
-    real, names = world.ledger._commit, list[str]()
+    real, names = world.ledger.database.commit, list[str]()
 
     def commit(name: str) -> None:
         real(name)
         names.append(name)
 
-    monkeypatch.setattr(world.ledger, "_commit", commit)
+    monkeypatch.setattr(world.ledger.database, "commit", commit)
     return names
 
 

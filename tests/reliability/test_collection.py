@@ -125,7 +125,7 @@ def test_the_next_rows_are_read_while_those_before_are_committed(
 ) -> None:
     monkeypatch.setattr(reading, limit, 1)
     here, behind, committed = threading.get_ident(), threading.Semaphore(0), list[bool]()
-    real, read_, told = world.ledger._commit, list[Any](), list[int]()
+    real, read_, told = world.ledger.database.commit, list[Any](), list[int]()
 
     def commit(name: str) -> None:
         if name == "settle":
@@ -143,7 +143,7 @@ def test_the_next_rows_are_read_while_those_before_are_committed(
             assert feed(line)
         behind.release()
 
-    monkeypatch.setattr(world.ledger, "_commit", commit)
+    monkeypatch.setattr(world.ledger.database, "commit", commit)
     monkeypatch.setattr(reading, "usage_of", usage)
     world.api.read = read  # type: ignore[method-assign]
     world.engine.on_settled = lambda _: told.append(threading.get_ident())
@@ -172,7 +172,7 @@ def test_a_commit_that_fails_beside_the_reading_is_not_passed_over(
     world: World, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
     monkeypatch.setattr(reading, "_ROWS", 1)
-    real, settled = world.ledger._commit, list[str]()
+    real, settled = world.ledger.database.commit, list[str]()
 
     def commit(name: str) -> None:
         if name == "settle":
@@ -181,7 +181,7 @@ def test_a_commit_that_fails_beside_the_reading_is_not_passed_over(
                 raise sqlite3.OperationalError("disk full")
         real(name)
 
-    monkeypatch.setattr(world.ledger, "_commit", commit)
+    monkeypatch.setattr(world.ledger.database, "commit", commit)
     reads = serve(world, b"".join(lines(world)), size=1)
     with pytest.raises(LedgerError, match="disk full"):
         finish(world)

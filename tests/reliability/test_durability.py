@@ -19,6 +19,7 @@ import pytest
 import batchwise as bw
 from batchwise.ledger import schema
 from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.ledger.sqlite_database import SqliteDatabase
 from batchwise.sandbox import Sandbox
 from tests.reliability import vfs
 from tests.reliability.crossing import POLICY
@@ -47,12 +48,12 @@ class Record:
         return self.events[start : self.events.index(second, start)]
 
 
-class RecordedLedger(SqliteLedger):
+class RecordedDatabase(SqliteDatabase):
     record: Record
 
-    def _commit(self, name: str) -> None:
+    def commit(self, name: str) -> None:
         self.record.events.append(f"commit {name}")
-        super()._commit(name)
+        super().commit(name)
 
 
 class RecordedTransport(httpx2.HTTPTransport):
@@ -81,12 +82,14 @@ class RecordedBody(httpx2.SyncByteStream):
 
 
 def run(folder: Path) -> tuple[Record, list[tuple[str, list[str]]]]:
-    record = RecordedLedger.record = RecordedTransport.record = Record()
+    record = RecordedDatabase.record = RecordedTransport.record = Record()
     loose = RecordedTransport.loose = list[tuple[str, list[str]]]()
     with Sandbox(batch_latency=0.1) as sandbox, vfs.watched(record.file):
         http = httpx2.Client(transport=RecordedTransport())
         client = anthropic.Anthropic(base_url=sandbox.base_url, api_key="sandbox", http_client=http)
-        with bw.Dispatcher(client, ledger=RecordedLedger(folder / "ledger.db"), policy=POLICY) as dispatcher:
+        with bw.Dispatcher(
+            client, ledger=SqliteLedger(RecordedDatabase(folder / "ledger.db")), policy=POLICY
+        ) as dispatcher:
             requests = [bw.Request(params(f"row {number}"), key=f"row {number}") for number in range(5)]
             job = dispatcher.dispatch_all(requests, job="job", latency=timedelta(hours=30))
             for result in job.results(timeout=30):
@@ -136,6 +139,6 @@ def test_the_check_catches_a_ledger_that_does_not_sync(
 def test_every_connection_syncs_and_writes_ahead_after_reopening_too(tmp_path: Path) -> None:
     for _ in range(2):
         ledger = SqliteLedger(tmp_path / "ledger.db")
-        assert ledger._db.execute("PRAGMA synchronous").fetchone() == (2,)
-        assert ledger._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert ledger.database.connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert ledger.database.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         ledger.close()

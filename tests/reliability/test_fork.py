@@ -42,7 +42,7 @@ def test_whatever_was_accepted_beside_a_fork_is_done(case: str, rounds: int, tmp
                 assert all(d.ticket(key).result(60).ok for key in keys)
             client.close()
             with closing(SqliteLedger(path)) as ledger:
-                assert ledger._db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+                assert ledger.database.connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             bought = [purchase.prompt for purchase in sandbox.books.purchases]
             assert sorted(bought) == sorted([*earlier, *keys])
             earlier = bought

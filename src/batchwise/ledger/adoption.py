@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -13,15 +12,16 @@ import orjson
 from batchwise.errors import InvalidValueError, shown
 from batchwise.planning.state import Terms
 
+from .database import Connection
 from .intake import Acceptance, add_job, job_of
 from .keys import conflict
 from .rows import BATCH, IN_FLIGHT, encode_key, micros
-from .store import SOME, Moves, Place, insert_rows
+from .store import SOME, Moves, Place
 
 __all__ = ["Adoption"]
 
-_REQUEST = "INSERT OR IGNORE INTO request (id, job, key, terms, size, lane, status, batch)"
-_BODY = "INSERT OR IGNORE INTO body (id, params)"
+_REQUEST = "request (id, job, key, terms, size, lane, status, batch)"
+_BODY = "body (id, params)"
 
 
 class Adoption(Acceptance):
@@ -41,18 +41,19 @@ class Adoption(Acceptance):
         now: datetime,
     ) -> str:
         """Take in a batch that others have made; see `base.Ledger.adopt`."""
-        with self._transaction("adopt") as db:
+        with self.database.write("adopt") as db:
             there = self._adopted(db, remote_id, job)
             if there is not None:
                 return there
             name = remote_id if job is None else job
             number, _ = job_of(db, encode_key(name))
-            number = add_job(db, encode_key(name)) if number is None else number
+            number = add_job(self.database, db, encode_key(name)) if number is None else number
             db.execute("UPDATE job SET visible = 1 WHERE id = ?", (number,))
             stored = self._store_terms(db, terms, number)
             first = self._last_request(db) + 1
             numbers = range(first, first + requests)
-            batch = db.execute(
+            batch = self.database.insert(
+                db,
                 "INSERT INTO batch (nonce, state, remote_id, requests, size, betas, sealed_at, created_at, expires_at, "
                 "adopted, job, model, first, last) VALUES (?, 'open', ?, ?, 0, '[]', ?, ?, ?, 1, ?, '', ?, ?)",
                 (
@@ -66,27 +67,27 @@ class Adoption(Acceptance):
                     first,
                     numbers[-1],
                 ),
-            ).lastrowid
+            )
             placeholders = [encode_key(f"{remote_id}#{index}") for index in range(requests)]
-            columns = numbers, number, placeholders, stored, 0, BATCH, IN_FLIGHT, batch or 0
-            if insert_rows(db, _REQUEST, columns) != requests:
+            columns = numbers, number, placeholders, stored, 0, BATCH, IN_FLIGHT, batch
+            if self.database.insert_rows(db, _REQUEST, columns) != requests:
                 raise conflict(f"{remote_id}#...", name)
-            insert_rows(db, _BODY, (numbers, [b""] * requests))
+            self.database.insert_rows(db, _BODY, (numbers, [b""] * requests))
             db.executemany(
                 "INSERT INTO adopted (batch, custom_id, key) VALUES (?, ?, ?)",
                 [(batch, custom_id, encode_key(key)) for custom_id, key in keys.items()],
             )
             moves = Moves(self, db, now)
-            moves.add(Place(stored, BATCH, IN_FLIGHT, batch or 0, 0), requests, 0)
+            moves.add(Place(stored, BATCH, IN_FLIGHT, batch, 0), requests, 0)
             moves.book()
             return name
 
     def adopted(self, remote_id: str, *, job: str | None) -> str | None:
         """The job that a batch was adopted into; see `base.Ledger.adopted`."""
-        with self._reading() as db:
+        with self.database.read() as db:
             return self._adopted(db, remote_id, job)
 
-    def _adopted(self, db: sqlite3.Connection, remote_id: str, job: str | None) -> str | None:
+    def _adopted(self, db: Connection, remote_id: str, job: str | None) -> str | None:
         known = db.execute("SELECT adopted, job FROM batch WHERE remote_id = ?", (remote_id,)).fetchone()
         if known is None:
             return None
@@ -106,7 +107,7 @@ class Adoption(Acceptance):
 
     def name_adopted(self, batch: int, custom_ids: Sequence[str]) -> dict[str, int]:
         """The requests of an adopted batch's rows; see `base.Ledger.name_adopted`."""
-        with self._transaction("name_adopted") as db:
+        with self.database.write("name_adopted") as db:
             first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
             known = {
                 custom_id: (key, request)

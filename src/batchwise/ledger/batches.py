@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
@@ -17,6 +16,7 @@ from batchwise.planning.packing import telling_count
 from batchwise.planning.state import BatchState, BatchView
 
 from .claims import Claims
+from .database import Connection
 from .fitting import first_fitting, summed_up
 from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, decode_key, micros, view_values
@@ -39,7 +39,7 @@ _ALIKE = (
 
 
 def _runs(
-    db: sqlite3.Connection, batch: int, first: int, last: int, which: str
+    db: Connection, batch: int, first: int, last: int, which: str
 ) -> Iterator[tuple[int, Sequence[int], int, int]]:
     """Requests of a batch as `Roll.of` takes them: those that lie side by side and are alike come together."""
     rows = f"SELECT id, size, terms, attempts FROM request WHERE {which} ORDER BY id"
@@ -66,7 +66,7 @@ class Batches(Claims):
         job: int | None = None,
     ) -> None:
         """Mark queued groups as waited for (all; those of these terms; those of requests; those of a job)."""
-        with self._transaction("flush") as db:
+        with self.database.write("flush") as db:
             what, values = "TRUE", [()]  # type: tuple[str, list[tuple[int | str, ...]]]
             if terms is not None:
                 what, values = "terms = ?", [(number,) for number in terms]
@@ -92,7 +92,7 @@ class Batches(Claims):
         Where every count up to what is there is taken, all of it is sealed: no rows are padded, and the nonce tells
         whose the batch is once it has ended.
         """
-        with self._transaction("seal") as db:
+        with self.database.write("seal") as db:
             accepted = [number for (number,) in db.execute(_ACCEPTED_TERMS, (some(terms),))]
             alone = len(accepted) == 1
             which = "= ?" if alone else f"IN {SOME}"
@@ -113,7 +113,8 @@ class Batches(Claims):
             moved = [(*kind, *sums) for kind, sums in rows.kinds.items()]
             about = self._terms(db, moved[0][0])
             jobs = {self._terms(db, row[0]).job for row in moved}
-            batch = db.execute(
+            batch = self.database.insert(
+                db,
                 "INSERT INTO batch (nonce, state, requests, size, betas, sealed_at, job, model, first, last) "
                 "VALUES (?, 'sealed', ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -127,7 +128,7 @@ class Batches(Claims):
                     rows.first,
                     rows.last,
                 ),
-            ).lastrowid
+            )
             db.execute(
                 f"{UPDATE_MANY} request SET status = 1, not_before = 0, batch = ? WHERE {queued}",
                 (batch, *inside),
@@ -135,16 +136,16 @@ class Batches(Claims):
             moves = Moves(self, db, now)
             for number, not_before, requests, size in moved:
                 moves.add(Place(number, BATCH, QUEUED, 0, not_before), -requests, -size)
-                moves.add(Place(number, BATCH, IN_FLIGHT, batch or 0, 0), requests, size)
+                moves.add(Place(number, BATCH, IN_FLIGHT, batch, 0), requests, size)
             moves.book()
-            return self._batch(db, batch or 0)
+            return self._batch(db, batch)
 
-    def _batch(self, db: sqlite3.Connection, batch: int) -> BatchView:
+    def _batch(self, db: Connection, batch: int) -> BatchView:
         return self._view(db, db.execute(f"SELECT {BATCH_COLUMNS} FROM batch WHERE id = ?", (batch,)).fetchone())
 
     def posting(self, batch: int, *, watermark: str | None, server: datetime | None, now: datetime) -> None:
         """Make durable that the POST may be on its way from now on."""
-        with self._transaction("posting") as db:
+        with self.database.write("posting") as db:
             moved = db.execute(
                 "UPDATE batch SET state = 'posting', watermark = ?, posting_server = ?, posting_at = ? "
                 "WHERE id = ? AND state IN ('sealed', 'posting')",
@@ -155,9 +156,9 @@ class Batches(Claims):
 
     def still_posting(self, batch: int) -> bool:
         """Whether the batch is in `posting` and still has all its rows: the fence before the last chunk."""
-        with self._using():
+        with self.database.read() as db:
             return bool(
-                self._db.execute(
+                db.execute(
                     "SELECT state = 'posting' AND requests = "
                     "(SELECT total(requests) FROM cohort c WHERE c.batch = b.id) FROM batch b WHERE id = ?",
                     (batch,),
@@ -169,15 +170,15 @@ class Batches(Claims):
 
         In bounded memory: some rows at a time, in short reads without a lock in between.
         """
-        with self._reading() as db:
+        with self.database.read() as db:
             first, last, which = self._sent_in(db, batch)
         after = first - 1
         while after < last:
             part: list[tuple[int, str, bytes]] = []
-            with self._using():
+            with self.database.read() as db:
                 size = 0
                 # CROSS JOIN keeps the order of the loops: requests by number, and each one's body.
-                found = self._db.execute(
+                found = db.execute(
                     "SELECT request.id, key, params FROM request CROSS JOIN body ON body.id = request.id "
                     f"WHERE {which} ORDER BY request.id LIMIT {_ENTRIES}",
                     (after + 1, last, batch),
@@ -203,7 +204,7 @@ class Batches(Claims):
         now: datetime,
     ) -> None:
         """Record that it is this one: state `open`. What `note_failure` counted is over."""
-        with self._transaction("created") as db:
+        with self.database.write("created") as db:
             self._forget_failures(db)
             db.execute(
                 "UPDATE batch SET state = 'open', remote_id = ?, created_at = ?, expires_at = ?, polled_at = ?, "
@@ -228,7 +229,7 @@ class Batches(Claims):
         """
         values = view_values(view)
         over = view.state in _OVER
-        with self._transaction("update_batch") as db:
+        with self.database.write("update_batch") as db:
             if was is not None:
                 before = view_values(was)
                 values = {name: value for name, value in values.items() if value != before[name]}
@@ -253,22 +254,21 @@ class Batches(Claims):
 
     def known_remotes(self, remote_ids: Sequence[str]) -> frozenset[str]:
         """Which of these the ledger knows as batches of its own."""
-        with self._using():
+        with self.database.read() as db:
             known = (
-                self._db.execute("SELECT remote_id FROM batch WHERE remote_id = ?", (each,)).fetchone()
-                for each in remote_ids
+                db.execute("SELECT remote_id FROM batch WHERE remote_id = ?", (each,)).fetchone() for each in remote_ids
             )
             return frozenset(row[0] for row in known if row is not None)
 
     def roll(self, batch: int) -> Roll | None:
         """The requests of a batch that are not ticked off; see `base.Ledger.roll`."""
-        with self._reading() as db:
+        with self.database.read() as db:
             if db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]:
                 return None
             first, last, which = self._sent_in(db, batch)
             return Roll.of(batch, first, last, _runs(db, batch, first, last, which), partial(self._terms, db))
 
-    def _sent_in(self, db: sqlite3.Connection, batch: int) -> tuple[int, int, str]:
+    def _sent_in(self, db: Connection, batch: int) -> tuple[int, int, str]:
         """The first and the last number of a batch, and what holds of its requests that are not settled."""
         first, last, whole = db.execute(
             "SELECT first, last, requests = (SELECT total(requests) FROM cohort c WHERE c.batch = b.id) "
@@ -280,16 +280,16 @@ class Batches(Claims):
 
     def members(self, batch: int, requests: Sequence[int]) -> dict[int, Member]:
         """Which of these requests are still in the batch, unsettled."""
-        with self._reading() as db:
+        with self.database.read() as db:
             rows = self._rows(db, requests).values()
             return self._members(db, [row for row in rows if row.status == IN_FLIGHT and row.inside == batch])
 
     def unsettled(self, requests: Sequence[int]) -> dict[int, Member]:
         """Which of these requests are unsettled, wherever they are."""
-        with self._reading() as db:
+        with self.database.read() as db:
             return self._members(db, [row for row in self._rows(db, requests).values() if row.status != SETTLED])
 
-    def _members(self, db: sqlite3.Connection, rows: Sequence[Row]) -> dict[int, Member]:
+    def _members(self, db: Connection, rows: Sequence[Row]) -> dict[int, Member]:
         keys = self._keys(db, [row.id for row in rows])
         paused = db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]
         return {
@@ -301,20 +301,18 @@ class Batches(Claims):
 
     def has_turn(self, request: int, line: bytes) -> bool:
         """Whether this is one of the request's paused turns."""
-        with self._using():
-            found = self._db.execute(
-                "SELECT EXISTS (SELECT 1 FROM turn WHERE request = ? AND line = ?)", (request, line)
-            )
+        with self.database.read() as db:
+            found = db.execute("SELECT EXISTS (SELECT 1 FROM turn WHERE request = ? AND line = ?)", (request, line))
             return bool(found.fetchone()[0])
 
     def bodies(self, requests: Sequence[int]) -> list[bytes]:
         """The encoded params of these requests, in order."""
-        with self._reading() as db:
+        with self.database.read() as db:
             return [db.execute("SELECT params FROM body WHERE id = ?", (number,)).fetchone()[0] for number in requests]
 
     def doubt_orphans(self) -> int:
         """Put every batch in `posting` into `doubt`: for a process that has just got the lease."""
-        with self._transaction("doubt_orphans") as db:
+        with self.database.write("doubt_orphans") as db:
             return db.execute("UPDATE batch SET state = 'doubt' WHERE live = 1 AND state = 'posting'").rowcount
 
     def unseal(
@@ -337,7 +335,7 @@ class Batches(Claims):
         """
         code = LANE_CODES[lane]
         earliest = 0 if not_before is None else micros(not_before)
-        with self._transaction("unseal") as db:
+        with self.database.write("unseal") as db:
             first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
             groups = self._groups(db, "batch = ?", (batch,))
             wanted = None if terms is None else frozenset(terms)
@@ -362,11 +360,11 @@ class Batches(Claims):
 
     def missing(self, batch: int) -> list[int]:
         """The batch's rows that are not ticked off."""
-        with self._using():
-            first, last = self._db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
+        with self.database.read() as db:
+            first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
             return [
                 row[0]
-                for row in self._db.execute(
+                for row in db.execute(
                     f"SELECT id FROM request WHERE {_IN_BATCH} ORDER BY id",
                     (first, last, batch),
                 )

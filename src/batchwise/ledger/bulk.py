@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -22,9 +21,10 @@ from batchwise.models import Lane
 from batchwise.planning.state import Terms
 
 from .beside import Beside
+from .database import Connection
 from .keys import StagedError, conflict, find
 from .rows import BATCH, LANE_CODES, QUEUED, SYNC, decode_key
-from .store import CHUNK, Moves, Place, insert_rows, reserve
+from .store import CHUNK, Moves, Place, reserve
 from .values import Cap, Entry
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ __all__ = ["SqliteIntake"]
 
 _ROWS, _BYTES = 500, 500_000
 """Requests, and bytes of their bodies, staged in one transaction: two are held at a time, in two threads' memory."""
-_REQUEST = "INSERT OR IGNORE INTO request (id, job, key, terms, size, lane, run)"
-_BODY = "INSERT OR IGNORE INTO body (id, params)"
+_REQUEST = "request (id, job, key, terms, size, lane, run)"
+_BODY = "body (id, params)"
 
 
 class _CollidedError(Exception):
@@ -192,7 +192,7 @@ class SqliteIntake:
         ledger, before = self._ledger, len(self._stored)
         while True:
             try:
-                with ledger._transaction("stage") as db:
+                with ledger.database.write("stage") as db:
                     staged = self._stage(db, chunk)
                     if committing is not None:
                         committing()
@@ -248,7 +248,7 @@ class SqliteIntake:
         self._known[id(terms)] = terms, index
         return index
 
-    def _stage(self, db: sqlite3.Connection, chunk: _Chunk) -> _Staged:
+    def _stage(self, db: Connection, chunk: _Chunk) -> _Staged:
         ledger = self._ledger
         for terms in self._terms[len(self._stored) :]:
             self._stored.append(ledger._store_terms(db, terms, self._job_id, staged=self._id))
@@ -263,7 +263,7 @@ class SqliteIntake:
             return staged
         return self._stage_slowly(db, chunk)
 
-    def _insert(self, db: sqlite3.Connection, chunk: _Chunk, numbers: Sequence[int]) -> bool:
+    def _insert(self, db: Connection, chunk: _Chunk, numbers: Sequence[int]) -> bool:
         """Insert requests with their bodies; False: a key is taken, and some of them are missing."""
         terms: list[int] | int
         lanes: list[int] | int
@@ -274,12 +274,12 @@ class SqliteIntake:
             terms = [self._stored[index] for index in chunk.terms]
             lanes = [LANE_CODES[self._terms[index].lane] for index in chunk.terms]
         columns = numbers, self._job_id, chunk.keys, terms, chunk.bodies.sizes, lanes, self._run
-        if insert_rows(db, _REQUEST, columns) != len(numbers):
+        if self._ledger.database.insert_rows(db, _REQUEST, columns) != len(numbers):
             return False
-        insert_rows(db, _BODY, (numbers, chunk.bodies))
+        self._ledger.database.insert_rows(db, _BODY, (numbers, chunk.bodies))
         return True
 
-    def _stage_slowly(self, db: sqlite3.Connection, chunk: _Chunk) -> _Staged:
+    def _stage_slowly(self, db: Connection, chunk: _Chunk) -> _Staged:
         ledger, staged = self._ledger, _Staged()
         number = ledger._last_request(db)
         for place, (key, index) in enumerate(zip(chunk.keys, chunk.terms, strict=True)):
@@ -323,7 +323,7 @@ class SqliteIntake:
         self._check_open()
         ledger, numbers = self._ledger, self._sum.numbers.all()
         more = sum(reserve(*each) for each in self.fresh)
-        with ledger._transaction("intake accept") as db:
+        with ledger.database.write("intake accept") as db:
             ledger._check_cap(db, cap, more)
             db.execute("UPDATE terms SET staged = 0 WHERE staged = ?", (self._id,))
             moves = Moves(ledger, db, now)
@@ -349,9 +349,7 @@ class SqliteIntake:
         ledger._intake_ended(self._id, self._job_id if self._job is not None else None, len(numbers))
         return numbers
 
-    def _divert(
-        self, db: sqlite3.Connection, moves: Moves, terms: Terms, count: int, others: Terms, *, flush: bool
-    ) -> None:
+    def _divert(self, db: Connection, moves: Moves, terms: Terms, count: int, others: Terms, *, flush: bool) -> None:
         """The last `count` requests staged with these terms go to the sync lane's queue, on others."""
         index = self._index.get(terms)
         if index is None or terms.lane is Lane.SYNC:
@@ -366,7 +364,7 @@ class SqliteIntake:
         moves.add(Place(number, BATCH, QUEUED, 0, 0), -requests, -int(size))
         moves.add(Place(new, SYNC, QUEUED, 0, 0), requests, int(size), flush=flush)
 
-    def _join_again(self, db: sqlite3.Connection, now: datetime, cap: Cap | None, *, flush: bool) -> None:
+    def _join_again(self, db: Connection, now: datetime, cap: Cap | None, *, flush: bool) -> None:
         """Requests that were there already: tightened, or begun anew."""
         ledger, after = self._ledger, 0
         while found := db.execute(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from batchwise.models import Lane
 
+from .database import Connection
 from .ends import Ends
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, SYNC, decode_key, micros
 from .store import UPDATE_MANY, Moves, Place, Row
@@ -21,7 +21,7 @@ class Claims(Ends):
 
     def claim(self, terms: int, count: int, *, run: int, now: datetime, any_lane: bool = False) -> list[Claim]:
         """Hand up to `count` requests of these terms, queued for the sync lane (or any), to the run."""
-        with self._transaction("claim") as db:
+        with self.database.write("claim") as db:
             found = db.execute(
                 "SELECT id FROM request WHERE status = 0 AND terms = ? AND lane <= ? AND not_before <= ? "
                 "AND (SELECT staged FROM terms WHERE id = request.terms) = 0 ORDER BY id LIMIT ?",
@@ -32,7 +32,7 @@ class Claims(Ends):
 
     def note_attempt(self, request: int, *, run: int, costs_attempt: bool, doubtful: bool, now: datetime) -> bool:
         """Book a failed try of a request that the run goes on with; False: it is the run's no more."""
-        with self._transaction("note_attempt") as db:
+        with self.database.write("note_attempt") as db:
             row = self._rows(db, [request]).get(request)
             if row is None or row.status != IN_FLIGHT or row.lane != SYNC or row.run != run:
                 return False
@@ -42,7 +42,7 @@ class Claims(Ends):
                 self._book_doubt(db, self._terms(db, row.terms), 1, row.size, now)
             return True
 
-    def _hand_over(self, db: sqlite3.Connection, rows: list[Row], run: int, now: datetime) -> list[Claim]:
+    def _hand_over(self, db: Connection, rows: list[Row], run: int, now: datetime) -> list[Claim]:
         moves = Moves(self, db, now)
         for row in rows:
             moves.row(row, Place(row.terms, SYNC, IN_FLIGHT, 0, 0))
@@ -53,7 +53,7 @@ class Claims(Ends):
         moves.book()
         return self._claims(db, rows)
 
-    def _claims(self, db: sqlite3.Connection, rows: Iterable[Row]) -> list[Claim]:
+    def _claims(self, db: Connection, rows: Iterable[Row]) -> list[Claim]:
         claims = []
         for row in rows:
             key, body = db.execute(
@@ -71,7 +71,7 @@ class Claims(Ends):
             )
         return claims
 
-    def _turns(self, db: sqlite3.Connection, row: Row) -> tuple[bytes, ...]:
+    def _turns(self, db: Connection, row: Row) -> tuple[bytes, ...]:
         return tuple(
             line for (line,) in db.execute("SELECT line FROM turn WHERE request = ? ORDER BY n", (row.id,)).fetchall()
         )
@@ -80,7 +80,7 @@ class Claims(Ends):
         """Move queued requests of these terms to the other lane's queue."""
         code = LANE_CODES[lane]
         moved = 0
-        with self._transaction("move") as db:
+        with self.database.write("move") as db:
             for number in dict.fromkeys(terms):
                 for place, group in self._groups(db, "terms = ? AND status = 0 AND lane = ?", (number, 1 - code)):
                     moves = Moves(self, db, group.since)

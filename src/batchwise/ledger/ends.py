@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 
@@ -14,6 +13,7 @@ from batchwise.errors import InvalidValueError
 from batchwise.models import Lane, Outcome
 from batchwise.planning.state import Terms
 
+from .database import Connection
 from .rows import IN_FLIGHT, LANE_CODES, LANES, OUTCOME_CODES, QUEUED, SETTLED, canceled_line, decode_key, micros
 from .settlements import Settlements
 from .store import CHUNK, RESULTS_BEHIND, SOME, Moves, Place, Row, place_of, reserve, settled_in, some
@@ -27,7 +27,7 @@ _CANCELED = "it was cancelled before it was sent"
 class Ends(Settlements):
     """Cancelling, queueing again, beginning anew, and purging."""
 
-    def _cancel_rows(self, db: sqlite3.Connection, ids: Iterable[int], kind: str, message: str, now: datetime) -> int:
+    def _cancel_rows(self, db: Connection, ids: Iterable[int], kind: str, message: str, now: datetime) -> int:
         """Settle these as CANCELED. Those that were sent to the sync lane may have been billed."""
         settlements = []
         for number in ids:
@@ -61,14 +61,14 @@ class Ends(Settlements):
             what, values = "terms IN (SELECT terms FROM cohort)", ()
         canceled, found = 0, CHUNK
         while found == CHUNK:
-            with self._transaction("cancel") as db:
+            with self.database.write("cancel") as db:
                 queued = db.execute(
                     f"SELECT id FROM request WHERE status = 0 AND {what} LIMIT {CHUNK}",
                     values,
                 ).fetchall()
                 found = len(queued)
                 canceled += self._cancel_rows(db, (row[0] for row in queued), "canceled", _CANCELED, now)
-        with self._reading() as db:
+        with self.database.read() as db:
             if request is not None:
                 row = self._rows(db, [request]).get(request)
                 inside = [(row.inside,)] if row is not None and row.status != SETTLED and row.inside else []
@@ -97,7 +97,7 @@ class Ends(Settlements):
 
         With `batch`, only those that are still in that batch. Returns how many.
         """
-        with self._transaction("requeue") as db:
+        with self.database.write("requeue") as db:
             rows = [
                 row
                 for row in self._rows(db, list(dict.fromkeys(requests))).values()
@@ -117,7 +117,7 @@ class Ends(Settlements):
 
     def _requeue(
         self,
-        db: sqlite3.Connection,
+        db: Connection,
         rows: Sequence[Row],
         *,
         lane: Lane,
@@ -177,7 +177,7 @@ class Ends(Settlements):
         wanted = None if requests is None else frozenset(requests)
         terms_of = reserved or _as_they_are
 
-        def settled(db: sqlite3.Connection, after: int) -> tuple[list[Row], int | None]:
+        def settled(db: Connection, after: int) -> tuple[list[Row], int | None]:
             """Some that ended so, behind a cursor, and the cursor behind them; None: there are no more."""
             found = db.execute(
                 f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} WHERE {settled_in(job)} AND s.outcome IN {SOME} "
@@ -187,19 +187,19 @@ class Ends(Settlements):
             rows = self._rows(db, [each[1] for each in found if wanted is None or each[1] in wanted])
             return list(rows.values()), found[-1][0] if len(found) == CHUNK else None
 
-        def renew(db: sqlite3.Connection, rows: Sequence[Row]) -> None:
+        def renew(db: Connection, rows: Sequence[Row]) -> None:
             moves = Moves(self, db, now)
             for row in rows:
                 self._renew(db, moves, row, terms_of(self._terms(db, row.terms)), now=now)
             moves.book()
 
-        def pages(db: sqlite3.Connection) -> Iterator[list[Row]]:
+        def pages(db: Connection) -> Iterator[list[Row]]:
             after: int | None = 0
             while after is not None:
                 rows, after = settled(db, after)
                 yield rows
 
-        with self._reading() as db:
+        with self.database.read() as db:
             adopted = db.execute("SELECT EXISTS (SELECT 1 FROM batch WHERE job = ? AND adopted = 1)", (job,))
             mixed = adopted.fetchone()[0]
             if mixed and any(self._terms(db, row.terms).adopted for page in pages(db) for row in page):
@@ -208,7 +208,7 @@ class Ends(Settlements):
                     "was queued. Dispatch them anew, under a job of their own"
                 )
         if cap is not None:
-            with self._transaction("reopen") as db:
+            with self.database.write("reopen") as db:
                 rows = [row for page in pages(db) for row in page]
                 more = sum(reserve(terms_of(self._terms(db, row.terms)), 1, row.size) for row in rows)
                 self._check_cap(db, cap, more)
@@ -217,7 +217,7 @@ class Ends(Settlements):
         reopened = 0
         after: int | None = 0
         while after is not None:
-            with self._transaction("reopen") as db:
+            with self.database.write("reopen") as db:
                 rows, after = settled(db, after)
                 renew(db, rows)
             reopened += len(rows)
@@ -225,7 +225,7 @@ class Ends(Settlements):
 
     def _renew(
         self,
-        db: sqlite3.Connection,
+        db: Connection,
         moves: Moves,
         row: Row,
         terms: Terms,
@@ -251,7 +251,7 @@ class Ends(Settlements):
         )
         moves.add(Place(number, lane, QUEUED, 0, 0), 1, size, flush=flush)
 
-    def _forget_result(self, db: sqlite3.Connection, row: Row) -> None:
+    def _forget_result(self, db: Connection, row: Row) -> None:
         """The result goes, and the request out of the counts; money, attempts and tokens stay in the books."""
         (cost,) = db.execute("SELECT cost FROM result WHERE seq = ?", (row.result,)).fetchone()
         how = self._settling(db, row.result or 0)
@@ -262,7 +262,7 @@ class Ends(Settlements):
         )
         db.execute("DELETE FROM result WHERE seq = ?", (row.result,))
 
-    def _forget_turns(self, db: sqlite3.Connection, row: Row) -> int:
+    def _forget_turns(self, db: Connection, row: Row) -> int:
         """Paused turns go, and the body is the first one again; returns its size."""
         first = db.execute(
             "SELECT body FROM turn WHERE request = ? AND body IS NOT NULL ORDER BY n LIMIT 1", (row.id,)
@@ -279,7 +279,7 @@ class Ends(Settlements):
         """Delete what settled before then, results included; returns how many requests. The books keep their sums."""
         purged, after, found = 0, 0, CHUNK
         while found == CHUNK:
-            with self._transaction("purge") as db:
+            with self.database.write("purge") as db:
                 settled = db.execute(
                     f"SELECT r.seq, r.request, s.job, s.lane, s.outcome FROM {RESULTS_BEHIND} "
                     f"WHERE s.settled_at < ? ORDER BY s.last, r.seq LIMIT {CHUNK}",
@@ -299,12 +299,12 @@ class Ends(Settlements):
             purged += found
             after = settled[-1][0] if settled else after
         if purged:
-            with self._transaction("purge terms") as db:
+            with self.database.write("purge terms") as db:
                 db.execute(
                     "DELETE FROM terms WHERE staged = 0 AND id NOT IN (SELECT terms FROM request) "
                     "AND id NOT IN (SELECT terms FROM again)"
                 )
-            self._truncate_log()
+            self.database.wipe()
         return purged
 
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import attrs
 from batchwise.planning.custom_ids import MAX_LENGTH, custom_id_length
 from batchwise.planning.packing import body_length, entry_size, telling_count
 
+from .database import Connection
 from .rows import BATCH, decode_key
 
 __all__ = ["Fitting", "first_fitting", "summed_up"]
@@ -54,7 +54,7 @@ def _framing(number: int) -> tuple[int, int, int]:
 
 
 def summed_up(
-    db: sqlite3.Connection,
+    db: Connection,
     terms: int,
     now: int,
     taken: frozenset[int],
@@ -90,7 +90,7 @@ def summed_up(
     return Fitting(first, last, count, whole, {(terms, not_before): (count, size)})
 
 
-def first_fitting(db: sqlite3.Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool) -> Fitting:
+def first_fitting(db: Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool) -> Fitting:
     """The queued rows that fit into a body, in order."""
     # Those of one terms come out of their index in order, and reading them ends at the limit. Others are sorted
     # without their keys, which are looked up in that order, one page after the other.

@@ -33,12 +33,10 @@ _PATIENCE = 10.0
 
 
 class _Ledger(Protocol):
-    _lock: Any
-    _db: Any
+    name: str
+    lock: Any
+    connection: Any
     pid: int
-
-    @property
-    def name(self) -> str: ...
 
     def disconnect(self) -> bool: ...
     def abandon(self) -> None: ...
@@ -94,7 +92,7 @@ def _before() -> None:
     _guard.acquire()
     end = time.monotonic() + _PATIENCE
     for ledger in list(_opened):
-        if ledger._lock.acquire(timeout=max(0.0, end - time.monotonic())):  # noqa: SLF001
+        if ledger.lock.acquire(timeout=max(0.0, end - time.monotonic())):
             _locked.append(ledger)
             if ledger.disconnect():
                 continue
@@ -106,7 +104,7 @@ def _before() -> None:
 def _in_parent() -> None:
     locks.let_go()
     for ledger in _locked:
-        ledger._lock.release()  # noqa: SLF001
+        ledger.lock.release()
     _locked.clear()
     _kept.clear()
     _guard.release()
@@ -119,7 +117,7 @@ def _in_child() -> None:
     for ledger in _kept:
         if ledger.name != ":memory:":
             _refused[ledger.name] = ledger.pid
-        _leak(ledger._db)  # noqa: SLF001
+        _leak(ledger.connection)
     for ledger in list(_opened):
         ledger.abandon()
     _opened.clear()

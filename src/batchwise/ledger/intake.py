@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from batchwise.planning.state import Terms
 from .base import Intake
 from .batches import Batches
 from .bulk import SqliteIntake
+from .database import Connection, Database
 from .keys import StagedError, conflict, find, is_position, same_body
 from .rows import IN_FLIGHT, LANE_CODES, LANES, QUEUED, SETTLED, STATUSES, SYNC, decode_key, encode_key, merged
 from .store import CHUNK, Moves, Place, Row, place_of, reserve
@@ -78,8 +78,8 @@ class _Positions:
 class Acceptance(Batches):
     """The accepting half of the protocol."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
         self._pending: deque[_Pending] = deque()
         self._positions: dict[int, _Positions] = {}
         self._intakes: dict[int, int] = {}
@@ -106,9 +106,9 @@ class Acceptance(Batches):
             SpendLimitError: It could pass the cap.
         """
         while True:
-            call = _Pending(entry, job, run, now, claim, cap, self._lock)
+            call = _Pending(entry, job, run, now, claim, cap, self.database.lock)
             self._pending.append(call)
-            with self._lock:
+            with self.database.lock:
                 if not call.done:
                     self._accept_pending()
             if call.accepted is not None:
@@ -120,7 +120,7 @@ class Acceptance(Batches):
     def _accept_pending(self) -> None:
         calls: list[_Pending] = []
         try:
-            with self._transaction("accept") as db:
+            with self.database.write("accept") as db:
                 # Collected only now: waiting for another process's transaction lets more come together.
                 while self._pending and len(calls) < _GROUP:
                     calls.append(self._pending.popleft())
@@ -146,7 +146,7 @@ class Acceptance(Batches):
             if not isinstance(error, Exception):
                 raise
 
-    def _accept(self, db: sqlite3.Connection, call: _Pending) -> Accepted:
+    def _accept(self, db: Connection, call: _Pending) -> Accepted:
         entry, cap = call.entry, call.cap
         name = None if call.job is None else encode_key(call.job)
         job, visible = job_of(db, name)
@@ -162,7 +162,7 @@ class Acceptance(Batches):
         if found is None:
             self._check_cap(db, cap, reserve(entry.terms, 1, len(entry.body)))
             if job is None:
-                job = add_job(db, name)
+                job = add_job(self.database, db, name)
             if not visible:
                 db.execute("UPDATE job SET visible = 1 WHERE id = ?", (job,))
             accepted = Accepted(self._insert(db, call, job, key), True)
@@ -181,7 +181,7 @@ class Acceptance(Batches):
             db.execute("UPDATE job SET positions = ? WHERE id = ? AND positions < ?", (position + 1, job, position + 1))
         return accepted
 
-    def _insert(self, db: sqlite3.Connection, call: _Pending, job: int, key: bytes) -> RequestRow:
+    def _insert(self, db: Connection, call: _Pending, job: int, key: bytes) -> RequestRow:
         entry = call.entry
         terms = self._store_terms(db, entry.terms, job)
         number = self._last_request(db) + 1
@@ -203,7 +203,7 @@ class Acceptance(Batches):
             call.begun = Claim(number, row.key, row.terms, entry.body, 0, ())
         return row
 
-    def _position(self, db: sqlite3.Connection, job: int | None, entry: Entry) -> int:
+    def _position(self, db: Connection, job: int | None, entry: Entry) -> int:
         """The position of the next request without a key: where it was in an earlier run, else the job's end."""
         if job is None:
             return 0
@@ -231,7 +231,7 @@ class Acceptance(Batches):
                 end += 1
             return int(end)
 
-    def _again(self, db: sqlite3.Connection, number: int, new: Terms, call: _Pending) -> bool:
+    def _again(self, db: Connection, number: int, new: Terms, call: _Pending) -> bool:
         """The same request once more: tightened, or begun anew if it was abandoned; returns whether it was."""
         row = self._rows(db, [number])[number]
         moves = Moves(self, db, call.now)
@@ -243,7 +243,7 @@ class Acceptance(Batches):
 
     def _join(
         self,
-        db: sqlite3.Connection,
+        db: Connection,
         moves: Moves,
         row: Row,
         new: Terms,
@@ -281,7 +281,7 @@ class Acceptance(Batches):
             db.execute("UPDATE request SET run = ? WHERE id = ?", (run, row.id))
         return False
 
-    def _same(self, db: sqlite3.Connection, request: int, terms: int, body: bytes, new: Terms) -> bool:
+    def _same(self, db: Connection, request: int, terms: int, body: bytes, new: Terms) -> bool:
         """Whether a request has this content: its canonical params, betas and stream."""
         old = self._terms(db, terms)
         return (old.betas, old.stream) == (new.betas, new.stream) and same_body(db, request, body)
@@ -296,12 +296,12 @@ class Acceptance(Batches):
         """
         name = None if job is None else encode_key(job)
         while True:
-            with self._transaction("intake") as db:
+            with self.database.write("intake") as db:
                 known, _ = job_of(db, name)
-                number = add_job(db, name) if known is None else known
+                number = add_job(self.database, db, name) if known is None else known
                 other = db.execute("SELECT id FROM intake WHERE job = ?", (number,)).fetchone()
                 if other is None:
-                    mine = db.execute("INSERT INTO intake (job, run) VALUES (?, ?)", (number, run)).lastrowid or 0
+                    mine = self.database.insert(db, "INSERT INTO intake (job, run) VALUES (?, ?)", (number, run))
                     self._intakes[mine] = threading.get_ident()
                     return SqliteIntake(self, mine, job=job, job_id=number, run=run)
             self._await_intake(other[0], threading.get_ident())
@@ -316,8 +316,8 @@ class Acceptance(Batches):
             raise LedgerError(
                 "this thread is within a bulk dispatch that holds this job or key; end it before dispatching into it"
             )
-        with self._using():
-            found = self._db.execute("SELECT run FROM intake WHERE id = ?", (intake,)).fetchone()
+        with self.database.read() as db:
+            found = db.execute("SELECT run FROM intake WHERE id = ?", (intake,)).fetchone()
         if found is None:
             return
         if not self._alive(found[0]):
@@ -332,7 +332,7 @@ class Acceptance(Batches):
         """Remove what a bulk dispatch has staged, some rows at a time."""
         gone = CHUNK
         while gone == CHUNK:
-            with self._transaction("abort") as db:
+            with self.database.write("abort") as db:
                 found = db.execute(
                     "SELECT id FROM request WHERE status = 0 AND terms IN (SELECT id FROM terms WHERE staged = ?) "
                     f"LIMIT {CHUNK}",
@@ -352,13 +352,13 @@ class Acceptance(Batches):
             self._positions[job] = _Positions(positions)
 
 
-def job_of(db: sqlite3.Connection, name: bytes | None) -> tuple[int | None, bool]:
+def job_of(db: Connection, name: bytes | None) -> tuple[int | None, bool]:
     """The number of a job, and whether it has been accepted; the shared scope has number 0."""
     if name is None:
         return 0, True
     return db.execute("SELECT id, visible FROM job WHERE name = ?", (name,)).fetchone() or (None, False)
 
 
-def add_job(db: sqlite3.Connection, name: bytes | None) -> int:
+def add_job(database: Database, db: Connection, name: bytes | None) -> int:
     """A new job's number; it is visible once something of it is accepted."""
-    return db.execute("INSERT INTO job (name) VALUES (?)", (name,)).lastrowid or 0
+    return database.insert(db, "INSERT INTO job (name) VALUES (?)", (name,))

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import NamedTuple
 
 from batchwise.encoding import canonical
 from batchwise.errors import KeyConflictError, shown
+
+from .database import Connection
 
 __all__ = ["Found", "StagedError", "conflict", "find", "is_position", "same_body"]
 
@@ -30,7 +31,7 @@ class Found(NamedTuple):
     terms: int
 
 
-def find(db: sqlite3.Connection, job: int, key: bytes) -> Found | None:
+def find(db: Connection, job: int, key: bytes) -> Found | None:
     """The request under this key, staged ones included."""
     found = db.execute(
         "SELECT q.id, t.staged, q.terms FROM request q JOIN terms t ON t.id = q.terms WHERE q.job = ? AND q.key = ?",
@@ -39,7 +40,7 @@ def find(db: sqlite3.Connection, job: int, key: bytes) -> Found | None:
     return None if found is None else Found._make(found)
 
 
-def same_body(db: sqlite3.Connection, request: int, body: bytes) -> bool:
+def same_body(db: Connection, request: int, body: bytes) -> bool:
     """Whether a request's body, as it was dispatched, says the same as this one."""
     first = "SELECT body FROM turn WHERE request = b.id AND body IS NOT NULL ORDER BY n LIMIT 1"
     (stored,) = db.execute(f"SELECT coalesce(({first}), params) FROM body b WHERE id = ?", (request,)).fetchone()

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from decimal import Decimal
@@ -17,6 +16,7 @@ from batchwise.planning.forecast import Sample
 from batchwise.planning.packing import Sizes
 from batchwise.planning.state import BatchView, Snapshot
 
+from .database import Connection
 from .rows import (
     BATCH,
     BATCH_COLUMNS,
@@ -63,19 +63,19 @@ class Looking(Store):
 
     def job_id(self, name: str) -> int | None:
         """The number of a job that has been accepted; None: there is none."""
-        with self._using():
-            row = self._db.execute("SELECT id FROM job WHERE name = ? AND visible", (encode_key(name),)).fetchone()
+        with self.database.read() as db:
+            row = db.execute("SELECT id FROM job WHERE name = ? AND visible", (encode_key(name),)).fetchone()
             return None if row is None else int(row[0])
 
     def job_name(self, job: int) -> str | None:
         """The name of a job by its number; None for 0, the shared scope, and for no job."""
-        with self._using():
-            row = self._db.execute("SELECT name FROM job WHERE id = ? AND visible", (job,)).fetchone()
+        with self.database.read() as db:
+            row = db.execute("SELECT name FROM job WHERE id = ? AND visible", (job,)).fetchone()
             return None if row is None or row[0] is None else decode_key(row[0])
 
     def marks(self) -> tuple[int, int]:
         """The last request's number and the last result's cursor; 0 where there is none."""
-        with self._reading() as db:
+        with self.database.read() as db:
             return self._last_request(db), self._last_result(db)
 
     def snapshot(self) -> Snapshot:
@@ -83,7 +83,7 @@ class Looking(Store):
 
         The forecast is the prior: what `history` teaches depends on the policy's window, unknown here.
         """
-        with self._reading() as db:
+        with self.database.read() as db:
             groups = self._groups(db, "TRUE")
             batches = tuple(self._view(db, row) for row in db.execute(f"{_LIVE} ORDER BY id").fetchall())
             offset, paused = self._meta(db, "clock_offset"), self._meta(db, "paused_until")
@@ -110,33 +110,33 @@ class Looking(Store):
 
     def batch(self, batch: int) -> BatchView | None:
         """A batch that is not over, as the snapshot shows it."""
-        with self._reading() as db:
+        with self.database.read() as db:
             row = db.execute(f"{_LIVE} AND id = ?", (batch,)).fetchone()
             return None if row is None else self._view(db, row)
 
-    def _view(self, db: sqlite3.Connection, row: Sequence[Any]) -> BatchView:
+    def _view(self, db: Connection, row: Sequence[Any]) -> BatchView:
         return view_of(row, tuple(group for _, group in self._groups(db, "batch = ?", (row[0],))))
 
     def find(self, key: str, *, job: str | None) -> RequestRow | None:
         """The request under this key."""
-        with self._using():
+        with self.database.read() as db:
             name = None if job is None else encode_key(job)
-            number = self._db.execute(
+            number = db.execute(
                 f"{_REQUEST} WHERE q.key = ? AND {_VISIBLE} AND q.job = (SELECT id FROM job WHERE name IS ?)",
                 (encode_key(key), name),
             ).fetchone()
-            return None if number is None else self._request(self._db, number)
+            return None if number is None else self._request(db, number)
 
     def row(self, request: int) -> RequestRow | None:
         """The request of this number."""
-        with self._using():
-            return self._row(self._db, request)
+        with self.database.read() as db:
+            return self._row(db, request)
 
-    def _row(self, db: sqlite3.Connection, request: int) -> RequestRow | None:
+    def _row(self, db: Connection, request: int) -> RequestRow | None:
         row = db.execute(f"{_REQUEST} WHERE q.id = ? AND {_VISIBLE}", (request,)).fetchone()
         return None if row is None else self._request(db, row)
 
-    def _request(self, db: sqlite3.Connection, row: Sequence[Any]) -> RequestRow:
+    def _request(self, db: Connection, row: Sequence[Any]) -> RequestRow:
         number, key, job, terms, lane, status, attempts, batch, result = row
         return RequestRow(
             number,
@@ -154,37 +154,34 @@ class Looking(Store):
         """Settled results in the order of settling, from behind the cursor `after`; job None: of all jobs."""
         which = "" if job is None else f"WHERE {settled_in(job)}"
         values = (after, after, limit) if job is None else (after, after, job, limit)
-        with self._using():
-            found = self._db.execute(f"{_RESULTS} {which} ORDER BY s.last, r.seq LIMIT ?", values)
-            return self._result_rows(found)
+        with self.database.read() as db:
+            found = db.execute(f"{_RESULTS} {which} ORDER BY s.last, r.seq LIMIT ?", values)
+            return self._result_rows(db, found)
 
     def result(self, request: int) -> ResultRow | None:
         """The request's result; None: not settled."""
-        with self._using():
-            found = self._db.execute(
-                f"{_RESULT}, s.* FROM {REQUESTS} WHERE q.id = ? AND r.seq > 0", (request,)
-            ).fetchone()
+        with self.database.read() as db:
+            found = db.execute(f"{_RESULT}, s.* FROM {REQUESTS} WHERE q.id = ? AND r.seq > 0", (request,)).fetchone()
             if found is None:
                 return None
             cursor, number, key, cost, saved, line, batch, *how = found
-            settled = self._settled(Settling._make(how), batch)
+            settled = self._settled(db, Settling._make(how), batch)
             return ResultRow(cursor, number, decode_key(key), line, cost, saved, settled)
 
-    def _result_rows(self, found: Iterable[tuple[Any, ...]]) -> list[ResultRow]:
+    def _result_rows(self, db: Connection, found: Iterable[tuple[Any, ...]]) -> list[ResultRow]:
         rows: list[ResultRow] = []
         last, before = 0, None
         for cursor, request, key, cost, saved, line, batch in found:
             if cursor > last or batch != before:  # mostly they are alike
-                settling = self._settling(self._db, cursor)
-                last, before, how = settling.last, batch, self._settled(settling, batch)
+                settling = self._settling(db, cursor)
+                last, before, how = settling.last, batch, self._settled(db, settling, batch)
             # Past the constructor of named tuples, which costs as much as all the rest.
             row = cursor, request, key.decode("utf-8", "surrogatepass"), line, cost, saved, how
             rows.append(tuple.__new__(ResultRow, row))
         return rows
 
-    def _settled(self, how: Settling, batch: int | None) -> Settled:
+    def _settled(self, db: Connection, how: Settling, batch: int | None) -> Settled:
         """What the results of a settling have in common; `batch`: the one that they were in before."""
-        db = self._db
         terms = self._terms(db, how.terms)
         return Settled(
             job=self._job_name(db, how.job),
@@ -205,7 +202,7 @@ class Looking(Store):
         unsettled = "" if job is None else "WHERE terms IN (SELECT id FROM terms WHERE job = ?)"
         settled = "" if job is None else "WHERE job = ?"
         values = () if job is None else (job,)
-        with self._reading() as db:
+        with self.database.read() as db:
             for lane, status, count in db.execute(
                 f"SELECT lane, status, sum(requests) FROM cohort {unsettled} GROUP BY lane, status",
                 values,
@@ -223,7 +220,7 @@ class Looking(Store):
         """The same over these requests."""
         by: dict[tuple[Lane, Status, Outcome | None], int] = {}
         distinct = list(dict.fromkeys(requests))
-        with self._reading() as db:
+        with self.database.read() as db:
             for lane, status, outcome, count in select_some(db, _COUNT, distinct, " GROUP BY 1, 2, 3"):
                 place = LANES[lane], STATUSES[status], None if outcome is None else OUTCOMES[outcome]
                 by[place] = by.get(place, 0) + count
@@ -232,7 +229,7 @@ class Looking(Store):
     def report(self, *, job: int | None) -> Report:
         """Money and deadlines of what has settled, what was purged since included."""
         where, values = ("", ()) if job is None else (" WHERE job = ?", (job,))
-        with self._reading() as db:
+        with self.database.read() as db:
             tallies = db.execute(
                 "SELECT lane, requests, cost, saved, unpriced, met, missed, lateness, attempts, cache_tokens, "
                 f"input_tokens, CASE outcome WHEN {_REFUSED} THEN requests ELSE 0 END FROM tally{where}",
@@ -264,7 +261,7 @@ class Looking(Store):
 
     def history(self, *, limit: int = 1_000) -> Sequence[Sample]:
         """How long the last batches and cancels took, newest first."""
-        with self._reading() as db:
+        with self.database.read() as db:
             offset = int(self._meta(db, "clock_offset") or 0)
             found = db.execute(
                 "SELECT created_at, ended_at, cancel_at, model, requests FROM batch "

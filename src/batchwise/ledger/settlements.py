@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from operator import itemgetter
@@ -13,10 +12,11 @@ from batchwise.jsontext import decode
 from batchwise.models import Outcome
 from batchwise.planning.outcomes import met_deadline
 
+from .database import Connection
 from .looking import Looking
 from .roll import Answer, Kind, Roll
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, OUTCOME_CODES, OUTCOMES, SETTLED, SYNC, from_micros, micros
-from .store import Moves, Place, Row, insert_rows
+from .store import Moves, Place, Row
 from .values import Settlement
 
 __all__ = ["Settlements"]
@@ -25,7 +25,7 @@ _number = itemgetter(0)
 _MICROSECOND = timedelta(microseconds=1)
 _SUCCEEDED = OUTCOME_CODES[Outcome.SUCCEEDED]
 _INSERT_SETTLING = "INSERT INTO settling VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERT_RESULT = "INSERT OR IGNORE INTO result"
+_RESULT = "result (seq, request, cost, saved, line)"
 _SETTLE_REQUEST = "UPDATE request SET status = 2, abandoned = ? WHERE id = ?"
 _TALLY = """
 INSERT INTO tally (job, lane, outcome, requests, cost, saved, unpriced, met, missed, lateness, attempts, input_tokens,
@@ -64,7 +64,7 @@ class Settlements(Looking):
         A success settles its request wherever that is by now: it is paid. Anything else settles it only while the
         request is where the news comes from: with `batch` still in that batch, with `run` not in flight elsewhere.
         """
-        with self._transaction("settle") as db:
+        with self.database.write("settle") as db:
             return self._settle(db, settlements, now=now, batch=batch, run=run)
 
     def settle_answers(
@@ -84,7 +84,7 @@ class Settlements(Looking):
         if parts is None:
             return False
         try:
-            with self._transaction("settle") as db:
+            with self.database.write("settle") as db:
                 self._settle_parts(db, roll, parts, now)
                 for held in (parts, rows, answers):
                     held.clear()
@@ -97,7 +97,7 @@ class Settlements(Looking):
 
     def _settle_parts(
         self,
-        db: sqlite3.Connection,
+        db: Connection,
         roll: Roll,
         parts: Iterable[tuple[Kind, Sequence[Answer]]],
         now: datetime,
@@ -115,7 +115,7 @@ class Settlements(Looking):
 
     def _settle_kind(
         self,
-        db: sqlite3.Connection,
+        db: Connection,
         kind: _Kind,
         answers: Sequence[Answer],
         *,
@@ -127,7 +127,7 @@ class Settlements(Looking):
         first = self._last_result(db) + 1
         numbers, lines, costs, savings, tokens, cached = zip(*answers, strict=True)
         columns = range(first, first + count), numbers, costs, savings, lines
-        if insert_rows(db, _INSERT_RESULT, columns) != count:
+        if self.database.insert_rows(db, _RESULT, columns) != count:
             return False
         job, terms, outcome, lane, attempts = kind
         met, lateness = met_deadline(OUTCOMES[outcome], self._terms(db, terms).deadline, now)
@@ -152,7 +152,7 @@ class Settlements(Looking):
 
     def _settle(
         self,
-        db: sqlite3.Connection,
+        db: Connection,
         settlements: Sequence[Settlement],
         *,
         now: datetime,
@@ -193,13 +193,13 @@ class Settlements(Looking):
             moves.row(row, None)
         for kind, answers in kinds.items():
             if not self._settle_kind(db, kind, answers, batch=batch or 0, now=now):
-                raise LedgerError(f"the ledger {self._name} has results of requests that are not settled")
+                raise LedgerError(f"the ledger {self.name} has results of requests that are not settled")
         db.executemany(_SETTLE_REQUEST, updates)
         moves.book()
         self._book(db, sum(self._waste_of(db, *each, batch or 0) for each in late), now)
         return len(fresh)
 
-    def _waste_of(self, db: sqlite3.Connection, row: Row, again: Settlement, batch: int) -> int:
+    def _waste_of(self, db: Connection, row: Row, again: Settlement, batch: int) -> int:
         """What a second delivery for a settled request cost; 0 for the same delivery read again. Books it."""
         if not again.cost:
             return 0
@@ -215,7 +215,7 @@ class Settlements(Looking):
 
     def book_stray(self, batch: int, request: int, cost: int) -> None:
         """Book a paid row of a request that had left the batch or was settled otherwise: once for each."""
-        with self._transaction("book_stray") as db:
+        with self.database.write("book_stray") as db:
             row = self._rows(db, [request]).get(request)
             if row is not None and row.result is not None and self._settling(db, row.result).batch == batch:
                 return  # the row that settled it, read again

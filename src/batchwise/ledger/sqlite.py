@@ -17,9 +17,10 @@ from batchwise.planning.state import Snapshot
 
 from .adoption import Adoption
 from .base import Lease, Ledger
+from .database import Lock
 from .files import path_of
-from .locks import MemoryLock, ProcessLock
 from .rows import from_micros, micros
+from .sqlite_database import SqliteDatabase
 from .store import CHUNK, FAILURES, UPDATE_MANY, Moves
 from .values import Streak
 
@@ -33,14 +34,14 @@ class SqliteLedger(Adoption):
     """A `Ledger` in one SQLite file, safe for several threads and several processes on one machine.
 
     Args:
-        path: The file (made if missing, readable by its owner only), or `:memory:`.
+        where: The file (made if missing, readable by its owner only), `:memory:`, or the open database.
 
     Raises:
         LedgerError: The file cannot be used; the message says why and what to do.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(os.fspath(path))
+    def __init__(self, where: str | os.PathLike[str] | SqliteDatabase) -> None:
+        super().__init__(where if isinstance(where, SqliteDatabase) else SqliteDatabase(where))
 
     @property
     def lease(self) -> Lease:
@@ -51,8 +52,8 @@ class SqliteLedger(Adoption):
 
     def start_run(self, *, pid: int, now: datetime) -> int:
         """Register a dispatcher; its liveness lock dies with the process. Returns its number (over 0)."""
-        with self._transaction("start_run") as db:
-            run = db.execute("INSERT INTO run (pid, started) VALUES (?, ?)", (pid, micros(now))).lastrowid or 0
+        with self.database.write("start_run") as db:
+            run = self.database.insert(db, "INSERT INTO run (pid, started) VALUES (?, ?)", (pid, micros(now)))
             # Locked before others can see the run, or they would take it for a dead one.
             lock = self._run_lock(run)
             lock.acquire()
@@ -62,8 +63,8 @@ class SqliteLedger(Adoption):
     def end_run(self, run: int) -> None:
         """The dispatcher is done. What it leaves unfinished is cleared up by the next `recover`."""
         try:
-            with self._using():
-                mine = self._db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
+            with self.database.read() as db:
+                mine = db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
             for (intake,) in mine:
                 self._abort(intake)
         finally:  # whatever failed: a run whose lock is held is taken for alive
@@ -71,8 +72,8 @@ class SqliteLedger(Adoption):
             if lock is not None:
                 lock.remove()
 
-    def _run_lock(self, run: int) -> ProcessLock | MemoryLock:
-        return MemoryLock() if self._memory else ProcessLock(self._folder / f"run-{run}.lock")
+    def _run_lock(self, run: int) -> Lock:
+        return self.database.process_lock(f"run-{run}")
 
     def _alive(self, run: int) -> bool:
         if run in self._runs:
@@ -92,12 +93,11 @@ class SqliteLedger(Adoption):
         """
         for lock in self._runs.values():  # what sweeps old files away may have taken it
             lock.acquire()
-        with self._using():
-            runs = [row[0] for row in self._db.execute("SELECT id FROM run ORDER BY id") if row[0] not in self._runs]
-            runs += [row[0] for row in self._db.execute("SELECT DISTINCT run FROM intake") if row[0] not in self._runs]
+        with self.database.read() as db:
+            runs = [row[0] for row in db.execute("SELECT id FROM run ORDER BY id") if row[0] not in self._runs]
+            runs += [row[0] for row in db.execute("SELECT DISTINCT run FROM intake") if row[0] not in self._runs]
         self._set_books_right(now)
-        if self._untruncated:
-            self._truncate_log()
+        self.database.wipe(again=True)
         touched = 0
         for run in dict.fromkeys(runs):
             lock = self._run_lock(run)
@@ -110,13 +110,13 @@ class SqliteLedger(Adoption):
         return touched
 
     def _recover_run(self, run: int, now: datetime) -> int:
-        with self._using():
-            staged = self._db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
+        with self.database.read() as db:
+            staged = db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
         for (intake,) in staged:
             self._abort(intake)
         touched, found = 0, CHUNK
         while found:
-            with self._transaction("recover") as db:
+            with self.database.write("recover") as db:
                 ids = [
                     row[0]
                     for row in db.execute(
@@ -148,7 +148,7 @@ class SqliteLedger(Adoption):
         Raises:
             WrongWorkspaceError: It belongs to another endpoint or workspace.
         """
-        with self._transaction("bind") as db:
+        with self.database.write("bind") as db:
             for name, value in (("endpoint", endpoint), ("workspace", workspace)):
                 known = self._meta(db, name)
                 if value is None or known == value:
@@ -156,7 +156,7 @@ class SqliteLedger(Adoption):
                 if known is not None:
                     theirs = printable(value)
                     raise WrongWorkspaceError(
-                        f"the ledger {self._name} belongs to the {name} {printable(known)}, the client to {theirs}; "
+                        f"the ledger {self.name} belongs to the {name} {printable(known)}, the client to {theirs}; "
                         "use the client that it was made with, or another ledger. Nothing was polled or sent"
                     )
                 self._put(db, name, value)
@@ -164,13 +164,13 @@ class SqliteLedger(Adoption):
 
     def suspend(self, lane: Lane, reason: str, *, now: datetime) -> None:
         """No more work for this lane until `resume`."""
-        with self._transaction("suspend") as db:
+        with self.database.write("suspend") as db:
             self._put(db, f"suspended:{lane.value}", reason)
             self._put(db, f"suspended_at:{lane.value}", str(micros(now)))
 
     def note_failure(self, name: str, *, now: datetime) -> Streak:
         """Count a failure of the batch lane; returns how often it has been noted since a batch was created."""
-        with self._transaction("note_failure") as db:
+        with self.database.write("note_failure") as db:
             times, since = map(int, (self._meta(db, f"{FAILURES}{name}") or f"0 {micros(now)}").split())
             since = min(since, micros(now))
             self._put(db, f"{FAILURES}{name}", f"{times + 1} {since}")
@@ -178,7 +178,7 @@ class SqliteLedger(Adoption):
 
     def resume(self, lane: Lane | None = None, *, afresh: bool = True) -> None:
         """The lane (None: both) takes work again; `afresh`: its failures are counted anew."""
-        with self._transaction("resume") as db:
+        with self.database.write("resume") as db:
             if afresh and lane is not Lane.SYNC:
                 self._forget_failures(db)
             for each in Lane if lane is None else (lane,):
@@ -190,7 +190,7 @@ class SqliteLedger(Adoption):
 
         Where the clock was set back in between, that is the time between the two passes before; None: not known.
         """
-        with self._transaction("note_advance") as db:
+        with self.database.write("note_advance", quiet=True) as db:
             before, gap = (int(self._meta(db, name) or -1) for name in ("advanced_at", "advance_gap"))
             if 0 <= before <= micros(now):
                 gap = micros(now) - before
@@ -203,7 +203,7 @@ class SqliteLedger(Adoption):
 
         No request has come to its place after `now`; pauses that end after `latest` are over.
         """
-        with self._transaction("set_right") as db:
+        with self.database.write("set_right") as db:
             for name, moment, last in (
                 ("paused_until", right.batch_paused_until, latest),
                 ("sync_answered_at", right.sync_answered_at, now),
@@ -225,22 +225,22 @@ class SqliteLedger(Adoption):
 
     def pause_batches(self, until: datetime | None) -> None:
         """The account's queue is full until then."""
-        with self._transaction("pause_batches") as db:
+        with self.database.write("pause_batches") as db:
             self._put(db, "paused_until", None if until is None else str(micros(until)))
 
     def note_sizes(self, sizes: Sizes) -> None:
         """Remember how many requests a batch may have from now on."""
-        with self._transaction("note_sizes") as db:
+        with self.database.write("note_sizes") as db:
             self._put(db, "sizes", orjson.dumps(attrs.asdict(sizes)).decode())
 
     def note_clock(self, offset: timedelta) -> None:
         """Remember the server's clock minus ours."""
-        with self._transaction("note_clock") as db:
+        with self.database.write("note_clock", quiet=True) as db:
             self._put(db, "clock_offset", str(offset // timedelta(microseconds=1)))
 
     def note_call(self, *, now: datetime, answered: bool) -> None:
         """The sync lane answered a call, or refused it for good or did not answer."""
-        with self._transaction("note_call") as db:
+        with self.database.write("note_call", quiet=True) as db:
             self._put(db, "sync_answered_at" if answered else "sync_failed_at", str(micros(now)))
 
 

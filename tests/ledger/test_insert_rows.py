@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchwise.ledger.store import insert_rows
+from batchwise.ledger.sqlite_database import SqliteDatabase
 
 COLUMNS = {
     "integers": st.integers(-(2**63), 2**63 - 1),
@@ -40,7 +40,7 @@ def test_rows_are_inserted_as_they_are_given(table: tuple[list[int], list[Any]],
         db.execute(f"CREATE TABLE t (id INTEGER PRIMARY KEY{', ' * bool(names)}{names})")
         db.executemany("INSERT INTO t (id) VALUES (?)", [(number,) for number in taken])
         before = db.execute("SELECT * FROM t").fetchall()
-        inserted = insert_rows(db, "INSERT OR IGNORE INTO t", columns)
+        inserted = SqliteDatabase.insert_rows(db, "t", columns)
         spread = [[column] * len(numbers) if isinstance(column, int) else column for column in columns]
         expected = [row for row in zip(*spread, strict=True) if row[0] not in taken]
         assert inserted == len(expected)

@@ -1,0 +1,120 @@
+"""What the ledger asks of its database: everything in which one database differs from another.
+
+The rules of the ledger and its SQL are written once above this. A second database is a second `Database`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+__all__ = ["Column", "Connection", "Cursor", "Database", "Lock"]
+
+
+class Cursor(Protocol):
+    """What a statement gave."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows it changed."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def fetchone(self) -> Any:
+        """The next row; None: there is none."""
+
+    def fetchall(self) -> list[Any]:
+        """All rows that are left."""
+
+    def close(self) -> object:
+        """Read no more of it."""
+
+
+class Connection(Protocol):
+    """Runs statements inside a transaction. A question mark in a statement stands for a value."""
+
+    def execute(self, sql: str, values: Sequence[Any] = (), /) -> Cursor:
+        """Run one statement."""
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> Cursor:
+        """Run one statement once for each row of values."""
+
+
+class Column(Protocol):
+    """The values of one column, given in slices."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> Sequence[Any]: ...
+
+
+class Lock(Protocol):
+    """A lock that dies with its process."""
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds it."""
+
+    def acquire(self) -> bool:
+        """Try, without waiting; True if held (already or now)."""
+
+    def release(self) -> None:
+        """Give it up; nothing if it is not held."""
+
+    def remove(self) -> None:
+        """Give it up for good: nobody asks for a lock of this name again."""
+
+
+class Database(Protocol):
+    """One database, for several threads, and where it can be for several processes."""
+
+    name: str
+    """Where it is; for messages."""
+    lock: threading.RLock
+    """Held by the thread that uses the connection."""
+    undone: list[Callable[[], None]]
+    """Called after a transaction was given up: numbers that were given in it are given again."""
+
+    def write(self, name: str, *, quiet: bool = False) -> AbstractContextManager[Connection]:
+        """A write transaction, one at a time. It is durable when the block has been left.
+
+        Args:
+            name: What it does; for those who count, delay, or break commits.
+            quiet: Nobody has to look at what it changes: `version` stays, where it can.
+
+        Raises:
+            LedgerError: The database failed or is busy; nothing was changed.
+            ClosedDispatcherError: It is closed.
+        """
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """One consistent state for several selects.
+
+        Raises:
+            LedgerError: The database failed.
+            ClosedDispatcherError: It is closed.
+        """
+
+    def insert(self, db: Connection, sql: str, values: Sequence[Any]) -> int:
+        """Insert one row into a table that numbers its rows; returns the number."""
+
+    def insert_rows(self, db: Connection, into: str, columns: Sequence[int | Column]) -> int:
+        """Insert rows that are not there yet; returns how many.
+
+        Args:
+            db: The connection of a write transaction.
+            into: The table and the names of the columns.
+            columns: Their values. An integer is the same in all rows.
+        """
+
+    def version(self) -> int:
+        """A number that changes when anything was changed, by whomever."""
+
+    def process_lock(self, name: str) -> Lock:
+        """The lock of this name; `close` gives it up."""
+
+    def wipe(self, *, again: bool = False) -> None:
+        """See to it that what was deleted is in no file any more; `again`: only if that failed the last time."""
+
+    def close(self) -> None:
+        """Close it and give up its locks; again is harmless."""

@@ -1,0 +1,254 @@
+"""The ledger's database in a SQLite file, or in memory."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from batchwise.errors import BatchwiseError, ClosedDispatcherError, LedgerError
+
+from . import forks
+from .database import Column, Connection
+from .files import file_id, path_of, refused, still
+from .locks import MemoryLock, ProcessLock
+from .schema import BUSY_SECONDS, connect
+
+__all__ = ["SqliteDatabase"]
+
+_RECONNECTED = 1 << 40
+"""More than a ledger's connection ever counts."""
+_TOGETHER = 32
+"""Rows in one statement: what is bound to it is held twice."""
+_VARIABLES = 960
+"""In one statement; SQLite before 3.32 takes 999."""
+
+
+class SqliteDatabase:
+    """One connection for all threads; processes on one machine share the file. See `Database`.
+
+    Every change goes through `write` and ends in `commit`, so a subclass can count, delay or break commits.
+
+    Args:
+        path: The file (made if missing, readable by its owner only), or `:memory:`.
+
+    Raises:
+        InvalidValueError: It is no path.
+        LedgerError: The file cannot be used; the message says why and what to do.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        name = path_of(path)
+        self._memory = name == ":memory:"
+        # Real path: a symbolic link must not give the same file other lock files.
+        self.name = name if self._memory else os.path.realpath(name)
+        self.lock = threading.RLock()
+        self.pid = os.getpid()
+        self.undone: list[Callable[[], None]] = []
+        self._inside = 0
+        """How deep the thread that holds the lock is in work with the connection."""
+        self._open, self._connected = True, True
+        self._commits = 0
+        self._wiped = True
+        """Whether the log holds nothing of what was purged."""
+        self._locks: weakref.WeakSet[MemoryLock | ProcessLock] = weakref.WeakSet()
+        with forks.opening(self):
+            if not self._memory:
+                _make_folder(Path(self.name).parent)
+            self.connection, self._file = connect(self.name)
+            try:
+                if not self._memory:
+                    _make_folder(self._folder)
+            except BaseException:
+                self.connection.close()
+                raise
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.name + ".locks")
+
+    # -- transactions -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def write(self, name: str, *, quiet: bool = False) -> Iterator[sqlite3.Connection]:
+        """A write transaction. One that changed nothing is none."""
+        with self._using():
+            self._check_file()
+            self.connection.execute("BEGIN IMMEDIATE")
+            before = self.connection.total_changes
+            try:
+                yield self.connection
+                if self.connection.total_changes == before:
+                    self.connection.execute("ROLLBACK")
+                else:
+                    self.commit(name)
+                    self._commits += not quiet
+            except BaseException:
+                for forget in self.undone:
+                    forget()
+                if self.connection.in_transaction:  # SQLite itself may have rolled it back (a full disk)
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    def commit(self, name: str) -> None:  # noqa: ARG002 (for subclasses, which tell commits apart by it)
+        """Every change to the ledger becomes durable here and nowhere else."""
+        self.connection.execute("COMMIT")
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """One consistent state for several selects."""
+        with self._using():
+            self._check_file()
+            self.connection.execute("BEGIN")
+            try:
+                yield self.connection
+            finally:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        with self.lock:
+            if not self._open:
+                raise self._ended()
+            if not self._connected:
+                self._connect_again()
+            self._inside += 1
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise self._trouble(error) from error
+            finally:
+                self._inside -= 1
+
+    def _ended(self) -> BatchwiseError:
+        if self.pid != os.getpid():
+            return forks.forked(f"the ledger {self.name} was opened", self.pid)
+        return ClosedDispatcherError(f"the ledger {self.name} is closed; open it again")
+
+    def _check_file(self) -> None:
+        """Nothing goes on with a file that was deleted, moved or replaced: nobody would find what is written to it.
+
+        Raises:
+            LedgerError: It was.
+        """
+        if self._file is not None and not still(self.name, self._file):
+            raise refused(self.name, file_id(self.name))
+
+    def _trouble(self, error: sqlite3.Error) -> LedgerError:
+        if "locked" in str(error) or "busy" in str(error):
+            return LedgerError(
+                f"another process has been writing to the ledger {self.name} for {BUSY_SECONDS:.0f} s; "
+                "nothing was changed. If that process hangs, end it: its work goes on from the ledger",
+                passing=True,
+            )
+        return LedgerError(
+            f"the ledger {self.name} failed ({error}); nothing of this step was changed. "
+            "Check the disk's space and the file's permissions, then go on",
+            passing=isinstance(error, sqlite3.OperationalError),
+        )
+
+    # -- statements -------------------------------------------------------------------------------------------------
+
+    def insert(self, db: Connection, sql: str, values: Sequence[Any]) -> int:
+        """Insert one row; returns its number."""
+        db.execute(sql, values)
+        number: int = db.execute("SELECT last_insert_rowid()").fetchone()[0]
+        return number
+
+    @staticmethod
+    def insert_rows(db: Connection, into: str, columns: Sequence[int | Column]) -> int:
+        """Insert rows that are not there yet, many by each statement; returns how many.
+
+        A statement for each row would cost as much again as the insertion. `INSERT OR IGNORE`, because any other kind
+        keeps a journal of each statement of many rows.
+        """
+        row = f"({', '.join(str(each) if isinstance(each, int) else '?' for each in columns)})"
+        bound = [each for each in columns if not isinstance(each, int)]
+        width, inserted = len(bound), 0
+        each = min(_TOGETHER, _VARIABLES // width)
+        for start in range(0, len(bound[0]), each):
+            parts = [column[start : start + each] for column in bound]
+            count = len(parts[0])
+            values: list[Any] = [None] * (count * width)
+            for index, part in enumerate(parts):
+                # sqlite3 looks for an adapter of anything but str, int, float and bytearray: more than a copy costs.
+                values[index::width] = map(bytearray, part) if isinstance(part[0], bytes) else part
+            sql = f"INSERT OR IGNORE INTO {into} VALUES {', '.join([row] * count)}"  # noqa: S608 (of constants)
+            inserted += db.execute(sql, values).rowcount
+        return inserted
+
+    # -- changes ----------------------------------------------------------------------------------------------------
+
+    def version(self) -> int:
+        """A number that changes when anything was changed, by whomever."""
+        with self._using():
+            others: int = self.connection.execute("PRAGMA data_version").fetchone()[0]
+            return others + self._commits
+
+    def wipe(self, *, again: bool = False) -> None:
+        """Empty the log, which holds what was purged. While another connection reads it, that fails."""
+        if again and self._wiped:
+            return
+        with self._using():
+            self.connection.execute("PRAGMA busy_timeout = 0")
+            try:
+                self._wiped = not self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                self.connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
+
+    # -- processes --------------------------------------------------------------------------------------------------
+
+    def process_lock(self, name: str) -> MemoryLock | ProcessLock:
+        """The lock of this name: a file beside the ledger's."""
+        lock = MemoryLock() if self._memory else ProcessLock(self._folder / f"{name}.lock")
+        self._locks.add(lock)
+        return lock
+
+    def disconnect(self) -> bool:
+        """Before a fork, the lock held: close the connection, until it is needed again. False: it is in use.
+
+        `forks` says why.
+        """
+        if self._inside:
+            return False
+        if not self._memory:
+            self.connection.close()
+            self._connected = False
+        return True
+
+    def _connect_again(self) -> None:
+        self.connection, _ = connect(self.name, known=self._file)
+        self._connected = True
+        self._commits += _RECONNECTED  # another connection counts others' changes anew
+
+    def abandon(self) -> None:
+        """In the child of a fork: never to be used again."""
+        self._open, self._inside = False, 0
+        self.lock = threading.RLock()
+
+    def close(self) -> None:
+        """Close the file and give up the locks; again is harmless."""
+        with self.lock:
+            if not self._open:
+                return
+            self._open = False
+            for lock in list(self._locks):
+                lock.release()
+            with suppress(sqlite3.Error):
+                self.connection.close()
+
+
+def _make_folder(folder: Path) -> None:
+    """Make what is missing, for its owner alone."""
+    try:
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        for each in reversed(missing):
+            each.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise LedgerError(f"the ledger's folder {folder} cannot be made ({error}); name another path") from error

@@ -183,4 +183,4 @@ def test_the_command_serves_and_ends_on_sigterm_with_what_waits_in_the_ledger(sa
     assert sandbox.books.bought_by_prompt("batch") == {"night": 1}
     with bw.Dispatcher(sandbox.client(), ledger=tmp_path / "l") as d:
         assert d.progress().by_status == {bw.Status.IN_FLIGHT: 1}
-        d.halt()
+        d.close(finish=False)

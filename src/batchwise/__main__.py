@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 found = dispatcher.advance() if options.command == "advance" else dispatcher.progress(options.job)
             finally:
-                dispatcher.halt()
+                dispatcher.close(finish=False)
     except BatchwiseError as error:
         sys.stderr.write(f"batchwise: {error}\n")
         return 1

@@ -8,15 +8,13 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
 from .async_tickets import AsyncJob, AsyncTicket
-from .drivers.tasks import TaskDriver, in_thread
+from .drivers.tasks import TaskDriver, on_asyncio
 from .engine.core import Engine
-from .engine.effects import AsyncPorts
+from .engine.effects import AsyncPorts, Threads
 from .engine.handles import takes_one_dict, to_request, to_tags
 from .engine.progress import progress, progress_of, report_of
-from .errors import ClosedDispatcherError
+from .errors import ClosedDispatcherError, WrongLoopError
 from .lanes.batches import AsyncBatchLane
 from .lanes.clients import base_url, check_client
 from .lanes.messages import AsyncMessageLane
@@ -38,7 +36,10 @@ __all__ = ["AsyncDispatcher"]
 
 
 class AsyncDispatcher:
-    """`Dispatcher` with `await`: under `async with` only, on the event loop that entered it.
+    """`Dispatcher` with `await`, on the event loop that opened it.
+
+    `async with AsyncDispatcher(...) as d:`, or on asyncio, where one task opens it and another closes it (cells of a
+    notebook, fixtures), `d = await AsyncDispatcher.open(...)` and `await d.aclose()`.
 
     Args:
         client: An `anthropic.AsyncAnthropic`; None makes one from the environment.
@@ -64,40 +65,87 @@ class AsyncDispatcher:
         check_client(client, async_=True)
         self._client, self._spec, self._policy = client, ledger, policy or Policy()
         self._own_ledger = not hasattr(ledger, "snapshot")
-        self._ports = AsyncPorts(AsyncBatchLane(client), AsyncMessageLane(client))
         self._entered: TaskDriver | None = None
         self._fronts: Shared | None = None
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def open(
+        cls,
+        client: anthropic.AsyncAnthropic | None = None,
+        *,
+        ledger: str | os.PathLike[str] | Ledger | None = None,
+        policy: Policy | None = None,
+    ) -> Self:
+        """Open one without `async with`: for what is opened in one task and closed in another. asyncio only.
+
+        Whichever task of the event loop likes may use it and `aclose` it.
+
+        Args:
+            client: As for `AsyncDispatcher`.
+            ledger: As for `AsyncDispatcher`.
+            policy: As for `AsyncDispatcher`.
+
+        Raises:
+            WrongLoopError: The event loop is trio's, where it has to be `async with`.
+            WrongClientError: As for `AsyncDispatcher`.
+            WrongWorkspaceError: The ledger belongs to another endpoint.
+            LedgerError: The ledger cannot be opened.
+        """
+        if not on_asyncio():
+            raise WrongLoopError(
+                "AsyncDispatcher.open() is for asyncio; on trio, where tasks belong to the task that starts them, use "
+                "`async with AsyncDispatcher(...) as d:`"
+            )
+        return await cls(client, ledger=ledger, policy=policy).__aenter__()
+
+    async def aclose(self, *, finish: bool = True) -> None:
+        """End it. Does not wait for batches; harmless if it has ended, or was never opened.
+
+        Args:
+            finish: Send what is queued for a batch, and let sync calls end. False: end at once; what is queued stays
+                queued for a later process, and calls that run are cut off.
+
+        Raises:
+            WrongLoopError: It lives on another event loop.
+            LedgerError: What is left could not be stored; a later process clears it up.
+        """
+        if self._entered is not None:
+            await self._entered.close(finish=finish)
 
     async def __aenter__(self) -> Self:
         if self._entered is not None:
             raise ClosedDispatcherError("an AsyncDispatcher is entered once; make a new one")
-        self._ledger = await in_thread(open_ledger, self._spec)
+        threads = Threads()
+        self._ledger = await threads.run(open_ledger, self._spec)
         try:
-            self._engine = await in_thread(Engine, self._ledger, self._policy, endpoint=base_url(self._client))
+            self._engine = await threads.run(Engine, self._ledger, self._policy, endpoint=base_url(self._client))
         except BaseException:
             if self._own_ledger:
                 self._ledger.close()
             raise
-        self._entered = TaskDriver(self._engine, self._ports)
+        self._entered = TaskDriver(
+            self._engine,
+            AsyncPorts(AsyncBatchLane(self._client), AsyncMessageLane(self._client)),
+            threads,
+            owns_ledger=self._own_ledger,
+            release=self._client.close if self._own_client else None,
+        )
         await self._entered.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            await self._driver.close(finish=kind is None, spare_calls=kind is not None and issubclass(kind, Exception))
-        finally:
-            with anyio.CancelScope(shield=True):
-                if self._own_ledger:
-                    await in_thread(self._ledger.close)
-                if self._own_client:
-                    await self._client.close()
+        await self._driver.leave(finish=kind is None, spare_calls=kind is not None and issubclass(kind, Exception))
 
     @property
     def _driver(self) -> TaskDriver:
         if self._entered is None:
-            raise ClosedDispatcherError("use it under `async with AsyncDispatcher(...) as d:`")
+            raise ClosedDispatcherError(
+                "use it under `async with AsyncDispatcher(...) as d:`, or after `d = await AsyncDispatcher.open(...)`"
+            )
         return self._entered
 
     # -- accepting --------------------------------------------------------------------------------------------------
@@ -127,7 +175,7 @@ class AsyncDispatcher:
         }
         made = to_request(request, tags)
         try:
-            accepted, decision = await in_thread(self._engine.accept, made, job)
+            accepted, decision = await self._driver.in_thread(self._engine.accept, made, job)
         finally:
             self._driver.call()
         if accepted.row.status is Status.QUEUED:
@@ -145,8 +193,8 @@ class AsyncDispatcher:
         """Accept many, whole or not at all. The iterable is read in a worker thread. See `Dispatcher.dispatch_all`."""
         self._driver.check_working()
         latency, tool_use = to_tags(latency, tool_use)
-        marks = await in_thread(self._ledger.marks)
-        numbers = await in_thread(self._engine.accept_all, requests, job, latency, tool_use)
+        marks = await self._driver.in_thread(self._ledger.marks)
+        numbers = await self._driver.in_thread(self._engine.accept_all, requests, job, latency, tool_use)
         self._driver.wake()
         if job is None:
             return AsyncJob(self._driver, None, 0, numbers, marks)
@@ -216,19 +264,19 @@ class AsyncDispatcher:
     async def job(self, name: str) -> AsyncJob:
         """A job by its name, from whatever process. See `Dispatcher.job`."""
         self._driver.check()
-        return AsyncJob(self._driver, name, await in_thread(self._engine.job_number, name))
+        return AsyncJob(self._driver, name, await self._driver.in_thread(self._engine.job_number, name))
 
     async def ticket(self, key: str, *, job: str | None = None) -> AsyncTicket:
         """A request by its key. See `Dispatcher.ticket`."""
         self._driver.check()
-        return AsyncTicket(self._driver, await in_thread(self._engine.find, key, job), job)
+        return AsyncTicket(self._driver, await self._driver.in_thread(self._engine.find, key, job), job)
 
     async def results(self, *, job: str | None = None, after: int | None = None) -> AsyncIterator[Result]:
         """What has settled so far, in the order of settling; does not wait. See `Dispatcher.results`."""
         self._driver.check()
-        number = None if job is None else await in_thread(self._engine.job_number, job)
+        number = None if job is None else await self._driver.in_thread(self._engine.job_number, job)
         cursor = after or 0
-        while rows := await in_thread(self._ledger.results, job=number, after=cursor, limit=1_000):
+        while rows := await self._driver.in_thread(self._ledger.results, job=number, after=cursor, limit=1_000):
             for row in rows:
                 yield Result(row)
             cursor = rows[-1].cursor
@@ -238,43 +286,43 @@ class AsyncDispatcher:
     async def flush(self) -> None:
         """Submit what is queued for a batch now. See `Dispatcher.flush`."""
         self._driver.check_working()
-        await in_thread(self._engine.flush)
+        await self._driver.in_thread(self._engine.flush)
         self._driver.wake()
 
     async def advance(self) -> Progress:
         """Do all that is due, and return. See `Dispatcher.advance`."""
         self._driver.check_working()
-        gap = await in_thread(self._engine.wake_gap)
+        gap = await self._driver.in_thread(self._engine.wake_gap)
         await self._driver.advance(gap)
         self._driver.raise_fatal()
-        return await in_thread(progress, self._engine, None, gap)
+        return await self._driver.in_thread(progress, self._engine, None, gap)
 
     async def progress(self, job: str | None = None) -> Progress:
         """Where the work stands. See `Dispatcher.progress`."""
         self._driver.check()
-        return await in_thread(progress_of, self._engine, job)
+        return await self._driver.in_thread(progress_of, self._engine, job)
 
     async def report(self, job: str | None = None) -> Report:
         """Money and deadlines of what has settled. See `Dispatcher.report`."""
         self._driver.check()
-        return await in_thread(report_of, self._engine, job)
+        return await self._driver.in_thread(report_of, self._engine, job)
 
     async def cancel(self, key: str | None = None, *, job: str | None = None) -> int:
         """Cancel one request, a job, or all that is unsettled. See `Dispatcher.cancel`."""
         self._driver.check()
         if key is not None:
             return await (await self.ticket(key, job=job)).cancel()
-        number = None if job is None else await in_thread(self._engine.job_number, job)
+        number = None if job is None else await self._driver.in_thread(self._engine.job_number, job)
         return await self._driver.cancel(job=number)
 
     async def resume(self) -> None:
         """Go on after a suspended lane's cause was mended. See `Dispatcher.resume`."""
         self._driver.check()
-        await in_thread(self._ledger.resume)
+        await self._driver.in_thread(self._ledger.resume)
         self._engine.suspended.clear()
         self._driver.wake()
 
     async def purge(self, *, before: datetime) -> int:
         """Delete what settled before then. See `Dispatcher.purge`."""
         self._driver.check()
-        return await in_thread(self._ledger.purge, before=check_aware(before, "before"))
+        return await self._driver.in_thread(self._ledger.purge, before=check_aware(before, "before"))

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from functools import partial
 
-from .drivers.tasks import TaskDriver, in_thread
+from .drivers.tasks import TaskDriver
 from .engine.handles import JobView, TicketView, seconds
 from .ledger.values import RequestRow
 from .models import Decision, Outcome, Progress, Report
@@ -26,7 +26,7 @@ class AsyncTicket(TicketView):
         """Wait for its outcome. See `Ticket.result`."""
         limit = seconds(timeout)
         self._driver.check()
-        if not self._called and not await in_thread(self._settled):
+        if not self._called and not await self._driver.in_thread(self._settled):
             self._driver.wake(self._wanted())
         found = await self._driver.wait_for(self._ready, limit, self._row.id)
         if found is None:
@@ -36,7 +36,7 @@ class AsyncTicket(TicketView):
     async def refresh(self) -> AsyncTicket:
         """Look at the ledger again; returns itself."""
         self._driver.check()
-        await in_thread(self._read)
+        await self._driver.in_thread(self._read)
         return self
 
     async def cancel(self) -> int:
@@ -63,7 +63,7 @@ class AsyncJob(JobView):
         """Its results as they settle, each once. See `Job.results`."""
         limit = seconds(timeout)
         self._driver.check()
-        for row in await in_thread(self._earlier):
+        for row in await self._driver.in_thread(self._earlier):
             yield Result(row)
         self._driver.wake(self._wanted())
         after = self._first()
@@ -80,7 +80,7 @@ class AsyncJob(JobView):
     async def progress(self) -> Progress:
         """Where it stands."""
         self._driver.check()
-        return await in_thread(self._progress)
+        return await self._driver.in_thread(self._progress)
 
     async def wait(self, timeout: float | timedelta | None = None) -> Progress:
         """Wait until all of it is settled. See `Job.wait`."""
@@ -89,12 +89,12 @@ class AsyncJob(JobView):
         self._driver.wake(self._wanted())
         if await self._driver.wait_for(self._all_settled, limit) is None:
             raise self._late(limit)
-        return await in_thread(self._progress)
+        return await self._driver.in_thread(self._progress)
 
     async def report(self) -> Report:
         """Money and deadlines of what has settled of it; without a name, of all work without a job."""
         self._driver.check()
-        return await in_thread(self._engine.ledger.report, job=self._number)
+        return await self._driver.in_thread(self._engine.ledger.report, job=self._number)
 
     async def cancel(self) -> int:
         """Cancel what is unsettled of it; returns how many settled now."""
@@ -106,6 +106,6 @@ class AsyncJob(JobView):
     async def retry(self, outcomes: Sequence[Outcome] = (Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED)) -> int:
         """Queue its settled requests of these outcomes anew. See `Job.retry`."""
         self._driver.check()
-        count = await in_thread(self._reopen, tuple(outcomes))
+        count = await self._driver.in_thread(self._reopen, tuple(outcomes))
         self._driver.wake()
         return count

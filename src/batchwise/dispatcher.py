@@ -79,7 +79,13 @@ class Dispatcher:
             stopping.wait(seconds)
 
         ports = SyncPorts(BatchLane(client, sleep=nap), MessageLane(client))
-        self._driver = ThreadDriver(self._engine, ports, stopping)
+        self._driver = ThreadDriver(
+            self._engine,
+            ports,
+            stopping,
+            owns_ledger=self._own_ledger,
+            release=client.close if self._own_client else None,
+        )
 
     # -- accepting --------------------------------------------------------------------------------------------------
 
@@ -318,24 +324,17 @@ class Dispatcher:
 
     # -- life -------------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Send what is queued for a batch, finish the sync calls, and end. Does not wait for batches."""
-        self._close(finish=True)
+    def close(self, *, finish: bool = True) -> None:
+        """End it. Does not wait for batches; harmless if it has ended.
 
-    def halt(self) -> None:
-        """End at once: what is queued stays queued, for a later process."""
-        self._close(finish=False)
+        Args:
+            finish: Send what is queued for a batch, and let sync calls end. False: end at once; what is queued stays
+                queued for a later process, and calls that run are cut off.
 
-    def _close(self, *, finish: bool, spare_calls: bool = False) -> None:
-        if self._driver.closed or self._driver.forked:
-            return
-        try:
-            self._driver.close(finish=finish, spare_calls=spare_calls)
-        finally:
-            if self._own_ledger:
-                self._ledger.close()
-            if self._own_client:
-                self._client.close()
+        Raises:
+            LedgerError: What is left could not be stored; a later process clears it up.
+        """
+        self._driver.close(finish=finish)
 
     @property
     def closed(self) -> bool:
@@ -349,4 +348,4 @@ class Dispatcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close(finish=kind is None, spare_calls=kind is not None and issubclass(kind, Exception))
+        self._driver.close(finish=kind is None, spare_calls=kind is not None and issubclass(kind, Exception))

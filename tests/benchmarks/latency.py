@@ -80,7 +80,7 @@ def singles(where: str, count: int, threads: int) -> dict[str, Any]:
         for worker in workers:
             worker.join()
     progress = dispatcher.progress()
-    dispatcher.halt()
+    dispatcher.close(finish=False)
     assert progress.total == count, progress
     return {**meter.figures(), "sync": sync_time(where)}
 

@@ -68,7 +68,7 @@ def lane(url: str, where: str, limits: dict[str, int], size: int, factor: float,
                 **books["tokens"]["sync"],
             }
         )
-    dispatcher.halt()
+    dispatcher.close(finish=False)
     return {"looks": looks}
 
 

@@ -44,7 +44,7 @@ def test_a_call_that_comes_while_a_worker_takes_another_up_gets_a_worker_of_its_
                 5.0,
             )
         finally:
-            d.halt()
+            d.close(finish=False)
 
 
 async def test_whoever_plans_hands_out_more_as_soon_as_the_calls_run_out(

@@ -70,15 +70,16 @@ class Driver(ABC):
     Args:
         engine: The core.
         bell: Makes a bell.
+        owns_ledger: Whether the ledger is closed at the end.
     """
 
-    def __init__(self, engine: Engine, bell: Callable[[], Bell]) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, bell: Callable[[], Bell], *, owns_ledger: bool) -> None:
+        self.engine, self._owns_ledger = engine, owns_ledger
         self._make_bell = bell
         self._pump_bell, self._work_bell, self._news = bell(), bell(), bell()
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._closed = self._over = False
+        self._closing = self._closed = self._over = False
         self._under_way = Counter[object]()
         """Batch actions under way, by their gate."""
         self._waiters: dict[int, list[Bell]] = {}
@@ -135,6 +136,7 @@ class Driver(ABC):
                 if again is not None:
                     left = again if left is None else min(left, again)
                 yield from pause(partial(bell.wait, heard, left))
+                self.raise_fatal()  # first: it says why it is closed
                 self.check()
 
     @contextmanager
@@ -151,6 +153,9 @@ class Driver(ABC):
             if self.engine.rested and (yield from store(self.engine.rise)):
                 self.wake()
             value = yield from store(check)
+        except ClosedDispatcherError:  # of the ledger, which was closed meanwhile
+            self.raise_fatal()
+            raise
         except LedgerError as error:
             if not passing(error):
                 raise
@@ -202,6 +207,13 @@ class Driver(ABC):
         """Raise what a user has to know who hands in work: nothing is taken in silence that nobody will do."""
         self.check()
         self.raise_fatal()
+        if self._closing:
+            raise ClosedDispatcherError("this dispatcher is being closed; open a new one: the ledger has all its work")
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return self._closed
 
     @property
     def forked(self) -> bool:
@@ -495,3 +507,11 @@ class Driver(ABC):
         while self.engine.queue.busy and monotonic() < end:
             yield from pause(partial(self._work_bell.wait, self._work_bell.heard(), 0.05))
             yield from store(self.engine.put_back)
+
+    def _shut(self) -> None:
+        """Let go of the ledger: the last step of every end."""
+        try:
+            self.engine.close()
+        finally:
+            if self._owns_ledger:
+                self.engine.ledger.close()

@@ -1,39 +1,46 @@
 """The driver of tasks: one for the pump, one for each batch action and each call.
 
-Lives in one task group on the event loop that entered it (asyncio or trio); the ledger is reached through threads.
+They live in one task group, on the event loop that entered it; the ledger is reached through threads. The task that
+holds the group is the driver's own, so that an error of its caller's cancels nothing of it, and nothing that happens in
+it cancels its caller. On asyncio that task belongs to no other, so whichever task of the loop likes may close it. On
+trio every task has a parent: there it belongs to the task that entered it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
-from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
-import anyio.to_thread
 
 from batchwise.engine.actions import withdraw
 from batchwise.engine.adoption import adopt
 from batchwise.engine.core import Engine
-from batchwise.engine.effects import AsyncPorts, Procedure, drive_async
+from batchwise.engine.effects import AsyncPorts, Procedure, Threads, drive_async
 from batchwise.engine.queue import Ticked
-from batchwise.errors import WrongLoopError
+from batchwise.errors import ClosedDispatcherError, WrongLoopError
 
 from .pump import Driver
 
-__all__ = ["TaskDriver", "in_thread"]
+__all__ = ["TaskDriver", "on_asyncio"]
 
 T = TypeVar("T")
+_log = logging.getLogger("batchwise")
+_hosts: set[asyncio.Task[None]] = set()
+"""An event loop holds its tasks weakly."""
 
 
-async def in_thread(function: Callable[..., T], *args: Any, **keywords: Any) -> T:
-    """Call something that blocks for a moment, in a worker thread."""
-    return await anyio.to_thread.run_sync(partial(function, *args, **keywords))
+def on_asyncio() -> bool:
+    """Whether the event loop is asyncio's, where a task needs no parent."""
+    token = anyio.lowlevel.current_token()
+    return isinstance(getattr(token, "native_token", token), asyncio.AbstractEventLoop)  # the loop itself before 4.11
 
 
 class _Bell:
@@ -63,19 +70,83 @@ class TaskDriver(Driver):
     Args:
         engine: The core.
         ports: The API.
+        threads: In which callers reach the ledger: an iterable of theirs that blocks holds up no work.
+        owns_ledger: Whether the ledger is closed at the end.
+        release: Awaited at the end.
     """
 
-    def __init__(self, engine: Engine, ports: AsyncPorts) -> None:
-        super().__init__(engine, _Bell)
-        self._ports = ports
+    def __init__(
+        self,
+        engine: Engine,
+        ports: AsyncPorts,
+        threads: Threads,
+        *,
+        owns_ledger: bool,
+        release: Callable[[], Awaitable[object]] | None,
+    ) -> None:
+        super().__init__(engine, _Bell, owns_ledger=owns_ledger)
+        self._ports, self._release = ports, release
+        self.in_thread = threads.run
         self._thread, self._loop = threading.get_ident(), anyio.lowlevel.current_token()
         self._tasks = anyio.create_task_group()
+        self._leaving, self._gone = anyio.Event(), anyio.Event()
+        self._end_error: Exception | None = None
+        self._parent: Any = None
+        """On trio: the group of the task that entered it, in which the host lives; None on asyncio."""
+        self._entered_by: int | None = None
 
     async def start(self) -> None:
-        """Enter the task group and start the pump."""
-        await self._tasks.__aenter__()
-        self._begin(self._pump())
-        self._tasks.start_soon(self._feed)
+        """Start the host, and in it the pump."""
+        begun = anyio.Event()
+        if on_asyncio():
+            host = asyncio.get_running_loop().create_task(self._host(begun), name="batchwise")
+            _hosts.add(host)
+            host.add_done_callback(_hosts.discard)
+        else:
+            self._parent, self._entered_by = anyio.create_task_group(), anyio.get_current_task().id
+            await self._parent.__aenter__()
+            self._parent.start_soon(self._host, begun)
+        try:
+            await begun.wait()
+        except BaseException:  # cancelled: nobody has it, and nobody will close it
+            await self.leave(finish=False, spare_calls=False)
+            raise
+
+    async def _host(self, begun: anyio.Event) -> None:
+        """The task that all its tasks live in: until it is closed, or cancelled with the event loop's other tasks."""
+        try:
+            async with self._tasks:
+                self._begin(self._pump())
+                self._tasks.start_soon(self._feed)
+                begun.set()
+                await self._leaving.wait()
+                self._tasks.cancel_scope.cancel()
+        except Exception as error:  # noqa: BLE001  # whoever waits is told
+            _log.exception("batchwise: a dispatcher ended by a fault within batchwise")
+            fault = ClosedDispatcherError(
+                "this dispatcher ended by a fault within batchwise; the log says where. Open a new one: the ledger has "
+                "all its work"
+            )
+            fault.__cause__ = error
+            self._fail(fault)
+        finally:
+            self._closing = self._closed = self._over = True
+            self._tell_all()
+            begun.set()
+            with anyio.CancelScope(shield=True):
+                await self._let_go()
+
+    async def _let_go(self) -> None:
+        try:
+            try:
+                await self._ports.threads.run(self._shut)
+            finally:
+                if self._release is not None:
+                    await self._release()
+        except Exception as error:  # noqa: BLE001  # whoever closes it is told
+            self._end_error = error
+        finally:
+            self._gone.set()
 
     async def wait_for(
         self, check: Callable[[], T | None], timeout: float | None, request: int | None = None
@@ -104,6 +175,9 @@ class TaskDriver(Driver):
     def check(self) -> None:
         """Raise what a user of a dispatcher in the wrong state has to know."""
         super().check()
+        self._check_loop()
+
+    def _check_loop(self) -> None:
         if anyio.lowlevel.current_token() != self._loop:
             raise WrongLoopError("this dispatcher belongs to the event loop that entered it; make one for this loop")
 
@@ -120,6 +194,8 @@ class TaskDriver(Driver):
             anyio.from_thread.run_sync(super()._on_settled, requests)
 
     def _begin(self, procedure: Procedure[None]) -> bool:
+        if self._closed:
+            return False
         self._tasks.start_soon(drive_async, procedure, self._ports)
         return True
 
@@ -133,30 +209,55 @@ class TaskDriver(Driver):
             else:
                 await self._work_bell.wait(heard, got)
 
-    async def close(self, *, finish: bool, spare_calls: bool) -> None:
-        """End.
+    async def close(self, *, finish: bool, spare_calls: bool = False) -> None:
+        """End; whoever is not the first waits for the end.
 
         Args:
             finish: Only after what is queued for a batch was sent and the sync calls have ended.
             spare_calls: Let calls that run end: they are paid for.
+
+        Raises:
+            WrongLoopError: It lives on another event loop.
         """
+        if self.forked or self._gone.is_set():
+            return
+        self._check_loop()
+        first, self._closing = not self._closing, True
         try:
-            if finish and self._fatal is None:
+            if not first:
+                await self._gone.wait()
+            elif finish and self._fatal is None:
                 await drive_async(self._ended(self._drain()), self._ports)
+            elif spare_calls:
+                with anyio.CancelScope(shield=True):
+                    await drive_async(self._ended(self._let_calls_end()), self._ports)
         finally:
-            self._closed = True
-            try:
-                if spare_calls:
-                    with anyio.CancelScope(shield=True):
-                        await drive_async(self._ended(self._let_calls_end()), self._ports)
-            finally:
+            if first:
                 await self._stop()
 
     async def _stop(self) -> None:
+        self._closed = True
         self._tell_all()
-        self._tasks.cancel_scope.cancel()
+        self._leaving.set()
+        with anyio.CancelScope(shield=True):
+            await self._gone.wait()
+        if self._end_error is not None:
+            raise self._end_error
+
+    async def leave(self, *, finish: bool, spare_calls: bool) -> None:
+        """What `async with` does at its end: close it, and on trio leave the group that the host lives in.
+
+        Raises:
+            WrongLoopError: It lives on another event loop, or another task of trio entered it.
+        """
+        if self._entered_by not in {None, anyio.get_current_task().id}:
+            raise WrongLoopError(
+                "this dispatcher was entered in one task and is left in another, which trio cannot do: its tasks "
+                "belong to the task that entered it. Leave it there. Nothing was ended"
+            )
         try:
-            await self._tasks.__aexit__(None, None, None)
+            await self.close(finish=finish, spare_calls=spare_calls)
         finally:
-            with anyio.CancelScope(shield=True):
-                await in_thread(self.engine.close)
+            parent, self._parent = self._parent, None
+            if parent is not None:
+                await parent.__aexit__(None, None, None)

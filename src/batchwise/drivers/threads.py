@@ -63,11 +63,21 @@ class ThreadDriver(Driver):
         engine: The core.
         ports: The API.
         stopping: Set when the driver ends; naps of the lanes end with it.
+        owns_ledger: Whether the ledger is closed at the end.
+        release: Called at the end.
     """
 
-    def __init__(self, engine: Engine, ports: SyncPorts, stopping: threading.Event) -> None:
-        super().__init__(engine, _Bell)
-        self._ports, self._stopping = ports, stopping
+    def __init__(
+        self,
+        engine: Engine,
+        ports: SyncPorts,
+        stopping: threading.Event,
+        *,
+        owns_ledger: bool,
+        release: Callable[[], object] | None,
+    ) -> None:
+        super().__init__(engine, _Bell, owns_ledger=owns_ledger)
+        self._ports, self._stopping, self._release = ports, stopping, release
         self._pumping: threading.Thread | None = None
         self._workers: set[threading.Thread] = set()
         self._idle = 0
@@ -174,11 +184,6 @@ class ThreadDriver(Driver):
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
-    @property
-    def closed(self) -> bool:
-        """Whether it has ended."""
-        return self._closed
-
     def close(self, *, finish: bool, spare_calls: bool = False) -> None:
         """End.
 
@@ -186,9 +191,9 @@ class ThreadDriver(Driver):
             finish: Only after what is queued for a batch was sent and the sync calls have ended.
             spare_calls: Let calls that run end: they are paid for.
         """
-        if self._closed or self.forked:
+        if self.forked or self._closed:
             return
-        wait = finish
+        self._closing, wait = True, finish
         try:
             if finish and self._fatal is None:
                 drive(self._ended(self._drain()), self._ports)
@@ -213,7 +218,11 @@ class ThreadDriver(Driver):
                 thread.join(timeout=None if wait else 0.2)
         self._await_end(lambda: self._acting, 60.0 if wait else 0.2)
         self._await_end(lambda: self.engine.queue.storing, SPARED)  # answers that came are paid for
-        self.engine.close()
+        try:
+            self._shut()
+        finally:
+            if self._release is not None:
+                self._release()
 
     def _await_end(self, going_on: Callable[[], int], seconds: float) -> None:
         """Wait until nothing of it goes on, so many seconds at most."""

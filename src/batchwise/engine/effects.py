@@ -20,6 +20,7 @@ __all__ = [
     "Ports",
     "Procedure",
     "SyncPorts",
+    "Threads",
     "api",
     "drive",
     "drive_async",
@@ -31,6 +32,8 @@ __all__ = [
 
 T = TypeVar("T")
 _PAGE = 100
+_THREADS = 40
+"""Calls in worker threads at once, for each of a dispatcher's two purposes: as many as anyio gives an application."""
 
 
 class Ports(Protocol):
@@ -136,6 +139,32 @@ def drive(procedure: Procedure[T], ports: SyncPorts) -> T:
         procedure.close()  # what interrupts it (Ctrl-C, a cancelled task) leaves nothing half done
 
 
+class Threads:
+    """Worker threads for calls that block for a moment, apart from those that the application keeps busy.
+
+    Made, and used, on the event loop.
+    """
+
+    def __init__(self) -> None:
+        self._limiter = anyio.CapacityLimiter(_THREADS)
+
+    async def run(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
+        """Call it in a worker thread; where none can be started, here: the event loop waits for it then."""
+        begun = False
+
+        def call() -> T:
+            nonlocal begun
+            begun = True
+            return function(*args, **keywords)
+
+        try:
+            return await anyio.to_thread.run_sync(call, limiter=self._limiter)
+        except RuntimeError:  # the system's limit, or an interpreter that ends
+            if begun:
+                raise
+        return function(*args, **keywords)
+
+
 async def drive_async(procedure: Procedure[T], ports: AsyncPorts) -> T:
     """Carry a procedure out by awaiting; the ledger is reached through a worker thread."""
     try:
@@ -147,9 +176,9 @@ async def drive_async(procedure: Procedure[T], ports: AsyncPorts) -> T:
                     value = await asked
                 elif effect.sure:
                     with anyio.CancelScope(shield=True):
-                        value = await anyio.to_thread.run_sync(effect.call)
+                        value = await ports.threads.run(effect.call)
                 else:
-                    value = await anyio.to_thread.run_sync(effect.call)
+                    value = await ports.threads.run(effect.call)
             except Exception as error:  # noqa: BLE001  # the procedure decides what it means
                 effect = procedure.throw(error)
             else:
@@ -182,10 +211,11 @@ class SyncPorts:
 
 
 class AsyncPorts:
-    """The API over an `anthropic.AsyncAnthropic`."""
+    """The API over an `anthropic.AsyncAnthropic`, and the threads in which procedures reach the ledger."""
 
     def __init__(self, batches: AsyncBatchLane, messages: AsyncMessageLane) -> None:
         self._batches, self._messages = batches, messages
+        self.threads = Threads()
         self.retrieve, self.cancel, self.list = batches.retrieve, batches.cancel, batches.list
         self.call = messages.call
 
@@ -193,7 +223,7 @@ class AsyncPorts:
         """See `AsyncBatchLane.create`; the chunks are made in a worker thread."""
 
         async def made() -> AsyncIterator[bytes]:
-            while (chunk := await anyio.to_thread.run_sync(next, chunks, None)) is not None:
+            while (chunk := await self.threads.run(next, chunks, None)) is not None:
                 yield chunk
 
         return await self._batches.create(made(), length=length, betas=betas)
@@ -202,5 +232,5 @@ class AsyncPorts:
         """Feed the raw chunks of a batch's results, in a worker thread."""
         async with self._batches.results(remote_id) as chunks:
             async for chunk in chunks:
-                if not await anyio.to_thread.run_sync(feed, chunk):
+                if not await self.threads.run(feed, chunk):
                     return

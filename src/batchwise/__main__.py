@@ -36,7 +36,7 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         from .gateway import serve, within
     except ImportError as error:
-        sys.stderr.write(f"batchwise: the gateway needs {error.name}; install starlette and uvicorn\n")
+        sys.stderr.write(f"batchwise: the gateway needs {error.name}; install batchwise-claude[gateway]\n")
         return 1
     import asyncio
 

@@ -313,7 +313,7 @@ def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(LedgerError, match=r"schema version 99.*pip install -U batchwise"):
+    with pytest.raises(LedgerError, match=r"schema version 99.*upgrade the package batchwise-claude,"):
         SqliteLedger(path)
 
 

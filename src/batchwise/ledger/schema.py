@@ -311,7 +311,7 @@ def _check_version(db: sqlite3.Connection, path: str, version: int) -> None:
     if version > known:
         raise LedgerError(
             f"the ledger {path} has schema version {version}, this batchwise knows up to {known}; "
-            "upgrade it (pip install -U batchwise) or use another ledger"
+            "upgrade the package batchwise-claude, or use another ledger"
         )
     if version == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise LedgerError(f"{path} is a SQLite database, but no ledger; name another file")

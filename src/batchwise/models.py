@@ -269,10 +269,14 @@ class Policy:
             of the buffer. It is never shorter than the overhead of a rescue (two polls, reading the batch, the
             slowest call: 2 min 32 s by default).
         min_reserve: The derived reserve's floor.
-        interval: The longest a request waits for its batch to be sent; None derives it from each SLA.
+        interval: The longest a request waits for its batch to be sent; None derives it from each SLA. With a delay
+            cost it is never longer than the mean wait is worth.
         flexible_interval: The same for `Latency.FLEXIBLE` requests.
         hedge: Send to a batch although less than the window is left, with a rescue planned before the deadline.
-        delay_cost_per_hour: What an hour of waiting costs, in USD a request.
+            With a delay cost, only what would go to a batch with more time, too; and it is broken off when a longer
+            wait would cost more than it may save.
+        delay_cost_per_hour: What an hour of waiting costs, in USD a request. A request goes to a batch if that is
+            cheaper when it is sent at once; then it waits for others no longer than it pays.
         zero_data_retention: The organisation has zero data retention, which batches are not covered by.
         max_attempts: How often a request may be tried, over both lanes. Where a deadline can still be met, the last
             attempt is the sync lane's.

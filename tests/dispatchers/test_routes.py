@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 import batchwise as bw
 from batchwise import InvalidRequestError, Latency, Policy, ToolUse
+from batchwise.engine.admissions import Admissions
 from batchwise.engine.routes import Router
+from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.pricing import PriceBook
+from batchwise.planning.state import Group
 from tests.strategies import NOW, params
 
 TOOL = {"name": "read_file", "input_schema": {"type": "object"}}
@@ -79,3 +82,15 @@ def test_what_time_has_a_say_in_is_decided_anew(latency: bw.LatencyTag | None, p
     for now in (NOW, NOW + timedelta(hours=1)):
         assert same(router, request, now)
     assert not router._known
+
+
+def test_an_explanation_says_first_what_was_changed_so_that_the_deadline_is_kept() -> None:
+    policy = Policy(limits=bw.Limits(requests_per_minute=100))
+    _, terms = router_of(policy).route(bw.Request(params(), latency=timedelta(hours=30)), NOW)
+    ledger = SqliteLedger(":memory:")
+    group = Group(terms=terms, requests=40_000, size=40_000, since=NOW)
+    ((count, moved),) = Admissions(ledger, policy).all([group], NOW).values()
+    ledger.close()
+    assert moved.lane is bw.Lane.SYNC
+    assert moved.explanation.startswith(f"{count:,} of 40,000 run on the sync lane now, since a rescue of all")
+    assert moved.explanation.endswith(f" (by itself: {terms.explanation})")

@@ -1,10 +1,9 @@
-"""How long batches take: properties of the distribution, of what it learns, and the price of a hedge."""
+"""How long batches take: properties of the distribution, and of what it learns."""
 
 from __future__ import annotations
 
 import random
 from datetime import datetime, timedelta
-from decimal import Decimal
 from itertools import pairwise
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from tests.strategies import HOUR, NOW
 
 from batchwise.errors import InvalidValueError
-from batchwise.planning.forecast import STRENGTH, Forecast, Sample, hedge_pays
+from batchwise.planning.forecast import STRENGTH, Forecast, Sample
 
 ZERO = timedelta(0)
 MINUTE = timedelta(minutes=1)
@@ -235,38 +234,6 @@ class TestHistory:
         assert learned.p_end_within(timedelta(seconds=2)) > 0.9
 
 
-class TestHedge:
-    def test_is_the_inequality_of_the_protocol(self):
-        usd = Decimal
-        assert hedge_pays(p=0.1, saving=usd(1), hang=0.01, share_done=0.5, delay_cost=usd("0.09"))
-        assert not hedge_pays(p=0.1, saving=usd(1), hang=0.01, share_done=0.5, delay_cost=usd("0.0956"))
-        assert not hedge_pays(p=0.3, saving=usd(1), hang=1, share_done=0.5, delay_cost=usd(0))
-
-    def test_equality_does_not_pay_and_is_exact(self):
-        assert not hedge_pays(p=0.5, saving=Decimal(2), hang=0.5, share_done=1, delay_cost=Decimal("0.5"))
-        assert hedge_pays(p=0.5, saving=Decimal(2), hang=0.5, share_done=1, delay_cost=Decimal("0." + "4" + "9" * 30))
-        assert not hedge_pays(p=0.5, saving=Decimal(2), hang=0.5, share_done=1, delay_cost=Decimal(1))
-
-    @given(shares, shares, shares, st.decimals(-100, 0))
-    def test_nothing_saved_never_pays(self, p, hang, share_done, saving):
-        assert not hedge_pays(p=p, saving=saving, hang=hang, share_done=share_done, delay_cost=Decimal(0))
-
-    @given(
-        st.tuples(shares, shares),
-        st.fixed_dictionaries(
-            {
-                "saving": st.decimals(0, 100),
-                "hang": shares,
-                "share_done": shares,
-                "delay_cost": st.decimals(0, 100),
-            }
-        ),
-    )
-    def test_a_better_chance_never_hurts(self, chances, rest):
-        low, high = sorted(chances)
-        assert hedge_pays(p=high, **rest) or not hedge_pays(p=low, **rest)
-
-
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -282,18 +249,6 @@ class TestHedge:
         (lambda: Forecast.prior().expected(-HOUR), "cap="),
         (lambda: Forecast.prior().expected_range(datetime(2026, 1, 1)), "created_at="),  # noqa: DTZ001
         (lambda: Forecast.prior().cancel_quantile(float("nan")), "p=nan"),
-        (
-            lambda: hedge_pays(p=2, saving=Decimal(1), hang=0, share_done=0, delay_cost=Decimal(0)),
-            "p=2 ",
-        ),
-        (
-            lambda: hedge_pays(p=1, saving=Decimal("NaN"), hang=0, share_done=0, delay_cost=Decimal(0)),
-            "saving=NaN",
-        ),
-        (
-            lambda: hedge_pays(p=1, saving=Decimal(1), hang=0, share_done=0, delay_cost=Decimal(-1)),
-            "delay_cost=-1",
-        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(call, said):

@@ -336,6 +336,18 @@ def test_5_a_batch_gets_only_what_still_has_a_window_and_its_rescue() -> None:
     assert acts(snapshot, last + SECOND) == [Move(1, Lane.SYNC)]
 
 
+def test_3_hedged_work_is_cancelled_by_the_moment_of_its_decision() -> None:
+    decided = NOW + 30 * MINUTE
+    early = hedged(rescue_at=decided)
+    before = decided - SECOND
+    assert acts(working(batch(early, polled_at=before), at=before), before) == []
+    assert acts(working(batch(early, polled_at=decided), at=decided), decided) == [Cancel(1)]
+    late = start_of(10, 2 * HOUR) - POLICY.cancel_settle
+    assert acts(working(batch(hedged(rescue_at=late + HOUR), polled_at=late), at=late), late) == [Cancel(1)]
+    other = attrs.evolve(early, terms=attrs.evolve(early.terms, reason=Reason.LATENCY_TOLERANT))
+    assert Cancel(1) not in acts(working(batch(other, polled_at=decided), at=decided), decided)
+
+
 def test_5_hedged_work_is_sealed_until_it_would_be_cancelled_at_once() -> None:
     last = start_of(10, 2 * HOUR) - LEAD
     snapshot = Snapshot(batch_queue=(hedged(flush=True),))

@@ -21,7 +21,7 @@ from batchwise.planning.cadence import rescue_duration, sla_cadence
 from batchwise.planning.pricing import PriceBook, estimate, to_usd
 from batchwise.planning.rescue import usable
 from batchwise.planning.reserve import overhead_of
-from batchwise.planning.routing import choose_lane
+from batchwise.planning.routing import case_of, choose_lane
 from batchwise.planning.workload import plan_workload
 from batchwise.request import Request
 
@@ -499,7 +499,8 @@ def agrees(policy, sla, output_tokens):
         assert names(found) == ["sla"]
         assert found.cadence is None
     else:
-        assert found.interval == cadence.interval
+        asked = case_of(request, now=NOW, policy=policy, forecast=None, prices=PriceBook())
+        assert found.interval == asked.interval <= cadence.interval == asked.usual_interval
         assert found.violations == ()
         assert found.reserve >= found.reserve_needed == cadence.reserve
 

@@ -48,7 +48,7 @@ class Admissions:
             return terms
         if admission.sync:
             return _diverted(terms, admission.words)
-        return attrs.evolve(admission.terms, explanation=f"{terms.explanation}; {admission.words}")
+        return attrs.evolve(admission.terms, explanation=_explained(terms, admission.words))
 
     def _promises(self, now: datetime) -> tuple[float, Promises]:
         """Read anew twice a second at most; in between, what this process added is added up."""
@@ -83,5 +83,9 @@ class Admissions:
 
 def _diverted(terms: Terms, words: str) -> Terms:
     """Terms of work that goes to the sync lane now."""
-    explanation = f"{terms.explanation}; {words}"
-    return attrs.evolve(terms, lane=Lane.SYNC, submit_by=None, rescue_at=None, explanation=explanation)
+    return attrs.evolve(terms, lane=Lane.SYNC, submit_by=None, rescue_at=None, explanation=_explained(terms, words))
+
+
+def _explained(terms: Terms, words: str) -> str:
+    """First what holds: by itself the work would have been done otherwise."""
+    return f"{words} (by itself: {terms.explanation})"

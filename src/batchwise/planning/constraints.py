@@ -80,6 +80,8 @@ class Load:
     limits: Limits
     policy: Policy | None = None
     interval: timedelta | None = None
+    worthwhile: timedelta | None = None
+    """The longest interval that pays (negative: none does); None: waiting costs nothing."""
 
     @property
     def buffer(self) -> timedelta:
@@ -122,6 +124,8 @@ class Load:
             usual = self.policy.interval or room
         else:
             usual = (self.buffer - self.buffer / 3) // self.rounds
+        if self.worthwhile is not None and self.interval is None:
+            usual = min(usual, self.worthwhile)
         return max(ZERO, min(room, usual))
 
     @property

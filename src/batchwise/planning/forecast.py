@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from decimal import Decimal
-from fractions import Fraction
 from typing import Literal
 
 import attrs
@@ -22,7 +20,7 @@ from batchwise.times import WINDOW, check_aware, check_positive
 from .lane import check_not_negative
 from .survival import Curve
 
-__all__ = ["STRENGTH", "Forecast", "Sample", "hedge_pays"]
+__all__ = ["STRENGTH", "Forecast", "Sample", "check_share"]
 
 STRENGTH = 20
 """What the parent curve weighs in samples (K above): our choice. 20 samples of one's own count as much as it does."""
@@ -183,11 +181,16 @@ class Forecast:
     def quantile(self, p: float, elapsed: timedelta = _ZERO) -> timedelta:
         """The shortest total duration by which a share `p` of batches that still run at `elapsed` has ended."""
         elapsed = check_not_negative(elapsed, "elapsed")
-        return self.ends.quantile(_share(p, "p"), elapsed // _MICROSECOND) * _MICROSECOND
+        return self.ends.quantile(check_share(p, "p"), elapsed // _MICROSECOND) * _MICROSECOND
 
     def expected(self, cap: timedelta) -> timedelta:
         """The mean time until a batch ends or `cap` has passed, whichever comes first."""
         return round(self.ends.area(check_not_negative(cap, "cap") // _MICROSECOND)) * _MICROSECOND
+
+    def steps(self, cap: timedelta) -> list[timedelta]:
+        """The ends of its buckets before `cap`, and `cap`: between two of them a batch ends at any time alike."""
+        ends = [edge * _MICROSECOND for edge in self.ends.edges[1:]]
+        return [*(end for end in ends if end < cap), check_not_negative(cap, "cap")]
 
     def expected_range(self, created_at: datetime, elapsed: timedelta = _ZERO) -> tuple[datetime, datetime]:
         """Between when and when (UTC) it plausibly ends: the 10 % and 90 % points, given that it runs at `elapsed`."""
@@ -200,34 +203,15 @@ class Forecast:
 
     def cancel_quantile(self, p: float) -> timedelta:
         """The shortest time after the cancel by which a share `p` of cancelled batches has ended."""
-        return self.cancels.quantile(_share(p, "p"), 0) * _MICROSECOND
+        return self.cancels.quantile(check_share(p, "p"), 0) * _MICROSECOND
 
 
-def _share(value: float, field: str) -> float:
+def check_share(value: float, field: str) -> float:
+    """`value` if it is a share.
+
+    Raises:
+        InvalidValueError: It is not between 0 and 1.
+    """
     if not 0 <= value <= 1:
         raise InvalidValueError(f"{field}={value!r} is not a share between 0 and 1")
     return value
-
-
-def hedge_pays(*, p: float, saving: Decimal, hang: float, share_done: float, delay_cost: Decimal) -> bool:
-    """Whether a batch before a rescue is cheaper than the sync lane at once: `p*s > (1-p)*h*f*s + delay cost`.
-
-    Finished rows of a cancelled batch are used and unfinished ones are not billed, so only a cancel that hangs costs
-    twice. Computed exactly. It says nothing about deadlines: those are `schedule.fits`' business.
-
-    Args:
-        p: The chance that the batch ends by the safe moment.
-        saving: s, what the batch saves against the sync lane, in USD.
-        hang: h, the chance that its cancel does not end in time.
-        share_done: f, the share of its rows done by then, which would be paid twice.
-        delay_cost: What the wait costs, in USD.
-
-    Raises:
-        InvalidValueError: A share is not between 0 and 1, or the delay cost is negative or no number.
-    """
-    chance = Fraction(_share(p, "p"))
-    twice = (1 - chance) * Fraction(_share(hang, "hang")) * Fraction(_share(share_done, "share_done"))
-    for name, amount in (("saving", saving), ("delay_cost", delay_cost)):
-        if not amount.is_finite() or (name == "delay_cost" and amount < 0):
-            raise InvalidValueError(f"{name}={amount} is not an amount of US dollars that a hedge can be weighed with")
-    return saving > 0 and (chance - twice) * Fraction(saving) > Fraction(delay_cost)

@@ -151,9 +151,15 @@ class Rescues:
         return self._starts.get(deadline)
 
     def cancel_at(self, group: Group) -> datetime | None:
-        """When a batch with it has to be cancelled; None: never."""
-        start, deadline = self.start(group), group.terms.deadline
-        return None if start is None or deadline is None else self._calm[deadline] - self._policy.cancel_settle
+        """When a batch with it has to be cancelled; None: never.
+
+        Hedged work by the moment of its decision at the latest, from which on waiting costs more than it may save.
+        """
+        start, terms = self.start(group), group.terms
+        if start is None or terms.deadline is None:
+            return None
+        last = self._calm[terms.deadline] - self._policy.cancel_settle
+        return last if terms.reason is not Reason.HEDGED or terms.rescue_at is None else min(last, terms.rescue_at)
 
     def cancel_moments(self, batch: BatchView) -> list[datetime]:
         """The same for each of its groups."""

@@ -20,11 +20,12 @@ from batchwise.times import check_aware
 
 from . import packing
 from .custom_ids import MAX_LENGTH
-from .forecast import Forecast, hedge_pays
+from .forecast import Forecast
 from .pricing import PriceBook, Rates, estimate, to_usd
 from .reserve import least_reserve, reserve_for
 from .state import BYTES_PER_TOKEN
-from .wording import human
+from .waiting import Hedge, best_hedge, delay_cost, longest_worthwhile
+from .wording import dollars, dollars_apart, human, human_apart
 
 __all__ = [
     "BATCH_ONLY_BETA",
@@ -104,12 +105,31 @@ class Case:
         return None if self.deadline is None else self.deadline - self.policy.window - self.reserve
 
     @property
-    def interval(self) -> timedelta:
-        """The longest it would wait for its batch to be sent."""
+    def usual_interval(self) -> timedelta:
+        """The longest it could wait for its batch to be sent, whatever waiting costs."""
         if self.deadline is None:
             return self.policy.flexible_interval
         room = max(_ZERO, self.buffer - self.reserve)
         return room if self.policy.interval is None else min(room, self.policy.interval)
+
+    @property
+    def interval(self) -> timedelta:
+        """The longest it would wait for its batch to be sent: as long as it can, and as it pays."""
+        usual, worthwhile = self.usual_interval, self.worthwhile
+        return usual if worthwhile is None else max(_ZERO, min(usual, worthwhile))
+
+    @property
+    def worthwhile(self) -> timedelta | None:
+        """The longest interval that pays; negative: not even none does; None: waiting costs nothing that counts."""
+        cost = self.policy.delay_cost_per_hour
+        if not cost or self.batch_only:
+            return None
+        return longest_worthwhile(self.saving() or Decimal(0), cost, self.run)
+
+    @property
+    def run(self) -> timedelta:
+        """The mean time that a batch takes."""
+        return self.forecast.expected(self.policy.window)
 
     @property
     def batch_only(self) -> tuple[str, ...]:
@@ -160,65 +180,82 @@ def _hedge_rescue(case: Case) -> timedelta:
     return max(case.policy.min_reserve, least_reserve(case.policy)) + case.policy.cancel_settle
 
 
-def _hedge(case: Case) -> bool:
-    if not case.policy.hedge or case.batch_only or not _inside_window(case):
-        return False
+def _best_hedge(case: Case) -> Hedge | None:
+    """The hedge that is worth most; None where no time is left for one."""
     room = case.left - hedge_wait(case.left) - _hedge_rescue(case)
+    if room <= _ZERO:
+        return None
     saving = case.saving()
-    if room <= _ZERO or (saving is None and case.policy.delay_cost_per_hour):
-        return False
-    hours = Decimal(str(case.forecast.expected(room) / timedelta(hours=1)))
-    return hedge_pays(
-        p=case.forecast.p_end_within(room),
-        saving=Decimal(1) if saving is None else saving,
-        hang=1 - case.forecast.p_cancel_within(case.policy.cancel_settle),
-        share_done=1.0,  # the worst case: a hanging cancel's rows were all done and are all bought again
-        delay_cost=case.policy.delay_cost_per_hour * hours,
+    return best_hedge(
+        room,
+        saving=Decimal(1) if saving is None else saving,  # whatever it is: without a cost of waiting only p counts
+        cost_per_hour=case.policy.delay_cost_per_hour,
+        settle=case.policy.cancel_settle,
+        forecast=case.forecast,
     )
 
 
-def _wait_hours(case: Case) -> Decimal:
-    wait = case.interval / 2 + case.forecast.expected(case.policy.window)
-    return Decimal(str(round(wait / timedelta(hours=1), 3)))
+def _hedge(case: Case) -> bool:
+    """With more time it would have to go to a batch as well: otherwise a longer latency would cost more."""
+    if not case.policy.hedge or case.batch_only or not _inside_window(case) or _delay_costs_more(case):
+        return False
+    hedge = _best_hedge(case)
+    return hedge is not None and hedge.pays
 
 
 def _delay_costs_more(case: Case) -> bool:
-    cost = case.policy.delay_cost_per_hour
-    if not cost or case.batch_only:
-        return False
-    saving = case.saving()
-    return saving is None or _wait_hours(case) * cost > saving
+    return case.worthwhile is not None and case.worthwhile < _ZERO
+
+
+def _an_hour(case: Case) -> str:
+    return f"{dollars(case.policy.delay_cost_per_hour)} an hour (Policy.delay_cost_per_hour)"
 
 
 def _delay_words(case: Case) -> str:
-    cost, saving = case.policy.delay_cost_per_hour, case.saving()
-    if not cost:
+    if not case.policy.delay_cost_per_hour:
         return "waiting costs nothing (Policy.delay_cost_per_hour is 0)"
-    waiting = f"waiting {_wait_hours(case)} h on average costs ${_wait_hours(case) * cost:.4f} a request"
+    if case.batch_only:
+        return f"waiting costs {_an_hour(case)}, but no other lane takes it"
+    saving, wait = case.saving(), case.interval / 2 + case.run
     if saving is None:
-        return f"{waiting} and the price of {shown(case.traits.model)} is unknown, so no saving can be set against it"
-    return f"{waiting}; the batch lane saves ${saving:.4f}"
+        return (
+            f"waiting costs {_an_hour(case)}, and the price of {shown(case.traits.model)} is unknown, so no saving can "
+            "be set against it"
+        )
+    mean = delay_cost(case.interval + 2 * case.run, case.policy.delay_cost_per_hour) / 2
+    cost, saved = dollars_apart(mean, saving)
+    if _delay_costs_more(case):
+        return (
+            f"even a batch that is sent at once takes {human(wait)} on average, which costs {cost} at "
+            f"{_an_hour(case)}; it saves {saved}"
+        )
+    return f"waiting {human(wait)} on average costs {cost} at {_an_hour(case)}; a batch saves {saved}"
 
 
 def _window_words(case: Case) -> str:
     if case.deadline is None:
         return "no deadline"
-    left, window = human(case.left), human(case.policy.window)
     if case.buffer < _ZERO:
+        left, window = human_apart(case.left, case.policy.window)
         return f"deadline in {left} is inside the {window} window of a batch"
     verdict = "too little for" if _inside_window(case) else "enough for"
-    return f"deadline in {left} leaves {human(case.buffer)} past the {window} window, {verdict} the reserve of " + (
-        human(case.reserve)
+    buffer, reserve = human_apart(case.buffer, case.reserve)
+    window = human(case.policy.window)
+    return (
+        f"deadline in {human(case.left)} leaves {buffer} past the {window} window, {verdict} the reserve of {reserve}"
     )
 
 
 def _tolerant_words(case: Case) -> str:
+    if any(rule.lane(case) for rule in _RULES[:-1]):
+        return "not asked: a rule before it decides"
+    sent = f"within {human(case.interval)}" if case.interval else "at once"
+    if case.interval < case.usual_interval:
+        sent += f" (a longer wait at {_an_hour(case)} would cost more than it saves)"
     if case.deadline is None:
-        return f"no deadline: goes with the next batch, within {human(case.interval)}, at half price"
-    return (
-        f"{_window_words(case)}: goes with a batch within {human(case.interval)}, at half price, and "
-        f"{human(case.reserve)} are kept to redo what fails"
-    )
+        return f"no deadline: goes with a batch {sent}, at half price"
+    kept = f"{human(case.reserve)} are" if case.reserve else "nothing is"
+    return f"{_window_words(case)}: goes with a batch {sent}, at half price, and {kept} kept to redo what fails"
 
 
 def _batch_only_words(case: Case) -> str:
@@ -227,25 +264,33 @@ def _batch_only_words(case: Case) -> str:
     words = f"{', '.join(case.batch_only)} is accepted in a batch only, so there is no rescue on the sync lane"
     if case.deadline is None:
         return words
-    two = 2 * case.policy.window
-    if case.left >= two:
-        return f"{words}; the deadline in {human(case.left)} leaves time for two windows ({human(two)})"
-    return f"{words}; its deadline in {human(case.left)} is not guaranteed, since two windows ({human(two)}) do not fit"
+    left, two = human_apart(case.left, 2 * case.policy.window)
+    if case.left >= 2 * case.policy.window:
+        return f"{words}; the deadline in {left} leaves time for two windows ({two})"
+    return f"{words}; its deadline in {left} is not guaranteed, since two windows ({two}) do not fit"
 
 
 def _hedge_words(case: Case) -> str:
     if not case.policy.hedge:
         return "hedging is off (Policy.hedge)"
     if not _inside_window(case):
-        return "nothing to hedge: the window and the reserve fit"
-    room = case.left - hedge_wait(case.left) - _hedge_rescue(case)
-    if room <= _ZERO:
-        return f"deadline in {human(case.left)} leaves no time for a batch before a rescue had to begin"
-    chance = case.forecast.p_end_within(room)
-    return (
-        f"deadline in {human(case.left)} is inside the window, but a batch ends within {human(room)} with a chance of "
-        f"{chance:.0%}; what is not done {human(_hedge_rescue(case))} before the deadline is rescued"
-    )
+        return "nothing to hedge: the window and the reserve fit" if case.deadline else "nothing to hedge: no deadline"
+    if case.batch_only:
+        return "nothing to hedge: there is no rescue on the sync lane"
+    hedge = _best_hedge(case)
+    if hedge is None:
+        return f"no hedge: a deadline in {human(case.left)} leaves no time for a batch before a rescue had to begin"
+    if case.saving() is None and case.policy.delay_cost_per_hour:
+        return f"no hedge: {_delay_words(case)}"
+    bet = f"a batch ends within {human(hedge.run)} with a chance of {hedge.chance:.1%}"
+    if hedge.delay_cost:
+        bet += f" and costs {dollars(hedge.delay_cost)} of waiting at {_an_hour(case)}"
+    if not hedge.pays:
+        return f"no hedge: {bet}, which is not expected to pay"
+    if _delay_costs_more(case):
+        return f"no hedge: {bet}, but with more time {_delay_words(case)}"
+    rescued = human(case.left - hedge_wait(case.left) - hedge.run)
+    return f"{_window_words(case)}, but {bet}; what is not done {rescued} before the deadline is rescued"
 
 
 _RULES: tuple[_Rule, ...] = (
@@ -338,10 +383,10 @@ def _refuse_contradictions(case: Case, where: str) -> None:
                 f"{rule.words(case)}; drop one of the two"
             )
     if case.deadline is not None and case.left < case.policy.window:
+        left, window = human_apart(case.left, case.policy.window)
         raise UnroutableRequestError(
             f"{where} fits neither lane in time: {', '.join(case.batch_only)} is accepted in a batch only, and its "
-            f"deadline in {human(case.left)} is inside the {human(case.policy.window)} window; "
-            f"give it at least {human(case.policy.window)}"
+            f"deadline in {left} is inside the {window} window; give it at least {window}"
         )
 
 
@@ -382,9 +427,9 @@ def decide(case: Case, where: str = "request") -> Decision:
     rule, lane = next((rule, lane) for rule in _RULES if (lane := rule.lane(case)))
     submit_by = rescue_at = None
     if lane is Lane.BATCH and case.deadline is not None:
-        if rule.reason is Reason.HEDGED:
+        if rule.reason is Reason.HEDGED and (hedge := _best_hedge(case)) is not None:
             submit_by = case.now + hedge_wait(case.left)
-            rescue_at = case.deadline - _hedge_rescue(case)
+            rescue_at = submit_by + hedge.run
         elif case.batch_only:
             submit_by = max(case.now, case.deadline - case.policy.window)
         else:

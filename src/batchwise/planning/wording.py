@@ -3,25 +3,81 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Context, Decimal
 
-__all__ = ["human"]
+__all__ = ["dollars", "dollars_apart", "human", "human_apart"]
 
-_UNITS = (("d", 86_400_000_000), ("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000))
+_UNITS = (("d", 86_400_000_000), ("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1_000))
+_SECOND = 1_000_000
 
 
 def human(duration: timedelta) -> str:
-    """`duration` in its two largest units: "30 h", "1 h 30 min", "45 s", "250 ms"; days only from three on."""
-    micros = duration // timedelta(microseconds=1)
+    """`duration` to the nearest of its two largest units: "30 h", "1 h 30 min", "2.5 s"; days only from three on."""
+    micros = duration // timedelta.resolution
     if micros < 0:
         return f"-{human(-duration)}"
-    if micros < 1_000_000:
-        return f"{micros / 1_000:g} ms"
-    units = _UNITS if micros >= 3 * _UNITS[0][1] else _UNITS[1:]
-    index = next(index for index, (_, size) in enumerate(units) if micros >= size)
-    name, size = units[index]
-    whole, rest = divmod(micros, size)
-    if index + 1 == len(units):
-        return f"{micros / size:.3g} {name}"
-    smaller, small = units[index + 1]
-    part = rest // small
-    return f"{whole} {name} {part} {smaller}" if part else f"{whole} {name}"
+    return _exact(_rounded(micros))
+
+
+def human_apart(one: timedelta, other: timedelta) -> tuple[str, str]:
+    """Both in words that differ where the two do, for a sentence that compares them."""
+    if one != other and human(one) == human(other):
+        return _exact(one // timedelta.resolution), _exact(other // timedelta.resolution)
+    return human(one), human(other)
+
+
+def _units(micros: int) -> tuple[tuple[str, int], ...]:
+    return _UNITS if micros >= 3 * _UNITS[0][1] else _UNITS[1:]
+
+
+def _rounded(micros: int) -> int:
+    """To the nearest of its second unit, or under a minute to three digits."""
+    if micros < 60 * _SECOND:
+        grain = int(10 ** max(0, len(str(micros)) - 3))
+    else:
+        units = _units(micros)
+        largest = next(index for index, (_, size) in enumerate(units) if micros >= size)
+        grain = units[largest + 1][1]
+    return (micros + grain // 2) // grain * grain
+
+
+def _exact(micros: int) -> str:
+    if micros < 0:
+        return f"-{_exact(-micros)}"
+    if micros < _SECOND:
+        return f"{_plain(Decimal(micros) / 1_000)} ms"
+    parts = []
+    for name, size in _units(micros)[:-2]:
+        whole, micros = divmod(micros, size)
+        if whole:
+            parts.append(f"{whole} {name}")
+    if micros:
+        parts.append(f"{_plain(Decimal(micros) / _SECOND)} s")
+    return " ".join(parts)
+
+
+def dollars(amount: Decimal) -> str:
+    """`amount` of US dollars to the cent, below a dollar to three digits: "$3,186.00", "$0.0000123", "$0"."""
+    return _dollars(amount, 3)
+
+
+def dollars_apart(one: Decimal, other: Decimal) -> tuple[str, str]:
+    """Both in words that differ where the two do, for a sentence that compares them."""
+    digits = 3
+    while one != other and _dollars(one, digits) == _dollars(other, digits):
+        digits *= 2
+    return _dollars(one, digits), _dollars(other, digits)
+
+
+def _dollars(amount: Decimal, digits: int) -> str:
+    if amount < 0:
+        return f"-{_dollars(-amount, digits)}"
+    if amount >= 1:
+        return f"${round(amount, digits - 1):,f}"
+    return f"${_plain(Context(prec=digits).plus(amount))}"
+
+
+def _plain(number: Decimal) -> str:
+    """Without an exponent, and without zeros that say nothing."""
+    text = f"{number:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -15,7 +15,7 @@ from typing import Protocol
 import attrs
 
 from batchwise.errors import InvalidValueError
-from batchwise.models import Decision, Lane, Limits, Policy, Reason, ToolUse
+from batchwise.models import Lane, Limits, Policy, Reason, ToolUse
 from batchwise.request import Traits
 from batchwise.times import WINDOW, ZERO, check_duration, check_positive
 
@@ -61,7 +61,7 @@ class WorkloadPlan:
     Attributes:
         arrivals_per_hour: Requests an hour.
         sla: Time from dispatch to deadline.
-        interval: Time between two submissions; zero when the SLA leaves none.
+        interval: Time between two submissions; zero when the SLA leaves none, or no wait pays.
         requests_per_submission: The most requests that one submission holds: what arrives in an interval, and as much
             again for each further round, if all of the round before expired.
         batches_per_submission: Batches that they fill (100,000 requests, or the policy's `max_batch_requests`, and
@@ -140,27 +140,25 @@ class _Workload(Case):
         return self.saved
 
 
-def _route(load: Load, money: _Money) -> Decision:
+def _case(load: Load, money: _Money) -> Case:
     policy = Policy(window=load.window) if load.policy is None else load.policy
     buffer = load.sla - policy.window
-    return decide(
-        _Workload(
-            now=_START,
-            policy=policy,
-            forecast=Forecast.prior(),
-            prices=None,
-            traits=Traits(money.model, 1, (), (), "", ""),
-            size=load.request_bytes,
-            latency=load.sla,
-            tool_use=ToolUse.NONE,
-            betas=(),
-            stream=False,
-            output_tokens=1,
-            deadline=_START + load.sla,
-            buffer=buffer,
-            reserve=reserve_for(policy, buffer),
-            saved=money.saving(),
-        )
+    return _Workload(
+        now=_START,
+        policy=policy,
+        forecast=Forecast.prior(),
+        prices=None,
+        traits=Traits(money.model, 1, (), (), "", ""),
+        size=load.request_bytes,
+        latency=load.sla,
+        tool_use=ToolUse.NONE,
+        betas=(),
+        stream=False,
+        output_tokens=1,
+        deadline=_START + load.sla,
+        buffer=buffer,
+        reserve=reserve_for(policy, buffer),
+        saved=money.saving(),
     )
 
 
@@ -199,7 +197,7 @@ def _plan(load: Load, interval: timedelta, money: _Money) -> WorkloadPlan:
             rounds=load.rounds,
             overhead=load.overhead,
         )
-    decision = _route(load, money)
+    decision = decide(_case(load, money))
     return WorkloadPlan(
         arrivals_per_hour=load.arrivals,
         sla=load.sla,
@@ -279,8 +277,8 @@ def plan_workload(
         overhead: Time lost on the way, over all rounds together: create calls, poll gaps, cancel settle,
             collection, and the last sync call's tail (at least `limits.latency`). What a policy's rescue loses on
             its way is in its reserve already.
-        interval: Time between submissions; None: the longest that keeps the SLA, at most the policy's, without a
-            policy two thirds of the buffer.
+        interval: Time between submissions; None: the longest that keeps the SLA, at most the policy's and what its
+            delay cost makes worth it, without a policy two thirds of the buffer.
         burst: The most requests that come all at once beside the steady ones, at most once in a window; they are
             submitted at once. They count in no figure but the queue's peak and the reserve that is needed.
         prices: Where prices come from; None: a `PriceBook` (genai-prices' bundled data, no network).
@@ -327,5 +325,6 @@ def plan_workload(
         lambda: _START + (load.rounds * (load.window + (interval or ZERO)) + load.sla + load.overhead + 2 * SEARCHED),
         f"sla={sla} or rounds={rounds}",
     )
+    load = attrs.evolve(load, worthwhile=_case(load, money).worthwhile)
     plan = _plan(load, interval or longest_interval(load), money)
     return attrs.evolve(plan, nearest=_nearest(load, money)) if plan.violations else plan

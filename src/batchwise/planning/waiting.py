@@ -1,0 +1,119 @@
+"""What waiting is worth: how long an interval pays, and whether a batch pays that is broken off before its window ends.
+
+A longer latency must never cost more. So an interval is no longer than it is worth, and a hedge is broken off when it
+is worth most, however much later its deadline is.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
+
+import attrs
+
+from batchwise.errors import InvalidValueError
+from batchwise.times import LONGEST
+
+from .forecast import Forecast, check_share
+
+__all__ = ["Hedge", "best_hedge", "delay_cost", "hedge_gain", "longest_worthwhile"]
+
+_TICK = timedelta.resolution
+_HOUR = timedelta(hours=1)
+
+
+def delay_cost(wait: timedelta, cost_per_hour: Decimal) -> Decimal:
+    """What a wait costs, in USD."""
+    return Decimal(wait // _TICK) * cost_per_hour / (_HOUR // _TICK)
+
+
+def longest_worthwhile(saving: Decimal, cost_per_hour: Decimal, run: timedelta) -> timedelta:
+    """The longest interval whose mean wait costs no more than a batch saves: `2 * (saving / cost - run)`.
+
+    A request waits for half an interval on average, then for its batch to end.
+
+    Args:
+        saving: What the batch saves against the sync lane, in USD a request.
+        cost_per_hour: What an hour of waiting costs, in USD a request; more than 0.
+        run: The mean time that a batch takes.
+
+    Returns:
+        The interval, at most a hundred years; negative if the run alone costs more than is saved.
+    """
+    worth = Fraction(saving) / Fraction(cost_per_hour) * (_HOUR // _TICK)
+    ticks = 2 * (worth - run // _TICK) // 1
+    return min(ticks, LONGEST // _TICK) * _TICK
+
+
+def hedge_gain(*, p: float, saving: Decimal, hang: float, share_done: float, delay_cost: Decimal) -> Fraction:
+    """By how many USD a batch before a rescue is cheaper than the sync lane at once: `p*s - (1-p)*h*f*s - delay cost`.
+
+    Finished rows of a cancelled batch are used and unfinished ones are not billed, so only a cancel that hangs costs
+    twice. Computed exactly. It says nothing about deadlines: those are `schedule.fits`' business.
+
+    Args:
+        p: The chance that the batch ends by the safe moment.
+        saving: s, what the batch saves against the sync lane, in USD.
+        hang: h, the chance that its cancel does not end in time.
+        share_done: f, the share of its rows done by then, which would be paid twice.
+        delay_cost: What the wait costs, in USD.
+
+    Raises:
+        InvalidValueError: A share is not between 0 and 1, or the delay cost is negative or no number.
+    """
+    chance = Fraction(check_share(p, "p"))
+    twice = (1 - chance) * Fraction(check_share(hang, "hang")) * Fraction(check_share(share_done, "share_done"))
+    for name, amount in (("saving", saving), ("delay_cost", delay_cost)):
+        if not amount.is_finite() or (name == "delay_cost" and amount < 0):
+            raise InvalidValueError(f"{name}={amount} is not an amount of US dollars that a hedge can be weighed with")
+    return (chance - twice) * Fraction(saving) - Fraction(delay_cost)
+
+
+@attrs.frozen(kw_only=True)
+class Hedge:
+    """A batch that is broken off before its window may be over.
+
+    Attributes:
+        run: How long it may run.
+        chance: The chance that it ends by then.
+        delay_cost: What the wait for that costs on average, in USD a request.
+        pays: Whether it is expected to be cheaper than the sync lane at once.
+    """
+
+    run: timedelta
+    chance: float
+    delay_cost: Decimal
+    pays: bool
+
+
+def best_hedge(
+    room: timedelta, *, saving: Decimal, cost_per_hour: Decimal, settle: timedelta, forecast: Forecast
+) -> Hedge:
+    """The hedge that is worth most of those that run for at most `room`.
+
+    The gain is convex between two ends of the forecast's buckets, so it is highest at one of them or at `room`; and the
+    best of more room is never worth less.
+
+    Args:
+        room: The longest that it may run; more than 0.
+        saving: What a batch saves against the sync lane, in USD a request.
+        cost_per_hour: What an hour of waiting costs, in USD a request.
+        settle: How long a cancel may take; one that takes longer counts as hanging.
+        forecast: How long batches and cancels take.
+    """
+    hang = 1 - forecast.p_cancel_within(settle)
+
+    def gain(run: timedelta) -> Fraction:
+        wait = delay_cost(forecast.expected(run), cost_per_hour)
+        # share_done: the worst case, a hanging cancel's rows were all done and are all bought again
+        return hedge_gain(p=forecast.p_end_within(run), saving=saving, hang=hang, share_done=1.0, delay_cost=wait)
+
+    runs = forecast.steps(room) if cost_per_hour else [room]  # without a cost of waiting the longest is the best
+    best = max(reversed(runs), key=gain)
+    return Hedge(
+        run=best,
+        chance=forecast.p_end_within(best),
+        delay_cost=delay_cost(forecast.expected(best), cost_per_hour),
+        pays=saving > 0 and gain(best) > 0,
+    )

@@ -121,7 +121,7 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
     def collect() -> None:
         for piece in pieces:
             reader.feed(piece)
-        assert reader.finish() == []
+        assert reader.finish(whole=True) == []
         reader.close()
 
     table.time("collect", collect)

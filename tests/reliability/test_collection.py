@@ -231,6 +231,55 @@ def test_rows_that_stay_missing_are_tried_again_and_the_books_say_that_they_may_
     assert world.ledger.report(job=None).possible_doubles == 1
 
 
+def _without_result(line: bytes) -> bytes:
+    return orjson.dumps({"custom_id": orjson.loads(line)["custom_id"], "result": 7})
+
+
+DAMAGED: dict[str, Callable[[bytes], bytes]] = {
+    "its end is missing": lambda line: line.rstrip()[:-9],
+    "something stands in it": lambda line: line.rstrip().replace(b'"result":', b'"result":<html>\xff'),
+    "spaces and no end": lambda line: line.rstrip()[:-1].replace(b'"custom_id":', b'"custom_id" : '),
+    "a result that is none": _without_result,
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_row_that_is_damaged_in_every_reading_is_kept_as_it_came_and_not_bought_again(
+    world: World, case: str
+) -> None:
+    whole = lines(world)
+    damaged = DAMAGED[case](whole[0])
+    reads = serve(world, b"".join([damaged, b"\n", *whole[1:]]))
+    finish(world)
+    assert len(reads) == 4, "it was not read again before"
+    assert len(world.api.batches) == 1, "bought again"
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS - 1, bw.Outcome.FAILED: 1}
+    ((_, line),) = [end for end in world.seen.values() if end[0] is bw.Outcome.FAILED]
+    kept = orjson.loads(line)
+    assert kept["custom_id"] == orjson.loads(whole[0])["custom_id"]
+    came = kept["result"]["message"]
+    assert (came if isinstance(came, str) else orjson.dumps(came).decode()) == damaged.decode(errors="backslashreplace")
+    assert world.ledger.report(job=None).unpriced == 1
+
+
+def test_a_row_that_is_damaged_in_some_readings_is_read_in_another(world: World) -> None:
+    whole = lines(world)
+    bad = b"".join([whole[0][:-9], b"\n", *whole[1:]])
+    serve(world, bad, bad, bad, b"".join(whole))
+    finish(world)
+    assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
+    assert len(world.api.batches) == 1
+
+
+@pytest.mark.parametrize("fault", [None, "dropped"])
+def test_a_row_that_is_cut_by_the_end_of_the_stream_is_no_answer(world: World, fault: str | None) -> None:
+    whole = lines(world)
+    serve(world, b"".join([*whole[1:], whole[0][:-9]]), fault=fault)
+    for _ in range(12):
+        world.pass_time(HOUR)
+    assert bw.Outcome.FAILED not in outcomes(world)
+
+
 def test_rows_that_always_go_missing_fail_with_their_reason(world: World) -> None:
     world.api.order("read", "empty", always=True)
     finish(world)

@@ -217,7 +217,8 @@ def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> Procedure[None]:
 
 def collect(engine: Engine, batch: BatchView) -> Procedure[None]:
     """Read an ended batch's rows, settle them, and tick them off."""
-    with closing((yield from store(lambda: Reader(engine, batch)))) as reader:
+    last = batch.failures >= _REREADS
+    with closing((yield from store(lambda: Reader(engine, batch, last=last)))) as reader:
         yield from _collect(engine, batch, reader)
 
 
@@ -228,9 +229,9 @@ def _collect(engine: Engine, batch: BatchView, reader: Reader) -> Procedure[None
         yield from api(lambda ports: ports.read(remote, reader.feed))
     except LaneFault as error:
         fault = error
-    last = fault is None and batch.failures >= _REREADS
-    missing = yield from store(lambda: reader.finish(last=last))
-    if reader.off and fault is None and (last or not missing):
+    whole = fault is None
+    missing = yield from store(lambda: reader.finish(whole=whole))
+    if reader.off and whole and (batch.failures >= _REREADS or not missing):
         _log.warning(
             "batchwise: the results of batch %s differ from its request_counts (%s); what its rows say stands",
             printable(remote),

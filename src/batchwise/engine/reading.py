@@ -6,6 +6,7 @@ Reading them again changes nothing. While a chunk is being committed the next on
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -37,7 +38,7 @@ from batchwise.planning.outcomes import (
 )
 from batchwise.planning.rescue import next_attempt
 from batchwise.planning.state import BatchView
-from batchwise.planning.turns import MAX_TURNS, continued, usage_of
+from batchwise.planning.turns import MAX_TURNS, continued, received, usage_of
 
 from .core import Engine
 from .money import Biller, Meter, answered
@@ -48,6 +49,7 @@ _log = logging.getLogger("batchwise")
 
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 """What a line raises that is no result of ours."""
+_CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([a-zA-Z0-9_-]{1,64})"')
 _Rows = dict[int, tuple[bytes, Mapping[str, Any]]]
 """Lines with their results, by the number of the request."""
 _RULED = (*PAUSES, REFUSAL, *CUTS)
@@ -157,6 +159,28 @@ def _answer(result: Mapping[str, Any], ruled: Sequence[str] = _RULED) -> dict[st
     return message if isinstance(message.get("content"), list) else None
 
 
+def _row(line: bytes, *, damaged: bool) -> tuple[str, bytes, Mapping[str, Any]] | None:
+    """The custom_id, the line and the result of a row that the fast way does not take; None if it is no row.
+
+    Args:
+        line: As it came.
+        damaged: Take what is no result too, if a custom_id can be seen in it: as an answer that nobody can read.
+    """
+    try:
+        row = decode(line)
+        name, result = row["custom_id"], row["result"]
+        if isinstance(name, str) and isinstance(result, dict):
+            return name, line, result
+    except _UNREADABLE:
+        pass
+    found = _CUSTOM_ID.search(line) if damaged else None
+    if found is None:
+        return None
+    name = found[1].decode()
+    kept, message = received(name, line)
+    return name, kept, {"type": "succeeded", "message": message}
+
+
 @attrs.define
 class _Part:
     """Rows told apart, to be settled together: answers to requests on the roll, which is nearly all, and the rest."""
@@ -177,11 +201,18 @@ class _Part:
 
 
 class Reader:
-    """Takes a results stream chunk by chunk: `feed` is called from within the read, then `finish`, and `close`."""
+    """Takes a results stream chunk by chunk: `feed` is called from within the read, then `finish`, and `close`.
 
-    def __init__(self, engine: Engine, batch: BatchView) -> None:
+    Args:
+        engine: Where it settles.
+        batch: Whose rows they are.
+        last: Whether it was read often enough: a line that is damaged still is the answer, as far as it ever comes.
+    """
+
+    def __init__(self, engine: Engine, batch: BatchView, *, last: bool = False) -> None:
         self.engine, self.batch = engine, batch
         self.sorter = Sorter(engine, batch)
+        self.last = last
         self._splitter = LineSplitter()
         self._open = opener(batch.nonce)
         self._held: dict[int, bytes] = {}  # lines without an answer are short, and a batch's worth at most
@@ -211,12 +242,13 @@ class Reader:
         kinds = () if self._roll is None else self._roll.kinds
         return _Part([biller.meter(each.terms.model, Lane.BATCH) for each in kinds])
 
-    def finish(self, *, last: bool = True) -> list[int]:
+    def finish(self, *, whole: bool) -> list[int]:
         """Take in the rest; returns the rows that are not ticked off.
 
         Rows without an answer are judged once every row was seen and no more of them than the API counted, or in the
-        `last` reading.
+        last reading, if it was `whole`.
         """
+        last, self.last = self.last and whole, False  # the rest is a line that was cut, not one that is damaged
         rest = self._splitter.rest()
         self._tell_apart([rest] if rest else [])
         self._end()
@@ -266,7 +298,7 @@ class Reader:
             try:
                 row = loads(line)
                 number, result = open_(row["custom_id"].encode()), row["result"]
-                if number < 0 or not isinstance(result, dict):
+                if number < 0:
                     continue
                 message = _answer(result, ruled)
                 kind = None if roll is None or message is None else roll.kind(number)
@@ -279,24 +311,17 @@ class Reader:
                 self._take_odd(line)
 
     def _take_odd(self, line: bytes) -> None:
-        """A line that the fast way cannot take. Garbage and a cut line: their requests stay unticked."""
-        try:
-            row = decode(line)
-            number, result = self._open(row["custom_id"].encode()), row["result"]
-        except _UNREADABLE:
-            return
-        if number >= 0 and isinstance(result, dict):
-            self._part.rows[number] = line, result
+        """A line that the fast way cannot take. Of garbage and of a cut line the requests stay unticked."""
+        row = _row(line, damaged=self.last)
+        number = -1 if row is None else self._open(row[0].encode("utf-8", "replace"))
+        if row is not None and number >= 0:
+            self._part.rows[number] = row[1:]
 
     def _tell_adopted(self, lines: Iterable[bytes]) -> None:
         for line in lines:
-            try:
-                row = decode(line)
-                name, result = row["custom_id"], row["result"]
-            except _UNREADABLE:
-                continue
-            if isinstance(name, str) and isinstance(result, dict):
-                self._part.adopted.setdefault(name, (line, result))
+            row = _row(line, damaged=self.last)
+            if row is not None:
+                self._part.adopted.setdefault(row[0], row[1:])
 
     def _settle_part(self, part: _Part, committing: Callable[[], None] | None = None) -> None:
         """Settle what was told apart; `committing` is called when only the commit of the answers is left."""

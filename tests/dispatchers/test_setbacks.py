@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -17,6 +17,7 @@ from batchwise.drivers import pump, threads
 from batchwise.engine import calls
 from batchwise.ledger import schema
 from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.ledger.values import Settlement
 from batchwise.planning.state import BatchState, BatchView
 from tests.strategies import params
 
@@ -191,10 +192,37 @@ async def test_a_fault_within_a_call_has_its_recorded_end(world: World, monkeypa
         with monkeypatch.context() as broken:
             broken.setattr(calls, "received", fail)
             result = await (await d.dispatch(params("a"), key="a")).result(timeout=20)
-        assert (result.outcome, result.error.type, result.attempts) == (Outcome.FAILED, "internal_error", 3)
+        assert (result.outcome, result.error.type, result.attempts) == (Outcome.FAILED, "internal_error", 1)
         assert "secret" not in str(result.error)
-        assert (await d.report()).possible_doubles == 3
+        assert (world.calls, (await d.report()).unpriced) == (1, 1)
         assert (await (await d.dispatch(params("b"), key="b")).result()).text == "echo: b"
+
+
+async def test_an_answer_that_the_pacing_cannot_learn_from_is_kept(world: World, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("odd headers")
+
+    async with world.open() as d:
+        with monkeypatch.context() as broken:
+            broken.setattr(d._engine.queue, "done", fail)
+            for key in ("a", "b"):
+                assert (await (await d.dispatch(params(key), key=key)).result(timeout=20)).text == f"echo: {key}"
+        assert (world.calls, d._engine.queue.busy) == (2, 0)
+
+
+async def test_an_answer_that_cannot_be_stored_is_not_bought_again(world: World):
+    class Odd(SqliteLedger):
+        def settle(self, settlements: Sequence[Settlement], **rest: Any) -> int:
+            if settlements[0].outcome is Outcome.SUCCEEDED:
+                raise KeyError("secret")
+            return super().settle(settlements, **rest)
+
+    ledger = Odd(world.path)
+    async with world.open(ledger=ledger) as d:
+        result = await (await d.dispatch(params("a"), key="a")).result(timeout=20)
+        assert (result.outcome, result.error.type, result.attempts) == (Outcome.FAILED, "internal_error", 1)
+        assert world.calls == 1
+    ledger.close()
 
 
 async def test_a_fault_within_an_action_is_tried_again(world: World):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from time import monotonic
@@ -33,19 +34,37 @@ _PATIENCE = 40
 
 def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
     """Run one claim to its end, or give it back to the queue."""
+    claim: Claim | None = ticked.claim
     try:
-        yield from _run(engine, ticked)
-    except Exception as error:
-        if lasting(error) or passing(error):
-            raise
-        yield from _broke(engine, ticked, error)
+        while claim is not None:
+            reply = yield from _reply(engine, ticked, claim)
+            if reply is None:
+                return
+            claim = yield from _take_in(engine, ticked, claim, reply)
     finally:
         _finish(engine, ticked)
 
 
-def _broke(engine: Engine, ticked: Ticked, error: Exception) -> Procedure[None]:
+def _reply(engine: Engine, ticked: Ticked, claim: Claim) -> Procedure[Reply | None]:
+    """The API's answer; None: there is none, and what that means for the request is stored."""
+    try:
+        yield from _check_workspace(engine, ticked)
+        try:
+            reply: Reply = yield from api(partial(_ask, claim))
+        except LaneFault as error:
+            if claim.durable:  # else nothing of it was sent, and the ledger knows nothing of it
+                yield from _faulted(engine, ticked, claim, error)
+            return None
+    except Exception as error:
+        if lasting(error) or passing(error):
+            raise
+        yield from _broke(engine, ticked, claim, error)
+        return None
+    return reply
+
+
+def _broke(engine: Engine, ticked: Ticked, claim: Claim, error: Exception) -> Procedure[None]:
     """A fault within batchwise, not the API's: the request is tried again, and has its recorded end like any other."""
-    claim = ticked.claim
     if not claim.durable:
         return
     _log.error("batchwise: a call failed within batchwise; its request is tried again or fails", exc_info=error)
@@ -54,43 +73,54 @@ def _broke(engine: Engine, ticked: Ticked, error: Exception) -> Procedure[None]:
         again = claim._replace(attempts=attempts, accepting=None)
         yield from _again(engine, again, engine.backoff(attempts), costs=True, doubtful=True)
         return
+    yield from _settle(engine, ticked, _failed_within(engine, claim, error))
+
+
+def _failed_within(engine: Engine, claim: Claim, error: Exception) -> Settlement:
     reason = ResultError(
         "internal_error", f"{type(error).__name__} within batchwise; the log says where", retryable=True
     )
     end = _failure(engine, claim, Outcome.FAILED, reason)
-    yield from _settle(engine, ticked, end._replace(doubtful=True))  # it may have been answered
+    return end._replace(doubtful=True)  # it may have been answered
 
 
-def _run(engine: Engine, ticked: Ticked) -> Procedure[None]:
-    claim = ticked.claim
-    yield from _check_workspace(engine, ticked)
-    while True:
-        try:
-            reply: Reply = yield from api(partial(_ask, claim))
-        except LaneFault as error:
-            if claim.durable:  # else nothing of it was sent, and the ledger knows nothing of it
-                yield from _faulted(engine, ticked, claim, error)
-            return
+def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Procedure[Claim | None]:
+    """Settle an answer, or return the claim that goes on with its turn, if that was paused.
+
+    The answer is paid: whatever fails within batchwise here, it is not bought again.
+    """
+    try:
         line, message = received(custom_id(claim.key, UNSEALED, claim.id), reply.body)
         ruling = rule_answer(message, structured=claim.terms.structured)
         on = ruling.verdict is Verdict.CONTINUE and len(claim.turns) < MAX_TURNS
         body = continued(claim.body, line) if on else None
-        if body is None:
-            break
-        claim = claim._replace(body=body, turns=(*claim.turns, line))
-    usage = usage_of(message) if ruling.billed else {}
-    fresh, _, cached, written = tokens_of(usage) or (0, 0, 0, 0)
-    engine.queue.done(
-        ticked, monotonic(), headers=reply.headers, used_in=fresh + cached, used_out=written, took=reply.latency
-    )
+        if body is not None:
+            return claim._replace(body=body, turns=(*claim.turns, line))
+        _note_pace(engine, ticked, reply, usage_of(message) if ruling.billed else {})
+        yield from _settle(engine, ticked, _end(engine, claim, ruling, line, message))
+    except Exception as error:
+        if lasting(error) or passing(error):
+            raise
+        _log.error("batchwise: an answer could not be taken in; its request fails", exc_info=error)
+        yield from _settle(engine, ticked, _failed_within(engine, claim, error)._replace(cost=None, saved=None))
     if not engine.greeted and reply.workspace is not None:
         workspace = reply.workspace
         yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace), sure=True)
         engine.greeted = True
-    news = engine.heard(answered=True)
-    yield from _settle(engine, ticked, _end(engine, claim, ruling, line, message))
-    if news:
+    if engine.heard(answered=True):
         yield from _tell(engine, answered=True)
+    return None
+
+
+def _note_pace(engine: Engine, ticked: Ticked, reply: Reply, usage: Mapping[str, Any]) -> None:
+    """Let the queue learn from an answer. If it cannot, what was reserved is given back when the claim is finished."""
+    try:
+        fresh, _, cached, written = tokens_of(usage) or (0, 0, 0, 0)
+        engine.queue.done(
+            ticked, monotonic(), headers=reply.headers, used_in=fresh + cached, used_out=written, took=reply.latency
+        )
+    except Exception:  # noqa: BLE001  # whatever stands in foreign headers
+        _log.exception("batchwise: the pace could not be learned from an answer")
 
 
 def _end(engine: Engine, claim: Claim, ruling: Ruling, line: bytes, message: Any) -> Settlement:

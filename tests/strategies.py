@@ -36,7 +36,7 @@ limits = st.builds(
 def params(text: str = "Hello", **others: Any) -> dict[str, Any]:
     """The body of a small Messages call."""
     return {
-        "model": "claude-sonnet-4-5",
+        "model": "claude-sonnet-5",
         "max_tokens": 1_024,
         "messages": [{"role": "user", "content": text}],
         **others,
@@ -96,7 +96,7 @@ messages = json_values | st.fixed_dictionaries(
         "id": _words | json_values,
         "type": st.just("message") | json_values,
         "role": st.just("assistant") | json_values,
-        "model": st.just("claude-sonnet-4-5") | json_values,
+        "model": st.just("claude-sonnet-5") | json_values,
         "content": st.lists(_blocks | json_values, max_size=3) | json_values,
         "stop_reason": _words | json_values,
         "usage": usages() | json_values,

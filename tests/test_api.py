@@ -141,7 +141,7 @@ CADENCE = "import batchwise; from datetime import timedelta; batchwise.sla_caden
 ROUTING = """
 import batchwise
 from datetime import datetime, timedelta, timezone
-params = {"model": "claude-sonnet-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}]}
+params = {"model": "claude-sonnet-5", "max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}]}
 request = batchwise.Request(params, latency=timedelta(hours=30))
 assert batchwise.choose_lane(request, now=datetime.now(timezone.utc)).explanation
 """

@@ -351,13 +351,13 @@ def test_huge_integers_that_differ_are_other_content() -> None:
 
 def test_routing_sees_plain_strings() -> None:
     class Model(Enum):
-        SONNET = "claude-sonnet-4-5"
+        SONNET = "claude-sonnet-5"
 
     given = params(model=Model.SONNET, max_tokens=Small.ONE, tools=[{"type": Plain.AUTO}])
     given.update(tool_choice={"type": Plain.AUTO}, speed=Plain.AUTO)
     for others in ({}, {"metadata": {1}}):
         traits = Request({**given, **others}).traits
-        assert (traits.model, traits.max_tokens, traits.tool_types) == ("claude-sonnet-4-5", 1, ("auto",))
+        assert (traits.model, traits.max_tokens, traits.tool_types) == ("claude-sonnet-5", 1, ("auto",))
         assert (traits.tool_choice, traits.speed) == ("auto", "auto")
         flat = [traits.model, *traits.parameters, *traits.tool_types, traits.tool_choice, traits.speed]
         assert {type(each) for each in flat} == {str}

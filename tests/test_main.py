@@ -20,7 +20,7 @@ from datetime import timedelta
 import batchwise as bw
 
 def request(n):
-    params = {"model": "claude-sonnet-4-5", "max_tokens": 64, "messages": [{"role": "user", "content": f"night {n}"}]}
+    params = {"model": "claude-sonnet-5", "max_tokens": 64, "messages": [{"role": "user", "content": f"night {n}"}]}
     return bw.Request(params, key=f"module-{n}")
 
 with bw.Dispatcher(ledger=sys.argv[1]) as d:

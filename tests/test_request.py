@@ -123,7 +123,7 @@ def test_changing_params_afterwards_changes_nothing() -> None:
     body["messages"].append({"role": "user", "content": "more"})
     assert request.body == before
     request.params["model"] = "other"
-    assert request.params["model"] == "claude-sonnet-4-5"
+    assert request.params["model"] == "claude-sonnet-5"
 
 
 def test_sdk_blocks_are_taken_as_they_are() -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import batchwise as bw
 
-MODEL = "claude-sonnet-4-5"
+MODEL = "claude-sonnet-5"
 USD_PER_TOKEN = {"input": Decimal(3) / 1_000_000, "output": Decimal(15) / 1_000_000}  # its list price, sync lane
 JOB = "nightly-tests"
 SIZE = 500

@@ -30,7 +30,7 @@ def main(*, live: bool, diff: str = DIFF) -> int:
         d = stack.enter_context(bw.Dispatcher(client, ledger=None if live else ":memory:"))
         ticket = d.dispatch(
             {
-                "model": "claude-sonnet-4-5",
+                "model": "claude-sonnet-5",
                 "max_tokens": 1_024,
                 "messages": [{"role": "user", "content": f"May this be merged?\n\n{diff}"}],
                 "tools": [VERDICT],

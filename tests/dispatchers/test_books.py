@@ -14,11 +14,11 @@ from tests.strategies import params
 from .world import HOURS_30, World, listed, many
 
 FLEXIBLE = Latency.FLEXIBLE
-PRICES = {"claude-sonnet-4-5": (3, 15)}
+PRICES = {"claude-sonnet-5": (2, 10)}
 
 
 async def test_a_spend_limit_refuses_before_anything_is_stored(world: World):
-    async with world.open(max_spend=Decimal("0.05")) as d:  # one call may cost 1,024 tokens x $15/M = $0.0154
+    async with world.open(max_spend=Decimal("0.05")) as d:  # one call may cost 1,024 tokens x $10/M = $0.0102
         first = await d.dispatch(params("x"), key="x")
         with pytest.raises(SpendLimitError, match="max_spend"):
             await d.dispatch_all(many(100), job="j", latency=FLEXIBLE)

@@ -15,7 +15,7 @@ from tests.strategies import params
 from .world import HOURS_30, Sync, World, many
 
 SLOW = """
-with bw.Dispatcher(policy=bw.Policy(max_spend="0.1")) as d:
+with bw.Dispatcher(policy=bw.Policy(max_spend="0.07")) as d:
     ticket = d.dispatch(params("x"), key="k")
     print("sent")
     ticket.result()
@@ -49,7 +49,7 @@ async def test_a_retry_is_kept_under_the_cap(world: World):
         with pytest.raises(SpendLimitError):
             await (await d.job("j")).retry()
         assert await d.report() == before
-    async with world.open(max_spend="50") as d:
+    async with world.open(max_spend="100") as d:
         with pytest.raises(SpendLimitError):  # what was accepted without a cap is kept for by all that the model takes
             await d.dispatch(params("x", tools=[{"type": "web_search_20260101", "name": "web_search"}]))
         found = await d.job("j")
@@ -70,8 +70,8 @@ def test_calls_of_processes_that_died_are_counted_and_stopped_by_the_cap(tmp_pat
                     assert "SpendLimitError" in process.communicate()[1]
                     break
                 killed += 1
-        cost = Decimal(1_024) * 15 / 10**6
-        assert 3 <= killed <= Decimal("0.1") / cost, "the cap stops it"
+        cost = Decimal(1_024) * 10 / 10**6
+        assert 3 <= killed <= Decimal("0.07") / cost, "the cap stops it"
         world.sandbox.sync_latency = 0
         shown = world.ran("""
 with bw.Dispatcher() as d:

@@ -22,7 +22,7 @@ from tests.strategies import NOW, params
 TOOL = {"name": "read_file", "input_schema": {"type": "object"}}
 CHOICES: dict[str, list[object]] = {
     "text": ["short", "x" * 5_000],
-    "model": ["claude-sonnet-4-5", "claude-haiku-4-5"],
+    "model": ["claude-sonnet-5", "claude-haiku-4-5"],
     "max_tokens": [0, 100, 30_000],
     "tools": [[], [TOOL]],
     "latency": [None, Latency.BLOCKING],

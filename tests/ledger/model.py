@@ -21,7 +21,7 @@ HOUR = timedelta(hours=1)
 FLEXIBLE = Terms(
     lane=Lane.BATCH,
     reason=Reason.LATENCY_TOLERANT,
-    model="claude-sonnet-4-5",
+    model="claude-sonnet-5",
     max_tokens=1_024,
     output_tokens=300,
     betas=("one", "two"),  # of all alike: they belong to the content

@@ -23,7 +23,7 @@ from batchwise.planning.reservation import has_unseen_input, most_cost, refuse_u
 from batchwise.planning.routing import check_size
 from batchwise.request import Request
 
-MODEL = "claude-sonnet-4-5"
+MODEL = "claude-haiku-5-5"
 BOOK = PriceBook()
 
 
@@ -56,7 +56,7 @@ def test_a_prompt_that_only_speaks_of_it_shows_all_of_itself(text: str) -> None:
 @pytest.mark.parametrize("lane", Lane)
 def test_unseen_input_is_kept_for_by_all_that_the_model_takes(lane: Lane) -> None:
     each, per_byte = most_cost(BOOK, MODEL, 1_000, lane, at=NOW, unseen=True, where="it")
-    full = 200_000 * 12 + 1_000 * 22.5  # USD per million tokens, above the model's threshold
+    full = 1_000_000 * 1 + 1_000 * 2.5  # USD per million tokens, above the model's threshold
     assert (each, per_byte) == (round(full * (1.5 if lane is Lane.BATCH else 1) * 10**6), 0)
 
 

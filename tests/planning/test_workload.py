@@ -156,9 +156,9 @@ def test_a_long_request_has_its_own_price():
 
 
 def test_the_bundled_prices_are_used_by_default():
-    found = plan(prices=None, model="claude-sonnet-4-5")
-    assert found.usd_per_month_sync == 2 * found.usd_per_month_batch == Decimal(9720)
-    assert plan(prices=None, model="claude-sonnet-4-5000").usd_per_month_sync is None
+    found = plan(prices=None, model="claude-sonnet-5")
+    assert found.usd_per_month_sync == 2 * found.usd_per_month_batch == Decimal(6480)
+    assert plan(prices=None, model="claude-sonnet-50000").usd_per_month_sync is None
 
 
 def test_importing_it_leaves_prices_alone():

@@ -36,7 +36,7 @@ from tests.strategies import params
 START = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 WINDOW = timedelta(hours=24)
 RETENTION = timedelta(days=29)
-MODEL = "claude-sonnet-4-5"
+MODEL = "claude-sonnet-5"
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 
 REFUSALS = {

@@ -16,7 +16,7 @@ from typing_extensions import assert_type
 import batchwise as bw
 
 params: dict[str, Any] = {
-    "model": "claude-sonnet-4-5",
+    "model": "claude-sonnet-5",
     "max_tokens": 1_024,
     "messages": [{"role": "user", "content": "Hello"}],
 }
@@ -46,7 +46,7 @@ plan = bw.plan_workload(
     input_tokens=2_000,
     output_tokens=500,
     request_bytes=8_000,
-    model="claude-sonnet-4-5",
+    model="claude-sonnet-5",
     limits=bw.Limits(requests_per_minute=1_000, concurrency=100, latency=timedelta(seconds=8)),
     prices=bw.PriceBook(),
 )

@@ -292,7 +292,7 @@ def plan_workload(
     if interval is not None:
         check_positive(interval, "interval")
     if not model:
-        raise InvalidValueError(f"model={model!r} is not a model's id; give one, e.g. 'claude-sonnet-4-5'")
+        raise InvalidValueError(f"model={model!r} is not a model's id; give one, e.g. 'claude-sonnet-5'")
     if prices is None:
         from .pricing import PriceBook
 

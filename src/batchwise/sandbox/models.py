@@ -18,7 +18,6 @@ MODELS = (
     "claude-sonnet-4-6",
     "claude-haiku-4-5-20251001",
     "claude-opus-4-5-20251101",
-    "claude-sonnet-4-5-20250929",
 )
 
 

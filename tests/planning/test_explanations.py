@@ -206,7 +206,7 @@ tags = st.fixed_dictionaries(
 bodies = st.builds(
     params,
     st.sampled_from(["x", "x" * 10_000]),
-    model=st.sampled_from(["claude-sonnet-4-5", "claude-haiku-4-5", "nobody-knows-1"]),
+    model=st.sampled_from(["claude-sonnet-5", "claude-haiku-4-5", "nobody-knows-1"]),
     max_tokens=st.integers(1, 5_000),
 )
 
@@ -247,7 +247,7 @@ def test_the_figures_are_those_of_the_decision(
     assert not says_batch or decision.lane is Lane.BATCH
 
 
-def verdict(rule: Reason, policy: Policy, latency: Any, model: str = "claude-sonnet-4-5") -> str:
+def verdict(rule: Reason, policy: Policy, latency: Any, model: str = "claude-sonnet-5") -> str:
     request = bw.Request(params(model=model), latency=latency)
     (found,) = (c.verdict for c in bw.choose_lane(request, now=NOW, policy=policy).checks if c.rule is rule)
     return found

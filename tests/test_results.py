@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import BaseModel, field_validator
 
 import batchwise as bw
 from batchwise.jsontext import decode, encode
@@ -31,7 +33,7 @@ def look_at_all(result: Result) -> dict[str, Any]:
     for name in ACCESSORS:
         try:
             value = getattr(result, name)
-            seen[name] = value() if callable(value) else value
+            seen[name] = (value(int) if name == "parse" else value()) if callable(value) else value
         except bw.RequestFailedError as error:
             seen[name] = error
     assert all(str(value).isprintable() for value in seen.values() if isinstance(value, Exception))
@@ -54,7 +56,7 @@ def test_accessors_raise_one_error_or_none(line: bytes, outcome: bw.Outcome, bet
     seen = look_at_all(result_of(line, outcome, betas))
     assert decode(seen["raw"]) == decode(line)
     if outcome is not bw.Outcome.SUCCEEDED:
-        for name in ("text", "message", "tool_calls", "unwrap"):
+        for name in ("text", "message", "tool_calls", "unwrap", "parse"):
             assert isinstance(seen[name], bw.RequestFailedError)
         assert (seen["error"].type + seen["error"].message).isprintable()
     else:
@@ -87,3 +89,51 @@ def test_a_gate_never_passes_on_a_text_that_is_none() -> None:
     with pytest.raises(bw.RequestFailedError) as caught:
         _ = result.text
     assert caught.value.error_type == "malformed_response"
+
+
+class Secretive(BaseModel):
+    wanted: dict[str, int]
+
+    @field_validator("wanted", mode="before")
+    @classmethod
+    def _odd(cls, value: Any) -> Any:
+        if value == {}:
+            raise KeyError("a secret")
+        return value
+
+
+def text_result(*blocks: Any) -> Result:
+    content = [{"type": "text", "text": block} if isinstance(block, str) else block for block in blocks]
+    return result_of(received("id", encode({"content": content}))[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"wanted": {"a secret": "a secret"}}', "int_parsing"),
+        ('{"a secret": 1}', "missing"),
+        ("a secret", "json_invalid"),
+        ('{"wanted": {}}', "KeyError"),
+        ('{"wanted": {"\ud800": 1}}', "string_unicode|UnicodeEncodeError"),
+        ("", "json_invalid"),
+    ],
+)
+def test_what_does_not_fit_the_type_raises_one_error_without_the_answer(text: str, why: str) -> None:
+    with pytest.raises(bw.RequestFailedError, match=why) as caught:
+        text_result(text).parse(Secretive)
+    assert caught.value.error_type == "malformed_response"
+    assert "a secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_the_text_after_the_last_tool_is_read() -> None:
+    tool = {"type": "web_search_tool_result", "content": []}
+    assert text_result("Let me look.", tool, "[1,", "2]").parse(list[int]) == [1, 2]
+    assert text_result("[1]", {"type": "thinking", "thinking": "x"}).parse(list[int]) == [1]
+    assert text_result("[1]").parse(list[int]) == [1]
+    with pytest.raises(bw.RequestFailedError):
+        text_result(tool).parse(list[int])
+
+
+def test_what_is_no_type_is_the_callers_mistake() -> None:
+    with pytest.raises(bw.InvalidValueError, match="is no type"):
+        text_result("1").parse(3)  # type: ignore[arg-type]

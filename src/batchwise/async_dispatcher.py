@@ -12,7 +12,7 @@ from .async_tickets import AsyncJob, AsyncTicket
 from .drivers.tasks import TaskDriver, on_asyncio
 from .engine.core import Engine
 from .engine.effects import AsyncPorts, Threads
-from .engine.handles import takes_one_dict, to_request, to_tags
+from .engine.handles import formatted, takes_one_dict, to_request, to_tags
 from .engine.progress import progress, progress_of, report_of
 from .errors import ClosedDispatcherError, WrongLoopError
 from .lanes.batches import AsyncBatchLane
@@ -161,6 +161,7 @@ class AsyncDispatcher:
         betas: Sequence[str] = (),
         stream: bool = False,
         expected_output_tokens: int | None = None,
+        output_format: object = None,
         job: str | None = None,
     ) -> AsyncTicket:
         """Accept one request; durable when this returns. See `Dispatcher.dispatch`."""
@@ -172,6 +173,7 @@ class AsyncDispatcher:
             "betas": betas,
             "stream": stream,
             "expected_output_tokens": expected_output_tokens,
+            "output_format": output_format,
         }
         made = to_request(request, tags)
         try:
@@ -189,12 +191,14 @@ class AsyncDispatcher:
         job: str | None = None,
         latency: LatencyTag | None = None,
         tool_use: ToolUse | None = None,
+        output_format: object = None,
     ) -> AsyncJob:
         """Accept many, whole or not at all. The iterable is read in a worker thread. See `Dispatcher.dispatch_all`."""
         self._driver.check_working()
         latency, tool_use = to_tags(latency, tool_use)
         marks = await self._driver.in_thread(self._ledger.marks)
-        numbers = await self._driver.in_thread(self._engine.accept_all, requests, job, latency, tool_use)
+        wanted = formatted(requests, output_format)
+        numbers = await self._driver.in_thread(self._engine.accept_all, wanted, job, latency, tool_use)
         self._driver.wake()
         if job is None:
             return AsyncJob(self._driver, None, 0, numbers, marks)

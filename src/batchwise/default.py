@@ -50,6 +50,7 @@ def dispatch(
     betas: Sequence[str] = (),
     stream: bool = False,
     expected_output_tokens: int | None = None,
+    output_format: object = None,
     job: str | None = None,
 ) -> Ticket:
     """`Dispatcher.dispatch` on the process's default dispatcher, which is flushed and closed at exit."""
@@ -61,5 +62,6 @@ def dispatch(
         betas=betas,
         stream=stream,
         expected_output_tokens=expected_output_tokens,
+        output_format=output_format,
         job=job,
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .drivers.threads import ThreadDriver
 from .engine.core import Engine
 from .engine.effects import SyncPorts
-from .engine.handles import takes_one_dict, to_request, to_tags
+from .engine.handles import formatted, takes_one_dict, to_request, to_tags
 from .engine.progress import progress, progress_of, report_of
 from .lanes.batches import BatchLane
 from .lanes.clients import base_url, check_client
@@ -100,6 +100,7 @@ class Dispatcher:
         betas: Sequence[str] = (),
         stream: bool = False,
         expected_output_tokens: int | None = None,
+        output_format: object = None,
         job: str | None = None,
     ) -> Ticket:
         """Accept one request; durable when this returns.
@@ -113,6 +114,7 @@ class Dispatcher:
             betas: `anthropic-beta` values.
             stream: The caller wants streaming.
             expected_output_tokens: The usual size of the answer.
+            output_format: The answer keeps to this type's JSON schema; see `Request`.
             job: The job to append it to.
 
         Raises:
@@ -131,6 +133,7 @@ class Dispatcher:
             "betas": betas,
             "stream": stream,
             "expected_output_tokens": expected_output_tokens,
+            "output_format": output_format,
         }
         accepted, decision = self._engine.accept(to_request(request, tags), job, self._driver.begin)
         if accepted.row.status is Status.QUEUED:
@@ -144,6 +147,7 @@ class Dispatcher:
         job: str | None = None,
         latency: LatencyTag | None = None,
         tool_use: ToolUse | None = None,
+        output_format: object = None,
     ) -> Job:
         """Accept many, whole or not at all, in bounded memory, and submit them.
 
@@ -152,6 +156,7 @@ class Dispatcher:
             job: A name to find them again by, in this or a later process.
             latency: The default for requests without a latency of their own.
             tool_use: The default for requests without a tool use of their own.
+            output_format: The default for requests that ask for no JSON schema of their own.
 
         Raises:
             BatchwiseError: What was wrong with which request; nothing of the job was accepted.
@@ -159,7 +164,7 @@ class Dispatcher:
         self._driver.check_working()
         latency, tool_use = to_tags(latency, tool_use)
         marks = self._ledger.marks()
-        numbers = self._engine.accept_all(requests, job, latency, tool_use)
+        numbers = self._engine.accept_all(formatted(requests, output_format), job, latency, tool_use)
         self._driver.wake()
         if job is None:
             return Job(self._driver, None, 0, numbers, marks)

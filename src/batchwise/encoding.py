@@ -253,7 +253,7 @@ def _loaded(module: str, *names: str) -> tuple[Any, ...]:
 
 def _mend(value: object) -> str:
     if isinstance(value, type):
-        return "where a schema is wanted, give e.g. Model.model_json_schema()"
+        return "to ask for its JSON schema, say output_format=...; elsewhere give e.g. Model.model_json_schema()"
     if is_omitted(value):
         return "leave it out of the list"
     if isinstance(value, (bytes, bytearray, memoryview)):

@@ -13,6 +13,7 @@ from .encoding import bare, canonical, encode, is_omitted
 from .errors import InvalidRequestError, InvalidValueError, shown
 from .jsontext import decode
 from .models import Latency, LatencyTag, ToolUse, to_enum, to_latency
+from .output_format import asking_for, is_structured
 
 __all__ = ["BILLED_TO_A_PROFILE", "MAX_KEY_LENGTH", "Request", "Traits", "check_key"]
 
@@ -125,21 +126,13 @@ def _traits(params: Mapping[str, Any]) -> Traits:
         if isinstance(choice, Mapping):
             chosen = str(bare(choice.get("type", "auto")))
         speed = str(bare(params.get("speed")) or "")
-        structured = _is_structured(params)
+        structured = is_structured(params)
     names = tuple(params)
     if "billing_policy" in params:
         policy = params["billing_policy"]
         if isinstance(policy, Mapping) and bare(policy.get("bill_to")) == "user_profile":
             names = (*names, BILLED_TO_A_PROFILE)
     return tuple.__new__(Traits, (model, max_tokens, names, types, chosen, speed, structured))
-
-
-def _is_structured(params: Mapping[str, Any]) -> bool:
-    """Whether a JSON schema is asked for: in `output_config`, or where betas had it before."""
-    config = params.get("output_config")
-    wanted = config.get("format") if isinstance(config, Mapping) else None
-    wanted = params.get("output_format") if wanted is None else wanted
-    return isinstance(wanted, Mapping) and bare(wanted.get("type")) == "json_schema"
 
 
 def _added_tools(messages: Iterable[Any]) -> Iterator[str]:
@@ -171,6 +164,9 @@ class Request:
         betas: `anthropic-beta` values.
         stream: The caller wants streaming; it routes to the sync lane.
         expected_output_tokens: The usual size of the answer, for forecasts of money and time.
+        output_format: The answer keeps to the JSON schema of this type: a pydantic model, or any type that pydantic's
+            `TypeAdapter` takes. It is asked for as the SDK's `messages.parse` does, and becomes a part of the params;
+            `Result.parse` reads the answer. One that was cut off fails with `truncated`.
 
     Raises:
         InvalidRequestError: A field is missing, malformed, or belongs elsewhere; the message says which and where.
@@ -195,6 +191,7 @@ class Request:
         betas: Iterable[str] = (),
         stream: bool = False,
         expected_output_tokens: int | None = None,
+        output_format: object = None,
     ) -> None:
         if key is not None:
             check_key(key)
@@ -203,6 +200,8 @@ class Request:
                 params = _to_params(params)
             if not _OPTION_NAMES.isdisjoint(params):
                 params = _without_options(params)
+            if output_format is not None:
+                params = asking_for(output_format, params)
             body, plain = encode(params)
             if latency is not None:
                 latency = to_latency(latency)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from .errors import RequestFailedError, shown
+from .errors import RequestFailedError, printable, shown
 from .jsontext import decode, one_line
 from .ledger.values import ResultRow
 from .models import Lane, Outcome, ResultError
@@ -162,11 +162,13 @@ class Result:
         error = rule_row(self._decoded, structured=True).error
         return error or ResultError("unknown_error", "the API gave no reason", retryable=True)
 
+    def _content(self) -> Sequence[Any]:
+        content = self._answer().get("content")
+        return content if isinstance(content, list) else ()
+
     def _blocks(self, kind: str) -> Iterator[Mapping[str, Any]]:
         """The answer's blocks of one kind; others, and what is no block at all, are passed over."""
-        content = self._answer().get("content")
-        found = content if isinstance(content, list) else ()
-        return (block for block in found if isinstance(block, dict) and block.get("type") == kind)
+        return (block for block in self._content() if isinstance(block, dict) and block.get("type") == kind)
 
     def _unreadable(self, what: str) -> RequestFailedError:
         return RequestFailedError(
@@ -237,6 +239,37 @@ class Result:
         except Exception:  # noqa: BLE001  # whatever the SDK raises over a shape that it does not know
             raise self._unreadable(f"a shape of which the SDK makes no {type_.__name__}") from None
         return made
+
+    def parse(self, type_: type[T]) -> T:
+        """The answer as a value of a type: what a request with `output_format=` asks for.
+
+        Read is the text that follows the last block of another kind: with server tools, the model may speak before it
+        answers.
+
+        Args:
+            type_: A pydantic model, or any type that pydantic's `TypeAdapter` takes.
+
+        Raises:
+            RequestFailedError: There is no answer, or it is no such value.
+            InvalidValueError: pydantic takes no such type.
+        """
+        from .output_format import UnfitError, read
+
+        try:
+            return read(self._last_text(), type_)
+        except UnfitError as error:
+            name = printable(getattr(type_, "__name__", "such value"))
+            raise self._unreadable(f"a text that is no {name} ({error})") from None
+
+    def _last_text(self) -> str:
+        texts: list[str] = []
+        for block in reversed(self._content()):
+            text = block.get("text") if isinstance(block, dict) and block.get("type") == "text" else None
+            if isinstance(text, str):
+                texts.append(text)
+            elif texts:
+                break
+        return "".join(reversed(texts))
 
     def unwrap(self) -> Message | BetaMessage:
         """The message, or the failure raised.

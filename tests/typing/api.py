@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +22,13 @@ params: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Hello"}],
 }
 now = datetime.now(timezone.utc)
+
+
+@dataclass
+class Point:
+    x: int
+
+
 day = timedelta(hours=30)
 
 # -- planning --------------------------------------------------------------------------------------------------------
@@ -82,6 +90,7 @@ request = bw.Request(
     betas=["output-300k-2026-03-24"],
     stream=False,
     expected_output_tokens=400,
+    output_format=Point,
 )
 assert_type(request.key, Union[str, None])
 assert_type(request.latency, Union[bw.Latency, timedelta, datetime])
@@ -108,6 +117,8 @@ def look_at(result: bw.Result) -> None:
     assert_type(result.text, str)
     assert_type(result.message, Union[Message, BetaMessage])
     assert_type(result.unwrap(), Union[Message, BetaMessage])
+    assert_type(result.parse(Point), Point)
+    assert_type(result.parse(list[int]), list[int])
     assert_type(result.tool_calls, tuple[bw.ToolCall, ...])
     assert_type(result.tool_calls[0].input, Mapping[str, Any])
     assert_type(result.error, Union[bw.ResultError, None])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -30,7 +30,7 @@ from .core import Engine
 from .progress import progress, tallies
 from .routes import decision_of
 
-__all__ = ["JobView", "TicketView", "seconds", "suspended", "takes_one_dict", "to_request", "to_tags"]
+__all__ = ["JobView", "TicketView", "formatted", "seconds", "suspended", "takes_one_dict", "to_request", "to_tags"]
 
 _Given = ParamSpec("_Given")
 _Returned = TypeVar("_Returned")
@@ -92,7 +92,7 @@ def takes_one_dict(method: Callable[_Given, _Returned]) -> Callable[_Given, _Ret
 
 
 def retagged(request: Request, tags: Mapping[str, Any]) -> Request:
-    """The same content with other tags."""
+    """The same content with other tags, and with the format that is asked for."""
     merged = {
         "key": request.key,
         "latency": request.latency_tag,
@@ -101,6 +101,17 @@ def retagged(request: Request, tags: Mapping[str, Any]) -> Request:
         **tags,
     }
     return Request(request.params, betas=request.betas, stream=request.stream, **merged)
+
+
+def formatted(requests: Iterable[Request], output_format: object) -> Iterable[Request]:
+    """The requests that `dispatch_all` is given, those without a JSON schema of their own asking for this type's."""
+    return requests if output_format is None else _formatted(requests, output_format)
+
+
+def _formatted(requests: Iterable[Request], output_format: object) -> Iterator[Request]:
+    for request in requests:
+        plain = isinstance(request, Request) and not request.traits.structured
+        yield retagged(request, {"output_format": output_format}) if plain else request
 
 
 def to_tags(latency: object, tool_use: object) -> tuple[LatencyTag | None, ToolUse | None]:

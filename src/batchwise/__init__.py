@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .async_tickets import AsyncJob, AsyncTicket
     from .default import dispatch
     from .dispatcher import Dispatcher
-    from .ledger.base import Ledger
+    from .ledger.ledger import Ledger
     from .models import (
         Check,
         Decision,
@@ -150,7 +150,7 @@ _LAZY = {
     "Job": "tickets",
     "Lane": "models",
     "Latency": "models",
-    "Ledger": "ledger.base",
+    "Ledger": "ledger.ledger",
     "Limits": "models",
     "Outcome": "models",
     "Policy": "models",

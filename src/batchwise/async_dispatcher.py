@@ -18,7 +18,7 @@ from .errors import ClosedDispatcherError, WrongLoopError
 from .lanes.batches import AsyncBatchLane
 from .lanes.clients import base_url, check_client
 from .lanes.messages import AsyncMessageLane
-from .ledger.base import Ledger
+from .ledger.ledger import Ledger
 from .ledger.sqlite import open_ledger
 from .models import LatencyTag, Policy, Progress, Report, Status, ToolUse
 from .request import Request

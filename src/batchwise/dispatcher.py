@@ -17,7 +17,7 @@ from .engine.progress import progress, progress_of, report_of
 from .lanes.batches import BatchLane
 from .lanes.clients import base_url, check_client
 from .lanes.messages import MessageLane
-from .ledger.base import Ledger
+from .ledger.ledger import Ledger
 from .ledger.sqlite import open_ledger
 from .models import LatencyTag, Policy, Progress, Report, Status, ToolUse
 from .request import Request

@@ -34,8 +34,8 @@ def fill(where: str, requests: int) -> dict[str, Any]:
 
     import batchwise as bw
     from batchwise.engine.core import Engine
-    from batchwise.ledger.base import Settlement
     from batchwise.ledger.sqlite import SqliteLedger
+    from batchwise.ledger.values import Settlement
     from batchwise.planning.custom_ids import new_nonce
     from batchwise.planning.state import BatchState
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchwise.ledger.base import Ledger
+from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.sqlite import SqliteLedger
 
 from .model import World

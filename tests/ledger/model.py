@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import orjson
 
-from batchwise.ledger.base import Ledger
+from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.values import Accepted, Cap, Claim, Entry, Settlement
 from batchwise.models import Lane, Outcome, Reason, Status
 from batchwise.planning.state import BatchView, Terms

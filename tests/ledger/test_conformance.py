@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
-from batchwise.ledger.base import Ledger
+from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.roll import Answer, Roll
 from batchwise.ledger.values import Cap, Settled
 from batchwise.models import Lane, Outcome, Policy

@@ -114,7 +114,7 @@ def test_locks_that_are_swept_away_are_taken_anew(tmp_path: Path) -> None:
     assert one.recover(now=NOW) == 0
     two = SqliteLedger(tmp_path / "ledger.db")
     assert not two.lease.acquire()
-    assert two._alive(run)
+    assert two._runs.alive(run)
     two.close()
     one.close()
 

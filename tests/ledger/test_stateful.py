@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from batchwise.errors import KeyConflictError
-from batchwise.ledger.base import Ledger
+from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.roll import Roll
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.values import Claim
@@ -598,9 +598,9 @@ class LedgerMachine(RuleBasedStateMachine):
         met = Counter(each.met for each in self.requests.values())
         assert (report.met, report.missed, report.worst_lateness) == (met[True], met[False], self.lateness)
         reserved = sum(map(most, (each for each in self.requests.values() if each.status is not SETTLED)))
-        with self.ledger.database.read() as db:  # type: ignore[attr-defined]
-            assert self.ledger._reserved(db) == reserved  # type: ignore[attr-defined]
-            assert self.ledger._spent(db, None) == self.cost + self.wasted + self.unseen  # type: ignore[attr-defined]
+        with self.ledger.database.read() as db:
+            assert self.ledger.books.reserved(db) == reserved
+            assert self.ledger.books.spent(db, None) == self.cost + self.wasted + self.unseen
 
 
 TestLedgerMachine = LedgerMachine.TestCase

@@ -522,7 +522,7 @@ class World:
         if done and self.tasks:
             self.random.choice(self.tasks).do_and_die(self.api)
         self.tasks.clear()
-        self.ledger._runs.clear()
+        self.ledger._runs.held.clear()
         self.ledger._lease.release()
         self.engine = self._start()
 

@@ -8,7 +8,7 @@ from time import monotonic
 
 import attrs
 
-from batchwise.ledger.base import Ledger
+from batchwise.ledger.ledger import Ledger
 from batchwise.models import Lane, Policy
 from batchwise.planning.admission import Promises, admit, promises_of
 from batchwise.planning.state import Group, Terms

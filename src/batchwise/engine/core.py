@@ -22,7 +22,7 @@ from batchwise.errors import (
     TicketNotFoundError,
     shown,
 )
-from batchwise.ledger.base import Ledger
+from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.values import Accepted, Cap, Claim, Entry, RequestRow, Settlement
 from batchwise.models import (
     Decision,

@@ -12,11 +12,12 @@ import orjson
 from batchwise.errors import InvalidValueError, shown
 from batchwise.planning.state import Terms
 
-from .database import Connection
-from .intake import Acceptance, add_job, job_of
+from .books import Books, Place
+from .database import Connection, Database
+from .jobs import add_job, job_of
 from .keys import conflict
+from .records import SOME, Records
 from .rows import BATCH, IN_FLIGHT, encode_key, micros
-from .store import SOME, Moves, Place
 
 __all__ = ["Adoption"]
 
@@ -24,8 +25,11 @@ _REQUEST = "request (id, job, key, terms, size, lane, status, batch)"
 _BODY = "body (id, params)"
 
 
-class Adoption(Acceptance):
+class Adoption:
     """Takes in batches that others have made."""
+
+    def __init__(self, database: Database, records: Records, books: Books) -> None:
+        self._database, self._records, self._books = database, records, books
 
     def adopt(
         self,
@@ -40,19 +44,27 @@ class Adoption(Acceptance):
         expires_at: datetime,
         now: datetime,
     ) -> str:
-        """Take in a batch that others have made; see `base.Ledger.adopt`."""
-        with self.database.write("adopt") as db:
+        """Take in a batch that others have made, in state `open`; returns its job's name. Again is harmless.
+
+        Its rows are requests at once, without bodies. Each has a placeholder for a key (`<remote id>#<position>`)
+        until `name_adopted` has seen its row. `keys` gives keys by custom_ids; job None: named after the batch.
+
+        Raises:
+            InvalidValueError: The batch is one of the ledger's own, or was adopted into another job.
+            KeyConflictError: The placeholders are taken.
+        """
+        with self._database.write("adopt") as db:
             there = self._adopted(db, remote_id, job)
             if there is not None:
                 return there
             name = remote_id if job is None else job
             number, _ = job_of(db, encode_key(name))
-            number = add_job(self.database, db, encode_key(name)) if number is None else number
+            number = add_job(self._database, db, encode_key(name)) if number is None else number
             db.execute("UPDATE job SET visible = 1 WHERE id = ?", (number,))
-            stored = self._store_terms(db, terms, number)
-            first = self._last_request(db) + 1
+            stored = self._records.store_terms(db, terms, number)
+            first = self._records.last_request(db) + 1
             numbers = range(first, first + requests)
-            batch = self.database.insert(
+            batch = self._database.insert(
                 db,
                 "INSERT INTO batch (nonce, state, remote_id, requests, size, betas, sealed_at, created_at, expires_at, "
                 "adopted, job, model, first, last) VALUES (?, 'open', ?, ?, 0, '[]', ?, ?, ?, 1, ?, '', ?, ?)",
@@ -70,21 +82,25 @@ class Adoption(Acceptance):
             )
             placeholders = [encode_key(f"{remote_id}#{index}") for index in range(requests)]
             columns = numbers, number, placeholders, stored, 0, BATCH, IN_FLIGHT, batch
-            if self.database.insert_rows(db, _REQUEST, columns) != requests:
+            if self._database.insert_rows(db, _REQUEST, columns) != requests:
                 raise conflict(f"{remote_id}#...", name)
-            self.database.insert_rows(db, _BODY, (numbers, [b""] * requests))
+            self._database.insert_rows(db, _BODY, (numbers, [b""] * requests))
             db.executemany(
                 "INSERT INTO adopted (batch, custom_id, key) VALUES (?, ?, ?)",
                 [(batch, custom_id, encode_key(key)) for custom_id, key in keys.items()],
             )
-            moves = Moves(self, db, now)
+            moves = self._books.moves(db, now)
             moves.add(Place(stored, BATCH, IN_FLIGHT, batch, 0), requests, 0)
             moves.book()
             return name
 
     def adopted(self, remote_id: str, *, job: str | None) -> str | None:
-        """The job that a batch was adopted into; see `base.Ledger.adopted`."""
-        with self.database.read() as db:
+        """The name of the job that a batch was adopted into; None: the ledger does not know the batch.
+
+        Raises:
+            InvalidValueError: The batch is one of the ledger's own, or was adopted into another job than this.
+        """
+        with self._database.read() as db:
             return self._adopted(db, remote_id, job)
 
     def _adopted(self, db: Connection, remote_id: str, job: str | None) -> str | None:
@@ -92,7 +108,7 @@ class Adoption(Acceptance):
         if known is None:
             return None
         adopted, number = known
-        there = self._job_name(db, number)
+        there = self._records.job_name(db, number)
         if not adopted:
             raise InvalidValueError(
                 f"batch {shown(remote_id)} is one of this ledger's own: its results are found under the keys and jobs "
@@ -106,8 +122,12 @@ class Adoption(Acceptance):
         return there
 
     def name_adopted(self, batch: int, custom_ids: Sequence[str]) -> dict[str, int]:
-        """The requests of an adopted batch's rows; see `base.Ledger.name_adopted`."""
-        with self.database.write("name_adopted") as db:
+        """The requests of rows of an adopted batch, by their custom_ids.
+
+        One that has not been seen before takes the next of the batch's requests, and gives it its key: the one that
+        was given for it, else its custom_id. Ids beyond the number of the batch's requests are left out.
+        """
+        with self._database.write("name_adopted") as db:
             first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
             known = {
                 custom_id: (key, request)

@@ -7,20 +7,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import orjson
 
 from batchwise.errors import LedgerError, printable
-from batchwise.models import Lane
 from batchwise.planning.packing import telling_count
 from batchwise.planning.state import BatchState, BatchView
 
-from .claims import Claims
-from .database import Connection
+from . import meta
+from .books import Books, Place
+from .database import Connection, Database
 from .fitting import first_fitting, summed_up
+from .records import CHUNK, IN_BATCH, SENT_IN, SOME, UPDATE_MANY, Records, Row, some
 from .roll import Roll
-from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, LANE_CODES, QUEUED, SETTLED, decode_key, micros, view_values
-from .store import CHUNK, SOME, UPDATE_MANY, Moves, Place, Row, some
+from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, QUEUED, SETTLED, decode_key, micros, view_of, view_values
 from .values import Member
 
 __all__ = ["Batches"]
@@ -29,8 +30,7 @@ _ENTRIES = 128
 _ENTRY_BYTES = 4_000_000
 _ACCEPTED_TERMS = f"SELECT id FROM terms WHERE staged = 0 AND id IN {SOME}"
 _OVER = {BatchState.CLOSED, BatchState.VOID}
-_SENT_IN = "request.id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1"
-_IN_BATCH = f"{_SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
+_LIVE = f"SELECT {BATCH_COLUMNS} FROM batch WHERE live = 1"
 
 
 _ALIKE = (
@@ -55,8 +55,11 @@ def _runs(
             yield from ((number, [size], *kind) for number, size, *kind in db.execute(rows, values))
 
 
-class Batches(Claims):
+class Batches:
     """Seals and the life of a batch."""
+
+    def __init__(self, database: Database, records: Records, books: Books) -> None:
+        self._database, self._records, self._books = database, records, books
 
     def flush(
         self,
@@ -66,7 +69,7 @@ class Batches(Claims):
         job: int | None = None,
     ) -> None:
         """Mark queued groups as waited for (all; those of these terms; those of requests; those of a job)."""
-        with self.database.write("flush") as db:
+        with self._database.write("flush") as db:
             what, values = "TRUE", [()]  # type: tuple[str, list[tuple[int | str, ...]]]
             if terms is not None:
                 what, values = "terms = ?", [(number,) for number in terms]
@@ -92,7 +95,7 @@ class Batches(Claims):
         Where every count up to what is there is taken, all of it is sealed: no rows are padded, and the nonce tells
         whose the batch is once it has ended.
         """
-        with self.database.write("seal") as db:
+        with self._database.write("seal") as db:
             accepted = [number for (number,) in db.execute(_ACCEPTED_TERMS, (some(terms),))]
             alone = len(accepted) == 1
             which = "= ?" if alone else f"IN {SOME}"
@@ -111,9 +114,9 @@ class Batches(Claims):
             queued = f"id BETWEEN ? AND ? AND {queued.replace('status', '+status') if rows.close else queued}"
             inside = (rows.first, rows.last, *values)
             moved = [(*kind, *sums) for kind, sums in rows.kinds.items()]
-            about = self._terms(db, moved[0][0])
-            jobs = {self._terms(db, row[0]).job for row in moved}
-            batch = self.database.insert(
+            about = self._records.terms(db, moved[0][0])
+            jobs = {self._records.terms(db, row[0]).job for row in moved}
+            batch = self._database.insert(
                 db,
                 "INSERT INTO batch (nonce, state, requests, size, betas, sealed_at, job, model, first, last) "
                 "VALUES (?, 'sealed', ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -133,19 +136,32 @@ class Batches(Claims):
                 f"{UPDATE_MANY} request SET status = 1, not_before = 0, batch = ? WHERE {queued}",
                 (batch, *inside),
             )
-            moves = Moves(self, db, now)
+            moves = self._books.moves(db, now)
             for number, not_before, requests, size in moved:
                 moves.add(Place(number, BATCH, QUEUED, 0, not_before), -requests, -size)
                 moves.add(Place(number, BATCH, IN_FLIGHT, batch, 0), requests, size)
             moves.book()
             return self._batch(db, batch)
 
+    def batch(self, batch: int) -> BatchView | None:
+        """A batch that is not over, as the snapshot shows it."""
+        with self._database.read() as db:
+            row = db.execute(f"{_LIVE} AND id = ?", (batch,)).fetchone()
+            return None if row is None else self._view(db, row)
+
+    def views(self, db: Connection) -> tuple[BatchView, ...]:
+        """All batches that are not over."""
+        return tuple(self._view(db, row) for row in db.execute(f"{_LIVE} ORDER BY id").fetchall())
+
+    def _view(self, db: Connection, row: Sequence[Any]) -> BatchView:
+        return view_of(row, tuple(group for _, group in self._books.groups(db, "batch = ?", (row[0],))))
+
     def _batch(self, db: Connection, batch: int) -> BatchView:
         return self._view(db, db.execute(f"SELECT {BATCH_COLUMNS} FROM batch WHERE id = ?", (batch,)).fetchone())
 
     def posting(self, batch: int, *, watermark: str | None, server: datetime | None, now: datetime) -> None:
         """Make durable that the POST may be on its way from now on."""
-        with self.database.write("posting") as db:
+        with self._database.write("posting") as db:
             moved = db.execute(
                 "UPDATE batch SET state = 'posting', watermark = ?, posting_server = ?, posting_at = ? "
                 "WHERE id = ? AND state IN ('sealed', 'posting')",
@@ -156,7 +172,7 @@ class Batches(Claims):
 
     def still_posting(self, batch: int) -> bool:
         """Whether the batch is in `posting` and still has all its rows: the fence before the last chunk."""
-        with self.database.read() as db:
+        with self._database.read() as db:
             return bool(
                 db.execute(
                     "SELECT state = 'posting' AND requests = "
@@ -170,12 +186,12 @@ class Batches(Claims):
 
         In bounded memory: some rows at a time, in short reads without a lock in between.
         """
-        with self.database.read() as db:
+        with self._database.read() as db:
             first, last, which = self._sent_in(db, batch)
         after = first - 1
         while after < last:
             part: list[tuple[int, str, bytes]] = []
-            with self.database.read() as db:
+            with self._database.read() as db:
                 size = 0
                 # CROSS JOIN keeps the order of the loops: requests by number, and each one's body.
                 found = db.execute(
@@ -204,8 +220,8 @@ class Batches(Claims):
         now: datetime,
     ) -> None:
         """Record that it is this one: state `open`. What `note_failure` counted is over."""
-        with self.database.write("created") as db:
-            self._forget_failures(db)
+        with self._database.write("created") as db:
+            meta.forget_failures(db)
             db.execute(
                 "UPDATE batch SET state = 'open', remote_id = ?, created_at = ?, expires_at = ?, polled_at = ?, "
                 "failures = 0, live = 1 WHERE id = ?",
@@ -229,7 +245,7 @@ class Batches(Claims):
         """
         values = view_values(view)
         over = view.state in _OVER
-        with self.database.write("update_batch") as db:
+        with self._database.write("update_batch") as db:
             if was is not None:
                 before = view_values(was)
                 values = {name: value for name, value in values.items() if value != before[name]}
@@ -254,19 +270,22 @@ class Batches(Claims):
 
     def known_remotes(self, remote_ids: Sequence[str]) -> frozenset[str]:
         """Which of these the ledger knows as batches of its own."""
-        with self.database.read() as db:
+        with self._database.read() as db:
             known = (
                 db.execute("SELECT remote_id FROM batch WHERE remote_id = ?", (each,)).fetchone() for each in remote_ids
             )
             return frozenset(row[0] for row in known if row is not None)
 
     def roll(self, batch: int) -> Roll | None:
-        """The requests of a batch that are not ticked off; see `base.Ledger.roll`."""
-        with self.database.read() as db:
+        """The requests of a batch that are not ticked off; None for one that a roll does not suit.
+
+        That is one of very many kinds of requests, or of requests far apart, or with paused turns in the ledger.
+        """
+        with self._database.read() as db:
             if db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]:
                 return None
             first, last, which = self._sent_in(db, batch)
-            return Roll.of(batch, first, last, _runs(db, batch, first, last, which), partial(self._terms, db))
+            return Roll.of(batch, first, last, _runs(db, batch, first, last, which), partial(self._records.terms, db))
 
     def _sent_in(self, db: Connection, batch: int) -> tuple[int, int, str]:
         """The first and the last number of a batch, and what holds of its requests that are not settled."""
@@ -276,96 +295,58 @@ class Batches(Claims):
             (batch,),
         ).fetchone()
         # Of a whole batch nothing is settled: no need to look for each row's result.
-        return first, last, _SENT_IN if whole else _IN_BATCH
+        return first, last, SENT_IN if whole else IN_BATCH
 
     def members(self, batch: int, requests: Sequence[int]) -> dict[int, Member]:
         """Which of these requests are still in the batch, unsettled."""
-        with self.database.read() as db:
-            rows = self._rows(db, requests).values()
+        with self._database.read() as db:
+            rows = self._records.rows(db, requests).values()
             return self._members(db, [row for row in rows if row.status == IN_FLIGHT and row.inside == batch])
 
     def unsettled(self, requests: Sequence[int]) -> dict[int, Member]:
         """Which of these requests are unsettled, wherever they are."""
-        with self.database.read() as db:
-            return self._members(db, [row for row in self._rows(db, requests).values() if row.status != SETTLED])
+        with self._database.read() as db:
+            return self._members(
+                db, [row for row in self._records.rows(db, requests).values() if row.status != SETTLED]
+            )
 
     def _members(self, db: Connection, rows: Sequence[Row]) -> dict[int, Member]:
-        keys = self._keys(db, [row.id for row in rows])
+        keys = self._records.keys(db, [row.id for row in rows])
         paused = db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]
         return {
             row.id: Member(
-                keys[row.id], self._terms(db, row.terms), row.attempts, self._turns(db, row) if paused else ()
+                keys[row.id],
+                self._records.terms(db, row.terms),
+                row.attempts,
+                self._records.turns(db, row.id) if paused else (),
             )
             for row in rows
         }
 
     def has_turn(self, request: int, line: bytes) -> bool:
         """Whether this is one of the request's paused turns."""
-        with self.database.read() as db:
+        with self._database.read() as db:
             found = db.execute("SELECT EXISTS (SELECT 1 FROM turn WHERE request = ? AND line = ?)", (request, line))
             return bool(found.fetchone()[0])
 
     def bodies(self, requests: Sequence[int]) -> list[bytes]:
         """The encoded params of these requests, in order."""
-        with self.database.read() as db:
+        with self._database.read() as db:
             return [db.execute("SELECT params FROM body WHERE id = ?", (number,)).fetchone()[0] for number in requests]
 
     def doubt_orphans(self) -> int:
         """Put every batch in `posting` into `doubt`: for a process that has just got the lease."""
-        with self.database.write("doubt_orphans") as db:
+        with self._database.write("doubt_orphans") as db:
             return db.execute("UPDATE batch SET state = 'doubt' WHERE live = 1 AND state = 'posting'").rowcount
-
-    def unseal(
-        self,
-        batch: int,
-        *,
-        lane: Lane = Lane.BATCH,
-        costs_attempt: bool = False,
-        not_before: datetime | None = None,
-        now: datetime,
-        keep: bool = False,
-        doubtful: bool = False,
-        terms: Sequence[int] | None = None,
-    ) -> int:
-        """Queue the batch's unsettled requests (of these terms) again; returns how many.
-
-        The batch becomes `void` unless `keep`, or unless other requests are still in it. Kept, it stays as it is, and
-        what it may still deliver is used if it comes first, otherwise booked as wasted. `doubtful` counts them as
-        possible doubles.
-        """
-        code = LANE_CODES[lane]
-        earliest = 0 if not_before is None else micros(not_before)
-        with self.database.write("unseal") as db:
-            first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
-            groups = self._groups(db, "batch = ?", (batch,))
-            wanted = None if terms is None else frozenset(terms)
-            chosen = [each for each in groups if wanted is None or each[0].terms in wanted]
-            moves = Moves(self, db, now)
-            for place, group in chosen:
-                moves.add(place, -group.requests, -group.size)
-                # It has waited its interval already.
-                moves.add(Place(place.terms, code, QUEUED, 0, earliest), group.requests, group.size, flush=True)
-                if doubtful:
-                    self._book_doubt(db, group.terms, group.requests, group.size, now)
-            which, values = ("", ()) if wanted is None else (f" AND terms IN {SOME}", (some(wanted),))
-            db.execute(
-                f"{UPDATE_MANY} request SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? "
-                f"WHERE {_IN_BATCH}{which}",
-                (code, costs_attempt, earliest, first, last, batch, *values),
-            )
-            moves.book()
-            if not keep and len(chosen) == len(groups):
-                db.execute("UPDATE batch SET state = 'void', live = 0 WHERE id = ?", (batch,))
-            return sum(group.requests for _, group in chosen)
 
     def missing(self, batch: int) -> list[int]:
         """The batch's rows that are not ticked off."""
-        with self.database.read() as db:
+        with self._database.read() as db:
             first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
             return [
                 row[0]
                 for row in db.execute(
-                    f"SELECT id FROM request WHERE {_IN_BATCH} ORDER BY id",
+                    f"SELECT id FROM request WHERE {IN_BATCH} ORDER BY id",
                     (first, last, batch),
                 )
             ]

@@ -1,17 +1,18 @@
 """A bulk dispatch: staged in chunks, accepted whole or not at all."""
 
 # An intake is a part of its ledger; statements are made of constants and question marks.
-# ruff: noqa: SLF001, S608
+# ruff: noqa: S608
 
 from __future__ import annotations
 
+import threading
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from itertools import accumulate, chain, islice
 from types import TracebackType
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import attrs
@@ -21,19 +22,22 @@ from batchwise.models import Lane
 from batchwise.planning.state import Terms
 
 from .beside import Beside
-from .database import Connection
-from .keys import StagedError, conflict, find
-from .rows import BATCH, LANE_CODES, QUEUED, SYNC, decode_key
-from .store import CHUNK, Moves, Place, reserve
+from .books import Books, Moves, Place, reserve
+from .database import Connection, Database
+from .jobs import add_job, job_of
+from .joining import Joining
+from .keys import Positions, StagedError, conflict, find
+from .records import CHUNK, Records
+from .rows import BATCH, LANE_CODES, QUEUED, SYNC, decode_key, encode_key
+from .runs import Runs
 from .values import Cap, Entry
 
-if TYPE_CHECKING:
-    from .intake import Acceptance
-
-__all__ = ["SqliteIntake"]
+__all__ = ["Intake", "Intakes"]
 
 _ROWS, _BYTES = 500, 500_000
 """Requests, and bytes of their bodies, staged in one transaction: two are held at a time, in two threads' memory."""
+_PAUSE = 0.02
+"""Seconds between two looks at a bulk dispatch that is waited for."""
 _REQUEST = "request (id, job, key, terms, size, lane, run)"
 _BODY = "body (id, params)"
 
@@ -119,11 +123,16 @@ class _Staged:
         sums[1] += size
 
 
-class SqliteIntake:
-    """One bulk dispatch; see `base.Intake`."""
+class Intake:
+    """A bulk dispatch: staged in chunks, visible and durable as a whole by one `accept`, or not at all.
 
-    def __init__(self, ledger: Acceptance, number: int, *, job: str | None, job_id: int, run: int) -> None:
-        self._ledger, self._id, self._run = ledger, number, run
+    As a context manager it aborts what was not accepted. Staged rows of a process that died are removed by
+    `Ledger.recover`.
+    """
+
+    def __init__(self, intakes: Intakes, number: int, *, job: str | None, job_id: int, run: int) -> None:
+        self._intakes, self._id, self._run = intakes, number, run
+        self._database, self._records, self._books = intakes.database, intakes.records, intakes.books
         self._job, self._job_id = job, job_id
         self._prefix = b"~" + uuid4().hex.encode()
         self._terms: list[Terms] = []
@@ -138,7 +147,7 @@ class SqliteIntake:
         self._collided = False
         self._open = True
 
-    def __enter__(self) -> SqliteIntake:  # noqa: PYI034 (typing.Self is younger than Python 3.10)
+    def __enter__(self) -> Intake:  # noqa: PYI034 (typing.Self is younger than Python 3.10)
         return self
 
     def __exit__(
@@ -146,13 +155,16 @@ class SqliteIntake:
     ) -> None:
         if self._open:
             self._open = False
-            self._ledger._abort(self._id)
+            self._intakes.abort(self._id)
 
     def stage(self, entries: Iterable[Entry]) -> int:
-        """Stage some more; see `base.Intake.stage`.
+        """Stage some more, as many in each transaction as it should hold; returns how many.
 
         The caller's code may run while they are taken in: outside of a transaction, and beside the commit of those
         before.
+
+        Raises:
+            KeyConflictError: A key is taken by other content (in the ledger or earlier in this intake).
         """
         self._check_open()
         source, before = iter(entries), len(self._sum.numbers)
@@ -189,17 +201,17 @@ class SqliteIntake:
             self._sum.add(terms, size, requests)
 
     def _store_chunk(self, chunk: _Chunk, committing: Callable[[], None] | None) -> _Staged:
-        ledger, before = self._ledger, len(self._stored)
+        before = len(self._stored)
         while True:
             try:
-                with ledger.database.write("stage") as db:
+                with self._database.write("stage") as db:
                     staged = self._stage(db, chunk)
                     if committing is not None:
                         committing()
             except BaseException as error:
                 del self._stored[before:]  # terms that were stored with this chunk went with it
                 if isinstance(error, StagedError):
-                    ledger._await_intake(error.intake, ledger._intakes[self._id])
+                    self._intakes.wait_for(error.intake, self._intakes.threads[self._id])
                 elif isinstance(error, _CollidedError):
                     # A second run of a script meets them all, so this chunk and the next ones look first.
                     self._collided = True
@@ -249,11 +261,10 @@ class SqliteIntake:
         return index
 
     def _stage(self, db: Connection, chunk: _Chunk) -> _Staged:
-        ledger = self._ledger
         for terms in self._terms[len(self._stored) :]:
-            self._stored.append(ledger._store_terms(db, terms, self._job_id, staged=self._id))
+            self._stored.append(self._records.store_terms(db, terms, self._job_id, staged=self._id))
         if not self._collided:
-            first = ledger._last_request(db) + 1
+            first = self._records.last_request(db) + 1
             numbers = range(first, first + len(chunk.keys))
             if not self._insert(db, chunk, numbers):
                 raise _CollidedError  # no savepoint: it would keep a copy of each page that is changed
@@ -274,14 +285,14 @@ class SqliteIntake:
             terms = [self._stored[index] for index in chunk.terms]
             lanes = [LANE_CODES[self._terms[index].lane] for index in chunk.terms]
         columns = numbers, self._job_id, chunk.keys, terms, chunk.bodies.sizes, lanes, self._run
-        if self._ledger.database.insert_rows(db, _REQUEST, columns) != len(numbers):
+        if self._database.insert_rows(db, _REQUEST, columns) != len(numbers):
             return False
-        self._ledger.database.insert_rows(db, _BODY, (numbers, chunk.bodies))
+        self._database.insert_rows(db, _BODY, (numbers, chunk.bodies))
         return True
 
     def _stage_slowly(self, db: Connection, chunk: _Chunk) -> _Staged:
-        ledger, staged = self._ledger, _Staged()
-        number = ledger._last_request(db)
+        staged = _Staged()
+        number = self._records.last_request(db)
         for place, (key, index) in enumerate(zip(chunk.keys, chunk.terms, strict=True)):
             body = bytes(chunk.bodies[place : place + 1][0])
             found = find(db, self._job_id, key)
@@ -294,12 +305,12 @@ class SqliteIntake:
                 continue
             if found.staged not in {0, self._id}:
                 raise StagedError(found.staged)
-            if not ledger._same(db, found.id, found.terms, body, self._terms[index]):
+            if not self._intakes.joining.same(db, found.id, found.terms, body, self._terms[index]):
                 before, here = self._sum.numbers.all(), staged.numbers.all()
                 raise conflict(
                     decode_key(key),
                     self._job,
-                    adopted=ledger._terms(db, found.terms).adopted,
+                    adopted=self._records.terms(db, found.terms).adopted,
                     item=len(before) + place,
                     earlier=[*before, *here].index(found.id) if found.staged == self._id else None,
                 )
@@ -319,14 +330,20 @@ class SqliteIntake:
         flush: bool = True,
         sync: Mapping[Terms, tuple[int, Terms]] | None = None,
     ) -> Sequence[int]:
-        """Accept all of it in one transaction; see `base.Intake.accept`."""
+        """Accept all of it in one transaction; returns the numbers of its requests (existing ones included), in order.
+
+        `sync`: of these terms (as staged) the last so many are queued for the sync lane instead, on other terms.
+
+        Raises:
+            SpendLimitError: It could pass the cap; all of it stays out.
+        """
         self._check_open()
-        ledger, numbers = self._ledger, self._sum.numbers.all()
+        numbers = self._sum.numbers.all()
         more = sum(reserve(*each) for each in self.fresh)
-        with ledger.database.write("intake accept") as db:
-            ledger._check_cap(db, cap, more)
+        with self._database.write("intake accept") as db:
+            self._books.check_cap(db, cap, more)
             db.execute("UPDATE terms SET staged = 0 WHERE staged = ?", (self._id,))
-            moves = Moves(ledger, db, now)
+            moves = self._books.moves(db, now)
             for index, (requests, size) in self._sum.counts.items():
                 lane = LANE_CODES[self._terms[index].lane]
                 moves.add(Place(self._stored[index], lane, QUEUED, 0, 0), requests, size, flush=flush)
@@ -346,7 +363,7 @@ class SqliteIntake:
             )
             db.execute("DELETE FROM intake WHERE id = ?", (self._id,))
         self._open = False
-        ledger._intake_ended(self._id, self._job_id if self._job is not None else None, len(numbers))
+        self._intakes.accepted(self._id, self._job_id if self._job is not None else None, len(numbers))
         return numbers
 
     def _divert(self, db: Connection, moves: Moves, terms: Terms, count: int, others: Terms, *, flush: bool) -> None:
@@ -355,7 +372,7 @@ class SqliteIntake:
         if index is None or terms.lane is Lane.SYNC:
             return
         number = self._stored[index]
-        new = self._ledger._store_terms(db, others, self._job_id)
+        new = self._records.store_terms(db, others, self._job_id)
         last = "SELECT id FROM request WHERE terms = ? AND status = 0 AND lane = 1 ORDER BY id DESC LIMIT ?"
         requests, size = db.execute(
             f"SELECT count(*), total(size) FROM request WHERE id IN ({last})", (number, count)
@@ -366,16 +383,90 @@ class SqliteIntake:
 
     def _join_again(self, db: Connection, now: datetime, cap: Cap | None, *, flush: bool) -> None:
         """Requests that were there already: tightened, or begun anew."""
-        ledger, after = self._ledger, 0
+        after = 0
         while found := db.execute(
             "SELECT id, request, terms FROM again WHERE intake = ? AND id > ? ORDER BY id LIMIT ?",
             (self._id, after, CHUNK),
         ).fetchall():
             for _, request, terms in found:
-                row = ledger._rows(db, [request]).get(request)
+                row = self._records.rows(db, [request]).get(request)
                 if row is not None:
-                    moves = Moves(ledger, db, now)
-                    new = ledger._terms(db, terms)
-                    ledger._join(db, moves, row, new, run=self._run, now=now, cap=cap, flush=flush)
+                    moves = self._books.moves(db, now)
+                    new = self._records.terms(db, terms)
+                    self._intakes.joining.join(db, moves, row, new, run=self._run, now=now, cap=cap, flush=flush)
                     moves.book()
             after = found[-1][0]
+
+
+@attrs.frozen
+class Intakes:
+    """Begins bulk dispatches, and waits for them or ends them."""
+
+    database: Database
+    records: Records
+    books: Books
+    joining: Joining
+    runs: Runs
+    positions: Positions
+    threads: dict[int, int] = attrs.field(factory=dict)
+    """The threads that are within bulk dispatches of this ledger."""
+
+    def intake(self, *, job: str | None, run: int, now: datetime) -> Intake:  # noqa: ARG002 (the protocol's)
+        """Begin a bulk dispatch. One at a time for each job; a second waits for the first to end.
+
+        Raises:
+            LedgerError: This thread is already within a bulk dispatch into this job.
+        """
+        name = None if job is None else encode_key(job)
+        while True:
+            with self.database.write("intake") as db:
+                known, _ = job_of(db, name)
+                number = add_job(self.database, db, name) if known is None else known
+                other = db.execute("SELECT id FROM intake WHERE job = ?", (number,)).fetchone()
+                if other is None:
+                    mine = self.database.insert(db, "INSERT INTO intake (job, run) VALUES (?, ?)", (number, run))
+                    self.threads[mine] = threading.get_ident()
+                    return Intake(self, mine, job=job, job_id=number, run=run)
+            self.wait_for(other[0], threading.get_ident())
+
+    def wait_for(self, intake: int, thread: int) -> None:
+        """Wait, for this thread, until a bulk dispatch has ended; end it, if its process is dead.
+
+        Raises:
+            LedgerError: It is the thread's own, and would never end.
+        """
+        if self.threads.get(intake) == thread:
+            raise LedgerError(
+                "this thread is within a bulk dispatch that holds this job or key; end it before dispatching into it"
+            )
+        with self.database.read() as db:
+            found = db.execute("SELECT run FROM intake WHERE id = ?", (intake,)).fetchone()
+        if found is None:
+            return
+        if not self.runs.alive(found[0]):
+            self.abort(intake)
+            return
+        time.sleep(_PAUSE)
+
+    def abort(self, intake: int) -> None:
+        """Remove what a bulk dispatch has staged, some rows at a time."""
+        gone = CHUNK
+        while gone == CHUNK:
+            with self.database.write("abort") as db:
+                found = db.execute(
+                    "SELECT id FROM request WHERE status = 0 AND terms IN (SELECT id FROM terms WHERE staged = ?) "
+                    f"LIMIT {CHUNK}",
+                    (intake,),
+                ).fetchall()
+                gone = len(found)
+                db.executemany("DELETE FROM request WHERE id = ?", found)
+                if gone < CHUNK:
+                    db.execute("DELETE FROM intake WHERE id = ?", (intake,))
+                    db.execute("DELETE FROM terms WHERE staged = ?", (intake,))
+        self.threads.pop(intake, None)
+
+    def accepted(self, intake: int, job: int | None, positions: int) -> None:
+        """A bulk dispatch was accepted; in a named job it took so many positions."""
+        self.threads.pop(intake, None)
+        if job is not None:
+            self.positions.take_all(job, positions)

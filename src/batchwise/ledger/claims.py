@@ -1,49 +1,51 @@
-"""The queues of the two lanes: requests handed to a run for the sync lane, or moved to the other queue."""
+"""How the sync lane gets its work: queued requests are handed to a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 
-from batchwise.models import Lane
-
-from .database import Connection
-from .ends import Ends
-from .rows import BATCH, IN_FLIGHT, LANE_CODES, SYNC, decode_key, micros
-from .store import UPDATE_MANY, Moves, Place, Row
+from .books import Books, Place
+from .database import Connection, Database
+from .records import Records, Row
+from .rows import BATCH, IN_FLIGHT, SYNC, decode_key, micros
 from .values import Claim
 
 __all__ = ["Claims"]
 
 
-class Claims(Ends):
-    """The sync lane's hand-out, and moves between the queues."""
+class Claims:
+    """The sync lane's hand-out."""
+
+    def __init__(self, database: Database, records: Records, books: Books) -> None:
+        self._database, self._records, self._books = database, records, books
 
     def claim(self, terms: int, count: int, *, run: int, now: datetime, any_lane: bool = False) -> list[Claim]:
         """Hand up to `count` requests of these terms, queued for the sync lane (or any), to the run."""
-        with self.database.write("claim") as db:
+        with self._database.write("claim") as db:
             found = db.execute(
                 "SELECT id FROM request WHERE status = 0 AND terms = ? AND lane <= ? AND not_before <= ? "
                 "AND (SELECT staged FROM terms WHERE id = request.terms) = 0 ORDER BY id LIMIT ?",
                 (terms, BATCH if any_lane else SYNC, micros(now), count),
             ).fetchall()
-            rows = self._rows(db, [row[0] for row in found])
-            return self._hand_over(db, sorted(rows.values()), run, now)
+            rows = self._records.rows(db, [row[0] for row in found])
+            return self.hand_over(db, sorted(rows.values()), run, now)
 
     def note_attempt(self, request: int, *, run: int, costs_attempt: bool, doubtful: bool, now: datetime) -> bool:
         """Book a failed try of a request that the run goes on with; False: it is the run's no more."""
-        with self.database.write("note_attempt") as db:
-            row = self._rows(db, [request]).get(request)
+        with self._database.write("note_attempt") as db:
+            row = self._records.rows(db, [request]).get(request)
             if row is None or row.status != IN_FLIGHT or row.lane != SYNC or row.run != run:
                 return False
             if costs_attempt:
                 db.execute("UPDATE request SET attempts = attempts + 1 WHERE id = ?", (request,))
             if doubtful:
-                self._book_doubt(db, self._terms(db, row.terms), 1, row.size, now)
+                self._books.doubt(db, self._records.terms(db, row.terms), 1, row.size, now)
             return True
 
-    def _hand_over(self, db: Connection, rows: list[Row], run: int, now: datetime) -> list[Claim]:
-        moves = Moves(self, db, now)
+    def hand_over(self, db: Connection, rows: list[Row], run: int, now: datetime) -> list[Claim]:
+        """Hand these rows to the run."""
+        moves = self._books.moves(db, now)
         for row in rows:
             moves.row(row, Place(row.terms, SYNC, IN_FLIGHT, 0, 0))
         db.executemany(
@@ -63,34 +65,10 @@ class Claims(Ends):
                 Claim(
                     row.id,
                     decode_key(key),
-                    self._terms(db, row.terms),
+                    self._records.terms(db, row.terms),
                     body,
                     row.attempts,
-                    self._turns(db, row),
+                    self._records.turns(db, row.id),
                 )
             )
         return claims
-
-    def _turns(self, db: Connection, row: Row) -> tuple[bytes, ...]:
-        return tuple(
-            line for (line,) in db.execute("SELECT line FROM turn WHERE request = ? ORDER BY n", (row.id,)).fetchall()
-        )
-
-    def move(self, terms: Sequence[int], *, lane: Lane) -> int:
-        """Move queued requests of these terms to the other lane's queue."""
-        code = LANE_CODES[lane]
-        moved = 0
-        with self.database.write("move") as db:
-            for number in dict.fromkeys(terms):
-                for place, group in self._groups(db, "terms = ? AND status = 0 AND lane = ?", (number, 1 - code)):
-                    moves = Moves(self, db, group.since)
-                    moves.add(place, -group.requests, -group.size)
-                    moves.add(place._replace(lane=code), group.requests, group.size, flush=group.flush)
-                    moves.book()
-                    moved += group.requests
-                    db.execute(
-                        f"{UPDATE_MANY} request SET lane = ? "
-                        "WHERE status = 0 AND terms = ? AND lane = ? AND not_before = ?",
-                        (code, number, 1 - code, place.not_before),
-                    )
-        return moved

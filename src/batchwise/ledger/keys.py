@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import attrs
+
 from batchwise.encoding import canonical
 from batchwise.errors import KeyConflictError, shown
 
 from .database import Connection
 
-__all__ = ["Found", "StagedError", "conflict", "find", "is_position", "same_body"]
+__all__ = ["Found", "Positions", "StagedError", "conflict", "find", "is_position", "same_body"]
 
 
 class StagedError(Exception):
@@ -78,3 +80,37 @@ def conflict(
         f"{what}the key {shown(key)} {where} belongs to a request {other}; "
         "give this one another key, or dispatch it under another job name"
     )
+
+
+@attrs.define
+class _Used:
+    """Which positions of a job this process has used: those below `next`, and `ahead`."""
+
+    next: int = 0
+    ahead: set[int] = attrs.field(factory=set)
+
+    def use(self, position: int) -> None:
+        """One more."""
+        self.ahead.add(position)
+        while self.next in self.ahead:
+            self.ahead.remove(self.next)
+            self.next += 1
+
+
+class Positions:
+    """Which positions of named jobs this process has used for requests without a key."""
+
+    def __init__(self) -> None:
+        self._by_job: dict[int, _Used] = {}
+
+    def used(self, job: int) -> _Used:
+        """Those of one job."""
+        return self._by_job.setdefault(job, _Used())
+
+    def take_all(self, job: int, count: int) -> None:
+        """A bulk dispatch has taken the first `count` of a job."""
+        self._by_job[job] = _Used(count)
+
+    def forget(self) -> None:
+        """A transaction was given up: what it used is free again. The others are found anew."""
+        self._by_job.clear()

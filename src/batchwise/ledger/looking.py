@@ -14,12 +14,25 @@ import orjson
 from batchwise.models import Lane, Outcome, Report, Status
 from batchwise.planning.forecast import Sample
 from batchwise.planning.packing import Sizes
-from batchwise.planning.state import BatchView, Snapshot
+from batchwise.planning.state import Snapshot
 
-from .database import Connection
+from . import meta
+from .batches import Batches
+from .books import Books
+from .database import Connection, Database, Lock
+from .records import (
+    ATTEMPTS_NOW,
+    LANE_NOW,
+    REQUESTS,
+    RESULTS_BEHIND,
+    STATUS_NOW,
+    Records,
+    Settling,
+    select_some,
+    settled_in,
+)
 from .rows import (
     BATCH,
-    BATCH_COLUMNS,
     IN_FLIGHT,
     LANES,
     OUTCOME_CODES,
@@ -29,18 +42,6 @@ from .rows import (
     decode_key,
     encode_key,
     from_micros,
-    view_of,
-)
-from .store import (
-    ATTEMPTS_NOW,
-    LANE_NOW,
-    REQUESTS,
-    RESULTS_BEHIND,
-    STATUS_NOW,
-    Settling,
-    Store,
-    select_some,
-    settled_in,
 )
 from .values import Counts, RequestRow, ResultRow, Settled
 
@@ -58,38 +59,42 @@ _REFUSED = OUTCOME_CODES[Outcome.REFUSED]
 _PICO = Decimal(1).scaleb(-12)
 
 
-class Looking(Store):
-    """The reading half of the protocol."""
+class Looking:
+    """Answers questions, and changes nothing."""
+
+    def __init__(self, database: Database, records: Records, books: Books, batches: Batches, lease: Lock) -> None:
+        self._database, self._records, self._books = database, records, books
+        self._batches, self._lease = batches, lease
 
     def job_id(self, name: str) -> int | None:
         """The number of a job that has been accepted; None: there is none."""
-        with self.database.read() as db:
+        with self._database.read() as db:
             row = db.execute("SELECT id FROM job WHERE name = ? AND visible", (encode_key(name),)).fetchone()
             return None if row is None else int(row[0])
 
     def job_name(self, job: int) -> str | None:
         """The name of a job by its number; None for 0, the shared scope, and for no job."""
-        with self.database.read() as db:
+        with self._database.read() as db:
             row = db.execute("SELECT name FROM job WHERE id = ? AND visible", (job,)).fetchone()
             return None if row is None or row[0] is None else decode_key(row[0])
 
     def marks(self) -> tuple[int, int]:
         """The last request's number and the last result's cursor; 0 where there is none."""
-        with self.database.read() as db:
-            return self._last_request(db), self._last_result(db)
+        with self._database.read() as db:
+            return self._records.last_request(db), self._records.last_result(db)
 
     def snapshot(self) -> Snapshot:
         """The unsettled work. Its cost does not grow with what has settled.
 
         The forecast is the prior: what `history` teaches depends on the policy's window, unknown here.
         """
-        with self.database.read() as db:
-            groups = self._groups(db, "TRUE")
-            batches = tuple(self._view(db, row) for row in db.execute(f"{_LIVE} ORDER BY id").fetchall())
-            offset, paused = self._meta(db, "clock_offset"), self._meta(db, "paused_until")
-            answered, failed = self._meta(db, "sync_answered_at"), self._meta(db, "sync_failed_at")
-            advanced, sizes = self._meta(db, "advanced_at"), self._meta(db, "sizes")
-            suspended = {lane: reason for lane in LANES if (reason := self._meta(db, f"suspended:{lane.value}"))}
+        with self._database.read() as db:
+            groups = self._books.groups(db, "TRUE")
+            batches = self._batches.views(db)
+            offset, paused = meta.get(db, "clock_offset"), meta.get(db, "paused_until")
+            answered, failed = meta.get(db, "sync_answered_at"), meta.get(db, "sync_failed_at")
+            advanced, sizes = meta.get(db, "advanced_at"), meta.get(db, "sizes")
+            suspended = {lane: reason for lane in LANES if (reason := meta.get(db, f"suspended:{lane.value}"))}
         by_place: dict[tuple[int, int], list[Any]] = {(lane, status): [] for lane in (0, 1) for status in (0, 1)}
         for place, group in groups:
             by_place[place.lane, place.status].append(group)
@@ -108,18 +113,9 @@ class Looking(Store):
             advanced_at=from_micros(int(advanced)) if advanced else None,
         )
 
-    def batch(self, batch: int) -> BatchView | None:
-        """A batch that is not over, as the snapshot shows it."""
-        with self.database.read() as db:
-            row = db.execute(f"{_LIVE} AND id = ?", (batch,)).fetchone()
-            return None if row is None else self._view(db, row)
-
-    def _view(self, db: Connection, row: Sequence[Any]) -> BatchView:
-        return view_of(row, tuple(group for _, group in self._groups(db, "batch = ?", (row[0],))))
-
     def find(self, key: str, *, job: str | None) -> RequestRow | None:
         """The request under this key."""
-        with self.database.read() as db:
+        with self._database.read() as db:
             name = None if job is None else encode_key(job)
             number = db.execute(
                 f"{_REQUEST} WHERE q.key = ? AND {_VISIBLE} AND q.job = (SELECT id FROM job WHERE name IS ?)",
@@ -129,10 +125,11 @@ class Looking(Store):
 
     def row(self, request: int) -> RequestRow | None:
         """The request of this number."""
-        with self.database.read() as db:
-            return self._row(db, request)
+        with self._database.read() as db:
+            return self.find_row(db, request)
 
-    def _row(self, db: Connection, request: int) -> RequestRow | None:
+    def find_row(self, db: Connection, request: int) -> RequestRow | None:
+        """The request of this number, inside a transaction."""
         row = db.execute(f"{_REQUEST} WHERE q.id = ? AND {_VISIBLE}", (request,)).fetchone()
         return None if row is None else self._request(db, row)
 
@@ -142,11 +139,11 @@ class Looking(Store):
             number,
             decode_key(key),
             job,
-            self._terms(db, terms),
+            self._records.terms(db, terms),
             LANES[lane],
             STATUSES[status],
             attempts,
-            self._nonce(db, batch),
+            self._records.nonce(db, batch),
             result,
         )
 
@@ -154,13 +151,13 @@ class Looking(Store):
         """Settled results in the order of settling, from behind the cursor `after`; job None: of all jobs."""
         which = "" if job is None else f"WHERE {settled_in(job)}"
         values = (after, after, limit) if job is None else (after, after, job, limit)
-        with self.database.read() as db:
+        with self._database.read() as db:
             found = db.execute(f"{_RESULTS} {which} ORDER BY s.last, r.seq LIMIT ?", values)
             return self._result_rows(db, found)
 
     def result(self, request: int) -> ResultRow | None:
         """The request's result; None: not settled."""
-        with self.database.read() as db:
+        with self._database.read() as db:
             found = db.execute(f"{_RESULT}, s.* FROM {REQUESTS} WHERE q.id = ? AND r.seq > 0", (request,)).fetchone()
             if found is None:
                 return None
@@ -173,7 +170,7 @@ class Looking(Store):
         last, before = 0, None
         for cursor, request, key, cost, saved, line, batch in found:
             if cursor > last or batch != before:  # mostly they are alike
-                settling = self._settling(db, cursor)
+                settling = self._records.settling(db, cursor)
                 last, before, how = settling.last, batch, self._settled(db, settling, batch)
             # Past the constructor of named tuples, which costs as much as all the rest.
             row = cursor, request, key.decode("utf-8", "surrogatepass"), line, cost, saved, how
@@ -182,13 +179,13 @@ class Looking(Store):
 
     def _settled(self, db: Connection, how: Settling, batch: int | None) -> Settled:
         """What the results of a settling have in common; `batch`: the one that they were in before."""
-        terms = self._terms(db, how.terms)
+        terms = self._records.terms(db, how.terms)
         return Settled(
-            job=self._job_name(db, how.job),
+            job=self._records.job_name(db, how.job),
             outcome=OUTCOMES[how.outcome],
             lane=LANES[how.lane],
             attempts=how.attempts,
-            nonce=self._nonce(db, batch or how.batch),
+            nonce=self._records.nonce(db, batch or how.batch),
             adopted=terms.adopted,
             deadline=terms.deadline,
             settled_at=from_micros(how.settled_at),
@@ -202,7 +199,7 @@ class Looking(Store):
         unsettled = "" if job is None else "WHERE terms IN (SELECT id FROM terms WHERE job = ?)"
         settled = "" if job is None else "WHERE job = ?"
         values = () if job is None else (job,)
-        with self.database.read() as db:
+        with self._database.read() as db:
             for lane, status, count in db.execute(
                 f"SELECT lane, status, sum(requests) FROM cohort {unsettled} GROUP BY lane, status",
                 values,
@@ -220,7 +217,7 @@ class Looking(Store):
         """The same over these requests."""
         by: dict[tuple[Lane, Status, Outcome | None], int] = {}
         distinct = list(dict.fromkeys(requests))
-        with self.database.read() as db:
+        with self._database.read() as db:
             for lane, status, outcome, count in select_some(db, _COUNT, distinct, " GROUP BY 1, 2, 3"):
                 place = LANES[lane], STATUSES[status], None if outcome is None else OUTCOMES[outcome]
                 by[place] = by.get(place, 0) + count
@@ -229,7 +226,7 @@ class Looking(Store):
     def report(self, *, job: int | None) -> Report:
         """Money and deadlines of what has settled, what was purged since included."""
         where, values = ("", ()) if job is None else (" WHERE job = ?", (job,))
-        with self.database.read() as db:
+        with self._database.read() as db:
             tallies = db.execute(
                 "SELECT lane, requests, cost, saved, unpriced, met, missed, lateness, attempts, cache_tokens, "
                 f"input_tokens, CASE outcome WHEN {_REFUSED} THEN requests ELSE 0 END FROM tally{where}",
@@ -261,8 +258,8 @@ class Looking(Store):
 
     def history(self, *, limit: int = 1_000) -> Sequence[Sample]:
         """How long the last batches and cancels took, newest first."""
-        with self.database.read() as db:
-            offset = int(self._meta(db, "clock_offset") or 0)
+        with self._database.read() as db:
+            offset = int(meta.get(db, "clock_offset") or 0)
             found = db.execute(
                 "SELECT created_at, ended_at, cancel_at, model, requests FROM batch "
                 "WHERE created_at IS NOT NULL AND ended_at IS NOT NULL ORDER BY id DESC LIMIT ?",
@@ -287,6 +284,3 @@ class Looking(Store):
                 for kind, start, stop, whole in spans
             ]
         return samples[:limit]
-
-
-_LIVE = f"SELECT {BATCH_COLUMNS} FROM batch WHERE live = 1"

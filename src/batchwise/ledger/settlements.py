@@ -12,11 +12,11 @@ from batchwise.jsontext import decode
 from batchwise.models import Outcome
 from batchwise.planning.outcomes import met_deadline
 
-from .database import Connection
-from .looking import Looking
+from .books import Books, Place
+from .database import Connection, Database
+from .records import Records, Row
 from .roll import Answer, Kind, Roll
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, OUTCOME_CODES, OUTCOMES, SETTLED, SYNC, from_micros, micros
-from .store import Moves, Place, Row
 from .values import Settlement
 
 __all__ = ["Settlements"]
@@ -53,19 +53,26 @@ class _OutOfDateError(Exception):
     """A roll is out of date: the transaction is given up. A savepoint would keep a copy of each changed page."""
 
 
-class Settlements(Looking):
+class Settlements:
     """What has ended is settled; what comes again for it is booked as wasted."""
+
+    def __init__(self, database: Database, records: Records, books: Books) -> None:
+        self._database, self._records, self._books = database, records, books
 
     def settle(
         self, settlements: Sequence[Settlement], *, now: datetime, batch: int | None = None, run: int | None = None
     ) -> int:
-        """Settle, each once; see `base.Ledger.settle`.
+        """Settle, each once; one already settled is left, and its cost booked as wasted once per batch row.
+
+        With `batch`, rows count as that batch's. Books in the same transaction what they cost and whether they met
+        their deadlines (`met_deadline`). Returns how many settled. Those of one call settle kind by kind (`Settled`),
+        each in the order of their numbers.
 
         A success settles its request wherever that is by now: it is paid. Anything else settles it only while the
         request is where the news comes from: with `batch` still in that batch, with `run` not in flight elsewhere.
         """
-        with self.database.write("settle") as db:
-            return self._settle(db, settlements, now=now, batch=batch, run=run)
+        with self._database.write("settle") as db:
+            return self.settle_in(db, settlements, now=now, batch=batch, run=run)
 
     def settle_answers(
         self,
@@ -75,7 +82,15 @@ class Settlements(Looking):
         now: datetime,
         committing: Callable[[], None] | None = None,
     ) -> bool:
-        """Settle answers to requests on a batch's roll; see `base.Ledger.settle_answers`."""
+        """Settle answers to requests on a batch's roll, and tick them off.
+
+        The list is emptied, and `committing` called, just before the commit: what is left waits for the disk alone.
+        They are not durable yet, and a commit that fails does not fill the list again.
+
+        The usual end of a bulk, at a fraction of what `settle` costs: rows are not looked at again, for the roll holds
+        them. False, and nothing done, if any has left the batch since the roll was read, or changed its terms: then
+        `settle` looks.
+        """
         rows = sorted(answers)
         if not rows:
             return True
@@ -84,7 +99,7 @@ class Settlements(Looking):
         if parts is None:
             return False
         try:
-            with self.database.write("settle") as db:
+            with self._database.write("settle") as db:
                 self._settle_parts(db, roll, parts, now)
                 for held in (parts, rows, answers):
                     held.clear()
@@ -105,7 +120,7 @@ class Settlements(Looking):
         left = db.execute("SELECT terms, sum(requests) FROM cohort WHERE batch = ? GROUP BY terms", (roll.batch,))
         if dict(left) != roll.left:
             raise _OutOfDateError
-        moves = Moves(self, db, now)
+        moves = self._books.moves(db, now)
         for (terms, attempts), part in parts:
             kind = _Kind(terms.job, terms.id, _SUCCEEDED, BATCH, attempts + 1)
             if not self._settle_kind(db, kind, part, batch=roll.batch, now=now):
@@ -124,13 +139,13 @@ class Settlements(Looking):
     ) -> bool:
         """Store results of one kind, in order, and book them; False: one of the requests has a result."""
         count = len(answers)
-        first = self._last_result(db) + 1
+        first = self._records.last_result(db) + 1
         numbers, lines, costs, savings, tokens, cached = zip(*answers, strict=True)
         columns = range(first, first + count), numbers, costs, savings, lines
-        if self.database.insert_rows(db, _RESULT, columns) != count:
+        if self._database.insert_rows(db, _RESULT, columns) != count:
             return False
         job, terms, outcome, lane, attempts = kind
-        met, lateness = met_deadline(OUTCOMES[outcome], self._terms(db, terms).deadline, now)
+        met, lateness = met_deadline(OUTCOMES[outcome], self._records.terms(db, terms).deadline, now)
         last = first + count - 1
         db.execute(_INSERT_SETTLING, (last, first, job, terms, outcome, lane, batch, attempts, micros(now), met))
         paid = sum(filter(None, costs))
@@ -147,10 +162,10 @@ class Settlements(Looking):
             sum(cached),
         )
         db.execute(_TALLY, (job, lane, outcome, *tally))
-        self._book(db, paid, now)
+        self._books.spend(db, paid, now)
         return True
 
-    def _settle(
+    def settle_in(
         self,
         db: Connection,
         settlements: Sequence[Settlement],
@@ -159,8 +174,9 @@ class Settlements(Looking):
         batch: int | None = None,
         run: int | None = None,
     ) -> int:
-        rows = self._rows(db, [each.id for each in settlements])
-        moves = Moves(self, db, now)
+        """The same as `settle`, inside a transaction."""
+        rows = self._records.rows(db, [each.id for each in settlements])
+        moves = self._books.moves(db, now)
         kinds: dict[_Kind, list[Answer]] = {}
         updates: list[tuple[object, ...]] = []
         late: list[tuple[Row, Settlement]] = []
@@ -184,19 +200,19 @@ class Settlements(Looking):
             answer = (each.id, each.line, each.cost, each.saved, each.input_tokens, each.cache_read_tokens)
             kinds.setdefault(kind, []).append(answer)
             if each.doubtful:
-                self._book_doubt(db, self._terms(db, row.terms), 1, row.size, now)
+                self._books.doubt(db, self._records.terms(db, row.terms), 1, row.size, now)
             elif each.unseen:
-                self._book_unseen(db, self._terms(db, row.terms), 1, row.size, now)
+                self._books.unseen(db, self._records.terms(db, row.terms), 1, row.size, now)
             abandoned = each.outcome is Outcome.CANCELED and _is_abandoned(each.line)
             if abandoned or not row.inside:
                 updates.append((abandoned, row.id))
             moves.row(row, None)
         for kind, answers in kinds.items():
             if not self._settle_kind(db, kind, answers, batch=batch or 0, now=now):
-                raise LedgerError(f"the ledger {self.name} has results of requests that are not settled")
+                raise LedgerError(f"the ledger {self._database.name} has results of requests that are not settled")
         db.executemany(_SETTLE_REQUEST, updates)
         moves.book()
-        self._book(db, sum(self._waste_of(db, *each, batch or 0) for each in late), now)
+        self._books.spend(db, sum(self._waste_of(db, *each, batch or 0) for each in late), now)
         return len(fresh)
 
     def _waste_of(self, db: Connection, row: Row, again: Settlement, batch: int) -> int:
@@ -205,19 +221,19 @@ class Settlements(Looking):
             return 0
         if row.result is not None:
             (line,) = db.execute("SELECT line FROM result WHERE seq = ?", (row.result,)).fetchone()
-            settled_by = self._settling(db, row.result).batch
+            settled_by = self._records.settling(db, row.result).batch
             if line == again.line or (batch and settled_by == batch):
                 return 0
         if not db.execute("INSERT OR IGNORE INTO late VALUES (?, ?)", (row.id, batch)).rowcount:
             return 0
-        self._book_waste(db, row.job, wasted=again.cost)
+        self._books.waste(db, row.job, wasted=again.cost)
         return again.cost
 
     def book_stray(self, batch: int, request: int, cost: int) -> None:
         """Book a paid row of a request that had left the batch or was settled otherwise: once for each."""
-        with self.database.write("book_stray") as db:
-            row = self._rows(db, [request]).get(request)
-            if row is not None and row.result is not None and self._settling(db, row.result).batch == batch:
+        with self._database.write("book_stray") as db:
+            row = self._records.rows(db, [request]).get(request)
+            if row is not None and row.result is not None and self._records.settling(db, row.result).batch == batch:
                 return  # the row that settled it, read again
             seen, first, last = db.execute(
                 "SELECT coalesce(polled_at, sealed_at), first, last FROM batch WHERE id = ?", (batch,)
@@ -225,9 +241,9 @@ class Settlements(Looking):
             if row is None and not first <= request <= last:
                 return  # it was never in the batch: no row of ours
             if db.execute("INSERT OR IGNORE INTO late VALUES (?, ?)", (request, batch)).rowcount:
-                self._book_waste(db, 0 if row is None else row.job, wasted=cost)
+                self._books.waste(db, 0 if row is None else row.job, wasted=cost)
                 # As of the last look at the batch: there is no clock here.
-                self._book(db, cost, from_micros(seen))
+                self._books.spend(db, cost, from_micros(seen))
 
 
 def _elsewhere(row: Row, batch: int | None, run: int | None) -> bool:

@@ -1,10 +1,10 @@
-"""How requests are cancelled, queued again, begun anew, and purged."""
+"""How requests are queued again, taken back out of a batch, moved to the other lane, and begun anew."""
 
 # ruff: noqa: S608 (statements are made of constants and question marks)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
 import attrs
@@ -13,72 +13,20 @@ from batchwise.errors import InvalidValueError
 from batchwise.models import Lane, Outcome
 from batchwise.planning.state import Terms
 
-from .database import Connection
-from .rows import IN_FLIGHT, LANE_CODES, LANES, OUTCOME_CODES, QUEUED, SETTLED, canceled_line, decode_key, micros
-from .settlements import Settlements
-from .store import CHUNK, RESULTS_BEHIND, SOME, Moves, Place, Row, place_of, reserve, settled_in, some
-from .values import Cap, Settlement
+from .books import Books, Moves, Place, place_of, reserve
+from .database import Connection, Database
+from .records import CHUNK, IN_BATCH, RESULTS_BEHIND, SOME, UPDATE_MANY, Records, Row, settled_in, some
+from .rows import IN_FLIGHT, LANE_CODES, OUTCOME_CODES, QUEUED, micros
+from .values import Cap
 
-__all__ = ["Ends"]
-
-_CANCELED = "it was cancelled before it was sent"
+__all__ = ["Requeuing"]
 
 
-class Ends(Settlements):
-    """Cancelling, queueing again, beginning anew, and purging."""
+class Requeuing:
+    """Queues requests again: another attempt, the other lane, or all anew."""
 
-    def _cancel_rows(self, db: Connection, ids: Iterable[int], kind: str, message: str, now: datetime) -> int:
-        """Settle these as CANCELED. Those that were sent to the sync lane may have been billed."""
-        settlements = []
-        for number in ids:
-            key, lane, batch, status = db.execute(
-                "SELECT key, lane, batch, status FROM request WHERE id = ?", (number,)
-            ).fetchone()
-            line = canceled_line(decode_key(key), self._nonce(db, batch), number, kind, message)
-            settlements.append(
-                Settlement(
-                    number, Outcome.CANCELED, LANES[lane], line, 0, 0, attempted=False, doubtful=status == IN_FLIGHT
-                )
-            )
-        return self._settle(db, settlements, now=now)
-
-    def cancel(
-        self, *, request: int | None = None, job: int | None = None, now: datetime
-    ) -> tuple[int, tuple[int, ...]]:
-        """Settle what is queued (one request, a job, or all) as CANCELED.
-
-        Returns how many, and the batches in which other rows of it still are.
-        """
-        values: tuple[int, ...]
-        if request is not None:
-            what, values = "id = ?", (request,)
-        elif job is not None:
-            what, values = (
-                "terms IN (SELECT c.terms FROM cohort c JOIN terms t ON t.id = c.terms WHERE t.job = ?)",
-                (job,),
-            )
-        else:
-            what, values = "terms IN (SELECT terms FROM cohort)", ()
-        canceled, found = 0, CHUNK
-        while found == CHUNK:
-            with self.database.write("cancel") as db:
-                queued = db.execute(
-                    f"SELECT id FROM request WHERE status = 0 AND {what} LIMIT {CHUNK}",
-                    values,
-                ).fetchall()
-                found = len(queued)
-                canceled += self._cancel_rows(db, (row[0] for row in queued), "canceled", _CANCELED, now)
-        with self.database.read() as db:
-            if request is not None:
-                row = self._rows(db, [request]).get(request)
-                inside = [(row.inside,)] if row is not None and row.status != SETTLED and row.inside else []
-            else:
-                which = "" if job is None else " AND terms IN (SELECT id FROM terms WHERE job = ?)"
-                inside = db.execute(
-                    f"SELECT DISTINCT batch FROM cohort WHERE batch > 0{which} ORDER BY batch",
-                    values,
-                ).fetchall()
-        return canceled, tuple(row[0] for row in inside)
+    def __init__(self, database: Database, records: Records, books: Books) -> None:
+        self._database, self._records, self._books = database, records, books
 
     def requeue(
         self,
@@ -97,13 +45,13 @@ class Ends(Settlements):
 
         With `batch`, only those that are still in that batch. Returns how many.
         """
-        with self.database.write("requeue") as db:
+        with self._database.write("requeue") as db:
             rows = [
                 row
-                for row in self._rows(db, list(dict.fromkeys(requests))).values()
+                for row in self._records.rows(db, list(dict.fromkeys(requests))).values()
                 if row.status == IN_FLIGHT and batch in {None, row.inside}
             ]
-            return self._requeue(
+            return self.requeue_in(
                 db,
                 rows,
                 lane=lane,
@@ -115,7 +63,7 @@ class Ends(Settlements):
                 body=body,
             )
 
-    def _requeue(
+    def requeue_in(
         self,
         db: Connection,
         rows: Sequence[Row],
@@ -128,15 +76,16 @@ class Ends(Settlements):
         turn: bytes | None = None,
         body: bytes | None = None,
     ) -> int:
+        """The same inside a transaction, for rows that were looked up in it."""
         earliest = 0 if not_before is None else micros(not_before)
         code = LANE_CODES[lane]
-        moves = Moves(self, db, now)
+        moves = self._books.moves(db, now)
         for row in rows:
             size = row.size if body is None else len(body)
             moves.add(place_of(row), -1, -row.size)
             moves.add(Place(row.terms, code, QUEUED, 0, earliest), 1, size, flush=True)  # it has waited its interval
             if doubtful:
-                self._book_doubt(db, self._terms(db, row.terms), 1, row.size, now)
+                self._books.doubt(db, self._records.terms(db, row.terms), 1, row.size, now)
             if turn is not None:
                 before = "NULL" if body is None else "(SELECT params FROM body WHERE id = q.id)"
                 db.execute(
@@ -154,6 +103,68 @@ class Ends(Settlements):
         )
         moves.book()
         return len(rows)
+
+    def unseal(
+        self,
+        batch: int,
+        *,
+        lane: Lane = Lane.BATCH,
+        costs_attempt: bool = False,
+        not_before: datetime | None = None,
+        now: datetime,
+        keep: bool = False,
+        doubtful: bool = False,
+        terms: Sequence[int] | None = None,
+    ) -> int:
+        """Queue the batch's unsettled requests (of these terms) again; returns how many.
+
+        The batch becomes `void` unless `keep`, or unless other requests are still in it. Kept, it stays as it is, and
+        what it may still deliver is used if it comes first, otherwise booked as wasted. `doubtful` counts them as
+        possible doubles.
+        """
+        code = LANE_CODES[lane]
+        earliest = 0 if not_before is None else micros(not_before)
+        with self._database.write("unseal") as db:
+            first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
+            groups = self._books.groups(db, "batch = ?", (batch,))
+            wanted = None if terms is None else frozenset(terms)
+            chosen = [each for each in groups if wanted is None or each[0].terms in wanted]
+            moves = self._books.moves(db, now)
+            for place, group in chosen:
+                moves.add(place, -group.requests, -group.size)
+                # It has waited its interval already.
+                moves.add(Place(place.terms, code, QUEUED, 0, earliest), group.requests, group.size, flush=True)
+                if doubtful:
+                    self._books.doubt(db, group.terms, group.requests, group.size, now)
+            which, values = ("", ()) if wanted is None else (f" AND terms IN {SOME}", (some(wanted),))
+            db.execute(
+                f"{UPDATE_MANY} request SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? "
+                f"WHERE {IN_BATCH}{which}",
+                (code, costs_attempt, earliest, first, last, batch, *values),
+            )
+            moves.book()
+            if not keep and len(chosen) == len(groups):
+                db.execute("UPDATE batch SET state = 'void', live = 0 WHERE id = ?", (batch,))
+            return sum(group.requests for _, group in chosen)
+
+    def move(self, terms: Sequence[int], *, lane: Lane) -> int:
+        """Move queued requests of these terms to the other lane's queue."""
+        code = LANE_CODES[lane]
+        moved = 0
+        with self._database.write("move") as db:
+            for number in dict.fromkeys(terms):
+                for place, group in self._books.groups(db, "terms = ? AND status = 0 AND lane = ?", (number, 1 - code)):
+                    moves = self._books.moves(db, group.since)
+                    moves.add(place, -group.requests, -group.size)
+                    moves.add(place._replace(lane=code), group.requests, group.size, flush=group.flush)
+                    moves.book()
+                    moved += group.requests
+                    db.execute(
+                        f"{UPDATE_MANY} request SET lane = ? "
+                        "WHERE status = 0 AND terms = ? AND lane = ? AND not_before = ?",
+                        (code, number, 1 - code, place.not_before),
+                    )
+        return moved
 
     def reopen(
         self,
@@ -184,13 +195,13 @@ class Ends(Settlements):
                 f"ORDER BY s.last, r.seq LIMIT {CHUNK}",
                 (after, after, job, some(OUTCOME_CODES[outcome] for outcome in outcomes)),
             ).fetchall()
-            rows = self._rows(db, [each[1] for each in found if wanted is None or each[1] in wanted])
+            rows = self._records.rows(db, [each[1] for each in found if wanted is None or each[1] in wanted])
             return list(rows.values()), found[-1][0] if len(found) == CHUNK else None
 
         def renew(db: Connection, rows: Sequence[Row]) -> None:
-            moves = Moves(self, db, now)
+            moves = self._books.moves(db, now)
             for row in rows:
-                self._renew(db, moves, row, terms_of(self._terms(db, row.terms)), now=now)
+                self.renew(db, moves, row, terms_of(self._records.terms(db, row.terms)), now=now)
             moves.book()
 
         def pages(db: Connection) -> Iterator[list[Row]]:
@@ -199,31 +210,31 @@ class Ends(Settlements):
                 rows, after = settled(db, after)
                 yield rows
 
-        with self.database.read() as db:
+        with self._database.read() as db:
             adopted = db.execute("SELECT EXISTS (SELECT 1 FROM batch WHERE job = ? AND adopted = 1)", (job,))
             mixed = adopted.fetchone()[0]
-            if mixed and any(self._terms(db, row.terms).adopted for page in pages(db) for row in page):
+            if mixed and any(self._records.terms(db, row.terms).adopted for page in pages(db) for row in page):
                 raise InvalidValueError(
                     "requests of an adopted batch are among these, and the ledger does not have their prompts: nothing "
                     "was queued. Dispatch them anew, under a job of their own"
                 )
         if cap is not None:
-            with self.database.write("reopen") as db:
+            with self._database.write("reopen") as db:
                 rows = [row for page in pages(db) for row in page]
-                more = sum(reserve(terms_of(self._terms(db, row.terms)), 1, row.size) for row in rows)
-                self._check_cap(db, cap, more)
+                more = sum(reserve(terms_of(self._records.terms(db, row.terms)), 1, row.size) for row in rows)
+                self._books.check_cap(db, cap, more)
                 renew(db, rows)
             return len(rows)
         reopened = 0
         after: int | None = 0
         while after is not None:
-            with self.database.write("reopen") as db:
+            with self._database.write("reopen") as db:
                 rows, after = settled(db, after)
                 renew(db, rows)
             reopened += len(rows)
         return reopened
 
-    def _renew(
+    def renew(
         self,
         db: Connection,
         moves: Moves,
@@ -240,7 +251,9 @@ class Ends(Settlements):
             terms = attrs.evolve(terms, blocking=False)
         if terms.deadline is not None and terms.deadline <= now:
             terms = attrs.evolve(terms, deadline=None, submit_by=None, rescue_at=None)
-        number = row.terms if terms == self._terms(db, row.terms) else self._store_terms(db, terms, row.job)
+        number = (
+            row.terms if terms == self._records.terms(db, row.terms) else self._records.store_terms(db, terms, row.job)
+        )
         lane = LANE_CODES[terms.lane]
         self._forget_result(db, row)
         size = self._forget_turns(db, row)
@@ -254,7 +267,7 @@ class Ends(Settlements):
     def _forget_result(self, db: Connection, row: Row) -> None:
         """The result goes, and the request out of the counts; money, attempts and tokens stay in the books."""
         (cost,) = db.execute("SELECT cost FROM result WHERE seq = ?", (row.result,)).fetchone()
-        how = self._settling(db, row.result or 0)
+        how = self._records.settling(db, row.result or 0)
         db.execute(
             "UPDATE tally SET requests = requests - 1, unpriced = unpriced - ?, met = met - ?, missed = missed - ? "
             "WHERE job = ? AND lane = ? AND outcome = ?",
@@ -274,38 +287,6 @@ class Ends(Settlements):
         db.execute("UPDATE body SET params = ? WHERE id = ?", (first[0], row.id))
         db.execute("UPDATE request SET size = ? WHERE id = ?", (size, row.id))
         return size
-
-    def purge(self, *, before: datetime) -> int:
-        """Delete what settled before then, results included; returns how many requests. The books keep their sums."""
-        purged, after, found = 0, 0, CHUNK
-        while found == CHUNK:
-            with self.database.write("purge") as db:
-                settled = db.execute(
-                    f"SELECT r.seq, r.request, s.job, s.lane, s.outcome FROM {RESULTS_BEHIND} "
-                    f"WHERE s.settled_at < ? ORDER BY s.last, r.seq LIMIT {CHUNK}",
-                    (after, after, micros(before)),
-                ).fetchall()
-                found = len(settled)
-                gone = [(each[1],) for each in settled]
-                db.executemany("DELETE FROM result WHERE seq = ?", [(each[0],) for each in settled])
-                db.executemany("DELETE FROM late WHERE request = ?", gone)
-                db.executemany("DELETE FROM request WHERE id = ?", gone)
-                db.executemany(
-                    "UPDATE tally SET purged = purged + 1 WHERE job = ? AND lane = ? AND outcome = ?",
-                    [each[2:] for each in settled],
-                )
-                if found < CHUNK:
-                    db.execute("DELETE FROM settling WHERE settled_at < ?", (micros(before),))
-            purged += found
-            after = settled[-1][0] if settled else after
-        if purged:
-            with self.database.write("purge terms") as db:
-                db.execute(
-                    "DELETE FROM terms WHERE staged = 0 AND id NOT IN (SELECT terms FROM request) "
-                    "AND id NOT IN (SELECT terms FROM again)"
-                )
-            self.database.wipe()
-        return purged
 
 
 def _as_they_are(terms: Terms) -> Terms:

@@ -1,0 +1,243 @@
+"""How requests are accepted one at a time; `bulk` for many."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from uuid import uuid4
+
+import attrs
+
+from batchwise.errors import BatchwiseError, LedgerError
+from batchwise.planning.state import Terms
+
+from .books import Books, Place, reserve
+from .bulk import Intakes
+from .claims import Claims
+from .database import Connection, Database
+from .jobs import add_job, job_of
+from .joining import Joining
+from .keys import Positions, StagedError, conflict, find, is_position
+from .looking import Looking
+from .records import Records
+from .rows import IN_FLIGHT, LANE_CODES, LANES, QUEUED, STATUSES, SYNC, decode_key, encode_key
+from .values import Accepted, Cap, Claim, Entry, RequestRow
+
+__all__ = ["Accepting"]
+
+_GROUP = 256
+
+
+@attrs.define(eq=False)
+class _Pending:
+    """One call of `accept` that waits for a transaction to share."""
+
+    entry: Entry
+    job: str | None
+    run: int
+    now: datetime
+    claim: Callable[[Claim], None] | None
+    cap: Cap | None
+    lock: threading.RLock
+    """Held until it is answered, by whoever takes it along."""
+    begun: Claim | None = None
+    accepted: Accepted | None = None
+    error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.accepted is not None or self.error is not None
+
+    def begin(self) -> None:
+        """Give out the claim, if there is one."""
+        if self.claim is not None and self.begun is not None:
+            self.claim(self.begun._replace(accepting=self._durable))
+
+    def _durable(self) -> bool:
+        with self.lock:
+            return self.accepted is not None
+
+
+class Accepting:
+    """Accepts requests, one at a time."""
+
+    def __init__(
+        self,
+        database: Database,
+        records: Records,
+        books: Books,
+        *,
+        looking: Looking,
+        claims: Claims,
+        joining: Joining,
+        intakes: Intakes,
+        positions: Positions,
+    ) -> None:
+        self._database, self._records, self._books = database, records, books
+        self._looking, self._claims, self._joining = looking, claims, joining
+        self._intakes, self._positions = intakes, positions
+        self._pending: deque[_Pending] = deque()
+
+    def accept(
+        self,
+        entry: Entry,
+        *,
+        job: str | None,
+        run: int,
+        now: datetime,
+        claim: Callable[[Claim], None] | None = None,
+        cap: Cap | None = None,
+    ) -> Accepted:
+        """Accept one request.
+
+        With `claim` the run starts a new one on the sync lane at once, without a queue in between. It is given the
+        claim just before that is durable, so that the call is prepared meanwhile, and must not use the ledger.
+
+        The same key with the same content gives the existing row; an earlier deadline tightens it (new terms;
+        where it is still queued, also their lane). An abandoned row is accepted anew. In a named job an entry
+        without a key gets the first free or equal `#<position>`.
+
+        Threads that accept at the same time share a commit: whoever gets the ledger first takes along what the others
+        have asked for meanwhile. An existing request is never claimed by this, unless it was abandoned.
+
+        Raises:
+            KeyConflictError: The key is taken by other content.
+            SpendLimitError: It could pass the cap.
+        """
+        while True:
+            call = _Pending(entry, job, run, now, claim, cap, self._database.lock)
+            self._pending.append(call)
+            with self._database.lock:
+                if not call.done:
+                    self._accept_pending()
+            if call.accepted is not None:
+                return call.accepted
+            if not isinstance(call.error, StagedError):
+                raise call.error or LedgerError("the request was not accepted")
+            self._intakes.wait_for(call.error.intake, threading.get_ident())
+
+    def _accept_pending(self) -> None:
+        calls: list[_Pending] = []
+        try:
+            with self._database.write("accept") as db:
+                # Collected only now: waiting for another process's transaction lets more come together.
+                while self._pending and len(calls) < _GROUP:
+                    calls.append(self._pending.popleft())
+                answers: list[tuple[_Pending, Accepted | None, BaseException | None]] = []
+                for call in calls:
+                    # `_accept` writes nothing before its last refusal, so a refused call leaves no trace.
+                    try:
+                        answers.append((call, self._accept(db, call), None))
+                    except (BatchwiseError, StagedError) as error:
+                        answers.append((call, None, error))
+                for call in calls:
+                    call.begin()
+            for call, accepted, refusal in answers:
+                call.accepted, call.error = accepted, refusal
+        except BaseException as error:
+            for call in calls:
+                call.error = error
+            if not calls:
+                # The transaction did not even begin; nobody else can answer those who wait.
+                while self._pending:
+                    self._pending.popleft().error = error
+            self._positions.forget()
+            if not isinstance(error, Exception):
+                raise
+
+    def _accept(self, db: Connection, call: _Pending) -> Accepted:
+        entry, cap = call.entry, call.cap
+        name = None if call.job is None else encode_key(call.job)
+        job, visible = job_of(db, name)
+        position, unheard = None, False
+        if entry.key is not None:
+            key = encode_key(entry.key)
+        elif name is not None:
+            position = self._position(db, job, entry)
+            key = b"#%d" % position
+        else:
+            key, unheard = b"~" + uuid4().hex.encode(), True
+        found = None if job is None or unheard else find(db, job, key)
+        if found is None:
+            self._books.check_cap(db, cap, reserve(entry.terms, 1, len(entry.body)))
+            if job is None:
+                job = add_job(self._database, db, name)
+            if not visible:
+                db.execute("UPDATE job SET visible = 1 WHERE id = ?", (job,))
+            accepted = Accepted(self._insert(db, call, job, key), True)
+        else:
+            if found.staged:
+                raise StagedError(found.staged)
+            if not self._joining.same(db, found.id, found.terms, entry.body, entry.terms):
+                raise conflict(decode_key(key), call.job, adopted=self._records.terms(db, found.terms).adopted)
+            anew = self._again(db, found.id, entry.terms, call)
+            row = self._looking.find_row(db, found.id)
+            if row is None:
+                raise LedgerError(f"request {found.id} was stored and is not there")
+            accepted = Accepted(row, anew)
+        if position is not None and job is not None:
+            self._positions.used(job).use(position)
+            db.execute("UPDATE job SET positions = ? WHERE id = ? AND positions < ?", (position + 1, job, position + 1))
+        return accepted
+
+    def _insert(self, db: Connection, call: _Pending, job: int, key: bytes) -> RequestRow:
+        entry = call.entry
+        terms = self._records.store_terms(db, entry.terms, job)
+        number = self._records.last_request(db) + 1
+        lane = SYNC if call.claim else LANE_CODES[entry.terms.lane]
+        status = IN_FLIGHT if call.claim else QUEUED
+        size = len(entry.body)
+        db.execute(
+            "INSERT INTO request (id, job, key, terms, size, lane, run, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, job, key, terms, size, lane, call.run, status),
+        )
+        db.execute("INSERT INTO body VALUES (?, ?)", (number, entry.body))
+        moves = self._books.moves(db, call.now)
+        moves.add(Place(terms, lane, status, 0, 0), 1, size)
+        moves.book()
+        row = RequestRow(
+            number, decode_key(key), job, self._records.terms(db, terms), LANES[lane], STATUSES[status], 0, None, None
+        )
+        if call.claim is not None:
+            call.begun = Claim(number, row.key, row.terms, entry.body, 0, ())
+        return row
+
+    def _position(self, db: Connection, job: int | None, entry: Entry) -> int:
+        """The position of the next request without a key: where it was in an earlier run, else the job's end."""
+        if job is None:
+            return 0
+        used = self._positions.used(job)
+        while True:
+            found = find(db, job, b"#%d" % used.next)
+            if found is None or self._joining.same(db, found.id, found.terms, entry.body, entry.terms):
+                return used.next
+            alike = db.execute(
+                "SELECT q.id, q.key, q.terms FROM request q JOIN body b ON b.id = q.id "
+                "WHERE q.job = ? AND q.key >= X'23' AND q.key < X'24' AND (length(b.params) = ? "
+                "OR EXISTS (SELECT 1 FROM turn t WHERE t.request = q.id))",
+                (job, len(entry.body)),
+            ).fetchall()
+            known = sorted(
+                int(key[1:])
+                for number, key, terms in alike
+                if is_position(key) and self._joining.same(db, number, terms, entry.body, entry.terms)
+            )
+            again = next((each for each in known if each >= used.next and each not in used.ahead), None)
+            if again is not None:
+                return again
+            (end,) = db.execute("SELECT positions FROM job WHERE id = ?", (job,)).fetchone()
+            while find(db, job, b"#%d" % end) is not None:
+                end += 1
+            return int(end)
+
+    def _again(self, db: Connection, number: int, new: Terms, call: _Pending) -> bool:
+        """The same request once more: tightened, or begun anew if it was abandoned; returns whether it was."""
+        row = self._records.rows(db, [number])[number]
+        moves = self._books.moves(db, call.now)
+        anew = self._joining.join(db, moves, row, new, run=call.run, now=call.now, cap=call.cap)
+        moves.book()
+        if anew and call.claim is not None:
+            (call.begun,) = self._claims.hand_over(db, [self._records.rows(db, [number])[number]], call.run, call.now)
+        return anew

@@ -1,0 +1,210 @@
+"""The books: how many unsettled requests are where, what is reserved for them, what was spent, and the spend limit."""
+
+# ruff: noqa: S608 (statements are made of constants and question marks)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from batchwise.errors import SpendLimitError
+from batchwise.planning.state import Group, Terms
+
+from . import meta
+from .database import Connection, Database
+from .records import Records, Row
+from .rows import SETTLED, from_micros, micros
+from .values import Cap
+
+__all__ = ["Books", "Moves", "Place", "place_of", "reserve"]
+
+_PICO = 10**12
+_MINUTE = timedelta(minutes=1) // timedelta(microseconds=1)
+
+
+class Place(NamedTuple):
+    """Where an unsettled request is: a cohort's key."""
+
+    terms: int
+    lane: int
+    status: int
+    batch: int
+    not_before: int
+
+
+def place_of(row: Row) -> Place:
+    """The cohort in which an unsettled row is counted."""
+    return tuple.__new__(Place, row[3:8])
+
+
+def reserve(terms: Terms, requests: int, size: int) -> int:
+    """pico-USD that so many requests of these terms, of so many bytes together, may cost at most."""
+    return requests * terms.reserve_each + size * terms.reserve_per_byte
+
+
+class Books:
+    """Counts what is where, and what it costs; every change of a request's place or cost is booked here."""
+
+    def __init__(self, database: Database, records: Records) -> None:
+        self._database, self._records = database, records
+
+    def moves(self, db: Connection, now: datetime) -> Moves:
+        """Begin to collect how requests move."""
+        return Moves(self._records, db, now)
+
+    def groups(self, db: Connection, where: str, values: Sequence[Any] = ()) -> list[tuple[Place, Group]]:
+        """Cohorts with their keys."""
+        columns = "terms, lane, status, batch, not_before, requests, size, since, flush"
+        return [
+            (
+                Place(*row[:5]),
+                Group(
+                    terms=self._records.terms(db, row[0]),
+                    requests=row[5],
+                    size=row[6],
+                    since=from_micros(row[7]),
+                    not_before=from_micros(row[4]) if row[4] else None,
+                    flush=bool(row[8]),
+                ),
+            )
+            for row in db.execute(f"SELECT {columns} FROM cohort WHERE {where} ORDER BY terms", values).fetchall()
+        ]
+
+    def spent(self, db: Connection, since: datetime | None) -> int:
+        """pico-USD settled, wasted, or perhaps billed unseen, since the minute of `since` (None: ever)."""
+        # Summed here: SQLite's integers end at 9.2 million USD.
+        if since is None:
+            return sum(
+                row[0] for row in db.execute("SELECT cost FROM tally UNION ALL SELECT wasted + unseen FROM waste")
+            )
+        start = micros(since) // _MINUTE
+        return sum(row[0] for row in db.execute("SELECT cost FROM spend WHERE minute >= ?", (start,)))
+
+    def reserved(self, db: Connection) -> int:
+        """pico-USD kept for unsettled requests."""
+        return _reserved(db)
+
+    def spend(self, db: Connection, cost: int, now: datetime) -> None:
+        """So much was spent."""
+        if cost:
+            db.execute(
+                "INSERT INTO spend VALUES (?, ?) ON CONFLICT DO UPDATE SET cost = cost + excluded.cost",
+                (micros(now) // _MINUTE, cost),
+            )
+
+    def set_right(self, now: datetime) -> None:
+        """What a clock that was ahead booked as spent or settled later than now counts as of now."""
+        moment, minute = micros(now), micros(now) // _MINUTE
+        soon = moment + _MINUTE  # others settle meanwhile
+        with self._database.read() as db:
+            spent, settled = db.execute(
+                "SELECT (SELECT max(minute) FROM spend), (SELECT settled_at FROM settling ORDER BY last DESC LIMIT 1)"
+            ).fetchone()
+        if (spent or 0) <= soon // _MINUTE and (settled or 0) <= soon:
+            return
+        with self._database.write("set_books_right") as db:
+            ahead = db.execute("SELECT cost FROM spend WHERE minute > ?", (minute,)).fetchall()
+            db.execute("DELETE FROM spend WHERE minute > ?", (minute,))
+            self.spend(db, sum(cost for (cost,) in ahead), now)
+            db.execute("UPDATE settling SET settled_at = ? WHERE settled_at > ?", (moment, soon))
+
+    def waste(self, db: Connection, job: int, *, wasted: int = 0, doubles: int = 0) -> None:
+        """So much was paid for nothing, so many requests may have been bought twice."""
+        if wasted or doubles:
+            db.execute(
+                "INSERT INTO waste VALUES (?, ?, ?, 0) ON CONFLICT DO UPDATE "
+                "SET wasted = wasted + excluded.wasted, doubles = doubles + excluded.doubles",
+                (job, wasted, doubles),
+            )
+
+    def unseen(self, db: Connection, terms: Terms, requests: int, size: int, now: datetime) -> None:
+        """These requests may have been billed without an answer: what that costs at most counts against the cap."""
+        most = reserve(terms, requests, size)
+        if most:
+            db.execute(
+                "INSERT INTO waste VALUES (?, 0, 0, ?) ON CONFLICT DO UPDATE SET unseen = unseen + excluded.unseen",
+                (terms.job, most),
+            )
+            self.spend(db, most, now)
+
+    def doubt(self, db: Connection, terms: Terms, requests: int, size: int, now: datetime) -> None:
+        """These requests may have been bought, and may be bought again."""
+        self.waste(db, terms.job, doubles=requests)
+        self.unseen(db, terms, requests, size, now)
+
+    def check_cap(self, db: Connection, cap: Cap | None, more: int) -> None:
+        """Refuse what could pass the spend limit.
+
+        Raises:
+            SpendLimitError: It could cost `more` (pico-USD) than is left.
+        """
+        if cap is None:
+            return
+        spent, reserved = self.spent(db, cap.since), self.reserved(db)
+        if spent + reserved + more > cap.limit:
+            raise SpendLimitError(
+                f"accepting this could cost {more / _PICO:.6f} USD beside {spent / _PICO:.6f} spent and "
+                f"{reserved / _PICO:.6f} reserved for unsettled work, over max_spend={cap.limit / _PICO:.6f}; "
+                "raise the limit, or wait until reserved work has settled. Nothing was stored or sent"
+            )
+
+
+class Moves:
+    """Collects how requests move between places, and books it in the cohorts and the reserve, with them."""
+
+    def __init__(self, records: Records, db: Connection, now: datetime) -> None:
+        self._records, self._db, self._since = records, db, micros(now)
+        self._delta: dict[Place, list[int]] = {}
+        self._flush: set[Place] = set()
+
+    def add(self, place: Place, requests: int, size: int, *, flush: bool = False) -> None:
+        """`requests` more there (or fewer, if negative)."""
+        known = self._delta.get(place)
+        if known is None:
+            self._delta[place] = [requests, size]
+        else:
+            known[0] += requests
+            known[1] += size
+        if flush:
+            self._flush.add(place)
+
+    def row(self, row: Row, to: Place | None) -> None:
+        """One row leaves its place (unless it is settled) for another (None: settles)."""
+        if row.status != SETTLED:
+            self.add(place_of(row), -1, -row.size)
+        if to is not None:
+            self.add(to, 1, row.size)
+
+    def book(self) -> None:
+        """Write it all."""
+        db = self._db
+        reserved = 0
+        for place, (requests, size) in self._delta.items():
+            terms = self._records.terms(db, place.terms)
+            reserved += reserve(terms, requests, size)
+            if not requests and not size:
+                continue
+            if requests >= 0:
+                db.execute(
+                    "INSERT INTO cohort VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                    "requests = requests + excluded.requests, size = size + excluded.size, "
+                    "since = min(since, excluded.since), flush = max(flush, excluded.flush)",
+                    (*place, requests, size, self._since, place in self._flush),
+                )
+            else:
+                key = "terms = ? AND lane = ? AND status = ? AND batch = ? AND not_before = ?"
+                # Nearly always all of a cohort, or one of many.
+                gone = db.execute(f"DELETE FROM cohort WHERE {key} AND requests = ?", (*place, -requests))
+                if not gone.rowcount:
+                    db.execute(
+                        f"UPDATE cohort SET requests = requests + ?, size = size + ? WHERE {key}",
+                        (requests, size, *place),
+                    )
+        if reserved:
+            meta.put(db, "reserved", str(_reserved(db) + reserved))
+        self._delta.clear()
+
+
+def _reserved(db: Connection) -> int:
+    return int(meta.get(db, "reserved") or 0)

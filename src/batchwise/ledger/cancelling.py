@@ -1,0 +1,119 @@
+"""How queued requests are cancelled, and settled ones purged."""
+
+# ruff: noqa: S608 (statements are made of constants and question marks)
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from batchwise.models import Outcome
+
+from .database import Connection, Database
+from .records import CHUNK, RESULTS_BEHIND, Records
+from .rows import IN_FLIGHT, LANES, SETTLED, canceled_line, decode_key, micros
+from .settlements import Settlements
+from .values import Settlement
+
+__all__ = ["Cancelling", "Purging"]
+
+_CANCELED = "it was cancelled before it was sent"
+
+
+class Cancelling:
+    """Settles requests that were never sent."""
+
+    def __init__(self, database: Database, records: Records, settlements: Settlements) -> None:
+        self._database, self._records, self._settlements = database, records, settlements
+
+    def cancel_rows(self, db: Connection, ids: Iterable[int], kind: str, message: str, now: datetime) -> int:
+        """Settle these as CANCELED. Those that were sent to the sync lane may have been billed."""
+        settlements = []
+        for number in ids:
+            key, lane, batch, status = db.execute(
+                "SELECT key, lane, batch, status FROM request WHERE id = ?", (number,)
+            ).fetchone()
+            line = canceled_line(decode_key(key), self._records.nonce(db, batch), number, kind, message)
+            settlements.append(
+                Settlement(
+                    number, Outcome.CANCELED, LANES[lane], line, 0, 0, attempted=False, doubtful=status == IN_FLIGHT
+                )
+            )
+        return self._settlements.settle_in(db, settlements, now=now)
+
+    def cancel(
+        self, *, request: int | None = None, job: int | None = None, now: datetime
+    ) -> tuple[int, tuple[int, ...]]:
+        """Settle what is queued (one request, a job, or all) as CANCELED.
+
+        Returns how many, and the batches in which other rows of it still are.
+        """
+        values: tuple[int, ...]
+        if request is not None:
+            what, values = "id = ?", (request,)
+        elif job is not None:
+            what, values = (
+                "terms IN (SELECT c.terms FROM cohort c JOIN terms t ON t.id = c.terms WHERE t.job = ?)",
+                (job,),
+            )
+        else:
+            what, values = "terms IN (SELECT terms FROM cohort)", ()
+        canceled, found = 0, CHUNK
+        while found == CHUNK:
+            with self._database.write("cancel") as db:
+                queued = db.execute(
+                    f"SELECT id FROM request WHERE status = 0 AND {what} LIMIT {CHUNK}",
+                    values,
+                ).fetchall()
+                found = len(queued)
+                canceled += self.cancel_rows(db, (row[0] for row in queued), "canceled", _CANCELED, now)
+        with self._database.read() as db:
+            if request is not None:
+                row = self._records.rows(db, [request]).get(request)
+                inside = [(row.inside,)] if row is not None and row.status != SETTLED and row.inside else []
+            else:
+                which = "" if job is None else " AND terms IN (SELECT id FROM terms WHERE job = ?)"
+                inside = db.execute(
+                    f"SELECT DISTINCT batch FROM cohort WHERE batch > 0{which} ORDER BY batch",
+                    values,
+                ).fetchall()
+        return canceled, tuple(row[0] for row in inside)
+
+
+class Purging:
+    """Deletes what has settled."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def purge(self, *, before: datetime) -> int:
+        """Delete what settled before then, results included; returns how many requests. The books keep their sums."""
+        purged, after, found = 0, 0, CHUNK
+        while found == CHUNK:
+            with self._database.write("purge") as db:
+                settled = db.execute(
+                    f"SELECT r.seq, r.request, s.job, s.lane, s.outcome FROM {RESULTS_BEHIND} "
+                    f"WHERE s.settled_at < ? ORDER BY s.last, r.seq LIMIT {CHUNK}",
+                    (after, after, micros(before)),
+                ).fetchall()
+                found = len(settled)
+                gone = [(each[1],) for each in settled]
+                db.executemany("DELETE FROM result WHERE seq = ?", [(each[0],) for each in settled])
+                db.executemany("DELETE FROM late WHERE request = ?", gone)
+                db.executemany("DELETE FROM request WHERE id = ?", gone)
+                db.executemany(
+                    "UPDATE tally SET purged = purged + 1 WHERE job = ? AND lane = ? AND outcome = ?",
+                    [each[2:] for each in settled],
+                )
+                if found < CHUNK:
+                    db.execute("DELETE FROM settling WHERE settled_at < ?", (micros(before),))
+            purged += found
+            after = settled[-1][0] if settled else after
+        if purged:
+            with self._database.write("purge terms") as db:
+                db.execute(
+                    "DELETE FROM terms WHERE staged = 0 AND id NOT IN (SELECT terms FROM request) "
+                    "AND id NOT IN (SELECT terms FROM again)"
+                )
+            self._database.wipe()
+        return purged

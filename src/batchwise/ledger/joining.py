@@ -1,0 +1,74 @@
+"""A request that is dispatched again: whether it is the same, and what then becomes of the one that is there."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from batchwise.planning.state import Terms
+
+from .books import Books, Moves, place_of, reserve
+from .database import Connection
+from .keys import same_body
+from .records import Records, Row
+from .requeuing import Requeuing
+from .rows import LANE_CODES, QUEUED, SETTLED, merged
+from .values import Cap
+
+__all__ = ["Joining"]
+
+
+class Joining:
+    """Joins requests that are dispatched again with those that are there."""
+
+    def __init__(self, records: Records, books: Books, requeuing: Requeuing) -> None:
+        self._records, self._books, self._requeuing = records, books, requeuing
+
+    def same(self, db: Connection, request: int, terms: int, body: bytes, new: Terms) -> bool:
+        """Whether a request has this content: its canonical params, betas and stream."""
+        old = self._records.terms(db, terms)
+        return (old.betas, old.stream) == (new.betas, new.stream) and same_body(db, request, body)
+
+    def join(
+        self,
+        db: Connection,
+        moves: Moves,
+        row: Row,
+        new: Terms,
+        *,
+        run: int,
+        now: datetime,
+        cap: Cap | None = None,
+        flush: bool = False,
+    ) -> bool:
+        """Tighten it, or begin it anew if it was abandoned; returns whether it was.
+
+        Raises:
+            SpendLimitError: Beginning it anew could pass the cap.
+        """
+        if row.status == SETTLED:
+            if not row.abandoned:
+                return False
+            self._books.check_cap(db, cap, reserve(new, 1, row.size))
+            self._requeuing.renew(db, moves, row, new, now=now, run=run, flush=flush)
+            return True
+        queued = row.status == QUEUED
+        terms = merged(self._records.terms(db, row.terms), new, queued=queued)
+        if terms is not None:
+            number = self._records.store_terms(db, terms, row.job)
+            lane = LANE_CODES[terms.lane] if queued else row.lane
+            place = place_of(row)
+            # Who waits for its old group waits for it in the new one.
+            flush = flush or bool(
+                db.execute(
+                    "SELECT flush FROM cohort WHERE terms = ? AND lane = ? AND status = ? AND batch = ? "
+                    "AND not_before = ?",
+                    place,
+                ).fetchone()[0]
+            )
+            moves.add(place, -1, -row.size)
+            moves.add(place._replace(terms=number, lane=lane), 1, row.size, flush=flush)
+            db.execute("UPDATE request SET terms = ?, lane = ? WHERE id = ?", (number, lane, row.id))
+        if queued and row.run != run:
+            # Whoever asked last is the one who waits: the row is not abandoned with those before.
+            db.execute("UPDATE request SET run = ? WHERE id = ?", (run, row.id))
+        return False

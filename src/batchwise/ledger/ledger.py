@@ -1,0 +1,184 @@
+"""The ledger: what is durable, in one colour (synchronous; async drivers reach it through a thread).
+
+Every method is one transaction and safe to call from several threads and processes. A method that changes something
+returns after it is durable. Times are aware UTC datetimes, money whole pico-USD (1e-12 USD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from .accepting import Accepting
+from .adoption import Adoption
+from .batches import Batches
+from .books import Books
+from .bulk import Intakes
+from .cancelling import Cancelling, Purging
+from .claims import Claims
+from .conditions import Conditions
+from .database import Database, Lock
+from .joining import Joining
+from .keys import Positions
+from .looking import Looking
+from .records import Records
+from .recovery import Recovery
+from .requeuing import Requeuing
+from .runs import Runs
+from .settlements import Settlements
+
+__all__ = ["Ledger"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _by(part: str, method: Callable[Concatenate[Any, _P], _R]) -> Callable[Concatenate[Any, _P], _R]:
+    """A method of the ledger which a part of it does."""
+
+    @wraps(method)
+    def call(ledger: Ledger, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return method(getattr(ledger, part), *args, **kwargs)
+
+    return call
+
+
+class Ledger:
+    """The parts of the ledger, put together on one database.
+
+    Each part takes what it needs. What a method does is said where the part defines it.
+
+    Args:
+        database: Where everything is stored; `close` closes it.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._lease, positions = database.process_lock("lease"), Positions()
+        records = Records(database)
+        self.books = books = Books(database, records)
+        self._runs = Runs(database)
+        self._conditions = Conditions(database, books)
+        self._batches = Batches(database, records, books)
+        self._looking = Looking(database, records, books, self._batches, self._lease)
+        self._claims = Claims(database, records, books)
+        self._settlements = Settlements(database, records, books)
+        self._requeuing = Requeuing(database, records, books)
+        self._cancelling = Cancelling(database, records, self._settlements)
+        self._purging = Purging(database)
+        self._adoption = Adoption(database, records, books)
+        joining = Joining(records, books, self._requeuing)
+        self._intakes = Intakes(database, records, books, joining, self._runs, positions)
+        self._accepting = Accepting(
+            database,
+            records,
+            books,
+            looking=self._looking,
+            claims=self._claims,
+            joining=joining,
+            intakes=self._intakes,
+            positions=positions,
+        )
+        self._recovery = Recovery(
+            database,
+            records,
+            books,
+            runs=self._runs,
+            intakes=self._intakes,
+            cancelling=self._cancelling,
+            requeuing=self._requeuing,
+        )
+
+    @property
+    def name(self) -> str:
+        """Its absolute path, or `:memory:`; for messages."""
+        return self.database.name
+
+    @property
+    def lease(self) -> Lock:
+        """The lock of batch actions: who holds it does them."""
+        return self._lease
+
+    def version(self) -> int:
+        """A number that changes when anything in the ledger changed, by whomever."""
+        return self.database.version()
+
+    def close(self) -> None:
+        """Close it and give up its locks; again is harmless."""
+        self.database.close()
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    start_run = _by("_runs", Runs.start)
+    end_run = _by("_recovery", Recovery.end_run)
+    recover = _by("_recovery", Recovery.recover)
+    bind = _by("_conditions", Conditions.bind)
+
+    # -- intake -----------------------------------------------------------------------------------------------------
+
+    accept = _by("_accepting", Accepting.accept)
+    intake = _by("_intakes", Intakes.intake)
+    job_id = _by("_looking", Looking.job_id)
+    job_name = _by("_looking", Looking.job_name)
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    snapshot = _by("_looking", Looking.snapshot)
+    batch = _by("_batches", Batches.batch)
+    find = _by("_looking", Looking.find)
+    row = _by("_looking", Looking.row)
+    results = _by("_looking", Looking.results)
+    result = _by("_looking", Looking.result)
+    counts = _by("_looking", Looking.counts)
+    counts_of = _by("_looking", Looking.counts_of)
+    marks = _by("_looking", Looking.marks)
+    report = _by("_looking", Looking.report)
+    history = _by("_looking", Looking.history)
+
+    # -- the sync lane ----------------------------------------------------------------------------------------------
+
+    claim = _by("_claims", Claims.claim)
+    note_attempt = _by("_claims", Claims.note_attempt)
+
+    # -- the batch lane (lease holder only) -------------------------------------------------------------------------
+
+    flush = _by("_batches", Batches.flush)
+    seal = _by("_batches", Batches.seal)
+    posting = _by("_batches", Batches.posting)
+    still_posting = _by("_batches", Batches.still_posting)
+    entries = _by("_batches", Batches.entries)
+    created = _by("_batches", Batches.created)
+    update_batch = _by("_batches", Batches.update_batch)
+    known_remotes = _by("_batches", Batches.known_remotes)
+    adopt = _by("_adoption", Adoption.adopt)
+    adopted = _by("_adoption", Adoption.adopted)
+    name_adopted = _by("_adoption", Adoption.name_adopted)
+    roll = _by("_batches", Batches.roll)
+    members = _by("_batches", Batches.members)
+    unsettled = _by("_batches", Batches.unsettled)
+    has_turn = _by("_batches", Batches.has_turn)
+    doubt_orphans = _by("_batches", Batches.doubt_orphans)
+    unseal = _by("_requeuing", Requeuing.unseal)
+    move = _by("_requeuing", Requeuing.move)
+
+    # -- ends -------------------------------------------------------------------------------------------------------
+
+    settle = _by("_settlements", Settlements.settle)
+    settle_answers = _by("_settlements", Settlements.settle_answers)
+    requeue = _by("_requeuing", Requeuing.requeue)
+    missing = _by("_batches", Batches.missing)
+    bodies = _by("_batches", Batches.bodies)
+    book_stray = _by("_settlements", Settlements.book_stray)
+    cancel = _by("_cancelling", Cancelling.cancel)
+    reopen = _by("_requeuing", Requeuing.reopen)
+    suspend = _by("_conditions", Conditions.suspend)
+    resume = _by("_conditions", Conditions.resume)
+    note_failure = _by("_conditions", Conditions.note_failure)
+    note_advance = _by("_conditions", Conditions.note_advance)
+    pause_batches = _by("_conditions", Conditions.pause_batches)
+    note_sizes = _by("_conditions", Conditions.note_sizes)
+    set_right = _by("_conditions", Conditions.set_right)
+    note_clock = _by("_conditions", Conditions.note_clock)
+    note_call = _by("_conditions", Conditions.note_call)
+    purge = _by("_purging", Purging.purge)

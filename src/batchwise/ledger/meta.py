@@ -1,0 +1,31 @@
+"""Single values of the ledger by name: the workspace, what is known of the lanes, the sum that is reserved."""
+
+from __future__ import annotations
+
+from .database import Connection
+
+__all__ = ["FAILURES", "forget_failures", "get", "put"]
+
+FAILURES = "failures:"
+"""Before the names of what `note_failure` counts."""
+
+
+def get(db: Connection, name: str) -> str | None:
+    """The value under a name; None: there is none."""
+    row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def put(db: Connection, name: str, value: str | None) -> None:
+    """Store a value under a name; None: store none."""
+    if get(db, name) == value:
+        return
+    if value is None:
+        db.execute("DELETE FROM meta WHERE name = ?", (name,))
+    else:
+        db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value))
+
+
+def forget_failures(db: Connection) -> None:
+    """A batch was created: failures of the batch lane are counted anew."""
+    db.execute("DELETE FROM meta WHERE name GLOB ?", (f"{FAILURES}*",))

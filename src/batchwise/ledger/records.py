@@ -1,0 +1,208 @@
+"""The rows of requests, and what is looked up by number: terms, jobs, nonces."""
+
+# ruff: noqa: S608 (statements are made of constants and question marks)
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from batchwise.planning.state import Terms
+
+from .database import Connection, Database
+from .rows import decode_key, decode_terms, digest_of, encode_terms
+
+__all__ = [
+    "ATTEMPTS_NOW",
+    "CHUNK",
+    "IN_BATCH",
+    "LANE_NOW",
+    "REQUESTS",
+    "RESULTS_BEHIND",
+    "SENT_IN",
+    "SOME",
+    "STATUS_NOW",
+    "UPDATE_MANY",
+    "Records",
+    "Row",
+    "Settling",
+    "select_some",
+    "settled_in",
+    "some",
+]
+
+CHUNK = 2_000
+"""Rows that one transaction moves where a call may move any number: other writers get their turn in between."""
+
+_CACHED = 10_000
+SOME = "(SELECT value FROM json_each(?))"
+"""The numbers that `some` encodes: one text for however many, so that it stays prepared."""
+REQUESTS = (
+    "request q LEFT JOIN result r ON r.request = q.id "
+    "LEFT JOIN settling s ON s.last = (SELECT min(last) FROM settling WHERE last >= r.seq)"
+)
+"""Requests q, each with its result r and the settling s that this belongs to, if it is settled."""
+LANE_NOW, ATTEMPTS_NOW = "coalesce(s.lane, q.lane)", "coalesce(s.attempts, q.attempts)"
+STATUS_NOW = "CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END"
+RESULTS_BEHIND = "settling s CROSS JOIN result r ON r.seq BETWEEN max(s.first, ? + 1) AND s.last AND s.last > ?"
+"""Settlings s and their results r from behind a cursor, given twice; two loops, both in the order of settling."""
+_SELECT_ROWS = (
+    f"SELECT q.id, q.job, q.size, q.terms, {LANE_NOW}, {STATUS_NOW}, "
+    "CASE WHEN q.status = 1 AND q.lane = 1 THEN q.batch ELSE 0 END, q.not_before, "
+    f"q.batch, q.run, {ATTEMPTS_NOW}, r.seq, q.abandoned FROM {REQUESTS} WHERE q.id"
+)
+_SELECT_KEYS = "SELECT id, key FROM request WHERE id"
+_LAST_REQUEST, _LAST_RESULT = (
+    f"SELECT max(coalesce(max({column}), 0), (SELECT last FROM deleted WHERE name = '{name}')) FROM {table}"
+    for name, column, table in (("request", "id", "request"), ("result", "last", "settling"))
+)
+SENT_IN = "request.id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1"
+"""The requests of a batch by its first and last number and its own, if none of them is settled."""
+IN_BATCH = f"{SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
+"""The unsettled requests of a batch."""
+UPDATE_MANY = "UPDATE OR FAIL"
+"""For columns that nothing can conflict in: any other kind holds a copy of each page that the statement changes."""
+
+
+def some(numbers: Iterable[int]) -> str:
+    """What is bound to `SOME`."""
+    return orjson.dumps(list(numbers)).decode()
+
+
+def select_some(db: Connection, select: str, ids: Sequence[int], rest: str = "") -> Iterator[tuple[Any, ...]]:
+    """The rows of a `SELECT ... WHERE column` whose column is one of any number of ids; `rest` follows in it."""
+    if len(ids) == 1:  # what somebody waits for comes alone, and is found in a third of the time
+        yield from db.execute(f"{select} = ?{rest}", ids)
+        return
+    for start in range(0, len(ids), CHUNK):
+        yield from db.execute(f"{select} IN {SOME}{rest}", (some(ids[start : start + CHUNK]),))
+
+
+def settled_in(job: int) -> str:
+    """The condition that a settling s is this job's, to which its number is bound."""
+    return "s.job = ? AND s.job > 0" if job else "s.job = ?"  # named jobs have an index
+
+
+class Row(NamedTuple):
+    """The slim columns of a request; from `terms` to `not_before` they are its `books.Place`."""
+
+    id: int
+    job: int
+    size: int
+    terms: int
+    lane: int
+    status: int
+    inside: int
+    """The batch that it is in; 0: in none."""
+    not_before: int
+    batch: int
+    """The batch that it is in or was last in."""
+    run: int
+    attempts: int
+    result: int | None
+    abandoned: int
+
+
+class Settling(NamedTuple):
+    """What results that settled together have in common: those from `first` to `last`, as far as they are still there.
+
+    In codes and microseconds, as stored.
+    """
+
+    last: int
+    first: int
+    job: int
+    terms: int
+    outcome: int
+    lane: int
+    batch: int
+    """The batch that settled them; 0: none did."""
+    attempts: int
+    settled_at: int
+    met: int | None
+
+
+class Records:
+    """Reads rows by their numbers, and remembers what never changes: terms, the names of jobs, nonces."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        database.undone.append(self._forget)
+        self._forget()
+
+    def _forget(self) -> None:
+        """What a transaction stored that was given up must not be remembered: its numbers are given again."""
+        self._terms_by_id: dict[int, Terms] = {}
+        self._job_names: dict[int, str | None] = {0: None}
+        self._nonces: dict[int, str] = {}
+
+    def last_request(self, db: Connection) -> int:
+        """The highest number that a request was ever given."""
+        return int(db.execute(_LAST_REQUEST).fetchone()[0])
+
+    def last_result(self, db: Connection) -> int:
+        """The highest number that a result was ever given: settlings stay when a result is forgotten."""
+        return int(db.execute(_LAST_RESULT).fetchone()[0])
+
+    def rows(self, db: Connection, ids: Sequence[int]) -> dict[int, Row]:
+        """The rows of these numbers, by number."""
+        return {row[0]: tuple.__new__(Row, row) for row in select_some(db, _SELECT_ROWS, ids)}
+
+    def settling(self, db: Connection, result: int) -> Settling:
+        """The settling of a result."""
+        found = db.execute("SELECT * FROM settling WHERE last >= ? ORDER BY last LIMIT 1", (result,))
+        return Settling._make(found.fetchone())
+
+    def keys(self, db: Connection, ids: Sequence[int]) -> dict[int, str]:
+        """The keys of these requests, by number."""
+        return {number: decode_key(key) for number, key in select_some(db, _SELECT_KEYS, ids)}
+
+    def terms(self, db: Connection, number: int) -> Terms:
+        """Terms by number. They never change, so they are remembered."""
+        known = self._terms_by_id.get(number)
+        if known is None:
+            job, data = db.execute("SELECT job, data FROM terms WHERE id = ?", (number,)).fetchone()
+            if len(self._terms_by_id) >= _CACHED:
+                self._terms_by_id.clear()
+            known = self._terms_by_id[number] = decode_terms(number, job, data)
+        return known
+
+    def store_terms(self, db: Connection, terms: Terms, job: int, *, staged: int = 0) -> int:
+        """The number of such terms; equal ones share it, but for those of a bulk, which are its own."""
+        data = encode_terms(terms)
+        digest = None if staged else digest_of(job, data)
+        if digest is not None:
+            found = db.execute("SELECT id FROM terms WHERE digest = ?", (digest,)).fetchone()
+            if found is not None:
+                return int(found[0])
+        return self._database.insert(
+            db,
+            "INSERT INTO terms (job, staged, blocking, digest, data) VALUES (?, ?, ?, ?, ?)",
+            (job, staged, terms.blocking, digest, data),
+        )
+
+    def job_name(self, db: Connection, number: int) -> str | None:
+        """The name of a job; None: it is the shared scope."""
+        if number not in self._job_names:
+            (name,) = db.execute("SELECT name FROM job WHERE id = ?", (number,)).fetchone()
+            self._job_names[number] = name.decode("utf-8", "surrogatepass")
+        return self._job_names[number]
+
+    def nonce(self, db: Connection, batch: int) -> str | None:
+        """The nonce of a batch; None: there is none (0)."""
+        if not batch:
+            return None
+        known = self._nonces.get(batch)
+        if known is None:
+            if len(self._nonces) >= _CACHED:
+                self._nonces.clear()
+            (known,) = db.execute("SELECT nonce FROM batch WHERE id = ?", (batch,)).fetchone()
+            self._nonces[batch] = known
+        return known
+
+    def turns(self, db: Connection, request: int) -> tuple[bytes, ...]:
+        """The result lines of a request's paused turns, first first."""
+        found = db.execute("SELECT line FROM turn WHERE request = ? ORDER BY n", (request,))
+        return tuple(line for (line,) in found.fetchall())

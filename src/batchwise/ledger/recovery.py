@@ -1,0 +1,103 @@
+"""What is cleared up when a run has ended or died."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from batchwise.models import Lane
+
+from .books import Books
+from .bulk import Intakes
+from .cancelling import Cancelling
+from .database import Database
+from .records import CHUNK, Records
+from .requeuing import Requeuing
+from .runs import Runs
+
+__all__ = ["Recovery"]
+
+_ABANDONED = "the process that waited for it ended before the answer came; dispatch its key again to run it"
+
+
+class Recovery:
+    """Clears up after runs."""
+
+    def __init__(
+        self,
+        database: Database,
+        records: Records,
+        books: Books,
+        *,
+        runs: Runs,
+        intakes: Intakes,
+        cancelling: Cancelling,
+        requeuing: Requeuing,
+    ) -> None:
+        self._database, self._records, self._books = database, records, books
+        self._runs, self._intakes, self._cancelling, self._requeuing = runs, intakes, cancelling, requeuing
+
+    def end_run(self, run: int) -> None:
+        """The dispatcher is done. What it leaves unfinished is cleared up by the next `recover`."""
+        try:
+            with self._database.read() as db:
+                mine = db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
+            for (intake,) in mine:
+                self._intakes.abort(intake)
+        finally:  # whatever failed: a run whose lock is held is taken for alive
+            lock = self._runs.held.pop(run, None)
+            if lock is not None:
+                lock.remove()
+
+    def recover(self, *, now: datetime) -> int:
+        """Clear up after dead runs; returns how many requests were touched, staged ones (never accepted) aside.
+
+        Staged rows go. Unsettled blocking requests (queued for the sync lane, or running) settle CANCELED with the
+        error type `abandoned`. Other sync calls that ran are queued again with an attempt spent, counted as possible
+        doubles. Batches in `posting` are not touched: that is the lease holder's work (`doubt_orphans`).
+        """
+        for lock in self._runs.held.values():  # what sweeps old files away may have taken it
+            lock.acquire()
+        with self._database.read() as db:
+            runs = [row[0] for row in db.execute("SELECT id FROM run ORDER BY id") if row[0] not in self._runs.held]
+            runs += [row[0] for row in db.execute("SELECT DISTINCT run FROM intake") if row[0] not in self._runs.held]
+        self._books.set_right(now)
+        self._database.wipe(again=True)
+        touched = 0
+        for run in dict.fromkeys(runs):
+            lock = self._runs.lock(run)
+            if not lock.acquire():
+                continue
+            try:
+                touched += self._recover_run(run, now)
+            finally:
+                lock.remove()
+        return touched
+
+    def _recover_run(self, run: int, now: datetime) -> int:
+        with self._database.read() as db:
+            staged = db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
+        for (intake,) in staged:
+            self._intakes.abort(intake)
+        touched, found = 0, CHUNK
+        while found:
+            with self._database.write("recover") as db:
+                ids = [
+                    row[0]
+                    for row in db.execute(
+                        "SELECT id FROM request WHERE status = 1 AND lane = 0 AND run = ? UNION ALL "
+                        "SELECT id FROM request WHERE status = 0 AND lane = 0 AND run = ? AND terms IN "
+                        "(SELECT c.terms FROM cohort c JOIN terms t ON t.id = c.terms "
+                        "WHERE c.status = 0 AND c.lane = 0 AND t.blocking) LIMIT ?",
+                        (run, run, CHUNK),
+                    )
+                ]
+                rows = self._records.rows(db, ids).values()
+                waited = [row.id for row in rows if self._records.terms(db, row.terms).blocking]
+                others = [row for row in rows if not self._records.terms(db, row.terms).blocking]
+                self._cancelling.cancel_rows(db, waited, "abandoned", _ABANDONED, now)
+                self._requeuing.requeue_in(db, others, lane=Lane.SYNC, costs_attempt=True, now=now, doubtful=True)
+                found = len(ids)
+                touched += found
+                if not found:
+                    db.execute("DELETE FROM run WHERE id = ?", (run,))
+        return touched

@@ -1,0 +1,43 @@
+"""Runs: the dispatchers that use the ledger, and what is cleared up after those that died."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from .database import Database, Lock
+from .rows import micros
+
+__all__ = ["Runs"]
+
+
+class Runs:
+    """Registers dispatchers, and tells whether their processes live."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.held: dict[int, Lock] = {}
+        """The locks of this ledger's own runs."""
+
+    def start(self, *, pid: int, now: datetime) -> int:
+        """Register a dispatcher; its liveness lock dies with the process. Returns its number (over 0)."""
+        with self._database.write("start_run") as db:
+            run = self._database.insert(db, "INSERT INTO run (pid, started) VALUES (?, ?)", (pid, micros(now)))
+            # Locked before others can see the run, or they would take it for a dead one.
+            lock = self.lock(run)
+            lock.acquire()
+            self.held[run] = lock
+        return run
+
+    def lock(self, run: int) -> Lock:
+        """The lock that says that a run lives."""
+        return self._database.process_lock(f"run-{run}")
+
+    def alive(self, run: int) -> bool:
+        """Whether the process of a run lives."""
+        if run in self.held:
+            return True
+        lock = self.lock(run)
+        if lock.acquire():
+            lock.remove()
+            return False
+        return True

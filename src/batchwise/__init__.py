@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from .planning.forecast import Forecast
     from .planning.pricing import PriceBook
     from .planning.routing import choose_lane
-    from .planning.workload import WorkloadPlan, plan_workload
+    from .planning.workload import PlanTable, WorkloadPlan, compare_slas, plan_workload
     from .request import Request
     from .results import Result, ToolCall
     from .tagging import tags
@@ -104,6 +104,7 @@ __all__ = [
     "Limits",
     "NoCronExpressionError",
     "Outcome",
+    "PlanTable",
     "Policy",
     "PriceBook",
     "Progress",
@@ -129,6 +130,7 @@ __all__ = [
     "WrongLoopError",
     "WrongWorkspaceError",
     "choose_lane",
+    "compare_slas",
     "dispatch",
     "largest_rescuable",
     "latest_submission",
@@ -153,6 +155,7 @@ _LAZY = {
     "Ledger": "ledger.ledger",
     "Limits": "models",
     "Outcome": "models",
+    "PlanTable": "planning.workload",
     "Policy": "models",
     "PriceBook": "planning.pricing",
     "Progress": "models",
@@ -168,6 +171,7 @@ _LAZY = {
     "ToolUse": "models",
     "WorkloadPlan": "planning.workload",
     "choose_lane": "planning.routing",
+    "compare_slas": "planning.workload",
     "dispatch": "default",
     "plan_workload": "planning.workload",
     "tags": "tagging",

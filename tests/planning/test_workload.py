@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -17,12 +18,12 @@ from tests.strategies import HOUR, NOW, params
 
 from batchwise.errors import InfeasibleSLAError, InvalidValueError
 from batchwise.models import Lane, Limits, Policy, Reason
-from batchwise.planning.cadence import rescue_duration, sla_cadence
+from batchwise.planning.cadence import rescue_duration, sla_cadence, sync_rate
 from batchwise.planning.pricing import PriceBook, estimate, to_usd
 from batchwise.planning.rescue import usable
 from batchwise.planning.reserve import overhead_of
 from batchwise.planning.routing import case_of, choose_lane
-from batchwise.planning.workload import plan_workload
+from batchwise.planning.workload import compare_slas, plan_workload
 from batchwise.request import Request
 
 ZERO = timedelta(0)
@@ -34,6 +35,7 @@ MICROS = HOUR // timedelta.resolution
 class Rates:
     input: int
     output: int
+    cache_read: int = 300_000
     threshold: int | None = None
     above: Rates | None = None
 
@@ -153,6 +155,106 @@ def test_a_long_request_has_its_own_price():
     assert found.usd_per_month_sync == Decimal("1.200006") * 720
     assert plan(arrivals_per_hour=1, input_tokens=200_000, output_tokens=0, prices=prices).usd_per_month_sync == 432
     assert prices.asked == [at, at, None, None]
+
+
+def test_a_mean_hides_the_tiers_of_prices():
+    said = {"arrivals_per_hour": 100, "output_tokens": 500, "model": "claude-haiku-5-5", "prices": None}
+    mean = plan(**said, input_tokens=95_000)
+    assert mean.usd_per_month_sync == 702
+    for shares in ({20_000: 0.5, 170_000: 0.5}, {20_000: 3, 170_000: 3, 9_000_000: 0}):
+        spread = plan(**said, input_tokens=shares)
+        assert (spread.usd_per_month_sync, spread.usd_per_month_batch) == (3_186, 1_593)
+        assert (spread.sync_per_hour, spread.rescue) == (mean.sync_per_hour, mean.rescue)
+
+
+def test_cached_tokens_have_a_price_of_their_own_and_no_limit():
+    said = {"arrivals_per_hour": 1, "output_tokens": 0, "input_tokens": 1_000}
+    cached = plan(**said, cached_tokens=10_000)
+    assert cached.usd_per_month_sync == 720 * (Decimal("0.003") + Decimal("0.003"))
+    assert cached.sync_per_hour == plan(**said).sync_per_hour
+    long = Rates(1, 1, cache_read=1, threshold=10_999, above=Rates(10**9, 1, cache_read=10**9))
+    assert plan(**said, cached_tokens=9_999, prices=Prices(sync=long)).usd_per_month_sync < Decimal("0.001")
+    assert plan(**said, cached_tokens=10_000, prices=Prices(sync=long)).usd_per_month_sync == 11 * 720
+
+
+sampled = st.builds(
+    Request,
+    st.builds(
+        params,
+        st.sampled_from([10, 30_000, 300_000, 450_000]).map("x".__mul__),
+        model=st.sampled_from(["claude-haiku-5-5", "claude-sonnet-5"]),
+        max_tokens=st.integers(1, 5_000),
+    ),
+    expected_output_tokens=st.none() | st.integers(1, 5_000),
+)
+
+
+@given(st.lists(sampled, min_size=1, max_size=6), st.booleans())
+def test_a_sample_is_counted_and_priced_request_by_request(sample, policy):
+    found = plan_workload(arrivals_per_hour=1, sla=30 * HOUR, sample=iter(sample), policy=Policy() if policy else None)
+    tokens = [(len(one.body) // 4, one.expected_output_tokens or one.max_tokens) for one in sample]
+    for lane, month in ((Lane.SYNC, found.usd_per_month_sync), (Lane.BATCH, found.usd_per_month_batch)):
+        costs = [estimate(*pair, PriceBook().rates(one.model, lane)) for one, pair in zip(sample, tokens, strict=True)]
+        assert month == pytest.approx(720 * to_usd(sum(costs)) / len(sample), rel=Decimal("1e-20"))
+    limits = usable(Limits.for_tier("start")) if policy else Limits.for_tier("start")
+    means = [Fraction(sum(figures), len(sample)) for figures in zip(*tokens, strict=True)]
+    assert found.sync_per_hour == float(sync_rate(limits, input_tokens=means[0], output_tokens=means[1]))
+    alike = plan_workload(arrivals_per_hour=1, sla=30 * HOUR, sample=sample * 3, policy=Policy() if policy else None)
+    assert alike == found
+
+
+def test_a_sample_counts_bytes_as_a_create_call_has_them():
+    one = Request(params("x" * 600_000))
+    size = len(one.body) + len(b'{"custom_id":"","params":},') + 64
+    batches = plan_workload(arrivals_per_hour=1_000, sla=30 * HOUR, sample=[one]).batches_per_submission
+    assert batches == -(-4_000 // (256_000_000 // size))
+
+
+def test_without_the_price_of_one_there_is_none():
+    sample = [Request(params()), Request(params(model="nobody-knows-1"))]
+    found = plan_workload(arrivals_per_hour=1, sla=30 * HOUR, sample=sample)
+    assert found.usd_per_month_sync is found.usd_per_month_batch is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample": []}, "sample has to be requests, at least one"),
+        ({"sample": [params()]}, "sample has to be requests"),
+        ({"sample": [Request(params())], "model": "known"}, "sample says .* and so does model"),
+        ({"sample": [Request(params())], "cached_tokens": 5}, "sample says .* and so does cached_tokens"),
+        ({"model": "known"}, "input_tokens is missing"),
+        ({"model": "known", "input_tokens": 1, "output_tokens": 1}, "request_bytes is missing"),
+        ({"model": "known", "input_tokens": {}, "output_tokens": 1, "request_bytes": 1}, "no length with a share"),
+        ({"model": "known", "input_tokens": {5: -1}, "output_tokens": 1, "request_bytes": 1}, "input_tokens.5.=-1"),
+        ({"model": "known", "input_tokens": {-5: 1}, "output_tokens": 1, "request_bytes": 1}, "input_tokens=-5"),
+        (
+            {"model": "known", "input_tokens": 5, "output_tokens": 1, "request_bytes": 1, "cached_tokens": -1},
+            "cached_tokens=-1",
+        ),
+    ],
+)
+def test_what_requests_are_like_is_said_once_and_whole(changes, message):
+    with pytest.raises(InvalidValueError, match=message):
+        plan_workload(arrivals_per_hour=1, sla=30 * HOUR, prices=Prices(), **changes)
+
+
+def test_slas_side_by_side():
+    slas = [24 * HOUR, 24 * HOUR + 15 * MINUTE, 30 * HOUR, 72 * HOUR]
+    said = {"arrivals_per_hour": 100, "policy": Policy(), "prices": Prices()}
+    said |= {"model": "known", "input_tokens": 2_000, "output_tokens": 500, "request_bytes": 8_000}
+    table = compare_slas(slas, **said)
+    assert table == [plan(sla=sla, **said) for sla in slas]
+    assert str(table).splitlines() == [
+        "SLA          lane   interval  batches a day  reserve  USD a month  violates",
+        "24 h         sync   -         -              -        972.00       sla",
+        "24 h 15 min  batch  at once   2,400          15 min   486.00       -",
+        "30 h         batch  4 h       6              2 h      486.00       -",
+        "3 d          batch  32 h      0.75           16 h     486.00       -",
+    ]
+    unknown = compare_slas([30 * HOUR], **{**said, "model": "unknown"})
+    assert "unknown" in str(unknown)
+    assert len(compare_slas(slas, arrivals_per_hour=1, sample=iter([Request(params())]))) == 4
 
 
 def test_the_bundled_prices_are_used_by_default():
@@ -356,7 +458,7 @@ def simulated(found, asked, **others):
         overhead += overhead_of(attrs.evolve(asked["policy"], limits=limits))
         limits = usable(limits)
     return lateness(
-        arrivals_per_hour=found.arrivals_per_hour,
+        arrivals_per_hour=found.arrivals_per_hour if found.changed else Fraction(asked["arrivals_per_hour"]),
         sla=found.sla,
         interval=found.interval or timedelta.resolution,
         each=lane_time(limits, asked["input_tokens"], asked["output_tokens"]),
@@ -439,6 +541,7 @@ def test_the_nearest_plan_is_a_plan(asked):
             assert nearest.violations == ()
             assert nearest.sla >= found.sla
             assert nearest.arrivals_per_hour <= found.arrivals_per_hour
+            assert nearest.arrivals_per_hour.is_integer() or "arrivals_per_hour" not in nearest.changed
             changed = {
                 "interval": asked["interval"] is not None and nearest.interval != asked["interval"],
                 "sla": nearest.sla != found.sla,
@@ -446,7 +549,9 @@ def test_the_nearest_plan_is_a_plan(asked):
             }
             assert nearest.changed == tuple(name for name, differs in changed.items() if differs)
             assert nearest.changed
-            again = {"arrivals_per_hour": nearest.arrivals_per_hour, "sla": nearest.sla}
+            again = {"sla": nearest.sla}
+            if changed["arrivals_per_hour"]:
+                again["arrivals_per_hour"] = nearest.arrivals_per_hour
             again["interval"] = nearest.interval or None
             assert plan(**{**asked, **again}) == attrs.evolve(nearest, changed=())
     else:
@@ -511,6 +616,17 @@ def agrees(policy, sla, output_tokens):
 @example(Policy(), 30 * HOUR, 500)
 def test_a_plan_and_the_router_agree(policy, sla, output_tokens):
     agrees(policy, sla, output_tokens)
+
+
+@given(policies, st.timedeltas(MINUTE, timedelta(days=5)), sampled)
+def test_a_plan_of_a_sample_and_the_router_agree(policy, sla, one):
+    request = Request(json.loads(one.body), latency=sla, expected_output_tokens=one.expected_output_tokens)
+    decision = choose_lane(request, now=NOW, policy=policy)
+    found = plan_workload(arrivals_per_hour=1, sla=sla, policy=policy, sample=[request])
+    assert (found.lane, found.reason, found.explanation) == (decision.lane, decision.reason, decision.explanation)
+    output = request.expected_output_tokens or request.max_tokens
+    rates = PriceBook().rates(request.model, decision.lane)
+    assert found.usd_per_month == 720 * to_usd(estimate(len(request.body) // 4, output, rates))
 
 
 @pytest.mark.soak

@@ -59,6 +59,16 @@ plan = bw.plan_workload(
     prices=bw.PriceBook(),
 )
 assert_type(plan, bw.WorkloadPlan)
+table = bw.compare_slas(
+    [timedelta(hours=30), timedelta(hours=72)],
+    arrivals_per_hour=1,
+    input_tokens={20_000: 0.5, 170_000: 0.5},
+    output_tokens=500,
+    request_bytes=8_000,
+    model="claude-sonnet-5",
+)
+assert_type(table, bw.PlanTable)
+assert_type(table[0], bw.WorkloadPlan)
 assert_type(plan.cadence, Union[bw.Cadence, None])
 assert_type(plan.usd_per_month_batch, Union[Decimal, None])
 

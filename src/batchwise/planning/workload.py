@@ -7,51 +7,47 @@ each before its deadline; `batchwise.planning.constraints` has the law. Arrivals
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta, timezone
-from decimal import Context, Decimal
+from decimal import Decimal
 from fractions import Fraction
-from typing import Protocol
+from typing import TYPE_CHECKING, TypedDict
 
 import attrs
 
 from batchwise.errors import InvalidValueError
 from batchwise.models import Lane, Limits, Policy, Reason, ToolUse
-from batchwise.request import Traits
+from batchwise.request import Request, Traits
 from batchwise.times import WINDOW, ZERO, check_duration, check_positive
 
 from .cadence import Cadence, Number, bounded, check_whole, to_number
 from .constraints import SEARCHED, Load, Violation, longest_interval, nearest_load, violations_of
 from .forecast import Forecast
+from .mix import Mix, SupportsRates, TokenRates, mix_of, sampled, to_dollars
 from .rescue import usable
 from .reserve import reserve_for
 from .routing import Case, decide
+from .wording import dollars, human
 
-__all__ = ["SupportsRates", "TokenRates", "Violation", "WorkloadPlan", "plan_workload"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+__all__ = [
+    "PlanTable",
+    "SupportsRates",
+    "TokenRates",
+    "Violation",
+    "Workload",
+    "WorkloadPlan",
+    "compare_slas",
+    "plan_workload",
+]
+
+_DAY = timedelta(days=1)
 _MONTH_HOURS = 30 * 24
 _MAX_REQUESTS = 100_000  # in one create call (API documentation)
 _MAX_BYTES = 256_000_000  # of one create call (API documentation)
-_MONEY = Context(prec=40)
 _START = datetime(1, 1, 1, tzinfo=timezone.utc)  # any moment: a workload is routed by its SLA
-
-
-class TokenRates(Protocol):
-    """Prices in pico-USD (1e-12 USD) a token."""
-
-    @property
-    def input(self) -> int:
-        """An uncached input token."""
-
-    @property
-    def output(self) -> int:
-        """An output token."""
-
-
-class SupportsRates(Protocol):
-    """What `plan_workload` asks of prices; `batchwise.planning.pricing.PriceBook` has it."""
-
-    def rates(self, model: str, lane: Lane, *, at: datetime | None = None) -> TokenRates | None:
-        """What `model` charges on `lane`; None where that is unknown."""
 
 
 @attrs.frozen(kw_only=True)
@@ -89,7 +85,7 @@ class WorkloadPlan:
         nearest: For a plan with violations, the nearest one without, see `plan_workload`; None where there is none.
     """
 
-    arrivals_per_hour: Fraction
+    arrivals_per_hour: float
     sla: timedelta
     interval: timedelta
     requests_per_submission: int
@@ -99,7 +95,7 @@ class WorkloadPlan:
     reserve: timedelta
     reserve_needed: timedelta
     rescue: timedelta
-    sync_per_hour: Fraction | None
+    sync_per_hour: float | None
     lane: Lane
     reason: Reason
     explanation: str
@@ -109,6 +105,13 @@ class WorkloadPlan:
     violations: tuple[Violation, ...] = ()
     changed: tuple[str, ...] = ()
     nearest: WorkloadPlan | None = None
+
+    @property
+    def batches_per_day(self) -> float:
+        """Create calls in 24 hours: submissions times the batches of one, at most one for each request."""
+        if not self.interval:
+            return self.arrivals_per_hour * 24
+        return min(_DAY / self.interval * self.batches_per_submission, max(1.0, self.arrivals_per_hour * 24))
 
     @property
     def usd_per_month(self) -> Decimal | None:
@@ -124,9 +127,22 @@ class _Money:
     sync: Fraction | None
     batch: Fraction | None
 
+    @classmethod
+    def of(cls, mix: Mix, prices: SupportsRates | None, at: datetime | None) -> _Money:
+        """Of the mix's requests; without prices those of a `PriceBook`."""
+        if prices is None:
+            from .pricing import PriceBook
+
+            prices = PriceBook()
+        return cls(
+            model=mix.kinds[0].model,
+            sync=mix.price(prices, Lane.SYNC, at),
+            batch=mix.price(prices, Lane.BATCH, at),
+        )
+
     def saving(self) -> Decimal | None:
         """USD a request."""
-        return None if self.sync is None or self.batch is None else _usd(self.sync - self.batch)
+        return None if self.sync is None or self.batch is None else to_dollars(self.sync - self.batch)
 
 
 @attrs.frozen(kw_only=True)
@@ -162,20 +178,8 @@ def _case(load: Load, money: _Money) -> Case:
     )
 
 
-def _per_request(rates: TokenRates | None, input_tokens: Fraction, output_tokens: Fraction) -> Fraction | None:
-    """Pico-USD; a price that depends on the request's length (`threshold`, `above`) goes by the mean length."""
-    while rates is not None and (threshold := getattr(rates, "threshold", None)) and input_tokens > threshold:
-        rates = getattr(rates, "above", None)
-    return None if rates is None else input_tokens * rates.input + output_tokens * rates.output
-
-
-def _usd(pico: Fraction) -> Decimal:
-    usd = pico / 10**12
-    return _MONEY.divide(Decimal(usd.numerator), Decimal(usd.denominator))
-
-
 def _per_month(load: Load, price: Fraction | None) -> Decimal | None:
-    return None if price is None else _usd(price * load.arrivals * _MONTH_HOURS)
+    return None if price is None else to_dollars(price * load.arrivals * _MONTH_HOURS)
 
 
 def _batches(load: Load, requests: int) -> int:
@@ -199,7 +203,7 @@ def _plan(load: Load, interval: timedelta, money: _Money) -> WorkloadPlan:
         )
     decision = decide(_case(load, money))
     return WorkloadPlan(
-        arrivals_per_hour=load.arrivals,
+        arrivals_per_hour=float(load.arrivals),
         sla=load.sla,
         interval=interval,
         requests_per_submission=requests,
@@ -209,7 +213,7 @@ def _plan(load: Load, interval: timedelta, money: _Money) -> WorkloadPlan:
         reserve=max(reserve, ZERO),
         reserve_needed=load.needed(interval),
         rescue=load.rescue(load.gathered(interval)),
-        sync_per_hour=load.rate,
+        sync_per_hour=None if load.rate is None else float(load.rate),
         lane=decision.lane,
         reason=decision.reason,
         explanation=decision.explanation,
@@ -233,14 +237,53 @@ def _nearest(load: Load, money: _Money) -> WorkloadPlan | None:
     return attrs.evolve(_plan(near, interval, money), changed=tuple(name for name, other in differs.items() if other))
 
 
+def _mix(
+    sample: Iterable[Request] | None,
+    model: str | None,
+    input_tokens: Number | Mapping[int, Number] | None,
+    output_tokens: Number | None,
+    cached_tokens: Number,
+    request_bytes: int | None,
+) -> Mix:
+    figures = {
+        "model": model,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "request_bytes": request_bytes,
+    }
+    if sample is not None:
+        known = [
+            name for name, figure in {**figures, "cached_tokens": cached_tokens or None}.items() if figure is not None
+        ]
+        if known:
+            raise InvalidValueError(
+                f"sample says what requests are like, and so does {known[0]}; leave one of them out"
+            )
+        return sampled(sample)
+    if model is None or input_tokens is None or output_tokens is None or request_bytes is None:
+        lacks = next(name for name, figure in figures.items() if figure is None)
+        raise InvalidValueError(f"{lacks} is missing; give it, or sample=[Request(...), ...]")
+    if not model:
+        raise InvalidValueError(f"model={model!r} is not a model's id; give one, e.g. 'claude-sonnet-5'")
+    return mix_of(
+        model,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cached_tokens=cached_tokens,
+        request_bytes=check_whole(request_bytes, "request_bytes", 1),
+    )
+
+
 def plan_workload(
     *,
     arrivals_per_hour: Number,
     sla: timedelta,
-    input_tokens: Number,
-    output_tokens: Number,
-    request_bytes: int,
-    model: str,
+    sample: Iterable[Request] | None = None,
+    input_tokens: Number | Mapping[int, Number] | None = None,
+    output_tokens: Number | None = None,
+    cached_tokens: Number = 0,
+    request_bytes: int | None = None,
+    model: str | None = None,
     limits: Limits | None = None,
     policy: Policy | None = None,
     window: timedelta | None = None,
@@ -256,6 +299,11 @@ def plan_workload(
     With a policy it reckons as a dispatcher with that policy does: its window, reserve, floors, interval and limits (of
     which a rescue counts on 95 %). Without one the interval is at most two thirds of the buffer.
 
+    What requests are like is told by a `sample`, or by `model`, `input_tokens`, `output_tokens` and `request_bytes`. A
+    mean hides price tiers: half of the requests with 20,000 input tokens and half with 170,000 cost 3,186 USD a month
+    where their mean of 95,000 would cost 702 (claude-haiku-5-5, 100 an hour, 500 output tokens, sync lane), since its
+    tokens cost five times as much above 100,000. Then give a mapping, or a sample.
+
     The nearest plan of one with violations is the first of these that has none: the same workload with a shorter
     interval (where `interval` was given); the shortest longer SLA, in whole minutes; the most arrivals, in whole
     requests an hour, at this SLA; the most arrivals at any SLA, with the shortest SLA for them. Its `changed` says
@@ -265,8 +313,13 @@ def plan_workload(
     Args:
         arrivals_per_hour: Steady requests an hour; zero for bursts alone.
         sla: Time from dispatch to deadline.
-        input_tokens: Mean uncached input tokens per request.
-        output_tokens: Mean output tokens per request.
+        sample: Requests such as will come; their tokens, sizes and models are counted from them, each with the same
+            share. Output is what they expect (`expected_output_tokens`), else all of max_tokens. Whether one of them
+            may go to a batch at all (`choose_lane`) is not asked.
+        input_tokens: Mean uncached input tokens PER REQUEST, or a mapping of such lengths to their shares (or counts).
+        output_tokens: Mean output tokens PER REQUEST.
+        cached_tokens: Mean input tokens PER REQUEST that are read from the cache, beside `input_tokens`. They cost less
+            and count in no rate limit.
         request_bytes: Mean encoded size of one request in a create call.
         model: An exact model id, for the prices.
         limits: What the account has free for this workload; None: the policy's, else the published limits of the
@@ -285,46 +338,105 @@ def plan_workload(
         at: The time (aware) whose prices hold; None: the newest known.
 
     Raises:
-        InvalidValueError: An argument is out of range; the message names it.
+        InvalidValueError: An argument is missing or out of range; the message names it.
     """
     if burst == 0 and arrivals_per_hour == 0:
         raise InvalidValueError("arrivals_per_hour=0 and burst=0: nothing to plan; give one of them")
-    if interval is not None:
-        check_positive(interval, "interval")
-    if not model:
-        raise InvalidValueError(f"model={model!r} is not a model's id; give one, e.g. 'claude-sonnet-5'")
-    if prices is None:
-        from .pricing import PriceBook
-
-        prices = PriceBook()
-    tokens = to_number(input_tokens, "input_tokens"), to_number(output_tokens, "output_tokens")
-    window = None if window is None else check_positive(window, "window")
+    mix = _mix(sample, model, input_tokens, output_tokens, cached_tokens, request_bytes)
     if policy is not None:
-        policy = attrs.evolve(policy, window=window or policy.window, limits=limits or policy.limits)
+        window = policy.window if window is None else check_positive(window, "window")
+        policy = attrs.evolve(policy, window=window, limits=limits or policy.limits)
         limits = usable(policy.limits)
-    money = _Money(
-        model=model,
-        sync=_per_request(prices.rates(model, Lane.SYNC, at=at), *tokens),
-        batch=_per_request(prices.rates(model, Lane.BATCH, at=at), *tokens),
-    )
     load = Load(
         arrivals=to_number(arrivals_per_hour, "arrivals_per_hour"),
         burst=check_whole(burst, "burst", 0),
         sla=check_positive(sla, "sla"),
-        window=policy.window if policy is not None else window or WINDOW,
+        window=WINDOW if window is None else check_positive(window, "window"),
         rounds=check_whole(rounds, "rounds", 1),
         overhead=check_duration(overhead, "overhead"),
-        input_tokens=tokens[0],
-        output_tokens=tokens[1],
-        request_bytes=check_whole(request_bytes, "request_bytes", 1),
+        input_tokens=mix.input_tokens,
+        output_tokens=mix.output_tokens,
+        request_bytes=mix.request_bytes,
         limits=Limits.for_tier("start") if limits is None else limits,
         policy=policy,
-        interval=interval,
+        interval=None if interval is None else check_positive(interval, "interval"),
     )
     bounded(
-        lambda: _START + (load.rounds * (load.window + (interval or ZERO)) + load.sla + load.overhead + 2 * SEARCHED),
+        lambda: (
+            _START + (load.rounds * (load.window + (load.interval or ZERO)) + load.sla + load.overhead + 2 * SEARCHED)
+        ),
         f"sla={sla} or rounds={rounds}",
     )
+    money = _Money.of(mix, prices, at)
     load = attrs.evolve(load, worthwhile=_case(load, money).worthwhile)
-    plan = _plan(load, interval or longest_interval(load), money)
+    plan = _plan(load, load.interval or longest_interval(load), money)
     return attrs.evolve(plan, nearest=_nearest(load, money)) if plan.violations else plan
+
+
+class Workload(TypedDict, total=False):
+    """What `plan_workload` takes, but the SLA."""
+
+    arrivals_per_hour: Number
+    sample: Iterable[Request] | None
+    input_tokens: Number | Mapping[int, Number] | None
+    output_tokens: Number | None
+    cached_tokens: Number
+    request_bytes: int | None
+    model: str | None
+    limits: Limits | None
+    policy: Policy | None
+    window: timedelta | None
+    rounds: int
+    overhead: timedelta
+    interval: timedelta | None
+    burst: int
+    prices: SupportsRates | None
+    at: datetime | None
+
+
+class PlanTable(list[WorkloadPlan]):
+    """Plans as a list; `str` of it, which `print` shows, is a table with a line for each."""
+
+    def __str__(self) -> str:
+        head = "SLA", "lane", "interval", "batches a day", "reserve", "USD a month", "violates"
+        lines = [head, *map(_line, self)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+
+
+def _line(plan: WorkloadPlan) -> tuple[str, ...]:
+    cost = plan.usd_per_month
+    batched = plan.lane is Lane.BATCH
+    return (
+        human(plan.sla),
+        plan.lane.value,
+        "-" if not batched else human(plan.interval) if plan.interval else "at once",
+        _few_digits(plan.batches_per_day) if batched else "-",
+        human(plan.reserve) if batched else "-",
+        "unknown" if cost is None else dollars(cost).removeprefix("$"),
+        ", ".join(violation.name for violation in plan.violations) or "-",
+    )
+
+
+def _few_digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def compare_slas(slas: Iterable[timedelta], **workload: Unpack[Workload]) -> PlanTable:
+    """The plans of one workload at several SLAs, to see what each buys: interval, batches a day, dollars, reserve.
+
+    Args:
+        slas: Times from dispatch to deadline.
+        **workload: What `plan_workload` takes beside the SLA.
+
+    Returns:
+        A list of the plans, in the order given; `print` it for a table.
+
+    Raises:
+        InvalidValueError: As for `plan_workload`.
+    """
+    if (sample := workload.get("sample")) is not None:
+        workload["sample"] = list(sample)  # it is read for each SLA
+    return PlanTable(plan_workload(sla=sla, **workload) for sla in slas)

@@ -29,7 +29,7 @@ LONG = timedelta(days=60)
 spans = durations | st.timedeltas(MINUTE, 30 * HOUR)
 
 costs = st.decimals("0.00001", "0.02", places=5)
-"""Of an hour, in USD; a batch saves 0.0077 USD on the request of these tests."""
+"""Of an hour, in USD; a batch saves 0.0052 USD on the request of these tests."""
 
 
 def choose(latency: Any, policy: Policy, forecast: Forecast | None = None) -> bw.Decision:
@@ -61,7 +61,7 @@ BETTING = attrs.evolve(COSTLY, hedge=True)
 @example(26 * HOUR, Latency.FLEXIBLE, COSTLY, None)
 @example(2 * HOUR, 23 * HOUR, Policy(delay_cost_per_hour="0.0035", hedge=True), None)
 @example(2 * HOUR, 23 * HOUR, BETTING, None)
-@example(20 * HOUR, 26 * HOUR, Policy(delay_cost_per_hour="0.0028", hedge=True), None)
+@example(20 * HOUR, 26 * HOUR, Policy(delay_cost_per_hour="0.0014", hedge=True), None)
 @example(HOUR, Latency.FLEXIBLE, Policy(delay_cost_per_hour="0.005", hedge=True), None)
 def test_a_longer_latency_never_costs_more(one: Any, other: Any, policy: Policy, forecast: Forecast | None) -> None:
     shorter, longer = sorted((one, other), key=lambda latency: LONG if latency is Latency.FLEXIBLE else latency)
@@ -107,7 +107,7 @@ def test_the_plan_of_the_docs() -> None:
     assert saving is not None
     interval = longest_worthwhile(saving, Decimal("0.001"), PRIOR.expected(24 * HOUR))
     assert case(72 * HOUR, COSTLY).interval == interval
-    assert 8 * HOUR < interval < 12 * HOUR
+    assert 3 * HOUR < interval < 4 * HOUR
     assert case(26 * HOUR, COSTLY).interval == 80 * MINUTE
     assert case(26 * HOUR, attrs.evolve(COSTLY, interval=HOUR)).interval == HOUR
 

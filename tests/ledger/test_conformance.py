@@ -393,25 +393,25 @@ PRICED = attrs.evolve(FLEXIBLE, reserve_each=100, reserve_per_byte=10)
 
 
 def test_the_cap_counts_reserved_spent_and_wasted(world: World) -> None:
-    body = b"1234567890"  # 200 reserved
-    one = world.accept("a", PRICED, body, cap=world.cap(200)).row.id
+    body = b"1234567890"  # 300 reserved: a call costs 200 at most, a batch half of it
+    one = world.accept("a", PRICED, body, cap=world.cap(300)).row.id
     with pytest.raises(SpendLimitError, match="max_spend"):
-        world.accept("b", PRICED, body, cap=world.cap(399))
+        world.accept("b", PRICED, body, cap=world.cap(599))
     assert world.ledger.find("b", job=None) is None
-    world.accept("b", PRICED, body, cap=world.cap(400))
+    world.accept("b", PRICED, body, cap=world.cap(600))
     world.accept("a", PRICED, body, cap=world.cap(0)), "nothing new"
     batch = world.opened()
     world.ledger.settle([settlement(one, cost=50)], now=NOW, batch=batch.id)
     with pytest.raises(SpendLimitError):
-        world.accept("c", PRICED, body, cap=world.cap(449))
-    world.accept("c", PRICED, body, cap=world.cap(450))
+        world.accept("c", PRICED, body, cap=world.cap(649))
+    world.accept("c", PRICED, body, cap=world.cap(650))
     other = world.opened()
     for _ in range(2):
         world.ledger.book_stray(other.id, one, 7)
         world.ledger.book_stray(batch.id, one, 7)  # the row that settled it, read again
     with pytest.raises(SpendLimitError):
-        world.accept("d", FLEXIBLE, body, cap=world.cap(456))
-    world.accept("d", FLEXIBLE, body, cap=world.cap(457))
+        world.accept("d", FLEXIBLE, body, cap=world.cap(656))
+    world.accept("d", FLEXIBLE, body, cap=world.cap(657))
     assert world.ledger.report(job=None).wasted == Decimal(7).scaleb(-12)
 
 
@@ -428,9 +428,9 @@ def test_the_cap_over_a_period(world: World) -> None:
 def test_a_bulk_over_the_cap_stays_out_whole(world: World) -> None:
     entries = [entry(str(n), PRICED, b"1234567890") for n in range(3)]
     with pytest.raises(SpendLimitError):
-        world.bulk(entries, cap=world.cap(599))
+        world.bulk(entries, cap=world.cap(899))
     assert total(world.ledger)[QUEUED] == 0
-    world.bulk(entries, cap=world.cap(600))
+    world.bulk(entries, cap=world.cap(900))
 
 
 def test_the_reserve_follows_cancel_reopen_and_requeue(world: World) -> None:
@@ -441,21 +441,84 @@ def test_the_reserve_follows_cancel_reopen_and_requeue(world: World) -> None:
     world.accept("x", cap=world.cap(0))
     world.ledger.reopen(job=job, outcomes=[Outcome.CANCELED], now=NOW)
     with pytest.raises(SpendLimitError):
-        world.accept("y", cap=world.cap(599))
+        world.accept("y", cap=world.cap(899))
     batch = world.opened(terms=[group.terms.id for group in world.ledger.snapshot().batch_queue])
     (first, *_) = world.ledger.missing(batch.id)
     world.ledger.requeue([first], lane=BATCH, costs_attempt=True, now=NOW, turn=b"t", body=b"12345678901234567890")
     with pytest.raises(SpendLimitError):
-        world.accept("y", cap=world.cap(699))
-    world.accept("y", cap=world.cap(700))
+        world.accept("y", cap=world.cap(1_049))
+    world.accept("y", cap=world.cap(1_050))
+
+
+def test_what_has_no_price_counts_with_all_that_was_kept_for_it(world: World) -> None:
+    body = b"1234567890"  # a batch costs 100 at most, a call 200
+    numbers = world.bulk([entry(str(n), PRICED, body) for n in range(3)])
+    batch = world.opened()
+    roll = world.ledger.roll(batch.id)
+    assert roll is not None
+    assert world.ledger.settle_answers(roll, [(numbers[0], b"{}", None, None, 0, 0)], now=NOW)
+    world.ledger.settle([settlement(numbers[1], cost=None)], now=NOW, batch=batch.id)
+    world.ledger.requeue(numbers[2:], lane=SYNC, costs_attempt=True, now=NOW)
+    world.ledger.settle([settlement(numbers[2], lane=SYNC, cost=None, doubtful=True)], now=NOW)
+    with pytest.raises(SpendLimitError):
+        world.accept("c", cap=world.cap(399))
+    with pytest.raises(SpendLimitError):
+        world.accept("c", cap=world.cap(399, NOW))
+    world.accept("c", cap=world.cap(400, NOW))
+    assert world.ledger.report(job=None).unpriced == 3
+
+
+def test_what_may_be_bought_again_is_kept_under_the_cap(world: World) -> None:
+    body = b"1234567890"  # a batch costs 100 at most, a call 200
+    numbers = world.bulk([entry(str(n), PRICED, body) for n in range(3)], cap=world.cap(900))
+    batch = world.opened()
+
+    def bought_again(room: int, number: int, lane: Lane) -> bool:
+        before = world.ledger.snapshot(), world.ledger.report(job=None)
+        try:
+            options = {"costs_attempt": True, "now": NOW, "doubtful": True}
+            world.ledger.requeue([number], lane=lane, cap=world.cap(900 + room), **options)
+        except SpendLimitError:
+            assert (world.ledger.snapshot(), world.ledger.report(job=None)) == before
+            return False
+        return True
+
+    with pytest.raises(SpendLimitError):
+        world.ledger.unseal(batch.id, now=NOW, keep=True, doubtful=True, cap=world.cap(1_199))
+    assert not bought_again(99, numbers[0], BATCH)
+    assert bought_again(0, numbers[0], SYNC), "the call of a rescue is kept for from the beginning"
+    assert bought_again(100, numbers[1], BATCH)
+    terms = world.ledger.find("0", job="job").terms.id  # type: ignore[union-attr]
+    (claim,) = world.ledger.claim(terms, 1, run=world.run, now=NOW)
+    with pytest.raises(SpendLimitError):
+        world.ledger.note_attempt(
+            claim.id, run=world.run, costs_attempt=True, doubtful=True, now=NOW, cap=world.cap(1_199)
+        )
+    assert world.ledger.note_attempt(
+        claim.id, run=world.run, costs_attempt=True, doubtful=True, now=NOW, cap=world.cap(1_200)
+    )
+    assert world.ledger.report(job=None).possible_doubles == 3
 
 
 def test_books_of_large_amounts(world: World) -> None:
     large = 10**12 * 5_000_000  # five million USD in pico-USD: two of them pass 2**63
-    numbers = [world.accept(str(n)).row.id for n in range(2)]
+    numbers = [world.accept(str(n)).row.id for n in range(4)]
     world.ledger.settle([settlement(numbers[0], cost=large)], now=NOW)
     world.ledger.settle([settlement(numbers[1], lane=SYNC, cost=large)], now=NOW + HOUR)
     assert world.ledger.report(job=None).cost == 10_000_000
+    odd = 10**12 * 9_000_000 + 1
+    world.ledger.settle([settlement(number, cost=odd) for number in numbers[2:]], now=NOW + HOUR)
+    batch = world.opened(terms=[world.accept("z").row.terms.id])
+    for number in numbers[:3]:
+        world.ledger.book_stray(batch.id, number, 2 * large)
+    report = world.ledger.report(job=None)
+    assert report.cost == 28_000_000 + Decimal(2).scaleb(-12), "exact, in one lane and outcome too"
+    dear = attrs.evolve(PRICED, reserve_each=large)
+    world.bulk([entry(f"dear {n}", dear) for n in range(9)], job="dear")
+    unsealed = world.opened(terms=[world.ledger.find("dear 0", job="dear").terms.id])  # type: ignore[union-attr]
+    world.ledger.unseal(unsealed.id, now=NOW, keep=True, doubtful=True)
+    with pytest.raises(SpendLimitError, match=r"beside 80500000\.0"):
+        world.accept("c", cap=world.cap(50_000_000 * 10**12, NOW))
     with pytest.raises(SpendLimitError):
         world.accept("c", cap=world.cap(2 * large - 1))
     with pytest.raises(SpendLimitError):
@@ -798,7 +861,7 @@ def mixed(world: World) -> tuple[list[int], BatchView]:
     return numbers, world.opened()
 
 
-DATED = attrs.evolve(NIGHTLY, reserve_each=5, reserve_per_byte=2)
+DATED = attrs.evolve(NIGHTLY, reserve_each=6, reserve_per_byte=2)
 
 
 @pytest.mark.parametrize("chunks", [[[0, 1, 2, 3, 4, 5, 6, 7]], [[5, 2], [7, 0, 1], [6], [4, 3]]])

@@ -43,7 +43,7 @@ TERMS = [
     NIGHTLY,
     BLOCKING,
     PATIENT,
-    attrs.evolve(NIGHTLY, deadline=NOW + 40 * HOUR, reserve_each=7, reserve_per_byte=3),
+    attrs.evolve(NIGHTLY, deadline=NOW + 40 * HOUR, reserve_each=8, reserve_per_byte=4),
 ]
 JOBS = [None, "j", "'"]
 keys = st.sampled_from(["a", "b", "c\0", "\ud800"])
@@ -77,7 +77,14 @@ class Model:
 
 
 def most(request: Model) -> int:
-    return request.terms.reserve_each + len(request.body) * request.terms.reserve_per_byte
+    """What it costs at most where it is, once: half of a call in a batch."""
+    call = request.terms.reserve_each + len(request.body) * request.terms.reserve_per_byte
+    return call // 2 if request.lane is BATCH else call
+
+
+def kept(request: Model) -> int:
+    """What is kept for it: in a batch also for the call of a rescue."""
+    return 3 * most(request) if request.lane is BATCH else most(request)
 
 
 def plain(terms: Terms) -> Terms:
@@ -597,7 +604,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert report.possible_doubles == self.doubles
         met = Counter(each.met for each in self.requests.values())
         assert (report.met, report.missed, report.worst_lateness) == (met[True], met[False], self.lateness)
-        reserved = sum(map(most, (each for each in self.requests.values() if each.status is not SETTLED)))
+        reserved = sum(map(kept, (each for each in self.requests.values() if each.status is not SETTLED)))
         with self.ledger.database.read() as db:
             assert self.ledger.books.reserved(db) == reserved
             assert self.ledger.books.spent(db, None) == self.cost + self.wasted + self.unseen

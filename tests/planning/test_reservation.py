@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,60 +21,184 @@ from batchwise import (
 )
 from batchwise.models import Policy
 from batchwise.planning import packing
-from batchwise.planning.pricing import PriceBook, Rates
-from batchwise.planning.reservation import has_unseen_input, most_cost, refuse_unbounded
+from batchwise.planning.pricing import PriceBook, Rates, cost
+from batchwise.planning.reservation import length_class, media_tokens, most_cost, refuse_unbounded
 from batchwise.planning.routing import check_size
 from batchwise.request import Request
 
-MODEL = "claude-haiku-5-5"
 BOOK = PriceBook()
+MODELS = (
+    "claude-haiku-5-5",  # dearer above 100,000 tokens
+    "claude-opus-5-5",  # with a fast speed
+    "claude-sonnet-5",
+)
+PNG = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
+BASH = {"type": "bash_20250124", "name": "bash"}
+OWN = {"name": "look", "input_schema": {"type": "object"}}
 
 
-def content(*blocks: dict[str, object]) -> bytes:
-    return Request({**params(), "messages": [{"role": "user", "content": list(blocks)}]}).body
+def content(*blocks: dict[str, object], **more: object) -> Request:
+    return Request({**params(**more), "messages": [{"role": "user", "content": list(blocks)}]})
+
+
+def kept(request: Request, lane: Lane = Lane.SYNC, prices: PriceBook = BOOK) -> int:
+    """What is kept for it on a lane, once."""
+    each, per_byte = most_cost(
+        prices,
+        request.traits,
+        at=NOW,
+        betas=request.betas,
+        size=len(request.body),
+        media=media_tokens(request),
+        where="it",
+    )
+    call = each + len(request.body) * per_byte
+    return call if lane is Lane.SYNC else call // 2
 
 
 @pytest.mark.parametrize(
-    "block",
+    "request_",
     [
-        {"type": "document", "source": {"type": "url", "url": "https://example.org/a.pdf"}},
-        {"type": "image", "source": {"type": "file", "file_id": "file_1"}},
-        {"type": "container_upload", "file_id": "file_1"},
+        content({"type": "document", "source": {"type": "url", "url": "https://example.org/a.pdf"}}),
+        content({"type": "document", "source": {**PNG, "media_type": "application/pdf"}}),
+        content({"type": "document", "source": {"type": "file", "file_id": "file_1"}}),
+        content({"type": "container_upload", "file_id": "file_1"}),
+        content({"type": "image", "source": PNG}, {"type": "document", "source": PNG}),
+        content({"type": "tool_result", "tool_use_id": "t", "content": [{"type": "document", "source": PNG}]}),
+        Request(params(container="container_1")),
+        Request(params(thread={"id": "thread_1"})),
+        Request(params(previous_thread_event_id="event_1")),
     ],
 )
-def test_input_that_the_body_does_not_show(block: dict[str, object]) -> None:
-    assert has_unseen_input(content(block))
+def test_input_that_only_the_window_bounds(request_: Request) -> None:
+    assert media_tokens(request_) is None
 
 
-def test_a_container_is_input_that_the_body_does_not_show() -> None:
-    assert has_unseen_input(Request(params(container="container_1")).body)
+@given(st.text(), st.booleans())
+def test_text_that_speaks_of_media_is_text(text: str, quoted: bool) -> None:
+    said = '"type":"url" "file_id": "type":"base64"' + text
+    source = {"type": "text", "media_type": "text/plain", "data": said}
+    assert media_tokens(content({"type": "document", "source": source} if quoted else text_block(said))) == 0
 
 
-@given(st.text())
-def test_a_prompt_that_only_speaks_of_it_shows_all_of_itself(text: str) -> None:
-    said = '"type":"url" "file_id": ' + text
-    assert not has_unseen_input(content({"type": "text", "text": said}))
+def text_block(text: str) -> dict[str, object]:
+    return {"type": "text", "text": text}
+
+
+@given(st.integers(1, 100), st.integers(0, 100_000), st.sampled_from(["base64", "url", "file"]))
+def test_images_count_by_the_largest_that_there_are(images: int, size: int, kind: str) -> None:
+    source = {"base64": {**PNG, "data": "A" * size}, "url": {"type": "url", "url": "u"}, "file": {"file_id": "f"}}[kind]
+    request = content(*[{"type": "image", "source": {**source, "type": kind}}] * images)
+    tokens = media_tokens(request)
+    assert tokens is not None
+    shown = len(request.body) - (images * size if kind == "base64" else 0)
+    assert images * 4_784 + shown <= tokens <= 2 * (images * 5_000 + shown + 2_000)
+    assert tokens & (tokens - 1) == 0, "few different ones"
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Request:
+    """Requests of all sizes around the tiers, with all that changes a price."""
+    model = draw(st.sampled_from(MODELS))
+    size = draw(st.one_of(st.integers(0, 2_000), st.integers(95_000, 105_000)))
+    more: dict[str, object] = {"model": model, "max_tokens": draw(st.integers(0, 64_000))}
+    if model == "claude-opus-5-5" and draw(st.booleans()):
+        more["speed"] = "fast"
+    if draw(st.booleans()):
+        more["inference_geo"] = draw(st.sampled_from(["us", "global"]))
+    if draw(st.booleans()):
+        more["tools"] = draw(st.lists(st.sampled_from([BASH, OWN]), max_size=3))
+    blocks = [text_block("x" * size)]
+    blocks += draw(st.lists(st.sampled_from([{"type": "image", "source": PNG}]), max_size=50))
+    return content(*blocks, **more)
+
+
+@given(requests(), st.data())
+def test_no_answer_costs_more_than_what_is_kept_for_it(request_: Request, data: st.DataObject) -> None:
+    """Whatever the API may bill: the kinds of input, the region, the speed, what it adds of its own."""
+    traits = request_.traits
+    images = request_.body.count(b'"type":"image"')
+    most = len(request_.body) + 4_784 * images + 735 * traits.tool_types.count("bash_20250124")
+    if traits.tool_types:
+        most += 804
+    tokens = data.draw(st.one_of(st.just(most), st.integers(0, most)))
+    cuts = st.lists(st.integers(0, tokens), min_size=3, max_size=3)
+    cut = sorted(data.draw(st.one_of(st.just([tokens] * 3), cuts)))
+    hour, five, read = cut[0], cut[1] - cut[0], cut[2] - cut[1]
+    usage = {
+        "input_tokens": tokens - cut[2],
+        "cache_creation_input_tokens": hour + five,
+        "cache_creation": {"ephemeral_1h_input_tokens": hour, "ephemeral_5m_input_tokens": five},
+        "cache_read_input_tokens": read,
+        "output_tokens": data.draw(st.one_of(st.just(traits.max_tokens), st.integers(0, traits.max_tokens))),
+    }
+    lane = data.draw(st.sampled_from(Lane)) if not traits.speed else Lane.SYNC
+    speed = data.draw(st.sampled_from(["standard", traits.speed])) or None
+    geo = data.draw(st.sampled_from(["us", "global", "not_available"]))
+    rates = BOOK.rates(traits.model, lane, geo=geo, speed=speed, at=NOW)
+    assert rates is not None
+    assert cost(usage, rates) <= kept(request_, lane)
+
+
+@given(st.lists(requests(), min_size=2, max_size=6))
+def test_requests_that_are_routed_alike_are_kept_for_alike(found: list[Request]) -> None:
+    known: dict[object, tuple[int, int]] = {}
+    for each in found:
+        terms = most_cost(BOOK, each.traits, at=NOW, size=len(each.body), media=media_tokens(each), where="it")
+        assert known.setdefault((each.traits, length_class(BOOK, each, at=NOW)), terms) == terms
 
 
 @pytest.mark.parametrize("lane", Lane)
-def test_unseen_input_is_kept_for_by_all_that_the_model_takes(lane: Lane) -> None:
-    each, per_byte = most_cost(BOOK, MODEL, 1_000, lane, at=NOW, unseen=True, where="it")
-    full = 1_000_000 * 1 + 1_000 * 2.5  # USD per million tokens, above the model's threshold
-    assert (each, per_byte) == (round(full * (1.5 if lane is Lane.BATCH else 1) * 10**6), 0)
+def test_what_nothing_else_bounds_is_kept_for_by_all_that_the_model_takes(lane: Lane) -> None:
+    stored = Request(params(model="claude-haiku-5-5", max_tokens=1_000, container="container_1"))
+    full = 1_000_000 * 1 + 1_000 * 2.5  # USD per million tokens, above the threshold: 1-hour cache writes, and output
+    assert kept(stored, lane) == round(full * 1.1 * 10**6) // (2 if lane is Lane.BATCH else 1)
+    small = Request(params(model="claude-haiku-4-5", max_tokens=1_000, container="container_1"))
+    assert kept(small) == round((200_000 * 2 + 1_000 * 5) * 1.1 * 10**6)
+    long = Request(small.params, betas=["context-1m-2025-08-07"])
+    assert kept(long) == round((1_000_000 * 2 + 1_000 * 5) * 1.1 * 10**6)
 
 
 def test_a_model_of_which_it_is_unknown_how_much_it_takes_is_refused() -> None:
     own = PriceBook({"mine": Rates.per_mtok(input="1", output="2")})
-    assert most_cost(own, "mine", 10, Lane.SYNC, at=NOW, unseen=False, where="it")[0] > 0
+    assert kept(Request(params(model="mine", max_tokens=10)), prices=own) > 0
     with pytest.raises(UnknownPriceError, match="it has input that its body does not show"):
-        most_cost(own, "mine", 10, Lane.SYNC, at=NOW, unseen=True, where="it")
+        kept(Request(params(model="mine", container="c")), prices=own)
+
+
+def test_a_batch_that_costs_more_than_half_is_kept_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    prices, request = PriceBook(), Request(params())
+    usual = kept(request, Lane.BATCH)
+    rates = prices.rates
+
+    def dear(model: str, lane: Lane, **more: Any) -> Rates | None:
+        found = rates(model, lane, **more)
+        return found if found is None or lane is Lane.SYNC else found.scaled(Decimal("1.5"))
+
+    monkeypatch.setattr(prices, "rates", dear)
+    assert kept(request, Lane.BATCH, prices) == usual * 3 / 2
+
+
+def test_a_speed_without_a_price_is_refused() -> None:
+    with pytest.raises(UnknownPriceError, match="the price of 'claude-sonnet-5' at speed 'fast' is unknown"):
+        kept(Request(params(model="claude-sonnet-5", speed="fast")))
 
 
 def test_what_nothing_bounds_is_refused() -> None:
-    refuse_unbounded(["model", "tools"], ["custom", "bash_20250124"], "it")
-    for parameters, tools in (((), ["web_search_20260101"]), (["mcp_servers"], ()), (["fallbacks"], ())):
+    refuse_unbounded(Request(params(tools=[OWN, BASH], thinking={"type": "adaptive"}, metadata={})), "it")
+    edits = {"edits": [{"type": "clear_tool_uses_20250919"}]}
+    refuse_unbounded(Request(params(context_management=edits)), "it")
+    for more in (
+        {"tools": [OWN, {"type": "web_search_20260101", "name": "web_search"}]},
+        {"tools": [{"type": "unheard_of_20270101"}]},
+        {"mcp_servers": []},
+        {"fallbacks": []},
+        {"compaction": {}},
+        {"unheard_of": 1},
+        {"context_management": {"edits": [{"type": "compact_20260112"}]}},
+    ):
         with pytest.raises(SpendLimitError, match="it: nothing bounds"):
-            refuse_unbounded(parameters, tools, "it")
+            refuse_unbounded(Request(params(**more)), "it")
 
 
 @given(size=st.integers(0, 300_000_000), lane=st.sampled_from(Lane), rescue=st.booleans())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -63,8 +64,19 @@ FAULTS = {
 }  # fmt: skip
 
 
-def usage_of(text: str) -> dict[str, int]:
-    return {"input_tokens": 10 + len(text), "output_tokens": 7}
+def usage_of(text: str) -> dict[str, Any]:
+    """What an answer bills: for every other prompt all that the API may, in tokens and in their kinds."""
+    if zlib.crc32(text.encode()) % 2:
+        return {"input_tokens": 10 + len(text), "output_tokens": 7}
+    body = params(text)
+    size = len(json.dumps(body, separators=(",", ":")))
+    return {
+        "input_tokens": 0,
+        "cache_creation_input_tokens": size,
+        "cache_creation": {"ephemeral_1h_input_tokens": size},
+        "output_tokens": body["max_tokens"],
+        "inference_geo": "us",
+    }
 
 
 def message_of(text: str) -> dict[str, Any]:
@@ -567,12 +579,17 @@ class World:
         twice = {prompt: times for prompt, times in bought.items() if times > 1}
         excess = sum(times - 1 for times in twice.values())
         assert excess <= report.possible_doubles, f"bought twice unbooked: {twice}, books {report.possible_doubles}"
-        rates = {lane: self.engine.prices.rates(MODEL, lane, at=self.now()) for lane in bw.Lane}
-        paid = sum(cost(usage_of(prompt), rates[bw.Lane(lane)]) for lane, prompt in self.api.billed())
+        paid = sum(self._bill(lane, usage_of(prompt)) for lane, prompt in self.api.billed())
         booked = int((report.cost + report.wasted).scaleb(12))
         cap = self.policy.max_spend
         assert cap is None or paid <= cap.scaleb(12), f"{paid} paid, over the cap of {cap}"
         assert booked <= paid, f"the books have more than the bill: {report} {paid}"
+
+    def _bill(self, lane: str, usage: dict[str, Any]) -> int:
+        geo = usage.get("inference_geo")
+        rates = self.engine.prices.rates(MODEL, bw.Lane(lane), geo=geo, at=self.now())
+        assert rates is not None
+        return cost(usage, rates)
 
     def settle_all(self) -> None:
         """Heal everything and let time pass: all must settle."""

@@ -9,14 +9,14 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from batchwise.errors import BatchwiseError
+from batchwise.errors import BatchwiseError, SpendLimitError
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import Reply
 from batchwise.ledger.values import Claim, Settlement
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import UNSEALED, custom_id
-from batchwise.planning.outcomes import Ruling, Verdict, bills_profile, rule_answer, rule_call
-from batchwise.planning.turns import MAX_TURNS, continued, received, usage_of
+from batchwise.planning.outcomes import UNAFFORDABLE, Ruling, Verdict, bills_profile, rule_answer, rule_call
+from batchwise.planning.turns import continued, goes_on, received, usage_of
 
 from .core import Engine
 from .effects import Ports, Procedure, api, store
@@ -71,7 +71,7 @@ def _broke(engine: Engine, ticked: Ticked, claim: Claim, error: Exception) -> Pr
     attempts = claim.attempts + 1
     if attempts < engine.policy.max_attempts:
         again = claim._replace(attempts=attempts, accepting=None)
-        yield from _again(engine, again, engine.backoff(attempts), costs=True, doubtful=True)
+        yield from _again(engine, ticked, again, engine.backoff(attempts), costs=True, doubtful=True)
         return
     yield from _settle(engine, ticked, _failed_within(engine, claim, error))
 
@@ -92,7 +92,7 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
     try:
         line, message = received(custom_id(claim.key, UNSEALED, claim.id), reply.body)
         ruling = rule_answer(message, structured=claim.terms.structured)
-        on = ruling.verdict is Verdict.CONTINUE and len(claim.turns) < MAX_TURNS
+        on = ruling.verdict is Verdict.CONTINUE and goes_on(claim.turns, claim.terms)
         body = continued(claim.body, line) if on else None
         if body is not None:
             return claim._replace(body=body, turns=(*claim.turns, line))
@@ -188,7 +188,8 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> 
     attempts = claim.attempts + (1 if costs else 0)
     if ruling.verdict is Verdict.RETRY and attempts < engine.policy.max_attempts:
         wait = timedelta(0) if throttled else ruling.wait or engine.backoff(attempts)
-        yield from _again(engine, claim._replace(attempts=attempts), wait, costs=costs, doubtful=ruling.doubtful)
+        again = claim._replace(attempts=attempts)
+        yield from _again(engine, ticked, again, wait, costs=costs, doubtful=ruling.doubtful)
         return
     engine.failures.pop(f"refused {claim.id}", None)
     outcome = ruling.outcome or Outcome.FAILED
@@ -197,14 +198,21 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> 
     yield from _settle(engine, ticked, end._replace(doubtful=ruling.doubtful))
 
 
-def _again(engine: Engine, claim: Claim, wait: timedelta, *, costs: bool, doubtful: bool) -> Procedure[None]:
+def _again(
+    engine: Engine, ticked: Ticked, claim: Claim, wait: timedelta, *, costs: bool, doubtful: bool
+) -> Procedure[None]:
     """Try again in this process; what the try cost is durable first."""
     if costs or doubtful:
-        noted = yield from store(
-            lambda: engine.ledger.note_attempt(
-                claim.id, run=engine.run, costs_attempt=costs, doubtful=doubtful, now=engine.now()
+        try:
+            noted = yield from store(
+                lambda: engine.ledger.note_attempt(
+                    claim.id, run=engine.run, costs_attempt=costs, doubtful=doubtful, now=engine.now(), cap=engine.cap()
+                )
             )
-        )
+        except SpendLimitError:
+            end = _failure(engine, claim, Outcome.FAILED, UNAFFORDABLE)
+            yield from _settle(engine, ticked, end._replace(doubtful=True))
+            return
         if not noted:
             return  # settled, or taken by another run
     urgent = claim.terms.deadline is not None

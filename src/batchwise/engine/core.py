@@ -90,7 +90,7 @@ class Engine:
         self.on_settled: Callable[[Sequence[int]], None] = lambda _requests: None
         self.claimed = ledger.bind(endpoint=endpoint, workspace=None)
         self.run = ledger.start_run(pid=os.getpid(), now=self.now())
-        ledger.recover(now=self.now())
+        ledger.recover(now=self.now(), cap=self.cap())
         self.rested, self._rising = True, threading.Lock()
         """Whether nobody has worked on with it yet; see `rise`."""
         self.failures: Counter[str] = Counter()
@@ -115,7 +115,8 @@ class Engine:
 
     # -- accepting --------------------------------------------------------------------------------------------------
 
-    def _cap(self) -> Cap | None:
+    def cap(self) -> Cap | None:
+        """The spend limit as of now; None: there is none."""
         if self.policy.max_spend is None:
             return None
         period = self.policy.max_spend_period
@@ -146,7 +147,7 @@ class Engine:
         begun: list[Claim] = []
         claim = (begin or begun.append) if terms.lane is Lane.SYNC and Lane.SYNC not in self.suspended else None
         entry = Entry(request.key, request.body, terms)
-        accepted = self.ledger.accept(entry, job=job, run=self.run, now=now, claim=claim, cap=self._cap())
+        accepted = self.ledger.accept(entry, job=job, run=self.run, now=now, claim=claim, cap=self.cap())
         for each in begun:
             self.push(each._replace(accepting=None))
         if accepted.row.lane is Lane.BATCH:
@@ -174,7 +175,7 @@ class Engine:
             intake.stage(self._entries(requests, now, latency, tool_use))
             groups = [Group(terms=terms, requests=count, size=size, since=now) for terms, count, size in intake.fresh]
             moves = self.admissions.all(groups, now)
-            numbers = intake.accept(now=now, cap=self._cap(), flush=True, sync=moves)
+            numbers = intake.accept(now=now, cap=self.cap(), flush=True, sync=moves)
         self.admissions.forget()
         return numbers
 
@@ -185,7 +186,7 @@ class Engine:
             SpendLimitError: They could pass the cap; none of them is queued.
             UnknownPriceError: There is a cap, and the price of one's model is unknown.
         """
-        cap = self._cap()
+        cap = self.cap()
         reserved = None if cap is None else partial(self.router.reserved, now=self.now())
         return self.ledger.reopen(
             job=job, outcomes=outcomes, now=self.now(), requests=requests, cap=cap, reserved=reserved
@@ -202,7 +203,7 @@ class Engine:
             for position, request in enumerate(requests):
                 if not isinstance(request, Request):
                     _refuse_item(request, position)
-                signature = self.router.signature(request)
+                signature = self.router.signature(request, now)
                 if signature != last:  # mostly they are alike, and comparing two costs less than a hash
                     found = routes.get(signature)
                     if found is None:
@@ -291,7 +292,7 @@ class Engine:
 
         A process that ends need not write anything, so this has to be looked for again and again.
         """
-        recovered = self.ledger.recover(now=self.now())
+        recovered = self.ledger.recover(now=self.now(), cap=self.cap())
         return self._lead() or recovered > 0
 
     def _lead(self) -> bool:

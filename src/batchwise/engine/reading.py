@@ -38,9 +38,10 @@ from batchwise.planning.outcomes import (
 )
 from batchwise.planning.rescue import next_attempt
 from batchwise.planning.state import BatchView
-from batchwise.planning.turns import MAX_TURNS, continued, received, usage_of
+from batchwise.planning.turns import continued, goes_on, received, usage_of
 
 from .core import Engine
+from .doubts import buy_again
 from .money import Biller, Meter, answered
 
 __all__ = ["CHUNK", "Reader", "Sorter"]
@@ -135,7 +136,10 @@ class Sorter:
             ledger.settle(self.settlements, now=now, batch=batch)
             self.ended += settled
         for (lane, costs, doubtful), numbers in self.again.items():
-            ledger.requeue(numbers, lane=lane, costs_attempt=costs, now=now, doubtful=doubtful, batch=batch)
+            if doubtful:
+                self.ended += buy_again(self.engine, batch, numbers, lane=lane, costs_attempt=costs)
+            else:
+                ledger.requeue(numbers, lane=lane, costs_attempt=costs, now=now, batch=batch)
             gone += numbers
         self.settlements, self.again, self.turns = [], {}, []
         return gone + settled
@@ -380,7 +384,7 @@ class Reader:
     def _hold(self, number: int, member: Member, line: bytes, result: Mapping[str, Any]) -> None:
         ruling = rule_row(result, structured=member.terms.structured)
         outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
-        if ruling.verdict is Verdict.CONTINUE and len(member.turns) < MAX_TURNS and not self.batch.adopted:
+        if ruling.verdict is Verdict.CONTINUE and goes_on(member.turns, member.terms) and not self.batch.adopted:
             self.sorter.turns.append((number, line, member, outcome))
             return
         if ruling.billed or error is None:

@@ -12,6 +12,7 @@ from functools import partial
 
 import attrs
 
+from batchwise.errors import SpendLimitError
 from batchwise.jsontext import decode
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.lines import LineSplitter
@@ -23,6 +24,7 @@ from batchwise.planning.outcomes import Fault, Verdict, rule_call
 from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
+from .doubts import buy_again
 from .effects import Procedure, api, page, store
 from .submission import learn_from, record_created
 
@@ -165,9 +167,15 @@ def _adopt(engine: Engine, batch: BatchView, info: BatchInfo) -> Procedure[None]
 def give_up(engine: Engine, batch: BatchView) -> Procedure[None]:
     """Not seen within the grace: its requests go into another batch, and this one is watched for."""
 
-    def queue() -> None:
-        engine.ledger.unseal(batch.id, now=engine.now(), keep=True, doubtful=True)
+    def queue() -> list[int]:
+        ended: list[int] = []
+        try:
+            engine.ledger.unseal(batch.id, now=engine.now(), keep=True, doubtful=True, cap=engine.cap())
+        except SpendLimitError:  # not for all of them
+            numbers = engine.ledger.missing(batch.id)
+            ended = buy_again(engine, batch.id, numbers, lane=Lane.BATCH, costs_attempt=False)
         engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED, failures=0), was=batch)
+        return ended
 
     vanished = yield from store(lambda: engine.ledger.note_failure("vanished", now=engine.now()))
     if vanished.times >= _VANISHED:
@@ -176,4 +184,4 @@ def give_up(engine: Engine, batch: BatchView) -> Procedure[None]:
             "see what lies between here and the API, then resume()"
         )
         yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))
-    yield from store(queue)
+    engine.settled((yield from store(queue)))

@@ -7,14 +7,14 @@ from typing import Protocol
 
 import attrs
 
-from batchwise.errors import shown
+from batchwise.errors import SpendLimitError, shown
 from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse
 from batchwise.planning import packing, routing
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.pricing import PriceBook
-from batchwise.planning.reservation import has_unseen_input, most_cost, refuse_unbounded
+from batchwise.planning.reservation import length_class, media_tokens, most_cost, refuse_unbounded
 from batchwise.planning.state import Terms
-from batchwise.request import Request
+from batchwise.request import Request, Traits
 
 __all__ = ["Router", "check_size", "decision_of"]
 
@@ -62,7 +62,7 @@ class Router:
             tool_use=tool_use,
         )
         decision = routing.decide(case, where)
-        each, per_byte = self._reserve(request, case, decision.lane, where)
+        each, per_byte = self._reserve(request, now, where)
         hedged = decision.reason is Reason.HEDGED
         return decision, Terms(
             lane=decision.lane,
@@ -89,7 +89,7 @@ class Router:
         """As `route`, but remembered where somebody is waiting: then neither the time nor a forecast has a say."""
         if request.latency is not Latency.BLOCKING or self._policy.max_spend is not None:
             return self.route(request, now)
-        signature = self.signature(request)
+        signature = self.signature(request, now)
         known = self._known.get(signature)
         if known is None:
             if len(self._known) >= _REMEMBERED:
@@ -97,7 +97,7 @@ class Router:
             known = self._known[signature] = self.route(request, now)
         return known
 
-    def signature(self, request: Request) -> tuple[object, ...]:
+    def signature(self, request: Request, now: datetime) -> tuple[object, ...]:
         """What requests have in common that are routed alike at one moment."""
         return (
             request.traits,
@@ -107,30 +107,42 @@ class Router:
             request.stream,
             request.expected_output_tokens,
             len(request.body) >> 10 if self._by_size else 0,
-            self._policy.max_spend is not None and has_unseen_input(request.body),
+            None if self._policy.max_spend is None else length_class(self._prices, request, at=now),
         )
 
     def reserved(self, terms: Terms, *, now: datetime) -> Terms:
         """Terms with what is kept for one of their requests; one of which nothing is known may fill its model.
 
         Raises:
+            SpendLimitError: It may use tools of which nothing is known.
             UnknownPriceError: A price is unknown.
         """
         if terms.reserve_each:
             return terms
         where = f"a request for {shown(terms.model)}"
-        each, per_byte = most_cost(
-            self._prices, terms.model, terms.max_tokens, terms.lane, at=now, unseen=True, where=where
-        )
+        if terms.tool_use not in {ToolUse.NONE, ToolUse.SINGLE}:
+            raise SpendLimitError(
+                f"{where} was accepted without Policy.max_spend, and nothing bounds what its tools can cost; dispatch "
+                "it anew under a key of its own. Nothing was queued"
+            )
+        fast = self._prices.rates(terms.model, Lane.SYNC, speed="fast", at=now) is not None
+        unknown = Traits(terms.model, terms.max_tokens, (), (), "auto", "fast" if fast else "")
+        each, per_byte = most_cost(self._prices, unknown, at=now, betas=terms.betas, media=None, where=where)
         return attrs.evolve(terms, reserve_each=each, reserve_per_byte=per_byte)
 
-    def _reserve(self, request: Request, case: routing.Case, lane: Lane, where: str) -> tuple[int, int]:
+    def _reserve(self, request: Request, now: datetime, where: str) -> tuple[int, int]:
         if self._policy.max_spend is None:
             return 0, 0
-        traits = case.traits
-        refuse_unbounded(traits.parameters, traits.tool_types, where)
-        unseen = has_unseen_input(request.body)
-        return most_cost(self._prices, traits.model, traits.max_tokens, lane, at=case.now, unseen=unseen, where=where)
+        refuse_unbounded(request, where)
+        return most_cost(
+            self._prices,
+            request.traits,
+            at=now,
+            betas=request.betas,
+            size=len(request.body),
+            media=media_tokens(request),
+            where=where,
+        )
 
 
 def check_size(request: Request, terms: Terms) -> None:

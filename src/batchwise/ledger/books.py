@@ -14,10 +14,10 @@ from batchwise.planning.state import Group, Terms
 from . import meta
 from .database import Connection, Database
 from .records import Records, Row
-from .rows import SETTLED, from_micros, micros
+from .rows import LANE_CODES, SETTLED, SYNC, from_micros, micros
 from .values import Cap
 
-__all__ = ["Books", "Moves", "Place", "place_of", "reserve"]
+__all__ = ["Books", "Moves", "Place", "most_again", "most_of", "place_of", "reserve"]
 
 _PICO = 10**12
 _MINUTE = timedelta(minutes=1) // timedelta(microseconds=1)
@@ -38,9 +38,26 @@ def place_of(row: Row) -> Place:
     return tuple.__new__(Place, row[3:8])
 
 
-def reserve(terms: Terms, requests: int, size: int) -> int:
-    """pico-USD that so many requests of these terms, of so many bytes together, may cost at most."""
-    return requests * terms.reserve_each + size * terms.reserve_per_byte
+def most_of(terms: Terms, requests: int, size: int, *, lane: int) -> int:
+    """pico-USD that so many requests of these terms, of so many bytes together, may cost at most on this lane once."""
+    call = requests * terms.reserve_each + size * terms.reserve_per_byte
+    return call if lane == SYNC else call // 2  # both figures are even
+
+
+def reserve(terms: Terms, requests: int, size: int, *, lane: int | None = None) -> int:
+    """pico-USD kept for requests of these terms in this lane's queue, or on it (None: where they begin).
+
+    For the batch lane a batch and the call of a rescue: a batch that has to be rescued may be paid twice.
+    """
+    where = LANE_CODES[terms.lane] if lane is None else lane
+    call = most_of(terms, requests, size, lane=SYNC)
+    return call if where == SYNC else call + most_of(terms, requests, size, lane=where)
+
+
+def most_again(terms: Terms, requests: int, size: int, *, before: int, lane: int) -> int:
+    """pico-USD beyond what is kept for requests that may have been billed on a lane before, and go on on this one."""
+    kept, needed = (reserve(terms, requests, size, lane=each) for each in (before, lane))
+    return most_of(terms, requests, size, lane=before) + needed - kept
 
 
 class Books:
@@ -73,13 +90,11 @@ class Books:
 
     def spent(self, db: Connection, since: datetime | None) -> int:
         """pico-USD settled, wasted, or perhaps billed unseen, since the minute of `since` (None: ever)."""
-        # Summed here: SQLite's integers end at 9.2 million USD.
         if since is None:
-            return sum(
-                row[0] for row in db.execute("SELECT cost FROM tally UNION ALL SELECT wasted + unseen FROM waste")
-            )
+            sums = "SELECT cost FROM tally UNION ALL SELECT wasted FROM waste UNION ALL SELECT unseen FROM waste"
+            return sum(int(row[0]) for row in db.execute(sums))
         start = micros(since) // _MINUTE
-        return sum(row[0] for row in db.execute("SELECT cost FROM spend WHERE minute >= ?", (start,)))
+        return sum(int(row[0]) for row in db.execute("SELECT cost FROM spend WHERE minute >= ?", (start,)))
 
     def reserved(self, db: Connection) -> int:
         """pico-USD kept for unsettled requests."""
@@ -89,8 +104,8 @@ class Books:
         """So much was spent."""
         if cost:
             db.execute(
-                "INSERT INTO spend VALUES (?, ?) ON CONFLICT DO UPDATE SET cost = cost + excluded.cost",
-                (micros(now) // _MINUTE, cost),
+                "INSERT INTO spend VALUES (?, ?) ON CONFLICT DO UPDATE SET cost = plus(cost, excluded.cost)",
+                (micros(now) // _MINUTE, str(cost)),
             )
 
     def set_right(self, now: datetime) -> None:
@@ -106,32 +121,33 @@ class Books:
         with self._database.write("set_books_right") as db:
             ahead = db.execute("SELECT cost FROM spend WHERE minute > ?", (minute,)).fetchall()
             db.execute("DELETE FROM spend WHERE minute > ?", (minute,))
-            self.spend(db, sum(cost for (cost,) in ahead), now)
+            self.spend(db, sum(int(cost) for (cost,) in ahead), now)
             db.execute("UPDATE settling SET settled_at = ? WHERE settled_at > ?", (moment, soon))
 
     def waste(self, db: Connection, job: int, *, wasted: int = 0, doubles: int = 0) -> None:
         """So much was paid for nothing, so many requests may have been bought twice."""
         if wasted or doubles:
             db.execute(
-                "INSERT INTO waste VALUES (?, ?, ?, 0) ON CONFLICT DO UPDATE "
-                "SET wasted = wasted + excluded.wasted, doubles = doubles + excluded.doubles",
-                (job, wasted, doubles),
+                "INSERT INTO waste VALUES (?, ?, ?, '0') ON CONFLICT DO UPDATE "
+                "SET wasted = plus(wasted, excluded.wasted), doubles = doubles + excluded.doubles",
+                (job, str(wasted), doubles),
             )
 
-    def unseen(self, db: Connection, terms: Terms, requests: int, size: int, now: datetime) -> None:
-        """These requests may have been billed without an answer: what that costs at most counts against the cap."""
-        most = reserve(terms, requests, size)
+    def unseen(self, db: Connection, terms: Terms, requests: int, size: int, now: datetime, *, lane: int) -> None:
+        """These requests may have been billed on this lane without a priced answer: at most that counts for the cap."""
+        most = most_of(terms, requests, size, lane=lane)
         if most:
             db.execute(
-                "INSERT INTO waste VALUES (?, 0, 0, ?) ON CONFLICT DO UPDATE SET unseen = unseen + excluded.unseen",
-                (terms.job, most),
+                "INSERT INTO waste VALUES (?, '0', 0, ?) "
+                "ON CONFLICT DO UPDATE SET unseen = plus(unseen, excluded.unseen)",
+                (terms.job, str(most)),
             )
             self.spend(db, most, now)
 
-    def doubt(self, db: Connection, terms: Terms, requests: int, size: int, now: datetime) -> None:
-        """These requests may have been bought, and may be bought again."""
+    def doubt(self, db: Connection, terms: Terms, requests: int, size: int, now: datetime, *, lane: int) -> None:
+        """These requests may have been bought on this lane, and may be bought again."""
         self.waste(db, terms.job, doubles=requests)
-        self.unseen(db, terms, requests, size, now)
+        self.unseen(db, terms, requests, size, now, lane=lane)
 
     def check_cap(self, db: Connection, cap: Cap | None, more: int) -> None:
         """Refuse what could pass the spend limit.
@@ -148,6 +164,15 @@ class Books:
                 f"{reserved / _PICO:.6f} reserved for unsettled work, over max_spend={cap.limit / _PICO:.6f}; "
                 "raise the limit, or wait until reserved work has settled. Nothing was stored or sent"
             )
+
+    def check_again(self, db: Connection, cap: Cap | None, more: int) -> None:
+        """Refuse what may be bought again; not what is kept for already, whatever has been spent.
+
+        Raises:
+            SpendLimitError: It could cost `more` (pico-USD) than is left.
+        """
+        if more > 0:
+            self.check_cap(db, cap, more)
 
 
 class Moves:
@@ -182,7 +207,7 @@ class Moves:
         reserved = 0
         for place, (requests, size) in self._delta.items():
             terms = self._records.terms(db, place.terms)
-            reserved += reserve(terms, requests, size)
+            reserved += reserve(terms, requests, size, lane=place.lane)
             if not requests and not size:
                 continue
             if requests >= 0:

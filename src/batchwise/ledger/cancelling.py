@@ -8,9 +8,12 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from batchwise.models import Outcome
+from batchwise.planning.custom_ids import UNSEALED, custom_id
+from batchwise.planning.outcomes import UNAFFORDABLE
+from batchwise.planning.turns import failed
 
 from .database import Connection, Database
-from .records import CHUNK, RESULTS_BEHIND, Records
+from .records import CHUNK, RESULTS_BEHIND, Records, Row
 from .rows import IN_FLIGHT, LANES, SETTLED, canceled_line, decode_key, micros
 from .settlements import Settlements
 from .values import Settlement
@@ -21,7 +24,7 @@ _CANCELED = "it was cancelled before it was sent"
 
 
 class Cancelling:
-    """Settles requests that were never sent."""
+    """Settles requests that were never sent, or that nobody may send again."""
 
     def __init__(self, database: Database, records: Records, settlements: Settlements) -> None:
         self._database, self._records, self._settlements = database, records, settlements
@@ -40,6 +43,13 @@ class Cancelling:
                 )
             )
         return self._settlements.settle_in(db, settlements, now=now)
+
+    def fail_unaffordable(self, db: Connection, row: Row, now: datetime) -> None:
+        """Settle a call that may have been billed, and that the cap leaves no room to buy again."""
+        (key,) = db.execute("SELECT key FROM request WHERE id = ?", (row.id,)).fetchone()
+        line = failed(custom_id(decode_key(key), UNSEALED, row.id), Outcome.FAILED, UNAFFORDABLE)
+        end = Settlement(row.id, Outcome.FAILED, LANES[row.lane], line, 0, 0, doubtful=True)
+        self._settlements.settle_in(db, [end], now=now)
 
     def cancel(
         self, *, request: int | None = None, job: int | None = None, now: datetime

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from .books import Books, Place
+from .books import Books, Place, most_again
 from .database import Connection, Database
 from .records import Records, Row
 from .rows import BATCH, IN_FLIGHT, SYNC, decode_key, micros
-from .values import Claim
+from .values import Cap, Claim
 
 __all__ = ["Claims"]
 
@@ -31,8 +31,14 @@ class Claims:
             rows = self._records.rows(db, [row[0] for row in found])
             return self.hand_over(db, sorted(rows.values()), run, now)
 
-    def note_attempt(self, request: int, *, run: int, costs_attempt: bool, doubtful: bool, now: datetime) -> bool:
-        """Book a failed try of a request that the run goes on with; False: it is the run's no more."""
+    def note_attempt(
+        self, request: int, *, run: int, costs_attempt: bool, doubtful: bool, now: datetime, cap: Cap | None = None
+    ) -> bool:
+        """Book a failed try of a request that the run goes on with; False: it is the run's no more.
+
+        Raises:
+            SpendLimitError: It may have been billed, and billing it again could pass the cap. Nothing is booked.
+        """
         with self._database.write("note_attempt") as db:
             row = self._records.rows(db, [request]).get(request)
             if row is None or row.status != IN_FLIGHT or row.lane != SYNC or row.run != run:
@@ -40,7 +46,9 @@ class Claims:
             if costs_attempt:
                 db.execute("UPDATE request SET attempts = attempts + 1 WHERE id = ?", (request,))
             if doubtful:
-                self._books.doubt(db, self._records.terms(db, row.terms), 1, row.size, now)
+                terms = self._records.terms(db, row.terms)
+                self._books.check_again(db, cap, most_again(terms, 1, row.size, before=SYNC, lane=SYNC))
+                self._books.doubt(db, terms, 1, row.size, now, lane=SYNC)
             return True
 
     def hand_over(self, db: Connection, rows: list[Row], run: int, now: datetime) -> list[Claim]:

@@ -233,9 +233,10 @@ class Looking:
                 values,
             ).fetchall()
             wastes = db.execute(f"SELECT wasted, doubles FROM waste{where}", values).fetchall()
-        lanes, requests, cost, saved, unpriced, met, missed, lateness, attempts, cached, tokens, refused = zip(
+        lanes, requests, *money, unpriced, met, missed, lateness, attempts, cached, tokens, refused = zip(
             *tallies, (0,) * 12, strict=True
         )
+        cost, saved = (list(map(int, each)) for each in money)  # sums of money are text
         return Report(
             requests=sum(requests),
             cost=sum(cost) * _PICO,
@@ -244,7 +245,7 @@ class Looking:
                 for code, lane in enumerate(LANES)
             },
             saved=sum(saved) * _PICO,
-            wasted=sum(each[0] for each in wastes) * _PICO,
+            wasted=sum(int(each[0]) for each in wastes) * _PICO,
             unpriced=sum(unpriced),
             met=sum(met),
             missed=sum(missed),

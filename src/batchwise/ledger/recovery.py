@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from batchwise.errors import SpendLimitError
 from batchwise.models import Lane
 
 from .books import Books
@@ -13,6 +14,7 @@ from .database import Database
 from .records import CHUNK, Records
 from .requeuing import Requeuing
 from .runs import Runs
+from .values import Cap
 
 __all__ = ["Recovery"]
 
@@ -48,12 +50,13 @@ class Recovery:
             if lock is not None:
                 lock.remove()
 
-    def recover(self, *, now: datetime) -> int:
+    def recover(self, *, now: datetime, cap: Cap | None = None) -> int:
         """Clear up after dead runs; returns how many requests were touched, staged ones (never accepted) aside.
 
         Staged rows go. Unsettled blocking requests (queued for the sync lane, or running) settle CANCELED with the
         error type `abandoned`. Other sync calls that ran are queued again with an attempt spent, counted as possible
-        doubles. Batches in `posting` are not touched: that is the lease holder's work (`doubt_orphans`).
+        doubles; those that could pass the cap if they were billed again fail. Batches in `posting` are not touched:
+        that is the lease holder's work (`doubt_orphans`).
         """
         for lock in self._runs.held.values():  # what sweeps old files away may have taken it
             lock.acquire()
@@ -68,12 +71,12 @@ class Recovery:
             if not lock.acquire():
                 continue
             try:
-                touched += self._recover_run(run, now)
+                touched += self._recover_run(run, now, cap)
             finally:
                 lock.remove()
         return touched
 
-    def _recover_run(self, run: int, now: datetime) -> int:
+    def _recover_run(self, run: int, now: datetime, cap: Cap | None) -> int:
         with self._database.read() as db:
             staged = db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
         for (intake,) in staged:
@@ -95,7 +98,13 @@ class Recovery:
                 waited = [row.id for row in rows if self._records.terms(db, row.terms).blocking]
                 others = [row for row in rows if not self._records.terms(db, row.terms).blocking]
                 self._cancelling.cancel_rows(db, waited, "abandoned", _ABANDONED, now)
-                self._requeuing.requeue_in(db, others, lane=Lane.SYNC, costs_attempt=True, now=now, doubtful=True)
+                for row in others:  # one by one: each takes of the room that the cap leaves
+                    try:
+                        self._requeuing.requeue_in(
+                            db, [row], lane=Lane.SYNC, costs_attempt=True, now=now, doubtful=True, cap=cap
+                        )
+                    except SpendLimitError:
+                        self._cancelling.fail_unaffordable(db, row, now)
                 found = len(ids)
                 touched += found
                 if not found:

@@ -13,10 +13,10 @@ from batchwise.errors import InvalidValueError
 from batchwise.models import Lane, Outcome
 from batchwise.planning.state import Terms
 
-from .books import Books, Moves, Place, place_of, reserve
+from .books import Books, Moves, Place, most_again, place_of, reserve
 from .database import Connection, Database
 from .records import CHUNK, IN_BATCH, RESULTS_BEHIND, SOME, UPDATE_MANY, Records, Row, settled_in, some
-from .rows import IN_FLIGHT, LANE_CODES, OUTCOME_CODES, QUEUED, micros
+from .rows import BATCH, IN_FLIGHT, LANE_CODES, OUTCOME_CODES, QUEUED, micros
 from .values import Cap
 
 __all__ = ["Requeuing"]
@@ -40,10 +40,14 @@ class Requeuing:
         turn: bytes | None = None,
         body: bytes | None = None,
         batch: int | None = None,
+        cap: Cap | None = None,
     ) -> int:
         """Queue in-flight requests again. `turn`: one paused turn's result line, with the body that continues it.
 
         With `batch`, only those that are still in that batch. Returns how many.
+
+        Raises:
+            SpendLimitError: They may have been billed, and billing them again could pass the cap. None is queued.
         """
         with self._database.write("requeue") as db:
             rows = [
@@ -61,6 +65,7 @@ class Requeuing:
                 doubtful=doubtful,
                 turn=turn,
                 body=body,
+                cap=cap,
             )
 
     def requeue_in(
@@ -75,17 +80,22 @@ class Requeuing:
         doubtful: bool = False,
         turn: bytes | None = None,
         body: bytes | None = None,
+        cap: Cap | None = None,
     ) -> int:
-        """The same inside a transaction, for rows that were looked up in it."""
+        """The same inside a transaction, for rows that were looked up in it. A refusal has changed nothing."""
         earliest = 0 if not_before is None else micros(not_before)
         code = LANE_CODES[lane]
+        if doubtful:
+            terms = ((row, self._records.terms(db, row.terms)) for row in rows)
+            more = sum(most_again(each, 1, row.size, before=row.lane, lane=code) for row, each in terms)
+            self._books.check_again(db, cap, more)
         moves = self._books.moves(db, now)
         for row in rows:
             size = row.size if body is None else len(body)
             moves.add(place_of(row), -1, -row.size)
             moves.add(Place(row.terms, code, QUEUED, 0, earliest), 1, size, flush=True)  # it has waited its interval
             if doubtful:
-                self._books.doubt(db, self._records.terms(db, row.terms), 1, row.size, now)
+                self._books.doubt(db, self._records.terms(db, row.terms), 1, row.size, now, lane=row.lane)
             if turn is not None:
                 before = "NULL" if body is None else "(SELECT params FROM body WHERE id = q.id)"
                 db.execute(
@@ -115,12 +125,16 @@ class Requeuing:
         keep: bool = False,
         doubtful: bool = False,
         terms: Sequence[int] | None = None,
+        cap: Cap | None = None,
     ) -> int:
         """Queue the batch's unsettled requests (of these terms) again; returns how many.
 
         The batch becomes `void` unless `keep`, or unless other requests are still in it. Kept, it stays as it is, and
         what it may still deliver is used if it comes first, otherwise booked as wasted. `doubtful` counts them as
         possible doubles.
+
+        Raises:
+            SpendLimitError: They may have been billed, and billing them again could pass the cap. None is queued.
         """
         code = LANE_CODES[lane]
         earliest = 0 if not_before is None else micros(not_before)
@@ -129,13 +143,16 @@ class Requeuing:
             groups = self._books.groups(db, "batch = ?", (batch,))
             wanted = None if terms is None else frozenset(terms)
             chosen = [each for each in groups if wanted is None or each[0].terms in wanted]
+            if doubtful:
+                sizes = ((group.terms, group.requests, group.size) for _, group in chosen)
+                self._books.check_again(db, cap, sum(most_again(*each, before=BATCH, lane=code) for each in sizes))
             moves = self._books.moves(db, now)
             for place, group in chosen:
                 moves.add(place, -group.requests, -group.size)
                 # It has waited its interval already.
                 moves.add(Place(place.terms, code, QUEUED, 0, earliest), group.requests, group.size, flush=True)
                 if doubtful:
-                    self._books.doubt(db, group.terms, group.requests, group.size, now)
+                    self._books.doubt(db, group.terms, group.requests, group.size, now, lane=BATCH)
             which, values = ("", ()) if wanted is None else (f" AND terms IN {SOME}", (some(wanted),))
             db.execute(
                 f"{UPDATE_MANY} request SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? "

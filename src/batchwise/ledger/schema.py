@@ -34,6 +34,8 @@ _OPENING_PAUSE = 0.02
 # - Numbers are those of the last row and one; `deleted` has the highest of rows that are gone, for none is given twice
 #   (a counter would be one page more that each transaction writes).
 # - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
+# - Sums of money are text, added up by `plus`: SQLite's integers end at 9.2 million USD in pico-USD, and then become
+#   floats without a word.
 # - `waste.unseen`: the most that possible doubles may have cost (pico-USD), which counts against a spend limit.
 # - `adopted`: the keys of a batch made elsewhere by their custom_ids, and which request each row was taken for (0: its
 #   row has not been seen). Gone when the batch is closed.
@@ -178,8 +180,8 @@ CREATE TABLE tally (
     outcome INTEGER NOT NULL,
     requests INTEGER NOT NULL DEFAULT 0,
     purged INTEGER NOT NULL DEFAULT 0,
-    cost INTEGER NOT NULL DEFAULT 0,
-    saved INTEGER NOT NULL DEFAULT 0,
+    cost TEXT NOT NULL DEFAULT '0',
+    saved TEXT NOT NULL DEFAULT '0',
     unpriced INTEGER NOT NULL DEFAULT 0,
     met INTEGER NOT NULL DEFAULT 0,
     missed INTEGER NOT NULL DEFAULT 0,
@@ -189,12 +191,12 @@ CREATE TABLE tally (
     cache_tokens INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (job, lane, outcome)
 ) WITHOUT ROWID;
-CREATE TABLE spend (minute INTEGER PRIMARY KEY, cost INTEGER NOT NULL);
+CREATE TABLE spend (minute INTEGER PRIMARY KEY, cost TEXT NOT NULL);
 CREATE TABLE waste (
     job INTEGER PRIMARY KEY,
-    wasted INTEGER NOT NULL DEFAULT 0,
+    wasted TEXT NOT NULL DEFAULT '0',
     doubles INTEGER NOT NULL DEFAULT 0,
-    unseen INTEGER NOT NULL DEFAULT 0
+    unseen TEXT NOT NULL DEFAULT '0'
 );
 CREATE TABLE late (request INTEGER NOT NULL, batch INTEGER NOT NULL, PRIMARY KEY (request, batch)) WITHOUT ROWID;
 """
@@ -251,7 +253,12 @@ def connect(path: str, *, known: FileId | None = None) -> tuple[sqlite3.Connecti
     return db, found
 
 
+def _plus(one: str, other: str) -> str:
+    return str(int(one) + int(other))
+
+
 def _settle_in(db: sqlite3.Connection, path: str) -> None:
+    db.create_function("plus", 2, _plus, deterministic=True)
     # Bodies and result lines pack better (three of 10 KB to a page, where one of 16 KB takes a single one), and a bulk
     # needs fewer calls of the system for the same bytes; a single request's commits write more. Only new files heed it.
     db.execute("PRAGMA page_size = 32768")

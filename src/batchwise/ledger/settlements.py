@@ -32,7 +32,7 @@ INSERT INTO tally (job, lane, outcome, requests, cost, saved, unpriced, met, mis
     cache_tokens)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET
-    requests = requests + excluded.requests, cost = cost + excluded.cost, saved = saved + excluded.saved,
+    requests = requests + excluded.requests, cost = plus(cost, excluded.cost), saved = plus(saved, excluded.saved),
     unpriced = unpriced + excluded.unpriced, met = met + excluded.met, missed = missed + excluded.missed,
     lateness = max(lateness, excluded.lateness), attempts = attempts + excluded.attempts,
     input_tokens = input_tokens + excluded.input_tokens, cache_tokens = cache_tokens + excluded.cache_tokens
@@ -151,8 +151,8 @@ class Settlements:
         paid = sum(filter(None, costs))
         tally = (
             count,
-            paid,
-            sum(filter(None, savings)),
+            str(paid),
+            str(sum(filter(None, savings))),
             costs.count(None),
             count if met else 0,
             count if met is False else 0,
@@ -163,6 +163,9 @@ class Settlements:
         )
         db.execute(_TALLY, (job, lane, outcome, *tally))
         self._books.spend(db, paid, now)
+        if unpriced := [number for number, cost in zip(numbers, costs, strict=True) if cost is None]:
+            size = sum(row.size for row in self._records.rows(db, unpriced).values())
+            self._books.unseen(db, self._records.terms(db, terms), len(unpriced), size, now, lane=lane)
         return True
 
     def settle_in(
@@ -200,9 +203,9 @@ class Settlements:
             answer = (each.id, each.line, each.cost, each.saved, each.input_tokens, each.cache_read_tokens)
             kinds.setdefault(kind, []).append(answer)
             if each.doubtful:
-                self._books.doubt(db, self._records.terms(db, row.terms), 1, row.size, now)
-            elif each.unseen:
-                self._books.unseen(db, self._records.terms(db, row.terms), 1, row.size, now)
+                self._books.waste(db, row.job, doubles=1)
+            if (each.doubtful or each.unseen) and each.cost is not None:  # what has no price is booked with its kind
+                self._books.unseen(db, self._records.terms(db, row.terms), 1, row.size, now, lane=row.lane)
             abandoned = each.outcome is Outcome.CANCELED and _is_abandoned(each.line)
             if abandoned or not row.inside:
                 updates.append((abandoned, row.id))

@@ -268,6 +268,15 @@ _CULPRIT = re.compile(r"(?:^|[\s,;])requests(?:\.|\[)([0-9]{1,6})(?=[\].:\s]|$)"
 _ANSWERED = frozenset({500, 501, 503, 505, 529})
 
 
+UNAFFORDABLE = ResultError(
+    "spend_limit",
+    "an answer to it may have been billed and was not seen, and Policy.max_spend leaves no room to buy it again; raise "
+    "max_spend, then job.retry(), or dispatch it anew",
+    retryable=True,
+)
+"""Why a request ends that could pass the spend limit if it were tried again."""
+
+
 def rule_row(result: Mapping[str, Any], *, structured: bool = False) -> Ruling:
     """What a batch's result object (`{"type": "succeeded", "message": ...}` and its like) means. Total: never raises.
 

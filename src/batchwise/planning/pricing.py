@@ -24,7 +24,7 @@ from batchwise.times import check_aware
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo
 
-__all__ = ["PICO", "PriceBook", "Rates", "cost", "estimate", "is_priced_whole", "to_pico", "to_usd"]
+__all__ = ["PICO", "US_FACTOR", "PriceBook", "Rates", "cost", "estimate", "is_priced_whole", "to_pico", "to_usd"]
 
 PICO = 10**12
 """Pico-USD in one USD."""
@@ -38,7 +38,9 @@ _MEMO_LIMIT = 4_096
 # 0.1x of an uncached input token; a web search 0.01 USD on either lane. A batch halves every token kind, US-only
 # inference (`inference_geo: "us"`) costs 1.1x of every token kind.
 _WRITE_5M, _WRITE_1H, _READ, _WEB_SEARCH = Decimal("1.25"), Decimal(2), Decimal("0.1"), Decimal("0.01")
-_BATCH, _US = Decimal("0.5"), Decimal("1.1")
+_BATCH = Decimal("0.5")
+US_FACTOR = Decimal("1.1")
+"""What US-only inference costs, of the usual price."""
 _GEOS = frozenset({None, "", "global", "not_available", "us"})
 _TIERS = frozenset({None, "", "auto", "standard", "standard_only", "batch"})
 _SPEEDS = frozenset({None, "", "standard", "fast"})
@@ -147,7 +149,7 @@ class PriceBook:
         if service_tier in _TIERS and speed in _SPEEDS and geo in _GEOS:
             with suppress(InvalidValueError):  # no whole number of pico-USD: no exact price
                 rates = self._resolve(model, lane, at or _NEWEST, fast=speed == "fast")
-                rates = rates.scaled(_US) if rates is not None and geo == "us" else rates
+                rates = rates.scaled(US_FACTOR) if rates is not None and geo == "us" else rates
         if len(self._memo) >= _MEMO_LIMIT:
             self._memo.clear()
         self._memo[key] = rates

@@ -143,7 +143,8 @@ def tend_sync_queue(agenda: Agenda) -> None:
         late = terms.deadline is not None and terms.deadline <= agenda.now
         if late and agenda.policy.late == "fail":
             agenda.add(FailLate(terms.id))
-        elif late and terms.lane is Lane.BATCH and agenda.batch_works:
+        elif late and terms.lane is Lane.BATCH and agenda.batch_works and not terms.reserve_each:
+            # Under a spend limit no more is kept for it than one call.
             agenda.add(Move(terms.id, Lane.BATCH))
         elif agenda.sync_works and (group.not_before is None or agenda.due(group.not_before)):
             ready.append((_urgency(agenda, group), group))

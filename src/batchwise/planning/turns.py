@@ -8,11 +8,18 @@ from typing import Any
 from batchwise.jsontext import decode, encode, kept
 from batchwise.models import Outcome, ResultError
 
-__all__ = ["MAX_TURNS", "continued", "failed", "merged", "received", "usage_of"]
+from .state import Terms
+
+__all__ = ["MAX_TURNS", "continued", "failed", "goes_on", "merged", "received", "usage_of"]
 
 MAX_TURNS = 20
 """How often a paused turn is continued."""
 _KINDS = {Outcome.FAILED: "errored", Outcome.EXPIRED: "expired", Outcome.CANCELED: "canceled"}
+
+
+def goes_on(turns: Sequence[bytes], terms: Terms) -> bool:
+    """Whether a turn that was paused again after these is continued. A spend limit keeps for one answer alone."""
+    return len(turns) < MAX_TURNS and not terms.reserve_each
 
 
 def _wrapped(custom_id: str, kind: str, name: str, value: bytes) -> bytes:

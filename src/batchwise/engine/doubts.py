@@ -1,0 +1,55 @@
+"""Rows that may have been billed without an answer, and are bought again: as far as a spend limit leaves room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from batchwise.errors import SpendLimitError
+from batchwise.models import Lane, Outcome
+from batchwise.planning.outcomes import UNAFFORDABLE
+
+from .core import Engine
+
+__all__ = ["buy_again"]
+
+_SOME = 2_000
+"""Rows that one transaction queues."""
+
+
+def buy_again(engine: Engine, batch: int, requests: Sequence[int], *, lane: Lane, costs_attempt: bool) -> list[int]:
+    """Queue rows of a batch anew that may have been billed; returns those that ended instead.
+
+    What the cap has no room for in another batch goes to the sync lane, whose call is kept for from the beginning. What
+    only a batch takes fails.
+    """
+    ledger, ended = engine.ledger, list[int]()
+
+    def queue(numbers: Sequence[int], where: Lane) -> None:
+        ledger.requeue(
+            numbers,
+            lane=where,
+            costs_attempt=costs_attempt,
+            now=engine.now(),
+            doubtful=True,
+            batch=batch,
+            cap=engine.cap(),
+        )
+
+    for start in range(0, len(requests), _SOME):
+        part = requests[start : start + _SOME]
+        try:
+            queue(part, lane)
+        except SpendLimitError:
+            members, view = ledger.members(batch, part), ledger.batch(batch)
+            alone = [number for number, member in members.items() if member.terms.batch_only]
+            nonce = None if view is None else view.nonce
+            queue([number for number in members if number not in set(alone)], Lane.SYNC)
+            ends = [
+                engine.failure(
+                    number, members[number].key, Outcome.FAILED, UNAFFORDABLE, lane=Lane.BATCH, nonce=nonce
+                )._replace(doubtful=True)
+                for number in alone
+            ]
+            ledger.settle(ends, now=engine.now(), batch=batch)
+            ended += alone
+    return ended

@@ -192,3 +192,18 @@ def test_no_number_that_json_cannot_carry_however_deep(wraps: list[Any], value: 
         value = wrap(value)
     with pytest.raises(InvalidRequestError, match="NaN or an infinity"):
         Request({**params("x"), "metadata": value})
+
+
+@pytest.mark.parametrize("name", ["model", "max_tokens", "messages"])
+def test_parameters_one_by_one_are_refused_in_words(name: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"Request was given {name}= by itself; .* as one dict: Request"):
+        Request(**{name: "x"})
+    with pytest.raises(InvalidRequestError, match=f"Request was given {name}= by itself"):
+        Request(params(), **{name: "x"})
+
+
+def test_what_is_no_argument_is_refused_as_python_does() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'job'"):
+        Request(params(), job="nightly")
+    with pytest.raises(TypeError, match="lacks its params"):
+        Request()

@@ -24,7 +24,7 @@ from typing import Any
 import batchwise as bw
 
 MODEL = "claude-sonnet-5"
-USD_PER_TOKEN = {"input": Decimal(3) / 1_000_000, "output": Decimal(15) / 1_000_000}  # its list price, sync lane
+USD_PER_TOKEN = {"input": Decimal(2) / 1_000_000, "output": Decimal(10) / 1_000_000}  # its list price, sync lane
 JOB = "nightly-tests"
 SIZE = 500
 BROKEN = frozenset(range(60, SIZE, 100))  # five requests ask for more output than the model gives
@@ -42,7 +42,7 @@ def nightly() -> Iterator[bw.Request]:
         path = f"src/module_{number:03}.py"
         source = f"def rate_{number}(hours, price):\n    return hours * price + {number}\n\n" * 12
         limit = 1_000_000 if number in BROKEN else 2_048
-        yield bw.Request({**body(f"Write pytest tests for {path}:\n\n{source}"), "max_tokens": limit}, key=path)
+        yield bw.Request(body(f"Write pytest tests for {path}:\n\n{source}", max_tokens=limit), key=path)
 
 
 # -- the nightly job: what each of the two worker processes runs -----------------------------------------------------

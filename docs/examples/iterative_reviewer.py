@@ -21,6 +21,7 @@ READ_FILE = {
     "description": "The text of one file.",
     "input_schema": {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]},
 }
+CALL: dict[str, Any] = {"model": "claude-sonnet-5", "max_tokens": 2_048, "tools": [READ_FILE]}
 
 
 def read_file(path: str, allowed: str) -> str:
@@ -31,7 +32,7 @@ def read_file(path: str, allowed: str) -> str:
 def review(d: bw.Dispatcher, path: str) -> str:
     messages: list[dict[str, Any]] = [{"role": "user", "content": f"Review {path}. Read it first."}]
     for turn in range(1, MAX_TURNS + 1):
-        params = {"model": "claude-sonnet-5", "max_tokens": 2_048, "messages": messages, "tools": [READ_FILE]}
+        params = {**CALL, "messages": messages}
         ticket = d.dispatch(params, latency=timedelta(hours=30))  # it could wait, but the next turn needs this one
         result = ticket.result(timeout=120)
         print(f"turn {turn}, lane {ticket.decision.lane.value}: {ticket.decision.explanation}")

@@ -20,12 +20,14 @@ SOURCES = {f"src/part_{n}.py": f"def part_{n}(x):\n    return x + {n}\n" for n i
 
 def requests(sources: Mapping[str, str]) -> Iterator[bw.Request]:
     for path, source in sources.items():
-        params = {
-            "model": "claude-sonnet-5",
-            "max_tokens": 4_096,
-            "messages": [{"role": "user", "content": f"Write pytest tests for {path}:\n\n{source}"}],
-        }
-        yield bw.Request(params, key=path)
+        yield bw.Request(
+            {
+                "model": "claude-sonnet-5",
+                "max_tokens": 4_096,
+                "messages": [{"role": "user", "content": f"Write pytest tests for {path}:\n\n{source}"}],
+            },
+            key=path,
+        )
 
 
 def main(*, live: bool, sources: Mapping[str, str] = SOURCES) -> int:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 
+from anthropic.types import ToolParam
+
 import batchwise as bw
 from batchwise.sandbox import Reply, Sandbox
 
 DIFF = "- return hours * price\n+ return hours * price if hours > 0 else 0\n"
-VERDICT = {
+VERDICT: ToolParam = {
     "name": "verdict",
     "description": "Whether the change may be merged.",
     "input_schema": {

@@ -24,8 +24,10 @@ SERVICES = ("billing", "login", "search", "uploads")
 def audit() -> Iterator[bw.Request]:
     for service in SERVICES:
         question = f"Audit the {service} service for security. List what you find, the worst first."
-        params = {"model": "claude-opus-5-5", "max_tokens": 8_192, "messages": [{"role": "user", "content": question}]}
-        yield bw.Request(params, key=service)
+        yield bw.Request(
+            {"model": "claude-opus-5-5", "max_tokens": 8_192, "messages": [{"role": "user", "content": question}]},
+            key=service,
+        )
 
 
 def submit(d: bw.Dispatcher, week: str, now: datetime) -> None:

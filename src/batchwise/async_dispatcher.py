@@ -20,7 +20,7 @@ from .lanes.clients import base_url, check_client
 from .lanes.messages import AsyncMessageLane
 from .ledger.ledger import Ledger
 from .ledger.sqlite import open_ledger
-from .models import LatencyTag, Policy, Progress, Report, Status, ToolUse
+from .models import LatencyLike, Policy, Progress, Report, Status, ToolUseLike
 from .request import Request
 from .results import Result
 from .times import check_aware
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .client import Shared
+    from .params import Params
 
 __all__ = ["AsyncDispatcher"]
 
@@ -153,11 +154,11 @@ class AsyncDispatcher:
     @takes_one_dict
     async def dispatch(
         self,
-        request: Request | Mapping[str, Any],
+        request: Request | Params,
         *,
         key: str | None = None,
-        latency: LatencyTag | None = None,
-        tool_use: ToolUse | None = None,
+        latency: LatencyLike | None = None,
+        tool_use: ToolUseLike | None = None,
         betas: Sequence[str] = (),
         stream: bool = False,
         expected_output_tokens: int | None = None,
@@ -189,8 +190,8 @@ class AsyncDispatcher:
         requests: Iterable[Request],
         *,
         job: str | None = None,
-        latency: LatencyTag | None = None,
-        tool_use: ToolUse | None = None,
+        latency: LatencyLike | None = None,
+        tool_use: ToolUseLike | None = None,
         output_format: object = None,
     ) -> AsyncJob:
         """Accept many, whole or not at all. The iterable is read in a worker thread. See `Dispatcher.dispatch_all`."""
@@ -207,7 +208,7 @@ class AsyncDispatcher:
     # -- in front of the SDK ---------------------------------------------------------------------------------------
 
     def client(
-        self, *, latency: LatencyTag | None = None, job: str | None = None, tool_use: ToolUse | None = None
+        self, *, latency: LatencyLike | None = None, job: str | None = None, tool_use: ToolUseLike | None = None
     ) -> anthropic.AsyncAnthropic:
         """The dispatcher's client, each Messages call of which is dispatched: for code that talks to the SDK.
 
@@ -230,7 +231,7 @@ class AsyncDispatcher:
         return async_client(self._client, **self._front(latency, job, tool_use))
 
     def transport(
-        self, *, latency: LatencyTag | None = None, job: str | None = None, tool_use: ToolUse | None = None
+        self, *, latency: LatencyLike | None = None, job: str | None = None, tool_use: ToolUseLike | None = None
     ) -> httpx2.AsyncBaseTransport:
         """What stands behind `client`, for whoever has requests and no SDK: an HTTP transport.
 
@@ -249,7 +250,7 @@ class AsyncDispatcher:
 
         return async_transport(self._client, **self._front(latency, job, tool_use))
 
-    def _front(self, latency: LatencyTag | None, job: str | None, tool_use: ToolUse | None) -> dict[str, Any]:
+    def _front(self, latency: LatencyLike | None, job: str | None, tool_use: ToolUseLike | None) -> dict[str, Any]:
         from .client import Shared
         from .tagging import Tags
 

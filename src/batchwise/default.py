@@ -5,14 +5,17 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .dispatcher import Dispatcher
 from .engine.handles import takes_one_dict
-from .models import LatencyTag, ToolUse
+from .models import LatencyLike, ToolUseLike
 from .request import Request
 from .tickets import Ticket
+
+if TYPE_CHECKING:
+    from .params import Params
 
 __all__ = ["default_dispatcher", "dispatch"]
 
@@ -42,11 +45,11 @@ def default_dispatcher() -> Dispatcher:
 
 @takes_one_dict
 def dispatch(
-    request: Request | Mapping[str, Any],
+    request: Request | Params,
     *,
     key: str | None = None,
-    latency: LatencyTag | None = None,
-    tool_use: ToolUse | None = None,
+    latency: LatencyLike | None = None,
+    tool_use: ToolUseLike | None = None,
     betas: Sequence[str] = (),
     stream: bool = False,
     expected_output_tokens: int | None = None,

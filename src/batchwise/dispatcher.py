@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .drivers.threads import ThreadDriver
 from .engine.core import Engine
@@ -19,7 +19,7 @@ from .lanes.clients import base_url, check_client
 from .lanes.messages import MessageLane
 from .ledger.ledger import Ledger
 from .ledger.sqlite import open_ledger
-from .models import LatencyTag, Policy, Progress, Report, Status, ToolUse
+from .models import LatencyLike, Policy, Progress, Report, Status, ToolUseLike
 from .request import Request
 from .results import Result
 from .tickets import Job, Ticket
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .client import Shared
+    from .params import Params
 
 __all__ = ["Dispatcher"]
 
@@ -92,11 +93,11 @@ class Dispatcher:
     @takes_one_dict
     def dispatch(
         self,
-        request: Request | Mapping[str, Any],
+        request: Request | Params,
         *,
         key: str | None = None,
-        latency: LatencyTag | None = None,
-        tool_use: ToolUse | None = None,
+        latency: LatencyLike | None = None,
+        tool_use: ToolUseLike | None = None,
         betas: Sequence[str] = (),
         stream: bool = False,
         expected_output_tokens: int | None = None,
@@ -145,8 +146,8 @@ class Dispatcher:
         requests: Iterable[Request],
         *,
         job: str | None = None,
-        latency: LatencyTag | None = None,
-        tool_use: ToolUse | None = None,
+        latency: LatencyLike | None = None,
+        tool_use: ToolUseLike | None = None,
         output_format: object = None,
     ) -> Job:
         """Accept many, whole or not at all, in bounded memory, and submit them.
@@ -173,7 +174,7 @@ class Dispatcher:
     # -- in front of the SDK ---------------------------------------------------------------------------------------
 
     def client(
-        self, *, latency: LatencyTag | None = None, job: str | None = None, tool_use: ToolUse | None = None
+        self, *, latency: LatencyLike | None = None, job: str | None = None, tool_use: ToolUseLike | None = None
     ) -> anthropic.Anthropic:
         """The dispatcher's client, each Messages call of which is dispatched: for code that talks to the SDK.
 

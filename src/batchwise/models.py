@@ -22,6 +22,7 @@ __all__ = [
     "Decision",
     "Lane",
     "Latency",
+    "LatencyLike",
     "LatencyTag",
     "Limits",
     "Outcome",
@@ -33,6 +34,7 @@ __all__ = [
     "RunningBatch",
     "Status",
     "ToolUse",
+    "ToolUseLike",
 ]
 
 
@@ -57,6 +59,9 @@ class Latency(str, Enum):
 LatencyTag = Union[Latency, timedelta, datetime]
 """`Latency`, a `timedelta` counted from the dispatch, or an aware `datetime` to be done by."""
 
+LatencyLike = Union[LatencyTag, Literal["blocking", "flexible"]]
+"""What callers may say for one: a `Latency` by its value, too."""
+
 
 class ToolUse(str, Enum):
     """What a request does with tools."""
@@ -70,6 +75,10 @@ class ToolUse(str, Enum):
     """The caller runs tools and goes on, and each turn is wanted now; a batch cannot carry that."""
     PATIENT = "patient"
     """The caller runs tools and goes on, but each turn may wait for a batch. Never inferred."""
+
+
+ToolUseLike = Union[ToolUse, Literal["none", "single", "server", "iterative", "patient"]]
+"""What callers may say for one: the member, or its value."""
 
 
 class Status(str, Enum):

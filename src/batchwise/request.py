@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
 from .encoding import bare, canonical, encode, is_omitted
 from .errors import InvalidRequestError, InvalidValueError, shown
 from .jsontext import decode
-from .models import Latency, LatencyTag, ToolUse, to_enum, to_latency
+from .models import Latency, LatencyLike, LatencyTag, ToolUse, ToolUseLike, to_enum, to_latency
 from .output_format import asking_for, is_structured
 
-__all__ = ["BILLED_TO_A_PROFILE", "MAX_KEY_LENGTH", "Request", "Traits", "check_key"]
+if TYPE_CHECKING:
+    from typing_extensions import Never
+
+    from .params import Params
+
+__all__ = ["BILLED_TO_A_PROFILE", "MAX_KEY_LENGTH", "Request", "Traits", "check_key", "check_one_dict"]
 
 MAX_KEY_LENGTH = 1_024
 BILLED_TO_A_PROFILE = "billing_policy.bill_to"
@@ -23,6 +28,7 @@ BILLED_TO_A_PROFILE = "billing_policy.bill_to"
 _MOST_TOKENS = 1_000_000_000
 """Far more than any model puts out for one request (300,000, API documentation, 2026)."""
 
+_NO_PARAMS: Any = object()
 _EXAMPLE = "{'model': 'claude-...', 'max_tokens': 1024, 'messages': [{'role': 'user', 'content': '...'}]}"
 
 _CALL_OPTIONS: Mapping[str, str] = {
@@ -49,6 +55,20 @@ class Traits(NamedTuple):
     speed: str
     structured: bool = False
     """The answer has to keep to a JSON schema."""
+
+
+def check_one_dict(call: str, given: Iterable[str]) -> None:
+    """Refuse a call that has the parameters one by one, as the SDK's `messages.create` takes them.
+
+    Raises:
+        InvalidRequestError: One of `given` is such a parameter.
+    """
+    for name in ("model", "max_tokens", "messages"):
+        if name in given:
+            raise InvalidRequestError(
+                f"{call} was given {name}= by itself; give the call's parameters as one dict: "
+                f"{call}({{'model': ..., 'max_tokens': ..., 'messages': [...]}}, key=..., latency=...)"
+            )
 
 
 def check_key(key: object) -> str:
@@ -183,16 +203,21 @@ class Request:
 
     def __init__(
         self,
-        params: Mapping[str, Any],
+        params: Params = _NO_PARAMS,
         *,
         key: str | None = None,
-        latency: LatencyTag | None = None,
-        tool_use: ToolUse | None = None,
+        latency: LatencyLike | None = None,
+        tool_use: ToolUseLike | None = None,
         betas: Iterable[str] = (),
         stream: bool = False,
         expected_output_tokens: int | None = None,
         output_format: object = None,
+        **others: Never,
     ) -> None:
+        if others or params is _NO_PARAMS:
+            check_one_dict("Request", others)
+            wrong = f"got an unexpected keyword argument {min(others)!r}" if others else "lacks its params"
+            raise TypeError(f"Request() {wrong}")
         if key is not None:
             check_key(key)
         try:

@@ -201,8 +201,10 @@ class Result:
         return tuple(ToolCall(*call) for call in calls)  # type: ignore[arg-type]  # looked at just now
 
     @property
-    def message(self) -> Message | BetaMessage:
-        """The answer as the SDK's type; the beta one where betas were asked for. Built on first access.
+    def message(self) -> Message:
+        """The answer as the SDK's type. Built on first access.
+
+        Where betas were asked for it is a `BetaMessage`, which has all that a `Message` has and more.
 
         As the SDK does, it takes an answer that is not of this shape as it is, unchecked.
 
@@ -216,7 +218,7 @@ class Result:
             else:
                 from anthropic.types import Message as Type  # type: ignore[assignment]
             self._memo = self._decoded, self._made(Type, answer)
-        made: Message | BetaMessage = self._memo[1]  # type: ignore[assignment]  # made just now
+        made: Message = self._memo[1]  # type: ignore[assignment]  # made just now
         return made
 
     @property
@@ -271,7 +273,7 @@ class Result:
                 break
         return "".join(reversed(texts))
 
-    def unwrap(self) -> Message | BetaMessage:
+    def unwrap(self) -> Message:
         """The message, or the failure raised.
 
         Raises:

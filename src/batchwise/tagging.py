@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import attrs
 
-from .models import LatencyTag, ToolUse, to_enum, to_latency
+from .models import LatencyLike, LatencyTag, ToolUse, ToolUseLike, to_enum, to_latency
 from .request import check_key
 
 __all__ = ["Tags", "current_tags", "tags"]
@@ -45,10 +45,10 @@ def current_tags() -> Tags:
 @contextmanager
 def tags(
     *,
-    latency: LatencyTag | None = None,
+    latency: LatencyLike | None = None,
     key: str | None = None,
     job: str | None = None,
-    tool_use: ToolUse | None = None,
+    tool_use: ToolUseLike | None = None,
 ) -> Iterator[None]:
     """Give the calls made inside the block through a dispatcher's client these tags.
 

@@ -11,7 +11,6 @@ from typing import Any, Union
 
 import anthropic
 from anthropic.types import Message, Usage
-from anthropic.types.beta import BetaMessage
 from typing_extensions import assert_type
 
 import batchwise as bw
@@ -125,8 +124,8 @@ def look_at(result: bw.Result) -> None:
     assert_type(result.lane, bw.Lane)
     assert_type(result.ok, bool)
     assert_type(result.text, str)
-    assert_type(result.message, Union[Message, BetaMessage])
-    assert_type(result.unwrap(), Union[Message, BetaMessage])
+    assert_type(result.message, Message)
+    assert_type(result.unwrap(), Message)
     assert_type(result.parse(Point), Point)
     assert_type(result.parse(list[int]), list[int])
     assert_type(result.tool_calls, tuple[bw.ToolCall, ...])

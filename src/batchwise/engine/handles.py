@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import attrs
 
@@ -22,13 +22,16 @@ from batchwise.errors import (
 from batchwise.ledger.values import RequestRow, ResultRow
 from batchwise.models import Decision, Lane, LatencyTag, Outcome, Progress, Status, ToolUse, to_enum, to_latency
 from batchwise.planning.custom_ids import UNSEALED, custom_id
-from batchwise.request import Request
+from batchwise.request import Request, check_one_dict
 from batchwise.results import Result
 from batchwise.times import LONGEST, check_duration
 
 from .core import Engine
 from .progress import progress, tallies
 from .routes import decision_of
+
+if TYPE_CHECKING:
+    from batchwise.params import Params
 
 __all__ = ["JobView", "TicketView", "formatted", "seconds", "suspended", "takes_one_dict", "to_request", "to_tags"]
 
@@ -53,7 +56,7 @@ def seconds(timeout: float | timedelta | None) -> float | None:
     return None if value > LONGEST.total_seconds() else float(value)
 
 
-def to_request(request: Request | Mapping[str, Any], tags: Mapping[str, Any]) -> Request:
+def to_request(request: Request | Params, tags: Mapping[str, Any]) -> Request:
     """A request from what `dispatch` is given.
 
     Raises:
@@ -80,12 +83,7 @@ def takes_one_dict(method: Callable[_Given, _Returned]) -> Callable[_Given, _Ret
 
     @wraps(method)
     def called(*args: _Given.args, **kwargs: _Given.kwargs) -> _Returned:
-        for name in ("model", "max_tokens", "messages"):
-            if name in kwargs:
-                raise InvalidRequestError(
-                    f"dispatch was given {name}= by itself; give the call's parameters as one dict: "
-                    "dispatch({'model': ..., 'max_tokens': ..., 'messages': [...]}, key=..., latency=...)"
-                )
+        check_one_dict("dispatch", kwargs)
         return method(*args, **kwargs)
 
     return called

@@ -19,6 +19,14 @@ MINUTE = timedelta(minutes=1)
 DAY = timedelta(hours=24)
 END = timedelta(hours=25)
 CLOSE = 1e-9
+DURATIONS = {
+    "most within the hour": lambda draw: 12 * draw.paretovariate(0.75),
+    "a few minutes": lambda draw: draw.lognormvariate(2.3, 0.6),
+    "hours": lambda draw: draw.lognormvariate(5.5, 0.7),
+    "anything": lambda draw: draw.lognormvariate(4.0, 1.6),
+    "two kinds": lambda draw: draw.uniform(5, 15) if draw.random() < 0.7 else draw.uniform(200, 700),
+}
+"""Minutes that batches take."""
 
 
 def sample(duration: timedelta, ended: bool = True, **others) -> Sample:
@@ -153,7 +161,7 @@ class TestHistory:
     @given(samples)
     def test_one_sample_moves_little(self, one):
         learned, prior = Forecast.from_history([one], model="m", requests=500, hour=3), Forecast.prior()
-        most = 1 - (STRENGTH / (STRENGTH + 1)) ** 4 + CLOSE
+        most = 1 / (STRENGTH + 1) + CLOSE
         for minutes in (1, 10, 60, 240, 1_440):
             assert abs(learned.p_end_within(minutes * MINUTE) - prior.p_end_within(minutes * MINUTE)) <= most
 
@@ -226,6 +234,39 @@ class TestHistory:
         seen = [sample(10 * MINUTE, model="n")] * 500 + [sample(10 * HOUR, model="m")]
         assert Forecast.from_history(seen, model="m").p_end_within(HOUR) > 0.85
         assert Forecast.from_history(seen, model="m", hour=3).p_end_within(HOUR) > 0.8
+
+    @pytest.mark.parametrize("asked", [{}, {"model": "m"}, {"model": "m", "requests": 500, "hour": 3}])
+    def test_each_sample_counts_once(self, asked):
+        """So many as the prior weighs leave half of it, however much they have in common with what is asked about."""
+        learned = Forecast.from_history([sample(30 * MINUTE)] * STRENGTH, **asked)
+        prior = Forecast.prior()
+        for minutes, seen in ((25, 0), (30, 1), (600, 1)):
+            expected = (prior.p_end_within(minutes * MINUTE) + seen) / 2
+            assert learned.p_end_within(minutes * MINUTE) == pytest.approx(expected)
+
+    @pytest.mark.parametrize(
+        "others", [{}, {"hour": 12}, {"requests": 5}, {"model": "n"}, {"model": "n", "requests": 5, "hour": 12}]
+    )
+    def test_samples_that_have_less_in_common_move_it_first(self, others):
+        far, near = [sample(10 * HOUR, **others)] * STRENGTH, [sample(30 * MINUTE)] * STRENGTH
+        learned = Forecast.from_history([*near, *far], model="m", requests=500, hour=3).p_end_within(30 * MINUTE)
+        prior = Forecast.prior().p_end_within(30 * MINUTE)
+        assert learned == pytest.approx((prior / 2 + 1) / 2 if others else (prior + 1) / 3)
+
+    @pytest.mark.parametrize("seen", [20, 60, 200])
+    @pytest.mark.parametrize("truth", DURATIONS)
+    def test_it_is_calibrated(self, truth, seen):
+        draw = random.Random(1)
+
+        def minutes():
+            return min(1_500.0, DURATIONS[truth](draw))
+
+        held = []
+        for _ in range(100):
+            history = [sample(minutes() * MINUTE) for _ in range(seen)]
+            low, high = Forecast.from_history(history, model="m", requests=500, hour=3).expected_range(NOW)
+            held += [low <= NOW + minutes() * MINUTE <= high for _ in range(20)]
+        assert 0.77 <= sum(held) / len(held) <= 0.93
 
     def test_history_scales_with_the_window(self):
         window = timedelta(seconds=24)

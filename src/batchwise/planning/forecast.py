@@ -8,7 +8,7 @@ Dirichlet smoothing; one that was cut off (still running, or cancelled) counts f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -91,14 +91,17 @@ def _near(one: int, other: int) -> bool:
 
 
 def _learned(curve: Curve, pool: list[Sample], model: str | None, requests: int | None, hour: int | None) -> Curve:
-    """From all samples to the narrowest pool, each moving the curve of the wider one."""
-    pools = [pool]
+    """From the samples that have least in common with what is asked about to those that have most."""
+    alike: list[Callable[[Sample], bool]] = []
     if model is not None:
-        pools.append([sample for sample in pools[-1] if sample.model == model])
+        alike.append(lambda sample: sample.model == model)
     if requests is not None:
-        pools.append([sample for sample in pools[-1] if _digits(sample.requests) == _digits(requests)])
+        alike.append(lambda sample: _digits(sample.requests) == _digits(requests))
     if hour is not None:
-        pools.append([sample for sample in pools[-1] if _near(sample.hour, hour)])
+        alike.append(lambda sample: _near(sample.hour, hour))
+    pools: list[list[Sample]] = [[] for _ in range(len(alike) + 1)]
+    for sample in pool:  # each in one pool only: counted twice it would drown the prior
+        pools[next((level for level, same in enumerate(alike) if not same(sample)), len(alike))].append(sample)
     for samples in pools:
         curve = curve.learn(((sample.duration, sample.ended) for sample in samples), STRENGTH)
     return curve
@@ -148,8 +151,9 @@ class Forecast:
     ) -> Forecast:
         """What the ledger's own record says about one kind of batch; thin history stays near the prior.
 
-        The prior is moved by all samples, the outcome by those of the model, then by those of its size too, then by
-        those of its hour; each pool starts from the curve of the wider one, which weighs `STRENGTH` samples.
+        The prior is moved by the samples of other models, the outcome by those of the model but of other sizes, then
+        by those of its size too but of other hours, then by those of its hour. Each sample counts once. Each step
+        starts from the curve before it, which weighs `STRENGTH` samples.
 
         Args:
             samples: Batches and cancels, ended or cut off; any order.

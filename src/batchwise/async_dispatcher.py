@@ -133,6 +133,7 @@ class AsyncDispatcher:
             owns_ledger=self._own_ledger,
             release=self._client.close if self._own_client else None,
         )
+        self._entered.serve(self)
         await self._entered.start()
         return self
 

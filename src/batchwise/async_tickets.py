@@ -20,7 +20,7 @@ class AsyncTicket(TicketView):
 
     def __init__(self, driver: TaskDriver, row: RequestRow, job: str | None, decision: Decision | None = None) -> None:
         super().__init__(driver.engine, row, job, decision)
-        self._driver = driver
+        self._driver, self._owner = driver, driver.owner
 
     async def result(self, timeout: float | timedelta | None = None) -> Result:
         """Wait for its outcome. See `Ticket.result`."""
@@ -57,7 +57,7 @@ class AsyncJob(JobView):
         marks: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__(driver.engine, name, number, requests, marks)
-        self._driver = driver
+        self._driver, self._owner = driver, driver.owner
 
     async def results(self, timeout: float | timedelta | None = None) -> AsyncIterator[Result]:
         """Its results as they settle, each once. See `Job.results`."""

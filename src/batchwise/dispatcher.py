@@ -87,6 +87,7 @@ class Dispatcher:
             owns_ledger=self._own_ledger,
             release=client.close if self._own_client else None,
         )
+        self._driver.serve(self)
 
     # -- accepting --------------------------------------------------------------------------------------------------
 

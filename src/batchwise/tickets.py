@@ -22,7 +22,7 @@ class Ticket(TicketView):
         self, driver: ThreadDriver, row: RequestRow, job: str | None, decision: Decision | None = None
     ) -> None:
         super().__init__(driver.engine, row, job, decision)
-        self._driver = driver
+        self._driver, self._owner = driver, driver.owner
 
     def result(self, timeout: float | timedelta | None = None) -> Result:
         """Wait for its outcome; what it waits for is submitted.
@@ -72,7 +72,7 @@ class Job(JobView):
         marks: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__(driver.engine, name, number, requests, marks)
-        self._driver = driver
+        self._driver, self._owner = driver, driver.owner
 
     def results(self, timeout: float | timedelta | None = None) -> Iterator[Result]:
         """Its results as they settle, each once, in bounded memory; ends when all are settled.

@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
@@ -86,6 +89,8 @@ class Driver(ABC):
         self._ending = bell()
         """Rings when the end begins: what waits to be tried again is tried at once."""
         self._fatal: Exception | None = None
+        self._owner: weakref.ref[object] | None = None
+        self._dropped: weakref.finalize[..., object] | None = None
         self._next: datetime | None = None
         """When it looks again; None while it does."""
         self._asked = NEVER
@@ -112,6 +117,35 @@ class Driver(ABC):
     def _acting(self) -> int:
         with self._lock:
             return sum(self._under_way.values())
+
+    @abstractmethod
+    def _abandon(self) -> None:
+        """Have it end, calls that run first. Takes no lock: the collector of garbage may be what calls it."""
+
+    # -- for whom ---------------------------------------------------------------------------------------------------
+
+    def serve(self, owner: object) -> None:
+        """Work as long as somebody holds the owner, or until it is closed. Call it once."""
+        self._owner = weakref.ref(owner)
+        self._dropped = weakref.finalize(owner, self._forsaken, type(owner).__name__)
+        self._dropped.atexit = False
+
+    @property
+    def owner(self) -> object:
+        """Whom it works for: hold him, and it goes on."""
+        return None if self._owner is None else self._owner()
+
+    def _forsaken(self, name: str) -> None:
+        if self.forked:
+            return
+        if not self._closing:
+            self._abandon()
+        warnings.warn(
+            f"nobody holds {name} on the ledger {self.engine.ledger.name} any more, and it was never closed: it ends, "
+            "and queued work stays queued; use it under `with` or `async with`, or close it",
+            ResourceWarning,
+            stacklevel=2,
+        )
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
@@ -201,7 +235,8 @@ class Driver(ABC):
     def raise_fatal(self) -> None:
         """Raise what ended this dispatcher, if something did."""
         if self._fatal is not None:
-            raise self._fatal
+            # To each a copy: a traceback holds everybody whom the error passed, and with him the dispatcher.
+            raise copy(self._fatal) from self._fatal.__cause__
 
     def check_working(self) -> None:
         """Raise what a user has to know who hands in work: nothing is taken in silence that nobody will do."""
@@ -462,7 +497,7 @@ class Driver(ABC):
             if self.engine.queue.busy:
                 yield from pause(partial(self._work_bell.wait, heard, 0.05))
 
-    def _ended(self, procedure: Procedure[None]) -> Procedure[None]:
+    def _patiently(self, procedure: Procedure[None]) -> Procedure[None]:
         """Carry out what belongs to the end; ledger calls that fail for a while are repeated for so long."""
         end: float | None = None
 
@@ -507,6 +542,12 @@ class Driver(ABC):
         while self.engine.queue.busy and monotonic() < end:
             yield from pause(partial(self._work_bell.wait, self._work_bell.heard(), 0.05))
             yield from store(self.engine.put_back)
+
+    def _begin_end(self) -> None:
+        """Nothing more is taken, and nobody need be told that it was never closed."""
+        self._closing = True
+        if self._dropped is not None:
+            self._dropped.detach()
 
     def _shut(self) -> None:
         """Let go of the ledger: the last step of every end."""

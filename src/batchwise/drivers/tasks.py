@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from time import monotonic
 from typing import Any, TypeVar
@@ -28,19 +29,31 @@ from batchwise.engine.queue import Ticked
 from batchwise.errors import ClosedDispatcherError, WrongLoopError
 
 from .pump import Driver
+from .reentry import in_background
 
 __all__ = ["TaskDriver", "on_asyncio"]
 
 T = TypeVar("T")
 _log = logging.getLogger("batchwise")
-_hosts: set[asyncio.Task[None]] = set()
+_spawned: set[asyncio.Task[None]] = set()
 """An event loop holds its tasks weakly."""
 
 
 def on_asyncio() -> bool:
     """Whether the event loop is asyncio's, where a task needs no parent."""
+    return isinstance(_loop(), asyncio.AbstractEventLoop)
+
+
+def _loop() -> Any:
+    """The event loop, or its token on trio."""
     token = anyio.lowlevel.current_token()
-    return isinstance(getattr(token, "native_token", token), asyncio.AbstractEventLoop)  # the loop itself before 4.11
+    return getattr(token, "native_token", token)  # anyio before 4.11 gives it as it is
+
+
+def _spawn(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.get_running_loop().create_task(work, name="batchwise")
+    _spawned.add(task)
+    task.add_done_callback(_spawned.discard)
 
 
 class _Bell:
@@ -87,7 +100,7 @@ class TaskDriver(Driver):
         super().__init__(engine, _Bell, owns_ledger=owns_ledger)
         self._ports, self._release = ports, release
         self.in_thread = threads.run
-        self._thread, self._loop = threading.get_ident(), anyio.lowlevel.current_token()
+        self._thread, self._loop = threading.get_ident(), _loop()
         self._tasks = anyio.create_task_group()
         self._leaving, self._gone = anyio.Event(), anyio.Event()
         self._end_error: Exception | None = None
@@ -99,9 +112,7 @@ class TaskDriver(Driver):
         """Start the host, and in it the pump."""
         begun = anyio.Event()
         if on_asyncio():
-            host = asyncio.get_running_loop().create_task(self._host(begun), name="batchwise")
-            _hosts.add(host)
-            host.add_done_callback(_hosts.discard)
+            _spawn(self._host(begun))
         else:
             self._parent, self._entered_by = anyio.create_task_group(), anyio.get_current_task().id
             await self._parent.__aenter__()
@@ -178,7 +189,7 @@ class TaskDriver(Driver):
         self._check_loop()
 
     def _check_loop(self) -> None:
-        if anyio.lowlevel.current_token() != self._loop:
+        if _loop() is not self._loop:
             raise WrongLoopError("this dispatcher belongs to the event loop that entered it; make one for this loop")
 
     def call(self) -> bool:
@@ -219,21 +230,32 @@ class TaskDriver(Driver):
         Raises:
             WrongLoopError: It lives on another event loop.
         """
-        if self.forked or self._gone.is_set():
+        if self.forked:
             return
-        self._check_loop()
-        first, self._closing = not self._closing, True
+        if not self._gone.is_set():
+            self._check_loop()
+        first = not self._closing
+        self._begin_end()
         try:
             if not first:
                 await self._gone.wait()
             elif finish and self._fatal is None:
-                await drive_async(self._ended(self._drain()), self._ports)
+                await drive_async(self._patiently(self._drain()), self._ports)
             elif spare_calls:
                 with anyio.CancelScope(shield=True):
-                    await drive_async(self._ended(self._let_calls_end()), self._ports)
+                    await drive_async(self._patiently(self._let_calls_end()), self._ports)
         finally:
             if first:
                 await self._stop()
+
+    def _abandon(self) -> None:
+        if self._parent is not None:
+            return  # trio's block holds its owner, and ends it
+        try:
+            self._loop.call_soon_threadsafe(lambda: _spawn(self.close(finish=False, spare_calls=True)))
+        except RuntimeError:  # the loop is closed, and its tasks are gone
+            with suppress(RuntimeError):
+                in_background(self._shut)
 
     async def _stop(self) -> None:
         self._closed = True

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from time import monotonic
 from typing import TypeVar
 
@@ -18,10 +21,12 @@ from batchwise.errors import BatchwiseError
 from batchwise.ledger.values import Claim
 
 from .pump import Driver
+from .reentry import in_background, interrupting, started
 
 __all__ = ["ThreadDriver"]
 
 T = TypeVar("T")
+_log = logging.getLogger("batchwise")
 
 
 class _Bell:
@@ -45,15 +50,6 @@ class _Bell:
     def wait(self, heard: int, timeout: float | None) -> None:
         with self._condition:
             self._condition.wait_for(lambda: self._rings != heard, timeout)
-
-
-def _started(thread: threading.Thread) -> bool:
-    """Start a thread; False if none can be had: the system's limit, or an interpreter that ends."""
-    try:
-        thread.start()
-    except RuntimeError:
-        return False
-    return True
 
 
 class ThreadDriver(Driver):
@@ -81,6 +77,8 @@ class ThreadDriver(Driver):
         self._pumping: threading.Thread | None = None
         self._workers: set[threading.Thread] = set()
         self._idle = 0
+        self._first, self._ended = threading.Lock(), threading.Event()
+        """Taken for good by the one who ends it; set when it has ended."""
 
     def wait_for(self, check: Callable[[], T | None], timeout: float | None, request: int | None = None) -> T | None:
         """The first value that `check` gives; None after `timeout` seconds."""
@@ -125,7 +123,7 @@ class ThreadDriver(Driver):
 
     def _thread(self, procedure: Procedure[None], name: str) -> threading.Thread | None:
         thread = threading.Thread(target=drive, args=(procedure, self._ports), name=name, daemon=True)
-        return thread if _started(thread) else None
+        return thread if started(thread) else None
 
     # -- the sync lane ----------------------------------------------------------------------------------------------
 
@@ -141,7 +139,7 @@ class ThreadDriver(Driver):
             need = min(self.engine.queue.waiting - self._idle, most - len(self._workers))
             for _ in range(max(0, need)):
                 worker = threading.Thread(target=self._work, name="batchwise-call", daemon=True)
-                if not _started(worker):
+                if not started(worker):
                     break
                 self._workers.add(worker)  # it takes nothing up before the lock is free
                 self._idle += 1
@@ -185,25 +183,61 @@ class ThreadDriver(Driver):
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def close(self, *, finish: bool, spare_calls: bool = False) -> None:
-        """End.
+        """End; whoever is not the first waits for the end.
+
+        Called in the middle of batchwise's own work (by the handler of a signal), it returns at once: that work has to
+        go on before this can end. Another thread ends it.
 
         Args:
             finish: Only after what is queued for a batch was sent and the sync calls have ended.
             spare_calls: Let calls that run end: they are paid for.
         """
-        if self.forked or self._closed:
+        if self.forked or self._ended.is_set():
             return
-        self._closing, wait = True, finish
+        first = self._first.acquire(blocking=False)
+        if first:
+            self._begin_end()
+        if not interrupting():
+            if first:
+                self._end(finish=finish, spare_calls=spare_calls)
+            else:
+                self._ended.wait()
+        elif first:
+            self._end_in_background(finish=finish, spare_calls=spare_calls)
+
+    def _end_in_background(self, *, finish: bool, spare_calls: bool) -> None:
+        try:
+            in_background(partial(self._end_logged, finish=finish, spare_calls=spare_calls))
+        except RuntimeError:
+            self._first.release()  # whoever closes it next does it himself
+            raise
+
+    def _end_logged(self, *, finish: bool, spare_calls: bool) -> None:
+        try:
+            self._end(finish=finish, spare_calls=spare_calls)
+        except Exception:  # noqa: BLE001  # nobody is there to be told
+            _log.exception("batchwise: a dispatcher could not be closed in order; a later process clears up")
+
+    def _abandon(self) -> None:
+        if self._first.acquire(blocking=False):
+            with suppress(RuntimeError):  # no thread can be had: it works on
+                self._end_in_background(finish=False, spare_calls=True)
+
+    def _end(self, *, finish: bool, spare_calls: bool) -> None:
+        wait = finish
         try:
             if finish and self._fatal is None:
-                drive(self._ended(self._drain()), self._ports)
+                drive(self._patiently(self._drain()), self._ports)
             elif spare_calls:
-                drive(self._ended(self._let_calls_end()), self._ports)
+                drive(self._patiently(self._let_calls_end()), self._ports)
         except BatchwiseError:
             wait = False  # for what could not be ended there is no use in waiting
             raise
         finally:
-            self._stop(wait=wait)
+            try:
+                self._stop(wait=wait)
+            finally:
+                self._ended.set()
 
     def _stop(self, *, wait: bool) -> None:
         self._closed = self._over = True

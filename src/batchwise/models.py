@@ -255,8 +255,19 @@ _TIERS: Mapping[str, tuple[int, int, int, int]] = {
 }
 
 
-def _start_tier() -> Limits:
-    return Limits.for_tier("start")
+def _to_limits(value: object) -> Limits | Mapping[str, Limits] | None:
+    if value is None or isinstance(value, Limits):
+        return value
+    if (
+        isinstance(value, Mapping)
+        and value
+        and all(isinstance(prefix, str) and isinstance(limits, Limits) for prefix, limits in value.items())
+    ):
+        return dict(value)
+    raise InvalidValueError(
+        f"limits={value!r} is neither a Limits, nor a mapping from a model's prefix to Limits "
+        "(such as {'claude-haiku': Limits(...)}), nor None (follow the API's headers)"
+    )
 
 
 def _to_poll_every(value: object) -> tuple[timedelta, timedelta]:
@@ -293,7 +304,9 @@ class Policy:
         max_spend_period: The cap counts what settled within this time, and all that is unsettled; None: the
             ledger's life.
         late: "run": overdue work still runs, on the cheapest lane; "fail": it settles unsent.
-        limits: The account's limits.
+        limits: The account's limits, for each class of models. One `Limits` holds for each class, a mapping gives
+            the limits by the models' prefix (the longest one counts). Given limits are kept to; the API's headers may
+            lower them. None: the Start tier's, and then what the API's headers say, upwards and downwards.
         poll_every: Shortest and longest time between two polls of one batch; in between a tenth of its age.
         create_grace: How long a create of unknown outcome is looked for before it is sent again.
         cancel_settle: How long a cancel may take to end.
@@ -316,7 +329,7 @@ class Policy:
     max_spend: Decimal | None = attrs.field(default=None, converter=attrs.converters.optional(_to_usd))
     max_spend_period: timedelta | None = attrs.field(default=None, validator=attrs.validators.optional(_positive))
     late: Literal["run", "fail"] = attrs.field(default="run")
-    limits: Limits = attrs.field(factory=_start_tier)
+    limits: Limits | Mapping[str, Limits] | None = attrs.field(default=None, converter=_to_limits, hash=False)
     poll_every: tuple[timedelta, timedelta] = attrs.field(
         default=(timedelta(seconds=1), timedelta(minutes=2)), converter=_to_poll_every
     )

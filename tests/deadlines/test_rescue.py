@@ -28,12 +28,18 @@ def policy(**others: object) -> bw.Policy:
     return bw.Policy(**settings)  # type: ignore[arg-type]
 
 
+def sandbox_of(**settings: Any) -> Sandbox:
+    """An account whose limits are out of the way; else they, too, are planned with, and rescues begin earlier."""
+    ample = {f"{kind}_per_minute": 10**9 for kind in ("requests", "input_tokens", "output_tokens")}
+    return Sandbox(rate_limits=ample, **settings)
+
+
 def requests(count: int) -> list[bw.Request]:
     return [bw.Request(params(f"prompt {number}"), key=f"key {number}") for number in range(count)]
 
 
 def test_a_late_batch_is_cancelled_at_its_last_safe_moment_and_only_the_rest_is_bought_again(tmp_path: Path) -> None:
-    with Sandbox(batch_latency=30, sync_latency=0.05, window=60) as sandbox:
+    with sandbox_of(batch_latency=30, sync_latency=0.05, window=60) as sandbox:
         with bw.Dispatcher(sandbox.client(), ledger=tmp_path / "ledger.db", policy=policy()) as dispatcher:
             assert dispatcher.dispatch(params("the sync lane works, so no row has to try it")).result().ok
             job = dispatcher.dispatch_all(requests(60), job="late", latency=8 * SECOND)
@@ -60,7 +66,7 @@ def test_one_row_goes_ahead_to_a_sync_lane_that_was_silent_and_the_cancel_follow
         canceled.append(any(batch.cancel is not None for batch in sandbox.books.batches))
         return "fine"
 
-    with Sandbox(batch_latency=30, sync_latency=0.05, window=60, reply=reply) as sandbox:
+    with sandbox_of(batch_latency=30, sync_latency=0.05, window=60, reply=reply) as sandbox:
         with bw.Dispatcher(sandbox.client(), ledger=tmp_path / "ledger.db", policy=policy()) as dispatcher:
             job = dispatcher.dispatch_all(requests(20), job="late", latency=8 * SECOND)
             assert {(result.ok, result.met_deadline) for result in job.results(timeout=20)} == {(True, True)}
@@ -75,7 +81,7 @@ def test_one_row_goes_ahead_to_a_sync_lane_that_was_silent_and_the_cancel_follow
 def test_a_batch_is_not_cancelled_into_a_sync_lane_that_does_not_work(tmp_path: Path, fault: str) -> None:
     # The moment to cancel comes some two seconds before the last one, at 7.65 s, and the batch ends in between.
     early = policy(cancel_settle=2 * SECOND)
-    with Sandbox(batch_latency=6.0, window=60) as sandbox:
+    with sandbox_of(batch_latency=6.0, window=60) as sandbox:
         sandbox.fault(f"messages.{fault}", times=None)
         with bw.Dispatcher(sandbox.client(), ledger=tmp_path / "ledger.db", policy=early) as dispatcher:
             job = dispatcher.dispatch_all(requests(20), job="late", latency=8 * SECOND)
@@ -95,7 +101,7 @@ def test_a_batch_is_not_cancelled_into_a_sync_lane_that_does_not_work(tmp_path: 
 
 def test_sixty_calls_left_two_seconds_before_the_deadline_are_all_in_time(tmp_path: Path) -> None:
     with (
-        Sandbox(batch_latency=600, sync_latency=0.05, window=2) as sandbox,
+        sandbox_of(batch_latency=600, sync_latency=0.05, window=2) as sandbox,
         bw.Dispatcher(sandbox.client(), ledger=tmp_path / "ledger.db", policy=policy(window=2 * SECOND)) as dispatcher,
     ):
         job = dispatcher.dispatch_all(requests(60), job="expired", latency=4 * SECOND)
@@ -109,7 +115,7 @@ def test_sixty_calls_left_two_seconds_before_the_deadline_are_all_in_time(tmp_pa
 def test_a_cancel_that_hangs_does_not_cost_the_deadline_and_the_books_say_what_it_may_have_cost(
     tmp_path: Path,
 ) -> None:
-    with Sandbox(batch_latency=30, sync_latency=0.05, window=60) as sandbox:
+    with sandbox_of(batch_latency=30, sync_latency=0.05, window=60) as sandbox:
         sandbox.fault("cancel.hang", times=None, delay=6)
         # Calls said to be slower than they are: what is kept for the slowest is all the room that a busy machine has.
         slow = policy(limits=bw.Limits(concurrency=10, latency=SECOND / 5))
@@ -124,7 +130,7 @@ def test_a_cancel_that_hangs_does_not_cost_the_deadline_and_the_books_say_what_i
 
 def test_a_hedge_uses_the_batch_that_ends_early_and_breaks_off_the_one_that_does_not(tmp_path: Path) -> None:
     hedging = policy(hedge=True, window=3600 * SECOND, min_reserve=SECOND)
-    with Sandbox(batch_latency=0.3, sync_latency=0.05) as sandbox:
+    with sandbox_of(batch_latency=0.3, sync_latency=0.05) as sandbox:
         with bw.Dispatcher(sandbox.client(), ledger=tmp_path / "early.db", policy=hedging) as dispatcher:
             job = dispatcher.dispatch_all(requests(10), job="early", latency=600 * SECOND)
             assert {result.lane for result in job.results(timeout=20)} == {bw.Lane.BATCH}

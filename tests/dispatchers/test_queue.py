@@ -26,7 +26,7 @@ class Calls(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue = CallQueue(Limits(concurrency=CONCURRENCY), now=0.0)
+        self.queue = CallQueue(Limits(concurrency=CONCURRENCY))
         self.now = 0.0
         self.waiting: list[int] = []
         self.run: list[Ticked] = []
@@ -36,7 +36,7 @@ class Calls(RuleBasedStateMachine):
     @rule(request=st.integers(1, 3), priority=st.integers(0, 2), wait=st.sampled_from([0.0, 5.0]))
     def push(self, request: int, priority: int, wait: float) -> None:
         claim = Claim(request, f"k{next(self.numbers)}", FLEXIBLE, b"{}", 0, ())
-        self.queue.push(claim, priority=priority, due=1.0, not_before=self.now + wait if wait else 0.0)
+        self.queue.push(claim, priority=priority, due=1.0, now=self.now, wait=wait)
         self.waiting.append(request)
 
     @rule(target=running)
@@ -55,7 +55,7 @@ class Calls(RuleBasedStateMachine):
         if well:
             self.queue.done(ticked, self.now, headers={}, used_in=1, used_out=1, took=SECOND)
         else:
-            self.queue.failed(ticked, self.now, throttled=False, retry_after=None)
+            self.queue.failed(ticked, self.now, refusal=None, retry_after=None, headers={})
         self.run.remove(ticked)
         self.storing.append(ticked)
         return ticked

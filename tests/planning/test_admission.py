@@ -15,7 +15,7 @@ from tests.strategies import HOUR, NOW
 from batchwise.errors import AdmissionError
 from batchwise.models import Lane, Limits, Policy, Reason
 from batchwise.planning.admission import Admission, Promises, admit, promises_of
-from batchwise.planning.rescue import usable
+from batchwise.planning.capacity import Capacity
 from batchwise.planning.reserve import margin_of
 from batchwise.planning.schedule import Cohort, fits
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
@@ -25,7 +25,7 @@ POLICY = Policy(limits=Limits(requests_per_minute=100))
 HEDGE = attrs.evolve(POLICY, hedge=True)
 RATE = 95 * 60
 """Calls an hour that rescues count on."""
-NOTHING = Promises(())
+NOTHING = promises_of(Snapshot(), NOW, POLICY)
 OVERHEAD = 2 * POLICY.poll_every[0] + POLICY.cancel_settle / 10
 """Between a batch's expiry and its rows on the sync lane."""
 
@@ -43,8 +43,8 @@ def batch(state: BatchState, *groups: Group) -> BatchView:
 
 
 def promised(admission: Admission, now: datetime = NOW, policy: Policy = POLICY) -> bool:
-    found = fits(admission.promises.cohorts, usable(policy.limits), now=now, tail=margin_of(policy))
-    return found is None
+    pace = Capacity(policy, now).pace("m")
+    return fits(admission.promises.cohorts, pace, now=now, tail=margin_of(policy)) is None
 
 
 def test_what_fits_is_promised_to_a_batch() -> None:
@@ -167,8 +167,8 @@ def test_whatever_is_accepted_fits_in_the_worst_case(work: Sequence[Group], hedg
 
 @given(st.lists(groups, max_size=6))
 def test_the_quick_test_never_says_yes_to_what_does_not_fit(work: Sequence[Group]) -> None:
-    limits, tail = usable(POLICY.limits), margin_of(POLICY)
+    capacity, tail = Capacity(POLICY, NOW), margin_of(POLICY)
     cohorts = [Cohort(deadline=each.terms.deadline or NOW, requests=each.requests, release=NOW + HOUR) for each in work]
-    promises = Promises.of(cohorts, limits, NOW, tail)
-    if promises.shortest is not None and promises.work <= promises.shortest:
-        assert fits(cohorts, limits, now=NOW, tail=tail) is None
+    promises = Promises.of(cohorts, capacity, NOW, tail)
+    if all(promised.surely_fits for promised in promises.by_class.values()):
+        assert fits(cohorts, capacity.pace(""), now=NOW, tail=tail) is None

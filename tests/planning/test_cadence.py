@@ -19,11 +19,11 @@ from tests.strategies import HOUR, NOW, instants, limits, params, slas
 from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
 from batchwise.models import Lane, Limits, Policy, Reason
 from batchwise.planning.cadence import (
+    lane_time,
     largest_rescuable,
     latest_submission,
     rescue_duration,
     sla_cadence,
-    sync_rate,
     worst_case_latency,
 )
 from batchwise.planning.reserve import overhead_of, reserve_for
@@ -472,15 +472,10 @@ def test_largest_rescuable_is_the_exact_inverse(duration, limits, input_tokens, 
     most = largest_rescuable(duration, limits, **tokens)
     if most is None:
         assert rescue_duration(10**6, limits, **tokens) == ZERO
-        assert sync_rate(limits, **tokens) is None
+        assert lane_time(limits, input_tokens, output_tokens) == 0
     else:
         assert rescue_duration(most, limits, **tokens) <= duration < rescue_duration(most + 1, limits, **tokens)
-        assert most <= Fraction(duration // TICK, HOUR // TICK) * sync_rate(limits, **tokens) < most + 1
-
-
-def test_sync_rate_is_an_hour():
-    assert sync_rate(Limits(requests_per_minute=400)) == 24_000
-    assert sync_rate(Limits(requests_per_minute=400, concurrency=10)) == 3_600
+        assert most <= (duration // TICK) / lane_time(limits, input_tokens, output_tokens) < most + 1
 
 
 # Refusals

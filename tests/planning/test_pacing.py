@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tests.planning.pacing_simulation import Books, Server, simulate
 
 from batchwise.models import Limits
-from batchwise.planning.pacing import BURST, OutputForecast, Pacer
+from batchwise.planning.outcomes import Refusal
+from batchwise.planning.outputs import OutputForecast
+from batchwise.planning.pacing import BURST, Pacer, Reservation
 
 SMALL = (100, 20, 20)
 LIMITS = Limits(
@@ -30,7 +32,7 @@ def mixed(seed: int = 1, *, answered: float = 1.0):
 
 
 def tailed(mean: float):
-    return lambda rng: mean * (0.5 + 0.5 * rng.expovariate(1))
+    return lambda rng, _used: mean * (0.5 + 0.5 * rng.expovariate(1))
 
 
 def excess(books: Books, index: int, per_minute: float) -> float:
@@ -146,16 +148,35 @@ def test_an_outage_is_probed_by_single_calls_and_then_forgotten() -> None:
     assert pacer.share > 0.95
 
 
+OUT: dict[int, list[Reservation]] = {}
+
+
+def ask(pacer: Pacer, now: float, tokens_in: int = 10, tokens_out: int = 10) -> float:
+    """The wait; 0.0: it goes, and is out until the next `end` or `refuse`."""
+    got = pacer.ask(now, input_tokens=tokens_in, output_tokens=tokens_out)
+    if isinstance(got, Reservation):
+        OUT.setdefault(id(pacer), []).append(got)
+        return 0.0
+    return got
+
+
 def go(pacer: Pacer, now: float = 0.0) -> float:
-    return pacer.ask(now, input_tokens=10, output_tokens=10)
+    return ask(pacer, now)
 
 
-def refuse(pacer: Pacer, now: float, retry_after: float | None = None) -> None:
-    pacer.throttled(now, retry_after, input_tokens=10, output_tokens=10)
+def refuse(
+    pacer: Pacer, now: float, retry_after: float | None = None, refusal: Refusal = Refusal.TOO_FAST, which: int = 0
+) -> None:
+    pacer.refused(now, OUT[id(pacer)].pop(which), refusal, retry_after)
 
 
-def end(pacer: Pacer, now: float) -> None:
-    pacer.done(now, input_tokens=10, output_tokens=10, input_tokens_used=10, output_tokens_used=10)
+def end(pacer: Pacer, now: float, which: int = 0) -> None:
+    pacer.done(now, OUT[id(pacer)].pop(which), input_tokens_used=10, output_tokens_used=10)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_out() -> None:
+    OUT.clear()
 
 
 def test_a_refusal_pauses_the_whole_lane_once() -> None:
@@ -164,14 +185,14 @@ def test_a_refusal_pauses_the_whole_lane_once() -> None:
     assert [go(pacer) for _ in range(5)] == [0.0] * 5
     refuse(pacer, 1.0, 7.0)
     assert pacer.paused_until == 8.0
-    assert pacer.share == 0.8
     assert pacer.concurrency == 8.0
     assert pacer.running == 4
     refuse(pacer, 1.1, 3.0)  # the same event: nothing shortens the pause, nothing is cut twice
     assert pacer.paused_until == 8.0
     refuse(pacer, 1.2, 10.0)
     assert pacer.paused_until == pytest.approx(11.2)
-    assert pacer.share == 0.8
+    assert pacer.concurrency == 8.0
+    assert pacer.share == 1.0  # no rate is limited that could have been passed
     assert go(pacer, 2.0) == pytest.approx(9.2)
     end(pacer, 3.0)
     assert go(pacer, 11.2) == 0.0
@@ -186,9 +207,8 @@ def test_refusals_without_a_success_between_back_off_and_probe() -> None:
         pauses.append(pacer.paused_until - now)
         now = pacer.paused_until
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
-    assert pacer.concurrency == 1.0
     assert go(pacer, now) == 0.0
-    assert go(pacer, now) > 0.0
+    assert go(pacer, now) > 0.0  # one at a time
     end(pacer, now + 1.0)
     assert pacer.concurrency > 7.0
     assert pacer.share >= 0.8
@@ -232,15 +252,15 @@ def test_a_full_lane_says_when_to_ask_again() -> None:
     assert go(pacer) == go(pacer) == 0.0
     assert go(pacer) == 0.5
     for _ in range(100):
-        pacer.done(1.0, input_tokens=0, output_tokens=0, latency=0.1)
-        pacer.ask(1.0, input_tokens=0, output_tokens=0)
+        pacer.done(1.0, OUT[id(pacer)].pop(), latency=0.1)
+        assert go(pacer, 1.0) == 0.0
     assert go(pacer, 1.0) == pytest.approx(0.05, rel=0.2)
 
 
 def test_a_call_that_used_more_than_reserved_is_paid_for() -> None:
     pacer = Pacer(Limits(output_tokens_per_minute=6_000), now=0.0)
     assert go(pacer) == 0.0
-    pacer.done(0.0, input_tokens=10, output_tokens=10, output_tokens_used=1_120)
+    pacer.done(0.0, OUT[id(pacer)].pop(), output_tokens_used=1_010)
     assert go(pacer) == pytest.approx(10.0)
 
 
@@ -298,28 +318,71 @@ def test_nonsense_in_headers_is_ignored(value: str) -> None:
     assert steady_wait(pacer, 0.0) == pytest.approx(0.1)
 
 
+def learn(forecast: OutputForecast, max_tokens: int, used: int, now: float, took: float = 1.0) -> None:
+    forecast.end(forecast.begin("model", max_tokens, now - took), max_tokens, used, now)
+
+
 def test_the_forecast_learns_what_a_model_writes() -> None:
     forecast = OutputForecast()
-    for _ in range(4):
-        forecast.learn("model", 1_000, 100)
-        assert forecast.expect("model", 1_000) == 1_000
-    forecast.learn("model", 1_000, 100)
-    assert forecast.expect("model", 1_000) == 100
-    assert forecast.expect("model", 5_000) == 500
-    assert forecast.expect("other", 1_000) == 1_000
-    for _ in range(300):
-        forecast.learn("model", 1_000, 900)
-    assert 880 <= forecast.expect("model", 1_000) <= 901
+    for now in range(4):
+        learn(forecast, 1_000, 100, float(now))
+        assert forecast.expect("model", 1_000, float(now)) == 1_000
+    learn(forecast, 1_000, 100, 5.0)
+    assert forecast.expect("model", 1_000, 5.0) == pytest.approx(100, abs=1)
+    assert forecast.expect("model", 900, 5.0) == pytest.approx(90, abs=1)
+    assert forecast.expect("model", 5_000, 5.0) == 5_000  # another kind of work
+    assert forecast.expect("other", 1_000, 5.0) == 1_000
+    for now in range(10, 3_010):
+        learn(forecast, 1_000, 900, float(now))
+    assert forecast.expect("model", 1_000, 3_010.0) == pytest.approx(900, abs=1)
     for _ in range(10):
-        forecast.learn("none", 0, 0)
-    assert forecast.expect("none", 100) == 100
+        learn(forecast, 0, 0, 4_000.0)
+    assert forecast.expect("model", 0, 4_000.0) == 0
+
+
+def test_long_answers_count_before_they_have_ended() -> None:
+    forecast = OutputForecast()
+    writing = [forecast.begin("model", 1_000, 0.0) for _ in range(10)]
+    for each in writing[:9]:
+        forecast.end(each, 1_000, 10, 1.0)
+    assert forecast.expect("model", 1_000, 10.0) > 100  # the tenth may write all that it may
+    forecast.drop("model", 1_000, writing[9])
+    assert forecast.expect("model", 1_000, 20.0) == pytest.approx(10, abs=1)
+
+
+def two_kinds(seed: int, *, expected: bool):
+    """Of ten calls one writes 12,000 tokens, nine write 200; the caller expects that, or says `max_tokens`."""
+    rng = random.Random(seed)
+    while True:
+        used = 12_000 if rng.random() < 0.1 else 200
+        yield 100, used if expected else 16_000, used
+
+
+@pytest.mark.parametrize("per_minute", [80_000, 400_000])
+@pytest.mark.parametrize("expected", [True, False])
+def test_few_long_answers_among_short_ones_leave_the_lane_full(per_minute: int, expected: bool) -> None:
+    forecast = None if expected else OutputForecast()
+    limits = Limits(output_tokens_per_minute=per_minute)
+    calls = two_kinds(1, expected=expected)
+    books, _ = simulate(limits, calls, seconds=1_800, latency=lambda _rng, used: 1 + used / 100, forecast=forecast)
+    share = sum(used for now, used in books.used if now >= 600) / (per_minute * 20)
+    assert (0.90 if expected else 0.80) <= share <= 1.05
+
+
+@pytest.mark.parametrize(("refused", "least"), [(0.01, 0.9), (0.05, 0.8), (0.1, 0.7)])
+@pytest.mark.parametrize("latency", [1.0, 10.0])
+def test_a_busy_api_slows_the_lane_by_little(refused: float, least: float, latency: float) -> None:
+    books, pacer = simulate(LIMITS, itertools.repeat(SMALL), seconds=1_800, latency=latency, overloaded=refused)
+    assert len(books.admitted) >= least * 1_000 * 30
+    assert sum(now >= 1_200 for now in books.admitted) >= least * 1_000 * 10
+    assert pacer.share > 0.8
 
 
 def test_a_refused_call_gives_its_tokens_back() -> None:
     pacer = Pacer(Limits(output_tokens_per_minute=600), now=0.0)
-    assert pacer.ask(0.0, input_tokens=0, output_tokens=500) == 0.0
-    pacer.throttled(0.0, 1.0, input_tokens=0, output_tokens=500)
-    assert pacer.ask(1.0, input_tokens=0, output_tokens=500) == 0.0
+    assert ask(pacer, 0.0, 0, 500) == 0.0
+    refuse(pacer, 0.0, 1.0)
+    assert ask(pacer, 1.0, 0, 500) == 0.0
 
 
 def cut(pacer: Pacer, times: int) -> float:
@@ -339,9 +402,9 @@ def test_a_cut_share_returns_soon_and_then_grows_faster_and_faster() -> None:
     pacer = Pacer(LIMITS, now=0.0)
     now = cut(pacer, 5)
     assert 0.33 < pacer.share < 0.45
-    end(pacer, now + 60.0)
+    assert go(pacer, now + 60.0) == 0.0
     assert 0.42 < pacer.share < 0.55
-    end(pacer, now + 300.0)
+    assert go(pacer, now + 300.0) == 0.0
     assert pacer.share > 0.95
 
 

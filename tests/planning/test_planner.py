@@ -29,9 +29,10 @@ from batchwise.planning.agenda import (
     Seal,
     WaitUntil,
 )
+from batchwise.planning.capacity import Capacity, tail_of, usable
 from batchwise.planning.planner import plan, safe_moments
-from batchwise.planning.rescue import cohorts_of, usable
-from batchwise.planning.reserve import margin_of, tail_of
+from batchwise.planning.rescue import cohorts_of
+from batchwise.planning.reserve import margin_of
 from batchwise.planning.schedule import Cohort, latest_starts, work
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 
@@ -551,7 +552,7 @@ def test_no_seal_of_work_without_a_window_and_its_rescue(snapshot: Snapshot, pol
     for number in sealed:
         if number not in cohorts or policy.hedge or queued[number].terms.reason is Reason.HEDGED:
             continue
-        rescue = work(cohorts[number], usable(policy.limits)) + margin_of(policy)
+        rescue = work(cohorts[number], Capacity(policy, NOW).pace("m")) + margin_of(policy)
         can_be_in_time = NOW + rescue <= cohorts[number].deadline
         if can_be_in_time and Lane.SYNC not in snapshot.suspended and not overloaded(snapshot, policy):
             assert NOW + policy.window + rescue <= cohorts[number].deadline
@@ -559,7 +560,7 @@ def test_no_seal_of_work_without_a_window_and_its_rescue(snapshot: Snapshot, pol
 
 def overloaded(snapshot: Snapshot, policy: Policy) -> bool:
     cohorts = [cohort for cohort, _, _ in cohorts_of(snapshot, NOW)]
-    return any(start < NOW for start in latest_starts(cohorts, usable(policy.limits), tail=margin_of(policy)))
+    return any(start < NOW for start in latest_starts(cohorts, Capacity(policy, NOW).pace("m"), tail=margin_of(policy)))
 
 
 @given(snapshots(), policies, gaps)
@@ -575,7 +576,7 @@ def test_every_dated_group_is_acted_on_or_asked_about_by_its_latest_start(
     touched |= {act.terms for act in actions if isinstance(act, (Move, Run, FailLate))}
     batches = {getattr(act, "batch", None) for act in actions}
     found = cohorts_of(snapshot, NOW)
-    starts = latest_starts([cohort for cohort, _, _ in found], usable(policy.limits), tail=margin_of(policy))
+    starts = latest_starts([cohort for cohort, _, _ in found], Capacity(policy, NOW).pace("m"), tail=margin_of(policy))
     running = {each.terms.id for each in snapshot.sync_running}
     for (_, each, place), start in zip(found, starts, strict=True):
         if each.terms.id in touched | running or (place is not None and place.id in batches):

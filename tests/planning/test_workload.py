@@ -18,9 +18,9 @@ from tests.strategies import HOUR, NOW, params
 
 from batchwise.errors import InfeasibleSLAError, InvalidValueError
 from batchwise.models import Lane, Limits, Policy, Reason
-from batchwise.planning.cadence import rescue_duration, sla_cadence, sync_rate
+from batchwise.planning.cadence import rescue_duration, sla_cadence
+from batchwise.planning.capacity import FILLED, MOST_CALLS
 from batchwise.planning.pricing import PriceBook, estimate, to_usd
-from batchwise.planning.rescue import usable
 from batchwise.planning.reserve import overhead_of
 from batchwise.planning.routing import case_of, choose_lane
 from batchwise.planning.workload import compare_slas, plan_workload
@@ -196,9 +196,11 @@ def test_a_sample_is_counted_and_priced_request_by_request(sample, policy):
     for lane, month in ((Lane.SYNC, found.usd_per_month_sync), (Lane.BATCH, found.usd_per_month_batch)):
         costs = [estimate(*pair, PriceBook().rates(one.model, lane)) for one, pair in zip(sample, tokens, strict=True)]
         assert month == pytest.approx(720 * to_usd(sum(costs)) / len(sample), rel=Decimal("1e-20"))
-    limits = usable(Limits.for_tier("start")) if policy else Limits.for_tier("start")
+    limits, share = Limits.for_tier("start"), Fraction(1)
+    if policy:  # which follows the account's limits; of concurrency the API publishes none
+        limits, share = attrs.evolve(limits, concurrency=None), FILLED
     means = [Fraction(sum(figures), len(sample)) for figures in zip(*tokens, strict=True)]
-    assert found.sync_per_hour == float(sync_rate(limits, input_tokens=means[0], output_tokens=means[1]))
+    assert found.sync_per_hour == float(share * (HOUR // timedelta.resolution) / lane_time(limits, *means))
     alike = plan_workload(arrivals_per_hour=1, sla=30 * HOUR, sample=sample * 3, policy=Policy() if policy else None)
     assert alike == found
 
@@ -453,15 +455,15 @@ workloads = st.fixed_dictionaries(
 
 def simulated(found, asked, **others):
     """Lateness (microseconds) and the queue's peak of the plan, if everything expires as late as it can."""
-    limits, overhead = asked["limits"], asked["overhead"]
+    limits, overhead, share = asked["limits"], asked["overhead"], Fraction(1)
     if asked["policy"] is not None:
         overhead += overhead_of(attrs.evolve(asked["policy"], limits=limits))
-        limits = usable(limits)
+        share = FILLED
     return lateness(
         arrivals_per_hour=found.arrivals_per_hour if found.changed else Fraction(asked["arrivals_per_hour"]),
         sla=found.sla,
         interval=found.interval or timedelta.resolution,
-        each=lane_time(limits, asked["input_tokens"], asked["output_tokens"]),
+        each=lane_time(limits, asked["input_tokens"], asked["output_tokens"]) / share,
         rounds=asked["rounds"],
         overhead=overhead,
         **others,
@@ -605,9 +607,16 @@ def agrees(policy, sla, output_tokens):
         assert found.cadence is None
     else:
         asked = case_of(request, now=NOW, policy=policy, forecast=None, prices=PriceBook())
-        assert found.interval == asked.interval <= cadence.interval == asked.usual_interval
-        assert found.violations == ()
-        assert found.reserve >= found.reserve_needed == cadence.reserve
+        assert asked.interval <= cadence.interval == asked.usual_interval
+        one = timedelta(
+            microseconds=ceil((policy.limits or Limits()).latency // timedelta.resolution / (MOST_CALLS * FILLED))
+        )
+        more = max(ZERO, overhead_of(policy) + one - cadence.reserve)  # what one call takes of the lane is planned, too
+        assert found.reserve_needed == cadence.reserve + more
+        room = cadence.buffer - found.reserve_needed
+        assert found.interval == max(ZERO, min(asked.interval, room))
+        assert names(found) == ([] if room >= ZERO else ["reserve"])
+        assert found.reserve >= found.reserve_needed or room < ZERO
 
 
 @given(policies, st.timedeltas(MINUTE, timedelta(days=5)), st.integers(1, 5_000))
@@ -656,7 +665,8 @@ def test_a_policy_brings_its_window_limits_and_size_of_batches():
     assert found.interval == 4 * HOUR
     assert found.batches_per_submission == 4
     assert found.sync_per_hour == 60 * 380  # a rescue counts on 95 %
-    assert plan(sla=30 * HOUR, policy=policy, window=24 * HOUR, limits=Limits()).sync_per_hour is None
+    unlimited = plan(sla=30 * HOUR, policy=policy, window=24 * HOUR, limits=Limits())
+    assert unlimited.sync_per_hour == 3_600 * FILLED * MOST_CALLS / 10  # calls of 10 s, as many as a process runs
     assert plan(sla=30 * HOUR, policy=policy, window=24 * HOUR).interval == 4 * HOUR
     assert names(plan(policy=Policy(), interval=5 * HOUR)) == ["reserve"]  # 2 h are kept, 1 h is left
     assert plan(policy=Policy(), interval=5 * HOUR).nearest.changed == ("interval",)

@@ -19,6 +19,7 @@ from batchwise.engine.passes import SPARED
 from batchwise.engine.queue import Ticked
 from batchwise.errors import BatchwiseError
 from batchwise.ledger.values import Claim
+from batchwise.planning.capacity import MOST_CALLS
 
 from .pump import Driver
 from .reentry import in_background, interrupting, started
@@ -27,6 +28,8 @@ __all__ = ["ThreadDriver"]
 
 T = TypeVar("T")
 _log = logging.getLogger("batchwise")
+_SPARE = 8
+"""Workers at most that stand idle while calls wait for the pacing: each looks at the queue when it is told to."""
 
 
 class _Bell:
@@ -134,9 +137,9 @@ class ThreadDriver(Driver):
 
     def call(self) -> bool:
         """See to it that somebody takes up what the call queue holds; returns whether there is anybody."""
-        most = min(self.engine.policy.limits.concurrency or 64, 256)
         with self._lock:
-            need = min(self.engine.queue.waiting - self._idle, most - len(self._workers))
+            need = min(self.engine.queue.waiting, _SPARE) - self._idle
+            need = min(need, MOST_CALLS - len(self._workers))
             for _ in range(max(0, need)):
                 worker = threading.Thread(target=self._work, name="batchwise-call", daemon=True)
                 if not started(worker):
@@ -156,6 +159,7 @@ class ThreadDriver(Driver):
                     if isinstance(got, Ticked):
                         self._idle -= 1
                 if isinstance(got, Ticked):
+                    self._call_more()
                     try:
                         drive(self._call(got), self._ports)
                     finally:
@@ -168,6 +172,11 @@ class ThreadDriver(Driver):
                     return
         finally:
             self._leave(at_once=True)
+
+    def _call_more(self) -> None:
+        """One who takes up a call sees to it that the next one finds somebody, too."""
+        if self.engine.queue.waiting and not self._idle and not self._over:
+            self.call()
 
     def _leave(self, *, at_once: bool = False) -> bool:
         """Whether this worker may end. Decided under the lock: `call` counts on whoever is idle."""

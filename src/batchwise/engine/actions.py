@@ -9,6 +9,7 @@ import attrs
 
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning import agenda
+from batchwise.planning.capacity import calls_at_once, limits_of
 from batchwise.planning.state import BatchState, BatchView
 
 from .collection import cancel, collect, poll, probe, release
@@ -20,7 +21,7 @@ from .submission import greet, reseal, submit
 __all__ = ["carry_out", "withdraw"]
 
 _BACKLOG = 256
-"""Claims that one process holds at once beyond what runs: few enough that urgent work need not wait behind them."""
+"""Claims of a class that one process holds at once beyond what runs: few enough that urgent work need not wait."""
 
 
 def carry_out(engine: Engine, action: agenda.Action) -> Procedure[None]:
@@ -81,8 +82,8 @@ def _unreachable(action: NoReturn) -> NoReturn:
 
 def _run_claims(engine: Engine, action: agenda.Run) -> Procedure[None]:
     """Hand queued requests to this process's sync lane, as many as it can take up soon."""
-    limit = engine.policy.limits.concurrency or _BACKLOG
-    room = (_BACKLOG if action.urgent else 0) + limit + _BACKLOG - engine.queue.busy
+    most = calls_at_once(limits_of(action.model, engine.policy.limits, engine.queue.told_of(action.model)))
+    room = (_BACKLOG if action.urgent else 0) + most + _BACKLOG - engine.queue.busy_with(action.model)
     if room <= 0:
         return
     claims = yield from store(

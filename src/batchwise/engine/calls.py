@@ -15,7 +15,16 @@ from batchwise.lanes.values import Reply
 from batchwise.ledger.values import Claim, Settlement
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.custom_ids import UNSEALED, custom_id
-from batchwise.planning.outcomes import UNAFFORDABLE, Ruling, Verdict, bills_profile, rule_answer, rule_call
+from batchwise.planning.outcomes import (
+    UNAFFORDABLE,
+    Refusal,
+    Ruling,
+    Verdict,
+    bills_profile,
+    refusal_of,
+    rule_answer,
+    rule_call,
+)
 from batchwise.planning.turns import continued, goes_on, received, usage_of
 
 from .core import Engine
@@ -28,6 +37,7 @@ from .submission import greet
 __all__ = ["call"]
 
 _log = logging.getLogger("batchwise")
+_ZERO = timedelta(0)
 _PATIENCE = 40
 """How many refusals for load (429, 529) one request sits out before they cost it attempts."""
 
@@ -107,8 +117,10 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         workspace = reply.workspace
         yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace), sure=True)
         engine.greeted = True
+    engine.failures.pop(_refusals(claim), None)
     if engine.heard(answered=True):
         yield from _tell(engine, answered=True)
+    yield from _tell_pace(engine, claim)
     return None
 
 
@@ -167,31 +179,52 @@ def _tell(engine: Engine, *, answered: bool) -> Procedure[None]:
     yield from store(lambda: engine.ledger.note_call(now=engine.now(), answered=answered))
 
 
+def _tell_pace(engine: Engine, claim: Claim) -> Procedure[None]:
+    """Let whoever plans know how much the lane takes."""
+    news = engine.paced(claim.terms.model)
+    if news is not None:
+        name, measured = news
+        yield from store(lambda: engine.ledger.note_lane(name, measured))
+
+
+def _refusals(claim: Claim) -> str:
+    """Under which name it is counted how often a request was refused for load."""
+    return f"refused {claim.id}"
+
+
 def _failure(engine: Engine, claim: Claim, outcome: Outcome, error: ResultError) -> Settlement:
     return engine.failure(claim.id, claim.key, outcome, error, lane=Lane.SYNC, nonce=None)
 
 
 def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> Procedure[None]:
     ruling = rule_call(error.fault, bills_profile=error.fault.status == 402 and bills_profile(claim.body))
-    throttled = error.fault.status in {429, 529} and ruling.verdict is not Verdict.SUSPEND
-    engine.queue.failed(ticked, monotonic(), throttled=throttled, retry_after=ruling.wait)
+    refusal = refusal_of(error.fault)
+    engine.queue.failed(ticked, monotonic(), refusal=refusal, retry_after=ruling.wait, headers=error.headers)
     answered = ruling.verdict is Verdict.SETTLE and error.fault.status is not None
-    if not throttled and engine.heard(answered=answered):
+    if refusal is not None:
+        yield from _tell_pace(engine, claim)
+    elif engine.heard(answered=answered):
         yield from _tell(engine, answered=answered)
     if ruling.verdict is Verdict.SUSPEND:
         yield from _suspend(engine, ticked, claim, ruling)
         return
     costs = ruling.costs_attempt
-    if throttled:
-        refusals = engine.failures[f"refused {claim.id}"] = engine.failures[f"refused {claim.id}"] + 1
+    refusals = 0
+    if refusal is not None:
+        refusals = engine.failures[_refusals(claim)] = engine.failures[_refusals(claim)] + 1
         costs = refusals > _PATIENCE
     attempts = claim.attempts + (1 if costs else 0)
+    if refusal is None:
+        wait = ruling.wait or engine.backoff(attempts)
+    elif refusal is Refusal.OVERLOADED:  # it says nothing of our pace: the call alone waits
+        wait = max(ruling.wait or _ZERO, engine.patience(refusals))
+    else:
+        wait = _ZERO  # the lane pauses as long as it has to
     if ruling.verdict is Verdict.RETRY and attempts < engine.policy.max_attempts:
-        wait = timedelta(0) if throttled else ruling.wait or engine.backoff(attempts)
         again = claim._replace(attempts=attempts)
         yield from _again(engine, ticked, again, wait, costs=costs, doubtful=ruling.doubtful)
         return
-    engine.failures.pop(f"refused {claim.id}", None)
+    engine.failures.pop(_refusals(claim), None)
     outcome = ruling.outcome or Outcome.FAILED
     reason = ruling.error or ResultError("unknown_error", "the API gave no reason", retryable=True)
     end = _failure(engine, claim, outcome, reason)

@@ -35,6 +35,7 @@ from batchwise.models import (
     ToolUse,
 )
 from batchwise.planning import agenda, planner
+from batchwise.planning.capacity import Measured
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample
 from batchwise.planning.moments import believed, longest_pause
@@ -55,6 +56,9 @@ __all__ = ["Engine"]
 _log = logging.getLogger("batchwise")
 _TOLD = timedelta(minutes=1)
 """For so long the ledger need not be told again that the sync lane goes on answering, or failing."""
+_SOON = timedelta(seconds=1)
+_NEWS = 0.05
+"""A change of what the sync lane reaches that the ledger is told at once: of a share of the limits."""
 _URGENT, _BLOCKING, _PATIENT = 0, 1, 2
 
 
@@ -84,7 +88,7 @@ class Engine:
         self.prices = PriceBook()
         self.router = Router(policy, self.prices, self.forecast)
         self.admissions = Admissions(ledger, policy)
-        self.queue = CallQueue(policy.limits, now=monotonic())
+        self.queue = CallQueue(policy.limits)
         self.waits = Waits(policy.linger)
         self.setbacks = Setbacks(now)
         self.on_settled: Callable[[Sequence[int]], None] = lambda _requests: None
@@ -104,6 +108,9 @@ class Engine:
         self.failed_at: datetime | None = None
         """When it last refused this process for good, or did not answer."""
         self._told: tuple[bool, datetime] | None = None
+        self._paces: dict[str, Measured] = {}
+        """How the sync lane does in this process, by class of models."""
+        self._paces_told: dict[str, Measured] = {}
         self.stalled: frozenset[int] = frozenset()
         """Jobs none of whose batches could be read the last time."""
         self.backlog = False
@@ -255,7 +262,9 @@ class Engine:
             leased=self.ledger.lease.held,
             sync_answered_at=_later(known.sync_answered_at, self.answered_at),
             sync_failed_at=_later(known.sync_failed_at, self.failed_at),
+            measured={**known.measured, **self._paces},
         )
+        self.queue.told = known.measured
         self.backlog = bool(snapshot.sync_queue)
         self.stalled = frozenset(
             group.terms.job for batch in snapshot.batches if batch.failures for group in batch.groups
@@ -394,7 +403,8 @@ class Engine:
             claim,
             priority=priority,
             due=float("inf") if due is None else due.timestamp(),
-            not_before=monotonic() + wait if wait else 0.0,
+            now=monotonic(),
+            wait=wait,
         )
 
     def heard(self, *, answered: bool) -> bool:
@@ -409,13 +419,33 @@ class Engine:
         self._told = answered, now
         return True
 
+    def paced(self, model: str) -> tuple[str, Measured] | None:
+        """The class of a model and how the sync lane does for it, if the ledger has to be told.
+
+        It is told of the account's limits, of a share that has changed, and once a minute while that is below one.
+        """
+        now = self.now()
+        name, measured = self.queue.measured(model, monotonic(), now)
+        self._paces[name], told = measured, self._paces_told.get(name)
+        if told is not None:
+            same = attrs.evolve(measured, at=told.at, share=told.share) == told
+            before, share = told.share or 0.0, measured.share or 0.0
+            since = now - told.at
+            if same and not (abs(share - before) >= _NEWS and since >= _SOON) and (share == before or since < _TOLD):
+                return None
+        self._paces_told[name] = measured
+        return name, measured
+
     def backoff(self, failures: int) -> timedelta:
         """Exponential with jitter, from the shortest to the longest poll gap."""
         shortest, longest = (gap / timedelta(seconds=1) for gap in self.policy.poll_every)
-        state = tenacity.RetryCallState(retry_object=tenacity.Retrying(), fn=None, args=(), kwargs={})
-        state.attempt_number = max(1, failures)
-        wait = tenacity.wait_exponential(multiplier=shortest, max=longest) + tenacity.wait_random(0, shortest)
-        return timedelta(seconds=float(wait(state)))
+        return _drawn(
+            tenacity.wait_exponential(multiplier=shortest, max=longest) + tenacity.wait_random(0, shortest), failures
+        )
+
+    def patience(self, refusals: int) -> timedelta:
+        """How long a call waits that the API was too busy for so often: full jitter, up to 1 s, 2 s, 4 s, ... 16 s."""
+        return _drawn(tenacity.wait_random_exponential(multiplier=1, max=16), refusals)
 
     # -- ends -------------------------------------------------------------------------------------------------------
 
@@ -532,6 +562,12 @@ def _check_size(request: Request, terms: Terms, position: int) -> None:
         check_size(request, terms)
     except InvalidRequestError as error:
         raise type(error)(f"item #{position} of dispatch_all: {error}") from None
+
+
+def _drawn(strategy: tenacity.wait.wait_base, attempt: int) -> timedelta:
+    state = tenacity.RetryCallState(retry_object=tenacity.Retrying(), fn=None, args=(), kwargs={})
+    state.attempt_number = max(1, attempt)
+    return timedelta(seconds=float(strategy(state)))
 
 
 def _later(one: datetime | None, other: datetime | None) -> datetime | None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 import attrs
 
 from batchwise.models import Lane, Outcome, Progress, Report, RunningBatch, Status
 from batchwise.planning import planner
+from batchwise.planning.capacity import Capacity
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.moments import believed
-from batchwise.planning.rescue import cohorts_of
-from batchwise.planning.reserve import tail_of
-from batchwise.planning.schedule import at_risk
+from batchwise.planning.rescue import capacity_of, cohorts_of
+from batchwise.planning.schedule import Cohort, at_risk
 from batchwise.planning.state import BatchState, BatchView, Snapshot
 
 from .core import Engine
@@ -53,12 +54,21 @@ def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)
     return Progress(
         **tallies(counts.items()),
         batches=tuple(_running(engine, snapshot, job, now)),
-        at_risk=at_risk(cohorts, policy.limits, now=now, tail=tail_of(policy.limits)),
+        at_risk=_at_risk(cohorts, capacity_of(snapshot, now, policy), now),
         suspended=snapshot.suspended,
         next_due=due if due is None else max(now, due - wake_gap),
         last_error=engine.setbacks.last,
         last_advance=snapshot.advanced_at,
     )
+
+
+def _at_risk(cohorts: Sequence[Cohort], capacity: Capacity, now: datetime) -> int:
+    """How many cannot be in time, at the pace that the lane reaches for each class of models."""
+    found = 0
+    for name, members in capacity.split([cohort.model for cohort in cohorts]).items():
+        reached, some = capacity.pace(name, Fraction(1)), [cohorts[each] for each in members]
+        found += at_risk(some, reached, now=now, tail=capacity.tail(name))
+    return found
 
 
 def _running(engine: Engine, snapshot: Snapshot, job: int | None, now: datetime) -> Iterator[RunningBatch]:

@@ -1,50 +1,96 @@
-"""The sync lane's queue in one process: the most urgent claim first, as fast as the pacing lets through."""
+"""The sync lane's queue in one process: the most urgent claim first, as fast as its class's pacing lets through."""
 
 from __future__ import annotations
 
 import heapq
 import threading
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from batchwise.ledger.values import Claim
 from batchwise.models import Limits
-from batchwise.planning.pacing import OutputForecast, Pacer
+from batchwise.planning.capacity import MOST_CALLS, Measured, class_of, follows, limits_of
+from batchwise.planning.outcomes import Refusal
+from batchwise.planning.outputs import OutputForecast, Writing
+from batchwise.planning.pacing import Pacer, Reservation
 from batchwise.planning.state import BYTES_PER_TOKEN
 
 __all__ = ["CallQueue", "Ticked"]
 
 
 _BLOCKING = 1
+_FULL = 1.0
+"""Seconds after which to ask again when a process runs as many calls as it can; earlier if one ends."""
 
 
 class Ticked(NamedTuple):
     """A claim let through, with what the pacing reserved for it."""
 
     claim: Claim
-    input_tokens: int
-    output_tokens: int
+    reserved: Reservation
+    writing: Writing
     place: int
     """Its own number in the queue: a claim that was never accepted may share its request's with another."""
 
 
-class CallQueue:
-    """Thread-safe. Times are seconds of a monotonic clock, passed in.
+class _Class:
+    """What waits of one class of models, and its pace. A class that is paused holds up no other.
 
     While something urgent waits, what has a deadline runs in the order of deadlines, whatever had slack when it was
     claimed; else blocking work goes first.
     """
 
-    def __init__(self, limits: Limits, *, now: float) -> None:
-        self._lock = threading.Lock()
-        self._pacer = Pacer(limits, now=now)
-        self._outputs = OutputForecast()
-        self._dated: list[tuple[float, int, Claim, int]] = []
-        self._blocking: list[tuple[float, int, Claim, int]] = []
-        self._later: list[tuple[float, int, int, float, Claim]] = []
+    def __init__(self, pacer: Pacer) -> None:
+        self.pacer = pacer
+        self.dated: list[tuple[float, int, Claim, int]] = []
+        self.blocking: list[tuple[float, int, Claim, int]] = []
+        self.later = self.running = 0
         self._urgent = 0
+
+    def put(self, priority: int, due: float, sequence: int, claim: Claim) -> None:
+        heapq.heappush(self.blocking if priority == _BLOCKING else self.dated, (due, sequence, claim, priority))
+        self._urgent += priority == 0
+
+    def line(self) -> list[tuple[float, int, Claim, int]]:
+        return self.dated if self.dated and (self._urgent or not self.blocking) else self.blocking
+
+    @property
+    def urgency(self) -> tuple[int, float]:
+        """The order in which classes are asked: urgent, blocking, and other work, each by deadline."""
+        line = self.line()
+        return (0 if self._urgent else 1 if line is self.blocking else 2), line[0][0]
+
+    def pop(self) -> None:
+        *_, priority = heapq.heappop(self.line())
+        self._urgent -= priority == 0
+
+    def clear(self) -> None:
+        self.dated.clear()
+        self.blocking.clear()
+        self._urgent = self.later = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self.dated) + len(self.blocking) + self.later
+
+
+class CallQueue:
+    """Thread-safe. Times are seconds of a monotonic clock, passed in.
+
+    Args:
+        limits: `Policy.limits`.
+    """
+
+    def __init__(self, limits: Limits | Mapping[str, Limits] | None) -> None:
+        self._lock = threading.Lock()
+        self._limits = limits
+        self._outputs = OutputForecast()
+        self._classes: dict[str, _Class] = {}
+        self._later: list[tuple[float, int, int, float, Claim]] = []
         self._sequence = 0
+        self.told: Mapping[str, Measured] = {}
+        """What other processes know of the account's limits, for classes that this one has not called yet."""
         self._running: set[int] = set()
         """The places of claims for which the pacing holds a reservation."""
         self._storing: set[int] = set()
@@ -52,94 +98,136 @@ class CallQueue:
         self._held: set[int] = set()
         """The requests of all unfinished claims, less those that had another claim which finished."""
 
-    def push(self, claim: Claim, *, priority: int, due: float, not_before: float = 0.0) -> None:
-        """Queue a claim of `priority` 0 (urgent), 1 (blocking) or 2 (neither); not before `not_before`."""
+    def _class(self, claim: Claim, now: float) -> _Class:
+        name = class_of(claim.terms.model, self._limits)
+        found = self._classes.get(name)
+        if found is None:
+            limits = limits_of(name, self._limits, self.told.get(name))
+            pacer = Pacer(limits, now=now, follows=follows(name, self._limits))
+            found = self._classes[name] = _Class(pacer)
+        return found
+
+    def push(self, claim: Claim, *, priority: int, due: float, now: float, wait: float = 0.0) -> None:
+        """Queue a claim of `priority` 0 (urgent), 1 (blocking) or 2 (neither); not before `wait` seconds from now."""
         with self._lock:
             self._sequence += 1
             self._held.add(claim.id)
-            if not_before:
-                heapq.heappush(self._later, (not_before, priority, self._sequence, due, claim))
+            if wait:
+                heapq.heappush(self._later, (now + wait, priority, self._sequence, due, claim))
+                self._class(claim, now).later += 1
             else:
-                self._put(priority, due, self._sequence, claim)
-
-    def _put(self, priority: int, due: float, sequence: int, claim: Claim) -> None:
-        heapq.heappush(self._blocking if priority == _BLOCKING else self._dated, (due, sequence, claim, priority))
-        self._urgent += priority == 0
-
-    def _next_in_line(self) -> list[tuple[float, int, Claim, int]]:
-        return self._dated if self._dated and (self._urgent or not self._blocking) else self._blocking
+                self._class(claim, now).put(priority, due, self._sequence, claim)
 
     def next(self, now: float) -> Ticked | float | None:
         """The next claim to run (booked as running), seconds to wait for it, or None when nothing is queued."""
         with self._lock:
             while self._later and self._later[0][0] <= now:
                 _, priority, sequence, due, claim = heapq.heappop(self._later)
-                self._put(priority, due, sequence, claim)
-            line = self._next_in_line()
-            if not line:
-                return self._later[0][0] - now if self._later else None
-            _, place, claim, priority = line[0]
-            tokens_in = max(1, len(claim.body) // BYTES_PER_TOKEN)
-            tokens_out = min(claim.terms.output_tokens, self._outputs.expect(claim.terms.model, claim.terms.max_tokens))
-            wait = self._pacer.ask(now, input_tokens=tokens_in, output_tokens=tokens_out)
-            if wait > 0:
-                return wait
-            heapq.heappop(line)
-            self._urgent -= priority == 0
-            self._running.add(place)
-            return Ticked(claim, tokens_in, tokens_out, place)
+                lane = self._class(claim, now)
+                lane.later -= 1
+                lane.put(priority, due, sequence, claim)
+            if len(self._running) >= MOST_CALLS:
+                return _FULL
+            ready = [lane for lane in self._classes.values() if lane.line()]
+            if len(ready) > 1:
+                ready.sort(key=lambda lane: lane.urgency)
+            waits = [self._later[0][0] - now] if self._later else []
+            for lane in ready:
+                got = self._ask(lane, now)
+                if isinstance(got, Ticked):
+                    return got
+                waits.append(got)
+            return min(waits, default=None)
+
+    def _ask(self, lane: _Class, now: float) -> Ticked | float:
+        _, place, claim, _ = lane.line()[0]
+        terms = claim.terms
+        tokens_in = max(1, len(claim.body) // BYTES_PER_TOKEN)
+        tokens_out = terms.output_tokens
+        if not terms.expected:
+            tokens_out = self._outputs.expect(terms.model, terms.max_tokens, now)
+        got = lane.pacer.ask(now, input_tokens=tokens_in, output_tokens=tokens_out)
+        if not isinstance(got, Reservation):
+            return got
+        lane.pop()
+        lane.running += 1
+        self._running.add(place)
+        return Ticked(claim, got, self._outputs.begin(terms.model, terms.max_tokens, now), place)
 
     def done(
         self, ticked: Ticked, now: float, *, headers: Mapping[str, str], used_in: int, used_out: int, took: timedelta
     ) -> None:
         """The claim has its answer. It is unfinished until that is stored."""
         with self._lock:
-            self._has_ended(ticked)
-            terms = ticked.claim.terms
-            self._outputs.learn(terms.model, terms.max_tokens, used_out)
-            self._pacer.done(
+            lane = self._has_ended(ticked, now)
+            self._outputs.end(ticked.writing, ticked.claim.terms.max_tokens, used_out, now)
+            lane.pacer.done(
                 now,
-                input_tokens=ticked.input_tokens,
-                output_tokens=ticked.output_tokens,
+                ticked.reserved,
                 input_tokens_used=used_in,
                 output_tokens_used=used_out,
                 latency=took / timedelta(seconds=1),
             )
-            self._pacer.observe(now, headers)
+            lane.pacer.observe(now, headers)
 
-    def failed(self, ticked: Ticked, now: float, *, throttled: bool, retry_after: timedelta | None) -> None:
-        """The claim's call failed; a throttled one pauses the whole lane."""
+    def failed(
+        self,
+        ticked: Ticked,
+        now: float,
+        *,
+        refusal: Refusal | None,
+        retry_after: timedelta | None,
+        headers: Mapping[str, str],
+    ) -> None:
+        """The claim's call failed, or was refused for load."""
         with self._lock:
-            if throttled:
-                self._has_ended(ticked)
-                wait = None if retry_after is None else retry_after / timedelta(seconds=1)
-                self._pacer.throttled(now, wait, input_tokens=ticked.input_tokens, output_tokens=ticked.output_tokens)
-            else:
+            if refusal is None:
                 self._release(ticked, now)
+            else:
+                lane = self._has_ended(ticked, now)
+                self._drop(ticked)
+                wait = None if retry_after is None else retry_after / timedelta(seconds=1)
+                lane.pacer.refused(now, ticked.reserved, refusal, wait)
+                lane.pacer.observe(now, headers)
 
-    def _has_ended(self, ticked: Ticked) -> None:
+    def measured(self, model: str, now: float, at: datetime) -> tuple[str, Measured]:
+        """The class of a model, and how the lane does for it."""
+        with self._lock:
+            name = class_of(model, self._limits)
+            pacer = self._classes[name].pacer
+            requests, tokens_in, tokens_out = pacer.told
+            before = self.told.get(name) or Measured(at=at)
+            return name, Measured(
+                at=at,
+                share=pacer.reached(now),
+                requests_per_minute=requests or before.requests_per_minute,
+                input_tokens_per_minute=tokens_in or before.input_tokens_per_minute,
+                output_tokens_per_minute=tokens_out or before.output_tokens_per_minute,
+            )
+
+    def _has_ended(self, ticked: Ticked, now: float) -> _Class:
         self._running.remove(ticked.place)
         self._storing.add(ticked.place)
+        lane = self._class(ticked.claim, now)
+        lane.running -= 1
+        return lane
+
+    def _drop(self, ticked: Ticked) -> None:
+        self._outputs.drop(ticked.claim.terms.model, ticked.claim.terms.max_tokens, ticked.writing)
 
     def _release(self, ticked: Ticked, now: float) -> None:
-        self._has_ended(ticked)
-        self._pacer.done(
-            now,
-            input_tokens=ticked.input_tokens,
-            output_tokens=ticked.output_tokens,
-            input_tokens_used=0,
-            output_tokens_used=0,
-            latency=None,
-        )
+        lane = self._has_ended(ticked, now)
+        self._drop(ticked)
+        lane.pacer.done(now, ticked.reserved)
 
     def drain(self) -> list[Claim]:
         """Take out everything that has not begun."""
         with self._lock:
-            claims = [entry[2] for entry in (*self._dated, *self._blocking)] + [entry[4] for entry in self._later]
-            self._dated.clear()
-            self._blocking.clear()
-            self._urgent = 0
+            claims = [entry[2] for lane in self._classes.values() for entry in (*lane.dated, *lane.blocking)]
+            claims += [entry[4] for entry in self._later]
             self._later.clear()
+            for lane in self._classes.values():
+                lane.clear()
             self._held.difference_update(claim.id for claim in claims)
             return claims
 
@@ -155,7 +243,17 @@ class CallQueue:
             return True
 
     def _waiting(self) -> int:
-        return len(self._dated) + len(self._blocking) + len(self._later)
+        return sum(lane.waiting for lane in self._classes.values())
+
+    def told_of(self, model: str) -> Measured | None:
+        """What is known of a model's class, from whichever process."""
+        return self.told.get(class_of(model, self._limits))
+
+    def busy_with(self, model: str) -> int:
+        """Claims that wait or run of a model's class."""
+        with self._lock:
+            lane = self._classes.get(class_of(model, self._limits))
+            return 0 if lane is None else lane.waiting + lane.running
 
     @property
     def waiting(self) -> int:

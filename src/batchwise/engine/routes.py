@@ -76,6 +76,7 @@ class Router:
             model=request.model,
             max_tokens=request.max_tokens,
             output_tokens=case.output_tokens,
+            expected=request.expected_output_tokens is not None,
             betas=request.betas,
             stream=request.stream,
             tool_use=case.tool_use,

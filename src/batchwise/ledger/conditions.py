@@ -9,6 +9,7 @@ import orjson
 
 from batchwise.errors import WrongWorkspaceError, printable
 from batchwise.models import Lane
+from batchwise.planning.capacity import Measured
 from batchwise.planning.packing import Sizes
 from batchwise.planning.state import Snapshot
 
@@ -16,7 +17,7 @@ from . import meta
 from .books import Books
 from .database import Database
 from .records import UPDATE_MANY
-from .rows import from_micros, micros
+from .rows import encode_measured, from_micros, micros
 from .values import Streak
 
 __all__ = ["Conditions"]
@@ -131,3 +132,8 @@ class Conditions:
         """The sync lane answered a call, or refused it for good or did not answer."""
         with self._database.write("note_call", quiet=True) as db:
             meta.put(db, "sync_answered_at" if answered else "sync_failed_at", str(micros(now)))
+
+    def note_lane(self, name: str, measured: Measured) -> None:
+        """Remember how the sync lane does for a class of models."""
+        with self._database.write("note_lane", quiet=True) as db:
+            meta.put(db, f"{meta.MEASURED}{name}", encode_measured(measured))

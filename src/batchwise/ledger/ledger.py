@@ -181,4 +181,5 @@ class Ledger:
     set_right = _by("_conditions", Conditions.set_right)
     note_clock = _by("_conditions", Conditions.note_clock)
     note_call = _by("_conditions", Conditions.note_call)
+    note_lane = _by("_conditions", Conditions.note_lane)
     purge = _by("_purging", Purging.purge)

@@ -40,6 +40,7 @@ from .rows import (
     QUEUED,
     STATUSES,
     decode_key,
+    decode_measured,
     encode_key,
     from_micros,
 )
@@ -94,6 +95,7 @@ class Looking:
             offset, paused = meta.get(db, "clock_offset"), meta.get(db, "paused_until")
             answered, failed = meta.get(db, "sync_answered_at"), meta.get(db, "sync_failed_at")
             advanced, sizes = meta.get(db, "advanced_at"), meta.get(db, "sizes")
+            measured = {name: decode_measured(value) for name, value in meta.beginning(db, meta.MEASURED).items()}
             suspended = {lane: reason for lane in LANES if (reason := meta.get(db, f"suspended:{lane.value}"))}
         by_place: dict[tuple[int, int], list[Any]] = {(lane, status): [] for lane in (0, 1) for status in (0, 1)}
         for place, group in groups:
@@ -111,6 +113,7 @@ class Looking:
             sync_answered_at=from_micros(int(answered)) if answered else None,
             sync_failed_at=from_micros(int(failed)) if failed else None,
             advanced_at=from_micros(int(advanced)) if advanced else None,
+            measured=measured,
         )
 
     def find(self, key: str, *, job: str | None) -> RequestRow | None:

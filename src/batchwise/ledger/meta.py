@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from .database import Connection
 
-__all__ = ["FAILURES", "forget_failures", "get", "put"]
+__all__ = ["FAILURES", "MEASURED", "beginning", "forget_failures", "get", "put"]
 
 FAILURES = "failures:"
 """Before the names of what `note_failure` counts."""
+MEASURED = "measured:"
+"""Before the names of the classes of models of which `note_lane` says how the sync lane does."""
 
 
 def get(db: Connection, name: str) -> str | None:
     """The value under a name; None: there is none."""
     row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
     return None if row is None else str(row[0])
+
+
+def beginning(db: Connection, prefix: str) -> dict[str, str]:
+    """The values under all names that begin so, by the rest of their names."""
+    rows = db.execute("SELECT name, value FROM meta WHERE name GLOB ?", (f"{prefix}*",))
+    return {name[len(prefix) :]: value for name, value in rows}
 
 
 def put(db: Connection, name: str, value: str | None) -> None:

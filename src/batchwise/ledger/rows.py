@@ -11,6 +11,7 @@ import attrs
 import orjson
 
 from batchwise.models import Lane, Outcome, Reason, Status, ToolUse
+from batchwise.planning.capacity import Measured
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.state import BatchState, BatchView, Group, Terms
 
@@ -28,9 +29,11 @@ __all__ = [
     "SYNC",
     "canceled_line",
     "decode_key",
+    "decode_measured",
     "decode_terms",
     "digest_of",
     "encode_key",
+    "encode_measured",
     "encode_terms",
     "from_micros",
     "merged",
@@ -94,6 +97,7 @@ def encode_terms(terms: Terms) -> bytes:
             "model": terms.model,
             "max_tokens": terms.max_tokens,
             "output_tokens": terms.output_tokens,
+            "expected": terms.expected,
             "betas": terms.betas,
             "stream": terms.stream,
             "tool_use": terms.tool_use,
@@ -122,6 +126,17 @@ def decode_terms(number: int, job: int, data: bytes) -> Terms:
         "tool_use": ToolUse(values["tool_use"]),
     }
     return Terms(**values)
+
+
+def encode_measured(measured: Measured) -> str:
+    """As it stands in `meta`."""
+    return orjson.dumps({**attrs.asdict(measured), "at": micros(measured.at)}).decode()
+
+
+def decode_measured(value: str) -> Measured:
+    """What `encode_measured` encoded."""
+    values = orjson.loads(value)
+    return Measured(**{**values, "at": from_micros(values["at"])})
 
 
 def digest_of(job: int, data: bytes) -> bytes:

@@ -7,15 +7,16 @@ policy hedges, a batch may be broken off at any time, so its rows count as avail
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import attrs
 
 from batchwise.errors import AdmissionError, shown
-from batchwise.models import Lane, Limits, Policy
+from batchwise.models import Lane, Policy
 
-from .rescue import cohort_of, is_hedged, usable
+from .capacity import Capacity
+from .rescue import capacity_of, cohort_of, is_hedged
 from .reserve import margin_of, noticing_of
 from .schedule import Cohort, Shortfall, fits, servable, work
 from .state import BatchState, Group, Snapshot, Terms
@@ -26,30 +27,77 @@ _ZERO = timedelta(0)
 
 
 @attrs.frozen
-class Promises:
-    """What is promised already, and a quick sufficient test: all the work fits into the shortest span of any."""
+class Promised:
+    """What is promised of one class of models, and a quick sufficient test: all fits into the shortest span of any."""
 
-    cohorts: tuple[Cohort, ...]
+    cohorts: tuple[Cohort, ...] = ()
     work: timedelta = _ZERO
     shortest: timedelta | None = None
 
+    @property
+    def surely_fits(self) -> bool:
+        """Whether it is known without a schedule."""
+        return self.shortest is None or self.work <= self.shortest
+
+
+@attrs.frozen
+class Promises:
+    """What is promised already, by class of models: each has a sync lane to itself.
+
+    Attributes:
+        capacity: What the lane can take.
+        margin: How long before its deadline the last call has to be sent.
+        by_class: What is promised.
+    """
+
+    capacity: Capacity
+    margin: timedelta
+    by_class: Mapping[str, Promised] = attrs.field(factory=dict)
+
     @classmethod
-    def of(cls, cohorts: Sequence[Cohort], limits: Limits, now: datetime, tail: timedelta) -> Promises:
+    def of(cls, cohorts: Sequence[Cohort], capacity: Capacity, now: datetime, margin: timedelta) -> Promises:
         """Those that have to be kept for these cohorts."""
-        total = sum((work(cohort, limits) for cohort in cohorts), _ZERO)
-        return cls(tuple(cohorts), total, min((_span(cohort, now, tail) for cohort in cohorts), default=None))
+        promises = cls(capacity, margin)
+        found: dict[str, list[Cohort]] = {}
+        for cohort in cohorts:
+            found.setdefault(capacity.class_of(cohort.model), []).append(cohort)
+        return attrs.evolve(
+            promises, by_class={name: promises._promised(name, members, now) for name, members in found.items()}
+        )
 
-    def with_one(self, cohort: Cohort, limits: Limits, now: datetime, tail: timedelta) -> Promises:
+    def _promised(self, name: str, cohorts: Sequence[Cohort], now: datetime) -> Promised:
+        pace = self.capacity.pace(name)
+        total = sum((work(cohort, pace) for cohort in cohorts), _ZERO)
+        return Promised(tuple(cohorts), total, min((_span(each, now, self.margin) for each in cohorts), default=None))
+
+    @property
+    def cohorts(self) -> tuple[Cohort, ...]:
+        """All that is promised."""
+        return tuple(cohort for promised in self.by_class.values() for cohort in promised.cohorts)
+
+    def with_one(self, cohort: Cohort, now: datetime) -> Promises:
         """These and one more."""
-        span = _span(cohort, now, tail)
-        shortest = span if self.shortest is None else min(span, self.shortest)
-        return Promises((*self.cohorts, cohort), self.work + work(cohort, limits), shortest)
+        capacity = self.capacity.joined(cohort.model)
+        if capacity is not self.capacity:  # the classes share the calls of a process: each may have fewer now
+            return Promises.of((*self.cohorts, cohort), capacity, now, self.margin)
+        name = capacity.class_of(cohort.model)
+        known = self.by_class.get(name, Promised())
+        span = _span(cohort, now, self.margin)
+        more = Promised(
+            (*known.cohorts, cohort),
+            known.work + work(cohort, capacity.pace(name)),
+            span if known.shortest is None else min(span, known.shortest),
+        )
+        return attrs.evolve(self, by_class={**self.by_class, name: more})
 
-    def kept(self, limits: Limits, now: datetime, tail: timedelta) -> Shortfall | None:
+    def kept(self, now: datetime) -> Shortfall | None:
         """None if every deadline can be kept in the worst case."""
-        if self.shortest is None or self.work <= self.shortest:
-            return None
-        return fits(self.cohorts, limits, now=now, tail=tail)
+        for name, promised in self.by_class.items():
+            if not promised.surely_fits:
+                shortfall = fits(promised.cohorts, self.capacity.pace(name), now=now, tail=self.margin)
+                if shortfall is not None:
+                    return shortfall
+        return None
 
 
 def _span(cohort: Cohort, now: datetime, tail: timedelta) -> timedelta:
@@ -65,7 +113,7 @@ def _release(terms: Terms, submitted: datetime, now: datetime, policy: Policy) -
 
 def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
     """What the ledger's unsettled work with deadlines may ask of the sync lane, as far as it can still be in time."""
-    limits, tail = usable(policy.limits), margin_of(policy)
+    capacity, margin = capacity_of(snapshot, now, policy), margin_of(policy)
     found: list[Cohort] = []
 
     def add(group: Group, release: datetime | None) -> None:
@@ -84,14 +132,16 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
                 add(group, now)
             else:
                 add(group, _release(group.terms, batch.created_at or batch.sealed_at, now, policy))
-    promises = Promises.of(found, limits, now, tail)
-    if promises.kept(limits, now, tail) is None:
+    promises = Promises.of(found, capacity, now, margin)
+    if promises.kept(now) is None:
         return promises
     # Its deadlines are lost already, or batches have to be cancelled before they expire: what is lost binds no more.
-    at_once = [attrs.evolve(cohort, release=None) for cohort in found]
-    counts = servable(at_once, limits, now=now, tail=tail)
-    kept = (_less(cohort, count) for cohort, count in zip(at_once, counts, strict=True) if count)
-    return Promises.of(tuple(kept), limits, now, tail)
+    kept: list[Cohort] = []
+    for name, promised in promises.by_class.items():
+        at_once = [attrs.evolve(cohort, release=None) for cohort in promised.cohorts]
+        counts = servable(at_once, capacity.pace(name), now=now, tail=margin)
+        kept += (_less(cohort, count) for cohort, count in zip(at_once, counts, strict=True) if count)
+    return Promises.of(kept, capacity, now, margin)
 
 
 def _less(cohort: Cohort, requests: int) -> Cohort:
@@ -136,15 +186,14 @@ def admit(group: Group, promises: Promises, now: datetime, policy: Policy, *, at
     terms, deadline = group.terms, group.terms.deadline
     if deadline is None or terms.batch_only:
         return Admission(terms, 0, promises)
-    limits, tail = usable(policy.limits), margin_of(policy)
     if terms.lane is not Lane.BATCH:
-        return Admission(terms, 0, _on_sync(group, deadline, promises, now, policy))
+        return Admission(terms, 0, _on_sync(group, deadline, promises, now))
     waits = (now,) if at_once or terms.interval <= _ZERO else (now + terms.interval, now)
     shortfall: Shortfall | None = None
     for submitted in waits:
         cohort = cohort_of(group, deadline, _release(terms, submitted, now, policy))
-        tried = promises.with_one(cohort, limits, now, tail)
-        shortfall = tried.kept(limits, now, tail)
+        tried = promises.with_one(cohort, now)
+        shortfall = tried.kept(now)
         if shortfall is None:
             if submitted == waits[0]:
                 return Admission(terms, 0, tried)
@@ -153,12 +202,12 @@ def admit(group: Group, promises: Promises, now: datetime, policy: Policy, *, at
     return _split(group, deadline, promises, now, policy, shortfall)
 
 
-def _on_sync(group: Group, deadline: datetime, promises: Promises, now: datetime, policy: Policy) -> Promises:
-    limits, tail = usable(policy.limits), margin_of(policy)
-    if deadline - tail <= now + limits.latency:
+def _on_sync(group: Group, deadline: datetime, promises: Promises, now: datetime) -> Promises:
+    name = promises.capacity.class_of(group.terms.model)
+    if deadline - promises.margin <= now + promises.capacity.limits(name).latency:
         return promises  # so near that no call can be promised: it runs at once and may be in time
-    tried = promises.with_one(cohort_of(group, deadline, None), limits, now, tail)
-    shortfall = tried.kept(limits, now, tail)
+    tried = promises.with_one(cohort_of(group, deadline, None), now)
+    shortfall = tried.kept(now)
     if shortfall is not None:
         raise _refusal(group, deadline, shortfall)
     return tried
@@ -180,7 +229,7 @@ def _split(
     group: Group, deadline: datetime, promises: Promises, now: datetime, policy: Policy, shortfall: Shortfall | None
 ) -> Admission:
     """As many as possible in a batch, the others on the sync lane now."""
-    terms, limits, tail = group.terms, usable(policy.limits), margin_of(policy)
+    terms = group.terms
 
     def tried(batched: int) -> Promises | None:
         found = promises
@@ -190,8 +239,8 @@ def _split(
         )
         for requests, release in parts:
             if requests:
-                found = found.with_one(cohort_of(_part(group, requests), deadline, release), limits, now, tail)
-        return found if found.kept(limits, now, tail) is None else None
+                found = found.with_one(cohort_of(_part(group, requests), deadline, release), now)
+        return found if found.kept(now) is None else None
 
     batched = _largest(group.requests, tried)
     if batched is None:

@@ -121,6 +121,7 @@ class Run:
     terms: int
     requests: int
     urgent: bool
+    model: str = attrs.field(default="", eq=False)
 
 
 @attrs.frozen

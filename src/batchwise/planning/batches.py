@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from .agenda import Action, Agenda, Cancel, Collect, GiveUp, Poll, Post, Probe, Reconcile, Release
+from .capacity import tail_of
 from .moments import sent_at
-from .reserve import reading_of, tail_of
+from .reserve import reading_of
 from .state import BatchState, BatchView
 
 __all__ = ["tend", "tend_stranded"]

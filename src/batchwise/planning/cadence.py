@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cadence",
+    "check_limits",
+    "lane_time",
     "largest_rescuable",
     "latest_submission",
     "rescue_duration",
     "sla_cadence",
-    "sync_rate",
     "worst_case_latency",
 ]
 
@@ -390,12 +391,21 @@ def latest_submission(
     return bounded(lambda: due - sum(leads, ZERO), f"deadline={due.isoformat()} minus window, reserve and overhead")
 
 
-def _pace(limits: Limits, input_tokens: Number, output_tokens: Number) -> Fraction:
-    """Microseconds of the sync lane that one request takes, by the slowest resource; zero if nothing limits."""
+def check_limits(limits: object) -> None:
+    """See that these are limits.
+
+    Raises:
+        InvalidValueError: They are not.
+    """
     from batchwise.models import Limits  # whoever gives some has loaded them; a cadence needs none
 
     if not isinstance(limits, Limits):
         raise InvalidValueError(f"limits={limits!r} is not a Limits; give e.g. Limits.for_tier('start')")
+
+
+def lane_time(limits: Limits, input_tokens: Number, output_tokens: Number) -> Fraction:
+    """Microseconds of the sync lane that one request takes, by the slowest resource; zero if nothing limits."""
+    check_limits(limits)
     amounts = (
         (limits.requests_per_minute, Fraction(1)),
         (limits.input_tokens_per_minute, to_number(input_tokens, "input_tokens")),
@@ -427,7 +437,7 @@ def rescue_duration(requests: int, limits: Limits, *, input_tokens: Number = 0, 
         InvalidValueError: A count is negative or no number, or the duration exceeds `timedelta.max`.
     """
     requests = check_whole(requests, "requests", 0)
-    pace = _pace(limits, input_tokens, output_tokens)
+    pace = lane_time(limits, input_tokens, output_tokens)
     return bounded(lambda: timedelta(microseconds=ceil(requests * pace)), f"the rescue of requests={requests}")
 
 
@@ -451,20 +461,5 @@ def largest_rescuable(
         InvalidValueError: `duration` is no duration or negative, or a token count is negative or no number.
     """
     duration = check_duration(duration, "duration")
-    pace = _pace(limits, input_tokens, output_tokens)
+    pace = lane_time(limits, input_tokens, output_tokens)
     return (duration // _TICK) // pace if pace else None
-
-
-def sync_rate(limits: Limits, *, input_tokens: Number = 0, output_tokens: Number = 0) -> Fraction | None:
-    """Requests an hour that the sync lane can serve, by its tightest resource; None when nothing limits.
-
-    Args:
-        limits: The account's limits, less what other work takes of them.
-        input_tokens: Mean uncached input tokens PER REQUEST.
-        output_tokens: Mean output tokens PER REQUEST.
-
-    Raises:
-        InvalidValueError: A token count is negative or no number.
-    """
-    pace = _pace(limits, input_tokens, output_tokens)
-    return 60 * _MINUTE / pace if pace else None

@@ -27,7 +27,7 @@ import attrs
 from batchwise.models import Limits, Policy
 from batchwise.times import ZERO
 
-from .cadence import largest_rescuable, rescue_duration, sync_rate
+from .cadence import bounded, lane_time
 from .packing import MAX_CALL_BYTES
 from .reserve import overhead_of, reserve_for
 
@@ -78,6 +78,9 @@ class Load:
     output_tokens: Fraction
     request_bytes: int
     limits: Limits
+    share: Fraction = Fraction(1)
+    """What a rescue counts on of the limits."""
+    queue_limit: int | None = None
     policy: Policy | None = None
     interval: timedelta | None = None
     worthwhile: timedelta | None = None
@@ -89,9 +92,14 @@ class Load:
         return self.sla - self.rounds * self.window
 
     @property
+    def each(self) -> Fraction:
+        """Microseconds that one request takes of the sync lane; zero: nothing limits."""
+        return lane_time(self.limits, self.input_tokens, self.output_tokens) / self.share
+
+    @property
     def rate(self) -> Fraction | None:
         """Requests an hour that the sync lane can redo; None: nothing limits."""
-        return sync_rate(self.limits, input_tokens=self.input_tokens, output_tokens=self.output_tokens)
+        return _HOUR // _TICK / self.each if self.each else None
 
     @property
     def kept(self) -> timedelta:
@@ -147,13 +155,11 @@ class Load:
 
     def rescue(self, requests: int) -> timedelta:
         """What so many take of the sync lane."""
-        return rescue_duration(requests, self.limits, input_tokens=self.input_tokens, output_tokens=self.output_tokens)
+        return bounded(lambda: timedelta(microseconds=ceil(requests * self.each)), f"the rescue of {requests} requests")
 
     def rescuable(self, duration: timedelta) -> int | None:
         """How many the sync lane redoes in `duration`; None: nothing limits."""
-        return largest_rescuable(
-            duration, self.limits, input_tokens=self.input_tokens, output_tokens=self.output_tokens
-        )
+        return (duration // _TICK) // self.each if self.each else None
 
     def reserve(self, interval: timedelta) -> timedelta:
         """What the interval leaves for a rescue; negative where it does not fit the SLA."""
@@ -218,7 +224,7 @@ def _sync_rate(load: Load, _interval: timedelta) -> Violation | None:
 
 
 def _queue(load: Load, interval: timedelta) -> Violation | None:
-    peak, limit = load.peak(interval), load.limits.batch_requests_in_queue
+    peak, limit = load.peak(interval), load.queue_limit
     if limit is None or peak <= limit:
         return None
     message = f"up to {peak:,} batch requests wait in the account's queue at once and {limit:,} may; send fewer"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
+from fractions import Fraction
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ __all__ = [
     "Calls",
     "Cohort",
     "Job",
+    "Pace",
     "Run",
     "check_not_negative",
     "edf",
@@ -76,6 +78,7 @@ class Cohort:
         output_tokens: Their output tokens, all together.
         release: From when they could be run (UTC): in the worst case, when their batch is known to have expired.
             None: at once.
+        model: The model asked for, or its class; empty where the lane serves only one.
     """
 
     deadline: datetime = attrs.field(converter=_to_deadline)
@@ -83,6 +86,7 @@ class Cohort:
     input_tokens: int = attrs.field(default=0, validator=_count)
     output_tokens: int = attrs.field(default=0, validator=_count)
     release: datetime | None = attrs.field(default=None, converter=_to_release)
+    model: str = ""
 
 
 class Calls(Protocol):
@@ -99,6 +103,22 @@ class Calls(Protocol):
     @property
     def output_tokens(self) -> int:
         """Their output tokens."""
+
+
+@attrs.frozen(kw_only=True)
+class Pace:
+    """Limits, and the share of them that the lane reaches.
+
+    A share is one of time, too: what takes an hour at the limits takes two at a half of them. So none of the limits is
+    rounded, however small it is.
+
+    Attributes:
+        limits: The lane's limits.
+        share: Above 0, at most 1.
+    """
+
+    limits: Limits
+    share: Fraction = Fraction(1)
 
 
 class Job(NamedTuple):
@@ -144,19 +164,23 @@ def to_span(duration: timedelta, field: str) -> int:
     return check_not_negative(duration, field) // _MICROSECOND
 
 
-def loads(cohort: Calls, limits: Limits) -> Iterator[tuple[str, int, int]]:
+def loads(cohort: Calls, limits: Limits | Pace) -> Iterator[tuple[str, int, int]]:
     """(field of `Limits`, n, d) for each limited resource: n/d microseconds of lane time; the same for each cohort."""
+    up = down = 1
+    if isinstance(limits, Pace):
+        up, down, limits = limits.share.denominator, limits.share.numerator, limits.limits
+    minutes = up * _MINUTE
     if limits.requests_per_minute is not None:
-        yield "requests_per_minute", cohort.requests * _MINUTE, limits.requests_per_minute
+        yield "requests_per_minute", cohort.requests * minutes, down * limits.requests_per_minute
     if limits.input_tokens_per_minute is not None:
-        yield "input_tokens_per_minute", cohort.input_tokens * _MINUTE, limits.input_tokens_per_minute
+        yield "input_tokens_per_minute", cohort.input_tokens * minutes, down * limits.input_tokens_per_minute
     if limits.output_tokens_per_minute is not None:
-        yield "output_tokens_per_minute", cohort.output_tokens * _MINUTE, limits.output_tokens_per_minute
+        yield "output_tokens_per_minute", cohort.output_tokens * minutes, down * limits.output_tokens_per_minute
     if limits.concurrency is not None:
-        yield "concurrency", cohort.requests * (limits.latency // _MICROSECOND), limits.concurrency
+        yield "concurrency", cohort.requests * (limits.latency // _MICROSECOND) * up, down * limits.concurrency
 
 
-def tightest(cohort: Calls, limits: Limits) -> tuple[int, str]:
+def tightest(cohort: Calls, limits: Limits | Pace) -> tuple[int, str]:
     """Microseconds of lane time, rounded up, and the resource that asks for them; (0, "") without a limit."""
     longest, bound = 0, ""
     for resource, numerator, denominator in loads(cohort, limits):
@@ -166,7 +190,7 @@ def tightest(cohort: Calls, limits: Limits) -> tuple[int, str]:
     return longest, bound
 
 
-def to_jobs(cohorts: Sequence[Cohort], limits: Limits, now: datetime, tail: timedelta) -> list[Job]:
+def to_jobs(cohorts: Sequence[Cohort], limits: Limits | Pace, now: datetime, tail: timedelta) -> list[Job]:
     """The cohorts as jobs, none available before `now`, each due `tail` before its deadline."""
     first, end = to_int(check_aware(now, "now")), to_span(tail, "tail")
     return [

@@ -30,6 +30,7 @@ __all__ = [
     "CreateOutcome",
     "CreateRuling",
     "Fault",
+    "Refusal",
     "Ruling",
     "Verdict",
     "archived",
@@ -38,6 +39,7 @@ __all__ = [
     "culprits",
     "discrepancy",
     "met_deadline",
+    "refusal_of",
     "rule_answer",
     "rule_call",
     "rule_create",
@@ -96,6 +98,17 @@ class CreateOutcome(Enum):
     """Nothing was created: some request (`culprits`, or one to be found by halving) spoils the call."""
     SUSPENDED = "suspended"
     """Nothing was created, and nothing will be before somebody mends the cause."""
+
+
+class Refusal(Enum):
+    """Why a Messages call was refused for load. It costs the request no attempt until a generous patience ends."""
+
+    OVERLOADED = "overloaded"
+    """The API is busy (529, or an `overloaded_error` inside a stream): it is not we who are too fast."""
+    TOO_FAST = "too_fast"
+    """We passed a rate (429)."""
+    TOO_MANY_AT_ONCE = "too_many_at_once"
+    """Too many of our calls run at once (429)."""
 
 
 @attrs.frozen
@@ -262,6 +275,7 @@ _WORDED = frozenset({"invalid_request_error", "rate_limit_error", "permission_er
 _DAMAGE = re.compile(r"request body is not valid json|could not parse (?:the )?(?:request )?body", re.IGNORECASE)
 """Said of a body that was valid JSON when it was sent: every body is encoded here."""
 _QUEUE_WORDS = re.compile(r"\bqueue\b|batch requests", re.IGNORECASE)
+_CROWD_WORDS = re.compile(r"\bconcurren", re.IGNORECASE)  # "Number of concurrent connections has exceeded ..."
 _BETA_WORDS = re.compile(r"anthropic-beta", re.IGNORECASE)
 _CULPRIT = re.compile(r"(?:^|[\s,;])requests(?:\.|\[)([0-9]{1,6})(?=[\].:\s]|$)")
 # No answer that could be used, though the request may have been done: gateways time out or lose the origin's answer.
@@ -320,6 +334,16 @@ def rule_call(fault: Fault, *, bills_profile: bool = False) -> Ruling:
     lost = status is None or status < 400 or (status >= 500 and status not in _ANSWERED)
     ruling = _ruling(fault, rule.call, rule.mend, costs_attempt=rule.costs_attempt)
     return attrs.evolve(ruling, doubtful=fault.request_sent and lost, wait=fault.retry_after)
+
+
+def refusal_of(fault: Fault) -> Refusal | None:
+    """Why the API refused a Messages call for load; None: it did not, or no later call will fare better."""
+    kind = _kind(fault)
+    if fault.status == 529 or fault.type == "overloaded_error":
+        return Refusal.OVERLOADED if _TABLE[kind].call is Verdict.RETRY else None
+    if kind != "rate_limit_error":
+        return None
+    return Refusal.TOO_MANY_AT_ONCE if _CROWD_WORDS.search(fault.message) else Refusal.TOO_FAST
 
 
 def bills_profile(body: bytes) -> bool:

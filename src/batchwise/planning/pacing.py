@@ -1,29 +1,40 @@
 """How fast the sync lane may go: fills the account's limits without passing them, and gives way when the API says so.
 
-A value without a clock: `now` is a float, in seconds of any monotonic clock. One `Pacer` paces one model class, as the
-API's limits do (API documentation, rate limits).
+A value without a clock: `now` is a float, in seconds of any monotonic clock. One `Pacer` paces one class of models, as
+the API's limits do (API documentation, rate limits).
 
-**Limits** are token buckets that refill continuously, as the API's are. A bucket holds at most 2 % of a minute
-(`BURST`), and a call may start while no bucket is in debt; its cost may take it into debt. So within any t seconds no
-more is booked than `limit * t/60 + 2 % of limit + one call`, and a caller that asks again in time wastes nothing.
+**Limits** are token buckets that refill continuously, as the API's are. A call may start while no bucket is in debt;
+its cost may take it into debt. A bucket of a given limit holds at most 2 % of a minute (`BURST`), so within any t
+seconds no more is booked than `limit * t/60 + 2 % of limit + one call`. Where no limits are given the account's own
+are followed: a bucket holds a minute, as the API's does, and what the headers say remains may go at once. What a call
+used beyond its reservation is a debt, which is repaid at the whole limit.
 
-**Refusals** (429, 529) pause the whole lane, then cut the believed share of the limits by a fifth, once for each
-pause. The share returns to where it was refused within a minute or two, and feels its way upwards from there, slowly
-at first. When refusals follow each other with no success between them, the lane tries one call at a time, after
-pauses that double.
+**Refusals.** A 529 says that the API is busy: the lane slows by the share of its calls that was refused lately, and
+is as fast as before some seconds after the last one. Only when most calls are refused it tries one call at a time. A
+429 says that we are too fast, or too many at once: the lane pauses as long as the API asks, then the share that is
+believed of the rates, or of the concurrency, is cut by a fifth, once for each pause. The share returns to where it
+was refused within a minute or two, and feels its way upwards from there, slowly at first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import NamedTuple
 
 from batchwise.models import Limits
 
-__all__ = ["BURST", "OutputForecast", "Pacer"]
+from .outcomes import Refusal
+
+__all__ = ["BURST", "MINUTE", "Pacer", "Reservation"]
 
 BURST = 0.02
-"""The share of a minute's limit that may start at once after idle time."""
+"""The share of a minute's limit that may start at once after idle time, where limits are given."""
+MINUTE = 1.0
+"""The same where the account's limits are followed: a whole minute's limit, as the API's own buckets hold."""
 
 _CUT = 0.8
 _LEAST_SHARE = 0.01
@@ -34,62 +45,218 @@ _GROWTH_DOUBLES_AFTER = 60.0
 _LONGEST_BACKOFF = 60.0
 _SHORTEST_WAIT = 0.001
 _LONGEST_POLL = 1.0
-_HEADERS = ("requests", "input-tokens", "output-tokens")
+_KINDS = ("requests", "input-tokens", "output-tokens")
+
+_WINDOW = 10.0
+"""Seconds after which a refused call for overload counts a third of what it did."""
+_PRIOR = 5.0
+"""Calls that are taken to have been answered in that window, so that one refusal of few says little."""
+_MOST_REFUSED = 0.5
+_ENOUGH = 8.0
+"""The lane tries single calls once so many calls of the window were made, and more than this share of them refused."""
+_ROW = 5
+"""Or once so many calls, of which each was started right after the other, were all refused."""
+
+_REACH_WINDOW = 60.0
+_REACH_SECONDS = 20.0
+"""What the lane reaches is known once calls have waited for it for so long, of the window before."""
+
+
+class Reservation(NamedTuple):
+    """A call that was let go, with what is booked for it. It is ended by exactly one `done` or `refused`."""
+
+    at: float
+    input_tokens: int
+    output_tokens: int
+    single: bool
+    """It tries the lane alone."""
+    counted: bool
+    """It was waited for, and says something of what the lane reaches."""
+    number: int
+    """The calls of the lane by their order."""
 
 
 class _Bucket:
     """What of one resource may still be started; below zero it is in debt."""
 
-    __slots__ = ("at", "configured", "level", "limit")
+    __slots__ = ("at", "burst", "given", "level", "limit", "owed", "told")
 
-    def __init__(self, per_minute: int | None, now: float) -> None:
-        self.configured = per_minute
-        self.limit = math.inf if per_minute is None else float(per_minute)
-        self.level = self.limit * BURST
+    def __init__(self, limit: int | None, now: float, *, follows: bool) -> None:
+        self.given = None if follows else limit
+        self.limit = math.inf if limit is None else float(limit)
+        self.told: int | None = None
+        self.burst = MINUTE if follows else BURST
+        self.level = self.limit * self.burst
+        self.owed = 0.0
+        """What finished calls used beyond their reservations; repaid first."""
         self.at = now
 
     def refill(self, now: float, share: float) -> None:
         if now > self.at:
-            self.level += self.limit * share / 60.0 * (now - self.at)
-            self.at = now
-        self.level = min(self.level, self.limit * share * BURST)
+            gained, self.at = self.limit / 60.0 * (now - self.at), now
+            repaid = min(self.owed, gained)
+            self.owed -= repaid
+            self.level += (gained - repaid) * share
+        self.level = min(self.level, self.limit * share * self.burst)
 
     def wait(self, share: float) -> float:
-        return 0.0 if self.level >= 0.0 else -self.level * 60.0 / (self.limit * share)
+        booked = max(0.0, -self.level) / share
+        return (self.owed + booked) * 60.0 / self.limit if self.owed or booked else 0.0
+
+    def correct(self, more: float) -> None:
+        """A call used so much more than was booked for it, or less."""
+        if more > 0.0:
+            self.owed += more
+            return
+        repaid = min(self.owed, -more)
+        self.owed -= repaid
+        self.level -= more + repaid
 
     def change(self, limit: float) -> None:
         """Take another limit over; what is booked stays booked."""
         if math.isinf(self.limit):
-            self.level = limit * BURST
+            self.level = limit * self.burst
         self.limit = limit
+
+
+class _Share:
+    """The share of something that is believed to be there: cut when it is refused, then felt for again."""
+
+    def __init__(self, now: float) -> None:
+        self.value = self._refused_at = 1.0
+        self._grown_at = self._growing_since = now
+
+    def cut(self) -> None:
+        self._refused_at = self.value
+        self.value = max(_LEAST_SHARE, self.value * _CUT)
+
+    def hold(self, until: float) -> None:
+        """Grow from then on."""
+        self._grown_at = self._growing_since = max(self._grown_at, until)
+
+    def give_back(self, factor: float) -> None:
+        self.value = min(1.0, self.value * factor)
+        self._refused_at = min(1.0, self._refused_at * factor)
+
+    def grow(self, now: float) -> float:
+        """Return to where it was refused, and grow past that, faster the longer nothing is refused.
+
+        Returns:
+            The factor by which it would have grown beyond 1; else 1.
+        """
+        if now <= self._grown_at:
+            return 1.0
+        if self.value < self._refused_at:
+            closer = math.exp((self._grown_at - now) / _RETURN_SECONDS)
+            self.value = self._refused_at - (self._refused_at - self.value) * closer
+        before, after = self._grown_at - self._growing_since, now - self._growing_since
+        exponent = (after - before) + (after * after - before * before) / (2.0 * _GROWTH_DOUBLES_AFTER)
+        grown = self.value * math.exp(min(50.0, _GROWTH_PER_SECOND * exponent))
+        self.value, self._grown_at = min(1.0, grown), now
+        return max(1.0, grown)
+
+
+class _Overload:
+    """How many of the lane's calls the API was too busy for, of those lately made."""
+
+    def __init__(self, now: float) -> None:
+        self._at, self._made, self._refused = now, 0.0, 0.0
+        self._row: deque[int] = deque(maxlen=_ROW)
+        """The numbers of the calls that were refused last."""
+
+    def fade(self, now: float) -> None:
+        if now > self._at:
+            factor = math.exp((self._at - now) / _WINDOW)
+            self._made, self._refused, self._at = self._made * factor, self._refused * factor, now
+
+    def made(self) -> None:
+        self._made += 1.0
+
+    def refused(self, number: int) -> None:
+        self._refused += 1.0
+        self._row.append(number)
+
+    def forget(self) -> None:
+        self._made = self._refused = 0.0
+        self._row.clear()
+
+    @property
+    def accepted(self) -> float:
+        """The share of calls that are not refused."""
+        return max(_LEAST_SHARE, 1.0 - min(1.0, self._refused / (self._made + _PRIOR)))
+
+    @property
+    def severe(self) -> bool:
+        """Whether most calls are refused."""
+        if len(self._row) == _ROW and max(self._row) - min(self._row) == _ROW - 1:
+            return True
+        return self._made >= _ENOUGH and self._refused > _MOST_REFUSED * self._made
+
+
+class _Reach:
+    """What the lane got done while calls waited for it, as a share of what its limits allow."""
+
+    def __init__(self, now: float) -> None:
+        self.waiting = False
+        """Whether the last call that asked was told to wait."""
+        self._at, self._seconds = now, 0.0
+        self._done = [0.0, 0.0, 0.0]
+
+    def pass_to(self, now: float) -> None:
+        if now > self._at:
+            elapsed, self._at = now - self._at, now
+            factor = math.exp(-elapsed / _REACH_WINDOW)
+            self._seconds *= factor
+            self._done = [amount * factor for amount in self._done]
+            if self.waiting:
+                self._seconds += elapsed
+
+    def book(self, *amounts: float) -> None:
+        self._done = [done + amount for done, amount in zip(self._done, amounts, strict=True)]
+
+    def share(self, limits: tuple[float, float, float], calls_per_minute: float) -> float | None:
+        """None: not known."""
+        if self._seconds < _REACH_SECONDS:
+            return None
+        minutes = [done / limit for done, limit in zip(self._done, limits, strict=True)]
+        return min(1.0, max(0.0, *minutes, self._done[0] / calls_per_minute) * 60.0 / self._seconds)
 
 
 class Pacer:
     """Says when the next sync call may start. Not thread-safe: the lane holds a lock.
 
-    Each call that `ask` let go is ended by exactly one `done` or `throttled`, with the figures it asked with.
-
     Args:
-        limits: The configured limits: caps, which the API's headers may lower but not raise. `latency` is the mean
-            time of a call until some were seen.
+        limits: The limits to begin with. `latency` is the mean time of a call until some were seen.
         now: Seconds of a monotonic clock.
+        follows: The account's limits are not given: the API's headers raise them, too. Given limits are caps, which
+            the headers may lower and never raise.
+        jitter: A random number from 0 to 1.
     """
 
-    def __init__(self, limits: Limits, *, now: float) -> None:
+    def __init__(
+        self, limits: Limits, *, now: float, follows: bool = False, jitter: Callable[[], float] = random.random
+    ) -> None:
         self._buckets = (
-            _Bucket(limits.requests_per_minute, now),
-            _Bucket(limits.input_tokens_per_minute, now),
-            _Bucket(limits.output_tokens_per_minute, now),
+            _Bucket(limits.requests_per_minute, now, follows=follows),
+            _Bucket(limits.input_tokens_per_minute, now, follows=follows),
+            _Bucket(limits.output_tokens_per_minute, now, follows=follows),
         )
+        self._follows, self._jitter = follows, jitter
         self._ceiling = math.inf if limits.concurrency is None else float(limits.concurrency)
         self._learned_ceiling = False
-        self._latency = limits.latency.total_seconds()
-        self._running = 0
-        self._share = 1.0
-        self._refused_at_share = 1.0
-        self._grown_at = self._growing_since = now
-        self._paused_until = -math.inf
-        self._refusals = 0
+        self._latency = self._planned_latency = limits.latency / timedelta(seconds=1)
+        self._running = [0, 0, 0]
+        """Calls that run, and the tokens reserved for them."""
+        self._rates, self._crowd = _Share(now), _Share(now)
+        self._overload, self._reach = _Overload(now), _Reach(now)
+        self._paused_at = self._paused_until = -math.inf
+        self._series = 0
+        """Pauses since the last answer."""
+        self._outage = False
+        """Whether they are because most calls met an API that was too busy."""
+        self._single = False
+        """Whether a call that tries the lane alone is out."""
+        self._started = 0
 
     @property
     def paused_until(self) -> float:
@@ -99,21 +266,36 @@ class Pacer:
     @property
     def running(self) -> int:
         """Calls that were let go and have not ended."""
-        return self._running
+        return self._running[0]
 
     @property
     def share(self) -> float:
-        """The share of the limits that is believed to be there: 1.0, less after refusals."""
-        return self._share
+        """The share of the limits that the lane makes use of: 1.0, less after refusals."""
+        return self._rates.value * self._overload.accepted
+
+    @property
+    def told(self) -> tuple[int | None, int | None, int | None]:
+        """The limits that the API's headers said: requests, input and output tokens a minute; None: they said none."""
+        requests, tokens_in, tokens_out = (bucket.told for bucket in self._buckets)
+        return requests, tokens_in, tokens_out
 
     @property
     def concurrency(self) -> float:
         """How many calls may run at once now: at least 1; infinite if nothing limits them."""
-        if self._refusals >= 2:
-            return 1.0
-        return self._ceiling if math.isinf(self._ceiling) else max(1.0, math.floor(self._ceiling * self._share + 1e-9))
+        if math.isinf(self._ceiling):
+            return self._ceiling
+        return max(1.0, math.floor(self._ceiling * self._crowd.value * self._overload.accepted + 1e-9))
 
-    def ask(self, now: float, *, input_tokens: int, output_tokens: int) -> float:
+    def reached(self, now: float) -> float:
+        """The share of the limits at which calls get their answers, to plan with."""
+        self._advance(now)
+        expected = self.share * self._crowd.value * self._overload.accepted
+        calls = math.inf if math.isinf(self._ceiling) else self._ceiling * 60.0 / self._planned_latency
+        requests, tokens_in, tokens_out = (bucket.limit for bucket in self._buckets)
+        measured = self._reach.share((requests, tokens_in, tokens_out), calls)
+        return expected if measured is None else min(expected, measured)
+
+    def ask(self, now: float, *, input_tokens: int, output_tokens: int) -> Reservation | float:
         """Whether a call may start.
 
         Ask in the order of urgency: a call that was told to wait has no claim before another.
@@ -124,26 +306,41 @@ class Pacer:
             output_tokens: What it is expected to write (see `OutputForecast`); at worst its `max_tokens`.
 
         Returns:
-            0.0: go; it is booked as running. Otherwise the seconds after which to ask again, earlier if a call ends.
+            What is booked for it: go. Otherwise the seconds after which to ask again, earlier if a call ends.
         """
-        if now < self._paused_until:
-            return max(_SHORTEST_WAIT, self._paused_until - now)
-        self._refill(now)
-        if self._running >= self.concurrency:
-            return min(_LONGEST_POLL, max(_SHORTEST_WAIT, self._latency / self._running))
-        wait = max(bucket.wait(self._share) for bucket in self._buckets)
+        self._advance(now)
+        wait = self._wait(now)
+        waited, self._reach.waiting = self._reach.waiting, wait > 0.0
         if wait > 0.0:
             return max(_SHORTEST_WAIT, wait)
-        self._book(1, input_tokens, output_tokens)
-        self._running += 1
-        return 0.0
+        amounts = (1, input_tokens, output_tokens)
+        for bucket, amount in zip(self._buckets, amounts, strict=True):
+            bucket.level -= amount
+        self._running = [held + amount for held, amount in zip(self._running, amounts, strict=True)]
+        self._overload.made()
+        if waited:
+            self._reach.book(*amounts)
+        self._single = self._trying
+        self._started += 1
+        return Reservation(now, input_tokens, output_tokens, self._single, waited, self._started)
+
+    @property
+    def _trying(self) -> bool:
+        """Whether the lane tries single calls, since nothing else is answered."""
+        return self._series >= 2
+
+    def _wait(self, now: float) -> float:
+        if now < self._paused_until:
+            return self._paused_until - now
+        if self._single or self.running >= self.concurrency:
+            return min(_LONGEST_POLL, max(_SHORTEST_WAIT, self._latency / max(1, self.running)))
+        return max(bucket.wait(self.share) for bucket in self._buckets)
 
     def done(
         self,
         now: float,
+        reserved: Reservation,
         *,
-        input_tokens: int,
-        output_tokens: int,
         input_tokens_used: int = 0,
         output_tokens_used: int = 0,
         latency: float | None = None,
@@ -152,41 +349,51 @@ class Pacer:
 
         Args:
             now: Seconds of the monotonic clock.
-            input_tokens: What `ask` was given.
-            output_tokens: What `ask` was given.
+            reserved: What `ask` gave.
             input_tokens_used: Uncached input tokens, cache writes included, cache reads not; 0 if the call failed.
             output_tokens_used: Output tokens; 0 if the call failed.
             latency: How long it took, in seconds; None if that says nothing (a failed call).
         """
-        self._refill(now)
-        self._running -= 1
-        self._book(0, input_tokens_used - input_tokens, output_tokens_used - output_tokens)
-        if now >= self._paused_until:
-            self._refusals = 0
+        self._advance(now)
+        self._end(reserved)
+        more_in, more_out = input_tokens_used - reserved.input_tokens, output_tokens_used - reserved.output_tokens
+        self._correct(reserved, 0, more_in, more_out)
+        began_after = reserved.at >= self._paused_at  # one that began before an outage says nothing of it
+        if began_after or (now >= self._paused_until and not self._outage):
+            if self._outage:
+                self._overload.forget()
+            self._series, self._outage = 0, False
         if latency is not None:
             self._latency += (latency - self._latency) / 20.0
 
-    def throttled(self, now: float, retry_after: float | None, *, input_tokens: int, output_tokens: int) -> None:
-        """A call was refused with 429 or 529: the whole lane pauses, and goes on more slowly.
+    def refused(self, now: float, reserved: Reservation, refusal: Refusal, retry_after: float | None = None) -> None:
+        """A call was refused for load.
 
         Args:
             now: Seconds of the monotonic clock.
+            reserved: What `ask` gave.
+            refusal: What the API said.
             retry_after: The header's seconds; None if it was not sent.
-            input_tokens: What `ask` was given.
-            output_tokens: What `ask` was given.
         """
-        self._refill(now)
-        running, self._running = self._running, self._running - 1
-        self._book(0, -input_tokens, -output_tokens)
+        self._advance(now)
+        running = self.running
+        self._end(reserved)
+        self._correct(reserved, -1, -reserved.input_tokens, -reserved.output_tokens)
+        new = reserved.at >= self._paused_at  # else it started before the pause: the same event
+        if refusal is Refusal.OVERLOADED:
+            self._overload.refused(reserved.number)
+            if new and (self._trying or self._overload.severe):
+                self._series, self._outage = max(2, self._series + 1), True
+                self._pause(now, self._backoff() * (3.0 + self._jitter()) / 4.0)
+            return
         pause = max(0.0, retry_after or 0.0)
-        if now >= self._paused_until:  # else it started before the pause: one event, one cut
-            self._refusals += 1
-            if retry_after is None or self._refusals > 1:
-                pause = max(pause, min(_LONGEST_BACKOFF, 2.0 ** min(self._refusals - 1, 10)))
-            if self._refusals == 1:
-                self._cut(running)
-        self._paused_until = max(self._paused_until, now + max(pause, _SHORTEST_WAIT))
-        self._grown_at = self._growing_since = self._paused_until
+        if new:
+            self._series += 1
+            if retry_after is None or self._trying:
+                pause = max(pause, self._backoff())
+            if not self._trying:
+                self._cut(refusal, running)
+        self._pause(now, pause)
         for bucket in self._buckets:  # nothing is saved up for the end of the pause
             bucket.level = min(bucket.level, 0.0)
             bucket.at = self._paused_until
@@ -194,20 +401,22 @@ class Pacer:
     def observe(self, now: float, headers: Mapping[str, str]) -> None:
         """Take over what the API says of its limits (`anthropic-ratelimit-*` of any answer).
 
-        A limit below the configured one takes its place, and follows the API up to it again; what remains is taken
-        over where it is less than believed (others use the account too). `-reset` says when a bucket will be full,
-        which the limit and what remains say already, and in the server's time: it is not needed.
+        A limit below the given one takes its place, and follows the API up to it again; where none was given, upwards
+        without end. What remains is taken over where it is less than believed (others use the account too), and, where
+        the account's limits are followed, where it is more than all that runs could still use. `-reset` says when a
+        bucket will be full, which the limit and what remains say already, and in the server's time: it is not needed.
 
         Args:
             now: Seconds of the monotonic clock.
             headers: The answer's headers, found by lower-case names.
         """
-        self._refill(now)
+        self._advance(now)
         lowered = 1.0
-        for kind, bucket in zip(_HEADERS, self._buckets, strict=True):
+        for kind, bucket, running in zip(_KINDS, self._buckets, self._running, strict=True):
             limit = _number(headers.get(f"anthropic-ratelimit-{kind}-limit"))
-            if limit is not None and limit > 0:
-                new = limit if bucket.configured is None else min(limit, float(bucket.configured))
+            if limit is not None and limit >= 1:
+                bucket.told = int(limit)
+                new = limit if bucket.given is None else min(limit, float(bucket.given))
                 if new < bucket.limit and not math.isinf(bucket.limit):
                     lowered = min(lowered, new / bucket.limit)
                 if new != bucket.limit:
@@ -215,67 +424,54 @@ class Pacer:
             remaining = _number(headers.get(f"anthropic-ratelimit-{kind}-remaining"))
             if remaining is not None and not math.isinf(bucket.limit):
                 bucket.level = min(bucket.level, max(0.0, remaining))
+                if self._follows and remaining - running > bucket.level and now >= self._paused_until:
+                    bucket.level, bucket.owed = remaining - running, 0.0
         if lowered < 1.0:  # the refusals are explained: what was cut for them is given back
-            self._share = min(1.0, self._share / lowered)
-            self._refused_at_share = min(1.0, self._refused_at_share / lowered)
+            self._rates.give_back(1.0 / lowered)
 
-    def _book(self, requests: int, input_tokens: int, output_tokens: int) -> None:
-        for bucket, amount in zip(self._buckets, (requests, input_tokens, output_tokens), strict=True):
-            bucket.level -= amount
-
-    def _refill(self, now: float) -> None:
-        if self._share < 1.0 or self._learned_ceiling:
-            self._grow(now)
+    def _advance(self, now: float) -> None:
+        self._overload.fade(now)
+        self._reach.pass_to(now)
+        self._rates.grow(now)
+        grown = self._crowd.grow(now)
+        if self._learned_ceiling:
+            self._ceiling *= grown
         for bucket in self._buckets:
-            bucket.refill(now, self._share)
+            bucket.refill(now, self.share)
 
-    def _cut(self, running: int) -> None:
-        if math.isinf(self._ceiling) and all(math.isinf(bucket.limit) for bucket in self._buckets):
-            # Nothing was configured that a cut could lower: what ran is the first guess.
-            self._ceiling, self._learned_ceiling = max(_LEAST_CEILING, float(running)), True
-        self._refused_at_share = self._share
-        self._share = max(_LEAST_SHARE, self._share * _CUT)
+    def _end(self, reserved: Reservation) -> None:
+        held = (1, reserved.input_tokens, reserved.output_tokens)
+        self._running = [running - amount for running, amount in zip(self._running, held, strict=True)]
+        if reserved.single:
+            self._single = False
 
-    def _grow(self, now: float) -> None:
-        """Let the share return to where it was refused, and grow past that, faster the longer nothing is refused."""
-        if now <= self._grown_at:
+    def _correct(self, reserved: Reservation, requests: int, input_tokens: int, output_tokens: int) -> None:
+        """The request itself stays booked, whatever became of it."""
+        for bucket, more in zip(self._buckets, (0, input_tokens, output_tokens), strict=True):
+            bucket.correct(more)
+        if reserved.counted:
+            self._reach.book(requests, input_tokens, output_tokens)
+
+    def _backoff(self) -> float:
+        return min(_LONGEST_BACKOFF, 2.0 ** min(self._series - 1, 10))
+
+    def _pause(self, now: float, seconds: float) -> None:
+        self._paused_at = now
+        self._paused_until = max(self._paused_until, now + max(seconds, _SHORTEST_WAIT))
+        for share in (self._rates, self._crowd):
+            share.hold(self._paused_until)
+
+    def _cut(self, refusal: Refusal, running: int) -> None:
+        unlimited = all(math.isinf(bucket.limit) for bucket in self._buckets)
+        if refusal is Refusal.TOO_MANY_AT_ONCE or unlimited:
+            if math.isinf(self._ceiling):
+                # Nothing was given that a cut could lower: what ran is the first guess.
+                self._ceiling, self._learned_ceiling = max(_LEAST_CEILING, float(running)), True
+            self._crowd.cut()
             return
-        if self._share < self._refused_at_share:
-            closer = math.exp((self._grown_at - now) / _RETURN_SECONDS)
-            self._share = self._refused_at_share - (self._refused_at_share - self._share) * closer
-        before, after = self._grown_at - self._growing_since, now - self._growing_since
-        exponent = (after - before) + (after * after - before * before) / (2.0 * _GROWTH_DOUBLES_AFTER)
-        factor = math.exp(min(50.0, _GROWTH_PER_SECOND * exponent))
-        if self._learned_ceiling and self._share * factor > 1.0:
-            self._ceiling *= self._share * factor
-        self._share = min(1.0, self._share * factor)
-        self._grown_at = now
-
-
-class OutputForecast:
-    """How much calls write, as a share of their `max_tokens`, by model: what to reserve before one is written.
-
-    Without it a lane of short answers under large `max_tokens` would hold far more than it uses, and start slowly.
-    A mean, weighted by tokens and towards recent calls; `Pacer.done` corrects every single reservation.
-    """
-
-    _FORGET = 0.98
-    _SAMPLES = 5
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, float, float]] = {}
-
-    def expect(self, model: str, max_tokens: int) -> int:
-        """The tokens to reserve: `max_tokens` until five calls of the model were seen."""
-        samples, asked, used = self._seen.get(model, (0, 0.0, 0.0))
-        if samples < self._SAMPLES or not asked:
-            return max_tokens
-        return min(max_tokens, math.ceil(max_tokens * used / asked))
-
-    def learn(self, model: str, max_tokens: int, used: int) -> None:
-        """A call of the model wrote `used` tokens."""
-        samples, asked, written = self._seen.get(model, (0, 0.0, 0.0))
-        self._seen[model] = (samples + 1, asked * self._FORGET + max_tokens, written * self._FORGET + used)
+        self._rates.cut()
+        for bucket in self._buckets:  # its bucket is not as deep as ours
+            bucket.burst = BURST
 
 
 def _number(text: str | None) -> float | None:

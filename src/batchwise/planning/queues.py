@@ -11,6 +11,7 @@ from operator import itemgetter
 from batchwise.models import Lane, Reason
 
 from .agenda import Agenda, FailLate, Move, Run, Seal
+from .capacity import queue_limit
 from .packing import MAX_BYTES, MAX_REQUESTS, may_share
 from .state import BatchState, Group
 
@@ -30,7 +31,7 @@ _AHEAD = timedelta(minutes=1)
 
 def tend_batch_queue(agenda: Agenda) -> None:
     """Rules 4, 5, 7 and 8 for what waits for a batch."""
-    snapshot, most = agenda.snapshot, agenda.policy.limits.batch_requests_in_queue
+    snapshot, most = agenda.snapshot, queue_limit(agenda.policy.limits)
     waiting = sum(batch.requests for batch in snapshot.batches if batch.state is not BatchState.ENDED)
     room = MAX_REQUESTS if most is None else most - waiting  # a batch that ends makes room, and asks again
     sendable = agenda.batch_works and room > 0 and not _paused(agenda)
@@ -156,11 +157,26 @@ def _hand_out(agenda: Agenda, ready: Iterable[tuple[tuple[int, datetime], Group]
 
     Something urgent is held up only by what the lane holds of no later deadline.
     """
+    lanes: dict[str, list[tuple[tuple[int, datetime], Group]]] = {}
+    for entry in ready:
+        lanes.setdefault(agenda.rescues.class_of(entry[1]), []).append(entry)
+    held: dict[str, list[Group]] = {}
+    for group in agenda.snapshot.sync_running:
+        held.setdefault(agenda.rescues.class_of(group), []).append(group)
+    given = [run for name, entries in lanes.items() for run in _share_out(agenda, entries, held.get(name, ()))]
+    for _, run in sorted(given, key=itemgetter(0)):  # the most urgent of all classes first
+        agenda.add(run)
+
+
+def _share_out(
+    agenda: Agenda, ready: Iterable[tuple[tuple[int, datetime], Group]], running: Iterable[Group]
+) -> Iterator[tuple[tuple[int, datetime], Run]]:
+    """The same for the work of one class of models."""
     lane_time = agenda.rescues.lane_time
-    held = sorted((group.terms.deadline or _NEVER, lane_time(group)) for group in agenda.snapshot.sync_running)
+    held = sorted((group.terms.deadline or _NEVER, lane_time(group)) for group in running)
     sums = list(accumulate((time for _, time in held), initial=_ZERO))
     budget, given = agenda.horizon - agenda.now + _AHEAD, _ZERO
-    for (rank, _), group in ready:
+    for (rank, since), group in ready:
         before = bisect_right(held, group.terms.deadline or _NEVER, key=itemgetter(0)) if rank == 0 else len(held)
         free, needed = budget - given - sums[before], lane_time(group)
         if rank == _BLOCKING or needed <= free:
@@ -170,7 +186,7 @@ def _hand_out(agenda: Agenda, ready: Iterable[tuple[tuple[int, datetime], Group]
             agenda.note(agenda.now + _AHEAD / 2)
         if requests:
             given += needed * requests / group.requests
-            agenda.add(Run(group.terms.id, requests, urgent=rank == 0))
+            yield (rank, since), Run(group.terms.id, requests, urgent=rank == 0, model=group.terms.model)
 
 
 def _urgency(agenda: Agenda, group: Group) -> tuple[int, datetime]:

@@ -4,39 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from functools import lru_cache
+from fractions import Fraction
 
 import attrs
 
-from batchwise.models import Lane, Limits, Policy, Reason
+from batchwise.models import Lane, Policy, Reason
 
+from .capacity import FILLED, Capacity
 from .reserve import margin_of, reserve_for
 from .schedule import Cohort, latest_starts, servable, work
 from .state import BatchView, Group, Snapshot, Terms
 
-__all__ = ["Rescues", "cohort_of", "cohorts_of", "is_hedged", "next_attempt", "usable"]
+__all__ = [
+    "Rescues",
+    "capacity_of",
+    "cohort_of",
+    "cohorts_of",
+    "is_hedged",
+    "models_of",
+    "next_attempt",
+]
 
 _ZERO = timedelta(0)
-_FILLED = 0.95
-"""The share of its limits that the sync lane surely keeps filled."""
-_CALM = 0.7
+_CALM = Fraction(70, 100)
 """The share of its limits that hedged work counts on, so that urgent work still to come finds room: our choice."""
-
-
-@lru_cache(maxsize=64)
-def usable(limits: Limits, share: float = _FILLED) -> Limits:
-    """The limits that rescues are planned with: what the lane surely keeps filled."""
-
-    def part(limit: int | None) -> int | None:
-        return None if limit is None else max(1, int(limit * share))
-
-    return attrs.evolve(
-        limits,
-        requests_per_minute=part(limits.requests_per_minute),
-        input_tokens_per_minute=part(limits.input_tokens_per_minute),
-        output_tokens_per_minute=part(limits.output_tokens_per_minute),
-        latency=limits.latency / share,  # concurrency / latency is a rate, too
-    )
 
 
 def is_hedged(terms: Terms, policy: Policy) -> bool:
@@ -90,6 +81,16 @@ def _places(snapshot: Snapshot) -> Iterator[tuple[Group, BatchView | None]]:
             yield group, batch
 
 
+def models_of(snapshot: Snapshot) -> set[str]:
+    """The models that may need the sync lane."""
+    return {group.terms.model for group, _ in _places(snapshot)}
+
+
+def capacity_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Capacity:
+    """The sync lane, for all that the snapshot holds."""
+    return Capacity(policy, now, snapshot.measured, models_of(snapshot))
+
+
 def cohort_of(group: Group, deadline: datetime, release: datetime | None) -> Cohort:
     """A group as work for the sync lane."""
     return Cohort(
@@ -98,6 +99,7 @@ def cohort_of(group: Group, deadline: datetime, release: datetime | None) -> Coh
         input_tokens=group.input_tokens,
         output_tokens=group.output_tokens,
         release=release,
+        model=group.terms.model,
     )
 
 
@@ -118,47 +120,69 @@ def _release(group: Group, batch: BatchView | None, clock_offset: timedelta, now
 
 
 class Rescues:
-    """Rule 2: the last safe moments, computed over everything that may have to be rescued at the same time."""
+    """Rule 2: the last safe moments, computed over everything that may have to be rescued at the same time.
+
+    Each class of models has a sync lane to itself.
+    """
 
     def __init__(self, snapshot: Snapshot, now: datetime, policy: Policy) -> None:
         self._now, self._policy = now, policy
-        self.margin, self._limits = margin_of(policy), usable(policy.limits)
-        self._cohorts = [cohort for cohort, _, _ in cohorts_of(snapshot, now)]
-        self._starts = self._latest(self._limits)
-        self._calm = self._latest(usable(policy.limits, _CALM)) if policy.hedge else self._starts
+        self.margin = margin_of(policy)
+        self._capacity = capacity_of(snapshot, now, policy)
+        self._cohorts: dict[str, list[Cohort]] = {}
+        for cohort, _, _ in cohorts_of(snapshot, now):
+            self._cohorts.setdefault(self._capacity.class_of(cohort.model), []).append(cohort)
+        self._starts = self._latest(FILLED)
+        self._calm = self._latest(_CALM) if policy.hedge else self._starts
         self._lost = self._hopeless()
 
-    def _latest(self, limits: Limits) -> dict[datetime, datetime]:
-        """By deadline: when its work has to start on the sync lane at the latest."""
-        starts: dict[datetime, datetime] = {}
-        for cohort, start in zip(self._cohorts, latest_starts(self._cohorts, limits, tail=self.margin), strict=True):
-            starts[cohort.deadline] = min(start, starts.get(cohort.deadline, start))
+    def _latest(self, share: Fraction) -> dict[tuple[str, datetime], datetime]:
+        """By class and deadline: when its work has to start on the sync lane at the latest."""
+        starts: dict[tuple[str, datetime], datetime] = {}
+        for name, cohorts in self._cohorts.items():
+            pace = self._capacity.pace(name, share)
+            for cohort, start in zip(cohorts, latest_starts(cohorts, pace, tail=self.margin), strict=True):
+                key = name, cohort.deadline
+                starts[key] = min(start, starts.get(key, start))
         return starts
 
-    def _hopeless(self) -> set[datetime]:
-        """Deadlines that cannot be kept for a single request."""
-        if min(self._starts.values(), default=self._now) >= self._now:
-            return set()
-        at_once = [attrs.evolve(cohort, release=None) for cohort in self._cohorts]
-        counts = servable(at_once, self._limits, now=self._now, tail=_ZERO)
-        return self._starts.keys() - {each.deadline for each, count in zip(at_once, counts, strict=True) if count}
+    def _hopeless(self) -> set[tuple[str, datetime]]:
+        """Deadlines that cannot be kept for a single request of the class."""
+        lost: set[tuple[str, datetime]] = set()
+        for name, cohorts in self._cohorts.items():
+            keys = {(name, cohort.deadline) for cohort in cohorts}
+            if min(self._starts[key] for key in keys) >= self._now:
+                continue
+            at_once = [attrs.evolve(cohort, release=None) for cohort in cohorts]
+            counts = servable(at_once, self._capacity.pace(name), now=self._now, tail=_ZERO)
+            lost |= keys - {(name, each.deadline) for each, count in zip(at_once, counts, strict=True) if count}
+        return lost
+
+    def _key(self, group: Group) -> tuple[str, datetime] | None:
+        deadline = group.terms.deadline
+        if deadline is None or group.terms.batch_only:
+            return None
+        key = self.class_of(group), deadline
+        return None if key in self._lost else key
+
+    def class_of(self, group: Group) -> str:
+        """The class of its model, which has a sync lane to itself."""
+        return self._capacity.class_of(group.terms.model)
 
     def start(self, group: Group) -> datetime | None:
         """When it has to be on the sync lane; None: no deadline, or none that can be kept."""
-        deadline = group.terms.deadline
-        if deadline is None or group.terms.batch_only or deadline in self._lost:
-            return None
-        return self._starts.get(deadline)
+        key = self._key(group)
+        return None if key is None else self._starts.get(key)
 
     def cancel_at(self, group: Group) -> datetime | None:
         """When a batch with it has to be cancelled; None: never.
 
         Hedged work by the moment of its decision at the latest, from which on waiting costs more than it may save.
         """
-        start, terms = self.start(group), group.terms
-        if start is None or terms.deadline is None:
+        key, terms = self._key(group), group.terms
+        if key is None or key not in self._calm:
             return None
-        last = self._calm[terms.deadline] - self._policy.cancel_settle
+        last = self._calm[key] - self._policy.cancel_settle
         return last if terms.reason is not Reason.HEDGED or terms.rescue_at is None else min(last, terms.rescue_at)
 
     def cancel_moments(self, batch: BatchView) -> list[datetime]:
@@ -176,4 +200,4 @@ class Rescues:
 
     def lane_time(self, group: Group) -> timedelta:
         """What it takes of the sync lane, alone."""
-        return work(group, self._limits)
+        return work(group, self._capacity.pace(self.class_of(group)))

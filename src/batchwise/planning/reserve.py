@@ -10,14 +10,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # `import batchwise` brings this module, and neither of these
-    from batchwise.models import Limits, Policy
+    from batchwise.models import Policy
 
-__all__ = ["least_reserve", "margin_of", "noticing_of", "overhead_of", "reading_of", "reserve_for", "tail_of"]
-
-
-def tail_of(limits: Limits) -> timedelta:
-    """What the slowest sync call is allowed for: three times the mean."""
-    return 3 * limits.latency
+__all__ = ["least_reserve", "margin_of", "noticing_of", "overhead_of", "reading_of", "reserve_for"]
 
 
 def reading_of(policy: Policy) -> timedelta:
@@ -32,6 +27,8 @@ def noticing_of(policy: Policy) -> timedelta:
 
 def margin_of(policy: Policy) -> timedelta:
     """Before its deadline by how much the last call has to be sent: its tail, and a batch read at the last moment."""
+    from .capacity import tail_of  # it needs the models, which `import batchwise` does not bring
+
     return tail_of(policy.limits) + reading_of(policy)
 
 

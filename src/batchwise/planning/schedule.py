@@ -24,7 +24,7 @@ import attrs
 
 from batchwise.models import Limits
 
-from .lane import Calls, Cohort, Job, edf, loads, tightest, to_duration, to_int, to_jobs, to_moment, to_span
+from .lane import Calls, Cohort, Job, Pace, edf, loads, tightest, to_duration, to_int, to_jobs, to_moment, to_span
 
 __all__ = ["Cohort", "Shortfall", "at_risk", "fits", "last_safe_moments", "latest_starts", "room", "servable", "work"]
 
@@ -65,7 +65,7 @@ class Shortfall:
         )
 
 
-def work(cohort: Calls, limits: Limits) -> timedelta:
+def work(cohort: Calls, limits: Limits | Pace) -> timedelta:
     """Lane time that a cohort takes alone: that of its tightest resource, rounded up to a microsecond.
 
     With no limit that is zero. Calls that are still running at its end are the tail's business: it has to cover at
@@ -74,7 +74,7 @@ def work(cohort: Calls, limits: Limits) -> timedelta:
     return to_duration(tightest(cohort, limits)[0])
 
 
-def _latest(cohorts: Sequence[Cohort], limits: Limits, tail: timedelta) -> list[int]:
+def _latest(cohorts: Sequence[Cohort], limits: Limits | Pace, tail: timedelta) -> list[int]:
     end = to_span(tail, "tail")
     starts = [0] * len(cohorts)
     following: int | None = None
@@ -85,7 +85,7 @@ def _latest(cohorts: Sequence[Cohort], limits: Limits, tail: timedelta) -> list[
     return starts
 
 
-def latest_starts(cohorts: Sequence[Cohort], limits: Limits, *, tail: timedelta) -> tuple[datetime, ...]:
+def latest_starts(cohorts: Sequence[Cohort], limits: Limits | Pace, *, tail: timedelta) -> tuple[datetime, ...]:
     """When each cohort has to start on the lane at the latest (UTC), in the order given, so that all are in time.
 
     `f_k = min(D_k - tail, f_(k+1)) - W_k`, deadlines descending; of cohorts with the
@@ -100,7 +100,7 @@ def latest_starts(cohorts: Sequence[Cohort], limits: Limits, *, tail: timedelta)
 
 
 def last_safe_moments(
-    cohorts: Sequence[Cohort], limits: Limits, *, tail: timedelta, settle: timedelta, wake_gap: timedelta
+    cohorts: Sequence[Cohort], limits: Limits | Pace, *, tail: timedelta, settle: timedelta, wake_gap: timedelta
 ) -> tuple[datetime, ...]:
     """When each cohort's cancel has to be sent at the latest (UTC): `f_k - settle - wake_gap`, in the order given.
 
@@ -115,7 +115,7 @@ def last_safe_moments(
     return tuple(to_moment(start - lead) for start in _latest(cohorts, limits, tail))
 
 
-def fits(cohorts: Sequence[Cohort], limits: Limits, *, now: datetime, tail: timedelta) -> Shortfall | None:
+def fits(cohorts: Sequence[Cohort], limits: Limits | Pace, *, now: datetime, tail: timedelta) -> Shortfall | None:
     """Whether the preemptive EDF schedule of all cohorts, each available from its release, meets every deadline.
 
     It does exactly if for all t1 < t2 the work released from t1 on that is due by t2 is at most t2 - t1. What the lane
@@ -157,7 +157,7 @@ def fits(cohorts: Sequence[Cohort], limits: Limits, *, now: datetime, tail: time
 
 def room(
     cohorts: Sequence[Cohort],
-    limits: Limits,
+    limits: Limits | Pace,
     *,
     now: datetime,
     tail: timedelta,
@@ -212,7 +212,7 @@ def _keep(jobs: Sequence[Job], counts: Sequence[int], needs: Sequence[Fraction])
     return kept
 
 
-def at_risk(cohorts: Sequence[Cohort], limits: Limits, *, now: datetime, tail: timedelta) -> int:
+def at_risk(cohorts: Sequence[Cohort], limits: Limits | Pace, *, now: datetime, tail: timedelta) -> int:
     """How many requests cannot be in time in whatever order the lane serves them (Moore-Hodgson).
 
     Exact if all are released by `now` and one resource binds; else a lower bound: each resource is taken by itself, and
@@ -233,7 +233,7 @@ def at_risk(cohorts: Sequence[Cohort], limits: Limits, *, now: datetime, tail: t
     return most
 
 
-def servable(cohorts: Sequence[Cohort], limits: Limits, *, now: datetime, tail: timedelta) -> tuple[int, ...]:
+def servable(cohorts: Sequence[Cohort], limits: Limits | Pace, *, now: datetime, tail: timedelta) -> tuple[int, ...]:
     """How many requests of each cohort the lane can surely have in time, in the order given.
 
     The rest need not be cancelled: it cannot be rescued anyway. Serving these counts always `fits`. They are as many

@@ -10,6 +10,7 @@ import attrs
 
 from batchwise.models import Lane, Reason, ToolUse
 
+from .capacity import Measured
 from .forecast import Forecast
 from .packing import Sizes
 
@@ -37,6 +38,7 @@ class Terms:
         model: The model asked for.
         max_tokens: The most output tokens of one of these.
         output_tokens: What one of these is expected to put out (max_tokens where nothing better is known).
+        expected: The caller said what to expect.
         betas: `anthropic-beta` values of its call.
         stream: The caller wants streaming.
         tool_use: What it does with tools.
@@ -60,6 +62,7 @@ class Terms:
     model: str
     max_tokens: int
     output_tokens: int
+    expected: bool = False
     betas: tuple[str, ...] = ()
     stream: bool = False
     tool_use: ToolUse = ToolUse.NONE
@@ -203,6 +206,7 @@ class Snapshot:
         sync_answered_at: When a call of the sync lane was last answered (our clock).
         sync_failed_at: When one was last refused for good or not answered (our clock).
         advanced_at: When a process last called `advance` (our clock).
+        measured: How the sync lane does, by class of models.
     """
 
     batch_queue: tuple[Group, ...] = ()
@@ -218,3 +222,4 @@ class Snapshot:
     sync_answered_at: datetime | None = None
     sync_failed_at: datetime | None = None
     advanced_at: datetime | None = None
+    measured: Mapping[str, Measured] = attrs.field(factory=dict)

@@ -20,11 +20,11 @@ from batchwise.models import Lane, Limits, Policy, Reason, ToolUse
 from batchwise.request import Request, Traits
 from batchwise.times import WINDOW, ZERO, check_duration, check_positive
 
-from .cadence import Cadence, Number, bounded, check_whole, to_number
+from .cadence import Cadence, Number, bounded, check_limits, check_whole, lane_time, to_number
+from .capacity import FILLED, Capacity, queue_limit
 from .constraints import SEARCHED, Load, Violation, longest_interval, nearest_load, violations_of
 from .forecast import Forecast
 from .mix import Mix, SupportsRates, TokenRates, mix_of, sampled, to_dollars
-from .rescue import usable
 from .reserve import reserve_for
 from .routing import Case, decide
 from .wording import dollars, human
@@ -209,7 +209,7 @@ def _plan(load: Load, interval: timedelta, money: _Money) -> WorkloadPlan:
         requests_per_submission=requests,
         batches_per_submission=_batches(load, requests),
         peak_in_queue=load.peak(interval),
-        queue_limit=load.limits.batch_requests_in_queue,
+        queue_limit=load.queue_limit,
         reserve=max(reserve, ZERO),
         reserve_needed=load.needed(interval),
         rescue=load.rescue(load.gathered(interval)),
@@ -272,6 +272,12 @@ def _mix(
         cached_tokens=cached_tokens,
         request_bytes=check_whole(request_bytes, "request_bytes", 1),
     )
+
+
+def _slowest(capacity: Capacity, mix: Mix) -> Limits:
+    """The limits of the class of models that takes longest for the mean request, as if it had to take all of them."""
+    every = [capacity.limits(name) for name in sorted(capacity.classes)]
+    return max(every, key=lambda limits: lane_time(limits, mix.input_tokens, mix.output_tokens))
 
 
 def plan_workload(
@@ -343,10 +349,13 @@ def plan_workload(
     if burst == 0 and arrivals_per_hour == 0:
         raise InvalidValueError("arrivals_per_hour=0 and burst=0: nothing to plan; give one of them")
     mix = _mix(sample, model, input_tokens, output_tokens, cached_tokens, request_bytes)
+    if limits is not None:
+        check_limits(limits)
+    queue = queue_limit(policy.limits if policy is not None and limits is None else limits)
     if policy is not None:
         window = policy.window if window is None else check_positive(window, "window")
         policy = attrs.evolve(policy, window=window, limits=limits or policy.limits)
-        limits = usable(policy.limits)
+        limits = _slowest(Capacity(policy, _START, models=(kind.model for kind in mix.kinds)), mix)
     load = Load(
         arrivals=to_number(arrivals_per_hour, "arrivals_per_hour"),
         burst=check_whole(burst, "burst", 0),
@@ -357,7 +366,9 @@ def plan_workload(
         input_tokens=mix.input_tokens,
         output_tokens=mix.output_tokens,
         request_bytes=mix.request_bytes,
-        limits=Limits.for_tier("start") if limits is None else limits,
+        limits=limits or Limits.for_tier("start"),
+        share=Fraction(1) if policy is None else FILLED,
+        queue_limit=queue,
         policy=policy,
         interval=None if interval is None else check_positive(interval, "interval"),
     )

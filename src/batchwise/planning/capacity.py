@@ -1,0 +1,244 @@
+"""What the sync lane can take: by the account's limits for each class of models, and by what a process delivers.
+
+Everything that plans with the lane asks here: admission, rescues, the schedule, progress. So does the pacing that
+carries the plan out. A rate that the driver cannot deliver is never planned with. No clock, no I/O.
+
+**Classes.** The API's limits hold for each model, but some older models share theirs (API documentation, rate limits,
+October 2026). The class of a model is the longest prefix of it in `Policy.limits`, where that is a mapping. Otherwise
+it is the model's id without a date (`claude-haiku-4-5-20251001` is of the class `claude-haiku-4-5`), and for the
+models that share one limit, their family: `claude-opus-4`, `claude-sonnet-4` and `claude-fable-5`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from fractions import Fraction
+from functools import lru_cache
+
+import attrs
+
+from batchwise.models import Limits, Policy
+
+from .lane import Pace
+
+__all__ = [
+    "FILLED",
+    "MOST_CALLS",
+    "Capacity",
+    "Measured",
+    "calls_at_once",
+    "class_of",
+    "delivered",
+    "follows",
+    "limits_of",
+    "queue_limit",
+    "tail_of",
+    "usable",
+]
+
+MOST_CALLS = 1_000
+"""Calls that one process runs at once at most: the connections that the SDK's client opens by default."""
+FILLED = Fraction(95, 100)
+"""The share of its limits that the sync lane keeps filled where nothing worse was measured."""
+_BELIEVED = timedelta(minutes=10)
+"""How long a measured share is planned with: our choice."""
+_COARSE = 1_000
+"""A measured share is taken as a fraction with at most this denominator."""
+_START = attrs.evolve(Limits.for_tier("start"), concurrency=None)
+"""What is taken for the account's limits until the API has said them. The API publishes no limit of concurrency."""
+_FAMILIES = re.compile(r"claude-(?:opus-4|sonnet-4|fable-5)(?![0-9])")
+_DATE = re.compile(r"(?:[-@][0-9]{8}|-latest)(?:-v[0-9].*)?$")
+
+
+@attrs.frozen(kw_only=True)
+class Measured:
+    """How the sync lane does for one class of models, as some process last saw it.
+
+    Attributes:
+        at: When it was seen (our clock).
+        share: The share of the limits that the lane reaches, 0 to 1; None: nothing was measured.
+        requests_per_minute: The limit that the API's headers said; None: they said none.
+        input_tokens_per_minute: The same.
+        output_tokens_per_minute: The same.
+    """
+
+    at: datetime
+    share: float | None = None
+    requests_per_minute: int | None = None
+    input_tokens_per_minute: int | None = None
+    output_tokens_per_minute: int | None = None
+
+
+def class_of(model: str, limits: Limits | Mapping[str, Limits] | None) -> str:
+    """The class of a model under `Policy.limits`: requests of one class share the account's limits."""
+    if isinstance(limits, Mapping):
+        prefix = _prefix(model, limits)
+        if prefix is not None:
+            return prefix
+    return _family(model)
+
+
+def _prefix(model: str, limits: Mapping[str, Limits]) -> str | None:
+    names = model, _bare(model)
+    return max((each for each in limits if any(name.startswith(each) for name in names)), key=len, default=None)
+
+
+def _bare(model: str) -> str:
+    """The model's id without what some platforms put before it."""
+    return model[max(0, model.find("claude-")) :]
+
+
+@lru_cache(maxsize=1_024)
+def _family(model: str) -> str:
+    shared = _FAMILIES.search(model)
+    return shared.group() if shared else _DATE.sub("", _bare(model))
+
+
+def follows(model: str, limits: Limits | Mapping[str, Limits] | None) -> bool:
+    """Whether no limits are given for a model (or its class), so that the API's headers say them."""
+    return limits is None or (isinstance(limits, Mapping) and _prefix(model, limits) is None)
+
+
+def limits_of(model: str, limits: Limits | Mapping[str, Limits] | None, told: Measured | None = None) -> Limits:
+    """The limits in force for a model (or for its class).
+
+    Given limits are kept to, and the API's headers may lower them. Where none are given, the Start tier's hold until
+    the headers have said the account's, which are followed upwards, too.
+
+    Args:
+        model: The model's id, or its class.
+        limits: `Policy.limits`.
+        told: What the API's headers said.
+    """
+    given = limits
+    if isinstance(given, Mapping):
+        prefix = _prefix(model, given)
+        given = None if prefix is None else given[prefix]
+    found = _START if given is None else given
+    if told is None:
+        return found
+    return attrs.evolve(
+        found,
+        requests_per_minute=_lower(told.requests_per_minute, found.requests_per_minute, given),
+        input_tokens_per_minute=_lower(told.input_tokens_per_minute, found.input_tokens_per_minute, given),
+        output_tokens_per_minute=_lower(told.output_tokens_per_minute, found.output_tokens_per_minute, given),
+    )
+
+
+def _lower(told: int | None, known: int | None, given: Limits | None) -> int | None:
+    if told is None or known is None:
+        return known if told is None else told
+    return told if given is None else min(told, known)
+
+
+def delivered(limits: Limits, most: int = MOST_CALLS) -> Limits:
+    """The part of the limits that a process delivers: it runs at most so many calls at once."""
+    return attrs.evolve(limits, concurrency=min(most, limits.concurrency or most))
+
+
+def queue_limit(limits: Limits | Mapping[str, Limits] | None) -> int | None:
+    """Batch requests that may wait in the account's queue, for all models together: the least that is given."""
+    if isinstance(limits, Limits):
+        return limits.batch_requests_in_queue
+    given = () if limits is None else (each.batch_requests_in_queue for each in limits.values())
+    return min((each for each in given if each is not None), default=_START.batch_requests_in_queue)
+
+
+def tail_of(limits: Limits | Mapping[str, Limits] | None) -> timedelta:
+    """What the slowest sync call is allowed for: three times the mean, of the slowest class."""
+    if isinstance(limits, Mapping):
+        return max((tail_of(each) for each in limits.values()), default=tail_of(None))
+    return 3 * (_START if limits is None else limits).latency
+
+
+@lru_cache(maxsize=64)
+def usable(limits: Limits, share: Fraction = FILLED) -> Pace:
+    """The pace that rescues are planned with: what the lane surely keeps filled of its limits."""
+    return Pace(limits=limits, share=share)
+
+
+class Capacity:
+    """The sync lane for some classes of models at one moment.
+
+    Each class has limits of its own, and all share the calls that one process runs at once. Where the classes could
+    use more than these together, each is planned with a share of them.
+
+    Args:
+        policy: The rules' figures.
+        now: The moment.
+        measured: How the lane does, by class. A measurement that is old, or from the future, has no share.
+        models: Models (or classes) that the lane has to serve.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        now: datetime,
+        measured: Mapping[str, Measured] | None = None,
+        models: Iterable[str] = (),
+    ) -> None:
+        self._policy, self._now, self._measured = policy, now, measured or {}
+        self.classes = frozenset(self.class_of(model) for model in models)
+        self._full = {each: self._limits(each) for each in self.classes}
+        wanted = sum(map(_filling, self._full.values()), Fraction(0))
+        self._part = min(Fraction(1), MOST_CALLS / wanted) if wanted else Fraction(1)
+
+    def class_of(self, model: str) -> str:
+        """The class of a model."""
+        return class_of(model, self._policy.limits)
+
+    def joined(self, model: str) -> Capacity:
+        """The lane when it has to serve this model, too; the same if it does."""
+        name = self.class_of(model)
+        if name in self.classes:
+            return self
+        return Capacity(self._policy, self._now, self._measured, (*self.classes, name))
+
+    def _limits(self, name: str) -> Limits:
+        return limits_of(name, self._policy.limits, self._measured.get(name))
+
+    def limits(self, name: str) -> Limits:
+        """What of a class's limits can be delivered."""
+        limits = self._full.get(name) or self._limits(name)
+        if self._part == 1:
+            return delivered(limits)
+        return delivered(limits, max(1, int(_filling(limits) * self._part)))
+
+    def share(self, name: str) -> Fraction:
+        """The share of its limits that a class reaches, as measured lately; 1 if nothing was."""
+        measured = self._measured.get(name)
+        if measured is None or measured.share is None or not self._now - _BELIEVED <= measured.at <= self._now:
+            return Fraction(1)
+        return min(Fraction(1), max(Fraction(1, _COARSE), Fraction(measured.share).limit_denominator(_COARSE)))
+
+    def pace(self, name: str, most: Fraction = FILLED) -> Pace:
+        """The pace to plan a class with: what is reached, and no more than `most` of the limits."""
+        return usable(self.limits(name), min(most, self.share(name)))
+
+    def tail(self, name: str) -> timedelta:
+        """What the slowest call of a class is allowed for."""
+        return tail_of(self._limits(name))
+
+    def split(self, models: Sequence[str]) -> Mapping[str, list[int]]:
+        """The positions of models by class."""
+        found: dict[str, list[int]] = {}
+        for position, model in enumerate(models):
+            found.setdefault(self.class_of(model), []).append(position)
+        return found
+
+
+def calls_at_once(limits: Limits) -> int:
+    """How many calls run at once when the lane fills its limits."""
+    return math.ceil(_filling(limits))
+
+
+def _filling(limits: Limits) -> Fraction:
+    bounds = [Fraction(MOST_CALLS)]
+    if limits.concurrency is not None:
+        bounds.append(Fraction(limits.concurrency))
+    if limits.requests_per_minute is not None:
+        bounds.append(limits.requests_per_minute * Fraction(limits.latency // timedelta(microseconds=1), 60_000_000))
+    return min(bounds)

@@ -1,0 +1,94 @@
+"""How many tokens calls will write: what to reserve before one is written. No clock: `now` is a float, in seconds."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+__all__ = ["OutputForecast", "Writing"]
+
+_REMEMBERED = 2_000
+"""Calls of a kind that are looked at."""
+_SAMPLES = 5
+_ERRORS = 2.0
+"""So many standard errors are added to the mean, so that few samples of a wide spread are not trusted."""
+_HOLDS = 0.5
+"""Seconds for which an estimate is not made anew."""
+
+
+class Writing:
+    """A call of some kind that writes, or has written."""
+
+    __slots__ = ("began", "took", "used")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.took: float | None = None
+        """Seconds; None while it writes."""
+        self.used = 0.0
+        """The share of its `max_tokens` that it wrote."""
+
+
+class _Kind:
+    def __init__(self) -> None:
+        self.calls: deque[Writing] = deque(maxlen=_REMEMBERED)
+        self.share, self.until = 1.0, -math.inf
+
+
+class OutputForecast:
+    """How much calls write, as a share of their `max_tokens`, by model and size of `max_tokens`.
+
+    Without it a lane of short answers under large `max_tokens` would hold far more than it uses, and start slowly.
+
+    Short answers end first: a mean of what has ended would take all answers for short as long as the long ones are
+    being written. So calls that still run count, too (the Kaplan-Meier estimate): whatever share of calls is not
+    known to end as early as those that have ended is taken to write its whole `max_tokens`. What is reserved is the
+    mean and two standard errors: the wider a model's own spread, and the fewer calls were seen, the more.
+    `Pacer.done` corrects every single reservation.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[str, int], _Kind] = {}
+
+    def expect(self, model: str, max_tokens: int, now: float) -> int:
+        """The tokens to reserve: `max_tokens` until five calls of the kind have ended."""
+        kind = self._kinds.get((model, max_tokens.bit_length()))
+        if kind is None:
+            return max_tokens
+        if now >= kind.until:
+            kind.share, kind.until = _share(kind.calls, now), now + _HOLDS
+        return min(max_tokens, math.ceil(max_tokens * kind.share))
+
+    def begin(self, model: str, max_tokens: int, now: float) -> Writing:
+        """A call begins; `end` it, or `drop` it."""
+        writing = Writing(now)
+        self._kinds.setdefault((model, max_tokens.bit_length()), _Kind()).calls.append(writing)
+        return writing
+
+    def end(self, writing: Writing, max_tokens: int, used: int, now: float) -> None:
+        """It wrote so many tokens."""
+        writing.took, writing.used = now - writing.began, used / max(1, max_tokens)
+
+    def drop(self, model: str, max_tokens: int, writing: Writing) -> None:
+        """It failed, which says nothing of how much its like write."""
+        kind = self._kinds[model, max_tokens.bit_length()]
+        if writing in kind.calls:
+            kind.calls.remove(writing)
+
+
+def _share(calls: deque[Writing], now: float) -> float:
+    """The share of `max_tokens` to reserve."""
+    ended = sum(call.took is not None for call in calls)
+    if ended < _SAMPLES:
+        return 1.0
+    spans = sorted(
+        ((now - call.began, True, 1.0) if call.took is None else (call.took, False, call.used)) for call in calls
+    )
+    left, mean, square = 1.0, 0.0, 0.0
+    for position, (_, runs, used) in enumerate(spans):
+        if not runs:
+            weight = left / (len(spans) - position)
+            left, mean, square = left - weight, mean + weight * used, square + weight * used * used
+    mean, square = mean + left, square + left
+    spread = math.sqrt(max(0.0, square - mean * mean))
+    return min(1.0, mean + _ERRORS * spread / math.sqrt(ended))

@@ -17,6 +17,7 @@ from .engine.progress import progress, progress_of, report_of
 from .errors import ClosedDispatcherError, WrongLoopError
 from .lanes.batches import AsyncBatchLane
 from .lanes.clients import base_url, check_client
+from .lanes.deprecations import Deprecations
 from .lanes.messages import AsyncMessageLane
 from .ledger.ledger import Ledger
 from .ledger.sqlite import open_ledger
@@ -68,6 +69,7 @@ class AsyncDispatcher:
         self._own_ledger = not hasattr(ledger, "snapshot")
         self._entered: TaskDriver | None = None
         self._fronts: Shared | None = None
+        self._deprecations = Deprecations()
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -167,7 +169,6 @@ class AsyncDispatcher:
         job: str | None = None,
     ) -> AsyncTicket:
         """Accept one request; durable when this returns. See `Dispatcher.dispatch`."""
-        self._driver.check_working()
         tags = {
             "key": key,
             "latency": latency,
@@ -178,8 +179,13 @@ class AsyncDispatcher:
             "output_format": output_format,
         }
         made = to_request(request, tags)
+        self._deprecations.for_caller()([made.model])
+        return await self._accept(made, job)
+
+    async def _accept(self, request: Request, job: str | None) -> AsyncTicket:
+        self._driver.check_working()
         try:
-            accepted, decision = await self._driver.in_thread(self._engine.accept, made, job)
+            accepted, decision = await self._driver.in_thread(self._engine.accept, request, job)
         finally:
             self._driver.call()
         if accepted.row.status is Status.QUEUED:
@@ -198,9 +204,10 @@ class AsyncDispatcher:
         """Accept many, whole or not at all. The iterable is read in a worker thread. See `Dispatcher.dispatch_all`."""
         self._driver.check_working()
         latency, tool_use = to_tags(latency, tool_use)
+        warn = self._deprecations.for_caller()
         marks = await self._driver.in_thread(self._ledger.marks)
         wanted = formatted(requests, output_format)
-        numbers = await self._driver.in_thread(self._engine.accept_all, wanted, job, latency, tool_use)
+        numbers = await self._driver.in_thread(self._engine.accept_all, wanted, job, latency, tool_use, warn)
         self._driver.wake()
         if job is None:
             return AsyncJob(self._driver, None, 0, numbers, marks)
@@ -258,7 +265,7 @@ class AsyncDispatcher:
         if self._fronts is None:
             self._fronts = Shared(self._engine.policy, self._engine.now)
         tags = Tags(latency=latency, job=job, tool_use=tool_use)
-        return {"dispatch": self.dispatch, "shared": self._fronts, "tags": tags}
+        return {"accept": self._accept, "shared": self._fronts, "tags": tags}
 
     async def adopt(self, batch_id: str, *, keys: Mapping[str, str] | None = None, job: str | None = None) -> AsyncJob:
         """Take in a batch that was made elsewhere, by its id. See `Dispatcher.adopt`."""

@@ -21,6 +21,7 @@ from .answering import Answer, Call, Repeats, answer_of, read_call, refusal
 from .async_tickets import AsyncTicket
 from .errors import BatchwiseError, ResultTimeoutError
 from .models import Lane, Policy, Status
+from .request import Request
 from .tagging import Tags, current_tags
 from .tickets import Ticket
 
@@ -71,8 +72,7 @@ class Shared:
 class _Begun(NamedTuple):
     """A call with the name that its job knows it by."""
 
-    call: Call
-    key: str | None
+    request: Request
     taken: tuple[str, bytes, int] | None
 
 
@@ -106,10 +106,10 @@ class _Front:
 
     def begin(self, call: Call) -> _Begun:
         if call.job is None or call.request.key is not None:
-            return _Begun(call, None, None)
+            return _Begun(call.request, None)
         content = call.request.digest
         number = self._shared.repeats.take(call.job, content)
-        return _Begun(call, Repeats.key(content, number), (call.job, content, number))
+        return _Begun(call.request.keyed(Repeats.key(content, number)), (call.job, content, number))
 
     def unanswered(self, begun: _Begun) -> None:
         """It ended without its outcome; whoever asks again gets it."""
@@ -162,9 +162,9 @@ class _Transport(httpx2.BaseTransport):
     """Answers Messages calls from a dispatcher, and sends everything else on as it is."""
 
     def __init__(
-        self, front: _Front, shared: Shared, inner: anthropic.Anthropic, dispatch: Callable[..., Ticket]
+        self, front: _Front, shared: Shared, inner: anthropic.Anthropic, accept: Callable[..., Ticket]
     ) -> None:
-        self._front, self._shared, self._inner, self._dispatch = front, shared, inner, dispatch
+        self._front, self._shared, self._inner, self._accept = front, shared, inner, accept
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         if not self._front.is_call(request):
@@ -186,7 +186,7 @@ class _Transport(httpx2.BaseTransport):
     def _answer(self, call: Call, timeout: float | None) -> Answer:
         begun = self._front.begin(call)
         try:
-            ticket = self._dispatch(call.request, key=begun.key, job=call.job)
+            ticket = self._accept(begun.request, call.job)
             if _waits_for_batch(ticket):
                 with self._shared.waiting():
                     result = ticket.result(timeout)
@@ -219,18 +219,18 @@ class _Transport(httpx2.BaseTransport):
 
 
 def client(
-    made: anthropic.Anthropic, *, dispatch: Callable[..., Ticket], shared: Shared, tags: Tags
+    made: anthropic.Anthropic, *, accept: Callable[..., Ticket], shared: Shared, tags: Tags
 ) -> anthropic.Anthropic:
     """The dispatcher's client with a transport in front of it.
 
     Args:
         made: The dispatcher's client.
-        dispatch: `Dispatcher.dispatch`.
+        accept: What takes a request into a job and gives its ticket.
         shared: What the dispatcher's clients share.
         tags: The tags of calls that say nothing else.
     """
     inner = made.copy(middleware=[], set_default_query={})
-    transport = _Transport(_Front(made, tags, shared), shared, inner, dispatch)
+    transport = _Transport(_Front(made, tags, shared), shared, inner, accept)
     return made.copy(http_client=httpx2.Client(transport=transport), timeout=None, max_retries=0)
 
 
@@ -256,9 +256,9 @@ class _AsyncTransport(httpx2.AsyncBaseTransport):
         front: _Front,
         shared: Shared,
         inner: anthropic.AsyncAnthropic,
-        dispatch: Callable[..., Awaitable[AsyncTicket]],
+        accept: Callable[..., Awaitable[AsyncTicket]],
     ) -> None:
-        self._front, self._shared, self._inner, self._dispatch = front, shared, inner, dispatch
+        self._front, self._shared, self._inner, self._accept = front, shared, inner, accept
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         if not self._front.is_call(request):
@@ -280,7 +280,7 @@ class _AsyncTransport(httpx2.AsyncBaseTransport):
     async def _answer(self, call: Call, timeout: float | None) -> Answer:
         begun = self._front.begin(call)
         try:
-            ticket = await self._dispatch(call.request, key=begun.key, job=call.job)
+            ticket = await self._accept(begun.request, call.job)
             if _waits_for_batch(ticket):
                 with self._shared.waiting():
                     result = await ticket.result(timeout)
@@ -313,16 +313,16 @@ class _AsyncTransport(httpx2.AsyncBaseTransport):
 
 
 def async_transport(
-    made: anthropic.AsyncAnthropic, *, dispatch: Callable[..., Awaitable[AsyncTicket]], shared: Shared, tags: Tags
+    made: anthropic.AsyncAnthropic, *, accept: Callable[..., Awaitable[AsyncTicket]], shared: Shared, tags: Tags
 ) -> httpx2.AsyncBaseTransport:
     """What answers requests for the API: Messages calls from the dispatcher, all others by the dispatcher's client."""
     inner = made.copy(middleware=[], set_default_query={})
-    return _AsyncTransport(_Front(made, tags, shared), shared, inner, dispatch)
+    return _AsyncTransport(_Front(made, tags, shared), shared, inner, accept)
 
 
 def async_client(
-    made: anthropic.AsyncAnthropic, *, dispatch: Callable[..., Awaitable[AsyncTicket]], shared: Shared, tags: Tags
+    made: anthropic.AsyncAnthropic, *, accept: Callable[..., Awaitable[AsyncTicket]], shared: Shared, tags: Tags
 ) -> anthropic.AsyncAnthropic:
     """As `client`."""
-    transport = async_transport(made, dispatch=dispatch, shared=shared, tags=tags)
+    transport = async_transport(made, accept=accept, shared=shared, tags=tags)
     return made.copy(http_client=httpx2.AsyncClient(transport=transport), timeout=None, max_retries=0)

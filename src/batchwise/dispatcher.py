@@ -16,6 +16,7 @@ from .engine.handles import formatted, takes_one_dict, to_request, to_tags
 from .engine.progress import progress, progress_of, report_of
 from .lanes.batches import BatchLane
 from .lanes.clients import base_url, check_client
+from .lanes.deprecations import Deprecations
 from .lanes.messages import MessageLane
 from .ledger.ledger import Ledger
 from .ledger.sqlite import open_ledger
@@ -67,6 +68,7 @@ class Dispatcher:
         self._client = client
         stopping = threading.Event()
         self._fronts: Shared | None = None
+        self._deprecations = Deprecations()
         self._own_ledger = not hasattr(ledger, "snapshot")
         self._ledger = open_ledger(ledger)
         try:
@@ -127,7 +129,6 @@ class Dispatcher:
             SpendLimitError: It could pass `Policy.max_spend`.
             UnknownPriceError: There is a spend limit, and its model's price is unknown.
         """
-        self._driver.check_working()
         tags = {
             "key": key,
             "latency": latency,
@@ -137,7 +138,13 @@ class Dispatcher:
             "expected_output_tokens": expected_output_tokens,
             "output_format": output_format,
         }
-        accepted, decision = self._engine.accept(to_request(request, tags), job, self._driver.begin)
+        made = to_request(request, tags)
+        self._deprecations.for_caller()([made.model])
+        return self._accept(made, job)
+
+    def _accept(self, request: Request, job: str | None) -> Ticket:
+        self._driver.check_working()
+        accepted, decision = self._engine.accept(request, job, self._driver.begin)
         if accepted.row.status is Status.QUEUED:
             self._driver.wake(self._engine.due(accepted.row))
         return Ticket(self._driver, accepted.row, job, decision)
@@ -166,7 +173,8 @@ class Dispatcher:
         self._driver.check_working()
         latency, tool_use = to_tags(latency, tool_use)
         marks = self._ledger.marks()
-        numbers = self._engine.accept_all(formatted(requests, output_format), job, latency, tool_use)
+        wanted = formatted(requests, output_format)
+        numbers = self._engine.accept_all(wanted, job, latency, tool_use, self._deprecations.for_caller())
         self._driver.wake()
         if job is None:
             return Job(self._driver, None, 0, numbers, marks)
@@ -199,7 +207,7 @@ class Dispatcher:
         if self._fronts is None:
             self._fronts = Shared(self._engine.policy, self._engine.now)
         tags = Tags(latency=latency, job=job, tool_use=tool_use)
-        return client(self._client, dispatch=self.dispatch, shared=self._fronts, tags=tags)
+        return client(self._client, accept=self._accept, shared=self._fronts, tags=tags)
 
     def adopt(self, batch_id: str, *, keys: Mapping[str, str] | None = None, job: str | None = None) -> Job:
         """Take in a batch that was made elsewhere (a loop over the bare SDK), by its id; buys nothing.

@@ -255,6 +255,16 @@ class Request:
         values["betas"], values["stream"] = tuple(betas), stream
         values["expected_output_tokens"] = expected_output_tokens
 
+    def keyed(self, key: str) -> Request:
+        """The same request under another key.
+
+        Raises:
+            InvalidRequestError: It cannot be a key.
+        """
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, key=check_key(key))
+        return made
+
     @cached_property
     def digest(self) -> bytes:
         """16 bytes of SHA-256 over the content: the canonical params, the betas and the stream flag."""

@@ -174,13 +174,19 @@ class Engine:
         job: str | None,
         latency: LatencyTag | None,
         tool_use: ToolUse | None,
+        check_models: Callable[[Iterable[str]], None] | None = None,
     ) -> Sequence[int]:
-        """Accept many, whole or not at all, in bounded memory; returns their numbers in order."""
+        """Accept many, whole or not at all, in bounded memory; returns their numbers in order.
+
+        Where `check_models` raises over the models asked for, nothing is accepted.
+        """
         self.rise()
         now = self.now()
         with self.ledger.intake(job=job, run=self.run, now=now) as intake:
             intake.stage(self._entries(requests, now, latency, tool_use))
             groups = [Group(terms=terms, requests=count, size=size, since=now) for terms, count, size in intake.fresh]
+            if check_models is not None:
+                check_models(group.terms.model for group in groups)
             moves = self.admissions.all(groups, now)
             numbers = intake.accept(now=now, cap=self.cap(), flush=True, sync=moves)
         self.admissions.forget()

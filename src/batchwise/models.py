@@ -311,7 +311,8 @@ class Policy:
         create_grace: How long a create of unknown outcome is looked for before it is sent again.
         cancel_settle: How long a cancel may take to end.
         max_batch_requests: The most requests in one batch; None: the API's limit (100,000). Smaller batches end sooner,
-            and nothing of a batch can be read before it ends.
+            and nothing of a batch can be read before it ends. "auto": a submission is cut into batches of 10,000, 1,000
+            or 100 (at most 100 of them) where this ledger's record says that those end clearly earlier.
         exclusive_workspace: Nobody else makes batches in the client's workspace.
         linger: How long a wait for a ticket, a job or a client's call lets others join before what it waits for is
             submitted; five times as long at most, and never past the moment by which its batch has to be sent.
@@ -335,13 +336,21 @@ class Policy:
     )
     create_grace: timedelta = attrs.field(default=timedelta(minutes=15), validator=_not_negative)
     cancel_settle: timedelta = attrs.field(default=timedelta(minutes=10), validator=_not_negative)
-    max_batch_requests: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive_number))
+    max_batch_requests: int | Literal["auto"] | None = attrs.field(default=None)
     exclusive_workspace: bool = attrs.field(default=False, validator=_flag)
     linger: timedelta = attrs.field(default=timedelta(seconds=1), validator=_not_negative)
 
     def __attrs_post_init__(self) -> None:
         if self.max_spend_period is not None and self.max_spend is None:
             raise InvalidValueError("max_spend_period limits nothing without max_spend; give max_spend, in US dollars")
+
+    @max_batch_requests.validator
+    def _check_max_batch_requests(self, attribute: attrs.Attribute[int], value: int | str | None) -> None:
+        if isinstance(value, str):
+            if value != "auto":
+                raise InvalidValueError(f"max_batch_requests={shown(value)} is neither a whole number nor 'auto'")
+        elif value is not None:
+            _positive_number(self, attribute, value)
 
     @late.validator
     def _check_late(self, _attribute: attrs.Attribute[str], value: str) -> None:

@@ -263,6 +263,12 @@ def hold_the_ledger(ledger: str, moment: float) -> None:
         _busy_database(ledger)
 
 
+def _load_clients(base_url: str) -> None:
+    """Have imported what the SDK imports when its first client is made: a child inherits a half imported module."""
+    anthropic.Anthropic(base_url=base_url, api_key="sandbox").close()
+    anthropic.AsyncAnthropic(base_url=base_url, api_key="sandbox")
+
+
 def _forked(world: World, base_url: str, ledger: str) -> None:
     """The process forks, and its child opens a dispatcher of its own."""
     child = os.fork()
@@ -299,6 +305,7 @@ def befallen(world: World, base_url: str, ledger: str) -> Iterator[None]:
 
             Engine.__init__.__kwdefaults__["now"] = now
         case "fork":
+            _load_clients(base_url)
             running = _at(world.moment, lambda: _forked(world, base_url, ledger))
     yield
     if running is not None:

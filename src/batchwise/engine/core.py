@@ -35,11 +35,12 @@ from batchwise.models import (
     ToolUse,
 )
 from batchwise.planning import agenda, planner
+from batchwise.planning.batch_size import SIZES, size_class, well_known
 from batchwise.planning.capacity import Measured
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample
 from batchwise.planning.moments import believed, longest_pause
-from batchwise.planning.packing import MAX_CALL_BYTES
+from batchwise.planning.packing import MAX_CALL_BYTES, MAX_REQUESTS
 from batchwise.planning.pricing import PriceBook, to_pico
 from batchwise.planning.state import BatchState, Group, Snapshot, Terms
 from batchwise.planning.turns import failed
@@ -257,6 +258,19 @@ class Engine:
             )
         return made[kind]
 
+    def _batch_ends(self, known: Snapshot) -> dict[tuple[str, int], timedelta]:
+        """How long batches of the queued models are expected to take, by size: where the size is chosen by that."""
+        if self.policy.max_batch_requests != "auto":
+            return {}
+        self.forecast()  # reads the record anew
+        compared = well_known(self._record[1])
+        return {
+            (model, size_class(size)): self.forecast(model, requests=size).expected(self.policy.window)
+            for model in {group.terms.model for group in known.batch_queue}
+            for size in (MAX_REQUESTS, *SIZES)
+            if (model, size_class(size)) in compared
+        }
+
     def snapshot(self) -> Snapshot:
         """The ledger's snapshot with what only this process knows."""
         with self._rising:  # what was read before a rise is not told after it
@@ -265,6 +279,7 @@ class Engine:
         snapshot = attrs.evolve(
             known,
             forecast=self.forecast(),
+            batch_ends=self._batch_ends(known),
             leased=self.ledger.lease.held,
             sync_answered_at=_later(known.sync_answered_at, self.answered_at),
             sync_failed_at=_later(known.sync_failed_at, self.failed_at),

@@ -11,6 +11,7 @@ from operator import itemgetter
 from batchwise.models import Lane, Reason
 
 from .agenda import Agenda, FailLate, Move, Run, Seal
+from .batch_size import best_size, expected_ends
 from .capacity import queue_limit
 from .packing import MAX_BYTES, MAX_REQUESTS, may_share
 from .state import BatchState, Group
@@ -41,7 +42,7 @@ def tend_batch_queue(agenda: Agenda) -> None:
     ready = [group for group in ready if not _too_early(agenda, group)]
     for bundle in sorted(_bundles(ready), key=_soonest):
         if room > 0 and _bundle_due(agenda, bundle):
-            most_now = min(_largest_batch(agenda), room)
+            most_now = min(_largest_batch(agenda, bundle), room)
             agenda.add(Seal(tuple(group.terms.id for group in bundle), bundle[0].terms.betas, most_now))
             room -= min(most_now, sum(group.requests for group in bundle)) if most is not None else 0
 
@@ -81,14 +82,17 @@ def divert(agenda: Agenda, group: Group, *, sendable: bool) -> bool:
 def _bundle_due(agenda: Agenda, bundle: list[Group]) -> bool:
     if any(group.flush for group in bundle):
         return True
-    if sum(g.requests for g in bundle) >= _largest_batch(agenda) or sum(g.size for g in bundle) >= MAX_BYTES:
+    if sum(g.requests for g in bundle) >= _largest_batch(agenda, bundle) or sum(g.size for g in bundle) >= MAX_BYTES:
         return True
     return agenda.any_due(moment for group in bundle for moment in _seal_moments(agenda, group))
 
 
-def _largest_batch(agenda: Agenda) -> int:
-    """The most requests in one batch."""
-    return min(MAX_REQUESTS, agenda.policy.max_batch_requests or MAX_REQUESTS)
+def _largest_batch(agenda: Agenda, bundle: list[Group]) -> int:
+    """The most requests in one batch of these."""
+    asked = agenda.policy.max_batch_requests
+    if asked == "auto":
+        return best_size(sum(group.requests for group in bundle), expected_ends(bundle, agenda.snapshot.batch_ends))
+    return min(MAX_REQUESTS, asked or MAX_REQUESTS)
 
 
 def _seal_moments(agenda: Agenda, group: Group) -> Iterator[datetime]:

@@ -199,6 +199,7 @@ class Snapshot:
         batches: Batches neither closed nor void.
         suspended: Suspended lanes with the reason.
         forecast: How long batches and cancels take.
+        batch_ends: The mean time of a batch by its model and the number of digits of its size, where sizes are chosen.
         clock_offset: The server's clock minus ours, as last seen.
         batch_paused_until: The account's queue is full until then, as far as known.
         sizes: How many requests a batch may have, by what became of the creates before.
@@ -215,6 +216,7 @@ class Snapshot:
     batches: tuple[BatchView, ...] = ()
     suspended: Mapping[Lane, str] = attrs.field(factory=dict)
     forecast: Forecast = attrs.field(factory=Forecast.prior)
+    batch_ends: Mapping[tuple[str, int], timedelta] = attrs.field(factory=dict)
     clock_offset: timedelta = timedelta(0)
     batch_paused_until: datetime | None = None
     sizes: Sizes = attrs.field(factory=Sizes)

@@ -183,7 +183,8 @@ def _per_month(load: Load, price: Fraction | None) -> Decimal | None:
 
 
 def _batches(load: Load, requests: int) -> int:
-    most = (load.policy and load.policy.max_batch_requests) or _MAX_REQUESTS
+    asked = load.policy.max_batch_requests if load.policy else None
+    most = asked if isinstance(asked, int) else _MAX_REQUESTS  # "auto" goes by a ledger's record, which no plan has
     return -(-requests // max(1, min(most, _MAX_REQUESTS, _MAX_BYTES // load.request_bytes)))
 
 

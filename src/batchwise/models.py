@@ -6,7 +6,7 @@ No behaviour beyond their own consistency: rules live in `batchwise.planning`, e
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -279,6 +279,13 @@ def _to_poll_every(value: object) -> tuple[timedelta, timedelta]:
     raise InvalidValueError(f"poll_every={value!r} is not a pair (shortest, longest) of positive timedeltas")
 
 
+def _to_models(value: object) -> tuple[str, ...]:
+    models = None if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
+    if models is None or not all(isinstance(model, str) and model for model in models):
+        raise InvalidValueError(f"fallback_models={shown(value)} is no list of models' ids; give e.g. ['claude-...']")
+    return models
+
+
 @attrs.frozen(kw_only=True)
 class Policy:
     """How a dispatcher trades money for time. Every field has a default that keeps deadlines.
@@ -316,6 +323,9 @@ class Policy:
         exclusive_workspace: Nobody else makes batches in the client's workspace.
         linger: How long a wait for a ticket, a job or a client's call lets others join before what it waits for is
             submitted; five times as long at most, and never past the moment by which its batch has to be sent.
+        fallback_models: On a refusal a request is sent again, to the next of these models, on the cheapest lane that
+            keeps its deadline. What the refusing model thought is left out. Each try counts among the attempts, also
+            where `max_attempts` are used up, and all are billed; what refused last of all ends REFUSED.
     """
 
     window: timedelta = attrs.field(default=WINDOW, validator=_positive)
@@ -339,6 +349,7 @@ class Policy:
     max_batch_requests: int | Literal["auto"] | None = attrs.field(default=None)
     exclusive_workspace: bool = attrs.field(default=False, validator=_flag)
     linger: timedelta = attrs.field(default=timedelta(seconds=1), validator=_not_negative)
+    fallback_models: tuple[str, ...] = attrs.field(default=(), converter=_to_models)
 
     def __attrs_post_init__(self) -> None:
         if self.max_spend_period is not None and self.max_spend is None:

@@ -236,7 +236,7 @@ async def test_a_turn_that_stops_for_compaction_goes_on(world: World, lane: Lane
 
 
 async def test_a_turn_that_stops_for_compaction_for_ever_ends(world: World, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("batchwise.engine.calls.MAX_TURNS", 2)
+    monkeypatch.setattr("batchwise.planning.turns.MAX_TURNS", 2)
     world.sandbox.reply = lambda _body: {"content": [{"type": "compaction"}], "stop_reason": "compaction"}
     async with world.open() as d:
         plain = await (await d.dispatch(asked(text="a"))).result()

@@ -821,6 +821,30 @@ def test_failed_tries_are_noted(world: World) -> None:
     assert world.ledger.report(job=0).possible_doubles == 1
 
 
+def test_a_refusal_is_kept_with_the_body_that_goes_on_after_it(world: World) -> None:
+    row = world.accept("a", PATIENT, claim=True, body="first").row
+    noted = world.ledger.note_attempt(
+        row.id, run=world.run, costs_attempt=True, doubtful=False, now=NOW, turn=b"refused", body=b"another model"
+    )
+    assert noted
+    assert [group.size for group in world.ledger.snapshot().sync_running] == [len(b"another model")]
+    world.ledger.requeue([row.id], lane=SYNC, costs_attempt=False, now=NOW)
+    (claim,) = world.ledger.claim(row.terms.id, 1, run=world.run, now=NOW)
+    assert (claim.body, claim.turns, claim.attempts) == (b"another model", (b"refused",), 1)
+    assert world.ledger.report(job=0).possible_doubles == 0
+
+
+def test_turns_in_other_batches_do_not_slow_a_batch_down(world: World) -> None:
+    numbers = world.bulk([entry("a"), entry("b")])
+    batch = world.opened()
+    world.ledger.requeue(
+        [numbers[0]], lane=SYNC, costs_attempt=False, now=NOW, turn=b"one", body=b"longer", batch=batch.id
+    )
+    assert world.ledger.roll(batch.id) is None
+    world.bulk([entry("c"), entry("d")])
+    assert world.ledger.roll(world.opened().id) is not None
+
+
 def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World) -> None:
     numbers = world.bulk([entry("a", body="first"), entry("b", body="other")])
     for turn in (b"one", b"two"):

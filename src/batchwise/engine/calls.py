@@ -25,7 +25,7 @@ from batchwise.planning.outcomes import (
     rule_answer,
     rule_call,
 )
-from batchwise.planning.turns import continued, goes_on, received, usage_of
+from batchwise.planning.turns import next_body, received, usage_of
 
 from .core import Engine
 from .effects import Ports, Procedure, api, store
@@ -102,12 +102,16 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
     try:
         line, message = received(custom_id(claim.key, UNSEALED, claim.id), reply.body)
         ruling = rule_answer(message, structured=claim.terms.structured)
-        on = ruling.verdict is Verdict.CONTINUE and goes_on(claim.turns, claim.terms)
-        body = continued(claim.body, line) if on else None
-        if body is not None:
-            return claim._replace(body=body, turns=(*claim.turns, line))
+        models = engine.policy.fallback_models
+        body = next_body(ruling, claim.body, claim.turns, line, terms=claim.terms, fallback_models=models)
+        goes_on = None if body is None else claim._replace(body=body, turns=(*claim.turns, line))
+        if goes_on is not None and ruling.verdict is Verdict.CONTINUE:
+            return goes_on
         _note_pace(engine, ticked, reply, usage_of(message) if ruling.billed else {})
-        yield from _settle(engine, ticked, _end(engine, claim, ruling, line, message))
+        if goes_on is not None:
+            yield from _fall_back(engine, ticked, goes_on, line)
+        else:
+            yield from _settle(engine, ticked, _end(engine, claim, ruling, line, message))
     except Exception as error:
         if lasting(error) or passing(error):
             raise
@@ -122,6 +126,12 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         yield from _tell(engine, answered=True)
     yield from _tell_pace(engine, claim)
     return None
+
+
+def _fall_back(engine: Engine, ticked: Ticked, claim: Claim, refusal: bytes) -> Procedure[None]:
+    """Ask the next model. The refusal is paid, so it is durable first."""
+    again = claim._replace(attempts=claim.attempts + 1, accepting=None)
+    yield from _again(engine, ticked, again, timedelta(0), costs=True, doubtful=False, turn=refusal)
 
 
 def _note_pace(engine: Engine, ticked: Ticked, reply: Reply, usage: Mapping[str, Any]) -> None:
@@ -232,15 +242,31 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> 
 
 
 def _again(
-    engine: Engine, ticked: Ticked, claim: Claim, wait: timedelta, *, costs: bool, doubtful: bool
+    engine: Engine,
+    ticked: Ticked,
+    claim: Claim,
+    wait: timedelta,
+    *,
+    costs: bool,
+    doubtful: bool,
+    turn: bytes | None = None,
 ) -> Procedure[None]:
-    """Try again in this process; what the try cost is durable first."""
+    """Try again in this process; what the try cost is durable first. `turn`: a message that came, if it goes on."""
     if costs or doubtful:
+        body = None if turn is None else claim.body
         try:
             noted = yield from store(
                 lambda: engine.ledger.note_attempt(
-                    claim.id, run=engine.run, costs_attempt=costs, doubtful=doubtful, now=engine.now(), cap=engine.cap()
-                )
+                    claim.id,
+                    run=engine.run,
+                    costs_attempt=costs,
+                    doubtful=doubtful,
+                    now=engine.now(),
+                    cap=engine.cap(),
+                    turn=turn,
+                    body=body,
+                ),
+                sure=turn is not None,
             )
         except SpendLimitError:
             end = _failure(engine, claim, Outcome.FAILED, UNAFFORDABLE)

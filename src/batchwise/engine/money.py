@@ -13,7 +13,7 @@ from batchwise.ledger.values import Settlement
 from batchwise.models import Lane, Outcome
 from batchwise.planning.custom_ids import UNSEALED, parse
 from batchwise.planning.pricing import PriceBook, Rates, cost, is_priced_whole
-from batchwise.planning.turns import merged, usage_of
+from batchwise.planning.turns import is_refusal, merged, usage_of
 
 __all__ = ["Bill", "Biller", "Meter", "answered", "tokens_of"]
 
@@ -52,14 +52,19 @@ class Biller:
         self._meters: dict[tuple[str, Lane], Meter] = {}
 
     def bill(self, model: str, lane: Lane, message: Mapping[str, Any], turns: Sequence[bytes] = ()) -> Bill:
-        """The bill of an answer on this lane, and of the paused turns before it."""
-        bill = Bill(*self.meter(model, lane)(usage_of(message)))
+        """The bill of a message on this lane, and of the paused turns and refusals before it.
+
+        After a refusal another model was asked, whose name each message has.
+        """
+        bill = Bill(0, 0, 0, 0)
+        asked: str | None = model
         for turn in turns:
             row = decode(turn)
-            ours = parse(row["custom_id"])
+            ours, part = parse(row["custom_id"]), row["result"]["message"]
             ran_on = Lane.SYNC if ours is None or ours.nonce == UNSEALED else Lane.BATCH
-            bill = _sum(bill, Bill(*self.meter(model, ran_on)(usage_of(row["result"]["message"]))))
-        return bill
+            bill = _sum(bill, Bill(*self.meter(asked or str(part.get("model")), ran_on)(usage_of(part))))
+            asked = None if is_refusal(part) else asked
+        return _sum(bill, Bill(*self.meter(asked or str(message.get("model")), lane)(usage_of(message))))
 
     def meter(self, model: str, lane: Lane) -> Meter:
         """A function that bills the usage of single answers of this model on this lane: for many of them."""

@@ -38,7 +38,7 @@ from batchwise.planning.outcomes import (
 )
 from batchwise.planning.rescue import next_attempt
 from batchwise.planning.state import BatchView
-from batchwise.planning.turns import continued, goes_on, received, usage_of
+from batchwise.planning.turns import next_body, received, usage_of
 
 from .core import Engine
 from .doubts import buy_again
@@ -68,7 +68,7 @@ class Sorter:
         self.engine, self.batch = engine, batch
         self.settlements: list[Settlement] = []
         self.again: dict[tuple[Lane, bool, bool], list[int]] = {}
-        self.turns: list[tuple[int, bytes, Member, Outcome]] = []
+        self.turns: list[tuple[int, bytes, Member, Ruling]] = []
         self.ended: list[int] = []
         self.look(engine.now())
 
@@ -123,13 +123,17 @@ class Sorter:
         """Settle and queue again, in two or three transactions; returns the requests that this was about."""
         ledger, now, batch = self.engine.ledger, self.engine.now(), self.batch.id
         gone: list[int] = []
-        for number, line, member, outcome in self.turns:
-            body = continued(next(iter(ledger.bodies([number]))), line)
-            if body is None:  # it cannot go on: what came is the answer
-                self.answered(number, member, line, decode(line)["result"]["message"], outcome)
+        models = self.engine.policy.fallback_models
+        for number, line, member, ruling in self.turns:
+            (before,) = ledger.bodies([number])
+            body = next_body(ruling, before, member.turns, line, terms=member.terms, fallback_models=models)
+            if body is None:  # it cannot go on: it ends with what came
+                message = decode(line)["result"]["message"]
+                self.answered(number, member, line, message, ruling.outcome or Outcome.FAILED)
                 continue
             lane, _ = self._next(member, costs=False) or (Lane.BATCH, False)
-            ledger.requeue([number], lane=lane, costs_attempt=False, now=now, turn=line, body=body, batch=batch)
+            costs = ruling.costs_attempt
+            ledger.requeue([number], lane=lane, costs_attempt=costs, now=now, turn=line, body=body, batch=batch)
             gone.append(number)
         settled = [settlement.id for settlement in self.settlements]
         if self.settlements:
@@ -384,8 +388,9 @@ class Reader:
     def _hold(self, number: int, member: Member, line: bytes, result: Mapping[str, Any]) -> None:
         ruling = rule_row(result, structured=member.terms.structured)
         outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
-        if ruling.verdict is Verdict.CONTINUE and goes_on(member.turns, member.terms) and not self.batch.adopted:
-            self.sorter.turns.append((number, line, member, outcome))
+        fallback = outcome is Outcome.REFUSED and self.engine.policy.fallback_models
+        if (ruling.verdict is Verdict.CONTINUE or fallback) and not self.batch.adopted:
+            self.sorter.turns.append((number, line, member, ruling))
             return
         if ruling.billed or error is None:
             self.sorter.answered(number, member, line, result["message"], outcome)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 
@@ -128,15 +128,14 @@ class Router:
             )
         fast = self._prices.rates(terms.model, Lane.SYNC, speed="fast", at=now) is not None
         unknown = Traits(terms.model, terms.max_tokens, (), (), "auto", "fast" if fast else "")
-        each, per_byte = most_cost(self._prices, unknown, at=now, betas=terms.betas, media=None, where=where)
+        each, per_byte = self._most(unknown, at=now, betas=terms.betas, media=None, where=where)
         return attrs.evolve(terms, reserve_each=each, reserve_per_byte=per_byte)
 
     def _reserve(self, request: Request, now: datetime, where: str) -> tuple[int, int]:
         if self._policy.max_spend is None:
             return 0, 0
         refuse_unbounded(request, where)
-        return most_cost(
-            self._prices,
+        return self._most(
             request.traits,
             at=now,
             betas=request.betas,
@@ -144,6 +143,12 @@ class Router:
             media=media_tokens(request),
             where=where,
         )
+
+    def _most(self, traits: Traits, **about: Any) -> tuple[int, int]:
+        """The most that a request can cost, where each model declines but the last of the fallback models."""
+        models = dict.fromkeys((traits.model, *self._policy.fallback_models))
+        costs = [most_cost(self._prices, traits._replace(model=model), **about) for model in models]
+        return sum(each for each, _ in costs), sum(per_byte for _, per_byte in costs)
 
 
 def check_size(request: Request, terms: Terms) -> None:

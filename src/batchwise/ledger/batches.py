@@ -279,12 +279,13 @@ class Batches:
     def roll(self, batch: int) -> Roll | None:
         """The requests of a batch that are not ticked off; None for one that a roll does not suit.
 
-        That is one of very many kinds of requests, or of requests far apart, or with paused turns in the ledger.
+        That is one of very many kinds of requests, or of requests far apart, or with turns among them.
         """
         with self._database.read() as db:
-            if db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]:
-                return None
             first, last, which = self._sent_in(db, batch)
+            turns = db.execute("SELECT EXISTS (SELECT 1 FROM turn WHERE request BETWEEN ? AND ?)", (first, last))
+            if turns.fetchone()[0]:
+                return None
             return Roll.of(batch, first, last, _runs(db, batch, first, last, which), partial(self._records.terms, db))
 
     def _sent_in(self, db: Connection, batch: int) -> tuple[int, int, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from .books import Books, Place, most_again
+from .books import Books, Place, most_again, place_of
 from .database import Connection, Database
 from .records import Records, Row
 from .rows import BATCH, IN_FLIGHT, SYNC, decode_key, micros
@@ -32,9 +32,20 @@ class Claims:
             return self.hand_over(db, sorted(rows.values()), run, now)
 
     def note_attempt(
-        self, request: int, *, run: int, costs_attempt: bool, doubtful: bool, now: datetime, cap: Cap | None = None
+        self,
+        request: int,
+        *,
+        run: int,
+        costs_attempt: bool,
+        doubtful: bool,
+        now: datetime,
+        cap: Cap | None = None,
+        turn: bytes | None = None,
+        body: bytes | None = None,
     ) -> bool:
-        """Book a failed try of a request that the run goes on with; False: it is the run's no more.
+        """Book a try, without an answer, of a request that the run goes on with; False: it is the run's no more.
+
+        `turn`: the result line of a message that came, with the body that goes on after it.
 
         Raises:
             SpendLimitError: It may have been billed, and billing it again could pass the cap. Nothing is booked.
@@ -49,6 +60,10 @@ class Claims:
                 terms = self._records.terms(db, row.terms)
                 self._books.check_again(db, cap, most_again(terms, 1, row.size, before=SYNC, lane=SYNC))
                 self._books.doubt(db, terms, 1, row.size, now, lane=SYNC)
+            if turn is not None:
+                moves = self._books.moves(db, now)
+                moves.add(place_of(row), 0, self._records.keep_turn(db, row, turn, body) - row.size)
+                moves.book()
             return True
 
     def hand_over(self, db: Connection, rows: list[Row], run: int, now: datetime) -> list[Claim]:

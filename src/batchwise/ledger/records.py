@@ -203,6 +203,21 @@ class Records:
         return known
 
     def turns(self, db: Connection, request: int) -> tuple[bytes, ...]:
-        """The result lines of a request's paused turns, first first."""
+        """The result lines of the messages after which a request went on, first first."""
         found = db.execute("SELECT line FROM turn WHERE request = ? ORDER BY n", (request,))
         return tuple(line for (line,) in found.fetchall())
+
+    def keep_turn(self, db: Connection, row: Row, turn: bytes, body: bytes | None) -> int:
+        """Keep a message that came, and the body that goes on after it; returns the size of the request's body."""
+        before = "NULL" if body is None else "(SELECT params FROM body WHERE id = q.id)"
+        db.execute(
+            "INSERT INTO turn (request, n, line, body) "
+            f"SELECT q.id, (SELECT count(*) FROM turn WHERE request = q.id), ?, {before} FROM request q "
+            "WHERE q.id = ?",
+            (turn, row.id),
+        )
+        if body is None:
+            return row.size
+        db.execute("UPDATE body SET params = ? WHERE id = ?", (body, row.id))
+        db.execute("UPDATE request SET size = ? WHERE id = ?", (len(body), row.id))
+        return len(body)

@@ -42,7 +42,7 @@ class Requeuing:
         batch: int | None = None,
         cap: Cap | None = None,
     ) -> int:
-        """Queue in-flight requests again. `turn`: one paused turn's result line, with the body that continues it.
+        """Queue in-flight requests again. `turn`: a message's result line, with the body that goes on after it.
 
         With `batch`, only those that are still in that batch. Returns how many.
 
@@ -91,22 +91,11 @@ class Requeuing:
             self._books.check_again(db, cap, more)
         moves = self._books.moves(db, now)
         for row in rows:
-            size = row.size if body is None else len(body)
+            size = row.size if turn is None else self._records.keep_turn(db, row, turn, body)
             moves.add(place_of(row), -1, -row.size)
             moves.add(Place(row.terms, code, QUEUED, 0, earliest), 1, size, flush=True)  # it has waited its interval
             if doubtful:
                 self._books.doubt(db, self._records.terms(db, row.terms), 1, row.size, now, lane=row.lane)
-            if turn is not None:
-                before = "NULL" if body is None else "(SELECT params FROM body WHERE id = q.id)"
-                db.execute(
-                    "INSERT INTO turn (request, n, line, body) "
-                    f"SELECT q.id, (SELECT count(*) FROM turn WHERE request = q.id), ?, {before} FROM request q "
-                    "WHERE q.id = ?",
-                    (turn, row.id),
-                )
-            if body is not None:
-                db.execute("UPDATE body SET params = ? WHERE id = ?", (body, row.id))
-                db.execute("UPDATE request SET size = ? WHERE id = ?", (size, row.id))
         db.executemany(
             "UPDATE request SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? WHERE id = ?",
             [(code, costs_attempt, earliest, row.id) for row in rows],

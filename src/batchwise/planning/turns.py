@@ -1,4 +1,8 @@
-"""A turn in several parts: a `pause_turn` answer is sent back, and what follows belongs to the same answer."""
+"""What goes on after a message: a turn in several parts, which belong to one answer, and another model's answer.
+
+A turn that the API paused is sent back, and what follows belongs to the same answer. After a refusal the request is
+sent anew, to the next fallback model; the refusal is billed, and no part of the answer.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,20 @@ from typing import Any
 from batchwise.jsontext import decode, encode, kept
 from batchwise.models import Outcome, ResultError
 
+from .outcomes import REFUSAL, Ruling, Verdict
 from .state import Terms
 
-__all__ = ["MAX_TURNS", "continued", "failed", "goes_on", "merged", "received", "usage_of"]
+__all__ = ["MAX_TURNS", "continued", "failed", "is_refusal", "merged", "next_body", "received", "usage_of"]
 
 MAX_TURNS = 20
 """How often a paused turn is continued."""
+_THINKING = ("thinking", "redacted_thinking")
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What a body or a line raises that is not as the API words it."""
 _KINDS = {Outcome.FAILED: "errored", Outcome.EXPIRED: "expired", Outcome.CANCELED: "canceled"}
 
 
-def goes_on(turns: Sequence[bytes], terms: Terms) -> bool:
+def _is_continued(turns: Sequence[bytes], terms: Terms) -> bool:
     """Whether a turn that was paused again after these is continued. A spend limit keeps for one answer alone."""
     return len(turns) < MAX_TURNS and not terms.reserve_each
 
@@ -40,11 +48,88 @@ def received(custom_id: str, body: bytes) -> tuple[bytes, Any]:
     return _wrapped(custom_id, "succeeded", "message", text), message
 
 
+def is_refusal(message: object) -> bool:
+    """Whether the model declined."""
+    return isinstance(message, Mapping) and message.get("stop_reason") == REFUSAL
+
+
+def next_body(
+    ruling: Ruling, body: bytes, turns: Sequence[bytes], line: bytes, *, terms: Terms, fallback_models: Sequence[str]
+) -> bytes | None:
+    """The body with which a request goes on after a message; None: it ends.
+
+    Args:
+        ruling: What the message means.
+        body: The body that it answers.
+        turns: The result lines before it: of paused turns, and of refusals.
+        line: Its own result line.
+        terms: The request's terms.
+        fallback_models: The models that are asked after a refusal, one after the other.
+    """
+    if ruling.verdict is Verdict.CONTINUE:
+        return continued(body, line) if _is_continued(turns, terms) else None
+    if ruling.outcome is not Outcome.REFUSED:
+        return None
+    models = [model for model in fallback_models if model != terms.model]
+    refusals = sum(is_refusal(_message(turn)) for turn in turns)
+    if refusals >= len(models):
+        return None
+    try:
+        anew = _sent_anew(body, _parts(turns), models[refusals])
+    except _UNREADABLE:
+        return None
+    # A spend limit keeps by the byte, and for what the refusal cost too: no byte may go before that is booked.
+    return anew.ljust(len(body)) if terms.reserve_each else anew
+
+
+def _message(line: bytes) -> Any:
+    return decode(line)["result"]["message"]
+
+
+def _parts(turns: Sequence[bytes]) -> list[Any]:
+    """The messages of these that belong to the answer: those after the last refusal."""
+    parts: list[Any] = []
+    for turn in turns:
+        message = _message(turn)
+        parts = [] if is_refusal(message) else [*parts, message]
+    return parts
+
+
+def _sent_anew(body: bytes, parts: Sequence[Any], model: str) -> bytes:
+    """The body as its caller made it, for another model.
+
+    What the refusing model thought is signed for that model alone, so it goes. It is dropped from each message, as the
+    API documentation says (2026, refusals); a message that holds nothing else goes with it.
+    """
+    params = decode(body)
+    messages = params["messages"]
+    added = sum(len(part["content"]) for part in parts)
+    if added:  # what `continued` has added
+        messages[-1]["content"] = messages[-1]["content"][:-added]
+    kept = (_without_thinking(message) for message in messages)
+    params["messages"] = [message for message in kept if message["content"] != []]
+    if not params["messages"]:
+        raise ValueError("nothing is left to send")
+    thinking = params.get("thinking")
+    if isinstance(thinking, Mapping) and thinking.get("type") == "between_tools":
+        # A fallback model may not take it (SDK 2.14, `lib/middleware/_fallbacks.py`).
+        params["thinking"] = {"type": "disabled"}
+    params["model"] = model
+    return encode(params)
+
+
+def _without_thinking(message: dict[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    if message.get("role") != "assistant" or not isinstance(content, list):
+        return message
+    return {**message, "content": [block for block in content if block.get("type") not in _THINKING]}
+
+
 def continued(body: bytes, line: bytes) -> bytes | None:
     """The body that lets the turn go on which `line` (a result line) paused; None if it cannot go on."""
     try:
         return _continued(body, line)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except _UNREADABLE:
         return None
 
 
@@ -77,14 +162,14 @@ def _sum(first: Any, second: Any) -> Any:
 
 def merged(turns: Sequence[bytes], line: bytes) -> bytes:
     """The last line with the content of all parts before its own and the usage of all added up."""
-    if not turns:
+    parts = _parts(turns)
+    if not parts:
         return line
     row = decode(line)
     message = row["result"]["message"]
     content: list[Any] = []
     usage: Any = {}
-    for turn in turns:
-        part = decode(turn)["result"]["message"]
+    for part in parts:
         content += part["content"]
         usage = _sum(usage, usage_of(part))
     message["content"] = [*content, *message["content"]]

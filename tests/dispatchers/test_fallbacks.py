@@ -1,0 +1,166 @@
+"""Refused requests go to other models: on the cheapest lane in time, all tries billed and counted."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchwise as bw
+from batchwise import Dispatcher, InvalidValueError, Lane, Outcome, Policy, UnknownPriceError
+from batchwise.sandbox import Reply, Sandbox
+from tests.strategies import params
+
+from .world import FAST, HOURS_30, World, listed
+
+FIRST, SECOND, THIRD = "claude-opus-5-5", "claude-sonnet-5", "claude-haiku-4-5"
+LATENCIES = {Lane.SYNC: timedelta(hours=1), Lane.BATCH: HOURS_30}
+PRICES = {FIRST: Decimal(4), SECOND: Decimal(2), THIRD: Decimal(1)}
+"""USD a million input tokens; five times as much for output."""
+
+
+class Model:
+    """What the sandbox's models answer, and what they were asked."""
+
+    def __init__(self, *accepting: str) -> None:
+        self.accepting, self.asked = set(accepting), list[dict[str, Any]]()
+
+    def __call__(self, body: dict[str, Any]) -> Any:
+        self.asked.append(body)
+        model = body["model"]
+        reply = Reply.text(f"by {model}") if model in self.accepting else Reply.refusal("no")
+        return reply.with_usage(input_tokens=1_000, output_tokens=100)
+
+
+def cost_of(model: str, lane: Lane) -> Decimal:
+    return PRICES[model] * (1_000 + 5 * 100) / 1_000_000 / (2 if lane is Lane.BATCH else 1)
+
+
+def asked(**others: Any) -> dict[str, Any]:
+    return params(model=FIRST, **others)
+
+
+@pytest.mark.parametrize("lane", Lane)
+async def test_the_next_model_answers_and_all_is_counted(world: World, lane: Lane):
+    world.sandbox.reply = model = Model(THIRD)
+    async with world.open(fallback_models=[FIRST, SECOND, THIRD]) as d:
+        requests = [bw.Request(asked(text=text), key=text) for text in ("one", "two")]
+        job = await d.dispatch_all(requests, job="j", latency=LATENCIES[lane])
+        found = await listed(job.results())
+        for result in found:
+            assert (result.outcome, result.text, result.message.model) == (Outcome.SUCCEEDED, f"by {THIRD}", THIRD)
+            assert (result.lane, result.attempts, result.met_deadline) == (lane, 3, True)
+            assert result.cost == sum(cost_of(each, lane) for each in (FIRST, SECOND, THIRD))
+            assert result.usage.input_tokens == 1_000
+        report = await job.report()
+        assert (report.requests, report.refused, report.met, report.attempts) == (2, 0, 2, 6)
+        assert (report.possible_doubles, report.wasted) == (0, 0)
+        assert report.cost == sum(result.cost for result in found)
+    assert sorted(body["model"] for body in model.asked) == sorted([FIRST, SECOND, THIRD] * 2)
+    assert (world.creates > 0) == (lane is Lane.BATCH)
+    assert (world.calls > 0) == (lane is Lane.SYNC)
+
+
+@pytest.mark.parametrize("lane", Lane)
+async def test_what_all_models_refuse_is_refused_and_begins_anew_when_it_is_tried_again(world: World, lane: Lane):
+    world.sandbox.reply = model = Model()
+    async with world.open(fallback_models=[SECOND], max_attempts=1) as d:
+        job = await d.dispatch_all([bw.Request(asked(), key="k")], job="j", latency=LATENCIES[lane])
+        (result,) = await listed(job.results())
+        assert (result.outcome, result.attempts, result.met_deadline) == (Outcome.REFUSED, 2, False)
+        assert result.cost == cost_of(FIRST, lane) + cost_of(SECOND, lane)
+        model.accepting.add(FIRST)
+        assert await job.retry([Outcome.REFUSED]) == 1
+        (result,) = await listed(job.results())
+        assert (result.text, result.attempts) == (f"by {FIRST}", 1)
+        # The same key with the same content is the same request, whatever was sent for it.
+        assert (await (await d.dispatch(asked(), key="k", job="j")).result()).text == f"by {FIRST}"
+    assert [body["model"] for body in model.asked] == [FIRST, SECOND, FIRST]
+
+
+async def test_without_fallback_models_a_refusal_ends(world: World):
+    world.sandbox.reply = model = Model()
+    async with world.open() as d:
+        result = await (await d.dispatch(asked())).result()
+        assert (result.outcome, result.attempts) == (Outcome.REFUSED, 1)
+    assert len(model.asked) == 1
+
+
+@pytest.mark.parametrize("lane", Lane)
+async def test_what_the_refusing_model_thought_and_began_is_left_out(world: World, lane: Lane):
+    thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    said = {"type": "text", "text": "Let me see."}
+    history = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": [thought, said]},
+        {"role": "user", "content": "Go on"},
+    ]
+    seen: list[dict[str, Any]] = []
+
+    def reply(body: dict[str, Any]) -> Any:
+        seen.append(body)
+        if body["model"] == SECOND:
+            return "done"
+        return Reply.refusal() if body["messages"][-1]["role"] == "assistant" else Reply.pause_turn("I look.")
+
+    world.sandbox.reply = reply
+    async with world.open(fallback_models=[SECOND]) as d:
+        ticket = await d.dispatch(asked(messages=history), latency=LATENCIES[lane])
+        result = await ticket.result()
+        assert (result.text, result.attempts) == ("done", 2)
+        assert [block.type for block in result.message.content] == ["text"]
+    assert [body["model"] for body in seen] == [FIRST, FIRST, SECOND]
+    assert seen[1]["messages"][:-1] == seen[0]["messages"] == history
+    assert seen[2]["messages"] == [history[0], {"role": "assistant", "content": [said]}, history[2]]
+
+
+async def test_a_later_process_goes_on_with_the_model_that_was_reached(world: World):
+    world.sandbox.reply = model = Model(SECOND)
+    async with world.open(fallback_models=[SECOND]) as d:
+        await d.dispatch_all([bw.Request(asked(), key="k")], job="j", latency=HOURS_30)
+        await world.until(lambda: model.asked)
+    async with world.open(fallback_models=[SECOND]) as d:
+        (result,) = await listed((await d.job("j")).results())
+        assert (result.message.model, result.attempts) == (SECOND, 2)
+        assert result.cost == cost_of(FIRST, Lane.BATCH) + cost_of(SECOND, Lane.BATCH)
+    assert [body["model"] for body in model.asked] == [FIRST, SECOND]
+
+
+def test_a_spend_limit_keeps_what_all_models_may_cost(tmp_path: Path):
+    with Sandbox(reply=Model(THIRD)) as sandbox, sandbox.client() as inner:
+
+        def reserved(policy: Policy) -> Any:
+            with Dispatcher(inner, ledger=":memory:", policy=policy) as d:
+                return d.dispatch(asked()).result()
+
+        for cap, fits in ((Decimal("0.025"), [()]), (Decimal("0.1"), [(), (SECOND,)])):
+            for models in ((), (SECOND,)):
+                policy = Policy(max_spend=cap, fallback_models=models, poll_every=FAST)
+                if models in fits:
+                    assert reserved(policy).cost <= cap
+                else:
+                    with pytest.raises(bw.SpendLimitError):
+                        reserved(policy)
+        with pytest.raises(UnknownPriceError, match="gpt"):
+            reserved(Policy(max_spend=1, fallback_models=["gpt-99"]))
+
+
+def test_the_sdk_gets_the_message_of_the_model_that_answered(tmp_path: Path):
+    policy = Policy(poll_every=FAST, linger=timedelta(milliseconds=20), fallback_models=[SECOND])
+    with (
+        Sandbox(batch_latency=0.01, reply=Model(SECOND)) as sandbox,
+        sandbox.client() as inner,
+        Dispatcher(inner, ledger=tmp_path / "l.db", policy=policy) as d,
+    ):
+        for client in (d.client(), d.client(latency=HOURS_30)):
+            message = client.messages.create(**asked())
+            assert (message.model, message.stop_reason) == (SECOND, "end_turn")
+
+
+@pytest.mark.parametrize("models", ["claude-haiku-4-5", [""], [3], 3, None])
+def test_what_is_no_list_of_models_is_refused(models: Any):
+    with pytest.raises(InvalidValueError, match="fallback_models="):
+        Policy(fallback_models=models)

@@ -30,7 +30,7 @@ def test_it_is_a_whole_number_of_at_least_one(most: object) -> None:
         Policy(max_batch_requests=most)  # type: ignore[arg-type]
 
 
-def remember(world: World, requests: int, took: timedelta, times: int = 8) -> None:
+def remember(world: World, requests: int, took: timedelta, times: int = 24) -> None:
     """Batches of so many requests that took so long: in the ledger's record."""
     made = datetime.now(timezone.utc) - timedelta(days=2)
     start, stop = (round(moment.timestamp() * 10**6) for moment in (made, made + took))

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 import batchwise as bw
-from batchwise.engine.passes import gate
-from batchwise.planning import agenda
 from batchwise.sandbox import Sandbox
 from tests.reliability.crossing import POLICY
 from tests.strategies import params
@@ -59,9 +57,3 @@ def test_threads_that_can_start_again_take_the_work_up(tmp_path: Path, monkeypat
         limit.left = 100
         assert d.dispatch(params("second")).result(20).ok
         assert first.result(20).ok
-
-
-def test_slow_uploads_and_readings_hold_up_neither_questions_nor_cancels() -> None:
-    seal, collect, poll = agenda.Seal((1,), (), 1), agenda.Collect(1), agenda.Poll(1)
-    assert len({gate(seal), gate(collect), gate(poll), gate(agenda.Cancel(1))}) == 4
-    assert gate(poll) == gate(agenda.Reconcile(2))

@@ -35,6 +35,7 @@ from batchwise.engine.passes import (
     WATCH,
     gate,
     once,
+    one_by_one,
     repeats,
     words_for,
 )
@@ -471,7 +472,7 @@ class Driver(ABC):
         done: Counter[object] = Counter()
         while True:
             acted = False
-            for action in (yield from store(partial(self.engine.plan, gap))):
+            for action in one_by_one((yield from store(partial(self.engine.plan, gap)))):
                 if done[once(action)] >= repeats(action, only_sending=only_sending):
                     continue
                 if (yield from self._carry_out_now(action)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 
 from batchwise.planning import agenda
@@ -17,6 +17,7 @@ __all__ = [
     "WATCH",
     "gate",
     "once",
+    "one_by_one",
     "repeats",
     "words_for",
 ]
@@ -57,6 +58,11 @@ _REPEATS: Mapping[type, int] = {
 def gate(action: agenda.Action) -> object:
     """What it shares its places with: slow uploads and readings hold up no question, and nothing holds up a cancel."""
     return type(action) if isinstance(action, (agenda.Seal, agenda.Collect, agenda.Cancel)) else None
+
+
+def one_by_one(actions: Iterable[agenda.Action]) -> list[agenda.Action]:
+    """In which order to do them where nothing goes on beside: what may take minutes holds up nothing else."""
+    return sorted(actions, key=lambda action: isinstance(action, (agenda.Seal, agenda.Collect)))
 
 
 def once(action: agenda.Action) -> object:

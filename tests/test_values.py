@@ -8,11 +8,13 @@ import multiprocessing
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -339,3 +341,73 @@ def test_a_policy_that_contradicts_itself_is_refused(figures: dict[str, Any], wo
     with pytest.raises(bw.InvalidValueError) as raised:
         bw.Policy(**figures)
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given_span", "plain"),
+    [
+        (np.timedelta64(30, "h"), timedelta(hours=30)),
+        (np.timedelta64(2, "D"), timedelta(days=2)),
+        (np.timedelta64(90_000_001, "us"), timedelta(seconds=90, microseconds=1)),
+        (np.timedelta64(108_000_000_001_999, "ns"), timedelta(hours=30, microseconds=1)),
+        (Span(hours=30), timedelta(hours=30)),
+    ],
+)
+def test_durations_of_numpy_and_subclasses_are_taken(given_span: Any, plain: timedelta) -> None:
+    policy = bw.Policy(window=given_span, interval=given_span, poll_every=(given_span, given_span))
+    assert (policy.window, policy.interval, policy.poll_every) == (plain, plain, (plain, plain))
+    assert bw.Request(params(), latency=given_span).latency == plain
+    assert bw.worst_case_latency(given_span) == plain + timedelta(hours=24)
+    assert bw.Limits(latency=given_span).latency == plain
+    assert seconds(given_span) == plain.total_seconds()
+    found = (policy.window, policy.interval, *policy.poll_every, bw.Request(params(), latency=given_span).latency)
+    assert {type(each) for each in found} == {timedelta}
+
+
+@pytest.mark.parametrize(
+    "span", [np.timedelta64("NaT"), np.timedelta64(1, "M"), np.timedelta64(5), np.timedelta64(10**9, "D")]
+)
+def test_durations_of_numpy_without_a_length_are_refused(span: Any) -> None:
+    for make in (
+        lambda: bw.Policy(window=span),
+        lambda: bw.sla_cadence(span),
+        lambda: bw.Request(params(), latency=span),
+        lambda: seconds(span),
+    ):
+        with pytest.raises(bw.InvalidValueError, match="timedelta"):
+            make()
+
+
+def test_counts_of_numpy_are_taken_and_kept_plain() -> None:
+    limits = bw.Limits(requests_per_minute=np.int64(1_000), concurrency=np.uint8(100))  # type: ignore[arg-type]
+    policy = bw.Policy(max_attempts=np.int32(4), delay_cost_per_hour=np.float32(0.5), limits=limits)  # type: ignore[arg-type]
+    request = bw.Request(params(), expected_output_tokens=np.int64(7))  # type: ignore[arg-type]
+    counts = (limits.requests_per_minute, limits.concurrency, policy.max_attempts, request.expected_output_tokens)
+    assert counts == (1_000, 100, 4, 7)
+    assert {type(count) for count in counts} == {int}
+    assert policy.delay_cost_per_hour == Decimal("0.5")
+    for bad in (np.int64(0), np.float64(3), np.bool_(True)):
+        with pytest.raises(bw.InvalidValueError, match="whole number of at least 1"):
+            bw.Limits(requests_per_minute=bad)  # type: ignore[arg-type]
+
+
+@given(st.sampled_from([timedelta.max, timedelta.max - timedelta.resolution]) | st.timedeltas(timedelta(days=30_000)))
+def test_latencies_at_the_end_of_time_are_our_error_or_a_right_answer(latency: timedelta) -> None:
+    now = datetime(2026, 11, 27, tzinfo=timezone.utc)
+    if latency > timedelta(days=36_525):
+        with pytest.raises(bw.InvalidValueError, match="over a hundred years"):
+            bw.Request(params(), latency=latency)
+    else:
+        decision = bw.choose_lane(bw.Request(params(), latency=latency), now=now)
+        assert (decision.deadline, decision.lane) == (now + latency, bw.Lane.BATCH)
+    said = {"input_tokens": 1, "output_tokens": 1, "request_bytes": 1, "model": "claude-haiku-4-5"}
+    for plan in (
+        lambda: bw.plan_workload(arrivals_per_hour=1, sla=latency, **said),
+        lambda: bw.plan_workload(arrivals_per_hour=1, sla=30 * HOUR, interval=latency, **said),
+        lambda: bw.sla_cadence(latency),
+        lambda: bw.sla_cadence(latency, window=latency),
+        lambda: bw.worst_case_latency(latency, rounds=2),
+        lambda: bw.compare_slas([latency], arrivals_per_hour=1, **said),
+    ):
+        with suppress(bw.InvalidValueError):
+            plan()

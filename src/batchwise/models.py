@@ -15,7 +15,8 @@ from typing import Literal, TypeVar, Union
 import attrs
 
 from .errors import InvalidValueError, printable, shown
-from .times import LONGEST, WINDOW, check_aware, check_duration, check_positive, check_reach
+from .figures import check_whole
+from .times import LONGEST, WINDOW, check_aware, check_duration, check_positive, check_reach, from_numpy
 
 __all__ = [
     "Check",
@@ -139,6 +140,7 @@ def to_latency(value: object, field: str = "latency") -> LatencyTag:
     Raises:
         InvalidValueError: It is none of these, or farther away than any deadline is.
     """
+    value = from_numpy(value)
     if isinstance(value, timedelta):
         duration = check_positive(value, field)
         if duration > LONGEST:
@@ -177,11 +179,12 @@ def _keep(instance: object, attribute: attrs.Attribute[timedelta], value: timede
         object.__setattr__(instance, attribute.name, plain)
 
 
-def _positive_number(_instance: object, attribute: attrs.Attribute[int], value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidValueError(f"{attribute.name}={shown(value)} is not a whole number of at least 1")
-    if value > _MOST:
+def _positive_number(instance: object, attribute: attrs.Attribute[int], value: int) -> None:
+    plain = check_whole(value, attribute.name, 1)
+    if plain > _MOST:
         raise InvalidValueError(f"{attribute.name} is over {_MOST:,}; give a smaller number")
+    if plain is not value:  # numpy's
+        object.__setattr__(instance, attribute.name, plain)
 
 
 def _flag(_instance: object, attribute: attrs.Attribute[bool], value: bool) -> None:
@@ -271,11 +274,10 @@ def _to_limits(value: object) -> Limits | Mapping[str, Limits] | None:
 
 
 def _to_poll_every(value: object) -> tuple[timedelta, timedelta]:
-    match value:
-        case (timedelta(), timedelta()):
-            shortest, longest = (check_reach(check_positive(each, "poll_every"), "poll_every") for each in value)
-            if shortest <= longest:
-                return shortest, longest
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        shortest, longest = (check_reach(check_positive(each, "poll_every"), "poll_every") for each in value)
+        if shortest <= longest:
+            return shortest, longest
     raise InvalidValueError(f"poll_every={value!r} is not a pair (shortest, longest) of positive timedeltas")
 
 

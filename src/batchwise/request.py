@@ -11,6 +11,7 @@ import attrs
 
 from .encoding import bare, canonical, encode, is_omitted
 from .errors import InvalidRequestError, InvalidValueError, shown
+from .figures import check_whole
 from .jsontext import decode
 from .models import Latency, LatencyLike, LatencyTag, ToolUse, ToolUseLike, to_enum, to_latency
 from .output_format import asking_for, is_structured
@@ -237,7 +238,8 @@ class Request:
             if stream and stream is not True:
                 raise InvalidRequestError(f"stream={shown(stream)} is neither True nor False")
             if expected_output_tokens is not None:
-                _check_expected(expected_output_tokens)
+                expected_output_tokens = check_whole(expected_output_tokens, "expected_output_tokens", 1)
+                _check_possible(expected_output_tokens, "expected_output_tokens")
             traits = _traits(plain)
             if betas and (added := tuple(_added_tools(plain["messages"]))):
                 traits = traits._replace(tool_types=(*traits.tool_types, *added))
@@ -305,12 +307,6 @@ class Request:
 
     def __repr__(self) -> str:
         return f"Request(key={shown(self.key)}, model={shown(self.model)}, {len(self.body)} bytes)"
-
-
-def _check_expected(tokens: object) -> None:
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-        raise InvalidRequestError(f"expected_output_tokens={shown(tokens)} is not a whole number of at least 1")
-    _check_possible(tokens, "expected_output_tokens")
 
 
 def _check_possible(tokens: int, field: str) -> None:

@@ -1,7 +1,7 @@
 """Times as callers give them, checked, and the one that the API sets. Light: a cadence needs no more than this.
 
-What comes out is plain: subclasses (pendulum's, pandas') compute in ways of their own, so only their moment or their
-length is kept.
+What comes out is plain: subclasses (pendulum's, pandas') and numpy's durations compute in ways of their own, so only
+their moment or their length is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = [
     "check_duration",
     "check_positive",
     "check_reach",
+    "from_numpy",
     "parse_duration",
 ]
 
@@ -89,7 +90,19 @@ def check_duration(value: object, field: str) -> timedelta:
     return duration
 
 
+def from_numpy(value: object) -> object:
+    """A `numpy.timedelta64` of a fixed length as a `timedelta`, cut to the microsecond; whatever else as it is."""
+    kind = type(value)
+    if (kind.__module__, kind.__name__) != ("numpy", "timedelta64"):  # numpy itself may not be there
+        return value
+    item: object = value.item()  # type: ignore[attr-defined]
+    if isinstance(item, int) and str(value.dtype) == "timedelta64[ns]":  # type: ignore[attr-defined]
+        return timedelta(microseconds=item // 1_000)
+    return item if isinstance(item, timedelta) else value
+
+
 def _plain(value: object, field: str, example: str) -> timedelta:
+    value = from_numpy(value)
     if not isinstance(value, timedelta):
         raise InvalidValueError(f"{field}={shown(value)} is not a timedelta; write e.g. {example}")
     if type(value) is not timedelta:  # by the fields of the base class: pendulum's own ones mean something else

@@ -24,7 +24,7 @@ from batchwise.models import Decision, Lane, LatencyTag, Outcome, Progress, Stat
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.request import Request, check_one_dict
 from batchwise.results import Result
-from batchwise.times import LONGEST, check_duration
+from batchwise.times import LONGEST, check_duration, from_numpy
 
 from .core import Engine
 from .progress import progress, tallies
@@ -50,7 +50,9 @@ def seconds(timeout: float | timedelta | None) -> float | None:
     """
     if timeout is None:
         return None
-    value = check_duration(timeout, "timeout").total_seconds() if isinstance(timeout, timedelta) else timeout
+    value: object = from_numpy(timeout)
+    if isinstance(value, timedelta):
+        value = check_duration(value, "timeout").total_seconds()
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
         raise InvalidValueError(f"timeout={shown(timeout)} is neither seconds nor a timedelta of zero or more")
     return None if value > LONGEST.total_seconds() else float(value)

@@ -10,18 +10,15 @@ workload and the account's limits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from datetime import datetime, timedelta
-from decimal import Decimal
 from fractions import Fraction
 from math import ceil, inf
-from numbers import Integral, Real
-from operator import index
-from typing import TYPE_CHECKING, TypeVar, Union
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
 from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
+from batchwise.figures import Number, check_whole, to_number
 from batchwise.times import WINDOW, ZERO, check_aware, check_duration, check_positive
 
 from .reserve import least_reserve, reserve_for
@@ -42,9 +39,6 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-Number = Union[float, Decimal, Fraction]
-"""A count or a mean; taken exactly, whatever its type."""
-
 _TICK = timedelta.resolution
 _DAY = timedelta(days=1)
 _MINUTE = 60_000_000
@@ -58,32 +52,6 @@ _CRON: dict[timedelta, str] = {
     timedelta(weeks=1): "0 0 * * 0",
 }
 """Every period that one cron expression keeps without a shorter gap at the turn of an hour, a day or a month."""
-
-
-def check_whole(value: object, field: str, least: int) -> int:
-    """`value` if it is a whole number of at least `least`.
-
-    Raises:
-        InvalidValueError: It is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:  # numpy's integers are Integral
-        raise InvalidValueError(f"{field}={value!r} is not a whole number of at least {least}")
-    return index(value)
-
-
-def to_number(value: object, field: str) -> Fraction:
-    """`value` (int, float, Decimal, Fraction, or a scalar of numpy) as an exact fraction.
-
-    Raises:
-        InvalidValueError: It is no finite number of zero or more.
-    """
-    if not isinstance(value, bool) and isinstance(value, (Real, Decimal)):
-        with suppress(ValueError, OverflowError):  # not a number, infinite
-            ratio = getattr(value, "as_integer_ratio", None)
-            number = Fraction(check_whole(value, field, 0)) if ratio is None else Fraction(*ratio())
-            if number >= 0:
-                return number
-    raise InvalidValueError(f"{field}={value!r} is not a number of zero or more")
 
 
 def _utc(value: object, field: str) -> datetime:

@@ -15,9 +15,8 @@ from typing import Literal
 import attrs
 
 from batchwise.errors import InvalidValueError
-from batchwise.times import WINDOW, check_aware, check_positive
+from batchwise.times import WINDOW, check_aware, check_duration, check_positive
 
-from .lane import check_not_negative
 from .survival import Curve
 
 __all__ = ["STRENGTH", "Forecast", "Sample", "check_share"]
@@ -53,7 +52,7 @@ def _to_hour(value: object) -> int:
 
 
 def _duration(_sample: object, attribute: attrs.Attribute[timedelta], value: object) -> None:
-    check_not_negative(value, attribute.name)
+    check_duration(value, attribute.name)
 
 
 def _known_kind(_sample: object, _attribute: object, value: object) -> None:
@@ -180,21 +179,21 @@ class Forecast:
 
     def p_end_within_given(self, elapsed: timedelta, duration: timedelta) -> float:
         """The same for one that still ran `elapsed` after its creation; 0 if `duration` is not beyond that."""
-        return self.ends.ended(duration // _MICROSECOND, check_not_negative(elapsed, "elapsed") // _MICROSECOND)
+        return self.ends.ended(duration // _MICROSECOND, check_duration(elapsed, "elapsed") // _MICROSECOND)
 
     def quantile(self, p: float, elapsed: timedelta = _ZERO) -> timedelta:
         """The shortest total duration by which a share `p` of batches that still run at `elapsed` has ended."""
-        elapsed = check_not_negative(elapsed, "elapsed")
+        elapsed = check_duration(elapsed, "elapsed")
         return self.ends.quantile(check_share(p, "p"), elapsed // _MICROSECOND) * _MICROSECOND
 
     def expected(self, cap: timedelta) -> timedelta:
         """The mean time until a batch ends or `cap` has passed, whichever comes first."""
-        return round(self.ends.area(check_not_negative(cap, "cap") // _MICROSECOND)) * _MICROSECOND
+        return round(self.ends.area(check_duration(cap, "cap") // _MICROSECOND)) * _MICROSECOND
 
     def steps(self, cap: timedelta) -> list[timedelta]:
         """The ends of its buckets before `cap`, and `cap`: between two of them a batch ends at any time alike."""
         ends = [edge * _MICROSECOND for edge in self.ends.edges[1:]]
-        return [*(end for end in ends if end < cap), check_not_negative(cap, "cap")]
+        return [*(end for end in ends if end < cap), check_duration(cap, "cap")]
 
     def expected_range(self, created_at: datetime, elapsed: timedelta = _ZERO) -> tuple[datetime, datetime]:
         """Between when and when (UTC) it plausibly ends: the 10 % and 90 % points, given that it runs at `elapsed`."""

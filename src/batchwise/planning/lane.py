@@ -15,7 +15,7 @@ import attrs
 
 from batchwise.errors import InvalidValueError
 from batchwise.models import Limits
-from batchwise.times import check_aware
+from batchwise.times import check_aware, check_duration
 
 __all__ = [
     "Calls",
@@ -23,7 +23,6 @@ __all__ = [
     "Job",
     "Pace",
     "Run",
-    "check_not_negative",
     "edf",
     "loads",
     "tightest",
@@ -46,17 +45,6 @@ def _to_deadline(value: datetime) -> datetime:
 
 def _to_release(value: datetime | None) -> datetime | None:
     return value if value is None or value.tzinfo is timezone.utc else check_aware(value, "release")
-
-
-def check_not_negative(value: object, field: str) -> timedelta:
-    """`value` if it is a duration of zero or more.
-
-    Raises:
-        InvalidValueError: It is not.
-    """
-    if not isinstance(value, timedelta) or value < timedelta(0):
-        raise InvalidValueError(f"{field}={value!r} is not a timedelta of zero or more")
-    return value
 
 
 def _count(_cohort: object, attribute: attrs.Attribute[int], value: object) -> None:
@@ -161,7 +149,7 @@ def to_span(duration: timedelta, field: str) -> int:
     Raises:
         InvalidValueError: It is no `timedelta` or a negative one.
     """
-    return check_not_negative(duration, field) // _MICROSECOND
+    return check_duration(duration, field) // _MICROSECOND
 
 
 def loads(cohort: Calls, limits: Limits | Pace) -> Iterator[tuple[str, int, int]]:

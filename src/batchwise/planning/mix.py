@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 
 from batchwise.errors import InvalidValueError, shown
+from batchwise.figures import Number, to_number
 from batchwise.models import Lane
 
-from .cadence import Number, to_number
 from .custom_ids import MAX_LENGTH
 from .packing import entry_size
 from .state import BYTES_PER_TOKEN

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, TypedDict
 import attrs
 
 from batchwise.errors import InvalidValueError
+from batchwise.figures import Number, check_whole, to_number
 from batchwise.models import Lane, Limits, Policy, Reason, ToolUse
 from batchwise.request import Request, Traits
 from batchwise.times import WINDOW, ZERO, check_duration, check_positive
 
-from .cadence import Cadence, Number, bounded, check_limits, check_whole, lane_time, to_number
+from .cadence import Cadence, bounded, check_limits, lane_time
 from .capacity import FILLED, Capacity, queue_limit
 from .constraints import SEARCHED, Load, Violation, longest_interval, nearest_load, violations_of
 from .forecast import Forecast

@@ -152,7 +152,11 @@ def answer_of(result: Result, *, stream: bool) -> Answer:
         return _failure(_STATUS.get(str(error["error"].get("type")), 500), headers, error)
     why = result.error
     kind, words = ("api_error", "no answer") if why is None else (why.type, why.message)
-    return _failure(_STATUS.get(kind, 500), headers, _body(kind, words))
+    kept = error if isinstance(error, Mapping) else {}
+    status, request_id = kept.get("status"), kept.get("request_id")
+    if not (isinstance(status, int) and 400 <= status < 600):
+        status = _STATUS.get(kind, 500)
+    return _failure(status, headers, {**_body(kind, words), "request_id": request_id})
 
 
 def _stream(message: Mapping[str, Any]) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 
 import anthropic
+import httpx2
 import pytest
 
 import batchwise as bw
@@ -176,3 +177,36 @@ def test_the_third_call_that_waits_alone_warns_once(sandbox, tmp_path):
             for number in range(4):
                 client.messages.create(**asked(f"alone-{number}"))
         assert [str(each.message) for each in said if "waited alone" in str(each.message)].__len__() == 1
+
+
+@pytest.mark.parametrize("latency", [None, HOURS_30])
+def test_a_stored_failure_is_the_same_error_after_a_restart(sandbox, tmp_path, latency):
+    raised = []
+    for text in ("x", "y"):  # of another number of calls before it, so that nothing but the ledger tells them apart
+        for _ in range(2):
+            with sandbox.client() as inner, Dispatcher(inner, ledger=tmp_path / "l.db", policy=POLICY) as d:
+                with pytest.raises(anthropic.BadRequestError) as caught:
+                    d.client(latency=latency, job="j").messages.create(
+                        **{**asked(text), "messages": [{"role": "nobody", "content": text}]}
+                    )
+                raised.append(caught.value)
+    for first, again in (raised[:2], raised[2:]):
+        assert (first.status_code, first.type, first.request_id) == (400, "invalid_request_error", again.request_id)
+        assert (again.type, again.body, str(again)) == (first.type, first.body, str(first))
+    assert all(one.request_id.startswith("req_") for one in raised)
+    assert raised[0].request_id != raised[2].request_id
+
+
+def test_a_status_that_no_type_tells_is_kept(tmp_path):
+    def answered(request):
+        if request.method == "GET":
+            return httpx2.Response(200, json={"data": [], "has_more": False, "first_id": None, "last_id": None})
+        error = {"type": "error", "error": {"type": "new_error", "message": "no"}}
+        return httpx2.Response(422, json=error, headers={"request-id": "req_1"})
+
+    for _ in range(2):
+        http = httpx2.Client(transport=httpx2.MockTransport(answered))
+        with anthropic.Anthropic(api_key="x", http_client=http) as inner, Dispatcher(inner, ledger=tmp_path / "l") as d:
+            with pytest.raises(anthropic.UnprocessableEntityError) as caught:
+                d.client(job="j").messages.create(**asked("x"))
+            assert (caught.value.type, caught.value.request_id) == ("new_error", "req_1")

@@ -202,8 +202,14 @@ def _refusals(claim: Claim) -> str:
     return f"refused {claim.id}"
 
 
-def _failure(engine: Engine, claim: Claim, outcome: Outcome, error: ResultError) -> Settlement:
-    return engine.failure(claim.id, claim.key, outcome, error, lane=Lane.SYNC, nonce=None)
+def _failure(
+    engine: Engine, claim: Claim, outcome: Outcome, error: ResultError, said: LaneFault | None = None
+) -> Settlement:
+    """The settlement of a request without an answer; `said`: the call that the API refused."""
+    status, told = (None, None) if said is None else (said.fault.status, said.headers.get("request-id"))
+    return engine.failure(
+        claim.id, claim.key, outcome, error, lane=Lane.SYNC, nonce=None, status=status, request_id=told
+    )
 
 
 def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> Procedure[None]:
@@ -237,7 +243,7 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> 
     engine.failures.pop(_refusals(claim), None)
     outcome = ruling.outcome or Outcome.FAILED
     reason = ruling.error or ResultError("unknown_error", "the API gave no reason", retryable=True)
-    end = _failure(engine, claim, outcome, reason)
+    end = _failure(engine, claim, outcome, reason, error)
     yield from _settle(engine, ticked, end._replace(doubtful=ruling.doubtful))
 
 

@@ -489,9 +489,12 @@ class Engine:
         lane: Lane,
         nonce: str | None,
         attempted: bool = True,
+        status: int | None = None,
+        request_id: str | None = None,
     ) -> Settlement:
         """The settlement of a request that has no answer; its attempts were not billed."""
-        line = failed(custom_id(key, nonce or UNSEALED, request), outcome, error)
+        name = custom_id(key, nonce or UNSEALED, request)
+        line = failed(name, outcome, error, status=status, request_id=request_id)
         return Settlement(request, outcome, lane, line, 0, 0, attempted=attempted)
 
     # -- finding ----------------------------------------------------------------------------------------------------

@@ -36,9 +36,23 @@ def _wrapped(custom_id: str, kind: str, name: str, value: bytes) -> bytes:
     return head + value + b"}}"
 
 
-def failed(custom_id: str, outcome: Outcome, error: ResultError) -> bytes:
-    """The result line of a request that has no answer of the API's."""
-    value = {"type": error.type, "message": error.message, "retryable": error.retryable}
+def failed(
+    custom_id: str, outcome: Outcome, error: ResultError, *, status: int | None = None, request_id: str | None = None
+) -> bytes:
+    """The result line of a request that has no answer of the API's.
+
+    Args:
+        custom_id: The id under which it went.
+        outcome: How it ended.
+        error: Why.
+        status: The HTTP status of the call that said so, if there was one.
+        request_id: The API's id of that call.
+    """
+    value: dict[str, Any] = {"type": error.type, "message": error.message, "retryable": error.retryable}
+    if status is not None:
+        value["status"] = status
+    if request_id is not None:
+        value["request_id"] = request_id
     return _wrapped(custom_id, _KINDS[outcome], "error", encode(value))
 
 

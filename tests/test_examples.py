@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from batchwise.sandbox import Reply
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 SAYS = {
@@ -33,6 +36,42 @@ def test_example(name, tmp_path):
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     for text in SAYS[name]:
         assert text in done.stdout
+
+
+GOOD = '{"merge": true, "why": "x"}'
+CLOSED = {
+    "refused": Reply.refusal("no"),
+    "refused after a verdict": Reply.text(GOOD, stop_reason="refusal"),
+    "cut off": Reply.text(GOOD[:9], stop_reason="max_tokens"),
+    "cut off after a verdict": Reply.text(GOOD, stop_reason="max_tokens"),
+    "context full": Reply.text(GOOD, stop_reason="model_context_window_exceeded"),
+    "empty": Reply(()),
+    "no JSON": Reply.text("Looks good to me!"),
+    "half of it": Reply.text('{"merge": true}'),
+    "no bool": Reply.text('{"merge": "yes", "why": "x"}'),
+    "two": Reply.text(GOOD + GOOD),
+    "a tool": Reply.tool_use("verdict", {"merge": True, "why": "x"}),
+    "an error": Reply.error("invalid_request_error"),
+    "no": Reply.text('{"merge": false, "why": "it breaks"}'),
+}
+
+
+def premerge_check(reply, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("premerge_check", EXAMPLES / "premerge_check.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.sandbox_reply = lambda _params: reply
+    return module.main(live=False)
+
+
+@pytest.mark.parametrize("reply", CLOSED)
+def test_the_gate_closes_on_all_that_is_no_verdict(reply, monkeypatch, tmp_path):
+    assert premerge_check(CLOSED[reply], monkeypatch, tmp_path) == 1
+
+
+def test_the_gate_opens_on_a_verdict(monkeypatch, tmp_path):
+    assert premerge_check(Reply.text(GOOD), monkeypatch, tmp_path) == 0
 
 
 def test_none_is_forgotten():

@@ -9,21 +9,19 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 
-from anthropic.types import ToolParam
+from pydantic import BaseModel
 
 import batchwise as bw
 from batchwise.sandbox import Reply, Sandbox
 
 DIFF = "- return hours * price\n+ return hours * price if hours > 0 else 0\n"
-VERDICT: ToolParam = {
-    "name": "verdict",
-    "description": "Whether the change may be merged.",
-    "input_schema": {
-        "type": "object",
-        "properties": {"merge": {"type": "boolean"}, "why": {"type": "string"}},
-        "required": ["merge", "why"],
-    },
-}
+
+
+class Verdict(BaseModel, strict=True):
+    """Whether the change may be merged."""
+
+    merge: bool
+    why: str
 
 
 def main(*, live: bool, diff: str = DIFF) -> int:
@@ -35,22 +33,21 @@ def main(*, live: bool, diff: str = DIFF) -> int:
                 "model": "claude-sonnet-5",
                 "max_tokens": 1_024,
                 "messages": [{"role": "user", "content": f"May this be merged?\n\n{diff}"}],
-                "tools": [VERDICT],
-                "tool_choice": {"type": "tool", "name": "verdict"},  # one turn's answer is the result
-            }
+            },
+            output_format=Verdict,
         )  # no latency said: somebody is waiting
         print(f"lane {ticket.decision.lane.value}: {ticket.decision.explanation}")
         try:
-            (verdict,) = ticket.result(timeout=60).tool_calls
-        except bw.BatchwiseError as error:
+            verdict = ticket.result(timeout=60).parse(Verdict)
+        except bw.BatchwiseError as error:  # a refusal, a cut answer, one that is no verdict, a timeout, an API error
             print(f"no verdict, so no merge: {error}")
             return 1
-    print(f"merge: {verdict.input['merge']}, {verdict.input['why']}")
-    return 0 if verdict.input["merge"] else 1
+    print(f"merge: {verdict.merge}, {verdict.why}")
+    return 0 if verdict.merge else 1
 
 
 def sandbox_reply(_params: object) -> Reply:
-    return Reply.tool_use("verdict", {"merge": True, "why": "negative hours are refused now"})
+    return Reply.text('{"merge": true, "why": "negative hours are refused now"}')
 
 
 if __name__ == "__main__":

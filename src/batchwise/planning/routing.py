@@ -58,8 +58,13 @@ _SYNC_ONLY_PARAMETERS = frozenset(
         "thread",
     }
 )
-"""What a batch refuses; `max_tokens` of 0 besides. `stream: true` is no parameter here but a tag of the request."""
+"""What a batch refuses; `max_tokens` of 0 besides (API documentation, Message Batches, 2026-10).
+
+`stream: true`, which it refuses too, is no parameter here but a tag of the request. `fallback_credit_token` is not
+refused: a batch ignores it, and it lives for 5 minutes (API documentation, fallback credit).
+"""
 _SYNC_ONLY_BETAS = frozenset({"research_preview_2026_02"})
+"""Betas that "batch requests cannot use" (API documentation, Message Batches, 2026-10)."""
 SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset", "advisor_")
 """How the types of tools begin that the API runs itself (SDK 2.12, `types/*tool*_param.py`)."""
 

@@ -233,3 +233,42 @@ async def test_a_ticket_whose_request_was_purged_says_so(world: World):
         new = await d.dispatch_all(many(2), latency=FLEXIBLE)
         await new.wait(timeout=30)
         assert sorted([r.text for r in await listed(new.results(timeout=30))]) == ["echo: r-0", "echo: r-1"]
+
+
+@pytest.mark.parametrize("name", ["j", None])
+async def test_what_is_left_of_a_job_that_was_purged_in_part_still_comes(world: World, name: str | None):
+    async with world.open() as d:
+        await (await d.dispatch_all(many(3), job=name, latency=FLEXIBLE)).wait()
+        gone = [await d.ticket(f"r-{n}", job=name) for n in range(3)]
+        world.sandbox.batch_latency = 0.3
+        job = await d.dispatch_all(many(5), job=name, latency=FLEXIBLE)
+        assert await d.purge(before=datetime.now(timezone.utc)) == 3
+        for ticket in gone:
+            ticket._found = None  # as one that has not looked since
+            with pytest.raises(TicketNotFoundError, match="purged"):
+                await ticket.result(timeout=30)
+        with pytest.raises(TicketNotFoundError):
+            await d.ticket("r-1", job=name)
+        assert sorted([result.key async for result in job.results(timeout=30)]) == ["r-3", "r-4"]
+        assert (await job.wait(timeout=30)).total == 2
+        assert sorted([result.key async for result in job.results(timeout=30)]) == ["r-3", "r-4"]
+        assert world.books.billed() == 5
+
+
+@pytest.mark.parametrize("name", ["j", None])
+async def test_a_job_that_is_purged_while_somebody_reads_it_goes_on(world: World, name: str | None):
+    async with world.open() as d:
+        await (await d.dispatch_all(many(3), job=name, latency=FLEXIBLE)).wait()
+        world.sandbox.batch_latency = 0.3
+        job = await d.dispatch_all(many(6), job=name, latency=FLEXIBLE)
+        seen = []
+        async for result in job.results(timeout=30):
+            seen.append(result.key)
+            if len(seen) == 3:  # those of the second batch are still to come
+                assert await d.purge(before=datetime.now(timezone.utc)) == 3
+            elif len(seen) == 4:
+                await job.wait(timeout=30)
+                assert await d.purge(before=datetime.now(timezone.utc)) == 3
+        assert sorted(seen) == [f"r-{n}" for n in range(6)]
+        assert (await job.progress()).total == 0
+        assert [result async for result in job.results(timeout=30)] == []

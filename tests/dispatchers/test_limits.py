@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchwise import Latency, Request, RequestTooLargeError, SpendLimitError
+from batchwise import InvalidValueError, Lane, Latency, Policy, Request, RequestTooLargeError, SpendLimitError
 from batchwise.engine import core
 from batchwise.planning import packing
 from tests.strategies import params
@@ -37,6 +37,38 @@ async def test_what_no_lane_can_carry_is_refused_whole_and_by_name(world: World,
         job = await d.dispatch_all([Request(large, key="big")], latency=Latency.FLEXIBLE)
         assert (await job.wait()).done
     assert world.books.billed() == 1
+
+
+@pytest.mark.parametrize("money", ["inf", "-inf", "nan", "snan", "-1", -0.01, "1e13", "much", None, True, float("nan")])
+def test_no_amount_of_money_is_refused_when_the_policy_is_made(money: object) -> None:
+    with pytest.raises(InvalidValueError, match="US dollars"):
+        Policy(delay_cost_per_hour=money)  # type: ignore[arg-type]
+    if money is not None:
+        with pytest.raises(InvalidValueError, match="US dollars"):
+            Policy(max_spend=money)  # type: ignore[arg-type]
+
+
+async def test_amounts_of_any_size_give_an_answer_or_our_error(world: World):
+    async with world.open(max_spend="1e-13") as d:  # less than the books tell apart: nothing
+        with pytest.raises(SpendLimitError):
+            await d.dispatch(params("x"))
+    largest = params("x", max_tokens=1_000_000_000)
+    async with world.open(max_spend="1e12", delay_cost_per_hour="1e12") as d:
+        assert (await d.dispatch(params("y"), latency=HOURS_30)).decision.lane is Lane.SYNC
+        job = await d.dispatch_all([Request(largest, key=str(n)) for n in range(300)], latency=Latency.FLEXIBLE)
+        await job.cancel()
+    async with world.open(max_spend="1000000") as d:
+        with pytest.raises(SpendLimitError):
+            await d.dispatch_all([Request(largest, key=f"z{n}") for n in range(300)], latency=Latency.FLEXIBLE)
+
+
+async def test_a_bulk_is_kept_for_by_the_tiers_of_all_models_that_it_may_reach(world: World):
+    """A longer request of one bulk costs more by the fallback model's tiers, though not by its own model's."""
+    requests = [Request(params("x" * size, model="claude-sonnet-5"), key=str(size)) for size in (90_000, 120_000)]
+    async with world.open(max_spend="100", fallback_models=("claude-haiku-5-5",)) as d:
+        await (await d.dispatch_all(requests, job="j", latency=Latency.FLEXIBLE)).cancel()
+        groups = [d._engine.ledger.find(each.key, job="j").terms.reserve_per_byte for each in requests]
+    assert groups[0] < groups[1]
 
 
 async def test_a_retry_is_kept_under_the_cap(world: World):

@@ -145,7 +145,7 @@ def test_requests_that_are_routed_alike_are_kept_for_alike(found: list[Request])
     known: dict[object, tuple[int, int]] = {}
     for each in found:
         terms = most_cost(BOOK, each.traits, at=NOW, size=len(each.body), media=media_tokens(each), where="it")
-        assert known.setdefault((each.traits, length_class(BOOK, each, at=NOW)), terms) == terms
+        assert known.setdefault((each.traits, length_class(BOOK, each, [each.model], at=NOW)), terms) == terms
 
 
 @pytest.mark.parametrize("lane", Lane)

@@ -41,7 +41,7 @@ from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample
 from batchwise.planning.moments import believed, longest_pause
 from batchwise.planning.packing import MAX_CALL_BYTES, MAX_REQUESTS
-from batchwise.planning.pricing import PriceBook, to_pico
+from batchwise.planning.pricing import PICO, PriceBook
 from batchwise.planning.state import BatchState, Group, Snapshot, Terms
 from batchwise.planning.turns import failed
 from batchwise.request import Request
@@ -128,7 +128,7 @@ class Engine:
         if self.policy.max_spend is None:
             return None
         period = self.policy.max_spend_period
-        return Cap(limit=to_pico(self.policy.max_spend), since=None if period is None else self.now() - period)
+        return Cap(limit=int(self.policy.max_spend * PICO), since=None if period is None else self.now() - period)
 
     def accept(
         self, request: Request, job: str | None, begin: Callable[[Claim], None] | None = None

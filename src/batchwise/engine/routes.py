@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -108,7 +109,8 @@ class Router:
             request.stream,
             request.expected_output_tokens,
             len(request.body) >> 10 if self._by_size else 0,
-            None if self._policy.max_spend is None else length_class(self._prices, request, at=now),
+            self._policy.max_spend is not None
+            and length_class(self._prices, request, self._models(request.model), at=now),
         )
 
     def reserved(self, terms: Terms, *, now: datetime) -> Terms:
@@ -144,9 +146,13 @@ class Router:
             where=where,
         )
 
+    def _models(self, model: str) -> Iterable[str]:
+        """The models to which a request for this one may go."""
+        return dict.fromkeys((model, *self._policy.fallback_models))
+
     def _most(self, traits: Traits, **about: Any) -> tuple[int, int]:
         """The most that a request can cost, where each model declines but the last of the fallback models."""
-        models = dict.fromkeys((traits.model, *self._policy.fallback_models))
+        models = self._models(traits.model)
         costs = [most_cost(self._prices, traits._replace(model=model), **about) for model in models]
         return sum(each for each, _ in costs), sum(per_byte for _, per_byte in costs)
 

@@ -9,7 +9,7 @@ within that is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import ROUND_CEILING
 from typing import Any
@@ -109,13 +109,21 @@ def refuse_unbounded(request: Request, where: str) -> None:
         )
 
 
-def length_class(prices: PriceBook, request: Request, *, at: datetime) -> tuple[int | None, int]:
-    """What decides beside its traits what is kept for a request: its media, and the input price of its length."""
+def length_class(prices: PriceBook, request: Request, models: Iterable[str], *, at: datetime) -> tuple[int | None, ...]:
+    """What decides beside its traits what is kept for a request: its media, and what input of its length costs.
+
+    Args:
+        prices: The price book.
+        request: The request.
+        models: All to which it may go.
+        at: When.
+    """
     media = media_tokens(request)
-    rates = prices.rates(request.model, Lane.SYNC, at=at)
-    if rates is None or media is None:
-        return media, 0
-    return media, _reached(rates, media or len(request.body) + _added(request.traits)).input
+    if media is None:
+        return (media,)
+    tokens = media or len(request.body) + _added(request.traits)
+    known = (prices.rates(model, Lane.SYNC, at=at) for model in models)
+    return media, *(0 if rates is None else _reached(rates, tokens).input for rates in known)
 
 
 def most_cost(

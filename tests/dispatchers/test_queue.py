@@ -5,13 +5,17 @@ from __future__ import annotations
 from datetime import timedelta
 from itertools import count
 
+import attrs
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
 
 from batchwise import Limits
 from batchwise.engine.queue import CallQueue, Ticked
 from batchwise.ledger.values import Claim
+from batchwise.planning.capacity import Measured
+from batchwise.planning.outcomes import Refusal
 from tests.ledger.model import FLEXIBLE
+from tests.strategies import NOW
 
 CONCURRENCY = 3
 SECOND = timedelta(seconds=1)
@@ -84,6 +88,43 @@ class Calls(RuleBasedStateMachine):
         assert queue.busy == len(self.waiting) + len(unfinished)
         known = {*self.waiting, *(ticked.claim.id for ticked in unfinished)}
         assert not any(queue.holds(request) for request in {1, 2, 3} - known), "its end would never be told"
+
+
+def claim(number: int, model: str) -> Claim:
+    return Claim(number, f"k{number}", attrs.evolve(FLEXIBLE, model=model), b"{}", 0, ())
+
+
+def gone(queue: CallQueue, now: float) -> list[int]:
+    """The requests of the calls that go now."""
+    found = []
+    while isinstance(got := queue.next(now), Ticked):
+        found.append(got.claim.id)
+    return found
+
+
+def test_a_class_of_models_that_is_paused_holds_up_no_other() -> None:
+    queue = CallQueue(None)
+    queue.push(claim(1, "slow"), priority=0, due=1.0, now=0.0)
+    refused = queue.next(0.0)
+    assert isinstance(refused, Ticked)
+    queue.failed(refused, 0.0, refusal=Refusal.TOO_FAST, retry_after=60 * SECOND, headers={})
+    for number in range(2, 6):
+        queue.push(claim(number, ("slow", "fast")[number % 2]), priority=2, due=1.0, now=0.0)
+    assert gone(queue, 0.0) == [3, 5]
+    assert queue.next(0.0) == 60.0
+    assert (queue.busy_with("slow"), queue.busy_with("fast")) == (2, 2)
+    assert gone(queue, 61.0)[:1] == [2]
+    assert queue.measured("fast", 61.0, NOW)[1].share == 1.0
+
+
+def test_limits_that_another_process_was_told_are_kept_from_the_first_call() -> None:
+    queue = CallQueue(None)
+    queue.told = {"few": Measured(at=NOW, requests_per_minute=3)}
+    for number in range(12):
+        queue.push(claim(number, ("few", "many")[number % 2]), priority=2, due=1.0, now=0.0)
+    assert sorted(gone(queue, 0.0)) == [*range(8), 9, 11]  # three, and the one that makes the debt
+    assert queue.told_of("few-20251001") == queue.told["few"]
+    assert queue.measured("few", 0.0, NOW)[1].requests_per_minute == 3
 
 
 TestCalls = Calls.TestCase

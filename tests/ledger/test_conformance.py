@@ -16,6 +16,7 @@ from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.roll import Answer, Roll
 from batchwise.ledger.values import Cap, Settled
 from batchwise.models import Lane, Outcome, Policy
+from batchwise.planning.capacity import Measured
 from batchwise.planning.custom_ids import new_nonce, sealer
 from batchwise.planning.moments import believed, longest_pause
 from batchwise.planning.packing import Sizes, body_chunks
@@ -1257,6 +1258,17 @@ def test_pause_and_pass(world: World) -> None:
     assert (world.ledger.snapshot().sync_answered_at, world.ledger.snapshot().sync_failed_at) == (NOW, NOW + HOUR)
     assert world.ledger.note_advance(now=NOW) is None
     assert world.ledger.note_advance(now=NOW + HOUR) == HOUR
+
+
+def test_how_the_sync_lane_does_is_known_by_class_of_models(world: World) -> None:
+    assert world.ledger.snapshot().measured == {}
+    slow = Measured(at=NOW, share=0.25, requests_per_minute=50, output_tokens_per_minute=8_000)
+    unlimited = Measured(at=NOW + MINUTE)
+    for name in ("claude-haiku-4-5", "*"):
+        world.ledger.note_lane(name, unlimited)
+    world.ledger.note_lane("claude-haiku-4-5", slow)
+    assert world.ledger.snapshot().measured == {"claude-haiku-4-5": slow, "*": unlimited}
+    assert world.ledger.snapshot().sync_answered_at is None
 
 
 def test_a_clock_that_is_set_back_makes_no_gap_between_passes(world: World) -> None:

@@ -14,10 +14,12 @@ from batchwise.models import Outcome
 from batchwise.planning.outcomes import (
     CreateOutcome,
     Fault,
+    Refusal,
     Ruling,
     Verdict,
     bills_profile,
     culprits,
+    refusal_of,
     rule_answer,
     rule_call,
     rule_create,
@@ -477,3 +479,24 @@ def test_other_ends_of_a_batch_are_none(errors: dict[tuple[str, str], int], tota
 @given(st.dictionaries(st.tuples(names, names | st.text(max_size=5)), st.integers(1, 5), max_size=3), st.integers(0, 9))
 def test_any_batch_gets_an_answer(errors: dict[tuple[str, str], int], total: int) -> None:
     assert (stop_sign(errors, total) is None) or list(errors.values()) == [total]
+
+
+@pytest.mark.parametrize(
+    ("fault", "refusal"),
+    [
+        (Fault(529, "overloaded_error", "Overloaded"), Refusal.OVERLOADED),
+        (Fault(529, "api_error", ""), Refusal.OVERLOADED),
+        (Fault(200, "overloaded_error", "Overloaded"), Refusal.OVERLOADED),  # an event inside a stream
+        (Fault(429, "rate_limit_error", "This request would exceed your rate limit of 50 requests"), Refusal.TOO_FAST),
+        (
+            Fault(429, "rate_limit_error", "Number of concurrent connections has exceeded your rate limit"),
+            Refusal.TOO_MANY_AT_ONCE,
+        ),
+        (Fault(429, "rate_limit_error", "spent", error_code="enforced_spend_limit_reached"), None),
+        (Fault(500, "api_error", "Internal server error"), None),
+        (Fault(None, "connection_error", "Overloaded"), None),
+        (Fault(400, "invalid_request_error", "concurrent"), None),
+    ],
+)
+def test_refusals_for_load_are_told_apart(fault, refusal):
+    assert refusal_of(fault) is refusal

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.planning.pacing_simulation import Books, Server, simulate
 
 from batchwise.models import Limits
+from batchwise.planning.capacity import limits_of
 from batchwise.planning.outcomes import Refusal
 from batchwise.planning.outputs import OutputForecast
 from batchwise.planning.pacing import BURST, Pacer, Reservation
@@ -290,6 +291,36 @@ def test_headers_set_a_limit_that_was_not_configured() -> None:
     pacer = Pacer(Limits(), now=0.0)
     pacer.observe(0.0, headers("requests", 60))
     assert steady_wait(pacer, 0.0) == pytest.approx(1.0)
+
+
+def burst(pacer: Pacer, now: float, calls: int, max_tokens: int) -> int:
+    """How many of so many calls go at once."""
+    went = 0
+    while went < calls and ask(pacer, now, 10, max_tokens) == 0.0:
+        went += 1
+    return went
+
+
+def test_followed_headers_raise_a_limit_and_lower_it() -> None:
+    pacer = Pacer(Limits(requests_per_minute=60), now=0.0, follows=True)
+    assert burst(pacer, 0.0, 1_000, 10) == 61  # a minute's limit, and the one that makes the debt
+    pacer.observe(0.0, headers("requests", 600, 539))
+    assert burst(pacer, 0.0, 1_000, 10) == 479  # and 61 of the first may not be counted yet
+    pacer.observe(0.0, headers("requests", 30, 0))
+    assert steady_wait(pacer, 0.0) == pytest.approx(2.0)
+    pacer.observe(100.0, headers("requests", 6_000, 6_000))
+    assert steady_wait(pacer, 100.0) == pytest.approx(0.01)
+
+
+def test_a_burst_goes_at_once_where_the_accounts_limits_are_followed() -> None:
+    pacer = Pacer(limits_of("model", None), now=0.0, follows=True)
+    assert burst(pacer, 0.0, 200, 1_024) == 200
+    pacer = Pacer(limits_of("model", None), now=0.0, follows=True)
+    first = burst(pacer, 0.0, 200, 8_192)  # more than the Start tier's output limit: it waits for the first headers
+    assert 1 < first < 200
+    end(pacer, 0.2)
+    pacer.observe(0.2, headers("output-tokens", 2_000_000, 2_000_000))
+    assert burst(pacer, 0.2, 200 - first, 8_192) == 200 - first
 
 
 def test_headers_that_explain_the_refusals_give_back_what_was_cut() -> None:

@@ -36,7 +36,7 @@ from batchwise.models import (
 )
 from batchwise.planning import agenda, planner
 from batchwise.planning.batch_size import SIZES, size_class, well_known
-from batchwise.planning.capacity import Measured
+from batchwise.planning.capacity import Measured, latest
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample
 from batchwise.planning.moments import believed, longest_pause
@@ -283,7 +283,7 @@ class Engine:
             leased=self.ledger.lease.held,
             sync_answered_at=_later(known.sync_answered_at, self.answered_at),
             sync_failed_at=_later(known.sync_failed_at, self.failed_at),
-            measured={**known.measured, **self._paces},
+            measured=latest(known.measured, dict(self._paces), self.now()),
         )
         self.queue.told = known.measured
         self.backlog = bool(snapshot.sync_queue)
@@ -451,7 +451,7 @@ class Engine:
         if told is not None:
             same = attrs.evolve(measured, at=told.at, share=told.share) == told
             before, share = told.share or 0.0, measured.share or 0.0
-            since = now - told.at
+            since = abs(now - told.at)  # a clock that is set back makes nothing new
             if same and not (abs(share - before) >= _NEWS and since >= _SOON) and (share == before or since < _TOLD):
                 return None
         self._paces_told[name] = measured

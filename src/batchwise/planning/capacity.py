@@ -33,6 +33,7 @@ __all__ = [
     "class_of",
     "delivered",
     "follows",
+    "latest",
     "limits_of",
     "queue_limit",
     "tail_of",
@@ -154,6 +155,18 @@ def tail_of(limits: Limits | Mapping[str, Limits] | None) -> timedelta:
     return 3 * (_START if limits is None else limits).latency
 
 
+def latest(known: Mapping[str, Measured], own: Mapping[str, Measured], now: datetime) -> dict[str, Measured]:
+    """How the lane does, by class: as this process saw it, or as another one did since.
+
+    Args:
+        known: What all processes have told the ledger.
+        own: What this process saw.
+        now: The moment; what was seen after it was seen by a clock that was ahead, and is no news.
+    """
+    others = {name: it for name, it in known.items() if name not in own or own[name].at < it.at <= now}
+    return {**own, **others}
+
+
 @lru_cache(maxsize=64)
 def usable(limits: Limits, share: Fraction = FILLED) -> Pace:
     """The pace that rescues are planned with: what the lane surely keeps filled of its limits."""
@@ -169,7 +182,7 @@ class Capacity:
     Args:
         policy: The rules' figures.
         now: The moment.
-        measured: How the lane does, by class. A measurement that is old, or from the future, has no share.
+        measured: How the lane does, by class. What was seen long ago, or by a clock that was far ahead, has no share.
         models: Models (or classes) that the lane has to serve.
     """
 
@@ -210,7 +223,7 @@ class Capacity:
     def share(self, name: str) -> Fraction:
         """The share of its limits that a class reaches, as measured lately; 1 if nothing was."""
         measured = self._measured.get(name)
-        if measured is None or measured.share is None or not self._now - _BELIEVED <= measured.at <= self._now:
+        if measured is None or measured.share is None or abs(self._now - measured.at) > _BELIEVED:
             return Fraction(1)
         return min(Fraction(1), max(Fraction(1, _COARSE), Fraction(measured.share).limit_denominator(_COARSE)))
 

@@ -218,7 +218,7 @@ _TABLE: Mapping[str, _Rule] = {
     "unknown_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),  # a connection lost, too
     MALFORMED: _Rule(_SETTLE, _SETTLE, _CREATE.NOT_CREATED),  # an answer, and paid: not bought again
     "damaged_on_the_way": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
-    # Not the request's fault, whatever the type says: `_REFUSALS` tells them by their codes and words.
+    # Not the request's fault, whatever the type says: `_HOLDS` tells them by their codes and words.
     "no_credit": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_MONEY),
     "organisation_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_ORGANISATION),
     "workspace_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_WORKSPACE),
@@ -243,32 +243,32 @@ _BY_STATUS: Mapping[int, str] = {
 }
 
 
-class _Refusal(NamedTuple):
+class _Hold(NamedTuple):
     kind: str
     codes: re.Pattern[str]  # of `error.details.error_code`, whole
     words: re.Pattern[str]  # in the message of one of `_WORDED`
 
 
-def _refusal(kind: str, codes: str, words: str = "(?!)") -> _Refusal:
-    return _Refusal(kind, re.compile(codes), re.compile(words, re.IGNORECASE))
+def _hold(kind: str, codes: str, words: str = "(?!)") -> _Hold:
+    return _Hold(kind, re.compile(codes), re.compile(words, re.IGNORECASE))
 
 
-_REFUSALS = (
+_HOLDS = (
     # API documentation, errors: the monthly cap of the tier or of a contract. A limit that the user set, and low
     # credit, are told in words alone, as an `invalid_request_error`.
-    _refusal(
+    _hold(
         "no_credit",
         "enforced_spend_limit_reached|contract_spend_limit_reached",
         "credit balance is too low|reached your specified (?:workspace )?api usage limits",
     ),
     # The code is documented; the words come without a code as a 400 (reported by users).
-    _refusal("organisation_refused", "organization_on_hold|linked_organization_.*", "organization has been disabled"),
+    _hold("organisation_refused", "organization_on_hold|linked_organization_.*", "organization has been disabled"),
     # API documentation, error codes: from batches.create, and from every call.
-    _refusal("workspace_refused", "workspace_human_review_disabled|workspace_policy_violation"),
+    _hold("workspace_refused", "workspace_human_review_disabled|workspace_policy_violation"),
     # API documentation, error codes: the key's creator has left the organisation's Claude Code members.
-    _refusal("key_refused", "claude_code_key_creator_not_member"),
+    _hold("key_refused", "claude_code_key_creator_not_member"),
     # API documentation, error codes: customer-managed encryption keys.
-    _refusal("own_key_refused", "cmek_key_disabled|cmek_key_network_blocked"),
+    _hold("own_key_refused", "cmek_key_disabled|cmek_key_network_blocked"),
 )
 """The organisation, its workspace or its key is refused, and no request is to blame."""
 _WORDED = frozenset({"invalid_request_error", "rate_limit_error", "permission_error", "billing_error"})
@@ -519,11 +519,11 @@ def _kind(fault: Fault) -> str:
         kind = _BY_STATUS[status]
     else:
         kind = fault.type if fault.type in _TABLE else "unknown_4xx"
-    for refusal in _REFUSALS:
-        if (fault.error_code is not None and refusal.codes.fullmatch(fault.error_code)) or (
-            kind in _WORDED and refusal.words.search(fault.message)
+    for hold in _HOLDS:
+        if (fault.error_code is not None and hold.codes.fullmatch(fault.error_code)) or (
+            kind in _WORDED and hold.words.search(fault.message)
         ):
-            return refusal.kind
+            return hold.kind
     return "damaged_on_the_way" if kind == "invalid_request_error" and _DAMAGE.search(fault.message) else kind
 
 

@@ -1,0 +1,95 @@
+"""What the sync lane is planned with: classes of models, the account's limits, and what was measured."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from fractions import Fraction
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.strategies import HOUR, NOW
+
+from batchwise.errors import InvalidValueError
+from batchwise.models import Limits, Policy
+from batchwise.planning.capacity import FILLED, MOST_CALLS, Capacity, Measured, class_of, latest, limits_of, queue_limit
+
+MINUTE = timedelta(minutes=1)
+START = Limits.for_tier("start")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("claude-haiku-4-5", "claude-haiku-4-5"),
+        ("claude-haiku-4-5-20251001", "claude-haiku-4-5"),
+        ("anthropic.claude-haiku-4-5-20251001-v1:0", "claude-haiku-4-5"),
+        ("claude-haiku-4-5@20251001", "claude-haiku-4-5"),
+        ("claude-opus-4-1-20250805", "claude-opus-4"),
+        ("claude-opus-4-5", "claude-opus-4"),
+        ("claude-opus-5-5", "claude-opus-5-5"),
+        ("claude-opus-40", "claude-opus-40"),
+        ("some-model", "some-model"),
+    ],
+)
+def test_models_that_share_a_limit_are_of_one_class(model: str, name: str) -> None:
+    assert class_of(model, None) == class_of(name, None) == name
+
+
+def test_the_longest_prefix_gives_the_limits_and_what_has_none_follows_the_headers() -> None:
+    few, many = Limits(requests_per_minute=5), Limits(requests_per_minute=500)
+    given_limits = {"claude": many, "claude-haiku": few}
+    assert class_of("claude-haiku-4-5", given_limits) == "claude-haiku"
+    assert limits_of("anthropic.claude-haiku-4-5", given_limits) == few
+    assert limits_of("claude-sonnet-5", given_limits) == many
+    assert limits_of("other", given_limits) == attrs.evolve(START, concurrency=None)
+    assert queue_limit(given_limits) == queue_limit(None) == START.batch_requests_in_queue
+    least = {"a": Limits(batch_requests_in_queue=7), "b": Limits(batch_requests_in_queue=9)}
+    assert queue_limit(least) == 7
+    for wrong in ({}, {"claude": 5}, {5: few}, "start"):
+        with pytest.raises(InvalidValueError, match="neither a Limits, nor a mapping"):
+            Policy(limits=wrong)  # type: ignore[arg-type]
+
+
+def test_headers_lower_given_limits_and_are_followed_where_none_are_given() -> None:
+    for said, kept, followed in ((100, 100, 100), (10_000, 1_000, 10_000)):
+        told = Measured(at=NOW, requests_per_minute=said)
+        assert limits_of("m", Limits(requests_per_minute=1_000), told).requests_per_minute == kept
+        assert limits_of("m", None, told).requests_per_minute == followed
+        assert limits_of("m", None, told).output_tokens_per_minute == START.output_tokens_per_minute
+        assert limits_of("m", Limits(), told).requests_per_minute == said
+
+
+def share(measured: Measured | None) -> Fraction:
+    return Capacity(Policy(), NOW, {} if measured is None else {"m": measured}, ["m"]).share("m")
+
+
+def test_a_measured_share_is_planned_with_for_a_while() -> None:
+    slow = Measured(at=NOW, share=0.25)
+    assert share(None) == share(attrs.evolve(slow, share=None)) == 1
+    assert share(slow) == share(attrs.evolve(slow, at=NOW - 9 * MINUTE)) == Fraction(1, 4)
+    assert share(attrs.evolve(slow, at=NOW - 11 * MINUTE)) == 1
+    assert share(attrs.evolve(slow, share=0.0)) == Fraction(1, 1_000)
+    assert share(attrs.evolve(slow, at=NOW + MINUTE)) == Fraction(1, 4), "clocks of two machines differ"
+    assert share(attrs.evolve(slow, at=NOW + HOUR)) == 1, "the clock was ahead"
+    capacity = Capacity(Policy(), NOW, {"m": slow}, ["m", "n"])
+    assert (capacity.pace("m").share, capacity.pace("n").share) == (Fraction(1, 4), FILLED)
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=1), st.integers(1, 5_000))
+def test_classes_share_the_calls_that_a_process_runs(models: list[str], concurrency: int) -> None:
+    capacity = Capacity(Policy(limits=Limits(concurrency=concurrency)), NOW, None, models)
+    calls = [capacity.limits(name).concurrency or 0 for name in capacity.classes]
+    assert min(calls) >= 1
+    assert max(calls) <= concurrency
+    assert sum(calls) <= max(MOST_CALLS, len(calls))
+    assert capacity.joined(models[0]) is capacity
+    assert capacity.joined("z").classes == capacity.classes | {"z"}
+
+
+def test_the_last_word_on_a_class_counts_but_none_from_the_future() -> None:
+    early, late, ahead = (Measured(at=NOW + span) for span in (-HOUR, -MINUTE, HOUR))
+    assert latest({"a": early, "b": late, "c": ahead}, {}, NOW) == {"a": early, "b": late, "c": ahead}
+    assert latest({"a": early, "b": late}, {"a": late, "b": early}, NOW) == {"a": late, "b": late}
+    assert latest({"a": ahead}, {"a": early}, NOW) == {"a": early}

@@ -32,6 +32,7 @@ async def test_a_spend_limit_refuses_before_anything_is_stored(world: World):
 
 
 async def test_a_model_without_a_price(world: World):
+    world.sandbox.models = ["claude-next-9"]
     async with world.open() as d:
         result = await (await d.dispatch(params("x", model="claude-next-9"))).result()
         assert (result.text, result.cost, result.saved) == ("echo: x", None, None)

@@ -64,7 +64,7 @@ async def test_a_warning_that_is_an_error_accepts_nothing(world: World) -> None:
 
 
 def test_calls_through_the_client_are_warned_of_by_the_sdk_alone() -> None:
-    with Sandbox() as sandbox, sandbox.client() as inner, Dispatcher(inner, ledger=":memory:") as d:
+    with Sandbox(models=[OLD]) as sandbox, sandbox.client() as inner, Dispatcher(inner, ledger=":memory:") as d:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             d.client().messages.create(**params("x", model=OLD))

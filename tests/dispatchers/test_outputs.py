@@ -237,10 +237,12 @@ async def test_a_turn_that_stops_for_compaction_goes_on(world: World, lane: Lane
 
 async def test_a_turn_that_stops_for_compaction_for_ever_ends(world: World, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("batchwise.planning.turns.MAX_TURNS", 2)
-    world.sandbox.reply = lambda _body: {"content": [{"type": "compaction"}], "stop_reason": "compaction"}
+    summary = {"type": "compaction", "content": "what was said"}
+    world.sandbox.reply = lambda _body: {"content": [summary], "stop_reason": "compaction"}
+    betas = ["compact-2026-01-12"]
     async with world.open() as d:
-        plain = await (await d.dispatch(asked(text="a"))).result()
-        structured = await (await d.dispatch(asked(text="b"), output_format=Point)).result()
+        plain = await (await d.dispatch(asked(text="a"), betas=betas)).result()
+        structured = await (await d.dispatch(asked(text="b"), betas=betas, output_format=Point)).result()
         assert (plain.outcome, decode(plain.raw)["result"]["message"]["stop_reason"]) == (
             Outcome.SUCCEEDED,
             "compaction",

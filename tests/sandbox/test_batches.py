@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from datetime import timedelta
 
@@ -86,13 +87,19 @@ def test_chunked_body(make):
     assert batch["request_counts"]["processing"] == 500
 
 
+_PATTERN = re.escape("\"requests.0.custom_id: String should match pattern '^[a-zA-Z0-9_-]{1,64}$'\"")
+
+
 @pytest.mark.parametrize(
     ("requests", "words"),
     [
         ([], "at least 1 item"),
-        ([{"custom_id": "a b", "params": params()}], "requests.0.custom_id: String should match"),
-        ([{"custom_id": "a\n", "params": params()}], "requests.0.custom_id: String should match"),
-        ([{"custom_id": "x" * 65, "params": params()}], "x" * 64),
+        ([{"custom_id": "a b", "params": params()}], _PATTERN),
+        ([{"custom_id": "a\n", "params": params()}], _PATTERN),
+        (
+            [{"custom_id": "x" * 65, "params": params()}],
+            "'requests.0.custom_id: String should have at most 64 characters'",
+        ),
         ([*rows(3), *rows(1)], "'r-0' is used more than once"),
         ([{"custom_id": "a"}], "requests.0.params: Field required"),
         ([{"params": params()}], "requests.0.custom_id: Field required"),
@@ -132,10 +139,17 @@ REFUSED = [
     {"previous_thread_event_id": "x"},
     {"cache_hint": {}},
     {"context_hint": {}},
+    {"thread": {"type": "thread"}},
+    {"fallbacks": []},
+    {"billing_policy": {"bill_to": "user_profile"}},
+    {"temperature": 1.5},
+    {"colour": "blue"},
+    {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
     {"max_tokens": 0},
     {"max_tokens": 300_000},
     {"model": ""},
     {"messages": []},
+    {"model": "claude-unheard-of"},
 ]
 
 
@@ -151,7 +165,9 @@ def test_refused_params_are_errored_rows(make):
     assert (counts.succeeded, counts.errored) == (1, len(requests) - 1)
     found = results(client, batch.id)
     bad = [result for result in found.values() if result.type == "errored"]
-    assert {result.error.error.type for result in bad} == {"invalid_request_error"}
+    unheard_of = [result.error.error for result in bad if result.error.error.type == "not_found_error"]
+    assert [error.message for error in unheard_of] == ["model: claude-unheard-of"]
+    assert {result.error.error.type for result in bad} == {"invalid_request_error", "not_found_error"}
     assert "speed" in found["bad-1"].error.error.message
     assert found["no-model"].error.error.message == "model: Field required"
     assert sandbox.books.billed() == 1

@@ -87,6 +87,25 @@ def test_beta_messages(make):
         ({"messages": []}, "at least one message"),
         ({"max_tokens": 1_000_000}, "maximum allowed number of output tokens"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+        ({"colour": "blue"}, "'colour: Extra inputs are not permitted'"),
+        ({"context_management": {"edits": []}}, "'context_management: Extra inputs are not permitted'"),
+        ({"temperature": 1.01}, "'temperature: range: 0..1'"),
+        ({"temperature": "0"}, "'temperature: Input should be a valid number'"),
+        ({"top_p": -0.1}, "'top_p: range: 0..1'"),
+        ({"system": 7}, "'system: Input should be a valid string'"),
+        ({"stop_sequences": [1]}, "stop_sequences"),
+        ({"tool_choice": {"type": "perhaps"}}, "tool_choice"),
+        ({"tools": [{"name": "look"}]}, "'tools.0.input_schema: Field required'"),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": "1"}},
+            "thinking.budget_tokens: Input should be a valid int",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "'messages.0.content.0.text: Field required'",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "smell"}]}]}, "messages.0.content.0.type"),
+        ({"messages": [{"role": "user", "content": [7]}]}, "messages.0.content.0"),
     ],
 )
 def test_invalid_params(make, change, words):
@@ -97,6 +116,94 @@ def test_invalid_params(make, change, words):
     assert caught.value.body["error"]["type"] == "invalid_request_error"
     assert caught.value.body["request_id"] == caught.value.request_id
     assert sandbox.books.purchases == []
+
+
+def test_what_the_api_takes_is_taken(make):
+    """All of it at once: blocks with everything that an answer of the SDK's brings along, tools, and the rest."""
+    _, client = make()
+    asked = client.messages.create(
+        **params(), tools=[{"name": "look", "input_schema": {"type": "object"}}], tool_choice={"type": "any"}
+    )
+    image = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+    result = {"type": "tool_result", "tool_use_id": asked.content[1].id, "content": [{"type": "text", "text": "x"}]}
+    messages = [
+        *params()["messages"],
+        {"role": "assistant", "content": [block.model_dump() for block in asked.content]},
+        {"role": "user", "content": [result, {"type": "image", "source": image}]},
+    ]
+    more = {
+        "system": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral", "ttl": "1h"}}],
+        "tools": [
+            {"name": "look", "input_schema": {"type": "object"}},
+            {"type": "web_search_20250305", "name": "web_search"},
+        ],
+        "thinking": {"type": "enabled", "budget_tokens": 1_024},
+        "stop_sequences": ["x"],
+        "metadata": {"user_id": "u"},
+        "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
+        "service_tier": "auto",
+        "temperature": 1,
+        "top_p": 0.5,
+        "top_k": 40,
+        "inference_geo": "us",
+    }
+    body = {**params(), **more, "messages": messages, "max_tokens": 2_048}
+    for betas in ({}, {"anthropic-beta": "some-beta"}):
+        message = client.post("/v1/messages", body=body, cast_to=anthropic.types.Message, options={"headers": betas})
+        assert message.usage.inference_geo == "us"
+    beta = client.beta.messages.create(**params(), betas=["b"], context_management={"edits": []})
+    assert beta.content
+
+
+def test_models_old_and_new(make):
+    sandbox, client = make()
+    found = {
+        name: client.post("/v1/messages", body={**params(), "model": name}, cast_to=anthropic.types.Message)
+        for name in ("claude-sonnet-5", "claude-opus-5-5", "claude-haiku-4-5", "claude-sonnet-4-5-20250929")
+    }
+    assert {name: message.model for name, message in found.items()} == {
+        "claude-sonnet-5": "claude-sonnet-5",
+        "claude-opus-5-5": "claude-opus-5-5",
+        "claude-haiku-4-5": "claude-haiku-4-5-20251001",
+        "claude-sonnet-4-5-20250929": "claude-sonnet-4-5-20250929",
+    }
+    geos = [found[name].usage.inference_geo for name in ("claude-sonnet-5", "claude-haiku-4-5")]
+    assert geos == ["global", "not_available"]
+    with pytest.raises(anthropic.NotFoundError, match="'model: claude-unheard-of'"):
+        client.messages.create(**{**params(), "model": "claude-unheard-of"})
+    with pytest.raises(anthropic.NotFoundError):
+        client.messages.count_tokens(model="claude-unheard-of", messages=params()["messages"])
+    old = client.models.retrieve("claude-sonnet-4-5")
+    assert (old.id, old.lifecycle, old.retires_at) == (
+        "claude-sonnet-4-5-20250929",
+        "deprecated",
+        datetime(2026, 11, 30, tzinfo=timezone.utc),
+    )
+    assert client.models.retrieve("claude-sonnet-5").retires_at is None
+    sandbox.models = ["claude-unheard-of"]
+    assert client.messages.create(**{**params(), "model": "claude-unheard-of"}).model == "claude-unheard-of"
+    assert [model.id for model in client.models.list()] == ["claude-unheard-of"]
+    with pytest.raises(anthropic.NotFoundError):
+        client.messages.create(**params())
+
+
+@pytest.mark.parametrize(
+    ("fault", "again"),
+    [
+        ("messages.overloaded_529", "true"),
+        ("messages.error_500", "true"),
+        ("messages.rate_limited_429", "true"),
+        ("messages.unauthorized_401", "false"),
+        ("messages.billing_402", "false"),
+    ],
+)
+def test_an_error_says_whether_to_try_again(make, fault, again):
+    sandbox, client = make()
+    sandbox.fault(fault)
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        client.messages.create(**params())
+    assert caught.value.response.headers["x-should-retry"] == again
+    assert "x-should-retry" not in client.messages.with_raw_response.create(**params()).headers
 
 
 def test_long_output_is_for_batches_only(make):
@@ -150,6 +257,7 @@ def test_replies(make):
         history = [*history, {"role": "assistant", "content": "x"}, {"role": "user", "content": "go on"}]
     assert [m.stop_reason for m in seen] == ["tool_use", "pause_turn", "refusal", "end_turn", "end_turn"]
     assert seen[0].content[1].input == {"at": 1}
+    assert seen[0].content[1].to_dict()["caller"] == {"type": "direct"}
     assert seen[2].stop_details.category == "bio"
     assert seen[3].usage.output_tokens == 77
     sandbox.reply = lambda p: Reply.error("overloaded_error", "busy") if p["max_tokens"] == 7 else "fine"
@@ -192,6 +300,8 @@ def test_rate_limits(make):
     headers = client.messages.with_raw_response.create(**params()).headers
     assert headers["anthropic-ratelimit-requests-limit"] == "2"
     assert headers["anthropic-ratelimit-requests-remaining"] == "1"
+    limits = [int(headers[f"anthropic-ratelimit-{kind}-limit"]) for kind in ("input-tokens", "output-tokens", "tokens")]
+    assert limits[2] == limits[0] + limits[1] > 0
     client.messages.create(**params())
     with pytest.raises(anthropic.RateLimitError) as caught:
         client.messages.create(**params())

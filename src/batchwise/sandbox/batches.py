@@ -43,6 +43,7 @@ class Batch:
     seed: str
     betas: frozenset[str] = frozenset()
     output_limit: int | None = None
+    models: tuple[str, ...] | None = None
     row_faults: tuple[Fault, ...] = ()
     foreign: bool = False
     cancel: Cancel | None = None

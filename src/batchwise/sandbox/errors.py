@@ -19,6 +19,9 @@ STATUS_BY_TYPE = {
 }
 
 
+_AGAIN = frozenset((408, 409, 429))
+
+
 class ApiError(Exception):
     """An error answer of the API.
 
@@ -43,14 +46,13 @@ class ApiError(Exception):
         self.type = kind
         self.message = message
         self.status = STATUS_BY_TYPE.get(kind, 500) if status is None else status
-        self.headers = headers or {}
+        again = self.status in _AGAIN or self.status >= 500
+        self.headers = {"x-should-retry": "true" if again else "false", **(headers or {})}
         self.details = details
 
     def body(self, request_id: str | None) -> dict[str, Any]:
         """The JSON body of this error, as in an HTTP answer and in an errored row."""
-        error: dict[str, Any] = {"type": self.type, "message": self.message}
-        if self.details is not None:
-            error["details"] = self.details
+        error = {"details": self.details, "type": self.type, "message": self.message}
         return {"type": "error", "error": error, "request_id": request_id}
 
 

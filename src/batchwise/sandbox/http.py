@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import parse_qsl, unquote
 
+import h11
+
 from .errors import ConnectionDropError
 
 log = logging.getLogger("batchwise.sandbox")
@@ -49,6 +51,10 @@ Handler = Callable[[Request], Awaitable[Response]]
 BodyLimit = Callable[[str], int]
 
 
+def _reader() -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_LIMIT)
+
+
 class Connection(asyncio.Protocol):
     """One client connection: parses requests, hands them to the handler one at a time, writes the answers."""
 
@@ -57,24 +63,16 @@ class Connection(asyncio.Protocol):
         self._body_limit = body_limit
         self._connections = connections
         self._loop = asyncio.get_running_loop()
-        self._pending = b""
+        self._reader = _reader()
         self._request: Request | None = None
+        self._limit = 0
         self._busy = False
         self._writable = asyncio.Event()
         self._writable.set()
         self._closing = False
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._reset_body()
-
-    def _reset_body(self) -> None:
-        self._chunked = False
-        self._left = 0  # bytes still to come of the body, or of the chunk
-        self._chunk_end = False  # the CRLF after a chunk's data comes next
-        self._trailer = False
-        self._limit = 0
-        self._kept = 0
         self._through = False  # a refused body has come to its end
         self._answered = False  # a refused body has been answered
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # asyncio's callbacks
 
@@ -100,67 +98,44 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
-        if self._busy and not (self._request is not None and self._request.too_large):
-            self._pending += data
-            return
-        self._consume(self._pending + data if self._pending else data)
+        self._reader.receive_data(data)
+        if not self._busy or (self._request is not None and self._request.too_large):
+            self._read()
 
     # reading
 
-    def _consume(self, data: bytes) -> None:
-        self._pending = b""
+    def _read(self) -> None:
+        """Take in what has come, up to the end of one request."""
         try:
-            if self._request is None:
-                data = self._read_head(data)
-                if self._request is None:
-                    self._pending = data
-                    return
-            done, rest = self._read_chunked(data) if self._chunked else self._read_plain(data)
-        except (ValueError, IndexError):
-            self._write_simple(400)
-            return
-        self._pending = rest
-        if not done:
-            return
-        if self._busy:  # the rest of a body that was too large
-            self._through = True
-            if self._answered:
-                self.transport.close()
-            return
-        self._start(self._request)
+            while True:
+                match self._reader.next_event():
+                    case h11.Request() as head:
+                        self._begin(head)
+                    case h11.Data() as piece:
+                        self._keep(piece.data)
+                    case h11.EndOfMessage():
+                        self._end()
+                    case _:  # more has to come first, or this request has to be answered
+                        return
+        except h11.RemoteProtocolError as error:
+            self._write_simple(error.error_status_hint)
 
-    def _read_head(self, data: bytes) -> bytes:
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            if len(data) > _HEAD_LIMIT:
-                raise ValueError("head too long")
-            return data
-        lines = data[:end].decode("latin-1").split("\r\n")
-        method, target, version = lines[0].split(" ")
-        headers: dict[str, str] = {}
-        for line in lines[1:]:
-            name, _, value = line.partition(":")
-            headers[name.strip().lower()] = value.strip()
-        path, _, query = target.partition("?")
-        self._reset_body()
-        self._request = Request(method, unquote(path), dict(parse_qsl(query)), headers)
-        self._closing = version == "HTTP/1.0" or headers.get("connection", "").lower() == "close"
-        self._chunked = headers.get("transfer-encoding", "").lower() == "chunked"
+    def _begin(self, event: h11.Request) -> None:
+        path, _, query = event.target.decode("latin-1").partition("?")
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
+        self._request = Request(event.method.decode(), unquote(path), dict(parse_qsl(query)), headers)
+        self._closing = event.http_version == b"1.0" or headers.get("connection", "").lower() == "close"
         self._limit = self._body_limit(path)
-        if not self._chunked:
-            self._left = int(headers.get("content-length", "0"))
-            if self._left > self._limit:
-                self._refuse_body(self._request)
-        if headers.get("expect", "").lower() == "100-continue" and not self._busy:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return data[end + 4 :]
+        if int(headers.get("content-length", "0")) > self._limit:
+            self._refuse_body(self._request)
+        elif self._reader.they_are_waiting_for_100_continue:
+            self.transport.write(self._reader.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
 
-    def _keep(self, piece: bytes | memoryview) -> None:
+    def _keep(self, piece: bytes | bytearray) -> None:
         request = self._request
         if request is None or request.too_large:
             return
-        self._kept += len(piece)
-        if self._kept > self._limit:
+        if len(request.body) + len(piece) > self._limit:
             self._refuse_body(request)
             return
         request.body += piece
@@ -172,43 +147,14 @@ class Connection(asyncio.Protocol):
         self._start(request)
         self._loop.call_later(_LINGER, self.transport.close)
 
-    def _read_plain(self, data: bytes) -> tuple[bool, bytes]:
-        if len(data) <= self._left:
-            self._left -= len(data)
-            self._keep(data)
-            return self._left == 0, b""
-        rest = data[self._left :]
-        self._keep(data[: self._left])
-        self._left = 0
-        return True, rest
-
-    def _read_chunked(self, data: bytes) -> tuple[bool, bytes]:
-        view = memoryview(data)
-        at, size = 0, len(data)
-        while True:
-            if self._left:
-                take = min(self._left, size - at)
-                self._keep(view[at : at + take])
-                at += take
-                self._left -= take
-                if self._left:
-                    return False, b""
-                self._chunk_end = True
-            if self._chunk_end:
-                if size - at < 2:
-                    return False, data[at:]
-                at += 2
-                self._chunk_end = False
-            end = data.find(b"\r\n", at)
-            if end < 0:
-                return False, data[at:]
-            line, at = data[at:end], end + 2
-            if self._trailer:
-                if not line:
-                    return True, data[at:]
-                continue
-            self._left = int(line.split(b";")[0], 16)
-            self._trailer = self._left == 0
+    def _end(self) -> None:
+        if not self._busy:
+            if self._request is not None:
+                self._start(self._request)
+            return
+        self._through = True  # the rest of a body that was too large
+        if self._answered:
+            self.transport.close()
 
     # answering
 
@@ -246,8 +192,11 @@ class Connection(asyncio.Protocol):
         self._busy = False
         if self._closing:
             self.transport.close()
-        elif self._pending:
-            self._consume(self._pending)
+            return
+        rest, _ = self._reader.trailing_data
+        self._reader = _reader()  # of each request its own: answers are written without it
+        if rest:
+            self.data_received(rest)
 
     async def _write(self, response: Response) -> None:
         reason = _REASONS.get(response.status, "Answer")
@@ -269,6 +218,6 @@ class Connection(asyncio.Protocol):
         self.transport.write(b"0\r\n\r\n")
 
     def _write_simple(self, status: int) -> None:
-        reason = _REASONS[status]
+        reason = _REASONS.get(status, "Answer")
         self.transport.write(f"HTTP/1.1 {status} {reason}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode())
         self.transport.close()

@@ -122,8 +122,8 @@ class Limiter:
             self._batch_calls.take(1)
 
     def headers(self, server_now: float) -> dict[str, str]:
-        """The `anthropic-ratelimit-*` headers of an answer."""
-        headers: dict[str, str] = {}
+        """The `anthropic-ratelimit-*` headers of an answer; those of `tokens` count input and output together."""
+        shown: dict[str, tuple[int, int, float]] = {}
         with self._lock:
             now = self._clock()
             for kind, bucket in self._buckets.items():
@@ -132,10 +132,15 @@ class Limiter:
                 if bucket.per_minute is not None:
                     limit, remaining = bucket.per_minute, max(0, int(bucket.level))
                     wait = bucket.wait(bucket.capacity)
-                reset = datetime.fromtimestamp(server_now + math.ceil(wait), timezone.utc)
-                headers[f"anthropic-ratelimit-{kind}-limit"] = str(limit)
-                headers[f"anthropic-ratelimit-{kind}-remaining"] = str(remaining)
-                headers[f"anthropic-ratelimit-{kind}-reset"] = reset.strftime("%Y-%m-%dT%H:%M:%SZ")
+                shown[kind] = limit, remaining, wait
+        both = shown["input-tokens"], shown["output-tokens"]
+        shown["tokens"] = sum(each[0] for each in both), sum(each[1] for each in both), max(each[2] for each in both)
+        headers: dict[str, str] = {}
+        for kind, (limit, remaining, wait) in shown.items():
+            reset = datetime.fromtimestamp(server_now + math.ceil(wait), timezone.utc)
+            headers[f"anthropic-ratelimit-{kind}-limit"] = str(limit)
+            headers[f"anthropic-ratelimit-{kind}-remaining"] = str(remaining)
+            headers[f"anthropic-ratelimit-{kind}-reset"] = reset.strftime("%Y-%m-%dT%H:%M:%SZ")
         return headers
 
 

@@ -10,11 +10,11 @@ import orjson
 
 from .books import SyncCall
 from .calls import Call, page_of
-from .errors import ApiError, ConnectionDropError, not_found
+from .errors import ApiError, ConnectionDropError
 from .faults import refuse
 from .http import Response
 from .latency import draw, to_seconds
-from .models import MODELS, model_info
+from .models import MODELS, check_model, model_info
 from .replies import ask, build_message, input_tokens, stream_events
 from .store import page
 from .validation import check_params, parse_object
@@ -35,8 +35,7 @@ class MessagesApi:
             raise ConnectionDropError
         params = parse_object(call.request.body)
         check_params(params, limit=world.output_limit, betas=call.betas)
-        if world.models is not None and params["model"] not in world.models:
-            raise not_found(f"model: {params['model']}")
+        check_model(params["model"], world.models)
         tokens = input_tokens(params)
         world.limiter.admit(tokens)
         bought = world.books.open_call(params, call.workspace)
@@ -71,6 +70,7 @@ class MessagesApi:
         """POST /v1/messages/count_tokens."""
         params = parse_object(call.request.body)
         check_params({"max_tokens": 1, **params}, limit=None, betas=call.betas)
+        check_model(params["model"], self.world.models)
         return {"input_tokens": input_tokens(params)}
 
     async def list_models(self, call: Call) -> Any:
@@ -81,8 +81,7 @@ class MessagesApi:
 
     async def get_model(self, call: Call) -> Any:
         """GET /v1/models/{id}."""
-        if call.item not in (self.world.models or MODELS):
-            raise not_found(f"model: {call.item}")
+        check_model(call.item, self.world.models)
         return model_info(call.item)
 
 

@@ -9,6 +9,7 @@ import attrs
 import orjson
 
 from .errors import ApiError
+from .models import answers_as, inference_geo
 
 
 @attrs.frozen
@@ -52,15 +53,14 @@ class Reply:
         blocks: list[Mapping[str, Any]] = [] if text is None else [{"type": "text", "text": text}]
         for number, (name, arguments) in enumerate(calls, 1):
             call_id = first_id if first_id and number == 1 else f"toolu_sandbox_{number}"
-            blocks.append({"type": "tool_use", "id": call_id, "name": name, "input": dict(arguments)})
+            blocks.append(_call(call_id, name, arguments))
         return cls(tuple(blocks), "tool_use")
 
     @classmethod
     def pause_turn(cls, text: str = "", *, tool: str = "web_search", query: str = "sandbox") -> Reply:
         """A long turn of a server tool that the caller must send back to have it continued."""
         blocks: list[Mapping[str, Any]] = [{"type": "text", "text": text}] if text else []
-        call = {"type": "server_tool_use", "id": "srvtoolu_sandbox_1", "name": tool, "input": {"query": query}}
-        blocks.append(call)
+        blocks.append(_call("srvtoolu_sandbox_1", tool, {"query": query}, kind="server_tool_use"))
         return cls(tuple(blocks), "pause_turn")
 
     @classmethod
@@ -81,6 +81,11 @@ class Reply:
 
 Answer = Union[Reply, str, Mapping[str, Any]]
 Replier = Callable[[dict[str, Any]], Answer]
+
+
+def _call(id_: str, name: str, arguments: Mapping[str, Any], *, kind: str = "tool_use") -> dict[str, Any]:
+    """A block that calls a tool, as the model itself does."""
+    return {"type": kind, "id": id_, "name": name, "input": dict(arguments), "caller": {"type": "direct"}}
 
 
 def message_text(message: Mapping[str, Any]) -> str:
@@ -116,7 +121,7 @@ def echo(params: dict[str, Any]) -> Reply:
     if not isinstance(choice, dict) or choice.get("type") not in ("tool", "any") or not params.get("tools"):
         return answer
     name = choice.get("name") or params["tools"][0].get("name", "tool")
-    call = {"type": "tool_use", "id": "toolu_sandbox_1", "name": name, "input": {"echo": last_user_text(params)}}
+    call = _call("toolu_sandbox_1", name, {"echo": last_user_text(params)})
     return attrs.evolve(answer, content=(*answer.content, call), stop_reason="tool_use")
 
 
@@ -193,6 +198,7 @@ def build_message(params: Mapping[str, Any], reply: Reply, *, message_id: str, t
         "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
         "output_tokens": output_tokens(reply),
         "service_tier": tier,
+        "inference_geo": inference_geo(params["model"], params.get("inference_geo")),
     }
     if reply.usage:
         usage.update(reply.usage)
@@ -200,7 +206,7 @@ def build_message(params: Mapping[str, Any], reply: Reply, *, message_id: str, t
         "id": message_id,
         "type": "message",
         "role": "assistant",
-        "model": params.get("model"),
+        "model": answers_as(params["model"]),
         "content": reply.content,
         "stop_reason": reply.stop_reason,
         "stop_sequence": None,

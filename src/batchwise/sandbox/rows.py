@@ -11,6 +11,7 @@ import orjson
 from .errors import ApiError
 from .faults import Fault
 from .latency import seeded
+from .models import check_model
 from .replies import Replier, ask, build_message
 from .validation import params_error
 
@@ -85,6 +86,7 @@ class _Rows:
         wrong = params_error(params, batch=True, limit=batch.output_limit, betas=batch.betas)
         if wrong is not None:
             raise ApiError("invalid_request_error", wrong)
+        check_model(params["model"], batch.models)
         reply = ask(self.reply, params)
         return build_message(params, reply, message_id=f"{self.prefix}{index:06x}", tier="batch")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from . import types
 from .errors import ApiError, invalid
 
 BATCH_BYTES = 256_000_000
@@ -29,8 +30,19 @@ REFUSED_IN_BATCH = frozenset(
         "cache_hint",
         "context_hint",
         "research_preview_2026_02",
+        "thread",
+        "fallbacks",
     )
 )
+_UNTYPED = frozenset(
+    (
+        *("stream", "temperature", "top_p", "top_k"),
+        *("speed", "store", "previous_thread_event_id", "cache_hint", "context_hint", "research_preview_2026_02"),
+    )
+)
+"""Parameters that the API takes and the SDK's types do not name, or not in every version."""
+_MOST = {"temperature": 1, "top_p": 1, "top_k": 500}
+_PLAIN = frozenset(("model", "max_tokens", "messages", "stream"))
 
 # longest matching prefix wins; whatever matches none has the default
 _OUTPUT_LIMITS = {
@@ -117,10 +129,10 @@ def _check_row(index: int, row: Any) -> None:
     custom_id = row["custom_id"]
     if not isinstance(custom_id, str):
         raise invalid(f"{where}.custom_id: Input should be a valid string")
+    if len(custom_id) > 64:
+        raise invalid(f"{where}.custom_id: String should have at most 64 characters")
     if not _custom_id(custom_id):
-        raise invalid(
-            f"{where}.custom_id: String should match pattern '^[a-zA-Z0-9_-]{{1,64}}$', not {custom_id[:100]!r}"
-        )
+        raise invalid(f"{where}.custom_id: String should match pattern '^[a-zA-Z0-9_-]{{1,64}}$'")
     if not isinstance(row["params"], dict):
         raise invalid(f"{where}.params: Input should be an object")
     extra = next(name for name in row if name not in ("custom_id", "params"))
@@ -147,14 +159,36 @@ def params_error(params: Mapping[str, Any], *, batch: bool, limit: int | None, b
         return "messages: Field required" if messages is None else "messages: Input should be a valid list"
     if not messages:
         return "messages: at least one message is required"
+    plain = params.keys() <= _PLAIN
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in _ROLES:
             return f"messages.{index}.role: Input should be 'user' or 'assistant'"
-        if not isinstance(message.get("content"), (str, list)):
+        content = message.get("content")
+        if not isinstance(content, (str, list)):
             return f"messages.{index}.content: Field required"
+        plain = plain and type(content) is str
     if batch and (refused := _refused_in_batch(params)):
         return refused
+    if not plain and (wrong := _parameter_error(params, beta=bool(betas))):
+        return wrong
     return _output_error(model, max_tokens, batch=batch, limit=limit, betas=betas)
+
+
+def _parameter_error(params: Mapping[str, Any], *, beta: bool) -> str | None:
+    """What is wrong with parameters beside the plain ones: unknown, out of range, or of another type."""
+    known = types.names(beta=beta)
+    for name in params:
+        if name not in known and name not in _UNTYPED:
+            return f"{name}: Extra inputs are not permitted"
+    for name, most in _MOST.items():
+        value = params.get(name)
+        if value is None:
+            continue
+        if type(value) not in {int, float}:
+            return f"{name}: Input should be a valid number"
+        if not 0 <= value <= most:
+            return f"{name}: range: 0..{most}"
+    return types.type_error(params, beta=beta)
 
 
 def _refused_in_batch(params: Mapping[str, Any]) -> str | None:
@@ -163,6 +197,9 @@ def _refused_in_batch(params: Mapping[str, Any]) -> str | None:
     if not REFUSED_IN_BATCH.isdisjoint(params):
         name = next(name for name in params if name in REFUSED_IN_BATCH)
         return f"{name}: not supported in batches"
+    billing = params.get("billing_policy")
+    if isinstance(billing, dict) and billing.get("bill_to") == "user_profile":
+        return "billing_policy.bill_to: user_profile is not supported in batches"
     if params["max_tokens"] == 0:
         return "max_tokens: 0 is not supported in batches"
     return None

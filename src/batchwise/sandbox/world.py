@@ -66,7 +66,7 @@ class World:
         batch_queue_limit: rows of unfinished batches at once, over it a create is answered with 429; None: no limit.
         clock_skew: seconds that the server's clock, as it shows it, is ahead of the real one.
         api_keys: the valid keys (a mapping gives each its workspace); None: every key is valid.
-        models: the valid models; None: every name is valid.
+        models: the valid models, by whatever names; None: those that the API knows.
         output_limit: the most output tokens of every model; None: the model's own limit.
         seed: what random draws start from.
         books: what was bought.
@@ -194,6 +194,7 @@ class World:
             seed=seed,
             betas=betas,
             output_limit=self.output_limit,
+            models=self.models,
             row_faults=tuple(fault for fault in faults if fault is not None),
         )
         self.store.add(batch)

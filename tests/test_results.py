@@ -13,7 +13,7 @@ from pydantic import BaseModel, field_validator
 import batchwise as bw
 from batchwise.jsontext import decode, encode
 from batchwise.ledger.values import ResultRow, Settled
-from batchwise.planning.turns import received
+from batchwise.planning.turns import failed, received
 from batchwise.results import Result
 from tests.strategies import NOW, json_values, messages
 
@@ -132,6 +132,29 @@ def test_the_text_after_the_last_tool_is_read() -> None:
     assert text_result("[1]").parse(list[int]) == [1]
     with pytest.raises(bw.RequestFailedError):
         text_result(tool).parse(list[int])
+
+
+@pytest.mark.parametrize(
+    ("stop", "outcome", "said", "cut"),
+    [
+        ("end_turn", bw.Outcome.SUCCEEDED, "end_turn", False),
+        ("max_tokens", bw.Outcome.SUCCEEDED, "max_tokens", True),
+        ("max_tokens", bw.Outcome.FAILED, "max_tokens", True),
+        ("model_context_window_exceeded", bw.Outcome.SUCCEEDED, "model_context_window_exceeded", True),
+        ("refusal", bw.Outcome.REFUSED, "refusal", False),
+        (["max_tokens"], bw.Outcome.SUCCEEDED, None, False),
+        (None, bw.Outcome.SUCCEEDED, None, False),
+    ],
+)
+def test_why_a_message_stopped(stop: Any, outcome: bw.Outcome, said: str | None, cut: bool) -> None:
+    result = result_of(received("id", encode({"content": [], "stop_reason": stop}))[0], outcome)
+    assert (result.stop_reason, result.truncated) == (said, cut)
+
+
+def test_without_a_message_nothing_stopped() -> None:
+    for outcome in (bw.Outcome.FAILED, bw.Outcome.CANCELED, bw.Outcome.EXPIRED):
+        line = failed("id", outcome, bw.ResultError("expired", "late", retryable=True))
+        assert (result_of(line, outcome).stop_reason, result_of(line, outcome).truncated) == (None, False)
 
 
 def test_what_is_no_type_is_the_callers_mistake() -> None:

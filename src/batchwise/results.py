@@ -14,7 +14,7 @@ from .jsontext import decode, one_line
 from .ledger.values import ResultRow
 from .models import Lane, Outcome, ResultError
 from .planning.custom_ids import UNSEALED, custom_id
-from .planning.outcomes import MALFORMED, rule_row
+from .planning.outcomes import CUTS, MALFORMED, rule_row
 from .planning.pricing import to_usd
 from .planning.turns import usage_of
 
@@ -220,6 +220,18 @@ class Result:
             self._memo = self._decoded, self._made(Type, answer)
         made: Message = self._memo[1]  # type: ignore[assignment]  # made just now
         return made
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the API's message stopped (`end_turn`, `refusal`, ...); None where none came, or it does not say."""
+        message = self._decoded.get("message")
+        stop = message.get("stop_reason") if isinstance(message, dict) else None
+        return stop if isinstance(stop, str) else None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the API's message was cut off: at `max_tokens`, or where the model's context was full."""
+        return self.stop_reason in CUTS
 
     @property
     def usage(self) -> Usage | None:

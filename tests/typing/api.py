@@ -126,6 +126,8 @@ def look_at(result: bw.Result) -> None:
     assert_type(result.text, str)
     assert_type(result.message, Message)
     assert_type(result.unwrap(), Message)
+    assert_type(result.stop_reason, Union[str, None])
+    assert_type(result.truncated, bool)
     assert_type(result.parse(Point), Point)
     assert_type(result.parse(list[int]), list[int])
     assert_type(result.tool_calls, tuple[bw.ToolCall, ...])

@@ -1236,6 +1236,7 @@ def test_failures_are_counted_until_a_batch_is_created_or_the_lane_is_resumed_af
     world.accept()
     batch = world.seal()
     assert note("create", now=NOW + HOUR) == (2, NOW + HOUR)
+    world.ledger.posting(batch.id, watermark=None, server=None, now=NOW)
     world.ledger.created(batch.id, remote_id="b", created_at=NOW, expires_at=NOW, now=NOW)
     assert note("create", now=NOW) == (1, NOW)
     assert note("full", now=NOW) == (1, NOW)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from batchwise.errors import KeyConflictError
+from batchwise.errors import KeyConflictError, LedgerError
+from batchwise.ledger import transitions
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.roll import Roll
 from batchwise.ledger.sqlite import SqliteLedger
@@ -354,6 +356,19 @@ class LedgerMachine(RuleBasedStateMachine):
                 self._requeue(number, lane, attempt=attempt, not_before=later)
             if not keep:
                 self.batches[batch] = BatchState.VOID
+
+    @precondition(lambda self: self.batches)
+    @rule(wanted=picks, to=st.sampled_from(BatchState))
+    def change_state(self, wanted: int, to: BatchState) -> None:
+        """A batch goes from a state only to those that may follow it."""
+        for view in self._choose(list(self.ledger.snapshot().batches), [wanted]):
+            changed = attrs.evolve(view, state=to)
+            if to is not view.state and to not in transitions.MOVES[view.state]:
+                with pytest.raises(LedgerError, match=f"cannot become {to.value}|still has"):
+                    self.ledger.update_batch(changed, was=view)
+            elif to not in transitions.OVER:
+                assert self.ledger.update_batch(changed, was=view)
+                self.batches[view.id] = to
 
     def _alive(self) -> list[int]:
         return [batch for batch, state in self.batches.items() if state is not BatchState.VOID]

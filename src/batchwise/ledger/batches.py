@@ -15,7 +15,7 @@ from batchwise.errors import LedgerError, printable
 from batchwise.planning.packing import telling_count
 from batchwise.planning.state import BatchState, BatchView
 
-from . import meta
+from . import meta, transitions
 from .books import Books, Place
 from .database import Connection, Database
 from .fitting import first_fitting, summed_up
@@ -29,7 +29,6 @@ __all__ = ["Batches"]
 _ENTRIES = 128
 _ENTRY_BYTES = 4_000_000
 _ACCEPTED_TERMS = f"SELECT id FROM terms WHERE staged = 0 AND id IN {SOME}"
-_OVER = {BatchState.CLOSED, BatchState.VOID}
 _LIVE = f"SELECT {BATCH_COLUMNS} FROM batch WHERE live = 1"
 
 
@@ -162,13 +161,28 @@ class Batches:
     def posting(self, batch: int, *, watermark: str | None, server: datetime | None, now: datetime) -> None:
         """Make durable that the POST may be on its way from now on."""
         with self._database.write("posting") as db:
-            moved = db.execute(
-                "UPDATE batch SET state = 'posting', watermark = ?, posting_server = ?, posting_at = ? "
-                "WHERE id = ? AND state IN ('sealed', 'posting')",
-                (watermark, None if server is None else micros(server), micros(now), batch),
+            self.move(
+                db,
+                batch,
+                BatchState.POSTING,
+                watermark=watermark,
+                posting_server=None if server is None else micros(server),
+                posting_at=micros(now),
             )
-            if not moved.rowcount:
-                raise LedgerError(f"batch {batch} is not sealed any more; look at the snapshot again")
+
+    def move(self, db: Connection, batch: int, to: BatchState, **fields: object) -> None:
+        """Move a batch to a state, and store values of columns with it.
+
+        Raises:
+            LedgerError: That state may not follow the one that it has.
+        """
+        (was,) = db.execute("SELECT state FROM batch WHERE id = ?", (batch,)).fetchone()
+        transitions.check(batch, BatchState(was), to)
+        more = "".join(f", {name} = ?" for name in fields)
+        db.execute(
+            f"UPDATE batch SET state = ?, live = ?{more} WHERE id = ?",
+            (to.value, to not in transitions.OVER, *fields.values(), batch),
+        )
 
     def still_posting(self, batch: int) -> bool:
         """Whether the batch is in `posting` and still has all its rows: the fence before the last chunk."""
@@ -222,16 +236,18 @@ class Batches:
         """Record that it is this one: state `open`. What `note_failure` counted is over."""
         with self._database.write("created") as db:
             meta.forget_failures(db)
-            db.execute(
-                "UPDATE batch SET state = 'open', remote_id = ?, created_at = ?, expires_at = ?, polled_at = ?, "
-                "failures = 0, live = 1 WHERE id = ?",
-                (
-                    remote_id,
-                    None if created_at is None else micros(created_at),
-                    None if expires_at is None else micros(expires_at),
-                    micros(now),
-                    batch,
-                ),
+            (known,) = db.execute("SELECT remote_id FROM batch WHERE id = ?", (batch,)).fetchone()
+            if known == remote_id:
+                return  # another process has found it, and may be further with it
+            self.move(
+                db,
+                batch,
+                BatchState.OPEN,
+                remote_id=remote_id,
+                created_at=None if created_at is None else micros(created_at),
+                expires_at=None if expires_at is None else micros(expires_at),
+                polled_at=micros(now),
+                failures=0,
             )
 
     def update_batch(self, view: BatchView, *, was: BatchView | None = None) -> bool:
@@ -244,27 +260,22 @@ class Batches:
             LedgerError: It would close a batch that still has requests: they would be lost from sight.
         """
         values = view_values(view)
-        over = view.state in _OVER
         with self._database.write("update_batch") as db:
+            (state,) = db.execute("SELECT state FROM batch WHERE id = ?", (view.id,)).fetchone()
             if was is not None:
                 before = view_values(was)
                 values = {name: value for name, value in values.items() if value != before[name]}
-                (state,) = db.execute("SELECT state FROM batch WHERE id = ?", (view.id,)).fetchone()
                 if not values or ("state" in values and state != was.state.value):
                     return not values
-                over = over if "state" in values else state in {each.value for each in _OVER}
-            left = db.execute("SELECT total(requests) FROM cohort WHERE batch = ?", (view.id,)).fetchone()[0]
-            if over and left:
+            to = BatchState(values.pop("state", state))
+            left = db.execute("SELECT coalesce(sum(requests), 0) FROM cohort WHERE batch = ?", (view.id,)).fetchone()[0]
+            if to in transitions.OVER and left:
                 raise LedgerError(
-                    f"batch {view.id} ({printable(view.remote_id or '')}) still has {left:.0f} unsettled requests; "
+                    f"batch {view.id} ({printable(view.remote_id or '')}) still has {left} unsettled requests; "
                     "settle or requeue them before it is closed"
                 )
-            fields = ", ".join(f"{name} = ?" for name in values)
-            db.execute(
-                f"UPDATE batch SET {fields}, live = ? WHERE id = ?",
-                (*values.values(), not over, view.id),
-            )
-            if over and view.adopted:
+            self.move(db, view.id, to, **values)
+            if to in transitions.OVER and view.adopted:
                 db.execute("DELETE FROM adopted WHERE batch = ?", (view.id,))
             return True
 
@@ -338,7 +349,10 @@ class Batches:
     def doubt_orphans(self) -> int:
         """Put every batch in `posting` into `doubt`: for a process that has just got the lease."""
         with self._database.write("doubt_orphans") as db:
-            return db.execute("UPDATE batch SET state = 'doubt' WHERE live = 1 AND state = 'posting'").rowcount
+            found = db.execute("SELECT id FROM batch WHERE live = 1 AND state = 'posting'").fetchall()
+            for (batch,) in found:
+                self.move(db, batch, BatchState.DOUBT)
+            return len(found)
 
     def missing(self, batch: int) -> list[int]:
         """The batch's rows that are not ticked off."""

@@ -64,7 +64,7 @@ class Ledger:
         self._looking = Looking(database, records, books, self._batches, self._lease)
         self._claims = Claims(database, records, books)
         self._settlements = Settlements(database, records, books)
-        self._requeuing = Requeuing(database, records, books)
+        self._requeuing = Requeuing(database, records, books, self._batches)
         self._cancelling = Cancelling(database, records, self._settlements)
         self._purging = Purging(database)
         self._adoption = Adoption(database, records, books)

@@ -11,8 +11,9 @@ import attrs
 
 from batchwise.errors import InvalidValueError
 from batchwise.models import Lane, Outcome
-from batchwise.planning.state import Terms
+from batchwise.planning.state import BatchState, Terms
 
+from .batches import Batches
 from .books import Books, Moves, Place, most_again, place_of, reserve
 from .database import Connection, Database
 from .records import CHUNK, IN_BATCH, RESULTS_BEHIND, SOME, UPDATE_MANY, Records, Row, settled_in, some
@@ -25,8 +26,8 @@ __all__ = ["Requeuing"]
 class Requeuing:
     """Queues requests again: another attempt, the other lane, or all anew."""
 
-    def __init__(self, database: Database, records: Records, books: Books) -> None:
-        self._database, self._records, self._books = database, records, books
+    def __init__(self, database: Database, records: Records, books: Books, batches: Batches) -> None:
+        self._database, self._records, self._books, self._batches = database, records, books, batches
 
     def requeue(
         self,
@@ -150,7 +151,7 @@ class Requeuing:
             )
             moves.book()
             if not keep and len(chosen) == len(groups):
-                db.execute("UPDATE batch SET state = 'void', live = 0 WHERE id = ?", (batch,))
+                self._batches.move(db, batch, BatchState.VOID)
             return sum(group.requests for _, group in chosen)
 
     def move(self, terms: Sequence[int], *, lane: Lane) -> int:

@@ -107,9 +107,7 @@ class Group:
 class BatchState(str, Enum):
     """Where a batch is. `sealed` and `posting` are ours alone; from `open` on the API knows it.
 
-    sealed -> posting -> open -> canceling -> ended -> closed; posting -> doubt -> open | watched;
-    sealed, posting, doubt, watched -> void. One made elsewhere is `open` when it is adopted.
-    docs/explanation/design.md draws it.
+    `ledger.transitions` says which state may follow which, and docs/explanation/design.md draws it.
     """
 
     SEALED = "sealed"

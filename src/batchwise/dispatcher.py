@@ -147,6 +147,8 @@ class Dispatcher:
         accepted, decision = self._engine.accept(request, job, self._driver.begin)
         if accepted.row.status is Status.QUEUED:
             self._driver.wake(self._engine.due(accepted.row))
+        elif self._driver.unserved:
+            self._driver.wake()
         return Ticket(self._driver, accepted.row, job, decision)
 
     def dispatch_all(

@@ -47,6 +47,28 @@ def test_work_is_done_and_the_end_comes_though_threads_cannot_start(
         assert sandbox.books.requests_by_path["POST /v1/messages/batches"] == 2
 
 
+def test_what_is_handed_in_is_sent_though_threads_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = Limit(monkeypatch, 0)
+    with (
+        Sandbox() as sandbox,
+        bw.Dispatcher(sandbox.client(), ledger=tmp_path / "ledger.db", policy=POLICY) as d,
+    ):
+        d.dispatch(params("later"), latency=timedelta(hours=30))
+        assert sandbox.books.requests_by_path == {}, "it is not due"
+        error = d.progress().last_error
+        assert error is not None
+        assert "no more threads" in error
+        d.flush()
+        assert sandbox.books.requests_by_path["POST /v1/messages/batches"] == 1
+        d.dispatch(params("now"))
+        assert sandbox.books.bought("now") == 1
+        d.dispatch_all([bw.Request(params("bulk"))], latency=timedelta(hours=30))
+        assert sandbox.books.requests_by_path["POST /v1/messages/batches"] == 2
+        limit.left = 100
+        d.flush()
+        assert d.progress().last_error is None
+
+
 def test_threads_that_can_start_again_take_the_work_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = Limit(monkeypatch, 0)
     with (

@@ -28,6 +28,11 @@ __all__ = ["ThreadDriver"]
 
 T = TypeVar("T")
 _log = logging.getLogger("batchwise")
+_STARTING = "starting a thread"
+_NO_THREAD = (
+    "the system gives this process no more threads (see ulimit -u); until it does, work is done when batchwise is "
+    "called: dispatch, flush, wait, advance or close"
+)
 _SPARE = 8
 """Workers at most that stand idle while calls wait for the pacing: each looks at the queue when it is told to."""
 
@@ -80,6 +85,8 @@ class ThreadDriver(Driver):
         self._pumping: threading.Thread | None = None
         self._workers: set[threading.Thread] = set()
         self._idle = 0
+        self.unserved = False
+        """Whether nobody could be found for the claim that was begun last: the pump has to be woken for it."""
         self._first, self._ended = threading.Lock(), threading.Event()
         """Taken for good by the one who ends it; set when it has ended."""
 
@@ -106,9 +113,16 @@ class ThreadDriver(Driver):
         drive(self._advancing(gap), self._ports)
 
     def wake(self, due: datetime | None = None) -> None:
-        """Have the pump look again: at once, or not later than `due`."""
+        """Have the pump look again: at once, or not later than `due`.
+
+        Where it cannot be started, what is due now is done here; the log and `Progress.last_error` tell of it.
+        """
         self._start()
         super().wake(due)
+        if self._alone():
+            self.engine.setbacks.failed(_STARTING, _STARTING, BatchwiseError(_NO_THREAD))
+            while due is None and self._fatal is None and drive(self._round(), self._ports) == 0.0:
+                pass
 
     def _start(self) -> None:
         """Start the pump on first need; where no thread can be had, the next call tries again."""
@@ -116,6 +130,8 @@ class ThreadDriver(Driver):
             with self._lock:
                 if self._pumping is None:
                     self._pumping = self._thread(self._pump(), "batchwise-pump")
+                    if self._pumping is not None:
+                        self.engine.setbacks.mended(_STARTING)
 
     def _alone(self) -> bool:
         self._start()
@@ -133,7 +149,7 @@ class ThreadDriver(Driver):
     def begin(self, claim: Claim) -> None:
         """Queue a claim, and see to it that somebody takes it up."""
         self.engine.push(claim)
-        self.call()
+        self.unserved = not self.call()
 
     def call(self) -> bool:
         """See to it that somebody takes up what the call queue holds; returns whether there is anybody."""
@@ -234,6 +250,7 @@ class ThreadDriver(Driver):
 
     def _end(self, *, finish: bool, spare_calls: bool) -> None:
         wait = finish
+        self.engine.setbacks.mended(_STARTING)  # what could not be done beside is done here
         try:
             if finish and self._fatal is None:
                 drive(self._patiently(self._drain()), self._ports)

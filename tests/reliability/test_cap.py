@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import random
+import time
 from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
+import anthropic
+import attrs
 import pytest
 
 import batchwise as bw
+from batchwise.sandbox import Reply, Sandbox
+from tests.reliability.crossing import POLICY, context
 from tests.reliability.simulation import HOUR, MINUTE, World
+from tests.strategies import params
 
 LOSSES = (
     ("call", "dropped after"),
@@ -71,3 +81,50 @@ def live_through(seed: int) -> str:
 @pytest.mark.parametrize("seed", [*range(12), *(pytest.param(n, marks=pytest.mark.soak) for n in range(12, 212))])
 def test_the_spend_limit_is_passed_in_no_world(seed: int) -> None:
     print(live_through(seed))
+
+
+def spend(base_url: str, ledger: str, cap: str, number: int) -> None:
+    """A process that dispatches until the limit refuses."""
+    policy = attrs.evolve(POLICY, max_spend=cap, max_attempts=3)
+    client = anthropic.Anthropic(base_url=base_url, api_key="sandbox", timeout=5.0)
+    with bw.Dispatcher(client, ledger=ledger, policy=policy) as d:
+        refused = 0
+        for index in range(40):
+            latency = bw.Latency.FLEXIBLE if index % 2 else bw.Latency.BLOCKING
+            try:
+                d.dispatch(params(f"{number} {index}"), key=f"{number} {index}", latency=latency)
+            except bw.SpendLimitError:
+                refused += 1
+                time.sleep(0.05)
+            if refused > 5:
+                break
+        d.flush()
+        with suppress(bw.ResultTimeoutError):
+            for index in range(40):
+                with suppress(bw.TicketNotFoundError):
+                    d.ticket(f"{number} {index}").result(timeout=20)
+
+
+def dearest(params: dict[str, Any]) -> Reply:
+    """An answer that is billed as high as it may be."""
+    size = len(json.dumps(params, separators=(",", ":")))
+    return Reply.text("x").with_usage(input_tokens=size, output_tokens=params["max_tokens"], inference_geo="us")
+
+
+def test_several_processes_on_one_ledger_keep_one_limit(tmp_path: Path) -> None:
+    cap, ledger = "0.2", str(tmp_path / "ledger.db")
+    with Sandbox(reply=dearest, batch_latency=0.2, sync_latency=0.02) as sandbox:
+        sandbox.fault("messages.drop_after_billing", times=4)
+        sandbox.fault("create.error_500_after", times=2)
+        sandbox.fault("results.missing_row", times=None, probability=0.3)
+        processes = [context().Process(target=spend, args=(sandbox.base_url, ledger, cap, n)) for n in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+            assert process.exitcode == 0
+        with bw.Dispatcher(sandbox.client(), ledger=ledger) as d:
+            report = d.report()
+        spent = sandbox.books.cost({"*": (Decimal("2.2"), Decimal(11))})
+    assert report.possible_doubles > 0, "answers were lost"
+    assert Decimal(cap) / 4 < spent <= Decimal(cap)

@@ -218,21 +218,7 @@ class AsyncDispatcher:
     def client(
         self, *, latency: LatencyLike | None = None, job: str | None = None, tool_use: ToolUseLike | None = None
     ) -> anthropic.AsyncAnthropic:
-        """The dispatcher's client, each Messages call of which is dispatched: for code that talks to the SDK.
-
-        Its answers are the API's own messages, its errors the SDK's. Everything but Messages calls goes to the API as
-        it is. A timeout that a call is given ends its wait, not its request. `batchwise.tags` says otherwise for the
-        calls in a block.
-
-        Args:
-            latency: How long each call can wait, counted from the call; left out: somebody is waiting.
-            job: The job that the calls are added to. Started again, a script gets the answers that are stored: the
-                n-th call of the same content gets the n-th. Without a job each call is a purchase of its own.
-            tool_use: What the calls do with tools; `ToolUse.PATIENT`: each turn of a loop may wait.
-
-        Raises:
-            InvalidValueError: A tag is not one.
-        """
+        """The dispatcher's client, each Messages call of which is dispatched. See `Dispatcher.client`."""
         self._driver.check()
         from .client import async_client
 

@@ -58,7 +58,10 @@ class Latency(str, Enum):
 
 
 LatencyTag = Union[Latency, timedelta, datetime]
-"""`Latency`, a `timedelta` counted from the dispatch, or an aware `datetime` to be done by."""
+"""`Latency`, a `timedelta` counted from the dispatch, or an aware `datetime` to be done by.
+
+Of a single dispatch, an hour or more is counted from the full second before it.
+"""
 
 LatencyLike = Union[LatencyTag, Literal["blocking", "flexible"]]
 """What callers may say for one: a `Latency` by its value, too."""

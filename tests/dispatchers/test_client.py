@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
+import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -210,3 +214,25 @@ def test_a_status_that_no_type_tells_is_kept(tmp_path):
             with pytest.raises(anthropic.UnprocessableEntityError) as caught:
                 d.client(job="j").messages.create(**asked("x"))
             assert (caught.value.type, caught.value.request_id) == ("new_error", "req_1")
+
+
+def test_calls_that_wait_together_cost_no_thread_each_and_share_their_terms(sandbox, tmp_path):
+    async def run():
+        async with (
+            sandbox.async_client() as inner,
+            AsyncDispatcher(inner, ledger=tmp_path / "l.db", policy=POLICY) as d,
+        ):
+            client = d.client(latency=HOURS_30)
+            calls = [asyncio.ensure_future(client.messages.create(**asked(f"w-{i}"))) for i in range(300)]
+            most = 0
+            while not all(call.done() for call in calls):
+                await asyncio.sleep(0.02)
+                most = max(most, threading.active_count())
+            return most
+
+    began = time.monotonic()
+    assert asyncio.run(run()) < 150  # those of the dispatcher, its ledger and the sandbox
+    seconds = time.monotonic() - began
+    with contextlib.closing(sqlite3.connect(tmp_path / "l.db")) as database:
+        (terms,) = database.execute("SELECT count(*) FROM terms").fetchone()
+    assert terms <= seconds + 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import batchwise as bw
 from batchwise import InvalidRequestError, Latency, Policy, ToolUse
 from batchwise.engine.admissions import Admissions
-from batchwise.engine.routes import Router
+from batchwise.engine.routes import Router, moment_of
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.pricing import PriceBook
@@ -47,9 +47,10 @@ def router_of(policy: Policy) -> Router:
 def same(router: Router, request: bw.Request, now: datetime) -> bool:
     """Whether both ways give the same decision and terms, or the same refusal."""
     found: list[object] = []
-    for route in (router.recall, router.route):
+    capped = router._policy.max_spend is not None
+    for route, at in ((router.recall, now), (router.route, now if capped else moment_of(request.latency, now))):
         try:
-            decision, terms = route(request, now)
+            decision, terms = route(request, at)
         except InvalidRequestError as error:
             found.append(str(error))
         else:
@@ -81,7 +82,33 @@ def test_what_time_has_a_say_in_is_decided_anew(latency: bw.LatencyTag | None, p
     router, request = router_of(policy), bw.Request(params(), latency=latency)
     for now in (NOW, NOW + timedelta(hours=1)):
         assert same(router, request, now)
-    assert not router._known
+
+
+def test_requests_that_come_one_by_one_within_a_second_share_their_terms() -> None:
+    router = router_of(Policy())
+    asked_for = [bw.Request(params(str(n)), latency=timedelta(hours=30)) for n in range(100)]
+    moments = [NOW + n * timedelta(milliseconds=9) for n in range(100)]
+    found = {id(router.recall(request, now)[1]) for request, now in zip(asked_for, moments, strict=True)}
+    assert len(found) == 1
+    later = bw.Request(params("later"), latency=timedelta(hours=30))
+    assert router.recall(later, NOW + timedelta(seconds=1))[1].deadline == NOW + timedelta(hours=30, seconds=1)
+
+
+@given(
+    st.sampled_from(Latency) | st.timedeltas(timedelta(seconds=1), timedelta(days=3)),
+    st.booleans(),
+    st.timedeltas(timedelta(0), timedelta(seconds=5)),
+)
+def test_a_moment_is_never_late_nor_a_second_early_and_exact_within_the_hour(
+    latency: bw.Latency | timedelta, absolute: bool, since: timedelta
+) -> None:
+    now = NOW + since
+    moment = moment_of(now + latency if absolute and isinstance(latency, timedelta) else latency, now)
+    assert timedelta(0) <= now - moment < timedelta(seconds=1)
+    if isinstance(latency, timedelta) and latency < timedelta(hours=1):
+        assert moment == now
+    else:
+        assert moment.microsecond == 0
 
 
 def test_an_explanation_says_first_what_was_changed_so_that_the_deadline_is_kept() -> None:

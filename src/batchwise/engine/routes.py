@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import attrs
@@ -17,16 +17,30 @@ from batchwise.planning.reservation import length_class, media_tokens, most_cost
 from batchwise.planning.state import Terms
 from batchwise.request import Request, Traits
 
-__all__ = ["Router", "check_size", "decision_of"]
+__all__ = ["Router", "check_size", "decision_of", "moment_of"]
 
 _REMEMBERED = 1_000
 """Decisions."""
+_SOON = timedelta(hours=1)
 
 
 class _Forecaster(Protocol):
     """How long batches of a model take that are created at a moment."""
 
     def __call__(self, model: str | None, /, *, at: datetime | None) -> Forecast: ...
+
+
+def moment_of(latency: LatencyTag, now: datetime) -> datetime:
+    """The moment as of which a request is routed that is dispatched by itself now: the last full second.
+
+    So requests that come one by one within a second share their terms, and neither the ledger nor the planner has as
+    many of them as requests. What is due within the hour, or is over, is routed as of `now` itself.
+    """
+    if isinstance(latency, datetime):
+        latency = latency - now
+    if isinstance(latency, timedelta) and latency < _SOON:
+        return now
+    return now.replace(microsecond=0)
 
 
 class Router:
@@ -88,15 +102,17 @@ class Router:
         )
 
     def recall(self, request: Request, now: datetime) -> tuple[Decision, Terms]:
-        """As `route`, but remembered where somebody is waiting: then neither the time nor a forecast has a say."""
-        if request.latency is not Latency.BLOCKING or self._policy.max_spend is not None:
+        """As `route` at `moment_of(request.latency, now)`, but remembered where others may share it."""
+        if self._policy.max_spend is not None:  # prices may change
             return self.route(request, now)
-        signature = self.signature(request, now)
+        moment = moment_of(request.latency, now)
+        # Where somebody is waiting, neither the time nor a forecast has a say.
+        signature = (None if request.latency is Latency.BLOCKING else moment, self.signature(request, moment))
         known = self._known.get(signature)
         if known is None:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            known = self._known[signature] = self.route(request, now)
+            known = self._known[signature] = self.route(request, moment)
         return known
 
     def signature(self, request: Request, now: datetime) -> tuple[object, ...]:

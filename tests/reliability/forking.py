@@ -36,14 +36,14 @@ def hurry() -> None:
     faulthandler.dump_traceback_later(PATIENCE, exit=True)
 
 
-def own(name: str) -> None:
+def own(name: str, ledger: str = LEDGER) -> None:
     """What a child does: with a dispatcher of its own, on the same file."""
     hurry()
-    with bw.Dispatcher(ledger=LEDGER) as d:
+    with bw.Dispatcher(ledger=ledger) as d:
         work(d, name)
 
 
-def fork(name: str, inherited: bw.Dispatcher | None = None) -> int:
+def fork(name: str, inherited: bw.Dispatcher | None = None, ledger: str = LEDGER) -> int:
     """A child that works with its own dispatcher, and is refused by the one that it has inherited."""
     child = os.fork()
     if child:
@@ -56,7 +56,7 @@ def fork(name: str, inherited: bw.Dispatcher | None = None) -> int:
             except ForkedDispatcherError:
                 code = 0
             inherited.close()
-        own(name)
+        own(name, ledger)
     except BaseException:  # noqa: BLE001  # the child ends with the code
         code = 1
         traceback.print_exc()
@@ -102,6 +102,15 @@ def servers(number: int) -> None:
     wait(children)
 
 
+def memory(number: int) -> None:
+    """A ledger in memory: the child has none of it, and may have one of its own."""
+    with bw.Dispatcher(ledger=":memory:") as d:
+        work(d, f"{number} before")
+        wait([fork(f"{number} child {each}", d, ":memory:") for each in range(2)])
+        work(d, f"{number} after")
+        assert d.progress().total == 4
+
+
 def daemon(number: int) -> None:
     """A process that uses the default dispatcher, forks, and ends; its child goes on with its own default."""
     os.environ["BATCHWISE_LEDGER"] = LEDGER
@@ -120,4 +129,10 @@ def daemon(number: int) -> None:
 
 if __name__ == "__main__":
     for each in range(ROUNDS):
-        {"pool": pool, "busy": busy, "servers": servers, "daemon": daemon}[sys.argv[1]](each)
+        {
+            "pool": pool,
+            "busy": busy,
+            "servers": servers,
+            "memory": memory,
+            "daemon": daemon,
+        }[sys.argv[1]](each)

@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench soak docs lint clean
+.PHONY: help demo test bench soak mutants docs lint clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -30,6 +30,10 @@ test: lint  ## lint, then all tests but the soak, with coverage of branches; ARG
 soak: $(VENV)/.installed-dev  ## the long runs
 	HYPOTHESIS_PROFILE=soak $(PY) -m pytest -m soak --timeout=0 $(ARGS)
 
+mutants: $(VENV)/.installed-mutants  ## wrong variants of planning/, which its tests have to catch; takes hours
+	HYPOTHESIS_PROFILE=mutants $(VENV)/bin/mutmut run --max-children $(WORKERS) $(ARGS)
+	$(VENV)/bin/mutmut results
+
 bench: $(VENV)/.installed-dev  ## the benchmarks, beside the bare SDK in the same run
 	$(PY) -m tests.benchmarks $(ARGS)
 
@@ -37,7 +41,7 @@ docs: $(VENV)/.installed-docs  ## the documentation into site/, strictly
 	$(PY) -m mkdocs build --strict
 
 clean:  ## remove .venv and all that is built or cached
-	rm -rf $(VENV) .nox build dist site .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \
+	rm -rf $(VENV) .nox build dist site mutants .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \
 		.pytest_cache .ruff_cache
 	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 

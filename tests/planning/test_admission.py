@@ -16,7 +16,7 @@ from batchwise.errors import AdmissionError
 from batchwise.models import Lane, Limits, Policy, Reason
 from batchwise.planning.admission import Admission, Promises, admit, promises_of
 from batchwise.planning.capacity import Capacity
-from batchwise.planning.reserve import margin_of
+from batchwise.planning.reserve import least_reserve, margin_of, overhead_of, reserve_for
 from batchwise.planning.schedule import Cohort, fits
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 
@@ -172,3 +172,73 @@ def test_the_quick_test_never_says_yes_to_what_does_not_fit(work: Sequence[Group
     promises = Promises.of(cohorts, capacity, NOW, tail)
     if all(promised.surely_fits for promised in promises.by_class.values()):
         assert fits(cohorts, capacity.pace(""), now=NOW, tail=tail) is None
+
+
+def test_only_deadlines_to_come_that_the_sync_lane_can_keep_are_promised() -> None:
+    free, lost, alone, kept = group(1, None), group(2, ZERO), group(3, batch_only=True), group(4, HOUR)
+    for place in ("sync_queue", "sync_running", "batch_queue"):
+        promises = promises_of(Snapshot(**{place: (free, lost, alone, kept)}), NOW, POLICY)
+        assert [cohort.requests for cohort in promises.cohorts] == [4]
+
+
+def test_a_batch_expires_a_window_after_its_creation_or_else_its_seal() -> None:
+    for created in (NOW - HOUR, None):
+        view = attrs.evolve(batch(BatchState.OPEN, group(1)), created_at=created, sealed_at=NOW - 2 * HOUR)
+        (cohort,) = promises_of(Snapshot(batches=(view,)), NOW, POLICY).cohorts
+        assert cohort.release == NOW + (23 if created else 22) * HOUR + OVERHEAD
+
+
+def test_what_needs_no_promise_is_admitted_as_it_is() -> None:
+    for free in (group(1, None), group(1, batch_only=True)):
+        assert admit(free, NOTHING, NOW, POLICY, at_once=False) == Admission(free.terms, 0, NOTHING)
+    sync = group(1, lane=Lane.SYNC)
+    found = admit(sync, NOTHING, NOW, POLICY, at_once=False)
+    assert (found.terms, found.sync, found.words) == (sync.terms, 0, "")
+
+
+@pytest.mark.parametrize("requests", [8 * RATE, 8 * RATE + 1, 8 * RATE + 2])
+def test_a_split_is_submitted_at_once_and_moves_no_more_than_it_has_to(requests: int) -> None:
+    asked = group(requests)
+    admission = admit(asked, NOTHING, NOW, POLICY, at_once=True)
+    assert admission.terms == attrs.evolve(asked.terms, interval=ZERO, submit_by=NOW)
+    assert promised(admission)
+    assert sum(cohort.requests for cohort in admission.promises.cohorts) == requests
+
+    def schedule(sync: int) -> list[Cohort]:
+        deadline, expiry = NOW + 30 * HOUR, NOW + 24 * HOUR + OVERHEAD
+        batched = Cohort(deadline=deadline, requests=requests - sync, release=expiry)
+        return [batched, Cohort(deadline=deadline, requests=sync, release=NOW)]
+
+    assert fits(schedule(admission.sync), Capacity(POLICY, NOW).pace("m"), now=NOW, tail=margin_of(POLICY)) is None
+    assert (
+        fits(schedule(admission.sync - 1), Capacity(POLICY, NOW).pace("m"), now=NOW, tail=margin_of(POLICY)) is not None
+    )
+
+
+def test_what_is_lost_binds_only_as_far_as_it_can_be_kept() -> None:
+    late = attrs.evolve(group(2 * RATE, HOUR, lane=Lane.SYNC), size=RATE * 8_000)
+    (cohort,) = promises_of(Snapshot(sync_queue=(late,)), NOW, POLICY).cohorts
+    assert 0 < cohort.requests < RATE
+    assert cohort.input_tokens == late.input_tokens * cohort.requests // late.requests
+    assert cohort.output_tokens == late.output_tokens * cohort.requests // late.requests
+
+
+def test_a_refusal_says_what_lacks_and_what_to_do() -> None:
+    for lane in Lane:
+        with pytest.raises(AdmissionError) as raised:
+            admit(group(40 * RATE, lane=lane), NOTHING, NOW, POLICY, at_once=True)
+        said = str(raised.value)
+        assert said.startswith("228,000 requests for 'm' cannot be kept to their deadline 2026-11-24T18:00:00+00:00")
+        assert "of the sync lane (bound by requests_per_minute) between" in said
+        assert said.endswith("give them a later deadline, raise Policy.limits if the account allows more, "
+                             "or pass a smaller expected_output_tokens")  # fmt: skip
+
+
+def test_a_rescue_keeps_time_for_its_way_and_the_slowest_call() -> None:
+    assert overhead_of(Policy()) == timedelta(minutes=2, seconds=32)
+    assert margin_of(Policy()) == timedelta(minutes=1, seconds=30)
+    assert least_reserve(Policy(reserve=HOUR, min_reserve=2 * HOUR)) == HOUR
+    assert least_reserve(Policy(min_reserve=ZERO)) == timedelta(minutes=2, seconds=32)
+    assert reserve_for(Policy(), 12 * HOUR) == 4 * HOUR
+    assert reserve_for(Policy(reserve=HOUR), 12 * HOUR) == HOUR
+    assert reserve_for(Policy(), 30 * MINUTE) == 15 * MINUTE

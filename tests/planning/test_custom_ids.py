@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from batchwise.errors import InvalidValueError
 from batchwise.planning.custom_ids import (
+    MAX_LENGTH,
     MAX_NUMBER,
     UNSEALED,
     Parsed,
+    _plain,
     custom_id,
     custom_id_length,
     new_nonce,
@@ -154,3 +156,35 @@ def test_bad_input_is_named() -> None:
     for number in (-1, 2**63):
         with pytest.raises(InvalidValueError, match="number="):
             custom_id("key", NONCE, number)
+
+
+def test_an_id_of_just_the_longest_length_is_ours_and_a_longer_one_is_not() -> None:
+    name = custom_id("x" * 100, NONCE, 10_000)
+    assert len(name) == MAX_LENGTH
+    assert opener(NONCE)(name.encode()) == 10_000
+    assert parse(name) == Parsed(NONCE, 10_000)
+    assert opener(NONCE)(f"x{name}".encode()) == -1
+    assert parse(f"x{name}") is None
+
+
+def test_a_key_has_all_the_room_that_the_tail_leaves() -> None:
+    room = MAX_LENGTH - len(custom_id("", NONCE, 10_000))
+    assert custom_id("y" + "x" * (room - 1), NONCE, 10_000).startswith("yx")
+    assert custom_id("y" + "x" * room, NONCE, 10_000).startswith("xx")
+
+
+def test_the_last_head_counts() -> None:
+    key = f"_bw{NONCE}-1x"
+    assert opener(NONCE)(custom_id(key, NONCE, 5).encode()) == 5
+
+
+@pytest.mark.parametrize(
+    ("rest", "nonce"),
+    [(0, "000000000001"), (35, "000000000010"), (36**12 - 2, "zzzzzzzzzzzz"), (36**12 - 1, "000000000001")],
+)
+def test_a_nonce_is_the_entropy_in_36_digits(rest: int, nonce: str) -> None:
+    assert new_nonce(rest.to_bytes(16, "big")) == nonce
+
+
+def test_each_character_stands_for_itself_or_its_base_letter() -> None:
+    assert "".join(chr(_plain(ord(each))) for each in "aZ9_-./éÜﬁ日\0") == "aZ9_---eUf--"

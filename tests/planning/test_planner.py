@@ -337,6 +337,14 @@ def test_5_a_batch_gets_only_what_still_has_a_window_and_its_rescue() -> None:
     assert acts(snapshot, last + SECOND) == [Move(1, Lane.SYNC)]
 
 
+def test_6_rows_that_cannot_be_read_go_when_the_first_of_them_has_to() -> None:
+    now = start_of(10, 2 * HOUR)
+    ended = batch(hedged(1), group(2, 40 * HOUR), state=BatchState.ENDED, polled_at=now - HOUR)
+    assert Release(1, (1,)) in acts(working(ended, at=now), now)
+    before = now - 10 * SECOND
+    assert not [each for each in acts(working(ended, at=before), before) if isinstance(each, Release)]
+
+
 def test_3_hedged_work_is_cancelled_by_the_moment_of_its_decision() -> None:
     decided = NOW + 30 * MINUTE
     early = hedged(rescue_at=decided)

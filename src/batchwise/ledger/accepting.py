@@ -215,9 +215,9 @@ class Accepting:
                 return used.next
             alike = db.execute(
                 "SELECT q.id, q.key, q.terms FROM request q JOIN body b ON b.id = q.id "
-                "WHERE q.job = ? AND q.key >= X'23' AND q.key < X'24' AND (length(b.params) = ? "
+                "WHERE q.job = ? AND q.key >= ? AND q.key < ? AND (length(b.params) = ? "
                 "OR EXISTS (SELECT 1 FROM turn t WHERE t.request = q.id))",
-                (job, len(entry.body)),
+                (job, b"#", b"$", len(entry.body)),
             ).fetchall()
             known = sorted(
                 int(key[1:])

@@ -148,9 +148,14 @@ class Adoption:
                         continue
                     request, free = free, free + 1
                     # A key that another request of the job has stays with that one; this one keeps its placeholder.
-                    db.execute("UPDATE OR IGNORE request SET key = ? WHERE id = ?", (key, request))
                     db.execute(
-                        "INSERT INTO adopted VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET request = excluded.request",
+                        "UPDATE request SET key = ? WHERE id = ? AND NOT EXISTS "
+                        "(SELECT 1 FROM request other WHERE other.job = request.job AND other.key = ?)",
+                        (key, request, key),
+                    )
+                    db.execute(
+                        "INSERT INTO adopted VALUES (?, ?, ?, ?) ON CONFLICT (batch, custom_id) "
+                        "DO UPDATE SET request = excluded.request",
                         (batch, custom_id, key, request),
                     )
                 numbers[custom_id] = request

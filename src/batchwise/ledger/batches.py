@@ -190,7 +190,7 @@ class Batches:
             return bool(
                 db.execute(
                     "SELECT state = 'posting' AND requests = "
-                    "(SELECT total(requests) FROM cohort c WHERE c.batch = b.id) FROM batch b WHERE id = ?",
+                    "(SELECT coalesce(sum(requests), 0) FROM cohort c WHERE c.batch = b.id) FROM batch b WHERE id = ?",
                     (batch,),
                 ).fetchone()[0]
             )
@@ -302,7 +302,7 @@ class Batches:
     def _sent_in(self, db: Connection, batch: int) -> tuple[int, int, str]:
         """The first and the last number of a batch, and what holds of its requests that are not settled."""
         first, last, whole = db.execute(
-            "SELECT first, last, requests = (SELECT total(requests) FROM cohort c WHERE c.batch = b.id) "
+            "SELECT first, last, requests = (SELECT coalesce(sum(requests), 0) FROM cohort c WHERE c.batch = b.id) "
             "FROM batch b WHERE id = ?",
             (batch,),
         ).fetchone()

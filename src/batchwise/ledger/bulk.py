@@ -357,9 +357,11 @@ class Intake:
                     "UPDATE cohort SET flush = 1 WHERE terms = ? AND status = 0",
                     [(number,) for number in sorted(self._sum.flush)],
                 )
+            positions = len(numbers) if self._job is not None else 0
             db.execute(
-                "UPDATE job SET visible = 1, positions = max(positions, ?) WHERE id = ?",
-                (len(numbers) if self._job is not None else 0, self._job_id),
+                "UPDATE job SET visible = 1, positions = CASE WHEN positions < ? THEN ? ELSE positions END "
+                "WHERE id = ?",
+                (positions, positions, self._job_id),
             )
             db.execute("DELETE FROM intake WHERE id = ?", (self._id,))
         self._open = False
@@ -375,11 +377,11 @@ class Intake:
         new = self._records.store_terms(db, others, self._job_id)
         last = "SELECT id FROM request WHERE terms = ? AND status = 0 AND lane = 1 ORDER BY id DESC LIMIT ?"
         requests, size = db.execute(
-            f"SELECT count(*), total(size) FROM request WHERE id IN ({last})", (number, count)
+            f"SELECT count(*), coalesce(sum(size), 0) FROM request WHERE id IN ({last})", (number, count)
         ).fetchone()
         db.execute(f"UPDATE request SET lane = 0, terms = ? WHERE id IN ({last})", (new, number, count))
-        moves.add(Place(number, BATCH, QUEUED, 0, 0), -requests, -int(size))
-        moves.add(Place(new, SYNC, QUEUED, 0, 0), requests, int(size), flush=flush)
+        moves.add(Place(number, BATCH, QUEUED, 0, 0), -requests, -size)
+        moves.add(Place(new, SYNC, QUEUED, 0, 0), requests, size, flush=flush)
 
     def _join_again(self, db: Connection, now: datetime, cap: Cap | None, *, flush: bool) -> None:
         """Requests that were there already: tightened, or begun anew."""

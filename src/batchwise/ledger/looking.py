@@ -119,10 +119,10 @@ class Looking:
     def find(self, key: str, *, job: str | None) -> RequestRow | None:
         """The request under this key."""
         with self._database.read() as db:
-            name = None if job is None else encode_key(job)
+            which, name = ("0", ()) if job is None else ("(SELECT id FROM job WHERE name = ?)", (encode_key(job),))
             number = db.execute(
-                f"{_REQUEST} WHERE q.key = ? AND {_VISIBLE} AND q.job = (SELECT id FROM job WHERE name IS ?)",
-                (encode_key(key), name),
+                f"{_REQUEST} WHERE q.key = ? AND {_VISIBLE} AND q.job = {which}",
+                (encode_key(key), *name),
             ).fetchone()
             return None if number is None else self._request(db, number)
 

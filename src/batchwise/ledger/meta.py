@@ -31,7 +31,9 @@ def put(db: Connection, name: str, value: str | None) -> None:
     if value is None:
         db.execute("DELETE FROM meta WHERE name = ?", (name,))
     else:
-        db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value))
+        db.execute(
+            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (name, value)
+        )
 
 
 def forget_failures(db: Connection) -> None:

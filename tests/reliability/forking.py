@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Iterator
 
 import batchwise as bw
 from batchwise.errors import ForkedDispatcherError
@@ -20,6 +21,8 @@ from tests.strategies import params
 warnings.simplefilter("ignore", DeprecationWarning)
 LEDGER, ROUNDS = sys.argv[2], int(sys.argv[3])
 PATIENCE = 90
+BULK = 2_500
+"""Requests of a bulk dispatch: some chunks."""
 
 
 def work(d: bw.Dispatcher, name: str) -> None:
@@ -102,6 +105,24 @@ def servers(number: int) -> None:
     wait(children)
 
 
+def iterable(number: int) -> None:
+    """A bulk dispatch whose iterable forks: before the first request, between two chunks and in one, at the end."""
+    children: list[int] = []
+    with bw.Dispatcher(ledger=LEDGER) as d:
+
+        def requests() -> Iterator[bw.Request]:
+            for n in range(BULK):
+                if n in {0, 1_024, 1_100}:
+                    children.append(fork(f"{number} child {n}", d))
+                yield bw.Request(params(f"{number} bulk {n}"), key=f"{number} bulk {n}")
+            children.append(fork(f"{number} child at the end", d))
+
+        d.dispatch_all(requests(), latency=bw.Latency.FLEXIBLE)
+        os.write(1, "".join(f"{number} bulk {n}\n" for n in range(BULK)).encode())
+        wait(children)
+        work(d, f"{number} parent after")
+
+
 def memory(number: int) -> None:
     """A ledger in memory: the child has none of it, and may have one of its own."""
     with bw.Dispatcher(ledger=":memory:") as d:
@@ -133,6 +154,7 @@ if __name__ == "__main__":
             "pool": pool,
             "busy": busy,
             "servers": servers,
+            "iterable": iterable,
             "memory": memory,
             "daemon": daemon,
         }[sys.argv[1]](each)

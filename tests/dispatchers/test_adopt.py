@@ -98,7 +98,8 @@ async def test_what_it_cost_counts_against_the_cap(world: World):
     async with world.open() as d:
         await listed((await d.adopt(remote)).results(timeout=20))
         spent = (await d.report()).cost
-        most = Decimal(1_024 * 10 + len(more.body) * 2) / 10**6  # a token for each byte
+        # A token for each byte, written to the cache for an hour, in the region that costs most.
+        most = Decimal(1_024 * 10 + len(more.body) * 4) * Decimal("1.1") / 10**6
     async with world.open(max_spend=most + spent / 2) as d:
         with pytest.raises(SpendLimitError):
             await d.dispatch(more)

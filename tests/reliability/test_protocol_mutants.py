@@ -168,8 +168,8 @@ def no_lock(patch: pytest.MonkeyPatch) -> None:
 def collect_without_ticking_off(patch: pytest.MonkeyPatch) -> None:
     real = reading.Reader.finish
 
-    def finish(reader: Any, *, last: bool = True) -> list[int]:
-        real(reader, last=last)
+    def finish(reader: Any, *, whole: bool) -> list[int]:
+        real(reader, whole=whole)
         return []  # `ended` is taken for the whole truth
 
     patch.setattr(reading.Reader, "finish", finish)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 import batchwise as bw
 from batchwise.engine.progress import progress
+from batchwise.planning.capacity import tail_of
 from tests.reliability.simulation import HOUR, MINUTE, SECOND, World
 from tests.strategies import params
 
 NAMES = [f"prompt {number}" for number in range(10)]
+MOMENTS = pytest.mark.parametrize("moment_of", ["decision", "deadline"])
 
 
 @pytest.fixture
@@ -23,11 +25,29 @@ def world() -> Iterator[World]:
     made.close()
 
 
-def stuck(world: World, *, until: timedelta) -> None:
-    """Ten requests due in six hours, in a batch that is not done by then; so much time before their deadline."""
-    world.dispatch_all(NAMES, 6 * HOUR, "job")
+def stuck(world: World, moment_of: str, *, after: timedelta) -> None:
+    """Ten requests in a batch that is not done by its last safe moment; so long after that moment.
+
+    The moment is that of a hedge's decision, or the last that the deadline allows: for work that no decision hedged,
+    and that came to its batch with less than a window left.
+    """
+    if moment_of == "decision":
+        world.dispatch_all(NAMES, 6 * HOUR, "job")
+    else:
+        world.api.order("create", "unconnected", always=True)
+        world.dispatch_all(NAMES, 30 * HOUR, "job")
+        world.pass_time(24 * HOUR)
+        world.api.lasting.discard(("create", "unconnected"))
+        world.ledger.resume()
     world.run()
-    world.pass_time(6 * HOUR - until, wakes=400)
+    moment = last_safe_moment(world)
+    world.pass_time(moment + after - world.now(), wakes=400)
+
+
+def last_safe_moment(world: World) -> datetime:
+    (batch,) = progress(world.engine, None).batches
+    assert batch.rescue_at is not None
+    return batch.rescue_at
 
 
 def test_the_ledger_is_told_of_a_change_at_once_and_else_once_a_minute(world: World) -> None:
@@ -67,19 +87,22 @@ def test_being_held_back_says_nothing_of_the_lane(world: World) -> None:
     assert (world.engine.answered_at, world.engine.failed_at) == (None, None)
 
 
-def test_what_another_process_heard_counts(world: World) -> None:
-    stuck(world, until=20 * MINUTE)
+@MOMENTS
+def test_what_another_process_heard_counts(world: World, moment_of: str) -> None:
+    stuck(world, moment_of, after=-7 * MINUTE)
     world.ledger.note_call(now=world.now() + 5 * MINUTE, answered=True)
     world.pass_time(20 * MINUTE)
     assert world.api.batches[0].cancel_at is not None
     assert (world.ledger.report(job=None).met, world.ledger.report(job=None).possible_doubles) == (10, 0)
 
 
-def test_one_row_goes_ahead_a_call_s_tail_before_the_last_safe_moment(world: World) -> None:
-    stuck(world, until=20 * MINUTE)
-    moment = progress(world.engine, None).batches[0].rescue_at
-    assert moment is not None
-    world.pass_time(moment - world.now() - SECOND)
+@MOMENTS
+def test_one_row_goes_ahead_a_call_s_tail_before_the_last_safe_moment(world: World, moment_of: str) -> None:
+    stuck(world, moment_of, after=-7 * MINUTE)
+    moment, tail = last_safe_moment(world), tail_of(world.engine.policy.limits)
+    world.pass_time(moment - tail - SECOND - world.now())
+    assert not world.api.sync
+    world.pass_time(tail)
     assert sum(world.api.sync.values()) == 1
     assert world.api.batches[0].cancel_at is None
     world.pass_time(5 * SECOND)
@@ -98,10 +121,11 @@ def test_it_is_one_of_the_most_urgent(world: World) -> None:
     assert next(iter(world.api.sync)) == "0 2", "and of these the last"
 
 
+@MOMENTS
 @pytest.mark.parametrize("fault", ["401", "500", "unconnected"])
-def test_a_lane_that_works_again_is_used_again(world: World, fault: str) -> None:
+def test_a_lane_that_works_again_is_used_again(world: World, fault: str, moment_of: str) -> None:
     world.api.order("call", fault, always=True)
-    stuck(world, until=8 * MINUTE)  # the last safe moment has passed
+    stuck(world, moment_of, after=4 * MINUTE)
     assert world.api.calls["call"] > 0
     assert world.api.batches[0].cancel_at is None
     left = sum(group.requests for batch in world.ledger.snapshot().batches for group in batch.groups)

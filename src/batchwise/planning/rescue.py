@@ -177,7 +177,7 @@ class Rescues:
     def cancel_at(self, group: Group) -> datetime | None:
         """When a batch with it has to be cancelled; None: never.
 
-        Hedged work by the moment of its decision at the latest, from which on waiting costs more than it may save.
+        Hedged work by the moment of its decision at the latest: the bet was priced by it.
         """
         key, terms = self._key(group), group.terms
         if key is None or key not in self._calm:

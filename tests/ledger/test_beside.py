@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures.thread
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from batchwise.errors import ForkedDispatcherError
+from batchwise.ledger import beside as module
 from batchwise.ledger.beside import Beside
 
 PATIENCE = 10.0
@@ -102,3 +106,50 @@ def test_without_a_thread_the_work_is_done_in_line_and_once(
     beside.close(wait=True)
     assert [name for name, _ in done] == ["first", "second"]
     assert done[0][1] == threading.get_ident()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("where", ["before start", "within start", "before end", "within end"])
+def test_a_child_neither_waits_for_the_thread_nor_starts_it(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(module, "_LOOK", 0.01)
+    disk, forked = threading.Event(), list[int]()
+
+    def work(waits: Callable[[], None]) -> None:
+        if where != "within start":
+            waits()
+        assert disk.wait(PATIENCE)
+
+    def fork() -> None:
+        forked.append(os.fork())
+        if not forked[0]:
+            signal.alarm(int(PATIENCE))  # one that hangs dies of it
+        disk.set()
+
+    def interrupted(*_: object) -> None:
+        fork()
+
+    code = 1
+    beside.start(lambda _: None)
+    handler = signal.signal(signal.SIGUSR1, interrupted)
+    try:
+        if where == "before start":
+            fork()
+        elif where == "within start":
+            threading.Timer(0.1, signal.raise_signal, [signal.SIGUSR1]).start()
+        beside.start(work)
+        if where == "before end":
+            fork()
+        elif where == "within end":
+            threading.Timer(0.1, signal.raise_signal, [signal.SIGUSR1]).start()
+        beside.end()
+    except ForkedDispatcherError:
+        code = 0
+    finally:
+        if forked == [0]:
+            beside.close(wait=True)
+            os._exit(code)
+        signal.signal(signal.SIGUSR1, handler)
+    assert os.waitstatus_to_exitcode(os.waitpid(forked[0], 0)[1]) == 0

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError
+from batchwise.errors import BatchwiseError, ForkedDispatcherError, KeyConflictError, LedgerError
 from batchwise.ledger import bulk, schema
 from batchwise.ledger.sqlite import SqliteLedger, open_ledger
 from batchwise.ledger.sqlite_database import SqliteDatabase
@@ -472,6 +472,26 @@ def test_a_forked_child_neither_uses_nor_keeps_the_parents_locks(tmp_path: Path)
     World(ledger).accept("b")
     parent.stdout.close()
     ledger.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_child_forked_within_a_transaction_does_not_commit_it(tmp_path: Path) -> None:
+    with closing(SqliteLedger(tmp_path / "ledger.db")) as ledger:
+        child, code = -1, 1
+        try:
+            with ledger.database.write("test") as db:
+                db.execute("CREATE TABLE mine (x)")
+                db.execute("INSERT INTO mine VALUES (1)")
+                child = os.fork()  # as the handler of a signal may
+        except ForkedDispatcherError:
+            code = 0
+        finally:
+            if not child:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with ledger.database.read() as db:
+            assert db.execute("SELECT count(*) FROM mine").fetchone() == (1,)
 
 
 def test_a_writer_that_hangs_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

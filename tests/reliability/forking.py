@@ -8,11 +8,14 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 
 import batchwise as bw
 from batchwise.errors import ForkedDispatcherError
@@ -123,6 +126,85 @@ def iterable(number: int) -> None:
         work(d, f"{number} parent after")
 
 
+def go_on(children: list[int], work: Callable[[], object], ends: type[BaseException] = ForkedDispatcherError) -> None:
+    """Does work in which a child is forked. The child goes on with it until this error comes out of it."""
+    code = 1
+    try:
+        work()
+    except BaseException as error:
+        if children != [0]:
+            raise
+        code = int(not isinstance(error, ends))
+        if code:
+            traceback.print_exc()
+    if children == [0]:
+        os._exit(code)
+    assert children, "it has not forked"
+    wait(children)
+
+
+def child() -> int:
+    """What a fork gives; a child that hangs ends."""
+    number = os.fork()
+    if not number:
+        hurry()
+    return number
+
+
+def going_on(number: int) -> None:
+    """A child that goes on with a bulk in whose iterable it was forked is refused; one that leaves it just leaves."""
+    keys = iter([f"{number} bulk {n}" for n in range(BULK)])
+    with bw.Dispatcher(ledger=LEDGER) as d:
+        # Before the first chunk, in a later one, in the only one; at the end of a whole chunk, and of less than one.
+        for size, place, leaves in (
+            (600, 0, False),
+            (550, 520, False),
+            (550, 520, True),
+            (200, 100, False),
+            (500, 500, False),
+            (100, 100, False),
+        ):
+            children: list[int] = []
+            mine = list(islice(keys, size))
+
+            def requests(
+                mine: list[str] = mine, children: list[int] = children, place: int = place, leaves: bool = leaves
+            ) -> Iterator[bw.Request]:
+                for key in (*mine[:place], None, *mine[place:]):
+                    if key is not None:
+                        yield bw.Request(params(key), key=key)
+                        continue
+                    children.append(child())
+                    if leaves and children == [0]:
+                        sys.exit()
+
+            ends = SystemExit if leaves else ForkedDispatcherError
+            go_on(children, partial(d.dispatch_all, requests(), latency=bw.Latency.FLEXIBLE), ends)
+            os.write(1, "".join(f"{key}\n" for key in mine).encode())
+
+
+def reading(number: int) -> None:
+    """A child that goes on reading results, or waiting for one, is refused."""
+    keys = [f"{number} read {n}" for n in range(3)]
+    with bw.Dispatcher(ledger=LEDGER) as d:
+        job = d.dispatch_all([bw.Request(params(key), key=key) for key in keys], latency=bw.Latency.BLOCKING)
+        for results in (job.results, d.results):
+            children: list[int] = []
+
+            def read(results: Callable[[], Iterator[bw.Result]] = results, children: list[int] = children) -> None:
+                for place, _ in enumerate(results()):
+                    if place == 0:
+                        children.append(child())
+
+            go_on(children, read)
+        children = []
+        later = d.dispatch(params(f"{number} later"), key=f"{number} later", latency=bw.Latency.FLEXIBLE)
+        os.write(1, "".join(f"{key}\n" for key in (*keys, later.key)).encode())
+        signal.signal(signal.SIGALRM, lambda *_: children.append(child()))
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        go_on(children, partial(later.result, PATIENCE))
+
+
 def memory(number: int) -> None:
     """A ledger in memory: the child has none of it, and may have one of its own."""
     with bw.Dispatcher(ledger=":memory:") as d:
@@ -155,6 +237,8 @@ if __name__ == "__main__":
             "busy": busy,
             "servers": servers,
             "iterable": iterable,
+            "going_on": going_on,
+            "reading": reading,
             "memory": memory,
             "daemon": daemon,
         }[sys.argv[1]](each)

@@ -21,7 +21,16 @@ _OFTEN = (timedelta(milliseconds=20), timedelta(milliseconds=200))
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
-KEYS = {"pool": 10, "busy": 42, "servers": 10, "iterable": 2_510, "memory": 8, "daemon": 3}
+KEYS = {
+    "pool": 10,
+    "busy": 42,
+    "servers": 10,
+    "iterable": 2_510,
+    "going_on": 2_500,
+    "reading": 4,
+    "memory": 8,
+    "daemon": 3,
+}
 """How many each round of a case accepts."""
 
 

@@ -41,7 +41,8 @@ from batchwise.engine.passes import (
 )
 from batchwise.engine.queue import Ticked
 from batchwise.engine.setbacks import lasting, passing
-from batchwise.errors import ClosedDispatcherError, ForkedDispatcherError, LedgerError
+from batchwise.errors import ClosedDispatcherError, LedgerError
+from batchwise.ledger.forks import check_own
 from batchwise.models import Lane
 from batchwise.planning import agenda
 
@@ -154,6 +155,7 @@ class Driver(ABC):
         self, check: Callable[[], T | None], timeout: float | None, request: int | None
     ) -> Procedure[T | None]:
         """The first value that `check` gives; None after `timeout` seconds. A busy ledger is asked again until then."""
+        self._check_own()  # a child may go on with an iteration over results
         end = None if timeout is None else monotonic() + timeout
         with self._listening(request) as bell, self._asking(bell):
             while True:
@@ -258,13 +260,12 @@ class Driver(ABC):
 
     def check(self) -> None:
         """Raise what a user of a dispatcher in the wrong state has to know."""
-        if self.forked:
-            raise ForkedDispatcherError(
-                f"this dispatcher was made in process {self._pid}, before a fork; make one in this process "
-                f"({os.getpid()})"
-            )
+        self._check_own()
         if self._closed:
             raise ClosedDispatcherError("this dispatcher is closed; open a new one: the ledger has all its work")
+
+    def _check_own(self) -> None:
+        check_own("this dispatcher was made", self._pid)
 
     # -- the pump ---------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -35,6 +36,8 @@ _NO_THREAD = (
 )
 _SPARE = 8
 """Workers at most that stand idle while calls wait for the pacing: each looks at the queue when it is told to."""
+_LOOK = 2.0
+"""Seconds after which who waits looks whether it is in a child."""
 
 
 class _Bell:
@@ -42,7 +45,7 @@ class _Bell:
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._rings = 0
+        self._rings, self._pid = 0, os.getpid()
 
     def ring(self) -> None:
         with self._condition:
@@ -56,8 +59,14 @@ class _Bell:
         return self._rings != heard
 
     def wait(self, heard: int, timeout: float | None) -> None:
+        end = None if timeout is None else monotonic() + timeout
         with self._condition:
-            self._condition.wait_for(lambda: self._rings != heard, timeout)
+            # Nobody rings in a child that the handler of a signal has forked from here.
+            while self._rings == heard and self._pid == os.getpid():
+                left = _LOOK if end is None else min(_LOOK, end - monotonic())
+                if left <= 0:
+                    return
+                self._condition.wait(left)
 
 
 class ThreadDriver(Driver):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from array import array
@@ -24,6 +25,7 @@ from batchwise.planning.state import Terms
 from .beside import Beside
 from .books import Books, Moves, Place, reserve
 from .database import Connection, Database
+from .forks import check_own
 from .jobs import add_job, job_of
 from .joining import Joining
 from .keys import Positions, StagedError, conflict, find
@@ -127,7 +129,7 @@ class Intake:
     """A bulk dispatch: staged in chunks, visible and durable as a whole by one `accept`, or not at all.
 
     As a context manager it aborts what was not accepted. Staged rows of a process that died are removed by
-    `Ledger.recover`.
+    `Ledger.recover`. It stays its process's own: a child that goes on with it is refused, and aborts nothing.
     """
 
     def __init__(self, intakes: Intakes, number: int, *, job: str | None, job_id: int, run: int) -> None:
@@ -145,7 +147,7 @@ class Intake:
         self._taken = 0
         """How many requests were taken in so far, staged or not yet."""
         self._collided = False
-        self._open = True
+        self._open, self._pid = True, os.getpid()
 
     def __enter__(self) -> Intake:  # noqa: PYI034 (typing.Self is younger than Python 3.10)
         return self
@@ -155,7 +157,8 @@ class Intake:
     ) -> None:
         if self._open:
             self._open = False
-            self._intakes.abort(self._id)
+            if self._pid == os.getpid():
+                self._intakes.abort(self._id)
 
     def stage(self, entries: Iterable[Entry]) -> int:
         """Stage some more, as many in each transaction as it should hold; returns how many.
@@ -165,6 +168,7 @@ class Intake:
 
         Raises:
             KeyConflictError: A key is taken by other content (in the ledger or earlier in this intake).
+            ForkedDispatcherError: This is a child of the process that began it.
         """
         self._check_open()
         source, before = iter(entries), len(self._sum.numbers)
@@ -226,6 +230,7 @@ class Intake:
         return [(self._terms[index], requests, size) for index, (requests, size) in self._sum.counts.items()]
 
     def _check_open(self) -> None:
+        check_own("this bulk dispatch was begun", self._pid)
         if not self._open:
             raise LedgerError("this bulk dispatch has ended; begin another")
 
@@ -247,6 +252,7 @@ class Intake:
             sizes.append(len(body))
             if len(whole) >= _BYTES:
                 break
+        self._check_open()  # the caller's iterable may have forked
         self._taken += len(keys)
         return _Chunk(keys, _Bodies(whole, sizes), changes)
 

@@ -26,7 +26,7 @@ from batchwise.planning.pricing import PriceBook
 
 from . import locks
 
-__all__ = ["forked", "opening"]
+__all__ = ["check_own", "opening"]
 
 _PATIENCE = 10.0
 """Seconds that a fork waits for transactions under way, all together."""
@@ -52,11 +52,21 @@ _refused: dict[str, int] = {}
 """In a child: files that it must not open, and the process that it inherited them from."""
 
 
-def forked(what: str, pid: int) -> ForkedDispatcherError:
-    """The error for what a child must not use."""
-    return ForkedDispatcherError(
-        f"{what} in process {pid}, before a fork; this is its child {os.getpid()}. Make a dispatcher in this process"
-    )
+def check_own(what: str, pid: int) -> None:
+    """Refuse what was done in a process before it forked.
+
+    Args:
+        what: What was done, as the beginning of a sentence: "the ledger was opened".
+        pid: The process.
+
+    Raises:
+        ForkedDispatcherError: This is a child of that process.
+    """
+    if pid != os.getpid():
+        raise ForkedDispatcherError(
+            f"{what} in process {pid}, before a fork; this is its child {os.getpid()}. "
+            "Make a dispatcher in this process"
+        )
 
 
 @cache
@@ -118,6 +128,8 @@ def _in_child() -> None:
         if ledger.name != ":memory:":
             _refused[ledger.name] = ledger.pid
         _leak(ledger.connection)
+    for ledger in _locked:
+        ledger.lock.release()  # for code that waited for it when a signal's handler forked, and now goes on
     for ledger in list(_opened):
         ledger.abandon()
     _opened.clear()

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from batchwise.errors import BatchwiseError, ClosedDispatcherError, LedgerError
+from batchwise.errors import ClosedDispatcherError, LedgerError
 
 from . import forks
 from .database import Column, Connection
@@ -83,6 +83,7 @@ class SqliteDatabase:
             before = self.connection.total_changes
             try:
                 yield self.connection
+                self._check_open()  # a child that a signal's handler forked in here commits nothing
                 if self.connection.total_changes == before:
                     self.connection.execute("ROLLBACK")
                 else:
@@ -91,7 +92,7 @@ class SqliteDatabase:
             except BaseException:
                 for forget in self.undone:
                     forget()
-                if self.connection.in_transaction:  # SQLite itself may have rolled it back (a full disk)
+                if self._open and self.connection.in_transaction:  # SQLite itself may have rolled it back (a full disk)
                     self.connection.execute("ROLLBACK")
                 raise
 
@@ -108,14 +109,13 @@ class SqliteDatabase:
             try:
                 yield self.connection
             finally:
-                if self.connection.in_transaction:
+                if self._open and self.connection.in_transaction:
                     self.connection.execute("ROLLBACK")
 
     @contextmanager
     def _using(self) -> Iterator[None]:
         with self.lock:
-            if not self._open:
-                raise self._ended()
+            self._check_open()
             if not self._connected:
                 self._connect_again()
             self._inside += 1
@@ -126,10 +126,10 @@ class SqliteDatabase:
             finally:
                 self._inside -= 1
 
-    def _ended(self) -> BatchwiseError:
-        if self.pid != os.getpid():
-            return forks.forked(f"the ledger {self.name} was opened", self.pid)
-        return ClosedDispatcherError(f"the ledger {self.name} is closed; open it again")
+    def _check_open(self) -> None:
+        if not self._open:
+            forks.check_own(f"the ledger {self.name} was opened", self.pid)
+            raise ClosedDispatcherError(f"the ledger {self.name} is closed; open it again")
 
     def _check_file(self) -> None:
         """Nothing goes on with a file that was deleted, moved or replaced: nobody would find what is written to it.

@@ -99,6 +99,7 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
 
     The answer is paid: whatever fails within batchwise here, it is not bought again.
     """
+    news = False
     try:
         line, message = received(custom_id(claim.key, UNSEALED, claim.id), reply.body)
         ruling = rule_answer(message, structured=claim.terms.structured)
@@ -107,6 +108,8 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         goes_on = None if body is None else claim._replace(body=body, turns=(*claim.turns, line))
         if goes_on is not None and ruling.verdict is Verdict.CONTINUE:
             return goes_on
+        # Before its request is settled: a planner that sees neither would send another row ahead.
+        news = engine.heard(answered=True)
         _note_pace(engine, ticked, reply, usage_of(message) if ruling.billed else {})
         if goes_on is not None:
             yield from _fall_back(engine, ticked, goes_on, line)
@@ -122,7 +125,7 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace), sure=True)
         engine.greeted = True
     engine.failures.pop(_refusals(claim), None)
-    if engine.heard(answered=True):
+    if engine.heard(answered=True) or news:
         yield from _tell(engine, answered=True)
     yield from _tell_pace(engine, claim)
     return None

@@ -14,8 +14,18 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from batchwise import AsyncDispatcher, ClosedDispatcherError, Latency, LedgerError, Request, Status, WrongLoopError
+from batchwise import (
+    AsyncDispatcher,
+    ClosedDispatcherError,
+    Dispatcher,
+    Latency,
+    LedgerError,
+    Request,
+    Status,
+    WrongLoopError,
+)
 from batchwise.engine.core import Engine
+from batchwise.sandbox import Sandbox
 from tests.strategies import params
 
 from .world import HOURS_30, PATIENCE, Async, World, listed, many
@@ -232,3 +242,18 @@ async def test_work_is_done_though_no_thread_can_be_started_for_the_ledger(
     assert (world.books.billed("sync"), world.creates) == (7, 2)
     assert isinstance(d._engine, Engine)
     assert d._engine.queue.busy == 0
+
+
+def test_one_that_is_made_and_closed_within_the_iterable_of_another_has_ended_when_close_returns(tmp_path):
+    with Sandbox() as sandbox, sandbox.client() as client, Dispatcher(client, ledger=tmp_path / "outer.db") as outer:
+
+        def requests():
+            for number in range(2):
+                with Dispatcher(client, ledger=tmp_path / f"inner-{number}.db") as inner:
+                    inner.dispatch(params(f"inner {number}"), latency=HOURS_30)
+                sent.append(len(sandbox.books.batches))
+                yield Request(params(f"outer {number}"))
+
+        sent: list[int] = []
+        outer.dispatch_all(requests(), latency=HOURS_30)
+        assert sent == [1, 2], "what was queued is sent before the end"

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-__all__ = ["in_background", "interrupting", "started"]
+__all__ = ["in_background", "interrupted", "started"]
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -26,19 +26,17 @@ def started(thread: threading.Thread) -> bool:
     return True
 
 
-def interrupting() -> bool:
-    """Whether whoever called batchwise was himself called from within batchwise, in the same thread.
+def interrupted() -> FrameType | None:
+    """Where batchwise was in this thread when it called other code, which has now called batchwise; None: nowhere.
 
-    That is the handler of a signal that came while batchwise worked, or an iterable that batchwise is reading.
+    That other code is the handler of a signal that came while batchwise worked, or an iterable that batchwise reads.
     """
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # it is documented, and takes no lock
     while frame is not None and _is_ours(frame):
         frame = frame.f_back
-    while frame is not None:
-        if _is_ours(frame):
-            return True
+    while frame is not None and not _is_ours(frame):
         frame = frame.f_back
-    return False
+    return frame
 
 
 def _is_ours(frame: FrameType) -> bool:

@@ -23,7 +23,7 @@ from batchwise.ledger.values import Claim
 from batchwise.planning.capacity import MOST_CALLS
 
 from .pump import Driver
-from .reentry import in_background, interrupting, started
+from .reentry import in_background, interrupted, started
 
 __all__ = ["ThreadDriver"]
 
@@ -96,6 +96,8 @@ class ThreadDriver(Driver):
         self._idle = 0
         self.unserved = False
         """Whether nobody could be found for the claim that was begun last: the pump has to be woken for it."""
+        self._made_within = interrupted()
+        """The work of another dispatcher within which this one was made: not its own, so it can end there."""
         self._first, self._ended = threading.Lock(), threading.Event()
         """Taken for good by the one who ends it; set when it has ended."""
 
@@ -231,7 +233,8 @@ class ThreadDriver(Driver):
         first = self._first.acquire(blocking=False)
         if first:
             self._begin_end()
-        if not interrupting():
+        within = interrupted()
+        if within is None or within is self._made_within:
             if first:
                 self._end(finish=finish, spare_calls=spare_calls)
             else:
@@ -272,6 +275,7 @@ class ThreadDriver(Driver):
             try:
                 self._stop(wait=wait)
             finally:
+                self._made_within = None  # a frame holds all that its function knows
                 self._ended.set()
 
     def _stop(self, *, wait: bool) -> None:

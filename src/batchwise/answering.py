@@ -48,6 +48,7 @@ _STATUS: Mapping[str, int] = {
     "late": 504,
     "canceled": 409,
     "abandoned": 409,
+    "spend_limit": 402,
 }
 """The status that the API answers each type of error with (API documentation), and what comes nearest to ours."""
 _REFUSALS: tuple[tuple[type[BatchwiseError], int, str], ...] = (

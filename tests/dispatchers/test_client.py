@@ -10,13 +10,15 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 
 import anthropic
+import attrs
 import httpx2
 import pytest
 
 import batchwise as bw
-from batchwise import AsyncDispatcher, Dispatcher, Lane, Policy, ToolUse
+from batchwise import AsyncDispatcher, Dispatcher, Lane, Policy, Request, ToolUse
 from batchwise.sandbox import Sandbox
 from tests.strategies import params
 
@@ -201,6 +203,19 @@ def test_a_stored_failure_is_the_same_error_after_a_restart(sandbox, tmp_path, l
     assert raised[0].request_id != raised[2].request_id
 
 
+def test_what_a_spend_limit_ends_is_a_402_as_what_it_refuses_is(sandbox, tmp_path):
+    request = Request(asked("x"))
+    once = Decimal(request.max_tokens * 5 + len(request.body) * 2) * Decimal("1.1") / 10**6  # as it is reserved
+    sandbox.fault("messages.drop_after_billing")
+    policy = attrs.evolve(POLICY, max_spend=once * Decimal("1.5"))
+    with sandbox.client() as inner, Dispatcher(inner, ledger=tmp_path / "l.db", policy=policy) as d:
+        for kind in ("spend_limit", "billing_error"):  # once what was begun has ended, and once before anything begins
+            with pytest.raises(anthropic.APIStatusError) as caught:
+                d.client().messages.create(**asked("x"))
+            assert (caught.value.status_code, caught.value.type) == (402, kind)
+        assert calls(sandbox) == 1
+
+
 def test_a_status_that_no_type_tells_is_kept(tmp_path):
     def answered(request):
         if request.method == "GET":
@@ -228,6 +243,7 @@ def test_calls_that_wait_together_cost_no_thread_each_and_share_their_terms(sand
             while not all(call.done() for call in calls):
                 await asyncio.sleep(0.02)
                 most = max(most, threading.active_count())
+            assert all(call.result().content for call in calls)
             return most
 
     began = time.monotonic()
@@ -235,4 +251,4 @@ def test_calls_that_wait_together_cost_no_thread_each_and_share_their_terms(sand
     seconds = time.monotonic() - began
     with contextlib.closing(sqlite3.connect(tmp_path / "l.db")) as database:
         (terms,) = database.execute("SELECT count(*) FROM terms").fetchone()
-    assert terms <= seconds + 2
+    assert 1 <= terms <= seconds + 2

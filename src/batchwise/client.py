@@ -70,7 +70,7 @@ class Shared:
 
 
 class _Begun(NamedTuple):
-    """A call with the name that its job knows it by."""
+    """A call's request, under the key that its job knows it by, and which of the repeats it took."""
 
     request: Request
     taken: tuple[str, bytes, int] | None

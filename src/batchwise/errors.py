@@ -164,7 +164,7 @@ class ForkedDispatcherError(BatchwiseError):
 
 
 class WrongLoopError(BatchwiseError):
-    """An AsyncDispatcher belongs to the event loop that entered it, and on trio to the task that did."""
+    """An AsyncDispatcher belongs to the event loop that opened it, and on trio to the task that did."""
 
 
 class WrongClientError(BatchwiseError, TypeError):

@@ -122,7 +122,7 @@ class Driver(ABC):
 
     @abstractmethod
     def _abandon(self) -> None:
-        """Have it end, calls that run first. Takes no lock: the collector of garbage may be what calls it."""
+        """Let calls that run end, then end it. Takes no lock: the collector of garbage may be what calls it."""
 
     # -- for whom ---------------------------------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ class Driver(ABC):
 
     @property
     def owner(self) -> object:
-        """Whom it works for: hold him, and it goes on."""
+        """The dispatcher that it works for: while somebody holds that, it goes on."""
         return None if self._owner is None else self._owner()
 
     def _forsaken(self, name: str) -> None:
@@ -546,7 +546,7 @@ class Driver(ABC):
             yield from store(self.engine.put_back)
 
     def _begin_end(self) -> None:
-        """Nothing more is taken, and nobody need be told that it was never closed."""
+        """Nothing more is taken, and no ResourceWarning is due any more."""
         self._closing = True
         if self._dropped is not None:
             self._dropped.detach()

@@ -1,6 +1,6 @@
 """The driver of tasks: one for the pump, one for each batch action and each call.
 
-They live in one task group, on the event loop that entered it; the ledger is reached through threads. The task that
+They live in one task group, on the event loop that opened it; the ledger is reached through threads. The task that
 holds the group is the driver's own, so that an error of its caller's cancels nothing of it, and nothing that happens in
 it cancels its caller. On asyncio that task belongs to no other, so whichever task of the loop likes may close it. On
 trio every task has a parent: there it belongs to the task that entered it.
@@ -190,7 +190,7 @@ class TaskDriver(Driver):
 
     def _check_loop(self) -> None:
         if _loop() is not self._loop:
-            raise WrongLoopError("this dispatcher belongs to the event loop that entered it; make one for this loop")
+            raise WrongLoopError("this dispatcher belongs to the event loop that opened it; make one for this loop")
 
     def call(self) -> bool:
         """Take up what the call queue holds."""

@@ -128,7 +128,6 @@ class ThreadDriver(Driver):
 
         Where it cannot be started, what is due now is done here; the log and `Progress.last_error` tell of it.
         """
-        self._start()
         super().wake(due)
         if self._alone():
             self.engine.setbacks.failed(_STARTING, _STARTING, BatchwiseError(_NO_THREAD))

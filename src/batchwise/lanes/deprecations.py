@@ -32,7 +32,7 @@ class Deprecations:
         Python shows a `DeprecationWarning` only where the program itself is to blame.
         """
         frame = sys._getframe(1)  # noqa: SLF001  # what `warnings.warn` itself does for a stacklevel
-        while frame.f_globals.get("__name__", "").partition(".")[0] == _OURS and frame.f_back is not None:
+        while str(frame.f_globals.get("__name__")).partition(".")[0] == _OURS and frame.f_back is not None:
             frame = frame.f_back
         file, line, names = frame.f_code.co_filename, frame.f_lineno, frame.f_globals
 

@@ -70,7 +70,6 @@ class Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._closing = False
-        self._through = False  # a refused body has come to its end
         self._answered = False  # a refused body has been answered
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -152,8 +151,7 @@ class Connection(asyncio.Protocol):
             if self._request is not None:
                 self._start(self._request)
             return
-        self._through = True  # the rest of a body that was too large
-        if self._answered:
+        if self._answered:  # the rest of a body that was too large has come
             self.transport.close()
 
     # answering
@@ -182,7 +180,7 @@ class Connection(asyncio.Protocol):
             return
         if request.too_large:
             self._answered = True
-            if self._through:
+            if self._reader.their_state is not h11.SEND_BODY:  # all of its body has come
                 self.transport.close()
             return
         self._next()

@@ -22,24 +22,9 @@ LONG_OUTPUT = 300_000
 _ROLES = frozenset(("user", "assistant", "system"))
 _custom_id = re.compile(r"[a-zA-Z0-9_-]{1,64}").fullmatch
 
-REFUSED_IN_BATCH = frozenset(
-    (
-        "speed",
-        "store",
-        "previous_thread_event_id",
-        "cache_hint",
-        "context_hint",
-        "research_preview_2026_02",
-        "thread",
-        "fallbacks",
-    )
-)
-_UNTYPED = frozenset(
-    (
-        *("stream", "temperature", "top_p", "top_k"),
-        *("speed", "store", "previous_thread_event_id", "cache_hint", "context_hint", "research_preview_2026_02"),
-    )
-)
+_BETA = {"speed", "store", "previous_thread_event_id", "cache_hint", "context_hint", "research_preview_2026_02"}
+REFUSED_IN_BATCH = frozenset(_BETA | {"thread", "fallbacks"})
+_UNTYPED = frozenset(_BETA | {"stream", "temperature", "top_p", "top_k"})
 """Parameters that the API takes and the SDK's types do not name, or not in every version."""
 _MOST = {"temperature": 1, "top_p": 1, "top_k": 500}
 _PLAIN = frozenset(("model", "max_tokens", "messages", "stream"))

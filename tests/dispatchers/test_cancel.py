@@ -240,7 +240,7 @@ async def test_what_is_left_of_a_job_that_was_purged_in_part_still_comes(world: 
     async with world.open() as d:
         await (await d.dispatch_all(many(3), job=name, latency=FLEXIBLE)).wait()
         gone = [await d.ticket(f"r-{n}", job=name) for n in range(3)]
-        world.sandbox.batch_latency = 0.3
+        world.sandbox.batch_latency = 1.0
         job = await d.dispatch_all(many(5), job=name, latency=FLEXIBLE)
         assert await d.purge(before=datetime.now(timezone.utc)) == 3
         for ticket in gone:
@@ -259,7 +259,7 @@ async def test_what_is_left_of_a_job_that_was_purged_in_part_still_comes(world: 
 async def test_a_job_that_is_purged_while_somebody_reads_it_goes_on(world: World, name: str | None):
     async with world.open() as d:
         await (await d.dispatch_all(many(3), job=name, latency=FLEXIBLE)).wait()
-        world.sandbox.batch_latency = 0.3
+        world.sandbox.batch_latency = 1.0
         job = await d.dispatch_all(many(6), job=name, latency=FLEXIBLE)
         seen = []
         async for result in job.results(timeout=30):

@@ -68,4 +68,5 @@ def test_calls_through_the_client_are_warned_of_by_the_sdk_alone() -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             d.client().messages.create(**params("x", model=OLD))
-        assert [str(one.message)[:29] for one in caught] == [f"The model '{OLD}' is depre"[:29]]
+        (one,) = caught
+        assert str(one.message).startswith(f"The model '{OLD}' is ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from batchwise import Dispatcher, InvalidValueError, Lane, Outcome, Policy, Unkn
 from batchwise.sandbox import Reply, Sandbox
 from tests.strategies import params
 
-from .world import FAST, HOURS_30, World, listed
+from .world import FAST, HOURS_30, LATENCIES, LINGER, World, listed
 
 FIRST, SECOND, THIRD = "claude-opus-5-5", "claude-sonnet-5", "claude-haiku-4-5"
 DATED = "claude-haiku-4-5-20251001"
 """The name that the third one's answers carry."""
-LATENCIES = {Lane.SYNC: timedelta(hours=1), Lane.BATCH: HOURS_30}
 PRICES = {FIRST: Decimal(4), SECOND: Decimal(2), THIRD: Decimal(1)}
 """USD a million input tokens; five times as much for output."""
 
@@ -151,7 +149,7 @@ def test_a_spend_limit_keeps_what_all_models_may_cost(tmp_path: Path):
 
 
 def test_the_sdk_gets_the_message_of_the_model_that_answered(tmp_path: Path):
-    policy = Policy(poll_every=FAST, linger=timedelta(milliseconds=20), fallback_models=[SECOND])
+    policy = Policy(poll_every=FAST, linger=LINGER, fallback_models=[SECOND])
     with (
         Sandbox(batch_latency=0.01, reply=Model(SECOND)) as sandbox,
         sandbox.client() as inner,

@@ -40,7 +40,7 @@ async def test_what_no_lane_can_carry_is_refused_whole_and_by_name(world: World,
 
 
 @pytest.mark.parametrize("money", ["inf", "-inf", "nan", "snan", "-1", -0.01, "1e13", "much", None, True, float("nan")])
-def test_no_amount_of_money_is_refused_when_the_policy_is_made(money: object) -> None:
+def test_what_is_no_amount_of_money_is_refused_when_the_policy_is_made(money: object) -> None:
     with pytest.raises(InvalidValueError, match="US dollars"):
         Policy(delay_cost_per_hour=money)  # type: ignore[arg-type]
     if money is not None:
@@ -62,7 +62,7 @@ async def test_amounts_of_any_size_give_an_answer_or_our_error(world: World):
             await d.dispatch_all([Request(largest, key=f"z{n}") for n in range(300)], latency=Latency.FLEXIBLE)
 
 
-async def test_a_bulk_is_kept_for_by_the_tiers_of_all_models_that_it_may_reach(world: World):
+async def test_the_reserve_of_a_bulk_counts_the_price_tiers_of_all_models_that_it_may_reach(world: World):
     """A longer request of one bulk costs more by the fallback model's tiers, though not by its own model's."""
     requests = [Request(params("x" * size, model="claude-sonnet-5"), key=str(size)) for size in (90_000, 120_000)]
     async with world.open(max_spend="100", fallback_models=("claude-haiku-5-5",)) as d:
@@ -90,7 +90,7 @@ async def test_a_retry_is_kept_under_the_cap(world: World):
         await found.wait()
 
 
-@pytest.mark.timeout(180)  # processes that start on a busy machine
+@pytest.mark.timeout(180)  # five processes start; on a busy machine each takes up to 15 s
 def test_calls_of_processes_that_died_are_counted_and_stopped_by_the_cap(tmp_path: Path) -> None:
     world = World(Sync(), tmp_path)
     world.sandbox.sync_latency = 30

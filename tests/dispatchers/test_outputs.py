@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
@@ -24,9 +24,7 @@ from batchwise.jsontext import decode
 from batchwise.sandbox import Reply, Sandbox, turns
 from tests.strategies import params
 
-from .world import FAST, HOURS_30, World, listed
-
-LATENCIES = {Lane.SYNC: timedelta(hours=1), Lane.BATCH: HOURS_30}
+from .world import FAST, HOURS_30, LATENCIES, World, listed
 
 
 class Colour(enum.Enum):

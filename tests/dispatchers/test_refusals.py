@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import anthropic
@@ -13,10 +12,9 @@ from batchwise import Lane, Outcome, RequestFailedError
 from batchwise.sandbox import Reply, Sandbox
 from tests.strategies import params
 
-from .world import FAST, HOURS_30, World, listed
+from .world import FAST, HOURS_30, LATENCIES, LINGER, World, listed
 
-POLICY = bw.Policy(poll_every=FAST, linger=timedelta(milliseconds=20))
-LATENCIES = {Lane.SYNC: timedelta(hours=1), Lane.BATCH: HOURS_30}
+POLICY = bw.Policy(poll_every=FAST, linger=LINGER)
 WHY = "It asks for malware."
 
 
@@ -27,12 +25,17 @@ def declining(params: dict[str, Any]) -> Any:
     return "fine"
 
 
+async def dispatched(d: Any, lane: Lane) -> Any:
+    """A job of two requests, one of which is declined."""
+    requests = [bw.Request(params(text), key=text) for text in ("virus", "poem")]
+    return await d.dispatch_all(requests, job="j", latency=LATENCIES[lane])
+
+
 @pytest.mark.parametrize("lane", Lane)
 async def test_a_refusal_is_no_answer_and_is_billed(world: World, lane: Lane):
     world.sandbox.reply = declining
     async with world.open() as d:
-        requests = [bw.Request(params(text), key=text) for text in ("virus", "poem")]
-        job = await d.dispatch_all(requests, job="j", latency=LATENCIES[lane])
+        job = await dispatched(d, lane)
         found = {result.key: result for result in await listed(job.results())}
         refused, answered = found["virus"], found["poem"]
         assert (refused.outcome, refused.ok, refused.lane) == (Outcome.REFUSED, False, lane)
@@ -60,8 +63,7 @@ async def test_a_refusal_is_no_answer_and_is_billed(world: World, lane: Lane):
 async def test_refusals_are_tried_again_when_asked_for(world: World, lane: Lane):
     world.sandbox.reply = declining
     async with world.open() as d:
-        requests = [bw.Request(params(text), key=text) for text in ("virus", "poem")]
-        job = await d.dispatch_all(requests, job="j", latency=LATENCIES[lane])
+        job = await dispatched(d, lane)
         await job.wait()
         world.sandbox.reply = lambda _params: "now fine"
         assert await job.retry() == 0

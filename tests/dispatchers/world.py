@@ -23,12 +23,14 @@ from typing import Any
 import anyio
 from typing_extensions import Self
 
-from batchwise import AsyncDispatcher, Dispatcher, Job, Policy, Request, Ticket
+from batchwise import AsyncDispatcher, Dispatcher, Job, Lane, Policy, Request, Ticket
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.sandbox import Sandbox
 from tests.strategies import params
 
 HOURS_30 = timedelta(hours=30)
+LATENCIES = {Lane.SYNC: timedelta(hours=1), Lane.BATCH: HOURS_30}
+"""What sends a request to each lane, where nobody waits."""
 FAST = (timedelta(milliseconds=10), timedelta(milliseconds=200))
 LINGER = timedelta(milliseconds=20)
 PRELUDE = """

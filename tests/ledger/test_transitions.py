@@ -37,6 +37,10 @@ def test_every_state_is_reached_and_has_an_end() -> None:
     for _ in BatchState:
         reached |= {to for was in reached for to in transitions.MOVES[was]}
     assert reached == set(BatchState)
+    ending = set(transitions.OVER)
+    for _ in BatchState:
+        ending |= {was for was, following in transitions.MOVES.items() if ending & set(following)}
+    assert ending == set(BatchState)
 
 
 def test_a_create_that_is_answered_late_is_not_lost(world: World) -> None:

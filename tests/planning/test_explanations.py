@@ -1,4 +1,4 @@
-"""Every rule's sentence is one that this page knows, and its figures are those of the decision."""
+"""Every rule's sentence is one that this module lists, and its figures are those of the decision."""
 
 from __future__ import annotations
 
@@ -305,22 +305,22 @@ def test_durations_are_rounded_to_the_nearest(duration: timedelta, words: str) -
     assert human(duration) == words
 
 
+def _reads_back(one: Any, other: Any, word: Any, apart: Any, back: Any) -> None:
+    assert agrees(word(one), one)
+    assert word(-one) == (f"-{word(one)}" if one else word(one))
+    words = apart(one, other)
+    assert (words[0] == words[1]) == (one == other)
+    assert (back(words[0]) < back(words[1])) == (one < other)
+
+
 @given(st.timedeltas(ZERO, timedelta(days=400)), st.timedeltas(ZERO, timedelta(days=400)))
 def test_durations_read_back(one: timedelta, other: timedelta) -> None:
-    assert agrees(human(one), one)
-    assert human(-one) == (f"-{human(one)}" if one else human(one))
-    words = human_apart(one, other)
-    assert (words[0] == words[1]) == (one == other)
-    assert (to_timedelta(words[0]) < to_timedelta(words[1])) == (one < other)
+    _reads_back(one, other, human, human_apart, to_timedelta)
 
 
 @given(st.decimals(0, 10**6, places=9), st.decimals(0, 10**6, places=9))
 def test_amounts_read_back(one: Decimal, other: Decimal) -> None:
-    assert agrees(dollars(one), one)
-    assert dollars(-one) == (f"-{dollars(one)}" if one else dollars(one))
-    words = dollars_apart(one, other)
-    assert (words[0] == words[1]) == (one == other)
-    assert (to_usd(words[0]) < to_usd(words[1])) == (one < other)
+    _reads_back(one, other, dollars, dollars_apart, to_usd)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ def test_kinds_without_a_listed_price_cost_the_documented_multiple() -> None:
     ("name", "like"),
     [
         ("claude-haiku-4-5-20251001", "claude-haiku-4-5"),
+        ("claude-sonnet-4-5-20250929", "claude-sonnet-4-5"),
         ("claude-opus-4-5-20251101", "claude-opus-4-5"),
         ("claude-opus-4-1-20250805", "claude-opus-4-1"),
         ("claude-opus-4-20250514", "claude-opus-4-0"),

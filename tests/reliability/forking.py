@@ -24,6 +24,7 @@ from tests.strategies import params
 warnings.simplefilter("ignore", DeprecationWarning)
 LEDGER, ROUNDS = sys.argv[2], int(sys.argv[3])
 PATIENCE = 90
+"""Seconds after which a process is taken to hang: on a busy machine its start alone may take 15."""
 BULK = 2_500
 """Requests of a bulk dispatch: some chunks."""
 

@@ -119,13 +119,14 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         if lasting(error) or passing(error):
             raise
         _log.error("batchwise: an answer could not be taken in; its request fails", exc_info=error)
+        news = engine.heard(answered=True) or news
         yield from _settle(engine, ticked, _failed_within(engine, claim, error)._replace(cost=None, saved=None))
     if not engine.greeted and reply.workspace is not None:
         workspace = reply.workspace
         yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace), sure=True)
         engine.greeted = True
     engine.failures.pop(_refusals(claim), None)
-    if engine.heard(answered=True) or news:
+    if news:
         yield from _tell(engine, answered=True)
     yield from _tell_pace(engine, claim)
     return None

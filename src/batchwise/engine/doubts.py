@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from batchwise.errors import SpendLimitError
 from batchwise.models import Lane, Outcome
 from batchwise.planning.outcomes import UNAFFORDABLE
+from batchwise.planning.state import BatchView
 
 from .core import Engine
 
@@ -16,7 +17,9 @@ _SOME = 2_000
 """Rows that one transaction queues."""
 
 
-def buy_again(engine: Engine, batch: int, requests: Sequence[int], *, lane: Lane, costs_attempt: bool) -> list[int]:
+def buy_again(
+    engine: Engine, batch: BatchView, requests: Sequence[int], *, lane: Lane, costs_attempt: bool
+) -> list[int]:
     """Queue rows of a batch anew that may have been billed; returns those that ended instead.
 
     What the cap has no room for in another batch goes to the sync lane, whose call is kept for from the beginning. What
@@ -31,7 +34,7 @@ def buy_again(engine: Engine, batch: int, requests: Sequence[int], *, lane: Lane
             costs_attempt=costs_attempt,
             now=engine.now(),
             doubtful=True,
-            batch=batch,
+            batch=batch.id,
             cap=engine.cap(),
         )
 
@@ -40,16 +43,15 @@ def buy_again(engine: Engine, batch: int, requests: Sequence[int], *, lane: Lane
         try:
             queue(part, lane)
         except SpendLimitError:
-            members, view = ledger.members(batch, part), ledger.batch(batch)
+            members = ledger.members(batch.id, part)
             alone = [number for number, member in members.items() if member.terms.batch_only]
-            nonce = None if view is None else view.nonce
-            queue([number for number in members if number not in set(alone)], Lane.SYNC)
+            queue([number for number, member in members.items() if not member.terms.batch_only], Lane.SYNC)
             ends = [
                 engine.failure(
-                    number, members[number].key, Outcome.FAILED, UNAFFORDABLE, lane=Lane.BATCH, nonce=nonce
+                    number, members[number].key, Outcome.FAILED, UNAFFORDABLE, lane=Lane.BATCH, nonce=batch.nonce
                 )._replace(doubtful=True)
                 for number in alone
             ]
-            ledger.settle(ends, now=engine.now(), batch=batch)
+            ledger.settle(ends, now=engine.now(), batch=batch.id)
             ended += alone
     return ended

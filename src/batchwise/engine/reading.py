@@ -120,7 +120,7 @@ class Sorter:
         return next_attempt(member.terms, member.attempts, engine.now(), engine.policy, costs=costs, sync_works=works)
 
     def write(self) -> list[int]:
-        """Settle and queue again, in two or three transactions; returns the requests that this was about."""
+        """Settle and queue again, a transaction for each kind of end; returns the requests that this was about."""
         ledger, now, batch = self.engine.ledger, self.engine.now(), self.batch.id
         gone: list[int] = []
         models = self.engine.policy.fallback_models
@@ -141,7 +141,7 @@ class Sorter:
             self.ended += settled
         for (lane, costs, doubtful), numbers in self.again.items():
             if doubtful:
-                self.ended += buy_again(self.engine, batch, numbers, lane=lane, costs_attempt=costs)
+                self.ended += buy_again(self.engine, self.batch, numbers, lane=lane, costs_attempt=costs)
             else:
                 ledger.requeue(numbers, lane=lane, costs_attempt=costs, now=now, batch=batch)
             gone += numbers

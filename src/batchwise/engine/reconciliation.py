@@ -173,7 +173,7 @@ def give_up(engine: Engine, batch: BatchView) -> Procedure[None]:
             engine.ledger.unseal(batch.id, now=engine.now(), keep=True, doubtful=True, cap=engine.cap())
         except SpendLimitError:  # not for all of them
             numbers = engine.ledger.missing(batch.id)
-            ended = buy_again(engine, batch.id, numbers, lane=Lane.BATCH, costs_attempt=False)
+            ended = buy_again(engine, batch, numbers, lane=Lane.BATCH, costs_attempt=False)
         engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED, failures=0), was=batch)
         return ended
 

@@ -268,16 +268,20 @@ class Batches:
                 if not values or ("state" in values and state != was.state.value):
                     return not values
             to = BatchState(values.pop("state", state))
-            left = db.execute("SELECT coalesce(sum(requests), 0) FROM cohort WHERE batch = ?", (view.id,)).fetchone()[0]
-            if to in transitions.OVER and left:
-                raise LedgerError(
-                    f"batch {view.id} ({printable(view.remote_id or '')}) still has {left} unsettled requests; "
-                    "settle or requeue them before it is closed"
-                )
+            if to in transitions.OVER:
+                self._check_empty(db, view)
             self.move(db, view.id, to, **values)
             if to in transitions.OVER and view.adopted:
                 db.execute("DELETE FROM adopted WHERE batch = ?", (view.id,))
             return True
+
+    def _check_empty(self, db: Connection, view: BatchView) -> None:
+        (left,) = db.execute("SELECT coalesce(sum(requests), 0) FROM cohort WHERE batch = ?", (view.id,)).fetchone()
+        if left:
+            raise LedgerError(
+                f"batch {view.id} ({printable(view.remote_id or '')}) still has {left} unsettled requests; "
+                "settle or requeue them before it is closed"
+            )
 
     def known_remotes(self, remote_ids: Sequence[str]) -> frozenset[str]:
         """Which of these the ledger knows as batches of its own."""
@@ -336,7 +340,7 @@ class Batches:
         }
 
     def has_turn(self, request: int, line: bytes) -> bool:
-        """Whether this is one of the request's paused turns."""
+        """Whether this is one of the messages after which the request went on."""
         with self._database.read() as db:
             found = db.execute("SELECT EXISTS (SELECT 1 FROM turn WHERE request = ? AND line = ?)", (request, line))
             return bool(found.fetchone()[0])

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from batchwise.errors import SpendLimitError
+from batchwise.planning.pricing import PICO
 from batchwise.planning.state import Group, Terms
 
 from . import meta
@@ -19,7 +20,6 @@ from .values import Cap
 
 __all__ = ["Books", "Moves", "Place", "most_again", "most_of", "place_of", "reserve"]
 
-_PICO = 10**12
 _MINUTE = timedelta(minutes=1) // timedelta(microseconds=1)
 
 
@@ -160,8 +160,8 @@ class Books:
         spent, reserved = self.spent(db, cap.since), self.reserved(db)
         if spent + reserved + more > cap.limit:
             raise SpendLimitError(
-                f"accepting this could cost {more / _PICO:.6f} USD beside {spent / _PICO:.6f} spent and "
-                f"{reserved / _PICO:.6f} reserved for unsettled work, over max_spend={cap.limit / _PICO:.6f}; "
+                f"accepting this could cost {more / PICO:.6f} USD beside {spent / PICO:.6f} spent and "
+                f"{reserved / PICO:.6f} reserved for unsettled work, over max_spend={cap.limit / PICO:.6f}; "
                 "raise the limit, or wait until reserved work has settled. Nothing was stored or sent"
             )
 

@@ -1,7 +1,6 @@
 """A bulk dispatch: staged in chunks, accepted whole or not at all."""
 
-# An intake is a part of its ledger; statements are made of constants and question marks.
-# ruff: noqa: S608
+# ruff: noqa: S608 (statements are made of constants and question marks)
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ class Requeuing:
         cap: Cap | None = None,
         reserved: Callable[[Terms], Terms] | None = None,
     ) -> int:
-        """Queue a job's settled requests of these outcomes anew, attempts and paused turns forgotten.
+        """Queue a job's settled requests of these outcomes anew; attempts, paused turns and refusals are forgotten.
 
         With `requests`, only those of them. A deadline that has passed is dropped. What they cost stays in the books.
         Under a cap it is one transaction, else one for some at a time.
@@ -283,7 +283,7 @@ class Requeuing:
         db.execute("DELETE FROM result WHERE seq = ?", (row.result,))
 
     def _forget_turns(self, db: Connection, row: Row) -> int:
-        """Paused turns go, and the body is the first one again; returns its size."""
+        """Paused turns and refusals go, and the body is the first one again; returns its size."""
         first = db.execute(
             "SELECT body FROM turn WHERE request = ? AND body IS NOT NULL ORDER BY n LIMIT 1", (row.id,)
         ).fetchone()

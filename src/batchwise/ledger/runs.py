@@ -1,4 +1,4 @@
-"""Runs: the dispatchers that use the ledger, and what is cleared up after those that died."""
+"""Runs: the dispatchers that use the ledger, and whether their processes live."""
 
 from __future__ import annotations
 

@@ -145,7 +145,8 @@ class Settlements:
         if self._database.insert_rows(db, _RESULT, columns) != count:
             return False
         job, terms, outcome, lane, attempts = kind
-        met, lateness = met_deadline(OUTCOMES[outcome], self._records.terms(db, terms).deadline, now)
+        about = self._records.terms(db, terms)
+        met, lateness = met_deadline(OUTCOMES[outcome], about.deadline, now)
         last = first + count - 1
         db.execute(_INSERT_SETTLING, (last, first, job, terms, outcome, lane, batch, attempts, micros(now), met))
         paid = sum(filter(None, costs))
@@ -163,9 +164,10 @@ class Settlements:
         )
         db.execute(_TALLY, (job, lane, outcome, *tally))
         self._books.spend(db, paid, now)
-        if unpriced := [number for number, cost in zip(numbers, costs, strict=True) if cost is None]:
+        kept_for = about.reserve_each or about.reserve_per_byte  # nothing is, without a spend limit
+        if kept_for and (unpriced := [number for number, cost in zip(numbers, costs, strict=True) if cost is None]):
             size = sum(row.size for row in self._records.rows(db, unpriced).values())
-            self._books.unseen(db, self._records.terms(db, terms), len(unpriced), size, now, lane=lane)
+            self._books.unseen(db, about, len(unpriced), size, now, lane=lane)
         return True
 
     def settle_in(

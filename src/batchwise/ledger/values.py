@@ -74,7 +74,7 @@ class Claim(NamedTuple):
     body: bytes
     attempts: int
     turns: tuple[bytes, ...]
-    """Result lines of the paused turns before this attempt, first first."""
+    """Result lines of the messages after which the request went on, first first: paused turns and refusals."""
     accepting: Callable[[], bool] | None = None
     """Waits for the end of its acceptance and tells whether the request is durable; None: it is.
 
@@ -94,7 +94,7 @@ class Member(NamedTuple):
     terms: Terms
     attempts: int
     turns: tuple[bytes, ...]
-    """Result lines of the paused turns before this attempt, first first."""
+    """Result lines of the messages after which the request went on, first first: paused turns and refusals."""
 
 
 class Settlement(NamedTuple):

@@ -60,7 +60,7 @@ class Latency(str, Enum):
 LatencyTag = Union[Latency, timedelta, datetime]
 """`Latency`, a `timedelta` counted from the dispatch, or an aware `datetime` to be done by.
 
-Of a single dispatch, an hour or more is counted from the full second before it.
+For a request that is dispatched by itself, an hour or more counts from the last full second.
 """
 
 LatencyLike = Union[LatencyTag, Literal["blocking", "flexible"]]
@@ -305,8 +305,8 @@ class Policy:
             cost it is never longer than the mean wait is worth.
         flexible_interval: The same for `Latency.FLEXIBLE` requests.
         hedge: Send to a batch although less than the window is left, with a rescue planned before the deadline.
-            With a delay cost, only what would go to a batch with more time, too; and it is broken off when a longer
-            wait would cost more than it may save.
+            With a delay cost, only requests are hedged that would go to a batch with more time, too. Their batch is
+            broken off when a longer wait would cost more than it may save.
         delay_cost_per_hour: What an hour of waiting costs, in USD a request. A request goes to a batch if that is
             cheaper when it is sent at once; then it waits for others no longer than it pays.
         zero_data_retention: The organisation has zero data retention, which batches are not covered by.
@@ -330,7 +330,8 @@ class Policy:
             submitted; five times as long at most, and never past the moment by which its batch has to be sent.
         fallback_models: On a refusal a request is sent again, to the next of these models, on the cheapest lane that
             keeps its deadline. What the refusing model thought is left out. Each try counts among the attempts, also
-            where `max_attempts` are used up, and all are billed; what refused last of all ends REFUSED.
+            where `max_attempts` are used up, and all are billed. A request that the last model refuses too ends
+            REFUSED.
     """
 
     window: timedelta = attrs.field(default=WINDOW, validator=_positive)

@@ -257,8 +257,7 @@ class Result:
     def parse(self, type_: type[T]) -> T:
         """The answer as a value of a type: what a request with `output_format=` asks for.
 
-        Read is the text that follows the last block of another kind: with server tools, the model may speak before it
-        answers.
+        It reads the last text of the answer: with server tools, the model may speak before it answers.
 
         Args:
             type_: A pydantic model, or any type that pydantic's `TypeAdapter` takes.

@@ -11,8 +11,8 @@ from tests.strategies import HOUR, NOW
 from batchwise import Lane, Policy, Reason
 from batchwise.planning import planner
 from batchwise.planning.agenda import Seal
-from batchwise.planning.batch_size import SIZES, best_size, expected_ends, size_class, well_known
-from batchwise.planning.forecast import Forecast, Sample
+from batchwise.planning.batch_size import SIZES, best_size, expected_ends, well_known
+from batchwise.planning.forecast import Forecast, Sample, size_class
 from batchwise.planning.state import Group, Snapshot, Terms
 
 LARGEST = 100_000

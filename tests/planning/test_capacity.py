@@ -13,7 +13,17 @@ from tests.strategies import HOUR, NOW
 
 from batchwise.errors import InvalidValueError
 from batchwise.models import Limits, Policy
-from batchwise.planning.capacity import FILLED, MOST_CALLS, Capacity, Measured, class_of, latest, limits_of, queue_limit
+from batchwise.planning.capacity import (
+    FILLED,
+    MOST_CALLS,
+    Capacity,
+    Measured,
+    class_of,
+    latest,
+    limits_of,
+    queue_limit,
+    tail_of,
+)
 
 MINUTE = timedelta(minutes=1)
 START = Limits.for_tier("start")
@@ -50,6 +60,14 @@ def test_the_longest_prefix_gives_the_limits_and_what_has_none_follows_the_heade
     for wrong in ({}, {"claude": 5}, {5: few}, "start"):
         with pytest.raises(InvalidValueError, match="neither a Limits, nor a mapping"):
             Policy(limits=wrong)  # type: ignore[arg-type]
+
+
+def test_no_class_has_a_slower_call_than_is_planned_with() -> None:
+    given_limits = {"claude-haiku": Limits(latency=timedelta(seconds=1))}
+    lane = Capacity(Policy(limits=given_limits), NOW)
+    slowest = [lane.tail(lane.class_of(model)) for model in ("claude-haiku-4-5", "claude-opus-5-5")]
+    assert slowest == [timedelta(seconds=3), 3 * START.latency]
+    assert tail_of(given_limits) == max(slowest)
 
 
 def test_headers_lower_given_limits_and_are_followed_where_none_are_given() -> None:

@@ -35,10 +35,10 @@ from batchwise.models import (
     ToolUse,
 )
 from batchwise.planning import agenda, planner
-from batchwise.planning.batch_size import SIZES, size_class, well_known
+from batchwise.planning.batch_size import SIZES, well_known
 from batchwise.planning.capacity import Measured, latest
 from batchwise.planning.custom_ids import UNSEALED, custom_id
-from batchwise.planning.forecast import Forecast, Sample
+from batchwise.planning.forecast import Forecast, Sample, size_class
 from batchwise.planning.moments import believed, longest_pause
 from batchwise.planning.packing import MAX_CALL_BYTES, MAX_REQUESTS
 from batchwise.planning.pricing import PICO, PriceBook
@@ -251,7 +251,7 @@ class Engine:
             history, made = self.ledger.history(), {}
             self._record = monotonic(), history, made
         hour = None if at is None else at.hour
-        kind = (model, None if requests is None else len(str(requests)), hour)
+        kind = (model, None if requests is None else size_class(requests), hour)
         if kind not in made:
             made[kind] = Forecast.from_history(
                 history, model=model, requests=requests, hour=hour, window=self.policy.window

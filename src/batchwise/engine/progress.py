@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from fractions import Fraction
+from operator import attrgetter
 from typing import Any
 
 import attrs
@@ -64,11 +65,10 @@ def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)
 
 def _at_risk(cohorts: Sequence[Cohort], capacity: Capacity, now: datetime) -> int:
     """How many cannot be in time, at the pace that the lane reaches for each class of models."""
-    found = 0
-    for name, members in capacity.split([cohort.model for cohort in cohorts]).items():
-        reached, some = capacity.pace(name, Fraction(1)), [cohorts[each] for each in members]
-        found += at_risk(some, reached, now=now, tail=capacity.tail(name))
-    return found
+    return sum(
+        at_risk(members, capacity.pace(name, Fraction(1)), now=now, tail=capacity.tail(name))
+        for name, members in capacity.by_class(cohorts, attrgetter("model")).items()
+    )
 
 
 def _running(engine: Engine, snapshot: Snapshot, job: int | None, now: datetime) -> Iterator[RunningBatch]:

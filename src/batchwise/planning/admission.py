@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from operator import attrgetter
 
 import attrs
 
@@ -58,9 +59,7 @@ class Promises:
     def of(cls, cohorts: Sequence[Cohort], capacity: Capacity, now: datetime, margin: timedelta) -> Promises:
         """Those that have to be kept for these cohorts."""
         promises = cls(capacity, margin)
-        found: dict[str, list[Cohort]] = {}
-        for cohort in cohorts:
-            found.setdefault(capacity.class_of(cohort.model), []).append(cohort)
+        found = capacity.by_class(cohorts, attrgetter("model"))
         return attrs.evolve(
             promises, by_class={name: promises._promised(name, members, now) for name, members in found.items()}
         )

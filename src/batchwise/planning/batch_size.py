@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
-from .forecast import Sample
+from .forecast import Sample, size_class
 from .packing import MAX_REQUESTS
 from .state import Group
 
-__all__ = ["SIZES", "best_size", "expected_ends", "size_class", "well_known"]
+__all__ = ["SIZES", "best_size", "expected_ends", "well_known"]
 
 SIZES = (10_000, 1_000, 100)
 """Sizes that may be chosen instead of the largest: the forecast tells sizes apart by their number of digits."""
@@ -18,15 +18,8 @@ _MOST_BATCHES = 100
 """Batches into which one submission is cut at most: each is created, polled and read by calls of its own (ours)."""
 _GAIN = 0.1
 """By what share of the time a smaller size has to be earlier: less is within what a forecast knows (our choice)."""
-
-
 _ENOUGH = 5
 """Batches of a model and class that have ended before their time is compared with that of others (our choice)."""
-
-
-def size_class(requests: int) -> int:
-    """The class of a batch's size in which the forecast pools it: its number of digits."""
-    return len(str(requests))
 
 
 def well_known(samples: Iterable[Sample]) -> frozenset[tuple[str, int]]:
@@ -34,9 +27,9 @@ def well_known(samples: Iterable[Sample]) -> frozenset[tuple[str, int]]:
     seen = Counter(
         (sample.model, size_class(sample.requests))
         for sample in samples
-        if sample.kind == "batch" and sample.ended and sample.model is not None and sample.requests is not None
+        if sample.kind == "batch" and sample.ended and sample.model
     )
-    return frozenset((model, where) for (model, where), times in seen.items() if model and times >= _ENOUGH)
+    return frozenset((model, where) for (model, where), times in seen.items() if times >= _ENOUGH)
 
 
 def best_size(requests: int, ends: Mapping[int, timedelta]) -> int:

@@ -405,8 +405,8 @@ def rescue_duration(requests: int, limits: Limits, *, input_tokens: Number = 0, 
         InvalidValueError: A count is negative or no number, or the duration exceeds `timedelta.max`.
     """
     requests = check_whole(requests, "requests", 0)
-    pace = lane_time(limits, input_tokens, output_tokens)
-    return bounded(lambda: timedelta(microseconds=ceil(requests * pace)), f"the rescue of requests={requests}")
+    each = lane_time(limits, input_tokens, output_tokens)
+    return bounded(lambda: timedelta(microseconds=ceil(requests * each)), f"the rescue of requests={requests}")
 
 
 def largest_rescuable(
@@ -429,5 +429,5 @@ def largest_rescuable(
         InvalidValueError: `duration` is no duration or negative, or a token count is negative or no number.
     """
     duration = check_duration(duration, "duration")
-    pace = lane_time(limits, input_tokens, output_tokens)
-    return (duration // _TICK) // pace if pace else None
+    each = lane_time(limits, input_tokens, output_tokens)
+    return (duration // _TICK) // each if each else None

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from fractions import Fraction
 from functools import lru_cache
+from typing import TypeVar
 
 import attrs
 
@@ -39,6 +40,8 @@ __all__ = [
     "tail_of",
     "usable",
 ]
+
+T = TypeVar("T")
 
 MOST_CALLS = 1_000
 """Calls that one process runs at once at most: the connections that the SDK's client opens by default."""
@@ -151,7 +154,7 @@ def queue_limit(limits: Limits | Mapping[str, Limits] | None) -> int | None:
 def tail_of(limits: Limits | Mapping[str, Limits] | None) -> timedelta:
     """What the slowest sync call is allowed for: three times the mean, of the slowest class."""
     if isinstance(limits, Mapping):
-        return max((tail_of(each) for each in limits.values()), default=tail_of(None))
+        return max(map(tail_of, (None, *limits.values())))  # models that it does not name have the first tier's
     return 3 * (_START if limits is None else limits).latency
 
 
@@ -235,11 +238,11 @@ class Capacity:
         """What the slowest call of a class is allowed for."""
         return tail_of(self._limits(name))
 
-    def split(self, models: Sequence[str]) -> Mapping[str, list[int]]:
-        """The positions of models by class."""
-        found: dict[str, list[int]] = {}
-        for position, model in enumerate(models):
-            found.setdefault(self.class_of(model), []).append(position)
+    def by_class(self, items: Iterable[T], model: Callable[[T], str]) -> dict[str, list[T]]:
+        """Items, in their order, by the class of the model that each is for."""
+        found: dict[str, list[T]] = {}
+        for item in items:
+            found.setdefault(self.class_of(model(item)), []).append(item)
         return found
 
 

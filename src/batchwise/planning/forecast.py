@@ -81,7 +81,8 @@ class Sample:
     kind: Literal["batch", "cancel"] = attrs.field(default="batch", validator=_known_kind)
 
 
-def _digits(requests: int) -> int:
+def size_class(requests: int) -> int:
+    """The class of a batch's size: its number of digits."""
     return len(str(requests))
 
 
@@ -95,7 +96,7 @@ def _learned(curve: Curve, pool: list[Sample], model: str | None, requests: int 
     if model is not None:
         alike.append(lambda sample: sample.model == model)
     if requests is not None:
-        alike.append(lambda sample: _digits(sample.requests) == _digits(requests))
+        alike.append(lambda sample: size_class(sample.requests) == size_class(requests))
     if hour is not None:
         alike.append(lambda sample: _near(sample.hour, hour))
     pools: list[list[Sample]] = [[] for _ in range(len(alike) + 1)]

@@ -26,6 +26,7 @@ __all__ = [
     "PAUSES",
     "REFUSAL",
     "TRUNCATED",
+    "UNAFFORDABLE",
     "UNANSWERED",
     "CreateOutcome",
     "CreateRuling",

@@ -48,7 +48,7 @@ _LONGEST_POLL = 1.0
 _KINDS = ("requests", "input-tokens", "output-tokens")
 
 _WINDOW = 10.0
-"""Seconds after which a refused call for overload counts a third of what it did."""
+"""Seconds after which a call that was refused for overload counts about a third (1/e) of what it did."""
 _PRIOR = 5.0
 """Calls that are taken to have been answered in that window, so that one refusal of few says little."""
 _MOST_REFUSED = 0.5
@@ -73,7 +73,7 @@ class Reservation(NamedTuple):
     counted: bool
     """It was waited for, and says something of what the lane reaches."""
     number: int
-    """The calls of the lane by their order."""
+    """Its place among the calls of the lane, in the order of their start."""
 
 
 class _Bucket:

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from itertools import accumulate
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 
 from batchwise.models import Lane, Reason
 
@@ -41,8 +41,9 @@ def tend_batch_queue(agenda: Agenda) -> None:
         return
     ready = [group for group in ready if not _too_early(agenda, group)]
     for bundle in sorted(_bundles(ready), key=_soonest):
-        if room > 0 and _bundle_due(agenda, bundle):
-            most_now = min(_largest_batch(agenda, bundle), room)
+        largest = _largest_batch(agenda, bundle)
+        if room > 0 and _bundle_due(agenda, bundle, largest):
+            most_now = min(largest, room)
             agenda.add(Seal(tuple(group.terms.id for group in bundle), bundle[0].terms.betas, most_now))
             room -= min(most_now, sum(group.requests for group in bundle)) if most is not None else 0
 
@@ -79,10 +80,10 @@ def divert(agenda: Agenda, group: Group, *, sendable: bool) -> bool:
     return False
 
 
-def _bundle_due(agenda: Agenda, bundle: list[Group]) -> bool:
+def _bundle_due(agenda: Agenda, bundle: list[Group], largest: int) -> bool:
     if any(group.flush for group in bundle):
         return True
-    if sum(g.requests for g in bundle) >= _largest_batch(agenda, bundle) or sum(g.size for g in bundle) >= MAX_BYTES:
+    if sum(g.requests for g in bundle) >= largest or sum(g.size for g in bundle) >= MAX_BYTES:
         return True
     return agenda.any_due(moment for group in bundle for moment in _seal_moments(agenda, group))
 
@@ -161,12 +162,9 @@ def _hand_out(agenda: Agenda, ready: Iterable[tuple[tuple[int, datetime], Group]
 
     Something urgent is held up only by what the lane holds of no later deadline.
     """
-    lanes: dict[str, list[tuple[tuple[int, datetime], Group]]] = {}
-    for entry in ready:
-        lanes.setdefault(agenda.rescues.class_of(entry[1]), []).append(entry)
-    held: dict[str, list[Group]] = {}
-    for group in agenda.snapshot.sync_running:
-        held.setdefault(agenda.rescues.class_of(group), []).append(group)
+    by_class = agenda.rescues.capacity.by_class
+    lanes = by_class(ready, lambda entry: entry[1].terms.model)
+    held = by_class(agenda.snapshot.sync_running, attrgetter("terms.model"))
     given = [run for name, entries in lanes.items() for run in _share_out(agenda, entries, held.get(name, ()))]
     for _, run in sorted(given, key=itemgetter(0)):  # the most urgent of all classes first
         agenda.add(run)

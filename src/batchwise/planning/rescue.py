@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from fractions import Fraction
+from operator import attrgetter
 
 import attrs
 
@@ -128,10 +129,9 @@ class Rescues:
     def __init__(self, snapshot: Snapshot, now: datetime, policy: Policy) -> None:
         self._now, self._policy = now, policy
         self.margin = margin_of(policy)
-        self._capacity = capacity_of(snapshot, now, policy)
-        self._cohorts: dict[str, list[Cohort]] = {}
-        for cohort, _, _ in cohorts_of(snapshot, now):
-            self._cohorts.setdefault(self._capacity.class_of(cohort.model), []).append(cohort)
+        self.capacity = capacity_of(snapshot, now, policy)
+        cohorts = (cohort for cohort, _, _ in cohorts_of(snapshot, now))
+        self._cohorts = self.capacity.by_class(cohorts, attrgetter("model"))
         self._starts = self._latest(FILLED)
         self._calm = self._latest(_CALM) if policy.hedge else self._starts
         self._lost = self._hopeless()
@@ -140,7 +140,7 @@ class Rescues:
         """By class and deadline: when its work has to start on the sync lane at the latest."""
         starts: dict[tuple[str, datetime], datetime] = {}
         for name, cohorts in self._cohorts.items():
-            pace = self._capacity.pace(name, share)
+            pace = self.capacity.pace(name, share)
             for cohort, start in zip(cohorts, latest_starts(cohorts, pace, tail=self.margin), strict=True):
                 key = name, cohort.deadline
                 starts[key] = min(start, starts.get(key, start))
@@ -154,7 +154,7 @@ class Rescues:
             if min(self._starts[key] for key in keys) >= self._now:
                 continue
             at_once = [attrs.evolve(cohort, release=None) for cohort in cohorts]
-            counts = servable(at_once, self._capacity.pace(name), now=self._now, tail=_ZERO)
+            counts = servable(at_once, self.capacity.pace(name), now=self._now, tail=_ZERO)
             lost |= keys - {(name, each.deadline) for each, count in zip(at_once, counts, strict=True) if count}
         return lost
 
@@ -167,7 +167,7 @@ class Rescues:
 
     def class_of(self, group: Group) -> str:
         """The class of its model, which has a sync lane to itself."""
-        return self._capacity.class_of(group.terms.model)
+        return self.capacity.class_of(group.terms.model)
 
     def start(self, group: Group) -> datetime | None:
         """When it has to be on the sync lane; None: no deadline, or none that can be kept."""
@@ -200,4 +200,4 @@ class Rescues:
 
     def lane_time(self, group: Group) -> timedelta:
         """What it takes of the sync lane, alone."""
-        return work(group, self._capacity.pace(self.class_of(group)))
+        return work(group, self.capacity.pace(self.class_of(group)))

@@ -154,17 +154,14 @@ def most_cost(
         UnknownPriceError: The model's price is unknown, or how much it takes, where that is needed.
     """
     model, added = traits.model, _added(traits)
-    tokens, bytes_count = media, False
-    if media is None:
-        tokens = _window(prices, model, betas, where)
-    elif media == 0:
-        tokens, bytes_count = added, True
+    tokens = _window(prices, model, betas, where) if media is None else media or added
+    by_byte = media == 0  # of text each byte may be a token, and its length is reserved by the byte
     each = per_byte = 0
     for rates, halves in _possible(prices, traits, at, where):
-        dearest = _reached(rates, size + added if bytes_count else tokens or 0)
-        most = (tokens or 0) * dearest.cache_write_1h + traits.max_tokens * dearest.output
+        dearest = _reached(rates, tokens + size if by_byte else tokens)
+        most = tokens * dearest.cache_write_1h + traits.max_tokens * dearest.output
         each = max(each, most * halves)
-        per_byte = max(per_byte, dearest.cache_write_1h * halves if bytes_count else 0)
+        per_byte = max(per_byte, dearest.cache_write_1h * halves if by_byte else 0)
     return _dearest_region(each), _dearest_region(per_byte)
 
 
@@ -194,7 +191,7 @@ def _window(prices: PriceBook, model: str, betas: Sequence[str], where: str) -> 
 
 
 def _possible(prices: PriceBook, traits: Traits, at: datetime, where: str) -> Iterator[tuple[Rates, int]]:
-    """The rates by which a request may be billed, each with 2 for the batch lane: twice those are within its half.
+    """The rates by which a request may be billed, each with a factor: 2 for the batch lane, as half is kept.
 
     The speed is the one asked for, or the usual one.
     """

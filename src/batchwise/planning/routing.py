@@ -125,7 +125,10 @@ class Case:
 
     @property
     def worthwhile(self) -> timedelta | None:
-        """The longest interval that pays; negative: not even none does; None: waiting costs nothing that counts."""
+        """The longest interval that pays; None: waiting costs nothing that counts.
+
+        It is negative where not even a batch pays that is sent at once.
+        """
         cost = self.policy.delay_cost_per_hour
         if not cost or self.batch_only:
             return None
@@ -209,7 +212,8 @@ def _hedge(case: Case) -> bool:
 
 
 def _delay_costs_more(case: Case) -> bool:
-    return case.worthwhile is not None and case.worthwhile < _ZERO
+    worthwhile = case.worthwhile
+    return worthwhile is not None and worthwhile < _ZERO
 
 
 def _an_hour(case: Case) -> str:

@@ -26,6 +26,8 @@ from .capacity import FILLED, Capacity, queue_limit
 from .constraints import SEARCHED, Load, Violation, longest_interval, nearest_load, violations_of
 from .forecast import Forecast
 from .mix import Mix, SupportsRates, TokenRates, mix_of, sampled, to_dollars
+from .packing import MAX_BYTES, MAX_REQUESTS
+from .pricing import PriceBook
 from .reserve import reserve_for
 from .routing import Case, decide
 from .wording import dollars, human
@@ -46,8 +48,6 @@ __all__ = [
 
 _DAY = timedelta(days=1)
 _MONTH_HOURS = 30 * 24
-_MAX_REQUESTS = 100_000  # in one create call (API documentation)
-_MAX_BYTES = 256_000_000  # of one create call (API documentation)
 _START = datetime(1, 1, 1, tzinfo=timezone.utc)  # any moment: a workload is routed by its SLA
 
 
@@ -131,10 +131,7 @@ class _Money:
     @classmethod
     def of(cls, mix: Mix, prices: SupportsRates | None, at: datetime | None) -> _Money:
         """Of the mix's requests; without prices those of a `PriceBook`."""
-        if prices is None:
-            from .pricing import PriceBook
-
-            prices = PriceBook()
+        prices = PriceBook() if prices is None else prices
         return cls(
             model=mix.kinds[0].model,
             sync=mix.price(prices, Lane.SYNC, at),
@@ -185,8 +182,8 @@ def _per_month(load: Load, price: Fraction | None) -> Decimal | None:
 
 def _batches(load: Load, requests: int) -> int:
     asked = load.policy.max_batch_requests if load.policy else None
-    most = asked if isinstance(asked, int) else _MAX_REQUESTS  # "auto" goes by a ledger's record, which no plan has
-    return -(-requests // max(1, min(most, _MAX_REQUESTS, _MAX_BYTES // load.request_bytes)))
+    most = asked if isinstance(asked, int) else MAX_REQUESTS  # "auto" goes by a ledger's record, which no plan has
+    return -(-requests // max(1, min(most, MAX_REQUESTS, MAX_BYTES // load.request_bytes)))
 
 
 def _plan(load: Load, interval: timedelta, money: _Money) -> WorkloadPlan:

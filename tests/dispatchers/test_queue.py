@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from itertools import count
+from time import monotonic
 
 import attrs
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from batchwise.ledger.values import Claim
 from batchwise.planning.capacity import Measured
 from batchwise.planning.outcomes import Refusal
 from tests.ledger.model import FLEXIBLE
+from tests.reliability.simulation import World
 from tests.strategies import NOW
 
 CONCURRENCY = 3
@@ -128,3 +130,13 @@ def test_limits_that_another_process_was_told_are_kept_from_the_first_call() -> 
 
 
 TestCalls = Calls.TestCase
+
+
+def test_what_is_late_already_runs_after_what_can_be_in_time() -> None:
+    world = World()
+    for number, due in enumerate((-SECOND, timedelta(0), SECOND), 1):
+        terms = attrs.evolve(FLEXIBLE, deadline=world.now() + due)
+        world.engine.push(Claim(number, f"k{number}", terms, b"{}", 0, ()), urgent=True)
+    order = [ticked.claim.id for _ in range(3) if isinstance(ticked := world.engine.queue.next(monotonic()), Ticked)]
+    world.close()
+    assert order[0] == 3

@@ -488,6 +488,14 @@ def test_looks_grow_rare_but_come_at_the_expiry_and_often_after_it() -> None:
     assert next_look(10 * HOUR, failures=1) == 2 * shortest
 
 
+@pytest.mark.parametrize("due", [-HOUR, ZERO, SECOND / 2])
+def test_8_what_cannot_be_in_time_holds_up_nothing_that_can(due: timedelta) -> None:
+    urgent = group(1, MARGIN + 5 * SECOND, lane=Lane.SYNC, requests=1)
+    late = group(2, due, lane=Lane.SYNC, requests=1_000)
+    actions = plan(Snapshot(sync_queue=(urgent,), sync_running=(late,)), NOW, POLICY)
+    assert Run(1, 1, urgent=True, model="m") in actions
+
+
 # -- properties --------------------------------------------------------------------------------------------------------
 
 moments = st.timedeltas(-HOUR, 50 * HOUR)

@@ -423,7 +423,7 @@ class Engine:
         self.queue.push(
             claim,
             priority=priority,
-            due=float("inf") if due is None else due.timestamp(),
+            due=float("inf") if due is None or due <= self.now() else due.timestamp(),  # what is late comes last
             now=monotonic(),
             wait=wait,
         )

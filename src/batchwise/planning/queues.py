@@ -175,11 +175,11 @@ def _share_out(
 ) -> Iterator[tuple[tuple[int, datetime], Run]]:
     """The same for the work of one class of models."""
     lane_time = agenda.rescues.lane_time
-    held = sorted((group.terms.deadline or _NEVER, lane_time(group)) for group in running)
+    held = sorted((_due(agenda, group), lane_time(group)) for group in running)
     sums = list(accumulate((time for _, time in held), initial=_ZERO))
     budget, given = agenda.horizon - agenda.now + _AHEAD, _ZERO
     for (rank, since), group in ready:
-        before = bisect_right(held, group.terms.deadline or _NEVER, key=itemgetter(0)) if rank == 0 else len(held)
+        before = bisect_right(held, _due(agenda, group), key=itemgetter(0)) if rank == 0 else len(held)
         free, needed = budget - given - sums[before], lane_time(group)
         if rank == _BLOCKING or needed <= free:
             requests = group.requests
@@ -189,6 +189,12 @@ def _share_out(
         if requests:
             given += needed * requests / group.requests
             yield (rank, since), Run(group.terms.id, requests, urgent=rank == 0, model=group.terms.model)
+
+
+def _due(agenda: Agenda, group: Group) -> datetime:
+    """Its deadline, if that can be kept: what is late anyway comes last."""
+    kept = agenda.rescues.start(group) is not None
+    return group.terms.deadline if kept and group.terms.deadline is not None else _NEVER
 
 
 def _urgency(agenda: Agenda, group: Group) -> tuple[int, datetime]:

@@ -16,46 +16,62 @@ import batchwise
 
 # The public names; they are a contract.
 CONTRACT = {
-    "Request",
-    "choose_lane",
-    "Decision",
-    "Reason",
-    "Policy",
-    "Limits",
-    "sla_cadence",
-    "Cadence",
-    "worst_case_latency",
-    "latest_submission",
-    "rescue_duration",
-    "largest_rescuable",
-    "plan_workload",
-    "InfeasibleSLAError",
-    "Dispatcher",
+    "AdmissionError",
     "AsyncDispatcher",
-    "AsyncTicket",
     "AsyncJob",
-    "dispatch",
-    "tags",
-    "Ticket",
-    "Job",
-    "Result",
-    "Progress",
-    "Report",
-    "Status",
-    "Outcome",
-    "Lane",
-    "Latency",
-    "ToolUse",
+    "AsyncTicket",
     "BatchwiseError",
-    "ResultTimeoutError",
-    "RequestFailedError",
-    "KeyConflictError",
-    "JobNotFoundError",
-    "LaneSuspendedError",
-    "WrongWorkspaceError",
-    "SpendLimitError",
-    "UnknownPriceError",
+    "Cadence",
+    "Check",
+    "ClosedDispatcherError",
+    "Decision",
+    "Dispatcher",
     "ForkedDispatcherError",
+    "InfeasibleSLAError",
+    "InvalidRequestError",
+    "InvalidValueError",
+    "Job",
+    "JobNotFoundError",
+    "KeyConflictError",
+    "Lane",
+    "LaneSuspendedError",
+    "Latency",
+    "LedgerError",
+    "Limits",
+    "NoCronExpressionError",
+    "Outcome",
+    "PlanTable",
+    "Policy",
+    "Progress",
+    "Reason",
+    "Report",
+    "Request",
+    "RequestFailedError",
+    "RequestTooLargeError",
+    "Result",
+    "ResultError",
+    "ResultTimeoutError",
+    "RunningBatch",
+    "SpendLimitError",
+    "Status",
+    "Ticket",
+    "TicketNotFoundError",
+    "ToolCall",
+    "ToolUse",
+    "UnknownPriceError",
+    "WorkloadPlan",
+    "WrongLoopError",
+    "WrongWorkspaceError",
+    "choose_lane",
+    "compare_slas",
+    "dispatch",
+    "largest_rescuable",
+    "latest_submission",
+    "plan_workload",
+    "rescue_duration",
+    "sla_cadence",
+    "tags",
+    "worst_case_latency",
 }
 
 
@@ -90,19 +106,33 @@ def test_all_equals_what_is_exported():
 def test_every_name_resolves(name):
     value = getattr(batchwise, name)
     assert value is not None
-    assert name in dir(batchwise)
     assert inspect.getdoc(value), f"{name} has no docstring"
 
 
-def test_the_contract_is_exported():
-    assert set(batchwise.__all__) >= CONTRACT
+def test_what_a_user_sees_is_the_contract_and_nothing_else():
+    assert set(batchwise.__all__) == CONTRACT
+    assert dir(batchwise) == batchwise.__all__
+
+
+def _errors() -> set[str]:
+    errors = importlib.import_module("batchwise.errors")
+    return {name for name in errors.__all__ if isinstance(getattr(errors, name), type)}
 
 
 def test_every_error_is_exported():
-    errors = importlib.import_module("batchwise.errors")
-    names = {name for name in errors.__all__ if isinstance(getattr(errors, name), type)}
-    assert names <= set(batchwise.__all__)
-    assert all(issubclass(getattr(errors, name), batchwise.BatchwiseError) for name in names)
+    assert _errors() <= set(batchwise.__all__)
+    assert all(issubclass(getattr(batchwise, name), batchwise.BatchwiseError) for name in _errors())
+
+
+def test_every_error_is_made_somewhere():
+    source = Path(inspect.getfile(batchwise)).parent
+    made = {
+        node.func.id
+        for file in source.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert _errors() - {"BatchwiseError"} <= made  # the root is what users catch, never made itself
 
 
 def test_star_import_brings_all():

@@ -23,10 +23,9 @@ import batchwise as bw
 from batchwise.engine.handles import seconds
 from batchwise.errors import BatchwiseError
 from batchwise.ledger.values import ResultRow, Settled
-from batchwise.planning.forecast import Sample
 from tests.strategies import HOUR, NOW, params
 
-HANDLES = {"AsyncDispatcher", "AsyncJob", "AsyncTicket", "Dispatcher", "Job", "Ledger", "Ticket"}
+HANDLES = {"AsyncDispatcher", "AsyncJob", "AsyncTicket", "Dispatcher", "Job", "Ticket"}
 """What belongs to one process."""
 
 
@@ -56,9 +55,6 @@ VALUES: dict[str, Callable[[], Any]] = {
     "Cadence": lambda: bw.sla_cadence(30 * HOUR),
     "Check": lambda: _decision().checks[0],
     "Decision": _decision,
-    "Forecast": lambda: bw.Forecast.from_history(
-        [Sample(duration=HOUR, ended=True, model="claude-haiku-4-5", requests=10, hour=3)]
-    ),
     "Limits": lambda: bw.Limits.for_tier("build"),
     "Policy": lambda: bw.Policy(max_spend=5, max_spend_period=HOUR),
     "Progress": lambda: bw.Progress(
@@ -123,7 +119,7 @@ def _same(one: Any, other: Any) -> bool:
         return all(getattr(one, name) == getattr(other, name) for name in names)
     if isinstance(one, bw.Decision):
         return bool(one == other and one.explanation == other.explanation and one.checks == other.checks)
-    return bool(one == other) or (type(one) is type(other) is bw.PriceBook)
+    return bool(one == other)
 
 
 PUBLIC = sorted(set(bw.__all__) - HANDLES)

@@ -30,8 +30,6 @@ from .errors import (
     SpendLimitError,
     TicketNotFoundError,
     UnknownPriceError,
-    UnroutableRequestError,
-    WrongClientError,
     WrongLoopError,
     WrongWorkspaceError,
 )
@@ -49,7 +47,6 @@ if TYPE_CHECKING:
     from .async_tickets import AsyncJob, AsyncTicket
     from .default import dispatch
     from .dispatcher import Dispatcher
-    from .ledger.ledger import Ledger
     from .models import (
         Check,
         Decision,
@@ -66,8 +63,6 @@ if TYPE_CHECKING:
         Status,
         ToolUse,
     )
-    from .planning.forecast import Forecast
-    from .planning.pricing import PriceBook
     from .planning.routing import choose_lane
     from .planning.workload import PlanTable, WorkloadPlan, compare_slas, plan_workload
     from .request import Request
@@ -88,7 +83,6 @@ __all__ = [
     "ClosedDispatcherError",
     "Decision",
     "Dispatcher",
-    "Forecast",
     "ForkedDispatcherError",
     "InfeasibleSLAError",
     "InvalidRequestError",
@@ -99,14 +93,12 @@ __all__ = [
     "Lane",
     "LaneSuspendedError",
     "Latency",
-    "Ledger",
     "LedgerError",
     "Limits",
     "NoCronExpressionError",
     "Outcome",
     "PlanTable",
     "Policy",
-    "PriceBook",
     "Progress",
     "Reason",
     "Report",
@@ -124,9 +116,7 @@ __all__ = [
     "ToolCall",
     "ToolUse",
     "UnknownPriceError",
-    "UnroutableRequestError",
     "WorkloadPlan",
-    "WrongClientError",
     "WrongLoopError",
     "WrongWorkspaceError",
     "choose_lane",
@@ -148,16 +138,13 @@ _LAZY = {
     "Check": "models",
     "Decision": "models",
     "Dispatcher": "dispatcher",
-    "Forecast": "planning.forecast",
     "Job": "tickets",
     "Lane": "models",
     "Latency": "models",
-    "Ledger": "ledger.ledger",
     "Limits": "models",
     "Outcome": "models",
     "PlanTable": "planning.workload",
     "Policy": "models",
-    "PriceBook": "planning.pricing",
     "Progress": "models",
     "Reason": "models",
     "Report": "models",
@@ -187,4 +174,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return list(__all__)

@@ -49,7 +49,7 @@ class AsyncDispatcher:
         policy: How time is traded for money.
 
     Raises:
-        WrongClientError: The client is a synchronous one, or of a platform without the Message Batches API.
+        InvalidValueError: The client is a synchronous one, or of a platform without the Message Batches API.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class AsyncDispatcher:
 
         Raises:
             WrongLoopError: The event loop is trio's, where it has to be `async with`.
-            WrongClientError: As for `AsyncDispatcher`.
+            InvalidValueError: As for `AsyncDispatcher`.
             WrongWorkspaceError: The ledger belongs to another endpoint.
             LedgerError: The ledger cannot be opened.
         """

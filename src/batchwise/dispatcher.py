@@ -47,7 +47,7 @@ class Dispatcher:
         policy: How time is traded for money.
 
     Raises:
-        WrongClientError: The client is an async one, or of a platform without the Message Batches API.
+        InvalidValueError: The client is an async one, or of a platform without the Message Batches API.
         WrongWorkspaceError: The ledger belongs to another endpoint.
         LedgerError: The ledger cannot be opened.
     """

@@ -30,8 +30,6 @@ __all__ = [
     "SpendLimitError",
     "TicketNotFoundError",
     "UnknownPriceError",
-    "UnroutableRequestError",
-    "WrongClientError",
     "WrongLoopError",
     "WrongWorkspaceError",
     "printable",
@@ -75,15 +73,14 @@ class InvalidValueError(BatchwiseError, ValueError):
 
 
 class InvalidRequestError(InvalidValueError):
-    """A request that neither lane would take as it is. Nothing was stored or sent."""
+    """A request that no lane takes as it is, or whose tags and parameters contradict each other.
+
+    Nothing was stored or sent.
+    """
 
 
 class RequestTooLargeError(InvalidRequestError):
     """One request alone exceeds what a call that it needs may carry. Nothing was stored or sent."""
-
-
-class UnroutableRequestError(InvalidRequestError):
-    """A request that fits neither lane: its tags and parameters contradict each other."""
 
 
 class InfeasibleSLAError(InvalidValueError):
@@ -165,10 +162,6 @@ class ForkedDispatcherError(BatchwiseError):
 
 class WrongLoopError(BatchwiseError):
     """An AsyncDispatcher belongs to the event loop that opened it, and on trio to the task that did."""
-
-
-class WrongClientError(BatchwiseError, TypeError):
-    """The client is of the wrong colour, or one whose platform has no Message Batches API."""
 
 
 class RequestFailedError(BatchwiseError):

@@ -15,9 +15,9 @@ from batchwise import (
     ClosedDispatcherError,
     Dispatcher,
     ForkedDispatcherError,
+    InvalidValueError,
     Latency,
     LedgerError,
-    WrongClientError,
     WrongLoopError,
     WrongWorkspaceError,
 )
@@ -155,12 +155,12 @@ async def test_a_client_of_the_wrong_colour(world: World):
 
     blocking = anthropic.Anthropic(base_url=world.sandbox.base_url, api_key="x")
     waiting = anthropic.AsyncAnthropic(base_url=world.sandbox.base_url, api_key="x")
-    with pytest.raises(WrongClientError, match="AsyncDispatcher"):
+    with pytest.raises(InvalidValueError, match="AsyncDispatcher"):
         Dispatcher(waiting, ledger=world.path)
-    with pytest.raises(WrongClientError, match="AsyncAnthropic"):
+    with pytest.raises(InvalidValueError, match="AsyncAnthropic"):
         AsyncDispatcher(blocking, ledger=world.path)
     for kind in (Dispatcher, AsyncDispatcher):
-        with pytest.raises(WrongClientError, match="str"):
+        with pytest.raises(InvalidValueError, match="str"):
             kind("client", ledger=world.path)
     assert not world.path.exists()
     blocking.close()

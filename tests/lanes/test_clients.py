@@ -3,7 +3,7 @@ from __future__ import annotations
 import anthropic
 import pytest
 
-from batchwise.errors import WrongClientError
+from batchwise.errors import InvalidValueError
 from batchwise.lanes.clients import base_url, check_client, must_stream
 
 
@@ -34,16 +34,16 @@ def test_the_right_clients_pass():
 
 def test_the_wrong_colour_is_named_with_its_mend():
     with pytest.raises(
-        WrongClientError, match=r"is an AsyncAnthropic; Dispatcher needs an anthropic\.Anthropic .*Async"
+        InvalidValueError, match=r"is an AsyncAnthropic; Dispatcher needs an anthropic\.Anthropic .*Async"
     ):
         check_client(anthropic.AsyncAnthropic(api_key="k"), async_=False)
-    with pytest.raises(WrongClientError, match=r"is an Anthropic; AsyncDispatcher needs an anthropic\.AsyncAnthropic"):
+    with pytest.raises(InvalidValueError, match=r"is an Anthropic; AsyncDispatcher needs an anthropic\.AsyncAnthropic"):
         check_client(client(), async_=True)
 
 
 @pytest.mark.parametrize("thing", ["sk-key", None, object(), anthropic.Anthropic])
 def test_what_is_no_client(thing):
-    with pytest.raises(WrongClientError, match=r"client is a \w+; give an anthropic\.Anthropic, or leave it out"):
+    with pytest.raises(InvalidValueError, match=r"client is a \w+; give an anthropic\.Anthropic, or leave it out"):
         check_client(thing, async_=False)
 
 
@@ -59,13 +59,13 @@ def test_what_is_no_client(thing):
 @pytest.mark.parametrize("prefix", ["", "Async"])
 def test_platforms_without_batches(name, options, prefix):
     made = getattr(anthropic, prefix + name)(**options)
-    with pytest.raises(WrongClientError, match=f"{prefix}{name}'s platform has no Message Batches API"):
+    with pytest.raises(InvalidValueError, match=f"{prefix}{name}'s platform has no Message Batches API"):
         check_client(made, async_=bool(prefix))
 
 
 def test_a_client_that_signs_whole_bodies_is_refused():
     aws = anthropic.AnthropicAWS(aws_access_key="a", aws_secret_key="s", aws_region="us-east-1", workspace_id="w")
-    with pytest.raises(WrongClientError, match="give it an api_key instead"):
+    with pytest.raises(InvalidValueError, match="give it an api_key instead"):
         check_client(aws, async_=False)
 
 

@@ -218,7 +218,7 @@ def test_the_figures_are_those_of_the_decision(
     request = bw.Request(body, **given_tags)
     try:
         decision = bw.choose_lane(request, now=NOW, policy=policy, forecast=forecast)
-    except bw.UnroutableRequestError:
+    except bw.InvalidRequestError:
         assert request.betas == (BATCH_ONLY_BETA,)
         return
     case = case_of(request, now=NOW, policy=policy, forecast=forecast, prices=BOOK)

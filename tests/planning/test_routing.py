@@ -122,13 +122,13 @@ def test_the_long_output_beta_goes_to_a_batch_without_a_rescue() -> None:
     ],
 )
 def test_what_fits_neither_lane_is_an_error_that_names_both_sides(tags: dict[str, Any]) -> None:
-    with pytest.raises(bw.UnroutableRequestError, match=BATCH_ONLY_BETA) as raised:
+    with pytest.raises(bw.InvalidRequestError, match=BATCH_ONLY_BETA) as raised:
         choose(betas=[BATCH_ONLY_BETA], key="long/report", **tags)
     assert "'long/report'" in str(raised.value)
 
 
 def test_long_output_under_zero_data_retention_is_an_error() -> None:
-    with pytest.raises(bw.UnroutableRequestError, match="zero data retention"):
+    with pytest.raises(bw.InvalidRequestError, match="zero data retention"):
         choose(Policy(zero_data_retention=True), latency=Latency.FLEXIBLE, betas=[BATCH_ONLY_BETA])
 
 

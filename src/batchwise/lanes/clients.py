@@ -8,7 +8,7 @@ from typing import Any
 import anthropic
 import httpx2
 
-from batchwise.errors import WrongClientError
+from batchwise.errors import InvalidValueError
 
 __all__ = ["base_url", "check_client", "must_stream"]
 
@@ -42,7 +42,8 @@ def check_client(client: object, *, async_: bool) -> None:
         async_: Whether an `AsyncAnthropic` is wanted.
 
     Raises:
-        WrongClientError: It is of the wrong colour, no client at all, or its platform has no Message Batches API.
+        InvalidValueError: A sync and an async client were mixed up, it is no client at all, or its platform has no
+            Message Batches API.
     """
     right, wrong = anthropic.Anthropic, anthropic.AsyncAnthropic
     ours, other = "Dispatcher", "AsyncDispatcher"
@@ -50,13 +51,13 @@ def check_client(client: object, *, async_: bool) -> None:
         right, wrong, ours, other = wrong, right, other, ours  # type: ignore[assignment]
     name = type(client).__name__
     if isinstance(client, wrong):
-        raise WrongClientError(
+        raise InvalidValueError(
             f"client is an {name}; {ours} needs an anthropic.{right.__name__} (or use batchwise.{other} with this one)"
         )
     if not isinstance(client, right):
         if type(client).__module__.partition(".")[0] == "anthropic":
             raise _no_batches(name, right.__name__)
-        raise WrongClientError(
+        raise InvalidValueError(
             f"client is a {name}; give an anthropic.{right.__name__}, or leave it out to make one from the environment"
         )
     try:
@@ -66,14 +67,14 @@ def check_client(client: object, *, async_: bool) -> None:
     if batches is None:
         raise _no_batches(name, right.__name__)
     if getattr(client, "_use_sigv4", False):
-        raise WrongClientError(
+        raise InvalidValueError(
             f"this {name} signs requests with AWS credentials, which reads a create call's whole body before it is "
             "sent; give it an api_key instead"
         )
 
 
-def _no_batches(name: str, right: str) -> WrongClientError:
-    return WrongClientError(
+def _no_batches(name: str, right: str) -> InvalidValueError:
+    return InvalidValueError(
         f"{name}'s platform has no Message Batches API; give an anthropic.{right} for the Claude API "
         "(or call that platform's client directly)"
     )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import attrs
 
-from batchwise.errors import InvalidRequestError, InvalidValueError, RequestTooLargeError, UnroutableRequestError, shown
+from batchwise.errors import InvalidRequestError, InvalidValueError, RequestTooLargeError, shown
 from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse
 from batchwise.request import BILLED_TO_A_PROFILE, Request, Traits
 from batchwise.times import check_aware
@@ -387,13 +387,13 @@ def _refuse_contradictions(case: Case, where: str) -> None:
         return
     for rule in _RULES:
         if rule.reason in _NEEDS_SYNC and rule.lane(case):
-            raise UnroutableRequestError(
+            raise InvalidRequestError(
                 f"{where} fits neither lane: {', '.join(case.batch_only)} is accepted in a batch only, but "
                 f"{rule.words(case)}; drop one of the two"
             )
     if case.deadline is not None and case.left < case.policy.window:
         left, window = human_apart(case.left, case.policy.window)
-        raise UnroutableRequestError(
+        raise InvalidRequestError(
             f"{where} fits neither lane in time: {', '.join(case.batch_only)} is accepted in a batch only, and its "
             f"deadline in {left} is inside the {window} window; give it at least {window}"
         )
@@ -429,8 +429,7 @@ def decide(case: Case, where: str = "request") -> Decision:
     """Ask the rules in their order.
 
     Raises:
-        InvalidRequestError: The deadline is past, or `max_tokens` is 0 with a tolerant tag.
-        UnroutableRequestError: It fits neither lane in time.
+        InvalidRequestError: The deadline is past, `max_tokens` is 0 in a batch, or it fits neither lane in time.
     """
     _refuse_contradictions(case, where)
     rule, lane = next((rule, lane) for rule in _RULES if (lane := rule.lane(case)))
@@ -519,8 +518,7 @@ def choose_lane(
 
     Raises:
         InvalidValueError: `now` is naive, or too near to the years 1 or 9999.
-        InvalidRequestError: The deadline is past, or `max_tokens` is 0 with a tolerant tag.
-        UnroutableRequestError: It fits neither lane in time.
+        InvalidRequestError: The deadline is past, `max_tokens` is 0 in a batch, or it fits neither lane in time.
         RequestTooLargeError: It exceeds what a lane that it needs may carry.
     """
     book = PriceBook() if prices is None else prices

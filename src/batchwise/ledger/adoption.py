@@ -7,8 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-import orjson
-
 from batchwise.errors import InvalidValueError, shown
 from batchwise.planning.state import Terms
 
@@ -16,7 +14,7 @@ from .books import Books, Place
 from .database import Connection, Database
 from .jobs import add_job, job_of
 from .keys import conflict
-from .records import SOME, Records
+from .records import Records
 from .rows import BATCH, IN_FLIGHT, encode_key, micros
 
 __all__ = ["Adoption"]
@@ -82,7 +80,7 @@ class Adoption:
             )
             placeholders = [encode_key(f"{remote_id}#{index}") for index in range(requests)]
             columns = numbers, number, placeholders, stored, 0, BATCH, IN_FLIGHT, batch
-            if self._database.insert_rows(db, _REQUEST, columns) != requests:
+            if not self._database.insert_rows(db, _REQUEST, columns):
                 raise conflict(f"{remote_id}#...", name)
             self._database.insert_rows(db, _BODY, (numbers, [b""] * requests))
             db.executemany(
@@ -132,8 +130,8 @@ class Adoption:
             known = {
                 custom_id: (key, request)
                 for custom_id, key, request in db.execute(
-                    f"SELECT custom_id, key, request FROM adopted WHERE batch = ? AND custom_id IN {SOME}",
-                    (batch, orjson.dumps(custom_ids).decode()),
+                    f"SELECT custom_id, key, request FROM adopted WHERE batch = ? AND custom_id {self._database.among}",
+                    (batch, self._database.list_of(custom_ids)),
                 )
             }
             (free,) = db.execute(

@@ -19,7 +19,7 @@ from . import meta, transitions
 from .books import Books, Place
 from .database import Connection, Database
 from .fitting import first_fitting, summed_up
-from .records import CHUNK, IN_BATCH, SENT_IN, SOME, UPDATE_MANY, Records, Row, some
+from .records import CHUNK, IN_BATCH, SENT_IN, Records, Row
 from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, QUEUED, SETTLED, decode_key, micros, view_of, view_values
 from .values import Member
@@ -28,23 +28,21 @@ __all__ = ["Batches"]
 
 _ENTRIES = 128
 _ENTRY_BYTES = 4_000_000
-_ACCEPTED_TERMS = f"SELECT id FROM terms WHERE staged = 0 AND id IN {SOME}"
+_ACCEPTED_TERMS = "SELECT id FROM terms WHERE staged = 0 AND id"
 _LIVE = f"SELECT {BATCH_COLUMNS} FROM batch WHERE live = 1"
-
-
-_ALIKE = (
-    "SELECT count(*), min(id), max(id), min(terms), max(terms), min(attempts), max(attempts), json_group_array(size)"
-)
+_ALIKE = "SELECT count(*), min(id), max(id), min(terms), max(terms), min(attempts), max(attempts)"
 
 
 def _runs(
-    db: Connection, batch: int, first: int, last: int, which: str
+    database: Database, db: Connection, batch: int, first: int, last: int, which: str
 ) -> Iterator[tuple[int, Sequence[int], int, int]]:
     """Requests of a batch as `Roll.of` takes them: those that lie side by side and are alike come together."""
     rows = f"SELECT id, size, terms, attempts FROM request WHERE {which} ORDER BY id"
     for start in range(first, last + 1, CHUNK):
         values = start, min(start + CHUNK - 1, last), batch
-        count, low, high, *bounds, sizes = db.execute(f"{_ALIKE} FROM ({rows})", values).fetchone()
+        count, low, high, *bounds, sizes = db.execute(
+            f"{_ALIKE}, {database.json_array('size')} FROM ({rows}) AS found", values
+        ).fetchone()
         if not count:
             continue
         terms, attempts = bounds[::2]
@@ -69,12 +67,12 @@ class Batches:
     ) -> None:
         """Mark queued groups as waited for (all; those of these terms; those of requests; those of a job)."""
         with self._database.write("flush") as db:
-            what, values = "TRUE", [()]  # type: tuple[str, list[tuple[int | str, ...]]]
+            what, values = "TRUE", [()]  # type: tuple[str, list[tuple[Any, ...]]]
             if terms is not None:
                 what, values = "terms = ?", [(number,) for number in terms]
             elif requests is not None:
-                what = f"terms IN (SELECT terms FROM request WHERE id IN {SOME} AND status = 0)"
-                values = [(some(requests),)]
+                what = f"terms IN (SELECT terms FROM request WHERE id {self._database.among} AND status = 0)"
+                values = [(self._database.list_of(requests),)]
             elif job is not None:
                 what, values = "terms IN (SELECT id FROM terms WHERE job = ?)", [(job,)]
             db.executemany(f"UPDATE cohort SET flush = 1 WHERE status = 0 AND flush = 0 AND {what}", values)
@@ -95,12 +93,16 @@ class Batches:
         whose the batch is once it has ended.
         """
         with self._database.write("seal") as db:
-            accepted = [number for (number,) in db.execute(_ACCEPTED_TERMS, (some(terms),))]
+            accepted = [number for (number,) in self._records.select(db, _ACCEPTED_TERMS, terms)]
             alone = len(accepted) == 1
-            which = "= ?" if alone else f"IN {SOME}"
+            which = "= ?" if alone else self._database.among
             queued = f"status = 0 AND terms {which} AND lane = 1 AND not_before <= ?"
-            values = (accepted[0] if alone else some(accepted), micros(now))
-            rows = summed_up(db, accepted[0], micros(now), taken, max_requests, max_bytes) if alone else None
+            values = (accepted[0] if alone else self._database.list_of(accepted), micros(now))
+            rows = (
+                summed_up(self._database, db, accepted[0], micros(now), taken, max_requests, max_bytes)
+                if alone
+                else None
+            )
             if rows is None:
                 rows = first_fitting(db, queued, (*values, max_requests), max_bytes, sort=not alone)
                 if not rows.count:
@@ -110,7 +112,7 @@ class Batches:
                     rows = first_fitting(db, queued, (*values, telling), max_bytes, sort=not alone)
             # By number, where they lie close together: an index that is read must not change under the update,
             # so all that it found would be held in memory first.
-            queued = f"id BETWEEN ? AND ? AND {queued.replace('status', '+status') if rows.close else queued}"
+            queued = f"id BETWEEN ? AND ? AND {queued.replace('status', 'status + 0') if rows.close else queued}"
             inside = (rows.first, rows.last, *values)
             moved = [(*kind, *sums) for kind, sums in rows.kinds.items()]
             about = self._records.terms(db, moved[0][0])
@@ -132,7 +134,7 @@ class Batches:
                 ),
             )
             db.execute(
-                f"{UPDATE_MANY} request SET status = 1, not_before = 0, batch = ? WHERE {queued}",
+                f"{self._database.update_many} request SET status = 1, not_before = 0, batch = ? WHERE {queued}",
                 (batch, *inside),
             )
             moves = self._books.moves(db, now)
@@ -207,10 +209,10 @@ class Batches:
             part: list[tuple[int, str, bytes]] = []
             with self._database.read() as db:
                 size = 0
-                # CROSS JOIN keeps the order of the loops: requests by number, and each one's body.
+                # CROSS JOIN keeps SQLite's order of the loops: requests by number, and each one's body.
                 found = db.execute(
-                    "SELECT request.id, key, params FROM request CROSS JOIN body ON body.id = request.id "
-                    f"WHERE {which} ORDER BY request.id LIMIT {_ENTRIES}",
+                    "SELECT request.id, key, params FROM request CROSS JOIN body "
+                    f"WHERE body.id = request.id AND {which} ORDER BY request.id LIMIT {_ENTRIES}",
                     (after + 1, last, batch),
                 )
                 for number, key, body in found:
@@ -301,7 +303,13 @@ class Batches:
             turns = db.execute("SELECT EXISTS (SELECT 1 FROM turn WHERE request BETWEEN ? AND ?)", (first, last))
             if turns.fetchone()[0]:
                 return None
-            return Roll.of(batch, first, last, _runs(db, batch, first, last, which), partial(self._records.terms, db))
+            return Roll.of(
+                batch,
+                first,
+                last,
+                _runs(self._database, db, batch, first, last, which),
+                partial(self._records.terms, db),
+            )
 
     def _sent_in(self, db: Connection, batch: int) -> tuple[int, int, str]:
         """The first and the last number of a batch, and what holds of its requests that are not settled."""

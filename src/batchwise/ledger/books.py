@@ -104,7 +104,8 @@ class Books:
         """So much was spent."""
         if cost:
             db.execute(
-                "INSERT INTO spend VALUES (?, ?) ON CONFLICT DO UPDATE SET cost = plus(cost, excluded.cost)",
+                "INSERT INTO spend VALUES (?, ?) "
+                "ON CONFLICT (minute) DO UPDATE SET cost = plus(spend.cost, excluded.cost)",
                 (micros(now) // _MINUTE, str(cost)),
             )
 
@@ -128,8 +129,8 @@ class Books:
         """So much was paid for nothing, so many requests may have been bought twice."""
         if wasted or doubles:
             db.execute(
-                "INSERT INTO waste VALUES (?, ?, ?, '0') ON CONFLICT DO UPDATE "
-                "SET wasted = plus(wasted, excluded.wasted), doubles = doubles + excluded.doubles",
+                "INSERT INTO waste VALUES (?, ?, ?, '0') ON CONFLICT (job) DO UPDATE "
+                "SET wasted = plus(waste.wasted, excluded.wasted), doubles = waste.doubles + excluded.doubles",
                 (job, str(wasted), doubles),
             )
 
@@ -139,7 +140,7 @@ class Books:
         if most:
             db.execute(
                 "INSERT INTO waste VALUES (?, '0', 0, ?) "
-                "ON CONFLICT DO UPDATE SET unseen = plus(unseen, excluded.unseen)",
+                "ON CONFLICT (job) DO UPDATE SET unseen = plus(waste.unseen, excluded.unseen)",
                 (terms.job, str(most)),
             )
             self.spend(db, most, now)
@@ -212,9 +213,11 @@ class Moves:
                 continue
             if requests >= 0:
                 db.execute(
-                    "INSERT INTO cohort VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                    "requests = requests + excluded.requests, size = size + excluded.size, "
-                    "since = min(since, excluded.since), flush = max(flush, excluded.flush)",
+                    "INSERT INTO cohort VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+                    "ON CONFLICT (terms, lane, status, batch, not_before) DO UPDATE SET "
+                    "requests = cohort.requests + excluded.requests, size = cohort.size + excluded.size, "
+                    "since = CASE WHEN excluded.since < cohort.since THEN excluded.since ELSE cohort.since END, "
+                    "flush = CASE WHEN excluded.flush > cohort.flush THEN excluded.flush ELSE cohort.flush END",
                     (*place, requests, size, self._since, place in self._flush),
                 )
             else:

@@ -290,7 +290,7 @@ class Intake:
             terms = [self._stored[index] for index in chunk.terms]
             lanes = [LANE_CODES[self._terms[index].lane] for index in chunk.terms]
         columns = numbers, self._job_id, chunk.keys, terms, chunk.bodies.sizes, lanes, self._run
-        if self._database.insert_rows(db, _REQUEST, columns) != len(numbers):
+        if not self._database.insert_rows(db, _REQUEST, columns):
             return False
         self._database.insert_rows(db, _BODY, (numbers, chunk.bodies))
         return True
@@ -466,7 +466,7 @@ class Intakes:
                     (intake,),
                 ).fetchall()
                 gone = len(found)
-                db.executemany("DELETE FROM request WHERE id = ?", found)
+                self.records.delete(db, [number for (number,) in found])
                 if gone < CHUNK:
                     db.execute("DELETE FROM intake WHERE id = ?", (intake,))
                     db.execute("DELETE FROM terms WHERE staged = ?", (intake,))

@@ -13,7 +13,7 @@ from batchwise.planning.outcomes import UNAFFORDABLE
 from batchwise.planning.turns import failed
 
 from .database import Connection, Database
-from .records import CHUNK, RESULTS_BEHIND, Records, Row
+from .records import BEHIND, CHUNK, RESULTS_BEHIND, Records, Row
 from .rows import IN_FLIGHT, LANES, SETTLED, canceled_line, decode_key, micros
 from .settlements import Settlements
 from .values import Settlement
@@ -93,8 +93,8 @@ class Cancelling:
 class Purging:
     """Deletes what has settled."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, records: Records) -> None:
+        self._database, self._records = database, records
 
     def purge(self, *, before: datetime) -> int:
         """Delete what settled before then, results included; returns how many requests. The books keep their sums."""
@@ -103,20 +103,22 @@ class Purging:
             with self._database.write("purge") as db:
                 settled = db.execute(
                     f"SELECT r.seq, r.request, s.job, s.lane, s.outcome FROM {RESULTS_BEHIND} "
-                    f"WHERE s.settled_at < ? ORDER BY s.last, r.seq LIMIT {CHUNK}",
-                    (after, after, micros(before)),
+                    f"WHERE {BEHIND} AND s.settled_at < ? ORDER BY s.last, r.seq LIMIT {CHUNK}",
+                    (after, after, after, micros(before)),
                 ).fetchall()
                 found = len(settled)
                 gone = [(each[1],) for each in settled]
                 db.executemany("DELETE FROM result WHERE seq = ?", [(each[0],) for each in settled])
                 db.executemany("DELETE FROM late WHERE request = ?", gone)
-                db.executemany("DELETE FROM request WHERE id = ?", gone)
+                self._records.delete(db, [each[1] for each in settled])
                 db.executemany(
                     "UPDATE tally SET purged = purged + 1 WHERE job = ? AND lane = ? AND outcome = ?",
                     [each[2:] for each in settled],
                 )
                 if found < CHUNK:
+                    last = self._records.last_result(db)
                     db.execute("DELETE FROM settling WHERE settled_at < ?", (micros(before),))
+                    db.execute("UPDATE deleted SET last = ? WHERE name = 'result'", (last,))
             purged += found
             after = settled[-1][0] if settled else after
         if purged:

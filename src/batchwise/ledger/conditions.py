@@ -16,7 +16,6 @@ from batchwise.planning.state import Snapshot
 from . import meta
 from .books import Books
 from .database import Database
-from .records import UPDATE_MANY
 from .rows import encode_measured, from_micros, micros
 from .values import Streak
 
@@ -108,7 +107,7 @@ class Conditions:
                 moves.add(place._replace(not_before=0), group.requests, group.size, flush=group.flush)
                 moves.book()
                 db.execute(
-                    f"{UPDATE_MANY} request SET not_before = 0 "
+                    f"{self._database.update_many} request SET not_before = 0 "
                     "WHERE status = 0 AND terms = ? AND lane = ? AND not_before = ?",
                     (place.terms, place.lane, place.not_before),
                 )

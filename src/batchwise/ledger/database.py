@@ -75,6 +75,21 @@ class Database(Protocol):
     undone: list[Callable[[], None]]
     """Called after a transaction was given up: numbers that were given in it are given again."""
 
+    # How a statement says what databases say differently.
+    among: str
+    """Behind a column: its value is one of those that `list_of` binds. One text for however many: it stays prepared."""
+    update_many: str
+    """Begins an UPDATE of many rows, of columns that nothing can conflict in."""
+
+    def list_of(self, values: Iterable[int | str]) -> Any:
+        """What is bound to `among`."""
+
+    def json_array(self, column: str) -> str:
+        """The values of a column of the rows, in their order, as a JSON array."""
+
+    def not_ascii(self, column: str) -> str:
+        """Whether bytes may hold others than ASCII, or a NUL."""
+
     def write(self, name: str, *, quiet: bool = False) -> AbstractContextManager[Connection]:
         """A write transaction, one at a time. It is durable when the block has been left.
 
@@ -98,8 +113,8 @@ class Database(Protocol):
     def insert(self, db: Connection, sql: str, values: Sequence[Any]) -> int:
         """Insert one row into a table that numbers its rows; returns the number."""
 
-    def insert_rows(self, db: Connection, into: str, columns: Sequence[int | Column]) -> int:
-        """Insert rows that are not there yet; returns how many.
+    def insert_rows(self, db: Connection, into: str, columns: Sequence[int | Column]) -> bool:
+        """Insert rows; False: one of them is there already. Then the transaction has to be given up.
 
         Args:
             db: The connection of a write transaction.

@@ -12,16 +12,18 @@ import attrs
 from batchwise.planning.custom_ids import MAX_LENGTH, custom_id_length
 from batchwise.planning.packing import body_length, entry_size, telling_count
 
-from .database import Connection
+from .database import Connection, Database
 from .rows import BATCH, decode_key
 
 __all__ = ["Fitting", "first_fitting", "summed_up"]
 
 # One character of a key is one byte of its id; where the two counts differ, it is not in ASCII, or holds a NUL.
-_SUMS = """
-SELECT count(*), total(size), total(min(length(key), ?)), total(length(CAST(key AS TEXT)) <> length(key))
-FROM request WHERE id BETWEEN ? AND ? AND +status = 0 AND terms = ?
-"""
+_SUMS = (
+    "SELECT count(*), coalesce(sum(size), 0), "
+    "coalesce(sum(CASE WHEN length(key) < ? THEN length(key) ELSE ? END), 0), count(CASE WHEN {odd} THEN 1 END) "
+    "FROM request WHERE id BETWEEN ? AND ? AND status + 0 = 0 AND terms = ?"
+)
+"""`status + 0`: by number, whatever indices there are."""
 _NO_ENTRIES = body_length(0, 0) - 1
 """Each entry counts its comma; the first one has none."""
 
@@ -54,6 +56,7 @@ def _framing(number: int) -> tuple[int, int, int]:
 
 
 def summed_up(
+    database: Database,
     db: Connection,
     terms: int,
     now: int,
@@ -79,12 +82,13 @@ def summed_up(
     if not _close(first, last, count):
         return None
     start, size, whole = first, 0, _NO_ENTRIES
+    sums = _SUMS.format(odd=database.not_ascii("key"))
     while start <= last:
         same, frame, room = _framing(start)
-        rows, bodies, names, odd = db.execute(_SUMS, (room, start, min(last, same - 1), terms)).fetchone()
+        rows, bodies, names, odd = db.execute(sums, (room, room, start, min(last, same - 1), terms)).fetchone()
         if odd:
             return None
-        start, size, whole = same, size + int(bodies), whole + rows * frame + int(bodies + names)
+        start, size, whole = same, size + bodies, whole + rows * frame + bodies + names
     if whole > max_bytes:
         return None
     return Fitting(first, last, count, whole, {(terms, not_before): (count, size)})

@@ -66,7 +66,7 @@ class Ledger:
         self._settlements = Settlements(database, records, books)
         self._requeuing = Requeuing(database, records, books, self._batches)
         self._cancelling = Cancelling(database, records, self._settlements)
-        self._purging = Purging(database)
+        self._purging = Purging(database, records)
         self._adoption = Adoption(database, records, books)
         joining = Joining(records, books, self._requeuing)
         self._intakes = Intakes(database, records, books, joining, self._runs, positions)

@@ -22,13 +22,13 @@ from .books import Books
 from .database import Connection, Database, Lock
 from .records import (
     ATTEMPTS_NOW,
+    BEHIND,
     LANE_NOW,
     REQUESTS,
     RESULTS_BEHIND,
     STATUS_NOW,
     Records,
     Settling,
-    select_some,
     settled_in,
 )
 from .rows import (
@@ -54,7 +54,7 @@ _REQUEST = (
 _VISIBLE = "EXISTS (SELECT 1 FROM terms t WHERE t.id = q.terms AND t.staged = 0)"
 # The batch whose nonce a request went under: the one that settled it, else the one that it was in before.
 _RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.line, CASE s.batch WHEN 0 THEN q.batch END"
-_RESULTS = f"{_RESULT} FROM {RESULTS_BEHIND} CROSS JOIN request q ON q.id = r.request"
+_RESULTS = f"{_RESULT} FROM {RESULTS_BEHIND} CROSS JOIN request q WHERE {BEHIND} AND q.id = r.request"
 _COUNT = f"SELECT {LANE_NOW}, {STATUS_NOW}, s.outcome, count(*) FROM {REQUESTS} WHERE q.id"
 _REFUSED = OUTCOME_CODES[Outcome.REFUSED]
 _PICO = Decimal(1).scaleb(-12)
@@ -70,13 +70,13 @@ class Looking:
     def job_id(self, name: str) -> int | None:
         """The number of a job that has been accepted; None: there is none."""
         with self._database.read() as db:
-            row = db.execute("SELECT id FROM job WHERE name = ? AND visible", (encode_key(name),)).fetchone()
+            row = db.execute("SELECT id FROM job WHERE name = ? AND visible = 1", (encode_key(name),)).fetchone()
             return None if row is None else int(row[0])
 
     def job_name(self, job: int) -> str | None:
         """The name of a job by its number; None for 0, the shared scope, and for no job."""
         with self._database.read() as db:
-            row = db.execute("SELECT name FROM job WHERE id = ? AND visible", (job,)).fetchone()
+            row = db.execute("SELECT name FROM job WHERE id = ? AND visible = 1", (job,)).fetchone()
             return None if row is None or row[0] is None else decode_key(row[0])
 
     def marks(self) -> tuple[int, int]:
@@ -152,10 +152,10 @@ class Looking:
 
     def results(self, *, job: int | None, after: int, limit: int) -> list[ResultRow]:
         """Settled results in the order of settling, from behind the cursor `after`; job None: of all jobs."""
-        which = "" if job is None else f"WHERE {settled_in(job)}"
-        values = (after, after, limit) if job is None else (after, after, job, limit)
+        which = "" if job is None else f" AND {settled_in(job)}"
+        values = (after, after, after, limit) if job is None else (after, after, after, job, limit)
         with self._database.read() as db:
-            found = db.execute(f"{_RESULTS} {which} ORDER BY s.last, r.seq LIMIT ?", values)
+            found = db.execute(f"{_RESULTS}{which} ORDER BY s.last, r.seq LIMIT ?", values)
             return self._result_rows(db, found)
 
     def result(self, request: int) -> ResultRow | None:
@@ -221,7 +221,7 @@ class Looking:
         by: dict[tuple[Lane, Status, Outcome | None], int] = {}
         distinct = list(dict.fromkeys(requests))
         with self._database.read() as db:
-            for lane, status, outcome, count in select_some(db, _COUNT, distinct, " GROUP BY 1, 2, 3"):
+            for lane, status, outcome, count in self._records.select(db, _COUNT, distinct, " GROUP BY 1, 2, 3"):
                 place = LANES[lane], STATUSES[status], None if outcome is None else OUTCOMES[outcome]
                 by[place] = by.get(place, 0) + count
         return Counts(by)

@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
-
-import orjson
 
 from batchwise.planning.state import Terms
 
@@ -16,29 +14,24 @@ from .rows import decode_key, decode_terms, digest_of, encode_terms
 
 __all__ = [
     "ATTEMPTS_NOW",
+    "BEHIND",
     "CHUNK",
     "IN_BATCH",
     "LANE_NOW",
     "REQUESTS",
     "RESULTS_BEHIND",
     "SENT_IN",
-    "SOME",
     "STATUS_NOW",
-    "UPDATE_MANY",
     "Records",
     "Row",
     "Settling",
-    "select_some",
     "settled_in",
-    "some",
 ]
 
 CHUNK = 2_000
 """Rows that one transaction moves where a call may move any number: other writers get their turn in between."""
 
 _CACHED = 10_000
-SOME = "(SELECT value FROM json_each(?))"
-"""The numbers that `some` encodes: one text for however many, so that it stays prepared."""
 REQUESTS = (
     "request q LEFT JOIN result r ON r.request = q.id "
     "LEFT JOIN settling s ON s.last = (SELECT min(last) FROM settling WHERE last >= r.seq)"
@@ -46,8 +39,10 @@ REQUESTS = (
 """Requests q, each with its result r and the settling s that this belongs to, if it is settled."""
 LANE_NOW, ATTEMPTS_NOW = "coalesce(s.lane, q.lane)", "coalesce(s.attempts, q.attempts)"
 STATUS_NOW = "CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END"
-RESULTS_BEHIND = "settling s CROSS JOIN result r ON r.seq BETWEEN max(s.first, ? + 1) AND s.last AND s.last > ?"
-"""Settlings s and their results r from behind a cursor, given twice; two loops, both in the order of settling."""
+RESULTS_BEHIND = "settling s CROSS JOIN result r"
+"""Settlings s and their results r: two loops, both in the order of settling."""
+BEHIND = "r.seq BETWEEN CASE WHEN s.first > ? THEN s.first ELSE ? + 1 END AND s.last AND s.last > ?"
+"""Those from behind a cursor, which is bound three times."""
 _SELECT_ROWS = (
     f"SELECT q.id, q.job, q.size, q.terms, {LANE_NOW}, {STATUS_NOW}, "
     "CASE WHEN q.status = 1 AND q.lane = 1 THEN q.batch ELSE 0 END, q.not_before, "
@@ -55,29 +50,14 @@ _SELECT_ROWS = (
 )
 _SELECT_KEYS = "SELECT id, key FROM request WHERE id"
 _LAST_REQUEST, _LAST_RESULT = (
-    f"SELECT max(coalesce(max({column}), 0), (SELECT last FROM deleted WHERE name = '{name}')) FROM {table}"
+    f"SELECT max(n) FROM (SELECT max({column}) AS n FROM {table} UNION ALL "
+    f"SELECT last FROM deleted WHERE name = '{name}') AS given"
     for name, column, table in (("request", "id", "request"), ("result", "last", "settling"))
 )
 SENT_IN = "request.id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1"
 """The requests of a batch by its first and last number and its own, if none of them is settled."""
 IN_BATCH = f"{SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
 """The unsettled requests of a batch."""
-UPDATE_MANY = "UPDATE OR FAIL"
-"""For columns that nothing can conflict in: any other kind holds a copy of each page that the statement changes."""
-
-
-def some(numbers: Iterable[int]) -> str:
-    """What is bound to `SOME`."""
-    return orjson.dumps(list(numbers)).decode()
-
-
-def select_some(db: Connection, select: str, ids: Sequence[int], rest: str = "") -> Iterator[tuple[Any, ...]]:
-    """The rows of a `SELECT ... WHERE column` whose column is one of any number of ids; `rest` follows in it."""
-    if len(ids) == 1:  # what somebody waits for comes alone, and is found in a third of the time
-        yield from db.execute(f"{select} = ?{rest}", ids)
-        return
-    for start in range(0, len(ids), CHUNK):
-        yield from db.execute(f"{select} IN {SOME}{rest}", (some(ids[start : start + CHUNK]),))
 
 
 def settled_in(job: int) -> str:
@@ -146,9 +126,18 @@ class Records:
         """The highest number that a result was ever given: settlings stay when a result is forgotten."""
         return int(db.execute(_LAST_RESULT).fetchone()[0])
 
+    def select(self, db: Connection, select: str, ids: Sequence[int], rest: str = "") -> Iterator[tuple[Any, ...]]:
+        """The rows of a `SELECT ... WHERE column` whose column is one of any number of ids; `rest` follows in it."""
+        if len(ids) == 1:  # what somebody waits for comes alone, and is found in a third of the time
+            yield from db.execute(f"{select} = ?{rest}", ids)
+            return
+        for start in range(0, len(ids), CHUNK):
+            part = self._database.list_of(ids[start : start + CHUNK])
+            yield from db.execute(f"{select} {self._database.among}{rest}", (part,))
+
     def rows(self, db: Connection, ids: Sequence[int]) -> dict[int, Row]:
         """The rows of these numbers, by number."""
-        return {row[0]: tuple.__new__(Row, row) for row in select_some(db, _SELECT_ROWS, ids)}
+        return {row[0]: tuple.__new__(Row, row) for row in self.select(db, _SELECT_ROWS, ids)}
 
     def settling(self, db: Connection, result: int) -> Settling:
         """The settling of a result."""
@@ -157,7 +146,7 @@ class Records:
 
     def keys(self, db: Connection, ids: Sequence[int]) -> dict[int, str]:
         """The keys of these requests, by number."""
-        return {number: decode_key(key) for number, key in select_some(db, _SELECT_KEYS, ids)}
+        return {number: decode_key(key) for number, key in self.select(db, _SELECT_KEYS, ids)}
 
     def terms(self, db: Connection, number: int) -> Terms:
         """Terms by number. They never change, so they are remembered."""
@@ -201,6 +190,16 @@ class Records:
             (known,) = db.execute("SELECT nonce FROM batch WHERE id = ?", (batch,)).fetchone()
             self._nonces[batch] = known
         return known
+
+    @staticmethod
+    def delete(db: Connection, requests: Sequence[int]) -> None:
+        """Delete requests with all that is theirs, results aside; none of their numbers is given again."""
+        if not requests:
+            return
+        db.execute("UPDATE deleted SET last = ? WHERE name = 'request' AND last < ?", (max(requests),) * 2)
+        gone = [(number,) for number in requests]
+        db.executemany("DELETE FROM body WHERE id = ?", gone)
+        db.executemany("DELETE FROM request WHERE id = ?", gone)
 
     def turns(self, db: Connection, request: int) -> tuple[bytes, ...]:
         """The result lines of the messages after which a request went on, first first."""

@@ -90,7 +90,7 @@ class Recovery:
                         "SELECT id FROM request WHERE status = 1 AND lane = 0 AND run = ? UNION ALL "
                         "SELECT id FROM request WHERE status = 0 AND lane = 0 AND run = ? AND terms IN "
                         "(SELECT c.terms FROM cohort c JOIN terms t ON t.id = c.terms "
-                        "WHERE c.status = 0 AND c.lane = 0 AND t.blocking) LIMIT ?",
+                        "WHERE c.status = 0 AND c.lane = 0 AND t.blocking = 1) LIMIT ?",
                         (run, run, CHUNK),
                     )
                 ]

@@ -16,7 +16,7 @@ from batchwise.planning.state import BatchState, Terms
 from .batches import Batches
 from .books import Books, Moves, Place, most_again, place_of, reserve
 from .database import Connection, Database
-from .records import CHUNK, IN_BATCH, RESULTS_BEHIND, SOME, UPDATE_MANY, Records, Row, settled_in, some
+from .records import BEHIND, CHUNK, IN_BATCH, RESULTS_BEHIND, Records, Row, settled_in
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, OUTCOME_CODES, QUEUED, micros
 from .values import Cap
 
@@ -143,10 +143,11 @@ class Requeuing:
                 moves.add(Place(place.terms, code, QUEUED, 0, earliest), group.requests, group.size, flush=True)
                 if doubtful:
                     self._books.doubt(db, group.terms, group.requests, group.size, now, lane=BATCH)
-            which, values = ("", ()) if wanted is None else (f" AND terms IN {SOME}", (some(wanted),))
+            which = "" if wanted is None else f" AND terms {self._database.among}"
+            values = () if wanted is None else (self._database.list_of(wanted),)
             db.execute(
-                f"{UPDATE_MANY} request SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? "
-                f"WHERE {IN_BATCH}{which}",
+                f"{self._database.update_many} request "
+                f"SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? WHERE {IN_BATCH}{which}",
                 (code, costs_attempt, earliest, first, last, batch, *values),
             )
             moves.book()
@@ -167,7 +168,7 @@ class Requeuing:
                     moves.book()
                     moved += group.requests
                     db.execute(
-                        f"{UPDATE_MANY} request SET lane = ? "
+                        f"{self._database.update_many} request SET lane = ? "
                         "WHERE status = 0 AND terms = ? AND lane = ? AND not_before = ?",
                         (code, number, 1 - code, place.not_before),
                     )
@@ -194,13 +195,15 @@ class Requeuing:
         """
         wanted = None if requests is None else frozenset(requests)
         terms_of = reserved or _as_they_are
+        codes = self._database.list_of(OUTCOME_CODES[outcome] for outcome in outcomes)
 
         def settled(db: Connection, after: int) -> tuple[list[Row], int | None]:
             """Some that ended so, behind a cursor, and the cursor behind them; None: there are no more."""
             found = db.execute(
-                f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} WHERE {settled_in(job)} AND s.outcome IN {SOME} "
+                f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} "
+                f"WHERE {BEHIND} AND {settled_in(job)} AND s.outcome {self._database.among} "
                 f"ORDER BY s.last, r.seq LIMIT {CHUNK}",
-                (after, after, job, some(OUTCOME_CODES[outcome] for outcome in outcomes)),
+                (after, after, after, job, codes),
             ).fetchall()
             rows = self._records.rows(db, [each[1] for each in found if wanted is None or each[1] in wanted])
             return list(rows.values()), found[-1][0] if len(found) == CHUNK else None

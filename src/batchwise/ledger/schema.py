@@ -40,7 +40,7 @@ _OPENING_PAUSE = 0.02
 # - `adopted`: the keys of a batch made elsewhere by their custom_ids, and which request each row was taken for (0: its
 #   row has not been seen). Gone when the batch is closed.
 # - There are foreign keys where the lookup they need is cheap in both directions. `request.terms` has none: it would
-#   need one more index over all requests. `body` has none: bulks insert both, and a trigger looks at deletions alone.
+#   need one more index over all requests. `body` has none: bulks insert both, and `Records.delete` deletes both.
 _FIRST = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE deleted (name TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
@@ -82,8 +82,6 @@ CREATE TABLE request (
 CREATE INDEX request_queued ON request (terms) WHERE status = 0;
 CREATE INDEX request_running ON request (run) WHERE status = 1 AND lane = 0;
 CREATE TABLE body (id INTEGER PRIMARY KEY, params BLOB NOT NULL);
-CREATE TRIGGER request_deleted AFTER DELETE ON request
-BEGIN DELETE FROM body WHERE id = OLD.id; UPDATE deleted SET last = max(last, OLD.id) WHERE name = 'request'; END;
 CREATE TABLE turn (
     request INTEGER NOT NULL REFERENCES request ON DELETE CASCADE,
     n INTEGER NOT NULL,
@@ -164,8 +162,6 @@ CREATE TABLE settling (
     met INTEGER
 );
 CREATE INDEX settling_job ON settling (job) WHERE job > 0;
-CREATE TRIGGER settling_deleted AFTER DELETE ON settling
-BEGIN UPDATE deleted SET last = max(last, OLD.last) WHERE name = 'result'; END;
 CREATE TABLE result (
     seq INTEGER PRIMARY KEY,
     request INTEGER NOT NULL,

@@ -31,11 +31,15 @@ _TALLY = """
 INSERT INTO tally (job, lane, outcome, requests, cost, saved, unpriced, met, missed, lateness, attempts, input_tokens,
     cache_tokens)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET
-    requests = requests + excluded.requests, cost = plus(cost, excluded.cost), saved = plus(saved, excluded.saved),
-    unpriced = unpriced + excluded.unpriced, met = met + excluded.met, missed = missed + excluded.missed,
-    lateness = max(lateness, excluded.lateness), attempts = attempts + excluded.attempts,
-    input_tokens = input_tokens + excluded.input_tokens, cache_tokens = cache_tokens + excluded.cache_tokens
+ON CONFLICT (job, lane, outcome) DO UPDATE SET
+    requests = tally.requests + excluded.requests,
+    cost = plus(tally.cost, excluded.cost), saved = plus(tally.saved, excluded.saved),
+    unpriced = tally.unpriced + excluded.unpriced,
+    met = tally.met + excluded.met, missed = tally.missed + excluded.missed,
+    lateness = CASE WHEN excluded.lateness > tally.lateness THEN excluded.lateness ELSE tally.lateness END,
+    attempts = tally.attempts + excluded.attempts,
+    input_tokens = tally.input_tokens + excluded.input_tokens,
+    cache_tokens = tally.cache_tokens + excluded.cache_tokens
 """
 
 
@@ -142,7 +146,7 @@ class Settlements:
         first = self._records.last_result(db) + 1
         numbers, lines, costs, savings, tokens, cached = zip(*answers, strict=True)
         columns = range(first, first + count), numbers, costs, savings, lines
-        if self._database.insert_rows(db, _RESULT, columns) != count:
+        if not self._database.insert_rows(db, _RESULT, columns):
             return False
         job, terms, outcome, lane, attempts = kind
         about = self._records.terms(db, terms)
@@ -229,7 +233,7 @@ class Settlements:
             settled_by = self._records.settling(db, row.result).batch
             if line == again.line or (batch and settled_by == batch):
                 return 0
-        if not db.execute("INSERT OR IGNORE INTO late VALUES (?, ?)", (row.id, batch)).rowcount:
+        if not db.execute("INSERT INTO late VALUES (?, ?) ON CONFLICT DO NOTHING", (row.id, batch)).rowcount:
             return 0
         self._books.waste(db, row.job, wasted=again.cost)
         return again.cost
@@ -245,7 +249,7 @@ class Settlements:
             ).fetchone()
             if row is None and not first <= request <= last:
                 return  # it was never in the batch: no row of ours
-            if db.execute("INSERT OR IGNORE INTO late VALUES (?, ?)", (request, batch)).rowcount:
+            if db.execute("INSERT INTO late VALUES (?, ?) ON CONFLICT DO NOTHING", (request, batch)).rowcount:
                 self._books.waste(db, 0 if row is None else row.job, wasted=cost)
                 # As of the last look at the batch: there is no clock here.
                 self._books.spend(db, cost, from_micros(seen))

@@ -6,10 +6,12 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from batchwise.errors import ClosedDispatcherError, LedgerError
 
@@ -155,6 +157,24 @@ class SqliteDatabase:
 
     # -- statements -------------------------------------------------------------------------------------------------
 
+    among = "IN (SELECT value FROM json_each(?))"
+    update_many = "UPDATE OR FAIL"  # any other kind holds a copy of each page that the statement changes
+
+    @staticmethod
+    def list_of(values: Iterable[int | str]) -> str:
+        """A JSON array."""
+        return orjson.dumps(list(values)).decode()
+
+    @staticmethod
+    def json_array(column: str) -> str:
+        """The values of a column of the rows, in their order, as a JSON array."""
+        return f"json_group_array({column})"
+
+    @staticmethod
+    def not_ascii(column: str) -> str:
+        """Whether there are more bytes than characters, or fewer characters because of a NUL."""
+        return f"length(CAST({column} AS TEXT)) <> length({column})"
+
     def insert(self, db: Connection, sql: str, values: Sequence[Any]) -> int:
         """Insert one row; returns its number."""
         db.execute(sql, values)
@@ -162,8 +182,8 @@ class SqliteDatabase:
         return number
 
     @staticmethod
-    def insert_rows(db: Connection, into: str, columns: Sequence[int | Column]) -> int:
-        """Insert rows that are not there yet, many by each statement; returns how many.
+    def insert_rows(db: Connection, into: str, columns: Sequence[int | Column]) -> bool:
+        """Insert rows, many by each statement; False: one of them is there already.
 
         A statement for each row would cost as much again as the insertion. `INSERT OR IGNORE`, because any other kind
         keeps a journal of each statement of many rows.
@@ -181,7 +201,7 @@ class SqliteDatabase:
                 values[index::width] = map(bytearray, part) if isinstance(part[0], bytes) else part
             sql = f"INSERT OR IGNORE INTO {into} VALUES {', '.join([row] * count)}"  # noqa: S608 (of constants)
             inserted += db.execute(sql, values).rowcount
-        return inserted
+        return inserted == len(bound[0])
 
     # -- changes ----------------------------------------------------------------------------------------------------
 

@@ -46,7 +46,8 @@ class AsyncDispatcher:
     Args:
         client: An `anthropic.AsyncAnthropic`; None makes one from the environment.
         ledger: A path, `":memory:"`, or a `Ledger`; None: `$BATCHWISE_LEDGER`, else `.batchwise/ledger.db`.
-        policy: How time is traded for money.
+        policy: How time is traded for money; None: the policy that the ledger keeps (the last that work was accepted
+            under), else the defaults.
 
     Raises:
         InvalidValueError: The client is a synchronous one, or of a platform without the Message Batches API.
@@ -65,7 +66,7 @@ class AsyncDispatcher:
 
             client = anthropic.AsyncAnthropic()
         check_client(client, async_=True)
-        self._client, self._spec, self._policy = client, ledger, policy or Policy()
+        self._client, self._spec, self._policy = client, ledger, policy
         self._own_ledger = not hasattr(ledger, "snapshot")
         self._entered: TaskDriver | None = None
         self._fronts: Shared | None = None

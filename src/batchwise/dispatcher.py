@@ -44,7 +44,8 @@ class Dispatcher:
     Args:
         client: An `anthropic.Anthropic`; None makes one from the environment.
         ledger: A path, `":memory:"`, or a `Ledger`; None: `$BATCHWISE_LEDGER`, else `.batchwise/ledger.db`.
-        policy: How time is traded for money.
+        policy: How time is traded for money; None: the policy that the ledger keeps (the last that work was accepted
+            under), else the defaults.
 
     Raises:
         InvalidValueError: The client is an async one, or of a platform without the Message Batches API.
@@ -72,7 +73,7 @@ class Dispatcher:
         self._own_ledger = not hasattr(ledger, "snapshot")
         self._ledger = open_ledger(ledger)
         try:
-            self._engine = Engine(self._ledger, policy or Policy(), endpoint=base_url(client))
+            self._engine = Engine(self._ledger, policy, endpoint=base_url(client))
         except BaseException:
             if self._own_ledger:
                 self._ledger.close()

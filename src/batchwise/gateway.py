@@ -31,7 +31,7 @@ from .async_dispatcher import AsyncDispatcher
 from .errors import BatchwiseError, InvalidValueError
 from .models import Latency, LatencyTag, Policy
 from .tagging import tags
-from .times import parse_duration
+from .timetext import parse_duration
 
 __all__ = ["application", "serve"]
 

@@ -5,17 +5,19 @@ No behaviour beyond their own consistency: rules live in `batchwise.planning`, e
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union
 
 import attrs
 
 from .errors import InvalidValueError, printable, shown
 from .figures import check_whole
+from .tables import from_table, read_toml, to_table
 from .times import LONGEST, WINDOW, check_aware, check_duration, check_positive, check_reach, from_numpy
 
 __all__ = [
@@ -276,6 +278,17 @@ def _to_limits(value: object) -> Limits | Mapping[str, Limits] | None:
     )
 
 
+def _limits_of(table: object) -> object:
+    """Limits as a table has them: a tier's name, the limits, or limits by the models' prefix."""
+    if isinstance(table, str):
+        return Limits.for_tier(table)  # type: ignore[arg-type]  # it refuses what is no tier
+    if not isinstance(table, Mapping):
+        return table
+    own, each = {field.name for field in attrs.fields(Limits)}, table.items()
+    by_prefix = all(isinstance(value, Mapping) or (isinstance(value, str) and name not in own) for name, value in each)
+    return {name: _limits_of(value) for name, value in each} if each and by_prefix else from_table(Limits, table)
+
+
 def _to_poll_every(value: object) -> tuple[timedelta, timedelta]:
     if isinstance(value, (tuple, list)) and len(value) == 2:
         shortest, longest = (check_reach(check_positive(each, "poll_every"), "poll_every") for each in value)
@@ -357,6 +370,43 @@ class Policy:
     linger: timedelta = attrs.field(default=timedelta(seconds=1), validator=_not_negative)
     fallback_models: tuple[str, ...] = attrs.field(default=(), converter=_to_models)
 
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Policy:
+        """A policy out of a TOML file: `window = "24h"`, `max_spend = 20`, `hedge = true`, `limits = "build"`.
+
+        What is left out has its default. Durations are text with units (`"90m"`, `"1d12h"`), `limits` a tier's name, a
+        table, or a table for each prefix of models.
+
+        Raises:
+            InvalidValueError: The file cannot be read, or a field is unknown or cannot be what is written.
+        """
+        try:
+            return cls.from_dict(read_toml(path))
+        except InvalidValueError as error:
+            raise InvalidValueError(f"{os.fspath(path)}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], *, lenient: bool = False) -> Policy:
+        """A policy out of what `to_dict` gives, or what a TOML file holds; what is left out has its default.
+
+        Args:
+            table: What its fields are.
+            lenient: Pass over fields that this version does not know.
+
+        Raises:
+            InvalidValueError: A field is unknown, or cannot be what is written.
+        """
+        return from_table(cls, table, parts=_POLICY_PARTS, lenient=lenient)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON has them: durations as `"1d12h"`, money as text, None as null."""
+        return to_table(self)
+
+    def differs_from(self, other: Policy) -> str:
+        """What is different in another policy, in words: `window=24h (not 1h), hedge=True (not False)`."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return ", ".join(f"{name}={mine[name]} (not {theirs[name]})" for name in mine if mine[name] != theirs[name])
+
     def __attrs_post_init__(self) -> None:
         if self.max_spend_period is not None and self.max_spend is None:
             raise InvalidValueError("max_spend_period limits nothing without max_spend; give max_spend, in US dollars")
@@ -373,6 +423,10 @@ class Policy:
     def _check_late(self, _attribute: attrs.Attribute[str], value: str) -> None:
         if value not in {"run", "fail"}:
             raise InvalidValueError(f"late={value!r} is not one of 'run', 'fail'")
+
+
+_POLICY_PARTS: Mapping[str, Callable[[Any], Any]] = {"limits": _limits_of}
+"""How the fields of a policy are read that are tables themselves."""
 
 
 @attrs.frozen

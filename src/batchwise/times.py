@@ -6,7 +6,6 @@ their moment or their length is kept.
 
 from __future__ import annotations
 
-import re
 from datetime import datetime, timedelta, timezone
 from typing import TypeVar
 
@@ -21,7 +20,6 @@ __all__ = [
     "check_positive",
     "check_reach",
     "from_numpy",
-    "parse_duration",
 ]
 
 _T = TypeVar("_T", datetime, timedelta)
@@ -125,27 +123,3 @@ def check_reach(value: _T, field: str) -> _T:
     elif value > LONGEST:
         raise InvalidValueError(f"{field}={value} is over a hundred years; give a shorter one")
     return value
-
-
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+", re.ASCII)
-_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])", re.ASCII)
-
-
-def parse_duration(text: str, field: str) -> timedelta:
-    """A positive duration as people write it: `30h`, `90m`, `1d12h`.
-
-    Args:
-        text: Numbers, each with a unit: s, m, h, d or w.
-        field: What to call it in the error.
-
-    Raises:
-        InvalidValueError: It is no such duration, or zero, or longer than a `timedelta` can be.
-    """
-    if not _DURATION.fullmatch(text):
-        raise InvalidValueError(f"{field}={text!r} is no duration; write e.g. 30h, 90m or 2d")
-    try:
-        parts = [timedelta(**{_UNITS[unit]: float(number)}) for number, unit in _PART.findall(text)]
-        return check_positive(sum(parts, ZERO), field)
-    except OverflowError:
-        raise InvalidValueError(f"{field}={text!r} is longer than any deadline; write e.g. 30h") from None

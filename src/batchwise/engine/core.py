@@ -19,6 +19,7 @@ import tenacity
 from batchwise.errors import (
     InvalidRequestError,
     JobNotFoundError,
+    LedgerError,
     TicketNotFoundError,
     shown,
 )
@@ -72,7 +73,7 @@ class Engine:
 
     Args:
         ledger: The durable record.
-        policy: The rules' figures.
+        policy: The rules' figures; None: those under which the ledger's work was last accepted, else the defaults.
         endpoint: The client's base URL, which the ledger is bound to.
         now: The clock; injected by tests that run in virtual time.
     """
@@ -80,12 +81,19 @@ class Engine:
     def __init__(
         self,
         ledger: Ledger,
-        policy: Policy,
+        policy: Policy | None,
         *,
         endpoint: str,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
-        self.ledger, self.policy, self.endpoint, self.now = ledger, policy, endpoint, now
+        self.ledger, self.endpoint, self.now = ledger, endpoint, now
+        kept = ledger.kept_policy()
+        self._untold = None if policy == kept else policy
+        """The policy that the ledger has to be told once work is accepted under it."""
+        self.policy = policy = policy or kept or Policy()
+        if kept is not None and self._untold is not None:
+            words = policy.differs_from(kept)
+            _log.info("batchwise: other policy than the work in %s was accepted under: %s", ledger.name, words)
         self.prices = PriceBook()
         self.router = Router(policy, self.prices, self.forecast)
         self.admissions = Admissions(ledger, policy)
@@ -158,6 +166,7 @@ class Engine:
         accepted = self.ledger.accept(entry, job=job, run=self.run, now=now, claim=claim, cap=self.cap())
         for each in begun:
             self.push(each._replace(accepting=None))
+        self._keep_policy()
         if accepted.row.lane is Lane.BATCH:
             self.waits.joined(now)
         return accepted, decision if accepted.created else decision_of(accepted.row.terms)
@@ -190,8 +199,20 @@ class Engine:
                 check_models(group.terms.model for group in groups)
             moves = self.admissions.all(groups, now)
             numbers = intake.accept(now=now, cap=self.cap(), flush=True, sync=moves)
+        self._keep_policy()
         self.admissions.forget()
         return numbers
+
+    def _keep_policy(self) -> None:
+        """Have the ledger keep the policy that work was accepted under, once for each dispatcher that was given one."""
+        if self._untold is None:
+            return
+        try:
+            self.ledger.keep_policy(self._untold)
+        except LedgerError:  # the work is accepted; the next one tells it
+            _log.debug("batchwise: the policy could not be stored yet", exc_info=True)
+        else:
+            self._untold = None
 
     def reopen(self, job: int, outcomes: Sequence[Outcome], requests: Sequence[int] | None) -> int:
         """Queue settled requests anew; returns how many.

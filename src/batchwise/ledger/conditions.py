@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timedelta
 
 import attrs
 import orjson
 
-from batchwise.errors import WrongWorkspaceError, printable
-from batchwise.models import Lane
+from batchwise.errors import InvalidValueError, WrongWorkspaceError, printable
+from batchwise.models import Lane, Policy
 from batchwise.planning.capacity import Measured
 from batchwise.planning.packing import Sizes
 from batchwise.planning.state import Snapshot
@@ -20,6 +21,8 @@ from .rows import encode_measured, from_micros, micros
 from .values import Streak
 
 __all__ = ["Conditions"]
+
+_log = logging.getLogger("batchwise")
 
 
 class Conditions:
@@ -50,6 +53,23 @@ class Conditions:
                     )
                 meta.put(db, name, value)
             return meta.get(db, "workspace") is not None
+
+    def keep_policy(self, policy: Policy) -> None:
+        """Remember the policy under which work was accepted."""
+        with self._database.write("keep_policy", quiet=True) as db:
+            meta.put(db, meta.POLICY, orjson.dumps(policy.to_dict()).decode())
+
+    def kept_policy(self) -> Policy | None:
+        """The policy under which work was last accepted, as far as this version knows its fields; None: not known."""
+        with self._database.read() as db:
+            kept = meta.get(db, meta.POLICY)
+        try:
+            return None if kept is None else Policy.from_dict(orjson.loads(kept), lenient=True)
+        except InvalidValueError as error:
+            _log.warning(
+                "batchwise: the policy in %s is a newer version's (%s); defaults hold", self._database.name, error
+            )
+            return None
 
     def suspend(self, lane: Lane, reason: str, *, now: datetime) -> None:
         """No more work for this lane until `resume`."""

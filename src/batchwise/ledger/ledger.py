@@ -114,6 +114,8 @@ class Ledger:
     end_run = _by("_recovery", Recovery.end_run)
     recover = _by("_recovery", Recovery.recover)
     bind = _by("_conditions", Conditions.bind)
+    keep_policy = _by("_conditions", Conditions.keep_policy)
+    kept_policy = _by("_conditions", Conditions.kept_policy)
 
     # -- intake -----------------------------------------------------------------------------------------------------
 

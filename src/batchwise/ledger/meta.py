@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from .database import Connection
 
-__all__ = ["FAILURES", "MEASURED", "beginning", "forget_failures", "get", "put"]
+__all__ = ["FAILURES", "MEASURED", "POLICY", "beginning", "forget_failures", "get", "put"]
 
 FAILURES = "failures:"
 """Before the names of what `note_failure` counts."""
 MEASURED = "measured:"
 """Before the names of the classes of models of which `note_lane` says how the sync lane does."""
+
+POLICY = "policy"
+"""The name of the policy under which work was last accepted."""
 
 
 def get(db: Connection, name: str) -> str | None:

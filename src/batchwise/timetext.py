@@ -1,0 +1,133 @@
+"""Times as people write them: `30h`, `1d12h`, `mon 08:00 Europe/Berlin`. Pure: the moment it is comes in.
+
+Durations are written back as they are read. Nothing here guesses a time zone: a moment has an offset or names a zone.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
+
+from .errors import InvalidValueError, shown
+from .times import ZERO, check_aware, check_positive, check_reach
+
+__all__ = ["parse_duration", "parse_moment", "write_duration"]
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+", re.ASCII)
+_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])", re.ASCII)
+_WRITTEN = (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("m", timedelta(minutes=1)))
+_WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_CLOCK = re.compile(r"(?:(?P<day>[A-Za-z]+) )?(?P<hour>\d{1,2}):(?P<minute>\d{2})(?: (?P<zone>\S+))?", re.ASCII)
+_DATE = re.compile(r"(?P<iso>\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}\S*)(?: (?P<zone>\S+))?", re.ASCII)
+_HOW = "write e.g. mon 08:00 Europe/Berlin, 08:00 UTC, or 2026-11-30T08:00+01:00"
+
+
+def parse_duration(text: str, field: str, *, zero: bool = False) -> timedelta:
+    """A duration as people write it: `30h`, `90m`, `1d12h`.
+
+    Args:
+        text: Numbers, each with a unit: s, m, h, d or w.
+        field: What to call it in the error.
+        zero: Take a duration of zero, too.
+
+    Raises:
+        InvalidValueError: It is no such duration, or zero, or longer than a `timedelta` can be.
+    """
+    if not _DURATION.fullmatch(text):
+        raise InvalidValueError(f"{field}={shown(text)} is no duration; write e.g. 30h, 90m or 2d")
+    try:
+        parts = [timedelta(**{_UNITS[unit]: float(number)}) for number, unit in _PART.findall(text)]
+        total = sum(parts, ZERO)
+    except OverflowError:
+        raise InvalidValueError(f"{field}={shown(text)} is longer than any deadline; write e.g. 30h") from None
+    return total if zero else check_positive(total, field)
+
+
+def write_duration(duration: timedelta) -> str:
+    """A duration of zero or more, exact, so that `parse_duration` reads the same: `1d6h`, `1h30m0.5s`, `0s`."""
+    written = ""
+    for unit, length in _WRITTEN:
+        count, duration = divmod(duration, length)
+        written += f"{count}{unit}" if count else ""
+    if not duration and written:
+        return written
+    seconds = f"{duration.seconds}.{duration.microseconds:06}".rstrip("0").rstrip(".")
+    return f"{written}{seconds}s"
+
+
+def parse_moment(text: str, field: str, *, now: datetime) -> datetime:
+    """A moment as people write it, in UTC.
+
+    A time of day is the next one: `08:00 UTC` is today or tomorrow, `mon 08:00 Europe/Berlin` within a week. A time
+    that a clock shows twice (the end of summer time) is the earlier one; a time that it skips is as much later.
+
+    Args:
+        text: `[mon..sun|today|tomorrow] HH:MM ZONE`, or ISO 8601 with an offset, or with a zone behind it.
+        field: What to call it in the error.
+        now: The moment it is.
+
+    Raises:
+        InvalidValueError: It is no such moment, its zone is missing or unknown, or it is out of reach.
+    """
+    words = " ".join(text.split())
+    clock, iso = _CLOCK.fullmatch(words), _DATE.fullmatch(words)
+    try:
+        if clock is not None:
+            found = _next(clock, field, text, now)
+        elif iso is not None:
+            found = _iso(iso, field, text)
+        else:
+            raise InvalidValueError(f"{field}={shown(text)} is no moment; {_HOW}")
+    except (ValueError, OverflowError) as error:
+        if isinstance(error, InvalidValueError):
+            raise
+        raise InvalidValueError(f"{field}={shown(text)} is no moment ({error}); {_HOW}") from None
+    return check_reach(check_aware(found, field), field)
+
+
+def _iso(iso: re.Match[str], field: str, text: str) -> datetime:
+    found = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", iso["iso"]))  # Python 3.10 knows no Z
+    if iso["zone"] is None:
+        if found.tzinfo is None:
+            raise InvalidValueError(f"{field}={shown(text)} has no time zone; {_HOW}")
+        return found
+    if found.tzinfo is not None:
+        raise InvalidValueError(f"{field}={shown(text)} has an offset and a time zone; leave one of them out")
+    return found.replace(tzinfo=_zone(iso["zone"], field))
+
+
+def _next(clock: re.Match[str], field: str, text: str, now: datetime) -> datetime:
+    if clock["zone"] is None:
+        raise InvalidValueError(f"{field}={shown(text)} has no time zone; {_HOW}")
+    zone = _zone(clock["zone"], field)
+    at = time(int(clock["hour"]), int(clock["minute"]))
+    today = now.astimezone(zone).date()
+    word = (clock["day"] or "").lower()
+    if word in {"today", "tomorrow"}:
+        return _at(today + timedelta(days=word == "tomorrow"), at, zone)
+    if word and word[:3] not in _WEEKDAYS:
+        raise InvalidValueError(f"{field}={shown(text)} names no day; write mon, tue, ... sun, today or tomorrow")
+    wait, step = 0, 1
+    if word:
+        wait, step = (_WEEKDAYS.index(word[:3]) - today.weekday()) % 7, 7
+    found = _at(today + timedelta(days=wait), at, zone)
+    return found if found > now else _at(today + timedelta(days=wait + step), at, zone)
+
+
+def _at(day: date, at: time, zone: tzinfo) -> datetime:
+    """By way of UTC: times of one zone are compared by what its clock shows, which goes back once a year."""
+    return datetime.combine(day, at, zone).astimezone(timezone.utc)
+
+
+def _zone(name: str, field: str) -> tzinfo:
+    from zoneinfo import ZoneInfo
+
+    if name.upper() in {"UTC", "Z"}:
+        return timezone.utc
+    try:
+        return ZoneInfo(name)
+    except (ValueError, OSError, LookupError):
+        raise InvalidValueError(
+            f"{field}: no time zone {shown(name)} is known here; write e.g. UTC or Europe/Berlin"
+        ) from None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import closing
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ import pytest
 
 import batchwise as bw
 from batchwise import Dispatcher, InvalidValueError, Lane, Outcome, Policy, UnknownPriceError
+from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.sandbox import Reply, Sandbox
 from tests.strategies import params
 
-from .world import FAST, HOURS_30, LATENCIES, LINGER, World, listed
+from .world import FAST, HOURS_30, LATENCIES, LINGER, PATIENCE, World, listed
 
 FIRST, SECOND, THIRD = "claude-opus-5-5", "claude-sonnet-5", "claude-haiku-4-5"
 DATED = "claude-haiku-4-5-20251001"
@@ -164,3 +168,73 @@ def test_the_sdk_gets_the_message_of_the_model_that_answered(tmp_path: Path):
 def test_what_is_no_list_of_models_is_refused(models: Any):
     with pytest.raises(InvalidValueError, match="fallback_models="):
         Policy(fallback_models=models)
+
+
+async def test_the_calls_of_a_fallback_model_keep_to_its_limits(world: World):
+    arrived: list[float] = []
+
+    def reply(body: dict[str, Any]) -> Any:
+        if body["model"] == FIRST:
+            return Reply.refusal()
+        arrived.append(time.monotonic())
+        return "done"
+
+    world.sandbox.reply, world.sandbox.sync_latency = reply, 0.1
+    limits = {FIRST: bw.Limits(concurrency=10), SECOND: bw.Limits(concurrency=1)}
+    async with world.open(fallback_models=[SECOND], limits=limits) as d:
+        requests = [bw.Request(asked(text=str(n)), key=str(n)) for n in range(4)]
+        job = await d.dispatch_all(requests, job="j", latency=LATENCIES[Lane.SYNC])
+        assert {result.attempts for result in await listed(job.results())} == {2}
+    arrived.sort()
+    assert min(later - earlier for earlier, later in pairwise(arrived)) > 0.08, "one at a time"
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_work_for_a_fallback_model_counts_as_work_for_it(tmp_path: Path, lane: Lane):
+    """Whoever plans with it, be it another process, sees the model that is asked; begun anew it is the first one."""
+    model, path = Model(SECOND), tmp_path / "l.db"
+
+    def latency() -> float:
+        return 0.8 if model.asked else 0.0
+
+    policy = Policy(poll_every=FAST, linger=LINGER, fallback_models=[SECOND])
+    with (
+        Sandbox(reply=model, sync_latency=latency, batch_latency=latency) as sandbox,
+        sandbox.client() as inner,
+        closing(SqliteLedger(path)) as ledger,
+        Dispatcher(inner, ledger=path, policy=policy) as d,
+    ):
+
+        def models() -> set[str]:
+            seen = ledger.snapshot()
+            places = (seen.batch_queue, seen.sync_queue, seen.sync_running, *(batch.groups for batch in seen.batches))
+            return {group.terms.model for groups in places for group in groups}
+
+        def until(model: str) -> None:
+            end = time.monotonic() + PATIENCE
+            while models() != {model}:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+
+        job = d.dispatch_all([bw.Request(asked(), key="k")], job="j", latency=LATENCIES[lane])
+        until(SECOND)
+        # Asked for again, and earlier: it is still the same request, at the model that it has reached.
+        d.dispatch(asked(), key="k", job="j", latency=LATENCIES[lane] * 0.9)
+        assert models() == {SECOND}
+        (result,) = job.results()
+        assert (result.message.model, result.deadline) == (SECOND, d.ticket("k", job="j").decision.deadline)
+        assert job.retry([Outcome.SUCCEEDED]) == 1
+        until(FIRST)
+        tightened = d.dispatch(asked(), key="k", job="j", latency=LATENCIES[lane] * 0.8)
+        until(SECOND)
+        (result,) = job.results()
+        assert (result.message.model, result.deadline) == (SECOND, tightened.decision.deadline)
+
+
+async def test_a_fallback_model_is_streamed_where_the_sdk_would_stream_it(world: World):
+    slow = "claude-opus-4-0"  # SDK 2.14, `MODEL_NONSTREAMING_TOKENS`: 8,192
+    world.sandbox.models = [FIRST, slow]
+    world.sandbox.reply = model = Model(slow)
+    async with world.open(fallback_models=[slow]) as d:
+        assert (await (await d.dispatch(asked(max_tokens=10_000))).result()).ok
+    assert [(body["model"], body.get("stream", False)) for body in model.asked] == [(FIRST, False), (slow, True)]

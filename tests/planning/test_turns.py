@@ -13,7 +13,7 @@ from batchwise.jsontext import decode, encode
 from batchwise.models import Lane, Outcome, Reason
 from batchwise.planning.outcomes import rule_answer
 from batchwise.planning.state import Terms
-from batchwise.planning.turns import MAX_TURNS, continued, merged, next_body, received
+from batchwise.planning.turns import MAX_TURNS, continued, merged, next_call, received
 
 TERMS = Terms(lane=Lane.SYNC, reason=Reason.BLOCKING, model="a", max_tokens=9, output_tokens=9)
 THINKING = {"type": "thinking", "thinking": "hm", "signature": "s"}
@@ -26,12 +26,13 @@ def line_of(stop: str, *content: Any, model: str = "a", **others: Any) -> bytes:
 
 
 REFUSED = line_of("refusal", usage={"input_tokens": 5, "output_tokens": 1})
+RULING = rule_answer(decode(REFUSED)["result"]["message"])
 
 
-def followed(body: bytes, line: bytes, turns: list[bytes], *, asked: str = "a", models: Any = ("b", "c")) -> Any:
+def followed(body: bytes, line: bytes, turns: list[bytes], *, terms: Terms = TERMS, models: Any = ("b", "c")) -> Any:
     ruling = rule_answer(decode(line)["result"]["message"])
-    found = next_body(ruling, body, turns, line, terms=attrs.evolve(TERMS, model=asked), fallback_models=models)
-    return None if found is None else decode(found)
+    found = next_call(ruling, body, turns, line, terms=terms, fallback_models=models)
+    return None if found is None else decode(found[0])
 
 
 blocks = st.sampled_from([TEXT, THINKING, REDACTED, {"type": "tool_use", "id": "t", "name": "n", "input": {}}])
@@ -65,7 +66,6 @@ def without_thinking(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_each_refusal_goes_to_the_model_after_it() -> None:
-    body = encode(params(model="a"))
     for asked, models, sent_to in (
         ("a", ("b", "c"), ["b", "c", None]),
         ("a", ("a", "b"), ["b", None, None]),
@@ -73,9 +73,17 @@ def test_each_refusal_goes_to_the_model_after_it() -> None:
         ("a", (), [None, None, None]),
         ("x", ("b", "b"), ["b", "b", None]),
     ):
+        call: Any = encode(params(model=asked)), attrs.evolve(TERMS, model=asked)
         for refusals, model in enumerate(sent_to):
-            sent = followed(body, REFUSED, [REFUSED] * refusals, asked=asked, models=models)
-            assert (sent and sent["model"]) == model
+            before, terms = call
+            call = next_call(RULING, before, [REFUSED] * refusals, REFUSED, terms=terms, fallback_models=models)
+            if model is None:
+                assert call is None
+                break
+            sent, after = call
+            assert decode(sent)["model"] == after.model == model
+            assert after.asked == (asked, *sent_to[: refusals + 1])
+            assert after.asking([asked]) == attrs.evolve(TERMS, model=asked)
 
 
 def test_a_thinking_setting_that_other_models_may_not_take_is_switched_off() -> None:
@@ -93,13 +101,12 @@ def test_bodies_that_cannot_be_sent_anew_end_and_raise_nothing(messages: Any) ->
 def test_a_spend_limit_keeps_for_the_refusal_too_by_its_bytes() -> None:
     history = [{"role": "assistant", "content": [THINKING, TEXT]}, {"role": "user", "content": "Go"}]
     body = encode(params(model="a", messages=history))
-    found = next_body(
-        rule_answer({"content": [], "stop_reason": "refusal"}), body, [], REFUSED,
-        terms=attrs.evolve(TERMS, reserve_each=2), fallback_models=["b"],
-    )  # fmt: skip
+    terms = attrs.evolve(TERMS, reserve_each=2)
+    found = next_call(RULING, body, [], REFUSED, terms=terms, fallback_models=["b"])
     assert found is not None
-    assert len(found) == len(body)
-    assert decode(found) == without_thinking({**decode(body), "model": "b"})
+    sent, _ = found
+    assert len(sent) == len(body)
+    assert decode(sent) == without_thinking({**decode(body), "model": "b"})
 
 
 def test_only_refusals_and_pauses_go_on() -> None:

@@ -34,7 +34,7 @@ ODD: list[Any] = [
 
 
 def billed(model: str, lane: Lane, usage: Any) -> Bill:
-    return Biller(BOOK, START).bill(model, lane, {"usage": usage})
+    return Biller(BOOK, START).bill((model,), lane, {"usage": usage})
 
 
 @pytest.mark.parametrize("lane", Lane)

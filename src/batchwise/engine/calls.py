@@ -25,7 +25,7 @@ from batchwise.planning.outcomes import (
     rule_answer,
     rule_call,
 )
-from batchwise.planning.turns import next_body, received, usage_of
+from batchwise.planning.turns import next_call, received, usage_of
 
 from .core import Engine
 from .effects import Ports, Procedure, api, store
@@ -104,8 +104,11 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         line, message = received(custom_id(claim.key, UNSEALED, claim.id), reply.body)
         ruling = rule_answer(message, structured=claim.terms.structured)
         models = engine.policy.fallback_models
-        body = next_body(ruling, claim.body, claim.turns, line, terms=claim.terms, fallback_models=models)
-        goes_on = None if body is None else claim._replace(body=body, turns=(*claim.turns, line))
+        follows = next_call(ruling, claim.body, claim.turns, line, terms=claim.terms, fallback_models=models)
+        goes_on = None
+        if follows is not None:
+            body, terms = follows
+            goes_on = claim._replace(body=body, terms=terms, turns=(*claim.turns, line))
         if goes_on is not None and ruling.verdict is Verdict.CONTINUE:
             return goes_on
         # Before its request is settled: a planner that sees neither would send another row ahead.
@@ -154,7 +157,7 @@ def _end(engine: Engine, claim: Claim, ruling: Ruling, line: bytes, message: Any
     outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
     if ruling.billed or error is None:
         biller = Biller(engine.prices, engine.now())
-        return answered(biller, claim.id, Lane.SYNC, claim.terms.model, line, message, claim.turns, outcome)
+        return answered(biller, claim.id, Lane.SYNC, claim.terms.asked, line, message, claim.turns, outcome)
     failure = _failure(engine, claim, outcome, error)
     return failure._replace(line=line, cost=None, saved=None, doubtful=True)
 
@@ -275,6 +278,7 @@ def _again(
                     cap=engine.cap(),
                     turn=turn,
                     body=body,
+                    asked=claim.terms.asked,
                 ),
                 sure=turn is not None,
             )

@@ -51,20 +51,21 @@ class Biller:
         self._prices, self._at = prices, at
         self._meters: dict[tuple[str, Lane], Meter] = {}
 
-    def bill(self, model: str, lane: Lane, message: Mapping[str, Any], turns: Sequence[bytes] = ()) -> Bill:
+    def bill(self, asked: Sequence[str], lane: Lane, message: Mapping[str, Any], turns: Sequence[bytes] = ()) -> Bill:
         """The bill of a message on this lane, and of the paused turns and refusals before it.
 
-        After a refusal another model was asked, whose name each message has.
+        `asked`: the models, the next one after each refusal.
         """
         bill = Bill(0, 0, 0, 0)
-        asked: str | None = model
+        model, *later = asked
         for turn in turns:
             row = decode(turn)
             ours, part = parse(row["custom_id"]), row["result"]["message"]
             ran_on = Lane.SYNC if ours is None or ours.nonce == UNSEALED else Lane.BATCH
-            bill = _sum(bill, Bill(*self.meter(asked or str(part.get("model")), ran_on)(usage_of(part))))
-            asked = None if is_refusal(part) else asked
-        return _sum(bill, Bill(*self.meter(asked or str(message.get("model")), lane)(usage_of(message))))
+            bill = _sum(bill, Bill(*self.meter(model, ran_on)(usage_of(part))))
+            if is_refusal(part):
+                model, *later = later
+        return _sum(bill, Bill(*self.meter(model, lane)(usage_of(message))))
 
     def meter(self, model: str, lane: Lane) -> Meter:
         """A function that bills the usage of single answers of this model on this lane: for many of them."""
@@ -87,7 +88,7 @@ def answered(
     biller: Biller,
     request: int,
     lane: Lane,
-    model: str,
+    asked: Sequence[str],
     line: bytes,
     message: Mapping[str, Any],
     turns: Sequence[bytes],
@@ -95,7 +96,7 @@ def answered(
 ) -> Settlement:
     """The settlement of a request that ends with a message of the API's, whatever is odd about it."""
     try:
-        bill, whole = biller.bill(model, lane, message, turns), merged(turns, line)
+        bill, whole = biller.bill(asked, lane, message, turns), merged(turns, line)
     except Exception as error:  # noqa: BLE001  # it is paid: kept as it came, and its cost is not known
         _log.warning("batchwise: an answer is kept as it came, without its price (%s)", type(error).__name__)
         bill, whole = _UNKNOWN, line

@@ -38,7 +38,7 @@ from batchwise.planning.outcomes import (
 )
 from batchwise.planning.rescue import next_attempt
 from batchwise.planning.state import BatchView
-from batchwise.planning.turns import next_body, received, usage_of
+from batchwise.planning.turns import next_call, received, usage_of
 
 from .core import Engine
 from .doubts import buy_again
@@ -86,8 +86,8 @@ class Sorter:
     ) -> None:
         """A row with a message: it is billed, and its request ends."""
         # The model of an adopted batch's row shows in its answer alone.
-        model, turns = member.terms.model or str(message.get("model")), member.turns
-        self.settlements.append(answered(self.biller, number, Lane.BATCH, model, line, message, turns, outcome))
+        asked = member.terms.asked if member.terms.model else (str(message.get("model")),)
+        self.settlements.append(answered(self.biller, number, Lane.BATCH, asked, line, message, member.turns, outcome))
 
     def failed(self, number: int, member: Member, ruling: Ruling, line: bytes | None) -> None:
         """A row without an answer: tried again while attempts are left, else it ends."""
@@ -126,14 +126,16 @@ class Sorter:
         models = self.engine.policy.fallback_models
         for number, line, member, ruling in self.turns:
             (before,) = ledger.bodies([number])
-            body = next_body(ruling, before, member.turns, line, terms=member.terms, fallback_models=models)
-            if body is None:  # it cannot go on: it ends with what came
+            goes_on = next_call(ruling, before, member.turns, line, terms=member.terms, fallback_models=models)
+            if goes_on is None:  # it cannot go on: it ends with what came
                 message = decode(line)["result"]["message"]
                 self.answered(number, member, line, message, ruling.outcome or Outcome.FAILED)
                 continue
             lane, _ = self._next(member, costs=False) or (Lane.BATCH, False)
-            costs = ruling.costs_attempt
-            ledger.requeue([number], lane=lane, costs_attempt=costs, now=now, turn=line, body=body, batch=batch)
+            body, asked, costs = goes_on[0], goes_on[1].asked, ruling.costs_attempt
+            ledger.requeue(
+                [number], lane=lane, costs_attempt=costs, now=now, turn=line, body=body, asked=asked, batch=batch
+            )
             gone.append(number)
         settled = [settlement.id for settlement in self.settlements]
         if self.settlements:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from .books import Books, Place, most_again, place_of
@@ -42,10 +42,12 @@ class Claims:
         cap: Cap | None = None,
         turn: bytes | None = None,
         body: bytes | None = None,
+        asked: Sequence[str] = (),
     ) -> bool:
         """Book a try, without an answer, of a request that the run goes on with; False: it is the run's no more.
 
         `turn`: the result line of a message that came, with the body that goes on after it.
+        `asked`: the models asked, the next one included.
 
         Raises:
             SpendLimitError: It may have been billed, and billing it again could pass the cap. Nothing is booked.
@@ -62,7 +64,9 @@ class Claims:
                 self._books.doubt(db, terms, 1, row.size, now, lane=SYNC)
             if turn is not None:
                 moves = self._books.moves(db, now)
-                moves.add(place_of(row), 0, self._records.keep_turn(db, row, turn, body) - row.size)
+                number, size = self._records.keep_turn(db, row, turn, body, asked)
+                moves.add(place_of(row), -1, -row.size)
+                moves.add(place_of(row)._replace(terms=number), 1, size)
                 moves.book()
             return True
 

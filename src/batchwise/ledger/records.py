@@ -206,8 +206,13 @@ class Records:
         found = db.execute("SELECT line FROM turn WHERE request = ? ORDER BY n", (request,))
         return tuple(line for (line,) in found.fetchall())
 
-    def keep_turn(self, db: Connection, row: Row, turn: bytes, body: bytes | None) -> int:
-        """Keep a message that came, and the body that goes on after it; returns the size of the request's body."""
+    def keep_turn(
+        self, db: Connection, row: Row, turn: bytes, body: bytes | None, asked: Sequence[str] = ()
+    ) -> tuple[int, int]:
+        """Keep a message that came, with the body that goes on after it, and the models asked, the next one included.
+
+        Returns the number of the request's terms, and the size of its body.
+        """
         before = "NULL" if body is None else "(SELECT params FROM body WHERE id = q.id)"
         db.execute(
             "INSERT INTO turn (request, n, line, body) "
@@ -215,8 +220,11 @@ class Records:
             "WHERE q.id = ?",
             (turn, row.id),
         )
-        if body is None:
-            return row.size
-        db.execute("UPDATE body SET params = ? WHERE id = ?", (body, row.id))
-        db.execute("UPDATE request SET size = ? WHERE id = ?", (len(body), row.id))
-        return len(body)
+        number, terms = row.terms, self.terms(db, row.terms)
+        if asked and tuple(asked) != terms.asked:
+            number = self.store_terms(db, terms.asking(asked), row.job)
+        size = row.size if body is None else len(body)
+        if body is not None:
+            db.execute("UPDATE body SET params = ? WHERE id = ?", (body, row.id))
+        db.execute("UPDATE request SET terms = ?, size = ? WHERE id = ?", (number, size, row.id))
+        return number, size

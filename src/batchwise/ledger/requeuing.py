@@ -40,12 +40,14 @@ class Requeuing:
         doubtful: bool = False,
         turn: bytes | None = None,
         body: bytes | None = None,
+        asked: Sequence[str] = (),
         batch: int | None = None,
         cap: Cap | None = None,
     ) -> int:
         """Queue in-flight requests again. `turn`: a message's result line, with the body that goes on after it.
 
-        With `batch`, only those that are still in that batch. Returns how many.
+        `asked`: the models asked, the next one included. With `batch`, only those that are still in that batch.
+        Returns how many.
 
         Raises:
             SpendLimitError: They may have been billed, and billing them again could pass the cap. None is queued.
@@ -66,6 +68,7 @@ class Requeuing:
                 doubtful=doubtful,
                 turn=turn,
                 body=body,
+                asked=asked,
                 cap=cap,
             )
 
@@ -81,6 +84,7 @@ class Requeuing:
         doubtful: bool = False,
         turn: bytes | None = None,
         body: bytes | None = None,
+        asked: Sequence[str] = (),
         cap: Cap | None = None,
     ) -> int:
         """The same inside a transaction, for rows that were looked up in it. A refusal has changed nothing."""
@@ -92,9 +96,11 @@ class Requeuing:
             self._books.check_again(db, cap, more)
         moves = self._books.moves(db, now)
         for row in rows:
-            size = row.size if turn is None else self._records.keep_turn(db, row, turn, body)
+            number, size = row.terms, row.size
+            if turn is not None:
+                number, size = self._records.keep_turn(db, row, turn, body, asked)
             moves.add(place_of(row), -1, -row.size)
-            moves.add(Place(row.terms, code, QUEUED, 0, earliest), 1, size, flush=True)  # it has waited its interval
+            moves.add(Place(number, code, QUEUED, 0, earliest), 1, size, flush=True)  # it has waited its interval
             if doubtful:
                 self._books.doubt(db, self._records.terms(db, row.terms), 1, row.size, now, lane=row.lane)
         db.executemany(
@@ -194,8 +200,13 @@ class Requeuing:
             InvalidValueError: Some of them were adopted; none is queued.
         """
         wanted = None if requests is None else frozenset(requests)
-        terms_of = reserved or _as_they_are
         codes = self._database.list_of(OUTCOME_CODES[outcome] for outcome in outcomes)
+
+        def terms_of(db: Connection, row: Row) -> Terms:
+            terms = self._records.terms(db, row.terms)
+            if terms.refused_by:
+                terms = terms.asking(terms.asked[:1])
+            return terms if reserved is None else reserved(terms)
 
         def settled(db: Connection, after: int) -> tuple[list[Row], int | None]:
             """Some that ended so, behind a cursor, and the cursor behind them; None: there are no more."""
@@ -211,7 +222,7 @@ class Requeuing:
         def renew(db: Connection, rows: Sequence[Row]) -> None:
             moves = self._books.moves(db, now)
             for row in rows:
-                self.renew(db, moves, row, terms_of(self._records.terms(db, row.terms)), now=now)
+                self.renew(db, moves, row, terms_of(db, row), now=now)
             moves.book()
 
         def pages(db: Connection) -> Iterator[list[Row]]:
@@ -231,7 +242,7 @@ class Requeuing:
         if cap is not None:
             with self._database.write("reopen") as db:
                 rows = [row for page in pages(db) for row in page]
-                more = sum(reserve(terms_of(self._records.terms(db, row.terms)), 1, row.size) for row in rows)
+                more = sum(reserve(terms_of(db, row), 1, row.size) for row in rows)
                 self._books.check_cap(db, cap, more)
                 renew(db, rows)
             return len(rows)
@@ -297,7 +308,3 @@ class Requeuing:
         db.execute("UPDATE body SET params = ? WHERE id = ?", (first[0], row.id))
         db.execute("UPDATE request SET size = ? WHERE id = ?", (size, row.id))
         return size
-
-
-def _as_they_are(terms: Terms) -> Terms:
-    return terms

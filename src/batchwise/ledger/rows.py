@@ -95,6 +95,7 @@ def encode_terms(terms: Terms) -> bytes:
             "rescue_at": _optional(terms.rescue_at),
             "interval": terms.interval // _MICROSECOND,
             "model": terms.model,
+            "refused_by": terms.refused_by,
             "max_tokens": terms.max_tokens,
             "output_tokens": terms.output_tokens,
             "expected": terms.expected,
@@ -122,6 +123,7 @@ def decode_terms(number: int, job: int, data: bytes) -> Terms:
         "submit_by": _moment(values["submit_by"]),
         "rescue_at": _moment(values["rescue_at"]),
         "interval": timedelta(microseconds=values["interval"]),
+        "refused_by": tuple(values["refused_by"]),
         "betas": tuple(values["betas"]),
         "tool_use": ToolUse(values["tool_use"]),
     }
@@ -154,7 +156,8 @@ def merged(old: Terms, new: Terms, *, queued: bool) -> Terms | None:
     blocking = old.blocking and new.blocking
     earlier = new.deadline is not None and (old.deadline is None or new.deadline < old.deadline)
     if old.lane is Lane.BATCH and (earlier or (new.blocking and queued)):
-        result = attrs.evolve(new, id=old.id, job=old.job, deadline=deadline, blocking=blocking)
+        reached = new.asking(old.asked)
+        result = attrs.evolve(reached, id=old.id, job=old.job, deadline=deadline, blocking=blocking)
     elif old.lane is Lane.SYNC and (earlier or blocking != old.blocking):
         result = attrs.evolve(old, deadline=deadline, blocking=blocking)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
 
@@ -35,7 +35,8 @@ class Terms:
         submit_by: The last moment at which a batch with these may be sent.
         rescue_at: The last moment at which a rescue of one of these alone would begin; None: there is no rescue.
         interval: The longest one of these waits for its batch to be sent.
-        model: The model asked for.
+        model: The model that is asked: the one asked for, or after refusals a fallback model.
+        refused_by: The models that declined before, the one asked for first.
         max_tokens: The most output tokens of one of these.
         output_tokens: What one of these is expected to put out (max_tokens where nothing better is known).
         expected: The caller said what to expect.
@@ -60,6 +61,7 @@ class Terms:
     rescue_at: datetime | None = None
     interval: timedelta = timedelta(0)
     model: str
+    refused_by: tuple[str, ...] = ()
     max_tokens: int
     output_tokens: int
     expected: bool = False
@@ -71,6 +73,16 @@ class Terms:
     adopted: bool = False
     reserve_each: int = 0
     reserve_per_byte: int = 0
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The models that were asked, the one asked for first."""
+        return (*self.refused_by, self.model)
+
+    def asking(self, models: Sequence[str]) -> Terms:
+        """These, where the last of these models is asked and those before it have declined."""
+        *refused_by, model = models
+        return attrs.evolve(self, model=model, refused_by=tuple(refused_by))
 
 
 @attrs.frozen(kw_only=True)

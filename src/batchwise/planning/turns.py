@@ -15,7 +15,7 @@ from batchwise.models import Outcome, ResultError
 from .outcomes import REFUSAL, Ruling, Verdict
 from .state import Terms
 
-__all__ = ["MAX_TURNS", "continued", "failed", "is_refusal", "merged", "next_body", "received", "usage_of"]
+__all__ = ["MAX_TURNS", "continued", "failed", "is_refusal", "merged", "next_call", "received", "usage_of"]
 
 MAX_TURNS = 20
 """How often a paused turn is continued."""
@@ -67,10 +67,10 @@ def is_refusal(message: object) -> bool:
     return isinstance(message, Mapping) and message.get("stop_reason") == REFUSAL
 
 
-def next_body(
+def next_call(
     ruling: Ruling, body: bytes, turns: Sequence[bytes], line: bytes, *, terms: Terms, fallback_models: Sequence[str]
-) -> bytes | None:
-    """The body with which a request goes on after a message; None: it ends.
+) -> tuple[bytes, Terms] | None:
+    """The body and the terms with which a request goes on after a message; None: it ends.
 
     Args:
         ruling: What the message means.
@@ -81,30 +81,28 @@ def next_body(
         fallback_models: The models that are asked after a refusal, one after the other.
     """
     if ruling.verdict is Verdict.CONTINUE:
-        return continued(body, line) if _is_continued(turns, terms) else None
+        more = continued(body, line) if _is_continued(turns, terms) else None
+        return None if more is None else (more, terms)
     if ruling.outcome is not Outcome.REFUSED:
         return None
-    models = [model for model in fallback_models if model != terms.model]
-    refusals = sum(is_refusal(_message(turn)) for turn in turns)
-    if refusals >= len(models):
+    models = [model for model in fallback_models if model != terms.asked[0]]
+    if len(terms.refused_by) >= len(models):
         return None
+    model = models[len(terms.refused_by)]
     try:
-        anew = _sent_anew(body, _parts(turns), models[refusals])
+        anew = _sent_anew(body, _parts(turns), model)
     except _UNREADABLE:
         return None
     # A spend limit keeps by the byte, and for what the refusal cost too: no byte may go before that is booked.
-    return anew.ljust(len(body)) if terms.reserve_each else anew
-
-
-def _message(line: bytes) -> Any:
-    return decode(line)["result"]["message"]
+    anew = anew.ljust(len(body)) if terms.reserve_each else anew
+    return anew, terms.asking((*terms.asked, model))
 
 
 def _parts(turns: Sequence[bytes]) -> list[Any]:
     """The messages of these that belong to the answer: those after the last refusal."""
     parts: list[Any] = []
     for turn in turns:
-        message = _message(turn)
+        message = decode(turn)["result"]["message"]
         parts = [] if is_refusal(message) else [*parts, message]
     return parts
 

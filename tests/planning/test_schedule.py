@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from itertools import product
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.strategies import HOUR, NOW
 from tests.strategies import limits as any_limits
@@ -14,16 +14,7 @@ from tests.strategies import limits as any_limits
 from batchwise.errors import InvalidValueError
 from batchwise.models import Limits
 from batchwise.planning import lane
-from batchwise.planning.schedule import (
-    Cohort,
-    at_risk,
-    fits,
-    last_safe_moments,
-    latest_starts,
-    room,
-    servable,
-    work,
-)
+from batchwise.planning.schedule import Cohort, at_risk, fits, latest_starts, servable, work
 
 ZERO = timedelta(0)
 US = timedelta(microseconds=1)
@@ -102,10 +93,6 @@ class TestProtocolExample:
             timedelta(hours=27),
             timedelta(hours=28, minutes=40),
         ]
-        moments = last_safe_moments(
-            self.cohorts, self.limits, tail=ZERO, settle=timedelta(minutes=10), wake_gap=timedelta(minutes=5)
-        )
-        assert [start - moment for start, moment in zip(starts, moments, strict=True)] == [timedelta(minutes=15)] * 3
 
     def test_what_is_lost_when_nobody_started_early(self):
         now = NOW + 28.2 * HOUR  # 2:08 are left to the last deadline: 51,200 requests
@@ -218,23 +205,6 @@ def test_more_work_and_less_capacity_never_start_later(cohorts, limits, more):
     assert at_risk(cohorts, limits, now=NOW, tail=ZERO) <= at_risk(cohorts, halved, now=NOW, tail=ZERO)
 
 
-@example([cohort(8, 6)], 9, 3, 0)  # one runs into the new window
-@example([cohort(14, 6)], 9, 3, 0)  # and can be moved past it in part
-@example([cohort(14, 6, 4)], 9, 3, 0)
-@given(small_cohorts, st.integers(0, 16), st.integers(-3, 12), st.integers(0, 2))
-def test_room_is_exactly_what_fits(cohorts, due, release, tail):
-    free = room(cohorts, UNIT, now=NOW, tail=tail * US, deadline=NOW + due * US, release=NOW + release * US)
-    fitting = [amount for amount in range(1, 20) if can_be_in_time([*cohorts, cohort(due, amount, release)], tail)]
-    assert free == max(fitting, default=0) * US
-
-
-@given(big_cohorts, big, any_limits)
-def test_room_agrees_with_fits(cohorts, new, limits):
-    assume(work(new, limits) > ZERO)
-    free = room(cohorts, limits, now=NOW, tail=ZERO, deadline=new.deadline, release=new.release)
-    assert (fits([*cohorts, new], limits, now=NOW, tail=ZERO) is None) == (work(new, limits) <= free)
-
-
 alike = st.builds(
     lambda due, each, count, release: cohort(due, each * count, release, count),
     st.integers(-1, 16),
@@ -334,8 +304,6 @@ def test_nothing_fits_and_risks_nothing():
     assert latest_starts([], UNIT, tail=ZERO) == ()
     assert at_risk([], UNIT, now=NOW, tail=ZERO) == 0
     assert servable([], UNIT, now=NOW, tail=ZERO) == ()
-    assert room([], UNIT, now=NOW, tail=ZERO, deadline=NOW + HOUR) == HOUR
-    assert room([], UNIT, now=NOW, tail=HOUR, deadline=NOW + HOUR) == ZERO
 
 
 def test_absurd_work_has_an_answer():
@@ -356,7 +324,6 @@ def test_absurd_work_has_an_answer():
         (lambda: Cohort(deadline=NOW, requests=1, output_tokens=-1), "output_tokens=-1"),
         (lambda: fits([], UNIT, now=datetime(2026, 1, 1), tail=ZERO), "now="),  # noqa: DTZ001
         (lambda: fits([], UNIT, now=NOW, tail=-US), "tail="),
-        (lambda: last_safe_moments([], UNIT, tail=ZERO, settle=5, wake_gap=ZERO), "settle=5"),  # type: ignore[arg-type]
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(call, said):

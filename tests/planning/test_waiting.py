@@ -176,7 +176,8 @@ def test_no_other_hedge_is_worth_more(
         return hedge_gain(p=forecast.p_end_within(run), saving=saving, hang=hang, share_done=1, delay_cost=wait)
 
     assert timedelta(0) < found.run <= room
-    assert found.pays == (gain(found.run) > 0)
+    assert found.gain == gain(found.run)
+    assert found.pays == (found.gain > 0)
     assert found.chance == forecast.p_end_within(found.run)
     assert found.delay_cost == delay_cost(forecast.expected(found.run), cost)
     for share in others:

@@ -99,12 +99,9 @@ class Cadence:
     overhead: timedelta = ZERO
 
     def __attrs_post_init__(self) -> None:
-        for field in ("sla", "window"):
-            check_positive(getattr(self, field), field)
-        for field in ("interval", "reserve", "overhead"):
-            check_duration(getattr(self, field), field)
-        check_whole(self.rounds, "rounds", 1)
-        worst_case = self.rounds * (self.interval + self.window) + self.overhead
+        check_positive(self.sla, "sla")
+        check_duration(self.reserve, "reserve")
+        worst_case = worst_case_latency(self.interval, window=self.window, rounds=self.rounds, overhead=self.overhead)
         if self.buffer != self.sla - self.rounds * self.window or self.worst_case != worst_case:
             raise InvalidValueError(
                 f"buffer={self.buffer}, worst_case={self.worst_case}: not sla - rounds * window and "
@@ -174,7 +171,7 @@ class Cadence:
         longest = (self.buffer - self.overhead) // self.rounds
         if every > longest:
             raise InvalidValueError(f"interval={every} does not fit the SLA of {self.sla}; give {longest} or less")
-        worst_case = self.rounds * (every + self.window) + self.overhead
+        worst_case = worst_case_latency(every, window=self.window, rounds=self.rounds, overhead=self.overhead)
         return attrs.evolve(self, interval=every, worst_case=worst_case, reserve=self.sla - worst_case)
 
     def submissions(self, start: datetime, end: datetime) -> Iterator[datetime]:
@@ -283,7 +280,7 @@ def sla_cadence(
         buffer=buffer,
         reserve=kept,
         interval=interval,
-        worst_case=rounds * (interval + one_window) + overhead,
+        worst_case=worst_case_latency(interval, window=one_window, rounds=rounds, overhead=overhead),
         rounds=rounds,
         overhead=overhead,
     )
@@ -385,6 +382,20 @@ def lane_time(limits: Limits, input_tokens: Number, output_tokens: Number) -> Fr
     return max(paces, default=Fraction(0))
 
 
+def time_for(requests: int, each: Fraction) -> timedelta:
+    """How long the sync lane takes for so many requests, of `each` microseconds, rounded up.
+
+    Raises:
+        InvalidValueError: It exceeds `timedelta.max`.
+    """
+    return bounded(lambda: timedelta(microseconds=ceil(requests * each)), f"the rescue of requests={requests}")
+
+
+def number_in(duration: timedelta, each: Fraction) -> int | None:
+    """How many requests, of `each` microseconds, the sync lane takes within `duration`; None: any number."""
+    return (duration // _TICK) // each if each else None
+
+
 def rescue_duration(requests: int, limits: Limits, *, input_tokens: Number = 0, output_tokens: Number = 0) -> timedelta:
     """How long the sync lane takes to redo so many requests: the slowest resource rules.
 
@@ -404,9 +415,7 @@ def rescue_duration(requests: int, limits: Limits, *, input_tokens: Number = 0, 
     Raises:
         InvalidValueError: A count is negative or no number, or the duration exceeds `timedelta.max`.
     """
-    requests = check_whole(requests, "requests", 0)
-    each = lane_time(limits, input_tokens, output_tokens)
-    return bounded(lambda: timedelta(microseconds=ceil(requests * each)), f"the rescue of requests={requests}")
+    return time_for(check_whole(requests, "requests", 0), lane_time(limits, input_tokens, output_tokens))
 
 
 def largest_rescuable(
@@ -428,6 +437,4 @@ def largest_rescuable(
     Raises:
         InvalidValueError: `duration` is no duration or negative, or a token count is negative or no number.
     """
-    duration = check_duration(duration, "duration")
-    each = lane_time(limits, input_tokens, output_tokens)
-    return (duration // _TICK) // each if each else None
+    return number_in(check_duration(duration, "duration"), lane_time(limits, input_tokens, output_tokens))

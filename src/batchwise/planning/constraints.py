@@ -27,7 +27,7 @@ import attrs
 from batchwise.models import Limits, Policy
 from batchwise.times import ZERO
 
-from .cadence import bounded, lane_time
+from .cadence import lane_time, number_in, time_for
 from .packing import MAX_CALL_BYTES
 from .reserve import overhead_of, reserve_for
 
@@ -155,11 +155,11 @@ class Load:
 
     def rescue(self, requests: int) -> timedelta:
         """What so many take of the sync lane."""
-        return bounded(lambda: timedelta(microseconds=ceil(requests * self.each)), f"the rescue of {requests} requests")
+        return time_for(requests, self.each)
 
     def rescuable(self, duration: timedelta) -> int | None:
         """How many the sync lane redoes in `duration`; None: nothing limits."""
-        return (duration // _TICK) // self.each if self.each else None
+        return number_in(duration, self.each)
 
     def reserve(self, interval: timedelta) -> timedelta:
         """What the interval leaves for a rescue; negative where it does not fit the SLA."""

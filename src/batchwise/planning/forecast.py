@@ -176,11 +176,7 @@ class Forecast:
 
     def p_end_within(self, duration: timedelta) -> float:
         """The chance that a batch has ended `duration` after its creation."""
-        return self.ends.ended(duration // _MICROSECOND, 0)
-
-    def p_end_within_given(self, elapsed: timedelta, duration: timedelta) -> float:
-        """The same for one that still ran `elapsed` after its creation; 0 if `duration` is not beyond that."""
-        return self.ends.ended(duration // _MICROSECOND, check_duration(elapsed, "elapsed") // _MICROSECOND)
+        return 1 - self.ends.running(duration // _MICROSECOND)
 
     def quantile(self, p: float, elapsed: timedelta = _ZERO) -> timedelta:
         """The shortest total duration by which a share `p` of batches that still run at `elapsed` has ended."""
@@ -203,11 +199,7 @@ class Forecast:
 
     def p_cancel_within(self, duration: timedelta) -> float:
         """The chance that a cancelled batch has ended `duration` after the cancel; 1 less it is the chance to hang."""
-        return self.cancels.ended(duration // _MICROSECOND, 0)
-
-    def cancel_quantile(self, p: float) -> timedelta:
-        """The shortest time after the cancel by which a share `p` of cancelled batches has ended."""
-        return self.cancels.quantile(check_share(p, "p"), 0) * _MICROSECOND
+        return 1 - self.cancels.running(duration // _MICROSECOND)
 
 
 def check_share(value: float, field: str) -> float:

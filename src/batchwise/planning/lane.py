@@ -191,8 +191,8 @@ def to_jobs(cohorts: Sequence[Cohort], limits: Limits | Pace, now: datetime, tai
     ]
 
 
-def edf(jobs: Sequence[Job], *, until: int | None = None, drop: bool = False) -> tuple[list[Run], list[int]]:
-    """The preemptive EDF schedule and what is left of each job, up to `until`; `drop`: late work is given up."""
+def edf(jobs: Sequence[Job], *, drop: bool = False) -> tuple[list[Run], list[int]]:
+    """The preemptive EDF schedule and what is left of each job: nothing, unless `drop` gives up late work."""
     order = sorted(range(len(jobs)), key=lambda index: jobs[index].release)
     left = [job.work for job in jobs]
     runs: list[Run] = []
@@ -202,8 +202,6 @@ def edf(jobs: Sequence[Job], *, until: int | None = None, drop: bool = False) ->
     while ready or position < len(order):
         if not ready:
             now = max(now, jobs[order[position]].release)
-        if until is not None and now >= until:
-            break
         while position < len(order) and jobs[order[position]].release <= now:
             heappush(ready, (jobs[order[position]].due, order[position]))
             position += 1
@@ -214,8 +212,6 @@ def edf(jobs: Sequence[Job], *, until: int | None = None, drop: bool = False) ->
         end = now + left[index]
         if position < len(order):
             end = min(end, jobs[order[position]].release)
-        if until is not None:
-            end = min(end, until)
         if drop:
             end = min(end, due)
         runs.append(Run(now, end, index))

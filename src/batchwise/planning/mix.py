@@ -20,6 +20,7 @@ from batchwise.models import Lane
 
 from .custom_ids import MAX_LENGTH
 from .packing import entry_size
+from .pricing import at_length
 from .state import BYTES_PER_TOKEN
 
 if TYPE_CHECKING:
@@ -77,11 +78,9 @@ class Kind:
     def price(self, prices: SupportsRates, lane: Lane, at: datetime | None) -> Fraction | None:
         """Pico-USD of one; None: unknown."""
         rates = prices.rates(self.model, lane, at=at)
-        length = self.input_tokens + self.cached_tokens
-        while rates is not None and (threshold := getattr(rates, "threshold", None)) and length > threshold:
-            rates = getattr(rates, "above", None)
         if rates is None:
             return None
+        rates = at_length(rates, self.input_tokens + self.cached_tokens)
         cached = self.cached_tokens * rates.cache_read if self.cached_tokens else 0
         return self.input_tokens * rates.input + cached + self.output_tokens * rates.output
 

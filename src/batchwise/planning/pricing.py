@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from decimal import Context, Decimal
+from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -24,7 +25,20 @@ from batchwise.times import check_aware
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo
 
-__all__ = ["PICO", "US_FACTOR", "PriceBook", "Rates", "cost", "estimate", "is_priced_whole", "to_pico", "to_usd"]
+__all__ = [
+    "PICO",
+    "US_FACTOR",
+    "PriceBook",
+    "Rates",
+    "at_length",
+    "cost",
+    "estimate",
+    "is_priced_whole",
+    "to_pico",
+    "to_usd",
+]
+
+_R = TypeVar("_R")
 
 PICO = 10**12
 """Pico-USD in one USD."""
@@ -173,6 +187,18 @@ class PriceBook:
         return None if fast else own.scaled(_BATCH) if batch else own
 
 
+def at_length(rates: _R, input_tokens: int | Fraction) -> _R:
+    """The rates of a request with so many input tokens, cached ones included.
+
+    Args:
+        rates: `Rates`, or a caller's own prices. Those without a `threshold` hold at every length.
+        input_tokens: Of the request.
+    """
+    threshold: int | None = getattr(rates, "threshold", None)
+    above: _R | None = getattr(rates, "above", None)
+    return rates if threshold is None or above is None or input_tokens <= threshold else at_length(above, input_tokens)
+
+
 def cost(usage: Mapping[str, Any], rates: Rates) -> int:
     """What one answer cost, in pico-USD, from the API's `usage` object.
 
@@ -183,8 +209,8 @@ def cost(usage: Mapping[str, Any], rates: Rates) -> int:
     fresh = get("input_tokens") or 0
     written = get("cache_creation_input_tokens") or 0
     read = get("cache_read_input_tokens") or 0
-    while rates.threshold is not None and fresh + written + read > rates.threshold:
-        rates = rates.above  # type: ignore[assignment]  # set together with threshold
+    if rates.threshold is not None:
+        rates = at_length(rates, fresh + written + read)
     total: int = fresh * rates.input + (get("output_tokens") or 0) * rates.output
     if read:
         total += read * rates.cache_read

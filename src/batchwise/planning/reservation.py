@@ -18,7 +18,7 @@ from batchwise.errors import SpendLimitError, UnknownPriceError, shown
 from batchwise.models import Lane
 from batchwise.request import BILLED_TO_A_PROFILE, Request, Traits
 
-from .pricing import US_FACTOR, PriceBook, Rates
+from .pricing import US_FACTOR, PriceBook, Rates, at_length
 
 __all__ = ["length_class", "media_tokens", "most_cost", "refuse_unbounded"]
 
@@ -123,7 +123,7 @@ def length_class(prices: PriceBook, request: Request, models: Iterable[str], *, 
         return (media,)
     tokens = media or len(request.body) + _added(request.traits)
     known = (prices.rates(model, Lane.SYNC, at=at) for model in models)
-    return media, *(0 if rates is None else _reached(rates, tokens).input for rates in known)
+    return media, *(0 if rates is None else at_length(rates, tokens).input for rates in known)
 
 
 def most_cost(
@@ -158,7 +158,7 @@ def most_cost(
     by_byte = media == 0  # of text each byte may be a token, and its length is reserved by the byte
     each = per_byte = 0
     for rates, halves in _possible(prices, traits, at, where):
-        dearest = _reached(rates, tokens + size if by_byte else tokens)
+        dearest = at_length(rates, tokens + size if by_byte else tokens)
         most = tokens * dearest.cache_write_1h + traits.max_tokens * dearest.output
         each = max(each, most * halves)
         per_byte = max(per_byte, dearest.cache_write_1h * halves if by_byte else 0)
@@ -205,10 +205,3 @@ def _possible(prices: PriceBook, traits: Traits, at: datetime, where: str) -> It
                     "kept; use a model with a known price, or drop max_spend"
                 )
             yield rates, 2 if lane is Lane.BATCH else 1
-
-
-def _reached(rates: Rates, tokens: int) -> Rates:
-    """The rates of a request with so many input tokens, by the dearest length that it may have."""
-    while rates.threshold is not None and rates.above is not None and tokens > rates.threshold:
-        rates = rates.above
-    return rates

@@ -26,7 +26,7 @@ from batchwise.models import Limits
 
 from .lane import Calls, Cohort, Job, Pace, edf, loads, tightest, to_duration, to_int, to_jobs, to_moment, to_span
 
-__all__ = ["Cohort", "Shortfall", "at_risk", "fits", "last_safe_moments", "latest_starts", "room", "servable", "work"]
+__all__ = ["Cohort", "Shortfall", "at_risk", "fits", "latest_starts", "servable", "work"]
 
 
 @attrs.frozen(kw_only=True)
@@ -74,17 +74,6 @@ def work(cohort: Calls, limits: Limits | Pace) -> timedelta:
     return to_duration(tightest(cohort, limits)[0])
 
 
-def _latest(cohorts: Sequence[Cohort], limits: Limits | Pace, tail: timedelta) -> list[int]:
-    end = to_span(tail, "tail")
-    starts = [0] * len(cohorts)
-    following: int | None = None
-    for index in sorted(range(len(cohorts)), key=lambda index: (cohorts[index].deadline, index), reverse=True):
-        due = to_int(cohorts[index].deadline) - end
-        following = (due if following is None else min(due, following)) - tightest(cohorts[index], limits)[0]
-        starts[index] = following
-    return starts
-
-
 def latest_starts(cohorts: Sequence[Cohort], limits: Limits | Pace, *, tail: timedelta) -> tuple[datetime, ...]:
     """When each cohort has to start on the lane at the latest (UTC), in the order given, so that all are in time.
 
@@ -96,23 +85,14 @@ def latest_starts(cohorts: Sequence[Cohort], limits: Limits | Pace, *, tail: tim
         limits: The sync lane's.
         tail: How long the slowest call takes; at least `limits.latency`.
     """
-    return tuple(map(to_moment, _latest(cohorts, limits, tail)))
-
-
-def last_safe_moments(
-    cohorts: Sequence[Cohort], limits: Limits | Pace, *, tail: timedelta, settle: timedelta, wake_gap: timedelta
-) -> tuple[datetime, ...]:
-    """When each cohort's cancel has to be sent at the latest (UTC): `f_k - settle - wake_gap`, in the order given.
-
-    Args:
-        cohorts: Everything that may have to be rescued.
-        limits: The sync lane's.
-        tail: How long the slowest call takes.
-        settle: How long a cancelled batch may take to end and be collected.
-        wake_gap: The longest time until the planner is asked again.
-    """
-    lead = to_span(settle, "settle") + to_span(wake_gap, "wake_gap")
-    return tuple(to_moment(start - lead) for start in _latest(cohorts, limits, tail))
+    end = to_span(tail, "tail")
+    starts = [0] * len(cohorts)
+    following: int | None = None
+    for index in sorted(range(len(cohorts)), key=lambda index: (cohorts[index].deadline, index), reverse=True):
+        due = to_int(cohorts[index].deadline) - end
+        following = (due if following is None else min(due, following)) - tightest(cohorts[index], limits)[0]
+        starts[index] = following
+    return tuple(map(to_moment, starts))
 
 
 def fits(cohorts: Sequence[Cohort], limits: Limits | Pace, *, now: datetime, tail: timedelta) -> Shortfall | None:
@@ -153,30 +133,6 @@ def fits(cohorts: Sequence[Cohort], limits: Limits | Pace, *, now: datetime, tai
         resource=max(bound, key=lambda resource: bound[resource]),
         requests=sum(cohorts[index].requests for index in members),
     )
-
-
-def room(
-    cohorts: Sequence[Cohort],
-    limits: Limits | Pace,
-    *,
-    now: datetime,
-    tail: timedelta,
-    deadline: datetime,
-    release: datetime | None = None,
-) -> timedelta:
-    """The most `work` that a further cohort with this deadline and release may bring so that everything still fits.
-
-    One call serves many small admissions: taking `w` out of it leaves a room of exactly `room - w`. Zero if what is
-    promised already does not fit.
-    """
-    jobs = to_jobs(cohorts, limits, now, tail)
-    (new,) = to_jobs([Cohort(deadline=deadline, requests=1, release=release)], Limits(), now, tail)
-    if new.due <= new.release or fits(cohorts, limits, now=now, tail=tail) is not None:
-        return timedelta(0)
-    _, left = edf(jobs, until=new.release)  # as much as possible before the new window, the most urgent first ...
-    later = [Job(-job.due, -job.release, rest) for job, rest in zip(jobs, left, strict=True) if rest]
-    _, left = edf(later, until=-new.due)  # ... and as much as possible after it, seen in a mirror
-    return timedelta(microseconds=new.due - new.release - sum(left))
 
 
 def _alone(job: Job, count: int, each: Fraction) -> int:

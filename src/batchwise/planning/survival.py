@@ -49,19 +49,10 @@ class Curve:
         high, low = self.survival[right - 1], self.survival[right]
         return max(low, high + (low - high) * ((time - start) / (stop - start)))
 
-    def ended(self, time: int, elapsed: int) -> float:
-        """The chance to have ended by `time`, given that it ran at `elapsed`."""
-        if time <= elapsed:
-            return 0.0
+    def quantile(self, p: float, elapsed: int) -> int:
+        """The first time by which a share `p` of those that run at `elapsed` has ended, rounded up."""
         left = self.running(elapsed)
         if left <= 0:  # overdue: as if it had just entered the last bucket
-            return min(1.0, (time - elapsed) / (self.edges[-1] - self.edges[-2]))
-        return min(1.0, max(0.0, 1 - self.running(time) / left))
-
-    def quantile(self, p: float, elapsed: int) -> int:
-        """The first time with `ended(time, elapsed) >= p`, rounded up."""
-        left = self.running(elapsed)
-        if left <= 0:
             return elapsed + ceil(p * (self.edges[-1] - self.edges[-2]))
         target = (1 - p) * left
         right = bisect_left(self.survival, -target, key=lambda share: -share)

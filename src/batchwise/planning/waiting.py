@@ -78,12 +78,14 @@ class Hedge:
         run: How long it may run.
         chance: The chance that it ends by then.
         delay_cost: What the wait for that costs on average, in USD a request.
-        pays: Whether it is expected to be cheaper than the sync lane at once.
+        gain: By how many USD a request it is expected to be cheaper than the sync lane at once.
+        pays: Whether it is, and a batch saves anything.
     """
 
     run: timedelta
     chance: float
     delay_cost: Decimal
+    gain: Fraction
     pays: bool
 
 
@@ -104,16 +106,11 @@ def best_hedge(
     """
     hang = 1 - forecast.p_cancel_within(settle)
 
-    def gain(run: timedelta) -> Fraction:
-        wait = delay_cost(forecast.expected(run), cost_per_hour)
+    def hedge(run: timedelta) -> Hedge:
+        chance, wait = forecast.p_end_within(run), delay_cost(forecast.expected(run), cost_per_hour)
         # share_done: the worst case, a hanging cancel's rows were all done and are all bought again
-        return hedge_gain(p=forecast.p_end_within(run), saving=saving, hang=hang, share_done=1.0, delay_cost=wait)
+        gain = hedge_gain(p=chance, saving=saving, hang=hang, share_done=1.0, delay_cost=wait)
+        return Hedge(run=run, chance=chance, delay_cost=wait, gain=gain, pays=saving > 0 and gain > 0)
 
     runs = forecast.steps(room) if cost_per_hour else [room]  # without a cost of waiting the longest is the best
-    best = max(reversed(runs), key=gain)
-    return Hedge(
-        run=best,
-        chance=forecast.p_end_within(best),
-        delay_cost=delay_cost(forecast.expected(best), cost_per_hour),
-        pays=saving > 0 and gain(best) > 0,
-    )
+    return max(map(hedge, reversed(runs)), key=lambda found: found.gain)

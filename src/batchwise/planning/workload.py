@@ -21,7 +21,7 @@ from batchwise.models import Lane, Limits, Policy, Reason, ToolUse
 from batchwise.request import Request, Traits
 from batchwise.times import WINDOW, ZERO, check_duration, check_positive
 
-from .cadence import Cadence, bounded, check_limits, lane_time
+from .cadence import Cadence, bounded, check_limits, lane_time, worst_case_latency
 from .capacity import FILLED, Capacity, queue_limit
 from .constraints import SEARCHED, Load, Violation, longest_interval, nearest_load, violations_of
 from .forecast import Forecast
@@ -196,7 +196,7 @@ def _plan(load: Load, interval: timedelta, money: _Money) -> WorkloadPlan:
             buffer=load.buffer,
             reserve=reserve,
             interval=interval,
-            worst_case=load.rounds * (interval + load.window) + load.overhead,
+            worst_case=worst_case_latency(interval, window=load.window, rounds=load.rounds, overhead=load.overhead),
             rounds=load.rounds,
             overhead=load.overhead,
         )

@@ -20,7 +20,7 @@ def _install(session: nox.Session, *groups: str) -> None:
 @nox.session(python=["3.10", "3.11", "3.12", "3.13"])
 @nox.parametrize("sdk", list(SDKS))
 def tests(session: nox.Session, sdk: str) -> None:
-    _install(session, "test")
+    _install(session, "test", "integrations")
     session.install("--upgrade", SDKS[sdk])
     session.run("python", "-c", "import anthropic, sys; print(sys.version, anthropic.__version__)")
     arguments = session.posargs or ["-n", "2"]

@@ -528,9 +528,12 @@ class Progress:
         by_outcome: Settled requests by outcome.
         by_lane: Unsettled requests by the lane that they are on now.
         batches: Batches not collected yet.
-        at_risk: Requests whose deadline may not be kept with what the lanes can do.
+        at_risk: Unsettled requests whose deadline is still to come and may not be kept: their rescue should have begun
+            and has not, or the lanes can no longer serve them in time.
+        overdue: Unsettled requests whose deadline has passed.
         suspended: Suspended lanes with the reason.
-        next_due: When some process must run next (UTC) so that every deadline is kept; None: nothing waits.
+        next_due: When some process must run next (UTC) so that every deadline is kept; None: nothing waits. In the
+            past: some process should have run then, and none did.
         last_error: What this process tried last that failed and has not worked since, how often, and when it tries
             again (a busy database, a full disk); None: nothing is in the way. Without any content.
         last_advance: When `advance` was last called on this ledger, by whatever process (UTC); None: never.
@@ -542,6 +545,7 @@ class Progress:
     by_lane: Mapping[Lane, int]
     batches: tuple[RunningBatch, ...] = ()
     at_risk: int = 0
+    overdue: int = 0
     suspended: Mapping[Lane, str] = attrs.field(factory=dict)
     next_due: datetime | None = None
     last_error: str | None = None

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from batchwise import Latency
+from batchwise import Lane, Latency
 from batchwise.engine import passes
 from tests.strategies import params
 
-from .world import World
+from .world import HOURS_30, World, many
 
 HOUR = timedelta(hours=1)
 
@@ -38,3 +38,24 @@ async def test_what_falls_due_while_the_machine_sleeps_is_seen_within_a_second(w
         await world.colour.sleep(passes.WATCH)
         set_clock(2 * HOUR)
         await world.until(lambda: world.creates, 1.0 + passes.CLOCK_LOOK)
+
+
+async def test_whoever_looks_sees_that_a_rescue_should_have_begun_and_that_a_deadline_has_passed(world: World):
+    world.sandbox.batch_latency = 3600
+    async with world.open() as d:
+        await d.dispatch_all(many(3), job="left alone", latency=HOURS_30)
+        await world.until(lambda: world.creates)
+        await d.dispatch(params("another"), latency=timedelta(days=9), job="another")
+    async with world.open() as d:
+        await d.progress()
+        d._ledger.suspend(Lane.SYNC, "no credit", now=datetime.now(timezone.utc))  # no rescue can begin
+        set_clock, rescue = clock_of(d), (await d.progress()).batches[0].rescue_at
+        set_clock(rescue - datetime.now(timezone.utc) + timedelta(seconds=1))
+        for found in (await d.progress(), await d.progress("left alone")):
+            assert (found.at_risk, found.overdue) == (3, 0)
+        found = await d.progress("another")
+        assert (found.at_risk, found.overdue) == (0, 0)
+        set_clock(HOURS_30)
+        for job, overdue in ((None, 3), ("left alone", 3), ("another", 0)):
+            found = await d.progress(job)
+            assert (found.at_risk, found.overdue) == (0, overdue)

@@ -268,6 +268,33 @@ async def raises_wrong_workspace(work: Callable[[], Any]) -> None:
         await work()
 
 
+@pytest.mark.parametrize(("latency", "what"), [(None, "calling the sync lane"), (HOURS_30, "sending a batch")])
+async def test_whoever_waits_while_the_api_is_down_is_told_what_fails_how_often_and_when_it_is_tried_next(
+    world: World, caplog: pytest.LogCaptureFixture, latency: timedelta | None, what: str
+):
+    async with world.open(max_attempts=1_000) as d:
+        await (await d.dispatch(params("the workspace is known"))).result()
+        for fault in ("messages.overloaded_529", "create.rate_limited_429"):
+            world.sandbox.fault(fault, times=None)
+        ticket = await d.dispatch(params("a secret"), key="a", latency=latency)
+        await world.until(lambda: repeated(d, ticket))
+        with pytest.raises(ResultTimeoutError, match=f"{what} failed .*Next try: ") as caught:
+            await ticket.result(timeout=0.05)
+        assert "the API answered " in str(caught.value)
+        world.sandbox.clear_faults()
+        await d.resume()
+        assert (await ticket.result()).ok
+        await world.until(lambda: no_error(d))
+    assert f"{what} failed 2 times in a row" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def repeated(d: Any, ticket: Any) -> bool:
+    with pytest.raises(ResultTimeoutError):
+        await ticket.result(timeout=0.1)
+    return "times in a row" in (await last_error(d) or "")
+
+
 async def test_when_advance_was_last_called_is_told(world: World):
     async with world.open() as d:
         assert (await d.progress()).last_advance is None

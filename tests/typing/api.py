@@ -156,6 +156,7 @@ def look_over(progress: bw.Progress, report: bw.Report) -> None:
     assert_type(progress.batches, tuple[bw.RunningBatch, ...])
     assert_type(progress.batches[0].expected_end, tuple[datetime, datetime])
     assert_type(progress.at_risk, int)
+    assert_type(progress.overdue, int)
     assert_type(progress.suspended, Mapping[bw.Lane, str])
     assert_type(progress.next_due, Union[datetime, None])
     assert_type(report.cost + report.saved + report.wasted, Decimal)

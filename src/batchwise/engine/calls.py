@@ -38,6 +38,8 @@ __all__ = ["call"]
 
 _log = logging.getLogger("batchwise")
 _ZERO = timedelta(0)
+_CALLING = "calling"
+"""Under which name it is noted that the sync lane does not answer."""
 _PATIENCE = 40
 """How many refusals for load (429, 529) one request sits out before they cost it attempts."""
 
@@ -113,6 +115,7 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
             return goes_on
         # Before its request is settled: a planner that sees neither would send another row ahead.
         news = engine.heard(answered=True)
+        engine.setbacks.mended(_CALLING)
         _note_pace(engine, ticked, reply, usage_of(message) if ruling.billed else {})
         if goes_on is not None:
             yield from _fall_back(engine, ticked, goes_on, line)
@@ -245,6 +248,7 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> 
         wait = _ZERO  # the lane pauses as long as it has to
     if ruling.verdict is Verdict.RETRY and attempts < engine.policy.max_attempts:
         again = claim._replace(attempts=attempts)
+        engine.setbacks.refused(_CALLING, "calling the sync lane", error.fault, max(wait, ruling.wait or _ZERO))
         yield from _again(engine, ticked, again, wait, costs=costs, doubtful=ruling.doubtful)
         return
     engine.failures.pop(_refusals(claim), None)

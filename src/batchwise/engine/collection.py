@@ -17,6 +17,7 @@ from batchwise.errors import printable
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo
 from batchwise.models import Lane, Outcome, ResultError
+from batchwise.planning.batches import pause_after_failures
 from batchwise.planning.outcomes import Ruling, Verdict, archived, credible, rule_call
 from batchwise.planning.state import BatchState, BatchView
 
@@ -52,6 +53,7 @@ def _seen(engine: Engine, batch: BatchView, info: BatchInfo) -> Procedure[None]:
     if info.status != "ended" and _overdue(engine, info):
         yield from _again(engine, batch, f"it should have ended at {info.expires_at:%Y-%m-%d %H:%M} UTC")
         return
+    engine.setbacks.mended(_asking(batch))
     yield from store(lambda: _update(engine, batch, info, was=batch))
 
 
@@ -126,10 +128,21 @@ def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView
     )
 
 
+def _asking(batch: BatchView) -> str:
+    """Under which name it is noted that the API does not answer for a batch."""
+    return f"batch {batch.id}"
+
+
 def _unreadable(engine: Engine, batch: BatchView, error: LaneFault) -> Procedure[None]:
     """A poll or a read failed: again later. A 404 alone loses nothing: the results may come later than the end."""
     fault, ruling = error.fault, rule_call(error.fault)
     words = f"{fault.type}: {fault.message}"
+    engine.setbacks.refused(
+        _asking(batch),
+        f"asking about batch {printable(batch.remote_id or '')}",
+        fault,
+        pause_after_failures(batch.failures + 1, engine.policy),
+    )
     if fault.status == 404:
         young = engine.now() - (batch.posting_at or batch.sealed_at) < _YOUNG
         if batch.failures >= _REREADS and not young:
@@ -200,6 +213,7 @@ def _gone(kind: str, words: str, *, verdict: Verdict) -> Ruling:
 
 def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> Procedure[None]:
     """Its unsettled rows will not come."""
+    engine.setbacks.mended(_asking(batch))
 
     def give_back() -> list[int]:
         sorter = Sorter(engine, batch)
@@ -237,6 +251,8 @@ def _collect(engine: Engine, batch: BatchView, reader: Reader) -> Procedure[None
             printable(remote),
             ", ".join(f"{kind}: {more:+d}" for kind, more in reader.off.items()),
         )
+    if whole:
+        engine.setbacks.mended(_asking(batch))
     if not missing:
         closed = attrs.evolve(batch, state=BatchState.CLOSED, polled_at=engine.now())
         yield from store(lambda: engine.ledger.update_batch(closed, was=batch))

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from fractions import Fraction
-from operator import attrgetter
 from typing import Any
-
-import attrs
 
 from batchwise.models import Lane, Outcome, Progress, Report, RunningBatch, Status
 from batchwise.planning import planner
-from batchwise.planning.capacity import Capacity
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.moments import believed
-from batchwise.planning.rescue import capacity_of, cohorts_of
-from batchwise.planning.schedule import Cohort, at_risk
+from batchwise.planning.risk import SAFE, risks
 from batchwise.planning.state import BatchState, BatchView, Snapshot
 
 from .core import Engine
@@ -49,25 +43,18 @@ def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)
     now = engine.now()
     snapshot = believed(known, now, policy)
     counts = engine.ledger.counts(job=job).by
-    # Whatever runs can be cancelled at once: only what even that could not save is at risk.
-    cohorts = [attrs.evolve(cohort, release=None) for cohort, _, _ in cohorts_of(snapshot, now)]
-    due = planner.next_due(snapshot, now, policy)
+    found = risks(snapshot, now, policy)
+    risk = sum(found.values(), SAFE) if job is None else found.get(job, SAFE)
+    due = planner.next_due(snapshot, now, policy, job=job)
     return Progress(
         **tallies(counts.items()),
         batches=tuple(_running(engine, snapshot, job, now)),
-        at_risk=_at_risk(cohorts, capacity_of(snapshot, now, policy), now),
+        at_risk=risk.at_risk,
+        overdue=risk.overdue,
         suspended=snapshot.suspended,
-        next_due=due if due is None else max(now, due - wake_gap),
+        next_due=due if due is None or due < now else max(now, due - wake_gap),
         last_error=engine.setbacks.last,
         last_advance=snapshot.advanced_at,
-    )
-
-
-def _at_risk(cohorts: Sequence[Cohort], capacity: Capacity, now: datetime) -> int:
-    """How many cannot be in time, at the pace that the lane reaches for each class of models."""
-    return sum(
-        at_risk(members, capacity.pace(name, Fraction(1)), now=now, tail=capacity.tail(name))
-        for name, members in capacity.by_class(cohorts, attrgetter("model")).items()
     )
 
 

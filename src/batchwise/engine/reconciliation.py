@@ -18,6 +18,7 @@ from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.lines import LineSplitter
 from batchwise.lanes.values import BatchInfo
 from batchwise.models import Lane, Policy
+from batchwise.planning.batches import pause_after_failures
 from batchwise.planning.custom_ids import parse
 from batchwise.planning.moments import sent_by
 from batchwise.planning.outcomes import Fault, Verdict, rule_call
@@ -30,6 +31,8 @@ from .submission import learn_from, record_created
 
 __all__ = ["give_up", "reconcile", "too_old"]
 
+_LOOKING = "looking"
+"""Under which name it is noted that the API does not show its batches."""
 _TROUBLES = 10
 """Looks for one batch that fail in a row before the lane is suspended."""
 _VANISHED = 3
@@ -46,6 +49,7 @@ def reconcile(engine: Engine, batch: BatchView) -> Procedure[None]:
     except LaneFault as error:
         yield from _unseen(engine, batch, batch, error.fault, now)
         return
+    engine.setbacks.mended(_LOOKING)
     certain = policy.exclusive_workspace and len(found) == 1 and (yield from store(lambda: _telling(engine, batch)))
     struck, ours = set(batch.struck), None
     unread: Fault | None = None
@@ -88,6 +92,7 @@ def _unseen(engine: Engine, batch: BatchView, looked: BatchView, fault: Fault, n
     failures = batch.failures + 1
     failed = attrs.evolve(looked, polled_at=now, failures=failures)
     yield from store(lambda: engine.ledger.update_batch(failed, was=batch))
+    engine.setbacks.refused(_LOOKING, "looking for a batch", fault, pause_after_failures(failures, engine.policy))
     ruling = rule_call(fault)
     reason = ruling.reason if ruling.verdict is Verdict.SUSPEND else None
     if reason is None and failures >= _TROUBLES and batch.state is BatchState.DOUBT:

@@ -18,10 +18,13 @@ from batchwise.errors import (
     WrongWorkspaceError,
 )
 from batchwise.planning.backoff import pause_after
+from batchwise.planning.outcomes import Fault
 
 __all__ = ["Setbacks", "lasting", "passing"]
 
 _log = logging.getLogger("batchwise")
+_OVER = 600.0
+"""Seconds after which a failure of the API is over that nobody has come back to: its request has gone elsewhere."""
 _LASTING = (WrongWorkspaceError, ForkedDispatcherError, ClosedDispatcherError)
 
 
@@ -38,7 +41,9 @@ def passing(error: Exception) -> bool:
 @attrs.frozen
 class _Setback:
     words: str
-    error: Exception
+    cause: str
+    error: Exception | None
+    """None: the API failed, and what becomes of that is decided by whoever asked it."""
     times: int
     since: float
     """Of the monotonic clock, as `again`."""
@@ -46,14 +51,22 @@ class _Setback:
     next_try: datetime
 
     def __str__(self) -> str:
-        cause = str(self.error) if isinstance(self.error, BatchwiseError) else _unexpected(self.error)
         times = "once" if self.times == 1 else f"{self.times} times in a row"
-        return f"{self.words} failed {times}: {cause}. Next try: {self.next_try:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{self.words} failed {times}: {self.cause}. Next try: {self.next_try:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _unexpected(error: Exception) -> str:
-    """Not its message: nobody knows what stands in it."""
+def _cause(error: Exception) -> str:
+    """Of errors that are not ours not the message: nobody knows what stands in it."""
+    if isinstance(error, BatchwiseError):
+        return str(error)
     return f"{type(error).__name__} within batchwise; the log says where"
+
+
+def _said(fault: Fault) -> str:
+    """What the API's failure was, without its words: they may quote the request."""
+    if fault.status is None:  # the lane's words
+        return f"{fault.type}: {fault.message}"
+    return f"the API answered {fault.status} {fault.type}"
 
 
 class Setbacks:
@@ -76,17 +89,41 @@ class Setbacks:
             error: Why.
         """
         with self._lock:
-            before = self._open.pop(what, None)
-            times, clock = 1 if before is None else before.times + 1, monotonic()
+            times = self._times(what)
             pause = pause_after(times)
-            seconds = pause / timedelta(seconds=1)
-            since = clock if before is None else before.since
-            self._open[what] = found = _Setback(words, error, times, since, clock + seconds, self._now() + pause)
+            found = self._note(what, words, _cause(error), error, times, pause)
         if isinstance(error, BatchwiseError):
             _log.warning("batchwise: %s", found)
         else:
             _log.error("batchwise: %s", found, exc_info=error)
-        return seconds
+        return pause / timedelta(seconds=1)
+
+    def refused(self, what: str, words: str, fault: Fault, pause: timedelta) -> None:
+        """The API refused it (again), or did not answer; whoever asked tries it again after a pause of his own.
+
+        Args:
+            what: As for `failed`; a string, so that it is not an action's.
+            words: As for `failed`.
+            fault: What the API said.
+            pause: How long until it is tried again.
+        """
+        with self._lock:
+            times = self._times(what)
+            found = self._note(what, words, _said(fault), None, times, pause)
+        if times & (times - 1) == 0:  # once, twice, four times, ...: an outage does not fill the log
+            _log.warning("batchwise: %s", found)
+
+    def _times(self, what: Hashable) -> int:
+        return self._open[what].times + 1 if what in self._open else 1
+
+    def _note(
+        self, what: Hashable, words: str, cause: str, error: Exception | None, times: int, pause: timedelta
+    ) -> _Setback:
+        before, clock = self._open.pop(what, None), monotonic()
+        since = clock if before is None else before.since
+        again, next_try = clock + pause / timedelta(seconds=1), self._now() + pause
+        self._open[what] = found = _Setback(words, cause, error, times, since, again, next_try)
+        return found
 
     def mended(self, what: Hashable) -> None:
         """It worked, or nobody needs it any more."""
@@ -108,13 +145,15 @@ class Setbacks:
     @property
     def last(self) -> str | None:
         """What failed last and has not worked since, how often, and when it is tried again."""
+        clock = monotonic()
         with self._lock:
-            return str(next(reversed(self._open.values()))) if self._open else None
+            found = [it for it in self._open.values() if it.error is not None or clock < it.again + _OVER]
+        return str(found[-1]) if found else None
 
     def stuck(self, seconds: float) -> BatchwiseError | None:
         """The error for whoever will not wait longer for something that has been failing for so long."""
         with self._lock:
-            found = [it for it in self._open.values() if monotonic() - it.since >= seconds]
+            found = [it for it in self._open.values() if it.error is not None and monotonic() - it.since >= seconds]
         if not found:
             return None
         kind = LedgerError if isinstance(found[0].error, LedgerError) else BatchwiseError

@@ -33,6 +33,8 @@ from .effects import Procedure, api, page, store
 
 __all__ = ["FenceError", "greet", "learn_from", "record_created", "reseal", "submit"]
 
+_SENDING = "sending"
+"""Under which name it is noted that the API takes no batch."""
 _TROUBLES = 10
 """Creates that fail in a row, without proof of a lasting cause, before the lane is suspended."""
 _REFUSED = 10
@@ -62,7 +64,7 @@ def submit(engine: Engine, seal: Seal) -> Procedure[None]:
     try:
         listing = yield from page()
     except LaneFault as error:
-        yield from _trouble(engine, rule_create(error.fault))
+        yield from _trouble(engine, error.fault, rule_create(error.fault))
         return
     yield from store(lambda: learn_from(engine, listing))
     batch = yield from store(lambda: _seal(engine, seal, listing))
@@ -188,6 +190,7 @@ def record_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
         expires_at=info.expires_at,
         now=engine.now(),
     )
+    engine.setbacks.mended(_SENDING)
     _resize(engine, batch, Sizes.worked)
 
 
@@ -205,6 +208,7 @@ def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: datetime
         ruling = attrs.evolve(ruling, outcome=CreateOutcome.TOO_LARGE)
     match ruling.outcome:
         case CreateOutcome.UNKNOWN:
+            engine.setbacks.refused(_SENDING, "sending a batch", fault, engine.policy.poll_every[0])
             # By number: the batch was read before `posting`, and a caller may have cancelled meanwhile.
             posting = yield from store(lambda: engine.ledger.batch(batch.id))
             if posting is not None:
@@ -220,7 +224,7 @@ def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: datetime
             if smaller:
                 yield from store(lambda: _resize(engine, batch, Sizes.full))
             # First: what is queued while the lane takes work is sent again at once.
-            yield from _trouble(engine, ruling, smaller=smaller)
+            yield from _trouble(engine, fault, ruling, smaller=smaller)
             yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
 
 
@@ -269,7 +273,7 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
     engine.settled((yield from store(fail)))
 
 
-def _trouble(engine: Engine, ruling: CreateRuling, *, smaller: bool = False) -> Procedure[None]:
+def _trouble(engine: Engine, fault: Fault, ruling: CreateRuling, *, smaller: bool = False) -> Procedure[None]:
     """Nothing was created: wait, or suspend the lane. A `smaller` batch may fit into the queue, and is tried soon."""
     full = ruling.outcome is CreateOutcome.QUEUE_FULL
     reason, wait = ruling.reason, ruling.wait or timedelta(0)
@@ -288,8 +292,11 @@ def _trouble(engine: Engine, ruling: CreateRuling, *, smaller: bool = False) -> 
                 "account's queue, then resume()"
             )
     if reason is None:
-        yield from store(lambda: engine.ledger.pause_batches(engine.now() + min(wait, longest_pause(engine.policy))))
+        pause = min(wait, longest_pause(engine.policy))
+        engine.setbacks.refused(_SENDING, "sending a batch", fault, pause)
+        yield from store(lambda: engine.ledger.pause_batches(engine.now() + pause))
     else:
+        engine.setbacks.mended(_SENDING)  # what is to be done about it says the suspended lane
         yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Union
 
@@ -11,7 +11,7 @@ import attrs
 from batchwise.models import Lane, Policy
 
 from .rescue import Rescues
-from .state import Snapshot
+from .state import BatchView, Snapshot
 
 __all__ = [
     "Action",
@@ -143,12 +143,22 @@ class Agenda:
         policy: The rules' figures.
         wake_gap: How much later than asked for the planner may be asked again.
         curious: Whether batches are polled in between, to be early.
+        job: Only what this job (by its number) needs is looked for; the lanes are everybody's.
     """
 
     def __init__(
-        self, snapshot: Snapshot, now: datetime, policy: Policy, wake_gap: timedelta, *, curious: bool = True
+        self,
+        snapshot: Snapshot,
+        now: datetime,
+        policy: Policy,
+        wake_gap: timedelta,
+        *,
+        curious: bool = True,
+        job: int | None = None,
     ) -> None:
-        self.snapshot, self.now, self.policy, self.curious = snapshot, now, policy, curious
+        self.snapshot = snapshot if job is None else _queued_of(snapshot, job)
+        self.batches = snapshot.batches if job is None else tuple(_batches_of(snapshot, job))
+        self.now, self.policy, self.curious = now, policy, curious
         self.horizon = now + wake_gap
         self.actions: list[Action] = []
         self.next: datetime | None = None
@@ -175,3 +185,18 @@ class Agenda:
     def any_due(self, moments: Iterable[datetime]) -> bool:
         """Whether one of them is; all that are not are noted."""
         return sum(map(self.due, moments)) > 0
+
+
+def _queued_of(snapshot: Snapshot, job: int) -> Snapshot:
+    return attrs.evolve(
+        snapshot,
+        batch_queue=tuple(group for group in snapshot.batch_queue if group.terms.job == job),
+        sync_queue=tuple(group for group in snapshot.sync_queue if group.terms.job == job),
+    )
+
+
+def _batches_of(snapshot: Snapshot, job: int) -> Iterator[BatchView]:
+    for batch in snapshot.batches:
+        groups = tuple(group for group in batch.groups if group.terms.job == job)
+        if groups:
+            yield attrs.evolve(batch, groups=groups)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from batchwise.models import Policy
+
 from .agenda import Action, Agenda, Cancel, Collect, GiveUp, Poll, Post, Probe, Reconcile, Release
 from .capacity import tail_of
 from .moments import sent_at
 from .reserve import reading_of
 from .state import BatchState, BatchView
 
-__all__ = ["tend", "tend_stranded"]
+__all__ = ["pause_after_failures", "tend", "tend_stranded"]
 
 _ZERO = timedelta(0)
 _DATE = timedelta(seconds=1)
@@ -179,7 +181,7 @@ def _next_poll(agenda: Agenda, batch: BatchView) -> datetime:
     if batch.polled_at is None:
         return batch.sealed_at if batch.state is not BatchState.OPEN else begun + shortest
     if batch.failures:
-        return batch.polled_at + min(longest, shortest * (1 << min(batch.failures, 16)))
+        return batch.polled_at + pause_after_failures(batch.failures, agenda.policy)
     if batch.state is BatchState.ENDED:
         return batch.polled_at
     since = batch.cancel_at or begun if batch.state is BatchState.CANCELING else begun
@@ -188,6 +190,12 @@ def _next_poll(agenda: Agenda, batch: BatchView) -> datetime:
         since = max(since, expiry)
     moment = batch.polled_at + min(longest, max(shortest, (batch.polled_at - since) / 10))
     return expiry if expiry is not None and batch.polled_at < expiry < moment else moment
+
+
+def pause_after_failures(failures: int, policy: Policy) -> timedelta:
+    """How long a batch is left alone that could not be looked at so many times in a row."""
+    shortest, longest = policy.poll_every
+    return min(longest, shortest * (1 << min(failures, 16)))
 
 
 def _grace_over(agenda: Agenda, batch: BatchView) -> bool:

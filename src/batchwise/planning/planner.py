@@ -18,32 +18,36 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import attrs
 
 from batchwise.models import Policy
 
-from .agenda import Action, Agenda, WaitUntil
+from .agenda import Action, Agenda, Run, WaitUntil
 from .batches import tend, tend_stranded
 from .queues import divert, tend_batch_queue, tend_sync_queue
 from .rescue import Rescues
-from .state import Snapshot
+from .state import BatchState, BatchView, Snapshot
 
 __all__ = ["next_due", "plan", "safe_moments"]
 
 _ZERO = timedelta(0)
+_STEPS = 100
+"""Moments looked at, at most, to find since when something has been due."""
 
 
 def _walk(agenda: Agenda) -> Agenda:
     """Look at everything; without the lease only at what concerns the sync lane."""
     tend_sync_queue(agenda)
     if agenda.snapshot.leased:
-        for batch in agenda.snapshot.batches:
+        for batch in agenda.batches:
             tend(agenda, batch)
         tend_batch_queue(agenda)
     else:
-        for batch in agenda.snapshot.batches:
+        for batch in agenda.batches:
             tend_stranded(agenda, batch)
         for group in agenda.snapshot.batch_queue:
             divert(agenda, group, sendable=True)
@@ -57,13 +61,62 @@ def safe_moments(snapshot: Snapshot, now: datetime, policy: Policy) -> dict[int,
     return {number: min(moments) for number, moments in found.items() if moments}
 
 
-def next_due(snapshot: Snapshot, now: datetime, policy: Policy) -> datetime | None:
+def next_due(snapshot: Snapshot, now: datetime, policy: Policy, *, job: int | None = None) -> datetime | None:
     """When some process must run at the latest so that every deadline is kept; None: nothing waits.
 
-    Looks at batches that a pump takes in between, to be early, are not counted.
+    A moment in the past is the one at which somebody should have come, and nobody did. Looks at batches that a pump
+    takes in between, to be early, are not counted.
+
+    Args:
+        snapshot: The unsettled work.
+        now: The moment (aware UTC).
+        policy: The rules' figures.
+        job: Only what this job (by its number) needs; rescues are computed over everything all the same.
     """
-    agenda = _walk(Agenda(attrs.evolve(snapshot, leased=True), now, policy, _ZERO, curious=False))
-    return now if agenda.actions else agenda.next
+    asked = _asked(snapshot, now, policy, job)
+    if not _undone(asked):
+        return now if asked.actions else asked.next
+    comings = sorted(moment for moment in _comings(snapshot) if moment <= now)
+    at = comings[0] if comings else now
+    for _ in range(_STEPS):
+        asked = _asked(_as_of(snapshot, at), at, policy, job)
+        if _undone(asked):
+            return at
+        later = [*comings[bisect_right(comings, at) :], *([asked.next] if asked.next is not None else ())]
+        at = min((moment for moment in later if moment > at), default=now)
+        if at >= now:
+            break
+    return now
+
+
+def _asked(snapshot: Snapshot, at: datetime, policy: Policy, job: int | None) -> Agenda:
+    return _walk(Agenda(attrs.evolve(snapshot, leased=True), at, policy, _ZERO, curious=False, job=job))
+
+
+def _undone(agenda: Agenda) -> bool:
+    """Whether something is due that nobody does. Whoever runs calls comes to those that are queued behind them."""
+    return any(not (isinstance(action, Run) and agenda.snapshot.sync_running) for action in agenda.actions)
+
+
+def _comings(snapshot: Snapshot) -> Iterator[datetime]:
+    """The moments at which what there is came to where it is."""
+    yield from (group.since for group in (*snapshot.sync_running, *snapshot.sync_queue, *snapshot.batch_queue))
+    yield from map(_since, snapshot.batches)
+
+
+def _since(batch: BatchView) -> datetime:
+    return batch.sealed_at if batch.state is BatchState.OPEN else batch.polled_at or batch.sealed_at
+
+
+def _as_of(snapshot: Snapshot, at: datetime) -> Snapshot:
+    """What was there already at a moment before now."""
+    return attrs.evolve(
+        snapshot,
+        batch_queue=tuple(group for group in snapshot.batch_queue if group.since <= at),
+        sync_queue=tuple(group for group in snapshot.sync_queue if group.since <= at),
+        sync_running=tuple(group for group in snapshot.sync_running if group.since <= at),
+        batches=tuple(batch for batch in snapshot.batches if _since(batch) <= at),
+    )
 
 
 def plan(snapshot: Snapshot, now: datetime, policy: Policy, *, wake_gap: timedelta = _ZERO) -> tuple[Action, ...]:

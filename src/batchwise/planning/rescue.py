@@ -21,6 +21,7 @@ __all__ = [
     "capacity_of",
     "cohort_of",
     "cohorts_of",
+    "groups_of",
     "is_hedged",
     "models_of",
     "next_attempt",
@@ -82,9 +83,14 @@ def _places(snapshot: Snapshot) -> Iterator[tuple[Group, BatchView | None]]:
             yield group, batch
 
 
+def groups_of(snapshot: Snapshot) -> Iterator[Group]:
+    """Every group that is not settled, wherever it is."""
+    return (group for group, _ in _places(snapshot))
+
+
 def models_of(snapshot: Snapshot) -> set[str]:
     """The models that may need the sync lane."""
-    return {group.terms.model for group, _ in _places(snapshot)}
+    return {group.terms.model for group in groups_of(snapshot)}
 
 
 def capacity_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Capacity:

@@ -1,0 +1,111 @@
+"""What is seen of a ledger that nobody works on: virtual time, real ledger and procedures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import batchwise as bw
+from batchwise.engine.progress import progress
+from tests.reliability.simulation import HOUR, MINUTE, SECOND, World
+
+FIRST, SECOND_JOB = "first", "second"
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World()
+    made.api.duration = 100 * HOUR
+    yield made
+    made.close()
+
+
+def seen(world: World, job: str | None = None) -> tuple[int, int]:
+    found = progress(world.engine, None if job is None else world.engine.job_number(job))
+    return found.at_risk, found.overdue
+
+
+def test_with_nobody_advancing_requests_are_at_risk_from_their_rescue_on_and_overdue_from_their_deadline_on(
+    world: World,
+) -> None:
+    world.dispatch_all([f"a{n}" for n in range(10)], 30 * HOUR, FIRST)
+    world.dispatch_all([f"b{n}" for n in range(3)], 60 * HOUR, SECOND_JOB)
+    world.dispatch("somebody waits", bw.Latency.BLOCKING)
+    world.run()
+    start = progress(world.engine, None)
+    moment = min(batch.rescue_at for batch in start.batches if batch.rescue_at is not None)
+    assert world.now() + 29 * HOUR < moment < world.now() + 30 * HOUR
+    assert (start.at_risk, start.overdue) == (0, 0)
+
+    world.true = moment - SECOND
+    assert seen(world) == (0, 0)
+    world.true = moment + SECOND
+    assert seen(world) == seen(world, FIRST) == (10, 0)
+    assert seen(world, SECOND_JOB) == (0, 0)
+    world.true += moment - world.true + HOUR
+    assert seen(world) == seen(world, FIRST) == (0, 10)
+    world.true += 40 * HOUR
+    assert seen(world, SECOND_JOB) == (0, 3)
+    assert seen(world) == (0, 13)
+
+
+def test_next_due_stays_at_the_moment_at_which_somebody_should_have_come(world: World) -> None:
+    world.dispatch_all(["a"], 30 * HOUR, FIRST)
+    world.dispatch("b", 60 * HOUR, SECOND_JOB)  # queued for its interval
+    world.run()
+    start, job = world.now(), world.engine.job_number
+    over = start + world.policy.window
+    later = start + 24 * HOUR  # a third of the buffer is the reserve
+    assert progress(world.engine, None).next_due == progress(world.engine, job(FIRST)).next_due == over
+    assert progress(world.engine, job(SECOND_JOB)).next_due == later
+    for ahead in (30 * HOUR, 50 * HOUR, 70 * HOUR):
+        world.true = start + ahead
+        assert progress(world.engine, None).next_due == progress(world.engine, job(FIRST)).next_due == over
+        assert progress(world.engine, job(SECOND_JOB)).next_due == later
+
+
+def test_queued_work_that_nobody_submits_is_due_since_its_interval_was_over(world: World) -> None:
+    world.dispatch("a", 30 * HOUR)
+    due = progress(world.engine, None).next_due
+    assert due is not None
+    assert due - world.now() == pytest.approx(4 * HOUR, abs=MINUTE)
+    world.true = due + HOUR
+    world.dispatch("b", 30 * HOUR)
+    assert progress(world.engine, None).next_due == due
+    world.run()
+    assert progress(world.engine, None).next_due > world.now()
+
+
+@pytest.fixture
+def hedging() -> Iterator[World]:
+    made = World(bw.Policy(hedge=True))
+    made.api.duration = 100 * HOUR
+    yield made
+    made.close()
+
+
+def until_the_rescue(world: World) -> None:
+    world.dispatch_all([f"a{n}" for n in range(10)], 6 * HOUR, FIRST)
+    world.run()
+    rescue = progress(world.engine, None).batches[0].rescue_at
+    assert rescue is not None
+    world.pass_time(rescue - world.now() + 10 * SECOND, wakes=400)
+
+
+def test_a_rescue_that_goes_on_as_it_should_puts_nothing_at_risk(hedging: World) -> None:
+    until_the_rescue(hedging)
+    assert hedging.api.batches[0].cancel_at is not None
+    assert seen(hedging) == (0, 0)
+    hedging.pass_time(HOUR)
+    assert hedging.ledger.report(job=None).met == 10
+    assert progress(hedging.engine, None).next_due is None
+
+
+def test_a_sync_lane_that_does_not_work_puts_the_rescue_at_risk(hedging: World) -> None:
+    hedging.api.order("call", "401", always=True)
+    until_the_rescue(hedging)
+    assert hedging.api.batches[0].cancel_at is None
+    assert seen(hedging) == (9, 0), "but for the one that went ahead"
+    hedging.pass_time(6 * HOUR)
+    assert seen(hedging) == (0, 10)

@@ -67,7 +67,7 @@ class World:
         return self.ledger.accept(entry(key, terms, body), job=job, run=self.run, now=now, claim=claim, **more)
 
     def bulk(self, entries: Sequence[Entry], job: str | None = "job", chunk: int = 3, **more: Any) -> list[int]:
-        with self.ledger.intake(job=job, run=self.run, now=NOW) as intake:
+        with self.ledger.intake(job=job, run=self.run) as intake:
             for start in range(0, len(entries), chunk):
                 intake.stage(entries[start : start + chunk])
             return list(intake.accept(now=NOW, **more))

@@ -64,7 +64,6 @@ def test_any_key_comes_back_as_it_was(world: World, key: str) -> None:
     one = world.accept(key, job=key)
     assert one.row.key == key
     assert world.ledger.find(key, job=key) == one.row
-    assert world.ledger.job_name(one.row.job) == key
     assert world.ledger.job_id(key) == one.row.job
     batch = world.sealed()
     assert [each[1] for each in world.ledger.entries(batch.id)] == [key]
@@ -94,8 +93,6 @@ def test_nothing_is_found_that_is_not_there(world: World) -> None:
     assert ledger.row(77) is None
     assert ledger.result(77) is None
     assert ledger.job_id("no") is None
-    assert ledger.job_name(77) is None
-    assert ledger.job_name(0) is None
     assert ledger.results(job=None, after=0, limit=9) == []
     assert ledger.counts(job=None).by == {}
     assert ledger.marks() == (0, 0)
@@ -235,7 +232,7 @@ def test_claiming_at_once(world: World) -> None:
 
 def test_a_bulk_is_invisible_until_it_is_accepted(world: World) -> None:
     ledger = world.ledger
-    with ledger.intake(job="job", run=world.run, now=NOW) as intake:
+    with ledger.intake(job="job", run=world.run) as intake:
         intake.stage([entry("a", NIGHTLY), entry("b", BLOCKING)])
         assert ledger.job_id("job") is None
         assert ledger.find("a", job="job") is None
@@ -257,7 +254,7 @@ def test_a_bulk_is_invisible_until_it_is_accepted(world: World) -> None:
 
 
 def test_a_bulk_that_is_left_is_gone(world: World) -> None:
-    with world.ledger.intake(job="job", run=world.run, now=NOW) as bulk:
+    with world.ledger.intake(job="job", run=world.run) as bulk:
         bulk.stage([entry(str(number)) for number in range(20)])
     assert world.ledger.job_id("job") is None
     assert world.bulk([entry("3", body="other content")])
@@ -311,7 +308,7 @@ def test_requests_of_one_bulk_keep_their_own_terms(world: World, which: str) -> 
 
 def test_a_bulk_tightens_only_when_it_is_accepted(world: World) -> None:
     number = world.accept("a", job="job").row.id
-    with world.ledger.intake(job="job", run=world.run, now=NOW) as intake:
+    with world.ledger.intake(job="job", run=world.run) as intake:
         intake.stage([entry("a", NIGHTLY)])
     row = world.ledger.row(number)
     assert row is not None
@@ -347,17 +344,17 @@ def test_bulks_of_one_job_wait_for_each_other(world: World) -> None:
     order = []
 
     def second() -> None:
-        with world.ledger.intake(job="job", run=world.run, now=NOW) as intake:
+        with world.ledger.intake(job="job", run=world.run) as intake:
             order.append("second")
             intake.accept(now=NOW)
 
-    with world.ledger.intake(job="job", run=world.run, now=NOW) as intake:
+    with world.ledger.intake(job="job", run=world.run) as intake:
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.1)
         order.append("first")
         with pytest.raises(LedgerError, match="this thread"):
-            world.ledger.intake(job="job", run=world.run, now=NOW)
+            world.ledger.intake(job="job", run=world.run)
         intake.accept(now=NOW)
     thread.join(10)
     assert order == ["first", "second"]
@@ -365,7 +362,7 @@ def test_bulks_of_one_job_wait_for_each_other(world: World) -> None:
 
 def test_one_request_waits_for_the_bulk_that_holds_its_key(world: World) -> None:
     got = []
-    with world.ledger.intake(job="job", run=world.run, now=NOW) as intake:
+    with world.ledger.intake(job="job", run=world.run) as intake:
         intake.stage([entry("a")])
         with pytest.raises(LedgerError, match="this thread"):
             world.accept("a", job="job")
@@ -379,7 +376,7 @@ def test_one_request_waits_for_the_bulk_that_holds_its_key(world: World) -> None
 
 
 def test_an_ended_bulk_takes_no_more(world: World) -> None:
-    with world.ledger.intake(job="job", run=world.run, now=NOW) as intake:
+    with world.ledger.intake(job="job", run=world.run) as intake:
         intake.accept(now=NOW)
         with pytest.raises(LedgerError):
             intake.stage([entry("a")])
@@ -572,21 +569,6 @@ def test_the_size_of_a_seal_is_exact(world: World, slack: int) -> None:
     assert len(written) == batch.size <= limit + slack
 
 
-def test_rows_wait_for_their_moment(world: World) -> None:
-    number = world.accept("a").row.id
-    batch = world.opened()
-    world.ledger.requeue([number], lane=BATCH, costs_attempt=True, now=NOW, not_before=NOW + HOUR, batch=batch.id)
-    world.accept("b")
-    groups = world.ledger.snapshot().batch_queue
-    assert sorted((group.requests, group.not_before) for group in groups if group.not_before) == [(1, NOW + HOUR)]
-    assert world.sealed().requests == 1
-    assert world.seal() is None
-    row = world.ledger.row(number)
-    assert row is not None
-    assert (row.attempts, row.status) == (1, QUEUED)
-    assert world.sealed(now=NOW + HOUR).requests == 1
-
-
 def test_the_life_of_a_batch_is_kept(world: World) -> None:
     world.accept("a", NIGHTLY)
     ledger, batch = world.ledger, world.sealed()
@@ -671,15 +653,15 @@ def test_a_batch_is_posted_once(world: World) -> None:
 def test_unseal_queues_again_and_voids(world: World) -> None:
     numbers = world.bulk([entry(str(n), NIGHTLY if n % 2 else FLEXIBLE) for n in range(4)])
     batch = world.sealed()
-    assert world.ledger.unseal(batch.id, lane=SYNC, costs_attempt=True, now=NOW + HOUR, not_before=NOW + 2 * HOUR) == 4
+    assert world.ledger.unseal(batch.id, lane=SYNC, now=NOW + HOUR) == 4
     snapshot = world.ledger.snapshot()
     assert snapshot.batches == ()
     assert sum(group.requests for group in snapshot.sync_queue) == 4
-    assert {(group.since, group.not_before) for group in snapshot.sync_queue} == {(NOW + HOUR, NOW + 2 * HOUR)}
+    assert {group.since for group in snapshot.sync_queue} == {NOW + HOUR}
     assert all(group.flush for group in snapshot.sync_queue), "they have waited their interval already"
     row = world.ledger.row(numbers[0])
     assert row is not None
-    assert (row.nonce, row.attempts, row.lane) == (batch.nonce, 1, SYNC)
+    assert (row.nonce, row.attempts, row.lane) == (batch.nonce, 0, SYNC)
     assert world.ledger.unseal(batch.id, now=NOW) == 0
 
 
@@ -1077,20 +1059,20 @@ def test_pages_of_results(world: World, limit: int) -> None:
     rest = [*numbers[4:6], *numbers[7:9], numbers[10], alone]
     outcomes = [Outcome.FAILED, Outcome.SUCCEEDED]
     world.ledger.settle([settlement(n, outcomes[n % 2]) for n in rest], now=NOW, batch=batch.id)
-    jobs = [None, 0, *filter(None, map(world.ledger.job_id, ("j", "k")))]
+    named = {world.ledger.job_id(name) or 0: name for name in ("j", "k")}
+    jobs = [None, 0, *named]
     assert len(jobs) == 4
     assert world.ledger.reopen(job=jobs[2] or 0, outcomes=[Outcome.FAILED], now=NOW)
     whole = world.ledger.results(job=None, after=0, limit=99)
     assert [each.cursor for each in whole] == sorted(each.cursor for each in whole)
     assert {each.request for each in whole} == {n for n in (*some, *rest) if world.status(n) is SETTLED}
     for job in jobs:
-        name = None if not job else world.ledger.job_name(job)
         after, found = 0, []
         while page := world.ledger.results(job=job, after=after, limit=limit):
             assert len(page) <= limit
             found += page
             after = page[-1].cursor
-        assert found == [each for each in whole if job is None or each.how.job == name]
+        assert found == [each for each in whole if job is None or each.how.job == named.get(job)]
         assert [world.ledger.result(each.request) for each in found] == found
 
 
@@ -1290,7 +1272,7 @@ def test_what_is_believed_is_stored(world: World) -> None:
     ledger, policy = world.ledger, Policy()
     numbers = world.bulk([entry(str(n)) for n in range(3)])
     batch = world.opened()
-    ledger.requeue(numbers[:1], lane=Lane.BATCH, costs_attempt=False, now=NOW + DAY, not_before=NOW + DAY + HOUR)
+    ledger.requeue(numbers[:1], lane=Lane.BATCH, costs_attempt=False, now=NOW + DAY)
     ledger.update_batch(attrs.evolve(batch, sealed_at=NOW + DAY, polled_at=NOW + DAY, groups=()))
     ledger.pause_batches(NOW + DAY)
     ledger.note_call(now=NOW + DAY, answered=True)
@@ -1385,7 +1367,7 @@ def test_what_a_dead_run_leaves(backend: Backend) -> None:
     queued = world.accept("queued", PATIENT).row.id
     world.accept("batched", NIGHTLY)
     batch = world.opened()
-    world.ledger.intake(job="bulk", run=world.run, now=NOW).stage([entry(str(n)) for n in range(5)])
+    world.ledger.intake(job="bulk", run=world.run).stage([entry(str(n)) for n in range(5)])
     ledger = _recover(backend, world)
     assert ledger.recover(now=NOW) == 3
     assert ledger.recover(now=NOW) == 0
@@ -1444,7 +1426,7 @@ def test_a_promise_outlives_who_blocks_on_it_later(backend: Backend) -> None:
 
 def test_a_bulk_of_a_dead_run_holds_nobody_up(backend: Backend) -> None:
     world = World(backend.open())
-    world.ledger.intake(job="job", run=world.run, now=NOW).stage([entry("a"), entry("b")])
+    world.ledger.intake(job="job", run=world.run).stage([entry("a"), entry("b")])
     again = World(_recover(backend, world))
     assert again.accept("a", job="job", body="other").created
     assert len(again.bulk([entry("b", body="other")])) == 1

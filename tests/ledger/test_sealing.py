@@ -45,7 +45,7 @@ def test_a_seal_takes_the_first_that_fit_and_knows_their_body_s_length(
     with closing(SqliteLedger(":memory:")) as ledger:
         run = ledger.start_run(pid=1, now=NOW)
         ledger.database.connection.execute("UPDATE deleted SET last = ? WHERE name = 'request'", (start - 1,))
-        with ledger.intake(job="job", run=run, now=NOW) as intake:
+        with ledger.intake(job="job", run=run) as intake:
             intake.stage(
                 entry(key, NIGHTLY if place in others else FLEXIBLE, body=b"x" * SIZES[place % 3])
                 for place, key in enumerate(names)

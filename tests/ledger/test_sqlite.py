@@ -165,7 +165,7 @@ def test_the_next_requests_are_taken_in_while_those_before_are_committed(
 
     with closing(SqliteLedger(Slow(tmp_path / "ledger.db"))) as ledger:
         world = World(ledger)
-        with ledger.intake(job="job", run=world.run, now=NOW) as intake:
+        with ledger.intake(job="job", run=world.run) as intake:
             assert intake.stage(entries()) == 6
             assert list(intake.accept(now=NOW)) == [1, 2, 3, 4, 5, 6]
     assert seen == [True] * 3
@@ -194,7 +194,7 @@ def test_what_fails_behind_a_full_transaction_is_not_counted(
 
     with closing(SqliteLedger(Full(tmp_path / "ledger.db"))) as ledger:
         world = World(ledger)
-        with ledger.intake(job="job", run=world.run, now=NOW) as intake:
+        with ledger.intake(job="job", run=world.run) as intake:
             ledger.database.left = 1 if broken == "disk" else 99
             with pytest.raises((KeyConflictError, LedgerError, LookupError)):
                 intake.stage(entries())
@@ -275,7 +275,7 @@ def test_a_commit_that_fails_changes_nothing(tmp_path: Path) -> None:
     before, ledger.database.broken = ledger.snapshot(), True
     with pytest.raises(LedgerError, match=r"ledger\.db failed \(disk I/O error\)"):
         world.accept(body="b", job="j")
-    with pytest.raises(LedgerError), ledger.intake(job="x", run=world.run, now=NOW):
+    with pytest.raises(LedgerError), ledger.intake(job="x", run=world.run):
         pass
     ledger.database.broken = False
     assert ledger.snapshot() == before
@@ -410,7 +410,7 @@ from batchwise.ledger.sqlite import SqliteLedger
 ledger = SqliteLedger(sys.argv[1])
 world = World(ledger)
 world.accept("a", BLOCKING, claim=True)
-ledger.intake(job="bulk", run=world.run, now=NOW).stage([entry("b")])
+ledger.intake(job="bulk", run=world.run).stage([entry("b")])
 assert ledger.lease.acquire()
 print("ready", flush=True)
 time.sleep(60)

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,6 @@ class Model:
     status: Status = QUEUED
     batch: int = 0
     attempts: int = 0
-    not_before: datetime | None = None
     outcome: Outcome | None = None
     met: bool | None = None
     settled_by: int | None = None
@@ -155,7 +154,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _settled(self, number: int, outcome: Outcome, lane: Lane, line: bytes, by: int, cost: int) -> None:
         request = self.requests[number]
         request.status, request.outcome, request.lane, request.line = SETTLED, outcome, lane, line
-        request.settled_by, request.not_before = by, None
+        request.settled_by = by
         due = request.terms.deadline
         if due is not None and outcome is not Outcome.CANCELED:
             request.met = outcome is Outcome.SUCCEEDED and self.now <= due
@@ -172,9 +171,9 @@ class LedgerMachine(RuleBasedStateMachine):
             kinds.setdefault((row.terms.id, row.attempts), []).append(number)
         return [number for part in kinds.values() for number in part]
 
-    def _requeue(self, number: int, lane: Lane, *, attempt: bool, not_before: datetime | None = None) -> None:
+    def _requeue(self, number: int, lane: Lane, *, attempt: bool) -> None:
         request = self.requests[number]
-        request.status, request.lane, request.not_before = QUEUED, lane, not_before
+        request.status, request.lane = QUEUED, lane
         request.attempts += attempt
 
     def _doubt(self, numbers: Iterable[int]) -> None:
@@ -265,7 +264,7 @@ class LedgerMachine(RuleBasedStateMachine):
             conflict = conflict or (known is not None and known != body)
             seen[name] = body
         try:
-            with self.ledger.intake(job=job, run=self.run, now=self.now) as intake:
+            with self.ledger.intake(job=job, run=self.run) as intake:
                 for start in range(0, len(entries), chunk):
                     intake.stage(entries[start : start + chunk])
                 if not keep:
@@ -294,7 +293,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert any_lane or request.lane is SYNC
                 assert claim.body == request.body
                 assert claim.attempts == request.attempts
-                request.status, request.lane, request.run, request.not_before = IN_FLIGHT, SYNC, self.run, None
+                request.status, request.lane, request.run = IN_FLIGHT, SYNC, self.run
 
     @rule(wanted=some, taken=st.frozensets(st.integers(1, 5)), most=st.integers(1, 6))
     def seal(self, wanted: list[int], taken: frozenset[int], most: int) -> None:
@@ -303,9 +302,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         chosen = sorted({groups[each % len(groups)].terms.id for each in wanted})
         fitting = sorted(
-            number
-            for number in self._where(status=QUEUED, lane=BATCH)
-            if self._terms_id(number) in chosen and (self.requests[number].not_before or self.now) <= self.now
+            number for number in self._where(status=QUEUED, lane=BATCH) if self._terms_id(number) in chosen
         )[:most]
         self.nonce += 1
         batch = self.ledger.seal(
@@ -320,7 +317,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.batches[batch.id] = BatchState.SEALED
         for number in fitting[:count]:
             request = self.requests[number]
-            request.status, request.batch, request.not_before = IN_FLIGHT, batch.id, None
+            request.status, request.batch = IN_FLIGHT, batch.id
         self._call_the_roll(batch.id)
 
     def _terms_id(self, number: int) -> int:
@@ -339,21 +336,15 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.ledger.created(batch, remote_id=f"r{batch}", created_at=self.now, expires_at=None, now=self.now)
                 self.batches[batch] = BatchState.OPEN
 
-    @rule(
-        wanted=picks, lane=lanes, attempt=st.booleans(), keep=st.booleans(), doubtful=st.booleans(), wait=st.booleans()
-    )
-    def unseal(self, wanted: int, lane: Lane, attempt: bool, keep: bool, doubtful: bool, wait: bool) -> None:
+    @rule(wanted=picks, lane=lanes, keep=st.booleans(), doubtful=st.booleans())
+    def unseal(self, wanted: int, lane: Lane, keep: bool, doubtful: bool) -> None:
         for batch in self._choose(self._alive(), [wanted]):
             inside = self._in_batch(batch)
-            later = self.now + HOUR if wait else None
-            got = self.ledger.unseal(
-                batch, lane=lane, costs_attempt=attempt, not_before=later, now=self.now, keep=keep, doubtful=doubtful
-            )
-            assert got == len(inside)
+            assert self.ledger.unseal(batch, lane=lane, now=self.now, keep=keep, doubtful=doubtful) == len(inside)
             if doubtful:
                 self._doubt(inside)
             for number in inside:
-                self._requeue(number, lane, attempt=attempt, not_before=later)
+                self._requeue(number, lane, attempt=False)
             if not keep:
                 self.batches[batch] = BatchState.VOID
 
@@ -521,7 +512,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def crash(self, staged: list[tuple[str | None, Terms, bytes]]) -> None:
         """The process dies, within a bulk; the next one clears up. (Locks die with `close`, as with the process.)"""
         try:
-            intake = self.ledger.intake(job="j", run=self.run, now=self.now)
+            intake = self.ledger.intake(job="j", run=self.run)
             intake.stage([entry(*spec) for spec in staged])
         except KeyConflictError:
             pass
@@ -566,7 +557,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for each in self.requests.values():
             if each.status is not SETTLED:
                 batch = each.batch if each.status is IN_FLIGHT and each.lane is BATCH else 0
-                expected[each.job, each.terms, each.lane, each.status, batch, each.not_before] += 1
+                expected[each.job, each.terms, each.lane, each.status, batch] += 1
         snapshot = self.ledger.snapshot()
         got: Counter[object] = Counter()
         places = [
@@ -575,9 +566,10 @@ class LedgerMachine(RuleBasedStateMachine):
             *((group, SYNC, IN_FLIGHT, 0) for group in snapshot.sync_running),
             *((group, BATCH, IN_FLIGHT, batch.id) for batch in snapshot.batches for group in batch.groups),
         ]
+        numbers = {job: 0 if job is None else self.ledger.job_id(job) for job in JOBS}
+        names = {number: job for job, number in numbers.items() if number is not None}
         for group, lane, status, batch in places:
-            job = self.ledger.job_name(group.terms.job)
-            got[job, plain(group.terms), lane, status, batch, group.not_before] += group.requests
+            got[names[group.terms.job], plain(group.terms), lane, status, batch] += group.requests
             assert group.since <= self.now
         assert got == expected
         sizes = sum(len(each.body) for each in self.requests.values() if each.status is not SETTLED)

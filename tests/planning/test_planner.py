@@ -67,10 +67,7 @@ def terms(number: int = 1, due: timedelta | None = 30 * HOUR, **others: Any) -> 
 
 
 def group(*args: Any, requests: int = 10, since: datetime = NOW, flush: bool = False, **others: Any) -> Group:
-    not_before = others.pop("not_before", None)
-    return Group(
-        terms=terms(*args, **others), requests=requests, size=1_000, since=since, not_before=not_before, flush=flush
-    )
+    return Group(terms=terms(*args, **others), requests=requests, size=1_000, since=since, flush=flush)
 
 
 def hedged(number: int = 1, due: timedelta = 2 * HOUR, **others: Any) -> Group:
@@ -233,8 +230,6 @@ def test_3_one_row_is_sent_ahead_for_all_batches_and_none_beside_other_calls() -
     call = group(3, None, since=moment)
     assert acts(Snapshot(batches=wave, sync_running=(call,)), moment) == []
     assert acts(Snapshot(batches=wave, sync_queue=(call,)), moment) == [Run(3, 10, urgent=False)]
-    later = group(3, None, not_before=moment + MINUTE)
-    assert acts(Snapshot(batches=wave, sync_queue=(later,)), moment) == [Probe(1, 1)]
 
 
 def test_3_an_answer_that_is_slow_does_not_hold_a_cancel_up_for_longer_than_a_call_may_take() -> None:
@@ -303,12 +298,6 @@ def test_4_or_when_a_batch_is_full() -> None:
 
 def test_4_or_when_somebody_waits() -> None:
     assert acts(Snapshot(batch_queue=(group(flush=True),))) == [Seal((1,), (), 100_000)]
-
-
-def test_4_what_is_tried_again_waits_for_its_pause() -> None:
-    snapshot = Snapshot(batch_queue=(group(due=None, not_before=NOW + MINUTE, since=NOW - 9 * HOUR),))
-    assert acts(snapshot) == []
-    assert acts(snapshot, NOW + MINUTE) == [Seal((1,), (), 100_000)]
 
 
 def test_4_near_deadlines_share_a_batch_and_others_do_not() -> None:

@@ -427,16 +427,6 @@ def test_a_look_that_is_out_of_date_overwrites_nothing(world: World) -> None:
     assert (view(world).state, view(world).remote_id, view(world).canceled) == (BatchState.OPEN, "x", True)
 
 
-def test_nothing_is_sealed_before_its_time_even_if_somebody_waits(world: World) -> None:
-    world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
-    (group,) = world.ledger.snapshot().batch_queue
-    later = world.now() + HOUR
-    snapshot = attrs.evolve(world.engine.snapshot(), batch_queue=(attrs.evolve(group, not_before=later),), leased=True)
-    assert group.flush
-    assert planner.plan(snapshot, world.now(), world.policy) == (agenda.WaitUntil(later),)
-    assert isinstance(planner.plan(snapshot, later, world.policy)[0], agenda.Seal)
-
-
 def test_without_the_lease_only_the_last_safe_moment_moves_anything(world: World) -> None:
     world.api.duration = 100 * HOUR
     world.dispatch_all(NAMES, 30 * HOUR)

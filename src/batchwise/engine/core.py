@@ -192,7 +192,7 @@ class Engine:
         """
         self.rise()
         now = self.now()
-        with self.ledger.intake(job=job, run=self.run, now=now) as intake:
+        with self.ledger.intake(job=job, run=self.run) as intake:
             intake.stage(self._entries(requests, now, latency, tool_use))
             groups = [Group(terms=terms, requests=count, size=size, since=now) for terms, count, size in intake.fresh]
             if check_models is not None:

@@ -96,13 +96,9 @@ class Batches:
             accepted = [number for (number,) in self._records.select(db, _ACCEPTED_TERMS, terms)]
             alone = len(accepted) == 1
             which = "= ?" if alone else self._database.among
-            queued = f"status = 0 AND terms {which} AND lane = 1 AND not_before <= ?"
-            values = (accepted[0] if alone else self._database.list_of(accepted), micros(now))
-            rows = (
-                summed_up(self._database, db, accepted[0], micros(now), taken, max_requests, max_bytes)
-                if alone
-                else None
-            )
+            queued = f"status = 0 AND terms {which} AND lane = 1"
+            values = (accepted[0] if alone else self._database.list_of(accepted),)
+            rows = summed_up(self._database, db, accepted[0], taken, max_requests, max_bytes) if alone else None
             if rows is None:
                 rows = first_fitting(db, queued, (*values, max_requests), max_bytes, sort=not alone)
                 if not rows.count:
@@ -114,9 +110,8 @@ class Batches:
             # so all that it found would be held in memory first.
             queued = f"id BETWEEN ? AND ? AND {queued.replace('status', 'status + 0') if rows.close else queued}"
             inside = (rows.first, rows.last, *values)
-            moved = [(*kind, *sums) for kind, sums in rows.kinds.items()]
-            about = self._records.terms(db, moved[0][0])
-            jobs = {self._records.terms(db, row[0]).job for row in moved}
+            sealed = [self._records.terms(db, number) for number in rows.by_terms]
+            about, jobs = sealed[0], {terms.job for terms in sealed}
             batch = self._database.insert(
                 db,
                 "INSERT INTO batch (nonce, state, requests, size, betas, sealed_at, job, model, first, last) "
@@ -134,13 +129,13 @@ class Batches:
                 ),
             )
             db.execute(
-                f"{self._database.update_many} request SET status = 1, not_before = 0, batch = ? WHERE {queued}",
+                f"{self._database.update_many} request SET status = 1, batch = ? WHERE {queued}",
                 (batch, *inside),
             )
             moves = self._books.moves(db, now)
-            for number, not_before, requests, size in moved:
-                moves.add(Place(number, BATCH, QUEUED, 0, not_before), -requests, -size)
-                moves.add(Place(number, BATCH, IN_FLIGHT, batch, 0), requests, size)
+            for number, (requests, size) in rows.by_terms.items():
+                moves.add(Place(number, BATCH, QUEUED, 0), -requests, -size)
+                moves.add(Place(number, BATCH, IN_FLIGHT, batch), requests, size)
             moves.book()
             return self._batch(db, batch)
 

@@ -30,12 +30,11 @@ class Place(NamedTuple):
     lane: int
     status: int
     batch: int
-    not_before: int
 
 
 def place_of(row: Row) -> Place:
     """The cohort in which an unsettled row is counted."""
-    return tuple.__new__(Place, row[3:8])
+    return tuple.__new__(Place, row[3:7])
 
 
 def most_of(terms: Terms, requests: int, size: int, *, lane: int) -> int:
@@ -72,17 +71,16 @@ class Books:
 
     def groups(self, db: Connection, where: str, values: Sequence[Any] = ()) -> list[tuple[Place, Group]]:
         """Cohorts with their keys."""
-        columns = "terms, lane, status, batch, not_before, requests, size, since, flush"
+        columns = "terms, lane, status, batch, requests, size, since, flush"
         return [
             (
-                Place(*row[:5]),
+                Place(*row[:4]),
                 Group(
                     terms=self._records.terms(db, row[0]),
-                    requests=row[5],
-                    size=row[6],
-                    since=from_micros(row[7]),
-                    not_before=from_micros(row[4]) if row[4] else None,
-                    flush=bool(row[8]),
+                    requests=row[4],
+                    size=row[5],
+                    since=from_micros(row[6]),
+                    flush=bool(row[7]),
                 ),
             )
             for row in db.execute(f"SELECT {columns} FROM cohort WHERE {where} ORDER BY terms", values).fetchall()
@@ -213,15 +211,15 @@ class Moves:
                 continue
             if requests >= 0:
                 db.execute(
-                    "INSERT INTO cohort VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
-                    "ON CONFLICT (terms, lane, status, batch, not_before) DO UPDATE SET "
+                    "INSERT INTO cohort VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+                    "ON CONFLICT (terms, lane, status, batch) DO UPDATE SET "
                     "requests = cohort.requests + excluded.requests, size = cohort.size + excluded.size, "
                     "since = CASE WHEN excluded.since < cohort.since THEN excluded.since ELSE cohort.since END, "
                     "flush = CASE WHEN excluded.flush > cohort.flush THEN excluded.flush ELSE cohort.flush END",
                     (*place, requests, size, self._since, place in self._flush),
                 )
             else:
-                key = "terms = ? AND lane = ? AND status = ? AND batch = ? AND not_before = ?"
+                key = "terms = ? AND lane = ? AND status = ? AND batch = ?"
                 # Nearly always all of a cohort, or one of many.
                 gone = db.execute(f"DELETE FROM cohort WHERE {key} AND requests = ?", (*place, -requests))
                 if not gone.rowcount:

@@ -8,7 +8,7 @@ from datetime import datetime
 from .books import Books, Place, most_again, place_of
 from .database import Connection, Database
 from .records import Records, Row
-from .rows import BATCH, IN_FLIGHT, SYNC, decode_key, micros
+from .rows import BATCH, IN_FLIGHT, SYNC, decode_key
 from .values import Cap, Claim
 
 __all__ = ["Claims"]
@@ -24,9 +24,9 @@ class Claims:
         """Hand up to `count` requests of these terms, queued for the sync lane (or any), to the run."""
         with self._database.write("claim") as db:
             found = db.execute(
-                "SELECT id FROM request WHERE status = 0 AND terms = ? AND lane <= ? AND not_before <= ? "
+                "SELECT id FROM request WHERE status = 0 AND terms = ? AND lane <= ? "
                 "AND (SELECT staged FROM terms WHERE id = request.terms) = 0 ORDER BY id LIMIT ?",
-                (terms, BATCH if any_lane else SYNC, micros(now), count),
+                (terms, BATCH if any_lane else SYNC, count),
             ).fetchall()
             rows = self._records.rows(db, [row[0] for row in found])
             return self.hand_over(db, sorted(rows.values()), run, now)
@@ -74,9 +74,9 @@ class Claims:
         """Hand these rows to the run."""
         moves = self._books.moves(db, now)
         for row in rows:
-            moves.row(row, Place(row.terms, SYNC, IN_FLIGHT, 0, 0))
+            moves.row(row, Place(row.terms, SYNC, IN_FLIGHT, 0))
         db.executemany(
-            "UPDATE request SET status = 1, lane = 0, run = ?, not_before = 0 WHERE id = ?",
+            "UPDATE request SET status = 1, lane = 0, run = ? WHERE id = ?",
             [(run, row.id) for row in rows],
         )
         moves.book()

@@ -15,7 +15,6 @@ from batchwise.planning.packing import Sizes
 from batchwise.planning.state import Snapshot
 
 from . import meta
-from .books import Books
 from .database import Database
 from .rows import encode_measured, from_micros, micros
 from .values import Streak
@@ -28,8 +27,8 @@ _log = logging.getLogger("batchwise")
 class Conditions:
     """Remembers whose ledger it is and in what condition the lanes are."""
 
-    def __init__(self, database: Database, books: Books) -> None:
-        self._database, self._books = database, books
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def bind(self, *, endpoint: str, workspace: str | None) -> bool:
         """Remember, or check, whose ledger this is; returns whether its workspace is known.
@@ -110,7 +109,7 @@ class Conditions:
     def set_right(self, right: Snapshot, *, now: datetime, latest: datetime) -> None:
         """Store what is believed (`planning.moments.believed`) of the lanes and queues, batches aside.
 
-        No request has come to its place after `now`; pauses that end after `latest` are over.
+        No request has come to its place after `now`; a pause that ends after `latest` is over.
         """
         with self._database.write("set_right") as db:
             for name, moment, last in (
@@ -121,16 +120,6 @@ class Conditions:
                 if int(meta.get(db, name) or 0) > micros(last):
                     meta.put(db, name, None if moment is None else str(micros(moment)))
             db.execute("UPDATE cohort SET since = ? WHERE since > ?", (micros(now), micros(now)))
-            for place, group in self._books.groups(db, "status = 0 AND not_before > ?", (micros(latest),)):
-                moves = self._books.moves(db, group.since)
-                moves.add(place, -group.requests, -group.size)
-                moves.add(place._replace(not_before=0), group.requests, group.size, flush=group.flush)
-                moves.book()
-                db.execute(
-                    f"{self._database.update_many} request SET not_before = 0 "
-                    "WHERE status = 0 AND terms = ? AND lane = ? AND not_before = ?",
-                    (place.terms, place.lane, place.not_before),
-                )
 
     def pause_batches(self, until: datetime | None) -> None:
         """The account's queue is full until then."""

@@ -36,8 +36,8 @@ class Fitting:
     last: int
     count: int
     length: int
-    kinds: Mapping[tuple[int, int], Sequence[int]]
-    """Requests and bytes, by terms and the moment that they wait for."""
+    by_terms: Mapping[int, Sequence[int]]
+    """Requests and bytes, by their terms."""
 
     @property
     def close(self) -> bool:
@@ -59,21 +59,18 @@ def summed_up(
     database: Database,
     db: Connection,
     terms: int,
-    now: int,
     taken: frozenset[int],
     max_requests: int,
     max_bytes: int,
 ) -> Fitting | None:
     """The queued rows of these terms that fit into a body, if nothing about them needs a look at each.
 
-    They are a bulk's, mostly: side by side, none waiting for a moment, with keys in ASCII, and not too large.
+    They are a bulk's, mostly: side by side, with keys in ASCII, and not too large.
     """
-    places = db.execute(
-        "SELECT lane, not_before, requests FROM cohort WHERE terms = ? AND status = 0", (terms,)
-    ).fetchall()
-    if len(places) != 1 or places[0][0] != BATCH or places[0][1] > now:
+    places = db.execute("SELECT lane, requests FROM cohort WHERE terms = ? AND status = 0", (terms,)).fetchall()
+    if len(places) != 1 or places[0][0] != BATCH:
         return None
-    ((_, not_before, queued),) = places
+    ((_, queued),) = places
     count = telling_count(min(queued, max_requests), taken)
     if count is None:
         return None
@@ -91,7 +88,7 @@ def summed_up(
         start, size, whole = same, size + bodies, whole + rows * frame + bodies + names
     if whole > max_bytes:
         return None
-    return Fitting(first, last, count, whole, {(terms, not_before): (count, size)})
+    return Fitting(first, last, count, whole, {terms: (count, size)})
 
 
 def first_fitting(db: Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool) -> Fitting:
@@ -100,17 +97,17 @@ def first_fitting(db: Connection, queued: str, values: Sequence[Any], max_bytes:
     # without their keys, which are looked up in that order, one page after the other.
     inner = f"SELECT id FROM request WHERE {queued} ORDER BY id LIMIT ?"
     rows = f"id IN ({inner}) ORDER BY id" if sort else f"{queued} ORDER BY id LIMIT ?"
-    found = db.execute(f"SELECT id, key, size, terms, not_before FROM request WHERE {rows}", values)
+    found = db.execute(f"SELECT id, key, size, terms FROM request WHERE {rows}", values)
     return _cut_off(found, max_bytes)
 
 
-def _cut_off(rows: Iterable[tuple[int, bytes, int, int, int]], max_bytes: int) -> Fitting:
-    """The first of the rows: number, key, size of the body, terms, the moment waited for; in order of the numbers."""
-    kinds: dict[tuple[int, int], list[int]] = {}
-    kind, sums = (-1, -1), [0, 0]
+def _cut_off(rows: Iterable[tuple[int, bytes, int, int]], max_bytes: int) -> Fitting:
+    """The first of the rows (number, key, size of the body, terms; in order of the numbers) that fit into a body."""
+    by_terms: dict[int, list[int]] = {}
+    current, sums = -1, [0, 0]
     first = last = count = length = same = frame = room = 0
     whole = _NO_ENTRIES
-    for number, key, size, terms, not_before in rows:
+    for number, key, size, terms in rows:
         if number >= same:
             same, frame, room = _framing(number)
         # In ASCII, of most keys, a character is a byte.
@@ -118,11 +115,11 @@ def _cut_off(rows: Iterable[tuple[int, bytes, int, int, int]], max_bytes: int) -
         whole += frame + size + min(room, name)
         if whole > max_bytes:
             break
-        if terms != kind[0] or not_before != kind[1]:
-            kind = terms, not_before
-            sums = kinds.setdefault(kind, [0, 0])
+        if terms != current:
+            current = terms
+            sums = by_terms.setdefault(terms, [0, 0])
         sums[0] += 1
         sums[1] += size
         count += 1
         first, last, length = first or number, number, whole
-    return Fitting(first, last, count, length, kinds)
+    return Fitting(first, last, count, length, by_terms)

@@ -60,9 +60,7 @@ class Joining:
             # Who waits for its old group waits for it in the new one.
             flush = flush or bool(
                 db.execute(
-                    "SELECT flush FROM cohort WHERE terms = ? AND lane = ? AND status = ? AND batch = ? "
-                    "AND not_before = ?",
-                    place,
+                    "SELECT flush FROM cohort WHERE terms = ? AND lane = ? AND status = ? AND batch = ?", place
                 ).fetchone()[0]
             )
             moves.add(place, -1, -row.size)

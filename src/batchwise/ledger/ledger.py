@@ -59,7 +59,7 @@ class Ledger:
         records = Records(database)
         self.books = books = Books(database, records)
         self._runs = Runs(database)
-        self._conditions = Conditions(database, books)
+        self._conditions = Conditions(database)
         self._batches = Batches(database, records, books)
         self._looking = Looking(database, records, books, self._batches, self._lease)
         self._claims = Claims(database, records, books)
@@ -122,7 +122,6 @@ class Ledger:
     accept = _by("_accepting", Accepting.accept)
     intake = _by("_intakes", Intakes.intake)
     job_id = _by("_looking", Looking.job_id)
-    job_name = _by("_looking", Looking.job_name)
 
     # -- looking ----------------------------------------------------------------------------------------------------
 

@@ -73,12 +73,6 @@ class Looking:
             row = db.execute("SELECT id FROM job WHERE name = ? AND visible = 1", (encode_key(name),)).fetchone()
             return None if row is None else int(row[0])
 
-    def job_name(self, job: int) -> str | None:
-        """The name of a job by its number; None for 0, the shared scope, and for no job."""
-        with self._database.read() as db:
-            row = db.execute("SELECT name FROM job WHERE id = ? AND visible = 1", (job,)).fetchone()
-            return None if row is None or row[0] is None else decode_key(row[0])
-
     def marks(self) -> tuple[int, int]:
         """The last request's number and the last result's cursor; 0 where there is none."""
         with self._database.read() as db:

@@ -45,7 +45,7 @@ BEHIND = "r.seq BETWEEN CASE WHEN s.first > ? THEN s.first ELSE ? + 1 END AND s.
 """Those from behind a cursor, which is bound three times."""
 _SELECT_ROWS = (
     f"SELECT q.id, q.job, q.size, q.terms, {LANE_NOW}, {STATUS_NOW}, "
-    "CASE WHEN q.status = 1 AND q.lane = 1 THEN q.batch ELSE 0 END, q.not_before, "
+    "CASE WHEN q.status = 1 AND q.lane = 1 THEN q.batch ELSE 0 END, "
     f"q.batch, q.run, {ATTEMPTS_NOW}, r.seq, q.abandoned FROM {REQUESTS} WHERE q.id"
 )
 _SELECT_KEYS = "SELECT id, key FROM request WHERE id"
@@ -66,7 +66,7 @@ def settled_in(job: int) -> str:
 
 
 class Row(NamedTuple):
-    """The slim columns of a request; from `terms` to `not_before` they are its `books.Place`."""
+    """The slim columns of a request; from `terms` to `inside` they are its `books.Place`."""
 
     id: int
     job: int
@@ -76,7 +76,6 @@ class Row(NamedTuple):
     status: int
     inside: int
     """The batch that it is in; 0: in none."""
-    not_before: int
     batch: int
     """The batch that it is in or was last in."""
     run: int

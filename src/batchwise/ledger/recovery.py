@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 
 from batchwise.errors import SpendLimitError
-from batchwise.models import Lane
 
 from .books import Books
 from .bulk import Intakes
@@ -13,6 +12,7 @@ from .cancelling import Cancelling
 from .database import Database
 from .records import CHUNK, Records
 from .requeuing import Requeuing
+from .rows import SYNC
 from .runs import Runs
 from .values import Cap
 
@@ -100,11 +100,11 @@ class Recovery:
                 self._cancelling.cancel_rows(db, waited, "abandoned", _ABANDONED, now)
                 for row in others:  # one by one: each takes of the room that the cap leaves
                     try:
-                        self._requeuing.requeue_in(
-                            db, [row], lane=Lane.SYNC, costs_attempt=True, now=now, doubtful=True, cap=cap
-                        )
+                        self._requeuing.book_doubles(db, [row], lane=SYNC, now=now, cap=cap)
                     except SpendLimitError:
                         self._cancelling.fail_unaffordable(db, row, now)
+                    else:
+                        self._requeuing.queue(db, [row], lane=SYNC, costs_attempt=True, now=now, changed={})
                 found = len(ids)
                 touched += found
                 if not found:

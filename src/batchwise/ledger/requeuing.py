@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 import attrs
@@ -17,7 +17,7 @@ from .batches import Batches
 from .books import Books, Moves, Place, most_again, place_of, reserve
 from .database import Connection, Database
 from .records import BEHIND, CHUNK, IN_BATCH, RESULTS_BEHIND, Records, Row, settled_in
-from .rows import BATCH, IN_FLIGHT, LANE_CODES, OUTCOME_CODES, QUEUED, micros
+from .rows import BATCH, IN_FLIGHT, LANE_CODES, OUTCOME_CODES, QUEUED
 from .values import Cap
 
 __all__ = ["Requeuing"]
@@ -36,7 +36,6 @@ class Requeuing:
         lane: Lane,
         costs_attempt: bool,
         now: datetime,
-        not_before: datetime | None = None,
         doubtful: bool = False,
         turn: bytes | None = None,
         body: bytes | None = None,
@@ -58,65 +57,54 @@ class Requeuing:
                 for row in self._records.rows(db, list(dict.fromkeys(requests))).values()
                 if row.status == IN_FLIGHT and batch in {None, row.inside}
             ]
-            return self.requeue_in(
-                db,
-                rows,
-                lane=lane,
-                costs_attempt=costs_attempt,
-                now=now,
-                not_before=not_before,
-                doubtful=doubtful,
-                turn=turn,
-                body=body,
-                asked=asked,
-                cap=cap,
-            )
+            code = LANE_CODES[lane]
+            if doubtful:
+                self.book_doubles(db, rows, lane=code, now=now, cap=cap)
+            changed = {}
+            if turn is not None:
+                changed = {row.id: self._records.keep_turn(db, row, turn, body, asked) for row in rows}
+            self.queue(db, rows, lane=code, costs_attempt=costs_attempt, now=now, changed=changed)
+            return len(rows)
 
-    def requeue_in(
+    def book_doubles(self, db: Connection, rows: Sequence[Row], *, lane: int, now: datetime, cap: Cap | None) -> None:
+        """Book rows that go on on this lane as possible doubles: they may have been billed. A refusal changes nothing.
+
+        Raises:
+            SpendLimitError: Billing them again could pass the cap.
+        """
+        known = [(self._records.terms(db, row.terms), row) for row in rows]
+        more = sum(most_again(terms, 1, row.size, before=row.lane, lane=lane) for terms, row in known)
+        self._books.check_again(db, cap, more)
+        for terms, row in known:
+            self._books.doubt(db, terms, 1, row.size, now, lane=row.lane)
+
+    def queue(
         self,
         db: Connection,
         rows: Sequence[Row],
         *,
-        lane: Lane,
+        lane: int,
         costs_attempt: bool,
         now: datetime,
-        not_before: datetime | None = None,
-        doubtful: bool = False,
-        turn: bytes | None = None,
-        body: bytes | None = None,
-        asked: Sequence[str] = (),
-        cap: Cap | None = None,
-    ) -> int:
-        """The same inside a transaction, for rows that were looked up in it. A refusal has changed nothing."""
-        earliest = 0 if not_before is None else micros(not_before)
-        code = LANE_CODES[lane]
-        if doubtful:
-            terms = ((row, self._records.terms(db, row.terms)) for row in rows)
-            more = sum(most_again(each, 1, row.size, before=row.lane, lane=code) for row, each in terms)
-            self._books.check_again(db, cap, more)
+        changed: Mapping[int, tuple[int, int]],
+    ) -> None:
+        """Queue rows in flight again; `changed`: terms and size, by number, of those that go on after a turn."""
         moves = self._books.moves(db, now)
         for row in rows:
-            number, size = row.terms, row.size
-            if turn is not None:
-                number, size = self._records.keep_turn(db, row, turn, body, asked)
+            terms, size = changed.get(row.id, (row.terms, row.size))
             moves.add(place_of(row), -1, -row.size)
-            moves.add(Place(number, code, QUEUED, 0, earliest), 1, size, flush=True)  # it has waited its interval
-            if doubtful:
-                self._books.doubt(db, self._records.terms(db, row.terms), 1, row.size, now, lane=row.lane)
+            moves.add(Place(terms, lane, QUEUED, 0), 1, size, flush=True)  # it has waited its interval
         db.executemany(
-            "UPDATE request SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? WHERE id = ?",
-            [(code, costs_attempt, earliest, row.id) for row in rows],
+            "UPDATE request SET status = 0, lane = ?, attempts = attempts + ? WHERE id = ?",
+            [(lane, costs_attempt, row.id) for row in rows],
         )
         moves.book()
-        return len(rows)
 
     def unseal(
         self,
         batch: int,
         *,
         lane: Lane = Lane.BATCH,
-        costs_attempt: bool = False,
-        not_before: datetime | None = None,
         now: datetime,
         keep: bool = False,
         doubtful: bool = False,
@@ -133,7 +121,6 @@ class Requeuing:
             SpendLimitError: They may have been billed, and billing them again could pass the cap. None is queued.
         """
         code = LANE_CODES[lane]
-        earliest = 0 if not_before is None else micros(not_before)
         with self._database.write("unseal") as db:
             first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
             groups = self._books.groups(db, "batch = ?", (batch,))
@@ -146,15 +133,14 @@ class Requeuing:
             for place, group in chosen:
                 moves.add(place, -group.requests, -group.size)
                 # It has waited its interval already.
-                moves.add(Place(place.terms, code, QUEUED, 0, earliest), group.requests, group.size, flush=True)
+                moves.add(Place(place.terms, code, QUEUED, 0), group.requests, group.size, flush=True)
                 if doubtful:
                     self._books.doubt(db, group.terms, group.requests, group.size, now, lane=BATCH)
             which = "" if wanted is None else f" AND terms {self._database.among}"
             values = () if wanted is None else (self._database.list_of(wanted),)
             db.execute(
-                f"{self._database.update_many} request "
-                f"SET status = 0, lane = ?, attempts = attempts + ?, not_before = ? WHERE {IN_BATCH}{which}",
-                (code, costs_attempt, earliest, first, last, batch, *values),
+                f"{self._database.update_many} request SET status = 0, lane = ? WHERE {IN_BATCH}{which}",
+                (code, first, last, batch, *values),
             )
             moves.book()
             if not keep and len(chosen) == len(groups):
@@ -175,8 +161,8 @@ class Requeuing:
                     moved += group.requests
                     db.execute(
                         f"{self._database.update_many} request SET lane = ? "
-                        "WHERE status = 0 AND terms = ? AND lane = ? AND not_before = ?",
-                        (code, number, 1 - code, place.not_before),
+                        "WHERE status = 0 AND terms = ? AND lane = ?",
+                        (code, number, 1 - code),
                     )
         return moved
 
@@ -279,11 +265,10 @@ class Requeuing:
         self._forget_result(db, row)
         size = self._forget_turns(db, row)
         db.execute(
-            "UPDATE request SET terms = ?, lane = ?, status = 0, run = ?, attempts = 0, not_before = 0, "
-            "abandoned = 0 WHERE id = ?",
+            "UPDATE request SET terms = ?, lane = ?, status = 0, run = ?, attempts = 0, abandoned = 0 WHERE id = ?",
             (number, lane, run, row.id),
         )
-        moves.add(Place(number, lane, QUEUED, 0, 0), 1, size, flush=flush)
+        moves.add(Place(number, lane, QUEUED, 0), 1, size, flush=flush)
 
     def _forget_result(self, db: Connection, row: Row) -> None:
         """The result goes, and the request out of the counts; money, attempts and tokens stay in the books."""

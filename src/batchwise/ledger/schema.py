@@ -17,8 +17,8 @@ BUSY_SECONDS = 60.0
 _OPENING_PAUSE = 0.02
 
 # Words of the schema: status 0 queued, 1 in flight, 2 settled; lane 0 sync, 1 batch; outcome 0 succeeded, 1 failed,
-# 2 expired, 3 canceled, 4 refused; times in microseconds since 1970 (UTC); 0 in `batch`, `run`, `not_before`,
-# `staged`: none.
+# 2 expired, 3 canceled, 4 refused; times in microseconds since 1970 (UTC); 0 in `batch`, `run`, `staged`:
+# none.
 #
 # Why it has this shape:
 # - Bodies and result lines are kept out of `request`, whose rows move often and are scanned.
@@ -75,7 +75,6 @@ CREATE TABLE request (
     batch INTEGER NOT NULL DEFAULT 0,
     run INTEGER NOT NULL DEFAULT 0,
     attempts INTEGER NOT NULL DEFAULT 0,
-    not_before INTEGER NOT NULL DEFAULT 0,
     abandoned INTEGER NOT NULL DEFAULT 0,
     UNIQUE (job, key)
 );
@@ -141,12 +140,11 @@ CREATE TABLE cohort (
     lane INTEGER NOT NULL,
     status INTEGER NOT NULL,
     batch INTEGER NOT NULL,
-    not_before INTEGER NOT NULL,
     requests INTEGER NOT NULL,
     size INTEGER NOT NULL,
     since INTEGER NOT NULL,
     flush INTEGER NOT NULL,
-    PRIMARY KEY (terms, lane, status, batch, not_before)
+    PRIMARY KEY (terms, lane, status, batch)
 ) WITHOUT ROWID;
 CREATE INDEX cohort_batch ON cohort (batch) WHERE batch > 0;
 CREATE TABLE settling (

@@ -129,7 +129,7 @@ class Settlements:
             kind = _Kind(terms.job, terms.id, _SUCCEEDED, BATCH, attempts + 1)
             if not self._settle_kind(db, kind, part, batch=roll.batch, now=now):
                 raise _OutOfDateError
-            moves.add(Place(terms.id, BATCH, IN_FLIGHT, roll.batch, 0), -len(part), -roll.size(map(_number, part)))
+            moves.add(Place(terms.id, BATCH, IN_FLIGHT, roll.batch), -len(part), -roll.size(map(_number, part)))
         moves.book()
 
     def _settle_kind(

@@ -118,9 +118,7 @@ def _answers(agenda: Agenda, moment: datetime) -> bool:
 
 def _waits(agenda: Agenda) -> list[datetime]:
     """Since when the sync lane has had what it has to do now."""
-    snapshot, now = agenda.snapshot, agenda.now
-    ready = [group for group in snapshot.sync_queue if group.not_before is None or group.not_before <= now]
-    return [group.since for group in (*snapshot.sync_running, *ready)]
+    return [group.since for group in (*agenda.snapshot.sync_running, *agenda.snapshot.sync_queue)]
 
 
 def _stake(agenda: Agenda, batch: BatchView) -> list[tuple[datetime, int]]:

@@ -34,7 +34,7 @@ def longest_pause(policy: Policy) -> timedelta:
 
 
 def believed(snapshot: Snapshot, now: datetime, policy: Policy) -> Snapshot:
-    """The snapshot with what lies in the future and ought to be past taken as now, and pauses of such a clock as over.
+    """The snapshot with what lies in the future and ought to be past taken as now, and a pause of such a clock as over.
 
     Args:
         snapshot: What the ledger says.
@@ -44,14 +44,14 @@ def believed(snapshot: Snapshot, now: datetime, policy: Policy) -> Snapshot:
     Returns:
         The snapshot itself if there is nothing of the kind; else what is as it was is the same object in the new one.
     """
-    latest = now + longest_pause(policy)
     right: dict[str, Any] = {
-        name: _groups(getattr(snapshot, name), now, latest) for name in ("batch_queue", "sync_queue", "sync_running")
+        name: _groups(getattr(snapshot, name), now) for name in ("batch_queue", "sync_queue", "sync_running")
     }
-    batches = tuple(_batch(batch, now, latest) for batch in snapshot.batches)
+    batches = tuple(_batch(batch, now) for batch in snapshot.batches)
     if any(batch is not was for batch, was in zip(batches, snapshot.batches, strict=True)):
         right["batches"] = batches
-    if snapshot.batch_paused_until is not None and snapshot.batch_paused_until > latest:
+    until = snapshot.batch_paused_until
+    if until is not None and until > now + longest_pause(policy):
         right["batch_paused_until"] = None
     right |= _calls(snapshot, now)
     changed = {name: value for name, value in right.items() if value is not getattr(snapshot, name)}
@@ -78,26 +78,17 @@ def sent_by(batch: BatchView, server_now: datetime) -> BatchView:
     return attrs.evolve(batch, posting_at=batch.posting_at + (sent - server_now))
 
 
-def _groups(groups: tuple[Group, ...], now: datetime, latest: datetime) -> tuple[Group, ...]:
-    if all(_holds(group, now, latest) for group in groups):
+def _groups(groups: tuple[Group, ...], now: datetime) -> tuple[Group, ...]:
+    if all(group.since <= now for group in groups):
         return groups
-    return tuple(group if _holds(group, now, latest) else _group(group, now, latest) for group in groups)
+    return tuple(group if group.since <= now else attrs.evolve(group, since=now) for group in groups)
 
 
-def _holds(group: Group, now: datetime, latest: datetime) -> bool:
-    return group.since <= now and (group.not_before is None or group.not_before <= latest)
-
-
-def _group(group: Group, now: datetime, latest: datetime) -> Group:
-    over = group.not_before is not None and group.not_before > latest
-    return attrs.evolve(group, since=min(group.since, now), not_before=None if over else group.not_before)
-
-
-def _batch(batch: BatchView, now: datetime, latest: datetime) -> BatchView:
+def _batch(batch: BatchView, now: datetime) -> BatchView:
     right: dict[str, Any] = {
         name: now for name in _OURS if (moment := getattr(batch, name)) is not None and moment > now
     }
-    groups = _groups(batch.groups, now, latest)
+    groups = _groups(batch.groups, now)
     if groups is not batch.groups:
         right["groups"] = groups
     return attrs.evolve(batch, **right) if right else batch

@@ -39,7 +39,6 @@ def tend_batch_queue(agenda: Agenda) -> None:
     ready = [group for group in snapshot.batch_queue if not divert(agenda, group, sendable=sendable)]
     if not sendable:
         return
-    ready = [group for group in ready if not _too_early(agenda, group)]
     for bundle in sorted(_bundles(ready), key=_soonest):
         largest = _largest_batch(agenda, bundle)
         if room > 0 and _bundle_due(agenda, bundle, largest):
@@ -53,13 +52,6 @@ def _paused(agenda: Agenda) -> bool:
     if until is None or until <= agenda.now:
         return False
     agenda.note(until)
-    return True
-
-
-def _too_early(agenda: Agenda, group: Group) -> bool:
-    if group.not_before is None or group.not_before <= agenda.now:
-        return False
-    agenda.note(group.not_before)
     return True
 
 
@@ -97,7 +89,7 @@ def _largest_batch(agenda: Agenda, bundle: list[Group]) -> int:
 
 
 def _seal_moments(agenda: Agenda, group: Group) -> Iterator[datetime]:
-    yield group.since + group.terms.interval if group.not_before is None else group.not_before
+    yield group.since + group.terms.interval
     if group.terms.submit_by is not None:
         yield group.terms.submit_by
     last = agenda.rescues.last_seal(group)
@@ -152,7 +144,7 @@ def tend_sync_queue(agenda: Agenda) -> None:
         elif late and terms.lane is Lane.BATCH and agenda.batch_works and not terms.reserve_each:
             # Under a spend limit no more is kept for it than one call.
             agenda.add(Move(terms.id, Lane.BATCH))
-        elif agenda.sync_works and (group.not_before is None or agenda.due(group.not_before)):
+        elif agenda.sync_works:
             ready.append((_urgency(agenda, group), group))
     _hand_out(agenda, sorted(ready, key=itemgetter(0)))
 

@@ -113,17 +113,17 @@ def cohort_of(group: Group, deadline: datetime, release: datetime | None) -> Coh
 def cohorts_of(snapshot: Snapshot, now: datetime) -> list[tuple[Cohort, Group, BatchView | None]]:
     """What may have to be on the sync lane before a deadline that is still to come."""
     return [
-        (cohort_of(group, group.terms.deadline, _release(group, batch, snapshot.clock_offset, now)), group, batch)
+        (cohort_of(group, group.terms.deadline, _release(batch, snapshot.clock_offset, now)), group, batch)
         for group, batch in _places(snapshot)
         if group.terms.deadline is not None and _rescuable(group) and group.terms.deadline > now
     ]
 
 
-def _release(group: Group, batch: BatchView | None, clock_offset: timedelta, now: datetime) -> datetime | None:
+def _release(batch: BatchView | None, clock_offset: timedelta, now: datetime) -> datetime | None:
     """The moment at which it could be on the sync lane without paying twice, should its batch expire."""
     if batch is not None and batch.expires_at is not None:
         return max(now, batch.expires_at - clock_offset)
-    return group.not_before
+    return None
 
 
 class Rescues:

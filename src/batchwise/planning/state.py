@@ -94,7 +94,6 @@ class Group:
         requests: How many.
         size: Bytes of their bodies together.
         since: When the first of them came here.
-        not_before: The earliest moment at which one of them may be sent again; None: at once.
         flush: Somebody waits: send at once.
     """
 
@@ -102,7 +101,6 @@ class Group:
     requests: int
     size: int
     since: datetime
-    not_before: datetime | None = None
     flush: bool = False
 
     @property

@@ -43,6 +43,7 @@ CONTRACT = {
     "PlanTable",
     "Policy",
     "Progress",
+    "Rates",
     "Reason",
     "Report",
     "Request",

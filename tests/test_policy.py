@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchwise import Dispatcher, InvalidValueError, Limits, Policy, Request
+from batchwise import Dispatcher, InvalidValueError, Limits, Policy, Rates, Request
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.sandbox import Sandbox
 from tests.strategies import durations, limits, params
 
 spans = st.just(timedelta(0)) | durations
 usd = st.decimals(0, 10**6, places=6)
+rate = st.decimals(0, 10**3, places=4)
 DRAWN = {
     "window": durations,
     "reserve": st.none() | spans,
@@ -39,6 +40,10 @@ DRAWN = {
     "max_batch_requests": st.none() | st.just("auto") | st.integers(1, 10**5),
     "exclusive_workspace": st.booleans(),
     "linger": spans,
+    "prices": st.dictionaries(
+        st.sampled_from(["my-model", "claude.5", "é"]),
+        st.builds(Rates, input=rate, output=rate, cache_write=st.none() | rate, cache_read=st.none() | rate),
+    ),
     "fallback_models": st.lists(st.text(min_size=1), max_size=3),
 }
 policies = st.builds(Policy, **DRAWN)
@@ -75,6 +80,12 @@ def test_limits_by_model_in_a_file(tmp_path):
     assert Policy.from_toml(path).limits == {"claude-haiku": Limits.for_tier("scale"), "claude-opus": opus}
 
 
+def test_prices_in_a_file(tmp_path):
+    path = tmp_path / "policy.toml"
+    path.write_text("[prices.my-model]\ninput = 3\noutput = 15.5\n")
+    assert Policy.from_toml(path).prices == {"my-model": Rates(input=3, output="15.5")}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -85,6 +96,9 @@ def test_limits_by_model_in_a_file(tmp_path):
         ("limits = 'mega'", "mega"),
         ("limits = 7", "limits=7"),
         ("[limits]\nconcurency = 3", "concurrency"),
+        ("[prices.my-model]\ninput = 3\noutput = 15\nouput = 15", "output"),
+        ("[prices.my-model]\ninput = 3", "Rates lacks output"),
+        ("[prices]\nmy-model = 3", "my-model"),
         ("hedge = 'yes'", "hedge"),
         ("max_spend = 'much'", "much"),
         ("max_spend =", "TOML"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Literal, TypeVar, Union
@@ -21,6 +21,7 @@ from .tables import from_table, read_toml, to_table
 from .times import LONGEST, WINDOW, check_aware, check_duration, check_positive, check_reach, from_numpy
 
 __all__ = [
+    "GRAIN",
     "Check",
     "Decision",
     "Lane",
@@ -31,6 +32,7 @@ __all__ = [
     "Outcome",
     "Policy",
     "Progress",
+    "Rates",
     "Reason",
     "Report",
     "ResultError",
@@ -207,6 +209,37 @@ def _to_usd(value: object) -> Decimal:
     return amount
 
 
+GRAIN = Decimal("0.0001")
+"""What a caller's rates are multiples of, in USD per million tokens: half of one, also in the US, is still exact."""
+
+
+def _to_rate(value: object) -> Decimal:
+    rate = _to_usd(value)
+    if rate % GRAIN:
+        raise InvalidValueError(f"{shown(value)} USD per million tokens is finer than {GRAIN}; round it to 4 decimals")
+    return rate
+
+
+@attrs.frozen(kw_only=True)
+class Rates:
+    """What a model charges on the sync lane, in USD per million tokens, for `Policy.prices`. A batch costs half.
+
+    Amounts are given as Decimal, int, float or str, with at most 4 decimals. Where a rate of the cache is left out, it
+    is the multiple of `input` that genai-prices' data have for the model, else the usual one (1.25 and 0.1).
+
+    Attributes:
+        input: Input that is not cached.
+        output: Output, thinking included.
+        cache_write: Input that is written to the 5-minute cache; the 1-hour cache costs its multiple of that.
+        cache_read: Input that is read from the cache.
+    """
+
+    input: Decimal = attrs.field(converter=_to_rate)
+    output: Decimal = attrs.field(converter=_to_rate)
+    cache_write: Decimal | None = attrs.field(default=None, converter=attrs.converters.optional(_to_rate))
+    cache_read: Decimal | None = attrs.field(default=None, converter=attrs.converters.optional(_to_rate))
+
+
 @attrs.frozen(kw_only=True)
 class Limits:
     """What the account's sync lane and batch queue can take. `None` means that a resource does not limit.
@@ -304,6 +337,24 @@ def _to_models(value: object) -> tuple[str, ...]:
     return models
 
 
+def _to_prices(value: object) -> Mapping[str, Rates]:
+    if isinstance(value, Mapping) and all(
+        isinstance(model, str) and model and isinstance(rates, Rates) for model, rates in value.items()
+    ):
+        return dict(value)
+    raise InvalidValueError(
+        f"prices={shown(value)} is no mapping from a model's id to Rates; "
+        'give e.g. prices={"my-model": Rates(input=3, output=15)}'
+    )
+
+
+def _prices_of(table: object) -> object:
+    """Prices as a table has them: a table of rates for each model."""
+    if not isinstance(table, Mapping):
+        return table
+    return {model: from_table(Rates, rates) if isinstance(rates, Mapping) else rates for model, rates in table.items()}
+
+
 @attrs.frozen(kw_only=True)
 class Policy:
     """How a dispatcher trades money for time. Every field has a default that keeps deadlines.
@@ -345,6 +396,7 @@ class Policy:
             keeps its deadline. What the refusing model thought is left out. Each try counts among the attempts, also
             where `max_attempts` are used up, and all are billed. A request that the last model refuses too ends
             REFUSED.
+        prices: What models charge, by their exact ids, before what genai-prices' data have for them.
     """
 
     window: timedelta = attrs.field(default=WINDOW, validator=_positive)
@@ -369,6 +421,7 @@ class Policy:
     exclusive_workspace: bool = attrs.field(default=False, validator=_flag)
     linger: timedelta = attrs.field(default=timedelta(seconds=1), validator=_not_negative)
     fallback_models: tuple[str, ...] = attrs.field(default=(), converter=_to_models)
+    prices: Mapping[str, Rates] = attrs.field(factory=dict, converter=_to_prices, hash=False)
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Policy:
@@ -425,7 +478,7 @@ class Policy:
             raise InvalidValueError(f"late={value!r} is not one of 'run', 'fail'")
 
 
-_POLICY_PARTS: Mapping[str, Callable[[Any], Any]] = {"limits": _limits_of}
+_POLICY_PARTS: Mapping[str, Callable[[Any], Any]] = {"limits": _limits_of, "prices": _prices_of}
 """How the fields of a policy are read that are tables themselves."""
 
 
@@ -581,6 +634,8 @@ class Report:
         possible_doubles: Purchases that may have happened twice because an acceptance could not be seen.
         cache_read_tokens: Input tokens read from the prompt cache.
         input_tokens: All input tokens, cached ones included.
+        prices: By which prices the ledger's answers were reckoned, each with the last day (UTC) on which it was: a
+            release of genai-prices, the day on which its data were fetched, or Policy.prices before it.
     """
 
     requests: int
@@ -597,3 +652,4 @@ class Report:
     possible_doubles: int
     cache_read_tokens: int
     input_tokens: int
+    prices: Mapping[str, date] = attrs.field(factory=dict)

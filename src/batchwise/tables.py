@@ -54,9 +54,12 @@ def from_table(
         lenient: Pass over fields that this version does not know.
 
     Raises:
-        InvalidValueError: A field is unknown, or cannot be what is written.
+        InvalidValueError: A field is unknown, missing, or cannot be what is written.
     """
     known = {field.name: str(field.type) for field in attrs.fields(kind)}  # type: ignore[arg-type]  # of attrs
+    needed = {field.name for field in attrs.fields(kind) if field.default is attrs.NOTHING}  # type: ignore[arg-type]
+    if missing := sorted(needed - table.keys()):
+        raise InvalidValueError(f"{kind.__name__} lacks {', '.join(missing)}")
     values: dict[str, Any] = {}
     for name, value in table.items():
         if name not in known:

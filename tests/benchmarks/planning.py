@@ -30,10 +30,9 @@ def _each(call: Callable[[], object], count: int) -> list[float]:
 def calls(count: int) -> dict[str, Any]:
     """Single calls."""
     import batchwise as bw
-    from batchwise.planning.pricing import PriceBook
 
     now, sla, params = datetime.now(timezone.utc), timedelta(hours=30), maker(1_000)(0)
-    dated, policy, prices = bw.Request(params, key="r-0", latency=sla), bw.Policy(), PriceBook()
+    dated, policy, prices = bw.Request(params, key="r-0", latency=sla), bw.Policy(), {}
     return {
         "sla_cadence": _each(lambda: bw.sla_cadence(sla), count),
         "choose_lane": _each(lambda: bw.choose_lane(dated, now=now, policy=policy), count),

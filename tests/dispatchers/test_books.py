@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from importlib.metadata import version
 
 import pytest
 
-from batchwise import Lane, Latency, Limits, Outcome, Request, SpendLimitError, Status, UnknownPriceError
+from batchwise import Lane, Latency, Limits, Outcome, Rates, Request, SpendLimitError, Status, UnknownPriceError
 from batchwise.sandbox import Reply, echo
 from tests.strategies import params
 
@@ -38,11 +39,20 @@ async def test_a_model_without_a_price(world: World):
         assert (result.text, result.cost, result.saved) == ("echo: x", None, None)
         assert (await d.report()).unpriced == 1
     async with world.open(max_spend=5) as d:
-        with pytest.raises(UnknownPriceError, match="claude-next-9"):
+        with pytest.raises(UnknownPriceError, match=r"Policy\(prices=\{'claude-next-9': Rates\(input=3, output=15\)\}"):
             await d.dispatch(params("y", model="claude-next-9"), key="y")
         with pytest.raises(UnknownPriceError, match="claude-next-9"):
             await d.dispatch_all([*many(2), Request(params("y", model="claude-next-9"))], latency=FLEXIBLE)
         assert (await d.progress()).total == 1
+    told = {"claude-next-9": Rates(input=3, output=15)}
+    async with world.open(max_spend=5, prices=told) as d:
+        ticket = await d.dispatch(params("y", model="claude-next-9"), key="y")
+        result = await ticket.result()
+        assert result.cost == Decimal(3 * result.usage.input_tokens + 15 * result.usage.output_tokens) / 10**6
+        prices = (await d.report()).prices
+    data = f"genai-prices {version('genai-prices')}"
+    assert prices.keys() == {data, f"Policy.prices before {data}"}
+    assert abs(datetime.now(timezone.utc).date() - max(prices.values())) <= timedelta(days=1)
 
 
 @pytest.mark.parametrize("late", ["run", "fail"])

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime, time, timedelta, timezone
 from decimal import Decimal
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -25,12 +26,23 @@ from hypothesis import strategies as st
 from tests.strategies import usages
 
 from batchwise.errors import InvalidValueError
-from batchwise.models import Lane
-from batchwise.planning.pricing import PICO, PriceBook, Rates, cost, estimate, is_priced_whole, to_pico, to_usd
+from batchwise.models import Lane, Policy, Rates
+from batchwise.planning.pricing import (
+    PICO,
+    PriceBook,
+    Tariff,
+    book_of,
+    cost,
+    estimate,
+    is_priced_whole,
+    to_pico,
+    to_usd,
+)
 
 UTC = timezone.utc
 AT = datetime(2026, 11, 23, 12, tzinfo=UTC)
 BOOK = PriceBook()
+MICRO = 10**6
 PROVIDER = next(provider for provider in get_snapshot().providers if provider.id == "anthropic")
 LISTED = {model.id: model for model in PROVIDER.models}
 CACHING = sorted(name for name, model in LISTED.items() if model.get_prices(AT).cache_write_1h_mtok is not None)
@@ -55,7 +67,7 @@ def theirs(usage: dict[str, Any], model: str, at: datetime = AT, **context: str)
     ).total_price
 
 
-def rates_of(model: str, lane: Lane, **variant: Any) -> Rates:
+def rates_of(model: str, lane: Lane, **variant: Any) -> Tariff:
     rates = BOOK.rates(model, lane, **{"at": AT, **variant})
     assert rates is not None
     return rates
@@ -91,8 +103,7 @@ def test_every_listed_id_is_priced(name: str) -> None:
 
 
 def test_kinds_without_a_listed_price_cost_the_documented_multiple() -> None:
-    assert rates_of("claude-2", Lane.SYNC) == Rates.per_mtok(input="8", output="24")
-    assert Rates.per_mtok(input="8", output="24").cache_write_1h == 16_000_000
+    assert rates_of("claude-2", Lane.SYNC) == Tariff(8 * MICRO, 24 * MICRO, 10 * MICRO, 16 * MICRO, 800_000)
 
 
 @pytest.mark.parametrize(
@@ -232,10 +243,8 @@ def test_the_models_own_turns_are_priced() -> None:
 
 
 def test_own_prices_go_first_and_are_halved_in_batches() -> None:
-    own = Rates.per_mtok(input="6", output="30")
-    assert (own.input, own.output) == (6_000_000, 30_000_000)
-    assert (own.cache_write_5m, own.cache_write_1h, own.cache_read) == (7_500_000, 12_000_000, 600_000)
-    book = PriceBook({"claude-haiku-4-5": own, "in-house": own})
+    book = book_of({"claude-haiku-4-5": Rates(input=6, output="30"), "in-house": Rates(input=6.0, output=Decimal(30))})
+    own = Tariff(6 * MICRO, 30 * MICRO, 7_500_000, 12 * MICRO, 600_000)
     for model in ("claude-haiku-4-5", "in-house"):
         assert book.rates(model, Lane.SYNC, at=AT) == own
         batch = book.rates(model, Lane.BATCH, geo="us", at=AT)
@@ -246,23 +255,77 @@ def test_own_prices_go_first_and_are_halved_in_batches() -> None:
     assert book.rates("claude-haiku-4-5-20251001", Lane.SYNC, at=AT) == rates_of("claude-haiku-4-5", Lane.SYNC)
 
 
-def test_a_price_that_is_no_whole_number_is_none_rather_than_rounded() -> None:
-    book = PriceBook({"odd": Rates(1, 2, 2, 2, 2)})
+@given(st.sampled_from(CACHING))
+def test_own_prices_of_a_listed_model_have_its_multiples_for_the_cache(model: str) -> None:
+    own = book_of({model: Rates(input=6, output=30)}).rates(model, Lane.SYNC, at=AT)
+    listed = rates_of(model, Lane.SYNC)
+    assert own is not None
+    for kind in ("cache_write_5m", "cache_write_1h", "cache_read"):
+        assert getattr(own, kind) * listed.input == getattr(listed, kind) * own.input
+
+
+amounts = st.integers(0, 10**7).map(lambda units: Decimal(units) / 10_000)
+
+
+@given(amounts, amounts, st.none() | amounts, st.none() | amounts)
+def test_own_prices_are_exact_on_both_lanes_and_in_the_us(
+    fresh: Decimal, output: Decimal, write: Decimal | None, read: Decimal | None
+) -> None:
+    book = PriceBook({"my-model": Rates(input=fresh, output=output, cache_write=write, cache_read=read)})
+    for lane in Lane:
+        assert book.rates("my-model", lane, geo="us", at=AT) is not None
+    told = book.rates("my-model", Lane.SYNC, at=AT)
+    assert told is not None
+    assert (told.input, told.output) == (fresh * MICRO, output * MICRO)
+    assert write is None or (told.cache_write_5m == write * MICRO and told.cache_write_1h >= told.cache_write_5m)
+    assert told.cache_read == (read * MICRO if read is not None else -(-told.input // 200) * 20)
+
+
+def test_equal_prices_share_a_book() -> None:
+    assert book_of(None) is book_of({})
+    assert book_of({"m": Rates(input=1, output=2)}) is book_of({"m": Rates(input="1.0", output=2)})
+
+
+@pytest.mark.parametrize("amount", ["0.00001", -1, "much", float("nan"), None])
+def test_a_rate_that_is_no_amount_or_too_fine_is_refused(amount: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"round it to 4 decimals|not an amount of US dollars"):
+        Rates(input=amount, output=1)
+
+
+@pytest.mark.parametrize("prices", [{"m": 3}, {"": Rates(input=1, output=1)}, [("m", Rates(input=1, output=1))], 3])
+def test_prices_that_are_no_mapping_of_rates_are_refused(prices: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r'give e.g. prices=\{"my-model": Rates\(input=3, output=15\)\}'):
+        Policy(prices=prices)
+
+
+def test_the_source_of_prices_names_the_data_and_whose_go_before() -> None:
+    assert BOOK.source == f"genai-prices {version('genai-prices')}"
+    assert PriceBook({"m": Rates(input=1, output=1)}).source == f"Policy.prices before {BOOK.source}"
+    fetched = datetime(2026, 11, 20)  # noqa: DTZ001  # as genai-prices has it
+    set_custom_snapshot(DataSnapshot(providers=[PROVIDER], from_auto_update=True, timestamp=fetched))
+    try:
+        assert BOOK.source == "genai-prices fetched on 2026-11-20"
+    finally:
+        set_custom_snapshot(None)
+
+
+def test_a_price_that_is_no_whole_number_is_none_rather_than_rounded(own_data: list[ModelInfo]) -> None:
+    odd = {"input_mtok": Decimal("0.000001"), "cache_write_mtok": Decimal(1), "cache_write_1h_mtok": Decimal(1)}
+    own_data.append(listed("odd", **odd, cache_read_mtok=Decimal(1), output_mtok=Decimal(1)))
+    book = PriceBook()
     assert book.rates("odd", Lane.SYNC) is not None
     assert book.rates("odd", Lane.BATCH) is None
-    with pytest.raises(InvalidValueError, match="pico"):
-        Rates.per_mtok(input="0.0000001", output="1")
 
 
 def test_threshold_and_above_belong_together() -> None:
     with pytest.raises(InvalidValueError, match="together"):
-        Rates(1, 1, 1, 1, 1, threshold=5)
+        Tariff(1, 1, 1, 1, 1, threshold=5)
 
 
 def test_tiers_of_the_rates_are_scaled_and_chained() -> None:
-    top = Rates(40, 40, 40, 40, 40)
-    middle = Rates(20, 20, 20, 20, 20, threshold=100, above=top)
-    rates = Rates(10, 10, 10, 10, 10, threshold=10, above=middle)
+    top = Tariff(40, 40, 40, 40, 40)
+    middle = Tariff(20, 20, 20, 20, 20, threshold=100, above=top)
+    rates = Tariff(10, 10, 10, 10, 10, threshold=10, above=middle)
     assert [cost({"input_tokens": tokens}, rates) for tokens in (10, 11, 100, 101)] == [100, 220, 2_000, 4_040]
     assert cost({"input_tokens": 101}, rates.scaled(Decimal("0.5"))) == 2_020
 

@@ -19,9 +19,9 @@ from batchwise import (
     UnknownPriceError,
     choose_lane,
 )
-from batchwise.models import Policy
+from batchwise.models import Policy, Rates
 from batchwise.planning import packing
-from batchwise.planning.pricing import PriceBook, Rates, cost
+from batchwise.planning.pricing import PriceBook, Tariff, cost
 from batchwise.planning.reservation import length_class, media_tokens, most_cost, refuse_unbounded
 from batchwise.planning.routing import check_size
 from batchwise.request import Request
@@ -160,7 +160,7 @@ def test_what_nothing_else_bounds_is_kept_for_by_all_that_the_model_takes(lane: 
 
 
 def test_a_model_of_which_it_is_unknown_how_much_it_takes_is_refused() -> None:
-    own = PriceBook({"mine": Rates.per_mtok(input="1", output="2")})
+    own = PriceBook({"mine": Rates(input=1, output=2)})
     assert kept(Request(params(model="mine", max_tokens=10)), prices=own) > 0
     with pytest.raises(UnknownPriceError, match="it has input that its body does not show"):
         kept(Request(params(model="mine", container="c")), prices=own)
@@ -171,7 +171,7 @@ def test_a_batch_that_costs_more_than_half_is_kept_for_too(monkeypatch: pytest.M
     usual = kept(request, Lane.BATCH)
     rates = prices.rates
 
-    def dear(model: str, lane: Lane, **more: Any) -> Rates | None:
+    def dear(model: str, lane: Lane, **more: Any) -> Tariff | None:
         found = rates(model, lane, **more)
         return found if found is None or lane is Lane.SYNC else found.scaled(Decimal("1.5"))
 

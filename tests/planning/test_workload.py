@@ -17,10 +17,10 @@ from tests.planning.rescue_simulation import lane_time, lateness
 from tests.strategies import HOUR, NOW, params
 
 from batchwise.errors import InfeasibleSLAError, InvalidValueError
-from batchwise.models import Lane, Limits, Policy, Reason
+from batchwise.models import Lane, Limits, Policy, Rates, Reason
 from batchwise.planning.cadence import rescue_duration, sla_cadence
 from batchwise.planning.capacity import FILLED, MOST_CALLS
-from batchwise.planning.pricing import PriceBook, estimate, to_usd
+from batchwise.planning.pricing import PriceBook, Tariff, estimate, to_usd
 from batchwise.planning.reserve import overhead_of
 from batchwise.planning.routing import case_of, choose_lane
 from batchwise.planning.workload import compare_slas, plan_workload
@@ -31,19 +31,17 @@ MINUTE = timedelta(minutes=1)
 MICROS = HOUR // timedelta.resolution
 
 
-@attrs.frozen
-class Rates:
-    input: int
-    output: int
-    cache_read: int = 300_000
-    threshold: int | None = None
-    above: Rates | None = None
+def tariff(price_in, price_out, *, cache_read=300_000, **longer):
+    return Tariff(price_in, price_out, price_in, price_in, cache_read, **longer)
 
 
-class Prices:
+SYNC, BATCH = tariff(3_000_000, 15_000_000), tariff(1_500_000, 7_500_000)
+
+
+class Prices(PriceBook):
     """3 and 15 USD a million tokens, half in a batch; other models are unknown."""
 
-    def __init__(self, sync=Rates(3_000_000, 15_000_000), batch=Rates(1_500_000, 7_500_000)):
+    def __init__(self, sync=SYNC, batch=BATCH):
         self.by_lane = {Lane.SYNC: sync, Lane.BATCH: batch}
         self.asked = []
 
@@ -148,7 +146,7 @@ def test_an_unknown_price_is_none():
 
 
 def test_a_long_request_has_its_own_price():
-    long = Rates(3_000_000, 15_000_000, threshold=200_000, above=Rates(6_000_000, 22_500_000))
+    long = tariff(3_000_000, 15_000_000, threshold=200_000, above=tariff(6_000_000, 22_500_000))
     at = datetime(2026, 1, 1, tzinfo=timezone.utc)
     prices = Prices(sync=long)
     found = plan(arrivals_per_hour=1, input_tokens=200_001, output_tokens=0, prices=prices, at=at)
@@ -172,7 +170,7 @@ def test_cached_tokens_have_a_price_of_their_own_and_no_limit():
     cached = plan(**said, cached_tokens=10_000)
     assert cached.usd_per_month_sync == 720 * (Decimal("0.003") + Decimal("0.003"))
     assert cached.sync_per_hour == plan(**said).sync_per_hour
-    long = Rates(1, 1, cache_read=1, threshold=10_999, above=Rates(10**9, 1, cache_read=10**9))
+    long = tariff(1, 1, cache_read=1, threshold=10_999, above=tariff(10**9, 1, cache_read=10**9))
     assert plan(**said, cached_tokens=9_999, prices=Prices(sync=long)).usd_per_month_sync < Decimal("0.001")
     assert plan(**said, cached_tokens=10_000, prices=Prices(sync=long)).usd_per_month_sync == 11 * 720
 
@@ -263,6 +261,14 @@ def test_the_bundled_prices_are_used_by_default():
     found = plan(prices=None, model="claude-sonnet-5")
     assert found.usd_per_month_sync == 2 * found.usd_per_month_batch == Decimal(6480)
     assert plan(prices=None, model="claude-sonnet-50000").usd_per_month_sync is None
+
+
+def test_own_prices_go_before_the_bundled_ones_and_the_policys_hold_where_none_are_given():
+    own = {"claude-sonnet-5": Rates(input=1, output=0)}
+    month = 1_000 * 720 * Decimal("0.002")
+    for told in ({"prices": own}, {"prices": None, "policy": Policy(prices=own)}):
+        found = plan(model="claude-sonnet-5", **told)
+        assert (found.usd_per_month_sync, found.usd_per_month_batch) == (month, month / 2)
 
 
 def test_importing_it_leaves_prices_alone():

@@ -16,7 +16,6 @@ from typing_extensions import assert_type
 import batchwise as bw
 from batchwise.ledger.ledger import Ledger
 from batchwise.planning.forecast import Forecast
-from batchwise.planning.pricing import PriceBook
 
 params: dict[str, Any] = {
     "model": "claude-sonnet-5",
@@ -58,7 +57,7 @@ plan = bw.plan_workload(
     request_bytes=8_000,
     model="claude-sonnet-5",
     limits=bw.Limits(requests_per_minute=1_000, concurrency=100, latency=timedelta(seconds=8)),
-    prices=PriceBook(),
+    prices={"claude-sonnet-5": bw.Rates(input=3, output="15", cache_write=3.75, cache_read=Decimal("0.3"))},
 )
 assert_type(plan, bw.WorkloadPlan)
 table = bw.compare_slas(
@@ -92,6 +91,7 @@ policy = bw.Policy(
     create_grace=timedelta(minutes=15),
     cancel_settle=timedelta(minutes=10),
     exclusive_workspace=False,
+    prices={"my-model": bw.Rates(input=3, output=15)},
 )
 
 request = bw.Request(
@@ -106,7 +106,13 @@ request = bw.Request(
 )
 assert_type(request.key, Union[str, None])
 assert_type(request.latency, Union[bw.Latency, timedelta, datetime])
-decision = bw.choose_lane(request, now=now, policy=policy, forecast=Forecast.prior(), prices=PriceBook())
+decision = bw.choose_lane(
+    request,
+    now=now,
+    policy=policy,
+    forecast=Forecast.prior(),
+    prices={"claude-sonnet-5": bw.Rates(input=3, output="15", cache_write=3.75, cache_read=Decimal("0.3"))},
+)
 assert_type(decision, bw.Decision)
 assert_type(decision.lane, bw.Lane)
 assert_type(decision.reason, bw.Reason)

@@ -42,7 +42,7 @@ from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample, size_class
 from batchwise.planning.moments import believed, longest_pause
 from batchwise.planning.packing import MAX_CALL_BYTES, MAX_REQUESTS
-from batchwise.planning.pricing import PICO, PriceBook
+from batchwise.planning.pricing import PICO, book_of
 from batchwise.planning.state import BatchState, Group, Snapshot, Terms
 from batchwise.planning.turns import failed
 from batchwise.request import Request
@@ -94,7 +94,8 @@ class Engine:
         if kept is not None and self._untold is not None:
             words = policy.differs_from(kept)
             _log.info("batchwise: other policy than the work in %s was accepted under: %s", ledger.name, words)
-        self.prices = PriceBook()
+        self.prices = book_of(policy.prices)
+        ledger.reckon_by(lambda: self.prices.source)
         self.router = Router(policy, self.prices, self.forecast)
         self.admissions = Admissions(ledger, policy)
         self.queue = CallQueue(policy.limits)

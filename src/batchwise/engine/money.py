@@ -12,7 +12,7 @@ from batchwise.jsontext import decode
 from batchwise.ledger.values import Settlement
 from batchwise.models import Lane, Outcome
 from batchwise.planning.custom_ids import UNSEALED, parse
-from batchwise.planning.pricing import PriceBook, Rates, cost, is_priced_whole
+from batchwise.planning.pricing import PriceBook, Tariff, cost, is_priced_whole
 from batchwise.planning.turns import is_refusal, merged, usage_of
 
 __all__ = ["Bill", "Biller", "Meter", "answered", "tokens_of"]
@@ -76,7 +76,7 @@ class Biller:
 
     def _look_up(
         self, model: str, lane: Lane, geo: str | None, speed: str | None, tier: str | None
-    ) -> tuple[Rates, Rates] | None:
+    ) -> tuple[Tariff, Tariff] | None:
         full, here = (
             self._prices.rates(model, each, geo=geo, speed=speed, service_tier=tier, at=self._at)
             for each in (Lane.SYNC, lane)
@@ -114,7 +114,7 @@ def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
     return None
 
 
-def _meter(look_up: Callable[[Any, Any, Any], tuple[Rates, Rates] | None]) -> Meter:
+def _meter(look_up: Callable[[Any, Any, Any], tuple[Tariff, Tariff] | None]) -> Meter:
     rates_of = cache(look_up)
 
     def meter(usage: Mapping[str, Any]) -> tuple[int | None, int | None, int, int]:

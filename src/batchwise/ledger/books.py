@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -64,6 +64,25 @@ class Books:
 
     def __init__(self, database: Database, records: Records) -> None:
         self._database, self._records = database, records
+        self._source: Callable[[], str] | None = None
+        database.undone.append(self._forget)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._noted: tuple[str, str] | None = None
+
+    def reckon_by(self, source: Callable[[], str]) -> None:
+        """From now on answers are reckoned by the prices that this names."""
+        self._source = source
+
+    def note_prices(self, db: Connection, now: datetime) -> None:
+        """Answers are reckoned by these prices today."""
+        if self._source is None:
+            return
+        noted = self._source(), now.date().isoformat()
+        if noted != self._noted:
+            meta.put(db, f"{meta.PRICES}{noted[0]}", noted[1])
+            self._noted = noted
 
     def moves(self, db: Connection, now: datetime) -> Moves:
         """Begin to collect how requests move."""

@@ -116,6 +116,7 @@ class Ledger:
     bind = _by("_conditions", Conditions.bind)
     keep_policy = _by("_conditions", Conditions.keep_policy)
     kept_policy = _by("_conditions", Conditions.kept_policy)
+    reckon_by = _by("books", Books.reckon_by)
 
     # -- intake -----------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -230,6 +230,7 @@ class Looking:
                 values,
             ).fetchall()
             wastes = db.execute(f"SELECT wasted, doubles FROM waste{where}", values).fetchall()
+            prices = meta.beginning(db, meta.PRICES)
         lanes, requests, *money, unpriced, met, missed, lateness, attempts, cached, tokens, refused = zip(
             *tallies, (0,) * 12, strict=True
         )
@@ -252,6 +253,7 @@ class Looking:
             possible_doubles=sum(each[1] for each in wastes),
             cache_read_tokens=sum(cached),
             input_tokens=sum(tokens),
+            prices={source: date.fromisoformat(day) for source, day in sorted(prices.items())},
         )
 
     def history(self, *, limit: int = 1_000) -> Sequence[Sample]:

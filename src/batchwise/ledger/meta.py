@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .database import Connection
 
-__all__ = ["FAILURES", "MEASURED", "POLICY", "beginning", "forget_failures", "get", "put"]
+__all__ = ["FAILURES", "MEASURED", "POLICY", "PRICES", "beginning", "forget_failures", "get", "put"]
 
 FAILURES = "failures:"
 """Before the names of what `note_failure` counts."""
@@ -13,6 +13,9 @@ MEASURED = "measured:"
 
 POLICY = "policy"
 """The name of the policy under which work was last accepted."""
+
+PRICES = "prices:"
+"""Before the words for the prices by which answers were reckoned."""
 
 
 def get(db: Connection, name: str) -> str | None:

@@ -10,7 +10,7 @@ from datetime import datetime
 from decimal import Context, Decimal
 from fractions import Fraction
 from math import ceil
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -20,41 +20,16 @@ from batchwise.models import Lane
 
 from .custom_ids import MAX_LENGTH
 from .packing import entry_size
-from .pricing import at_length
 from .state import BYTES_PER_TOKEN
 
 if TYPE_CHECKING:
     from batchwise.request import Request
 
-__all__ = ["Kind", "Mix", "SupportsRates", "TokenRates", "mix_of", "sampled", "to_dollars"]
+    from .pricing import PriceBook
+
+__all__ = ["Kind", "Mix", "mix_of", "sampled", "to_dollars"]
 
 _MONEY = Context(prec=40)
-
-
-class TokenRates(Protocol):
-    """Prices in pico-USD (1e-12 USD) a token.
-
-    Those with a `threshold` and `above`, as `Rates` have them, hold for requests with no more input tokens than that.
-    """
-
-    @property
-    def input(self) -> int:
-        """An uncached input token."""
-
-    @property
-    def output(self) -> int:
-        """An output token."""
-
-    @property
-    def cache_read(self) -> int:
-        """An input token that is read from the cache."""
-
-
-class SupportsRates(Protocol):
-    """What `plan_workload` asks of prices; `PriceBook` has it."""
-
-    def rates(self, model: str, lane: Lane, *, at: datetime | None = None) -> TokenRates | None:
-        """What `model` charges on `lane`; None where that is unknown."""
 
 
 @attrs.frozen(kw_only=True)
@@ -75,12 +50,12 @@ class Kind:
     cached_tokens: Fraction = Fraction(0)
     output_tokens: Fraction
 
-    def price(self, prices: SupportsRates, lane: Lane, at: datetime | None) -> Fraction | None:
+    def price(self, prices: PriceBook, lane: Lane, at: datetime | None) -> Fraction | None:
         """Pico-USD of one; None: unknown."""
-        rates = prices.rates(self.model, lane, at=at)
-        if rates is None:
+        tariff = prices.rates(self.model, lane, at=at)
+        if tariff is None:
             return None
-        rates = at_length(rates, self.input_tokens + self.cached_tokens)
+        rates = tariff.at_length(self.input_tokens + self.cached_tokens)
         cached = self.cached_tokens * rates.cache_read if self.cached_tokens else 0
         return self.input_tokens * rates.input + cached + self.output_tokens * rates.output
 
@@ -107,7 +82,7 @@ class Mix:
         """Mean output tokens of one."""
         return self._mean([kind.output_tokens for kind in self.kinds])
 
-    def price(self, prices: SupportsRates, lane: Lane, at: datetime | None) -> Fraction | None:
+    def price(self, prices: PriceBook, lane: Lane, at: datetime | None) -> Fraction | None:
         """Mean pico-USD of one; None where the price of some is unknown."""
         found = [kind.price(prices, lane, at) for kind in self.kinds]
         known = [price for price in found if price is not None]

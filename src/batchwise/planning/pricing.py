@@ -11,15 +11,16 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
-from decimal import Context, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cache, lru_cache, partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
-from batchwise.errors import InvalidValueError
-from batchwise.models import Lane
+from batchwise.errors import InvalidValueError, shown
+from batchwise.models import GRAIN, Lane, Rates
 from batchwise.times import check_aware
 
 if TYPE_CHECKING:
@@ -29,16 +30,15 @@ __all__ = [
     "PICO",
     "US_FACTOR",
     "PriceBook",
-    "Rates",
-    "at_length",
+    "Tariff",
+    "book_of",
     "cost",
     "estimate",
     "is_priced_whole",
+    "named_remedy",
     "to_pico",
     "to_usd",
 ]
-
-_R = TypeVar("_R")
 
 PICO = 10**12
 """Pico-USD in one USD."""
@@ -48,10 +48,9 @@ _EXACT = Context(prec=60)
 _NEWEST = datetime(9999, 1, 1, tzinfo=timezone.utc)
 _MEMO_LIMIT = 4_096
 
-# Anthropic's pricing page (2026), where the data have no figure: cache writes cost 1.25x (5 min) and 2x (1 h), reads
-# 0.1x of an uncached input token; a web search 0.01 USD on either lane. A batch halves every token kind, US-only
-# inference (`inference_geo: "us"`) costs 1.1x of every token kind.
-_WRITE_5M, _WRITE_1H, _READ, _WEB_SEARCH = Decimal("1.25"), Decimal(2), Decimal("0.1"), Decimal("0.01")
+# Anthropic's pricing page (2026), where the data have no figure: a web search costs 0.01 USD on either lane, a batch
+# half of every token kind, US-only inference (`inference_geo: "us"`) 1.1x of every token kind.
+_WEB_SEARCH = Decimal("0.01")
 _BATCH = Decimal("0.5")
 US_FACTOR = Decimal("1.1")
 """What US-only inference costs, of the usual price."""
@@ -64,7 +63,7 @@ _DATED = re.compile(r"(.+)-20[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])
 
 
 @attrs.frozen
-class Rates:
+class Tariff:
     """What one model charges on one lane and variant, in whole pico-USD a token.
 
     Attributes:
@@ -86,29 +85,20 @@ class Rates:
     cache_read: int
     web_search: int = 10**10
     threshold: int | None = None
-    above: Rates | None = None
+    above: Tariff | None = None
 
     def __attrs_post_init__(self) -> None:
         if (self.threshold is None) != (self.above is None):
-            raise InvalidValueError("Rates: give threshold and above together, or neither")
+            raise InvalidValueError("Tariff: give threshold and above together, or neither")
 
-    @classmethod
-    def per_mtok(cls, *, input: Decimal | str, output: Decimal | str) -> Rates:  # noqa: A002
-        """Rates from USD per million tokens, with Anthropic's usual cache multipliers.
+    def at_length(self, tokens: int | Fraction) -> Tariff:
+        """The tariff of a request with so many input tokens, cached ones included."""
+        tariff = self
+        while tariff.threshold is not None and tariff.above is not None and tokens > tariff.threshold:
+            tariff = tariff.above
+        return tariff
 
-        Raises:
-            InvalidValueError: A rate is no whole number of pico-USD a token.
-        """
-        price_in, price_out = Decimal(input) / _MTOK, Decimal(output) / _MTOK
-        return cls(
-            input=to_pico(price_in),
-            output=to_pico(price_out),
-            cache_write_5m=to_pico(price_in * _WRITE_5M),
-            cache_write_1h=to_pico(price_in * _WRITE_1H),
-            cache_read=to_pico(price_in * _READ),
-        )
-
-    def scaled(self, factor: Decimal) -> Rates:
+    def scaled(self, factor: Decimal) -> Tariff:
         """Every token kind times `factor`; a web search keeps its price.
 
         Raises:
@@ -123,13 +113,22 @@ class PriceBook:
     """The price of each model, resolved once per model, lane, variant and day.
 
     Args:
-        overrides: Own prices by exact model id, as the sync lane charges them; the batch discount and the factor of
-            US inference are applied to them. They go before the data.
+        own: The caller's prices by exact model id (`Policy.prices`); the batch discount and the factor of US inference
+            are applied to them. They go before the data.
     """
 
-    def __init__(self, overrides: Mapping[str, Rates] | None = None) -> None:
-        self._overrides = dict(overrides or {})
-        self._memo: dict[tuple[object, ...], Rates | None] = {}
+    def __init__(self, own: Mapping[str, Rates] | None = None) -> None:
+        self._own = dict(own or {})
+        self._memo: dict[tuple[object, ...], Tariff | None] = {}
+
+    @property
+    def source(self) -> str:
+        """Whose prices these are, in words: the release of genai-prices, or the day on which its data were fetched."""
+        from genai_prices.data_snapshot import get_snapshot
+
+        snapshot = get_snapshot()
+        data = f"fetched on {snapshot.timestamp:%Y-%m-%d}" if snapshot.from_auto_update else _release()
+        return f"Policy.prices before genai-prices {data}" if self._own else f"genai-prices {data}"
 
     def rates(
         self,
@@ -140,7 +139,7 @@ class PriceBook:
         speed: str | None = None,
         service_tier: str | None = None,
         at: datetime | None = None,
-    ) -> Rates | None:
+    ) -> Tariff | None:
         """What `model` charges on `lane`, or None where that is not known for certain.
 
         Args:
@@ -179,27 +178,33 @@ class PriceBook:
             return None
         return found.context_window if _is_id_of(model, found) else None
 
-    def _resolve(self, model: str, lane: Lane, at: datetime, *, fast: bool) -> Rates | None:
+    def _resolve(self, model: str, lane: Lane, at: datetime, *, fast: bool) -> Tariff | None:
         batch = Lane(lane) is Lane.BATCH
-        if model not in self._overrides:
+        own = self._own.get(model)
+        if own is None:
             return None if fast and batch else _listed(model, at, batch=batch, fast=fast)
-        own = self._overrides[model]
-        return None if fast else own.scaled(_BATCH) if batch else own
+        if fast:
+            return None
+        told = _own(own, _multiples(model, at))
+        return told.scaled(_BATCH) if batch else told
 
 
-def at_length(rates: _R, input_tokens: int | Fraction) -> _R:
-    """The rates of a request with so many input tokens, cached ones included.
-
-    Args:
-        rates: `Rates`, or a caller's own prices. Those without a `threshold` hold at every length.
-        input_tokens: Of the request.
-    """
-    threshold: int | None = getattr(rates, "threshold", None)
-    above: _R | None = getattr(rates, "above", None)
-    return rates if threshold is None or above is None or input_tokens <= threshold else at_length(above, input_tokens)
+def book_of(prices: Mapping[str, Rates] | PriceBook | None) -> PriceBook:
+    """The price book of a caller's prices; equal ones share it."""
+    return prices if isinstance(prices, PriceBook) else _book(frozenset((prices or {}).items()))
 
 
-def cost(usage: Mapping[str, Any], rates: Rates) -> int:
+@lru_cache(maxsize=16)
+def _book(own: frozenset[tuple[str, Rates]]) -> PriceBook:
+    return PriceBook(dict(own))
+
+
+def named_remedy(model: str) -> str:
+    """What to write where the price of a model is unknown."""
+    return f"give it, in USD per million tokens: Policy(prices={{{shown(model)}: Rates(input=3, output=15)}})"
+
+
+def cost(usage: Mapping[str, Any], rates: Tariff) -> int:
     """What one answer cost, in pico-USD, from the API's `usage` object.
 
     Usage of several answers must not be added up before: length decides the rates of each answer by itself. Tokens of
@@ -209,8 +214,7 @@ def cost(usage: Mapping[str, Any], rates: Rates) -> int:
     fresh = get("input_tokens") or 0
     written = get("cache_creation_input_tokens") or 0
     read = get("cache_read_input_tokens") or 0
-    if rates.threshold is not None:
-        rates = at_length(rates, fresh + written + read)
+    rates = rates.at_length(fresh + written + read)
     total: int = fresh * rates.input + (get("output_tokens") or 0) * rates.output
     if read:
         total += read * rates.cache_read
@@ -236,7 +240,7 @@ def is_priced_whole(usage: Mapping[str, Any]) -> bool:
     return told and not usage.get("fallback_credit") and all(turn.get("type") == "message" for turn in turns)
 
 
-def estimate(input_tokens: int, output_tokens: int, rates: Rates) -> int:
+def estimate(input_tokens: int, output_tokens: int, rates: Tariff) -> int:
     """What so many uncached input tokens and output tokens would cost, in pico-USD."""
     return cost({"input_tokens": input_tokens, "output_tokens": output_tokens}, rates)
 
@@ -261,7 +265,7 @@ def _whole(pico: Decimal) -> int:
     return int(pico)
 
 
-def _listed(model: str, at: datetime, *, batch: bool, fast: bool) -> Rates | None:
+def _listed(model: str, at: datetime, *, batch: bool, fast: bool) -> Tariff | None:
     """The rates by genai-prices' data."""
     from genai_prices import Usage, calc_price
 
@@ -282,6 +286,45 @@ def _listed(model: str, at: datetime, *, batch: bool, fast: bool) -> Rates | Non
     return rates.scaled(_BATCH) if rates is not None and batch else rates
 
 
+def _own(given: Rates, usual: _Multiples) -> Tariff:
+    """A caller's rates; what is left out is the model's multiple, rounded up so that its parts are whole, too."""
+    write = given.input * usual.write_5m if given.cache_write is None else given.cache_write
+    hour = write * usual.write_1h / usual.write_5m
+    read = given.input * usual.read if given.cache_read is None else given.cache_read
+    grain = GRAIN / 5  # a half of it, and that times 1.1, is whole
+
+    def token(rate: Decimal) -> int:
+        return to_pico((rate / grain).to_integral_value(ROUND_CEILING) * grain / _MTOK)
+
+    return Tariff(token(given.input), token(given.output), token(write), token(hour), token(read))
+
+
+class _Multiples(NamedTuple):
+    """What the cache costs, of an uncached input token."""
+
+    write_5m: Decimal
+    write_1h: Decimal
+    read: Decimal
+
+
+_USUAL = _Multiples(Decimal("1.25"), Decimal(2), Decimal("0.1"))
+"""Of models for which the data have no figures (Anthropic's pricing page, 2026)."""
+
+
+def _multiples(model: str, at: datetime) -> _Multiples:
+    """A model's multiples by the data, where they have them."""
+    tariff = _listed(model, at, batch=False, fast=False)
+    if tariff is None or not tariff.input:
+        return _USUAL
+    kinds = tariff.cache_write_5m, tariff.cache_write_1h, tariff.cache_read
+    return _Multiples(*(Decimal(kind) / tariff.input for kind in kinds))
+
+
+@cache
+def _release() -> str:
+    return version("genai-prices")
+
+
 def _is_id_of(name: str, model: ModelInfo) -> bool:
     """Whether the data name `name` itself, or name the model whose dated snapshot (`-YYYYMMDD`) it is."""
     named = {
@@ -294,13 +337,13 @@ def _is_id_of(name: str, model: ModelInfo) -> bool:
     return dated is not None and dated[1] in {known.removesuffix("-latest") for known in named}
 
 
-def _table(prices: Mapping[str, Any]) -> Rates | None:
+def _table(prices: Mapping[str, Any]) -> Tariff | None:
     """The data's prices (USD per million tokens or per 1,000 searches, perhaps by length) as rates."""
     known = {kind: price for kind, price in prices.items() if price is not None}
     if not known.keys() <= _KINDS or not {"input_mtok", "output_mtok"} <= known.keys():
         return None
     starts = {tier.start for price in known.values() for tier in getattr(price, "tiers", ())}
-    above: Rates | None = None
+    above: Tariff | None = None
     threshold: int | None = None
     for start in sorted(starts, reverse=True):
         above = attrs.evolve(_at_length(known, start + 1), threshold=threshold, above=above)
@@ -308,7 +351,7 @@ def _table(prices: Mapping[str, Any]) -> Rates | None:
     return attrs.evolve(_at_length(known, 0), threshold=threshold, above=above)
 
 
-def _at_length(known: Mapping[str, Any], tokens: int) -> Rates:
+def _at_length(known: Mapping[str, Any], tokens: int) -> Tariff:
     """The rates of a request with so many input tokens: the highest tier that it passes holds for all of them."""
 
     def price(kind: str, otherwise: Decimal) -> Decimal:
@@ -321,11 +364,12 @@ def _at_length(known: Mapping[str, Any], tokens: int) -> Rates:
         return Decimal(max(passed, key=lambda tier: int(tier.start)).price if passed else listed.base)
 
     fresh = price("input_mtok", Decimal(0))
-    return Rates(
+    write = price("cache_write_5m_mtok", price("cache_write_mtok", fresh * _USUAL.write_5m))
+    return Tariff(
         input=to_pico(fresh / _MTOK),
         output=to_pico(price("output_mtok", Decimal(0)) / _MTOK),
-        cache_write_5m=to_pico(price("cache_write_5m_mtok", price("cache_write_mtok", fresh * _WRITE_5M)) / _MTOK),
-        cache_write_1h=to_pico(price("cache_write_1h_mtok", fresh * _WRITE_1H) / _MTOK),
-        cache_read=to_pico(price("cache_read_mtok", fresh * _READ) / _MTOK),
+        cache_write_5m=to_pico(write / _MTOK),
+        cache_write_1h=to_pico(price("cache_write_1h_mtok", fresh * _USUAL.write_1h) / _MTOK),
+        cache_read=to_pico(price("cache_read_mtok", fresh * _USUAL.read) / _MTOK),
         web_search=to_pico(price("web_searches_kcount", _WEB_SEARCH * 1_000) / 1_000),
     )

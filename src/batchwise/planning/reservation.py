@@ -18,7 +18,7 @@ from batchwise.errors import SpendLimitError, UnknownPriceError, shown
 from batchwise.models import Lane
 from batchwise.request import BILLED_TO_A_PROFILE, Request, Traits
 
-from .pricing import US_FACTOR, PriceBook, Rates, at_length
+from .pricing import US_FACTOR, PriceBook, Tariff, named_remedy
 
 __all__ = ["length_class", "media_tokens", "most_cost", "refuse_unbounded"]
 
@@ -123,7 +123,7 @@ def length_class(prices: PriceBook, request: Request, models: Iterable[str], *, 
         return (media,)
     tokens = media or len(request.body) + _added(request.traits)
     known = (prices.rates(model, Lane.SYNC, at=at) for model in models)
-    return media, *(0 if rates is None else at_length(rates, tokens).input for rates in known)
+    return media, *(0 if rates is None else rates.at_length(tokens).input for rates in known)
 
 
 def most_cost(
@@ -158,7 +158,7 @@ def most_cost(
     by_byte = media == 0  # of text each byte may be a token, and its length is reserved by the byte
     each = per_byte = 0
     for rates, halves in _possible(prices, traits, at, where):
-        dearest = at_length(rates, tokens + size if by_byte else tokens)
+        dearest = rates.at_length(tokens + size if by_byte else tokens)
         most = tokens * dearest.cache_write_1h + traits.max_tokens * dearest.output
         each = max(each, most * halves)
         per_byte = max(per_byte, dearest.cache_write_1h * halves if by_byte else 0)
@@ -190,7 +190,7 @@ def _window(prices: PriceBook, model: str, betas: Sequence[str], where: str) -> 
     return max(window, _LONG_WINDOW) if long else window
 
 
-def _possible(prices: PriceBook, traits: Traits, at: datetime, where: str) -> Iterator[tuple[Rates, int]]:
+def _possible(prices: PriceBook, traits: Traits, at: datetime, where: str) -> Iterator[tuple[Tariff, int]]:
     """The rates by which a request may be billed, each with a factor: 2 for the batch lane, as half is kept.
 
     The speed is the one asked for, or the usual one.
@@ -202,6 +202,6 @@ def _possible(prices: PriceBook, traits: Traits, at: datetime, where: str) -> It
                 at_speed = f" at speed {shown(speed)}" if speed else ""
                 raise UnknownPriceError(
                     f"{where}: the price of {shown(traits.model)}{at_speed} is unknown, so Policy.max_spend cannot be "
-                    "kept; use a model with a known price, or drop max_spend"
+                    f"kept; {named_remedy(traits.model)}, or drop max_spend"
                 )
             yield rates, 2 if lane is Lane.BATCH else 1

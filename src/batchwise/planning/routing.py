@@ -6,7 +6,7 @@ that decides wins; the last always does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
@@ -14,14 +14,14 @@ from typing import NamedTuple
 import attrs
 
 from batchwise.errors import InvalidRequestError, InvalidValueError, RequestTooLargeError, shown
-from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse
+from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Rates, Reason, ToolUse
 from batchwise.request import BILLED_TO_A_PROFILE, Request, Traits
 from batchwise.times import check_aware
 
 from . import packing
 from .custom_ids import MAX_LENGTH
 from .forecast import Forecast
-from .pricing import PriceBook, Rates, estimate, to_usd
+from .pricing import PriceBook, Tariff, book_of, estimate, named_remedy, to_usd
 from .reserve import least_reserve, reserve_for
 from .state import BYTES_PER_TOKEN
 from .waiting import Hedge, best_hedge, delay_cost, longest_worthwhile
@@ -160,7 +160,7 @@ class Case:
             return None
         return to_usd(self._estimate(sync) - self._estimate(batch))
 
-    def _estimate(self, rates: Rates) -> int:
+    def _estimate(self, rates: Tariff) -> int:
         return estimate(self.size // BYTES_PER_TOKEN, self.output_tokens, rates)
 
 
@@ -229,7 +229,7 @@ def _delay_words(case: Case) -> str:
     if saving is None:
         return (
             f"waiting costs {_an_hour(case)}, and the price of {shown(case.traits.model)} is unknown, so no saving can "
-            "be set against it"
+            f"be set against it; {named_remedy(case.traits.model)}"
         )
     mean = delay_cost(case.interval + 2 * case.run, case.policy.delay_cost_per_hour) / 2
     cost, saved = dollars_apart(mean, saving)
@@ -502,7 +502,7 @@ def choose_lane(
     now: datetime,
     policy: Policy = _DEFAULT_POLICY,
     forecast: Forecast | None = None,
-    prices: PriceBook | None = None,
+    prices: Mapping[str, Rates] | None = None,
 ) -> Decision:
     """Which lane `request` should take when it is dispatched at `now`. Pure.
 
@@ -511,7 +511,7 @@ def choose_lane(
         now: The moment of the dispatch (aware).
         policy: How time is traded for money.
         forecast: How long batches take; None: a documented prior.
-        prices: Prices for the rules that compare dollars; None: the bundled book.
+        prices: What models charge, for the rules that compare dollars, before genai-prices; None: the policy's.
 
     Returns:
         The decision; its `explanation` and `checks` are built when read.
@@ -521,7 +521,7 @@ def choose_lane(
         InvalidRequestError: The deadline is past, `max_tokens` is 0 in a batch, or it fits neither lane in time.
         RequestTooLargeError: It exceeds what a lane that it needs may carry.
     """
-    book = PriceBook() if prices is None else prices
+    book = book_of(policy.prices if prices is None else prices)
     now, where = check_aware(now, "now"), named(request)
     try:
         case = case_of(request, now=now, policy=policy, forecast=forecast, prices=book)

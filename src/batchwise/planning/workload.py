@@ -17,7 +17,7 @@ import attrs
 
 from batchwise.errors import InvalidValueError
 from batchwise.figures import Number, check_whole, to_number
-from batchwise.models import Lane, Limits, Policy, Reason, ToolUse
+from batchwise.models import Lane, Limits, Policy, Rates, Reason, ToolUse
 from batchwise.request import Request, Traits
 from batchwise.times import WINDOW, ZERO, check_duration, check_positive
 
@@ -25,9 +25,9 @@ from .cadence import Cadence, bounded, check_limits, lane_time, worst_case_laten
 from .capacity import FILLED, Capacity, queue_limit
 from .constraints import SEARCHED, Load, Violation, longest_interval, nearest_load, violations_of
 from .forecast import Forecast
-from .mix import Mix, SupportsRates, TokenRates, mix_of, sampled, to_dollars
+from .mix import Mix, mix_of, sampled, to_dollars
 from .packing import MAX_BYTES, MAX_REQUESTS
-from .pricing import PriceBook
+from .pricing import PriceBook, book_of
 from .reserve import reserve_for
 from .routing import Case, decide
 from .wording import dollars, human
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PlanTable",
-    "SupportsRates",
-    "TokenRates",
     "Violation",
     "Workload",
     "WorkloadPlan",
@@ -129,9 +127,8 @@ class _Money:
     batch: Fraction | None
 
     @classmethod
-    def of(cls, mix: Mix, prices: SupportsRates | None, at: datetime | None) -> _Money:
-        """Of the mix's requests; without prices those of a `PriceBook`."""
-        prices = PriceBook() if prices is None else prices
+    def of(cls, mix: Mix, prices: PriceBook, at: datetime | None) -> _Money:
+        """Of the mix's requests."""
         return cls(
             model=mix.kinds[0].model,
             sync=mix.price(prices, Lane.SYNC, at),
@@ -296,7 +293,7 @@ def plan_workload(
     overhead: timedelta = ZERO,
     interval: timedelta | None = None,
     burst: int = 0,
-    prices: SupportsRates | None = None,
+    prices: Mapping[str, Rates] | PriceBook | None = None,
     at: datetime | None = None,
 ) -> WorkloadPlan:
     """What a steady workload needs, and whether the account can carry it with every deadline kept.
@@ -339,7 +336,7 @@ def plan_workload(
             delay cost makes worth it, without a policy two thirds of the buffer.
         burst: The most requests that come all at once beside the steady ones, at most once in a window; they are
             submitted at once. They count in no figure but the queue's peak and the reserve that is needed.
-        prices: Where prices come from; None: a `PriceBook` (genai-prices' bundled data, no network).
+        prices: What models charge, before genai-prices' bundled data (no network); None: the policy's.
         at: The time (aware) whose prices hold; None: the newest known.
 
     Raises:
@@ -377,7 +374,8 @@ def plan_workload(
         ),
         f"sla={sla} or rounds={rounds}",
     )
-    money = _Money.of(mix, prices, at)
+    own = {} if policy is None else policy.prices
+    money = _Money.of(mix, book_of(own if prices is None else prices), at)
     load = attrs.evolve(load, worthwhile=_case(load, money).worthwhile)
     plan = _plan(load, load.interval or longest_interval(load), money)
     return attrs.evolve(plan, nearest=_nearest(load, money)) if plan.violations else plan
@@ -400,7 +398,7 @@ class Workload(TypedDict, total=False):
     overhead: timedelta
     interval: timedelta | None
     burst: int
-    prices: SupportsRates | None
+    prices: Mapping[str, Rates] | PriceBook | None
     at: datetime | None
 
 

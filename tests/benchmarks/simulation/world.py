@@ -12,10 +12,10 @@ import attrs
 
 from batchwise.engine.passes import once, repeats
 from batchwise.errors import AdmissionError
-from batchwise.models import Lane, Policy, Reason
+from batchwise.models import Lane, Policy, Rates, Reason
 from batchwise.planning import admission, agenda, planner, routing
 from batchwise.planning.forecast import Forecast, Sample
-from batchwise.planning.pricing import PriceBook, Rates
+from batchwise.planning.pricing import PriceBook
 from batchwise.planning.reserve import reserve_for
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 from batchwise.request import Request
@@ -24,7 +24,7 @@ from .lane import SyncLane
 from .traffic import BODY, DAY, HOUR, INPUT_TOKENS, MINUTE, OUTPUT_TOKENS, Arrival, Scenario, at, since
 
 MODEL = "claude-sim"
-RATES = Rates.per_mtok(input="3", output="15")
+RATES = Rates(input=3, output=15)
 SYNC_PRICE = (INPUT_TOKENS * 3 + OUTPUT_TOKENS * 15) / 1e6
 BATCH_PRICE = SYNC_PRICE / 2
 BOOK = PriceBook({MODEL: RATES})

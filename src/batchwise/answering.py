@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
@@ -189,7 +190,24 @@ class Repeats:
         self._last: defaultdict[tuple[str, bytes], int] = defaultdict(int)
         self._free: defaultdict[tuple[str, bytes], list[int]] = defaultdict(list)
 
-    def take(self, job: str, content: bytes) -> int:
+    @contextmanager
+    def named(self, call: Call) -> Iterator[Call]:
+        """The call under the key by which its job finds it again; if it ends without its outcome, the next one has it.
+
+        A call without a job, and one that has a key, stay as they are.
+        """
+        if call.job is None or call.request.key is not None:
+            yield call
+            return
+        content = call.request.digest
+        number = self._take(call.job, content)
+        try:
+            yield call._replace(request=call.request.keyed(f"{content.hex()}/{number}"))
+        except BaseException:
+            self._give_back(call.job, content, number)
+            raise
+
+    def _take(self, job: str, content: bytes) -> int:
         """The number of a call that begins: the lowest that no call of this run has."""
         with self._lock:
             free = self._free.get((job, content))
@@ -198,12 +216,7 @@ class Repeats:
             self._last[job, content] += 1
             return self._last[job, content]
 
-    def give_back(self, job: str, content: bytes, number: int) -> None:
+    def _give_back(self, job: str, content: bytes, number: int) -> None:
         """The call of this number has ended without its outcome: the next call of the same content gets it."""
         with self._lock:
             heappush(self._free[job, content], number)
-
-    @staticmethod
-    def key(content: bytes, number: int) -> str:
-        """The key of a call."""
-        return f"{content.hex()}/{number}"

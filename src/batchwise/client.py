@@ -8,27 +8,36 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import anthropic
 import httpx2
 
-from .answering import Answer, Call, Repeats, answer_of, read_call, refusal
+from .answering import Call, Repeats, answer_of, read_call, refusal
 from .async_tickets import AsyncTicket
+from .callers import users_line
 from .errors import BatchwiseError, ResultTimeoutError
 from .models import Lane, Policy, Status
-from .request import Request
+from .results import Result
 from .tagging import Tags, current_tags
 from .tickets import Ticket
 
 __all__ = ["Shared", "async_client", "async_transport", "client"]
 
 _log = logging.getLogger("batchwise")
+_T = TypeVar("_T")
 _LONE_WAITS = 3
+_ALONE = (
+    f"{_LONE_WAITS} calls in a row have each waited alone for a batch of one request; let calls wait together: "
+    "asyncio.gather, a ThreadPoolExecutor with as many workers as calls that may wait together, or "
+    "Dispatcher.dispatch_all"
+)
+_BETWEEN = ("anthropic", "httpx2", "asyncio", "trio", "anyio")
+"""What may stand between the user's line and a transport."""
 _HOP_BY_HOP = frozenset({"connection", "content-length", "host", "transfer-encoding"})
 
 
@@ -44,8 +53,8 @@ class Shared:
         self._warned = False
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """A call waits for a batch; says so once when three in a row had nobody beside them."""
+    def waiting(self) -> Iterator[bool]:
+        """A call waits for a batch. Gives whether it is the third in a row with nobody beside it: True once."""
         with self._lock:
             self._waiting += 1
             self._company = self._waiting > 1
@@ -53,15 +62,7 @@ class Shared:
             warn = self._lone >= _LONE_WAITS and not self._warned
             self._warned = self._warned or warn
         try:
-            if warn:
-                warnings.warn(
-                    f"{_LONE_WAITS} calls in a row have each waited alone for a batch of one request; let calls wait "
-                    "together: asyncio.gather, a ThreadPoolExecutor with as many workers as calls that may wait "
-                    "together, or Dispatcher.dispatch_all",
-                    UserWarning,
-                    stacklevel=2,
-                )
-            yield
+            yield warn
         finally:
             with self._lock:
                 self._waiting -= 1
@@ -69,23 +70,73 @@ class Shared:
                     self._lone = 0
 
 
-class _Begun(NamedTuple):
-    """A call's request, under the key that its job knows it by, and which of the repeats it took."""
+class _Answering(ABC):
+    """Answers HTTP requests: a Messages call from the dispatcher, everything else from the API.
 
-    request: Request
-    taken: tuple[str, bytes, int] | None
+    Written once, to be awaited. What it waits for differs between threads and tasks, and stands in the two transports.
 
+    Args:
+        made: The dispatcher's client.
+        tags: The tags of calls that say nothing else.
+        shared: What the dispatcher's clients share.
+    """
 
-class _Front:
-    """What both colours do with a request before and after they wait."""
-
-    def __init__(self, made: anthropic.Anthropic | anthropic.AsyncAnthropic, tags: Tags, shared: Shared) -> None:
+    def __init__(
+        self,
+        made: anthropic.Anthropic | anthropic.AsyncAnthropic,
+        tags: Tags,
+        shared: Shared,
+    ) -> None:
+        # Middleware and default query have been applied by the time a request comes here.
+        self._inner = made.copy(middleware=[], set_default_query={})
         self._tags, self._shared = tags, shared
         self._base = httpx2.URL(str(made.base_url))
         self._path = self._base.path.rstrip("/") + "/v1/messages"
         self._known = {name.lower(): value for name, value in made.default_headers.items()}
 
-    def is_call(self, request: httpx2.Request) -> bool:
+    # -- what differs ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def _read(self, request: httpx2.Request) -> bytes:
+        """The body of a request."""
+
+    @abstractmethod
+    async def _accept(self, call: Call) -> Ticket | AsyncTicket:
+        """Take a call into the ledger."""
+
+    @abstractmethod
+    async def _result(self, ticket: Any, timeout: float | None) -> Result:
+        """Wait for an outcome."""
+
+    @abstractmethod
+    async def _send(self, send: Callable[..., Any], url: str, **options: Any) -> httpx2.Response:
+        """Send a request to the API with this method of the SDK's; its answer has not been read yet."""
+
+    @abstractmethod
+    def _unread(self, response: httpx2.Response) -> httpx2.SyncByteStream | httpx2.AsyncByteStream:
+        """The body of an answer as it comes."""
+
+    # -- what is the same -----------------------------------------------------------------------------------------
+
+    async def _answer(self, request: httpx2.Request) -> httpx2.Response:
+        """The response to any request."""
+        if not self._is_call(request):
+            return await self._sent_on(request)
+        body = await self._read(request)
+        if request.headers.get("x-stainless-retry-count", "0") != "0":
+            raise anthropic.APITimeoutError(request)  # only a timeout comes back, and only if retries were asked for
+        try:
+            call = self._call_of(request, body)
+            if self._passes_through(call):
+                return await self._sent_on(request)
+            answer = answer_of(await self._outcome(call, _timeout(request)), stream=call.stream)
+        except ResultTimeoutError as error:
+            raise anthropic.APITimeoutError(request) from error
+        except BatchwiseError as error:
+            answer = refusal(error)
+        return httpx2.Response(answer.status, headers=dict(answer.headers), content=b"".join(answer.body))
+
+    def _is_call(self, request: httpx2.Request) -> bool:
         url = request.url
         return (
             request.method == "POST"
@@ -93,28 +144,40 @@ class _Front:
             and (url.scheme, url.host, url.port) == (self._base.scheme, self._base.host, self._base.port)
         )
 
-    def read(self, request: httpx2.Request, body: bytes) -> Call:
+    def _call_of(self, request: httpx2.Request, body: bytes) -> Call:
         tags = current_tags().over(self._tags)
         return read_call(dict(request.headers), body, tags, self._shared.now(), self._known)
 
-    def passes_through(self, call: Call) -> bool:
+    def _passes_through(self, call: Call) -> bool:
         """Whether its stream goes through as it comes: somebody reads it now, and no cap has to be kept."""
-        if not (call.stream and call.blocking and self._shared.policy.max_spend is None):
+        policy = self._shared.policy
+        if not (call.stream and call.blocking and policy.max_spend is None):
             return False
-        _log.info("batchwise: streaming: a blocking call reads a stream, so it goes to the API at once")
+        aside = "; should it be refused, no fallback model is asked" if policy.fallback_models else ""
+        _log.info("batchwise: streaming: a blocking call reads a stream, so it goes to the API at once%s", aside)
         return True
 
-    def begin(self, call: Call) -> _Begun:
-        if call.job is None or call.request.key is not None:
-            return _Begun(call.request, None)
-        content = call.request.digest
-        number = self._shared.repeats.take(call.job, content)
-        return _Begun(call.request.keyed(Repeats.key(content, number)), (call.job, content, number))
+    async def _outcome(self, call: Call, timeout: float | None) -> Result:
+        """Accept a call and wait for its outcome."""
+        with self._shared.repeats.named(call) as named:
+            ticket = await self._accept(named)
+            if ticket.decision.lane is not Lane.BATCH or ticket.status is Status.SETTLED:
+                return await self._result(ticket, timeout)
+            with self._shared.waiting() as alone:
+                if alone:
+                    users_line(*_BETWEEN).warn(_ALONE, UserWarning)
+                return await self._result(ticket, timeout)
 
-    def unanswered(self, begun: _Begun) -> None:
-        """It ended without its outcome; whoever asks again gets it."""
-        if begun.taken is not None:
-            self._shared.repeats.give_back(*begun.taken)
+    async def _sent_on(self, request: httpx2.Request) -> httpx2.Response:
+        """The API's own answer to a request."""
+        options: dict[str, Any] = {"cast_to": object, "options": _options(request), "stream": True}
+        if request.method != "GET":
+            options["content"] = await self._read(request)
+        try:
+            response = await self._send(getattr(self._inner, request.method.lower()), str(request.url), **options)
+        except anthropic.APIStatusError as error:
+            return _of_status(error)
+        return httpx2.Response(response.status_code, headers=response.headers.raw, stream=self._unread(response))
 
 
 def _timeout(request: httpx2.Request) -> float | None:
@@ -140,82 +203,53 @@ def _of_status(error: anthropic.APIStatusError) -> httpx2.Response:
     return httpx2.Response(response.status_code, headers=headers, content=response.content)
 
 
-def _waits_for_batch(ticket: Ticket | AsyncTicket) -> bool:
-    return ticket.decision.lane is Lane.BATCH and ticket.status is not Status.SETTLED
-
-
 # -- threads -----------------------------------------------------------------------------------------------------------
 
 
+def _ran(answering: Coroutine[Any, Any, _T]) -> _T:
+    """Run what never suspends, since all that it awaits blocks."""
+    try:
+        answering.send(None)
+    except StopIteration as end:
+        value: _T = end.value
+        return value
+    raise RuntimeError("a synchronous transport cannot wait for an event loop")
+
+
 class _Body(httpx2.SyncByteStream):
-    def __init__(self, chunks: Iterator[bytes], close: Callable[[], None]) -> None:
-        self._chunks, self._close = chunks, close
+    def __init__(self, response: httpx2.Response) -> None:
+        self._response = response
 
     def __iter__(self) -> Iterator[bytes]:
-        return self._chunks
+        return self._response.iter_raw()
 
     def close(self) -> None:
-        self._close()
+        self._response.close()
 
 
-class _Transport(httpx2.BaseTransport):
-    """Answers Messages calls from a dispatcher, and sends everything else on as it is."""
-
-    def __init__(
-        self, front: _Front, shared: Shared, inner: anthropic.Anthropic, accept: Callable[..., Ticket]
-    ) -> None:
-        self._front, self._shared, self._inner, self._accept = front, shared, inner, accept
+class _Transport(_Answering, httpx2.BaseTransport):
+    def __init__(self, *args: Any, accept: Callable[..., Ticket]) -> None:
+        super().__init__(*args)
+        self._take = accept
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        if not self._front.is_call(request):
-            return self._sent_on(request)
-        body = request.read()
-        if request.headers.get("x-stainless-retry-count", "0") != "0":
-            raise anthropic.APITimeoutError(request)  # only a timeout comes back, and only if retries were asked for
-        try:
-            call = self._front.read(request, body)
-            if self._front.passes_through(call):
-                return self._sent_on(request)
-            answer = self._answer(call, _timeout(request))
-        except ResultTimeoutError as error:
-            raise anthropic.APITimeoutError(request) from error
-        except BatchwiseError as error:
-            answer = refusal(error)
-        return httpx2.Response(answer.status, headers=dict(answer.headers), content=b"".join(answer.body))
+        return _ran(self._answer(request))
 
-    def _answer(self, call: Call, timeout: float | None) -> Answer:
-        begun = self._front.begin(call)
-        try:
-            ticket = self._accept(begun.request, call.job)
-            if _waits_for_batch(ticket):
-                with self._shared.waiting():
-                    result = ticket.result(timeout)
-            else:
-                result = ticket.result(timeout)
-        except BaseException:
-            self._front.unanswered(begun)
-            raise
-        return answer_of(result, stream=call.stream)
+    async def _read(self, request: httpx2.Request) -> bytes:
+        return request.read()
 
-    def _sent_on(self, request: httpx2.Request) -> httpx2.Response:
-        options = _options(request)
-        content = {} if request.method == "GET" else {"content": request.read()}
-        send: Callable[..., Any] = getattr(self._inner, request.method.lower())
-        try:
-            stream = send(
-                str(request.url),
-                cast_to=object,
-                options=options,
-                stream=True,
-                stream_cls=anthropic.Stream[object],
-                **content,
-            )
-        except anthropic.APIStatusError as error:
-            return _of_status(error)
-        response = stream.response
-        return httpx2.Response(
-            response.status_code, headers=response.headers.raw, stream=_Body(response.iter_raw(), response.close)
-        )
+    async def _accept(self, call: Call) -> Ticket:
+        return self._take(call.request, call.job)
+
+    async def _result(self, ticket: Ticket, timeout: float | None) -> Result:
+        return ticket.result(timeout)
+
+    async def _send(self, send: Callable[..., Any], url: str, **options: Any) -> httpx2.Response:
+        stream: anthropic.Stream[object] = send(url, stream_cls=anthropic.Stream[object], **options)
+        return stream.response
+
+    def _unread(self, response: httpx2.Response) -> httpx2.SyncByteStream:
+        return _Body(response)
 
 
 def client(
@@ -229,8 +263,7 @@ def client(
         shared: What the dispatcher's clients share.
         tags: The tags of calls that say nothing else.
     """
-    inner = made.copy(middleware=[], set_default_query={})
-    transport = _Transport(_Front(made, tags, shared), shared, inner, accept)
+    transport = _Transport(made, tags, shared, accept=accept)
     return made.copy(http_client=httpx2.Client(transport=transport), timeout=None, max_retries=0)
 
 
@@ -238,86 +271,46 @@ def client(
 
 
 class _AsyncBody(httpx2.AsyncByteStream):
-    def __init__(self, chunks: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
-        self._chunks, self._close = chunks, close
+    def __init__(self, response: httpx2.Response) -> None:
+        self._response = response
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._chunks
+        return self._response.aiter_raw()
 
     async def aclose(self) -> None:
-        await self._close()
+        await self._response.aclose()
 
 
-class _AsyncTransport(httpx2.AsyncBaseTransport):
-    """As `_Transport`; a waiting call costs no thread."""
-
-    def __init__(
-        self,
-        front: _Front,
-        shared: Shared,
-        inner: anthropic.AsyncAnthropic,
-        accept: Callable[..., Awaitable[AsyncTicket]],
-    ) -> None:
-        self._front, self._shared, self._inner, self._accept = front, shared, inner, accept
+class _AsyncTransport(_Answering, httpx2.AsyncBaseTransport):
+    def __init__(self, *args: Any, accept: Callable[..., Awaitable[AsyncTicket]]) -> None:
+        super().__init__(*args)
+        self._take = accept
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        if not self._front.is_call(request):
-            return await self._sent_on(request)
-        body = await request.aread()
-        if request.headers.get("x-stainless-retry-count", "0") != "0":
-            raise anthropic.APITimeoutError(request)
-        try:
-            call = self._front.read(request, body)
-            if self._front.passes_through(call):
-                return await self._sent_on(request)
-            answer = await self._answer(call, _timeout(request))
-        except ResultTimeoutError as error:
-            raise anthropic.APITimeoutError(request) from error
-        except BatchwiseError as error:
-            answer = refusal(error)
-        return httpx2.Response(answer.status, headers=dict(answer.headers), content=b"".join(answer.body))
+        return await self._answer(request)
 
-    async def _answer(self, call: Call, timeout: float | None) -> Answer:
-        begun = self._front.begin(call)
-        try:
-            ticket = await self._accept(begun.request, call.job)
-            if _waits_for_batch(ticket):
-                with self._shared.waiting():
-                    result = await ticket.result(timeout)
-            else:
-                result = await ticket.result(timeout)
-        except BaseException:
-            self._front.unanswered(begun)
-            raise
-        return answer_of(result, stream=call.stream)
+    async def _read(self, request: httpx2.Request) -> bytes:
+        return await request.aread()
 
-    async def _sent_on(self, request: httpx2.Request) -> httpx2.Response:
-        options = _options(request)
-        content = {} if request.method == "GET" else {"content": await request.aread()}
-        send: Callable[..., Any] = getattr(self._inner, request.method.lower())
-        try:
-            stream = await send(
-                str(request.url),
-                cast_to=object,
-                options=options,
-                stream=True,
-                stream_cls=anthropic.AsyncStream[object],
-                **content,
-            )
-        except anthropic.APIStatusError as error:
-            return _of_status(error)
-        response = stream.response
-        return httpx2.Response(
-            response.status_code, headers=response.headers.raw, stream=_AsyncBody(response.aiter_raw(), response.aclose)
-        )
+    async def _accept(self, call: Call) -> AsyncTicket:
+        return await self._take(call.request, call.job)
+
+    async def _result(self, ticket: AsyncTicket, timeout: float | None) -> Result:
+        return await ticket.result(timeout)
+
+    async def _send(self, send: Callable[..., Any], url: str, **options: Any) -> httpx2.Response:
+        stream: anthropic.AsyncStream[object] = await send(url, stream_cls=anthropic.AsyncStream[object], **options)
+        return stream.response
+
+    def _unread(self, response: httpx2.Response) -> httpx2.AsyncByteStream:
+        return _AsyncBody(response)
 
 
 def async_transport(
     made: anthropic.AsyncAnthropic, *, accept: Callable[..., Awaitable[AsyncTicket]], shared: Shared, tags: Tags
 ) -> httpx2.AsyncBaseTransport:
     """What answers requests for the API: Messages calls from the dispatcher, all others by the dispatcher's client."""
-    inner = made.copy(middleware=[], set_default_query={})
-    return _AsyncTransport(_Front(made, tags, shared), shared, inner, accept)
+    return _AsyncTransport(made, tags, shared, accept=accept)
 
 
 def async_client(

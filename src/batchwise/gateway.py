@@ -36,6 +36,8 @@ from .timetext import parse_duration
 __all__ = ["application", "serve"]
 
 _log = logging.getLogger("batchwise")
+_UNTIL_PINGS = 1.0
+"""Seconds in which a stream may begin with the answer itself, and its status tell of an error."""
 _PING_SECONDS = 10.0
 """Between two pings of a stream that waits: well below the shortest read timeout in common use, 30 s."""
 _GRACE_SECONDS = 5
@@ -126,6 +128,16 @@ def _sent_back(response: httpx2.Response) -> Response:
     return StreamingResponse(_body_of(response), status_code=response.status_code, headers=headers)
 
 
+async def _is_done(answer: asyncio.Task[httpx2.Response], request: Request, seconds: float | None) -> bool:
+    """Wait for an answer; False: it has not come in so many seconds, or its caller has closed the connection."""
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({answer, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+    return answer.done()
+
+
 async def _gone(request: Request) -> None:
     """Return when the caller has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -150,6 +162,64 @@ async def _pinging(answer: asyncio.Task[httpx2.Response]) -> AsyncIterator[bytes
     yield b"event: error\ndata: %b\n\n" % content if failed else content
 
 
+class _Endpoint:
+    """Answers each HTTP request as the Messages API does.
+
+    Args:
+        transport: What answers a request once it is known whose it is.
+        base: The API's URL, under which the transport knows Messages calls.
+        token: What callers have to give as their API key; None: nothing is asked for.
+    """
+
+    def __init__(self, transport: httpx2.AsyncBaseTransport, base: str, token: str | None) -> None:
+        self._transport, self._base, self._token = transport, base.rstrip("/"), token
+        self._running: set[asyncio.Task[httpx2.Response]] = set()
+
+    async def answer(self, request: Request) -> Response:
+        """The response to a request, errors included."""
+        if not _is_allowed(request.headers, self._token):
+            return _refused(401, "authentication_error", "the API key is not this gateway's token")
+        try:
+            return await self._answered(request)
+        except ClientDisconnect:
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        except anthropic.APITimeoutError:
+            return _refused(504, "timeout_error", "no answer within the time that the caller gave")
+        except anthropic.APIConnectionError:
+            return _refused(502, "api_error", "the gateway cannot reach the API")
+        except BatchwiseError as error:
+            told = refusal(error)
+            return Response(b"".join(told.body), status_code=told.status, headers=dict(told.headers))
+
+    async def _answered(self, request: Request) -> Response:
+        given, call = _tags_of(request.headers), await self._for_api(request)
+        answer = asyncio.create_task(self._asked(call, given))
+        self._running.add(answer)  # asyncio itself holds tasks weakly
+        answer.add_done_callback(self._running.discard)
+        streams = b'"stream"' in call.content
+        if await _is_done(answer, request, _UNTIL_PINGS if streams else None):
+            return _sent_back(await answer)
+        if streams and not await request.is_disconnected():
+            return StreamingResponse(_pinging(answer), media_type="text/event-stream")
+        answer.cancel()  # its request stays in the ledger, and the next call of its content gets its answer
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+    async def _for_api(self, request: Request) -> httpx2.Request:
+        """A caller's request as the dispatcher's client would send it."""
+        query = f"?{request.url.query}" if request.url.query else ""
+        headers = [
+            (name, value)
+            for name, value in request.headers.items()
+            if name not in _NOT_SENT_ON and not name.startswith(_OURS)
+        ]
+        url = self._base + request.url.path + query
+        return httpx2.Request(request.method, url, headers=headers, content=await request.body())
+
+    async def _asked(self, call: httpx2.Request, given: Mapping[str, Any]) -> httpx2.Response:
+        with tags(**given):
+            return await self._transport.handle_async_request(call)
+
+
 def application(
     dispatcher: AsyncDispatcher,
     *,
@@ -169,51 +239,8 @@ def application(
         InvalidValueError: A tag is not one.
     """
     transport = dispatcher.transport(latency=latency, job=job)
-    base = str(dispatcher.client().base_url).rstrip("/")
-    waiting: set[asyncio.Task[httpx2.Response]] = set()
-
-    async def answered(request: httpx2.Request, given: Mapping[str, Any]) -> httpx2.Response:
-        with tags(**given):
-            return await transport.handle_async_request(request)
-
-    async def endpoint(request: Request) -> Response:
-        if not _is_allowed(request.headers, token):
-            return _refused(401, "authentication_error", "the API key is not this gateway's token")
-        try:
-            given = _tags_of(request.headers)
-            body = await request.body()
-            query = f"?{request.url.query}" if request.url.query else ""
-            headers = [
-                (name, value)
-                for name, value in request.headers.items()
-                if name not in _NOT_SENT_ON and not name.startswith(_OURS)
-            ]
-            call = httpx2.Request(request.method, base + request.url.path + query, headers=headers, content=body)
-            task = asyncio.create_task(answered(call, given))
-            waiting.add(task)
-            task.add_done_callback(waiting.discard)
-            gone = asyncio.create_task(_gone(request))
-            streams = b'"stream"' in body
-            await asyncio.wait({task, gone}, timeout=1.0 if streams else None, return_when=asyncio.FIRST_COMPLETED)
-            left = gone.done()
-            gone.cancel()
-            if task.done():
-                return _sent_back(await task)
-            if left:
-                task.cancel()  # its request stays in the ledger, and the next call of its content gets its answer
-                return Response(status_code=_CLIENT_CLOSED_REQUEST)
-            return StreamingResponse(_pinging(task), media_type="text/event-stream")
-        except ClientDisconnect:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        except anthropic.APITimeoutError:
-            return _refused(504, "timeout_error", "no answer within the time that the caller gave")
-        except anthropic.APIConnectionError:
-            return _refused(502, "api_error", "the gateway cannot reach the API")
-        except BatchwiseError as error:
-            told = refusal(error)
-            return Response(b"".join(told.body), status_code=told.status, headers=dict(told.headers))
-
-    return Starlette(routes=[Route("/{path:path}", endpoint, methods=_METHODS)])
+    endpoint = _Endpoint(transport, str(dispatcher.client().base_url), token)
+    return Starlette(routes=[Route("/{path:path}", endpoint.answer, methods=_METHODS)])
 
 
 def _check_reach(host: str, token: str | None) -> None:

@@ -182,7 +182,8 @@ def test_the_third_call_that_waits_alone_warns_once(sandbox, tmp_path):
             warnings.simplefilter("always")
             for number in range(4):
                 client.messages.create(**asked(f"alone-{number}"))
-        assert [str(each.message) for each in said if "waited alone" in str(each.message)].__len__() == 1
+        (warning,) = [each for each in said if "waited alone" in str(each.message)]
+        assert warning.filename == __file__
 
 
 @pytest.mark.parametrize("latency", [None, HOURS_30])

@@ -82,8 +82,8 @@ VALUES: dict[str, Callable[[], Any]] = {
     "WorkloadPlan": lambda: bw.plan_workload(
         arrivals_per_hour=100,
         sla=30 * HOUR,
-        input_tokens=1_000,
-        output_tokens=100,
+        mean_input_tokens=1_000,
+        mean_output_tokens=100,
         model="claude-haiku-4-5",
         request_bytes=4_000,
     ),
@@ -396,7 +396,7 @@ def test_latencies_at_the_end_of_time_are_our_error_or_a_right_answer(latency: t
     else:
         decision = bw.choose_lane(bw.Request(params(), latency=latency), now=now)
         assert (decision.deadline, decision.lane) == (now + latency, bw.Lane.BATCH)
-    said = {"input_tokens": 1, "output_tokens": 1, "request_bytes": 1, "model": "claude-haiku-4-5"}
+    said = {"mean_input_tokens": 1, "mean_output_tokens": 1, "request_bytes": 1, "model": "claude-haiku-4-5"}
     for plan in (
         lambda: bw.plan_workload(arrivals_per_hour=1, sla=latency, **said),
         lambda: bw.plan_workload(arrivals_per_hour=1, sla=30 * HOUR, interval=latency, **said),

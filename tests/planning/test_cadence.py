@@ -317,12 +317,12 @@ def test_a_cadence_in_words(cadence, words):
 def test_numbers_of_numpy_are_taken_and_become_plain():
     limited = Limits(requests_per_minute=400)
     assert rescue_duration(np.int64(40_000), limited) == timedelta(minutes=100)
-    half = {"output_tokens": np.float32(0.5)}
+    half = {"mean_output_tokens": np.float32(0.5)}
     assert rescue_duration(np.int32(2), Limits(output_tokens_per_minute=60), **half) == timedelta(seconds=1)
     assert type(sla_cadence(60 * HOUR, rounds=np.int64(2)).rounds) is int
     for wrong in (np.float64("nan"), np.float32("inf"), np.bool_(True), np.float16(-1)):
-        with pytest.raises(InvalidValueError, match="input_tokens="):
-            rescue_duration(1, limited, input_tokens=wrong)
+        with pytest.raises(InvalidValueError, match="mean_input_tokens="):
+            rescue_duration(1, limited, mean_input_tokens=wrong)
 
 
 # Looking at running batches
@@ -441,7 +441,7 @@ def test_with_interval_refuses_what_does_not_fit():
     ],
 )
 def test_the_slowest_resource_rules(limit, expected):
-    assert rescue_duration(40_000, Limits(**limit), input_tokens=2_000, output_tokens=500) == expected
+    assert rescue_duration(40_000, Limits(**limit), mean_input_tokens=2_000, mean_output_tokens=500) == expected
 
 
 def test_rescue_in_the_small():
@@ -450,7 +450,7 @@ def test_rescue_in_the_small():
     assert rescue_duration(1, slow) == timedelta(microseconds=8_571_429)  # rounded up
     assert largest_rescuable(ZERO, slow) == 0
     assert largest_rescuable(HOUR, Limits()) is None
-    thirds = {"input_tokens": Fraction(1, 30_000_000)}  # two microseconds a request, and nothing lost in a float
+    thirds = {"mean_input_tokens": Fraction(1, 30_000_000)}  # two microseconds a request, and nothing lost in a float
     assert largest_rescuable(timedelta(days=10**6, microseconds=1), Limits(input_tokens_per_minute=1), **thirds) == (
         864 * 10**14 // 2
     )
@@ -458,7 +458,9 @@ def test_rescue_in_the_small():
         864 * 10**14 // 2 + 1
     )
     assert largest_rescuable(2 * HOUR, Limits(requests_per_minute=400)) == 48_000
-    assert rescue_duration(2, Limits(output_tokens_per_minute=60), output_tokens=Fraction(1, 2)) == timedelta(seconds=1)
+    assert rescue_duration(2, Limits(output_tokens_per_minute=60), mean_output_tokens=Fraction(1, 2)) == timedelta(
+        seconds=1
+    )
 
 
 @given(
@@ -468,7 +470,7 @@ def test_rescue_in_the_small():
     output_tokens=st.integers(0, 64_000) | st.floats(0, 1_000),
 )
 def test_largest_rescuable_is_the_exact_inverse(duration, limits, input_tokens, output_tokens):
-    tokens = {"input_tokens": input_tokens, "output_tokens": output_tokens}
+    tokens = {"mean_input_tokens": input_tokens, "mean_output_tokens": output_tokens}
     most = largest_rescuable(duration, limits, **tokens)
     if most is None:
         assert rescue_duration(10**6, limits, **tokens) == ZERO
@@ -504,10 +506,16 @@ def test_largest_rescuable_is_the_exact_inverse(duration, limits, input_tokens, 
         (lambda: rescue_duration(1.5, Limits()), "requests=1.5 is not a whole number"),
         (lambda: rescue_duration(10**30, Limits(concurrency=1)), "rescue of requests=1000"),
         (lambda: rescue_duration(1, None), "limits=None is not a Limits"),
-        (lambda: rescue_duration(1, Limits(), input_tokens=-1), "input_tokens=-1 is not a number of zero or more"),
-        (lambda: rescue_duration(1, Limits(), output_tokens="9"), "output_tokens='9' is not a number"),
-        (lambda: rescue_duration(1, Limits(), output_tokens=float("nan")), "output_tokens=nan is not a number"),
-        (lambda: rescue_duration(1, Limits(), output_tokens=float("inf")), "output_tokens=inf is not a number"),
+        (lambda: rescue_duration(1, Limits(), mean_input_tokens=-1), "mean_input_tokens=-1 is not a number of zero"),
+        (lambda: rescue_duration(1, Limits(), mean_output_tokens="9"), "mean_output_tokens='9' is not a number"),
+        (
+            lambda: rescue_duration(1, Limits(), mean_output_tokens=float("nan")),
+            "mean_output_tokens=nan is not a number",
+        ),
+        (
+            lambda: rescue_duration(1, Limits(), mean_output_tokens=float("inf")),
+            "mean_output_tokens=inf is not a number",
+        ),
         (lambda: largest_rescuable(-HOUR, Limits()), "duration=-1 day, 23:00:00 is negative"),
         (lambda: sla_cadence(30 * HOUR).submissions(datetime(2026, 1, 1), NOW), "start=.* is a naive datetime"),  # noqa: DTZ001
         (lambda: sla_cadence(30 * HOUR).submissions(NOW, NOW - HOUR), "end=.* is before start=.*; swap"),

@@ -54,8 +54,8 @@ def plan(**changes):
     asked = {
         "arrivals_per_hour": 1_000,
         "sla": 30 * HOUR,
-        "input_tokens": 2_000,
-        "output_tokens": 500,
+        "mean_input_tokens": 2_000,
+        "mean_output_tokens": 500,
         "request_bytes": 8_000,
         "model": "known",
         "prices": Prices(),
@@ -77,7 +77,9 @@ def test_a_light_load_follows_the_card():
     assert found.peak_in_queue == 28_000
     assert found.queue_limit == 200_000
     assert found.reserve == 2 * HOUR
-    assert found.rescue == rescue_duration(4_000, Limits.for_tier("start"), input_tokens=2_000, output_tokens=500)
+    assert found.rescue == rescue_duration(
+        4_000, Limits.for_tier("start"), mean_input_tokens=2_000, mean_output_tokens=500
+    )
     assert found.rescue == timedelta(seconds=400)  # 100 calls of 10 s at once
     assert found.reserve_needed == timedelta(seconds=0.1)  # of one request: the deadlines come one after the other
     assert found.sync_per_hour == 36_000
@@ -134,9 +136,9 @@ def test_dollars_a_month():
     each = Decimal("0.006") + Decimal("0.0075")
     assert found.usd_per_month_sync == each * 720_000
     assert found.usd_per_month_batch == each * 360_000
-    assert plan(arrivals_per_hour=Fraction(1, 2), input_tokens=1, output_tokens=0).usd_per_month_sync == Decimal(
-        "0.00108"
-    )
+    assert plan(
+        arrivals_per_hour=Fraction(1, 2), mean_input_tokens=1, mean_output_tokens=0
+    ).usd_per_month_sync == Decimal("0.00108")
 
 
 def test_an_unknown_price_is_none():
@@ -149,30 +151,33 @@ def test_a_long_request_has_its_own_price():
     long = tariff(3_000_000, 15_000_000, threshold=200_000, above=tariff(6_000_000, 22_500_000))
     at = datetime(2026, 1, 1, tzinfo=timezone.utc)
     prices = Prices(sync=long)
-    found = plan(arrivals_per_hour=1, input_tokens=200_001, output_tokens=0, prices=prices, at=at)
+    found = plan(arrivals_per_hour=1, mean_input_tokens=200_001, mean_output_tokens=0, prices=prices, at=at)
     assert found.usd_per_month_sync == Decimal("1.200006") * 720
-    assert plan(arrivals_per_hour=1, input_tokens=200_000, output_tokens=0, prices=prices).usd_per_month_sync == 432
+    assert (
+        plan(arrivals_per_hour=1, mean_input_tokens=200_000, mean_output_tokens=0, prices=prices).usd_per_month_sync
+        == 432
+    )
     assert prices.asked == [at, at, None, None]
 
 
 def test_a_mean_hides_the_tiers_of_prices():
-    said = {"arrivals_per_hour": 100, "output_tokens": 500, "model": "claude-haiku-5-5", "prices": None}
-    mean = plan(**said, input_tokens=95_000)
+    said = {"arrivals_per_hour": 100, "mean_output_tokens": 500, "model": "claude-haiku-5-5", "prices": None}
+    mean = plan(**said, mean_input_tokens=95_000)
     assert mean.usd_per_month_sync == 702
     for shares in ({20_000: 0.5, 170_000: 0.5}, {20_000: 3, 170_000: 3, 9_000_000: 0}):
-        spread = plan(**said, input_tokens=shares)
+        spread = plan(**said, mean_input_tokens=None, input_lengths=shares)
         assert (spread.usd_per_month_sync, spread.usd_per_month_batch) == (3_186, 1_593)
         assert (spread.sync_per_hour, spread.rescue) == (mean.sync_per_hour, mean.rescue)
 
 
 def test_cached_tokens_have_a_price_of_their_own_and_no_limit():
-    said = {"arrivals_per_hour": 1, "output_tokens": 0, "input_tokens": 1_000}
-    cached = plan(**said, cached_tokens=10_000)
+    said = {"arrivals_per_hour": 1, "mean_output_tokens": 0, "mean_input_tokens": 1_000}
+    cached = plan(**said, mean_cached_tokens=10_000)
     assert cached.usd_per_month_sync == 720 * (Decimal("0.003") + Decimal("0.003"))
     assert cached.sync_per_hour == plan(**said).sync_per_hour
     long = tariff(1, 1, cache_read=1, threshold=10_999, above=tariff(10**9, 1, cache_read=10**9))
-    assert plan(**said, cached_tokens=9_999, prices=Prices(sync=long)).usd_per_month_sync < Decimal("0.001")
-    assert plan(**said, cached_tokens=10_000, prices=Prices(sync=long)).usd_per_month_sync == 11 * 720
+    assert plan(**said, mean_cached_tokens=9_999, prices=Prices(sync=long)).usd_per_month_sync < Decimal("0.001")
+    assert plan(**said, mean_cached_tokens=10_000, prices=Prices(sync=long)).usd_per_month_sync == 11 * 720
 
 
 sampled = st.builds(
@@ -222,15 +227,33 @@ def test_without_the_price_of_one_there_is_none():
         ({"sample": []}, "sample has to be requests, at least one"),
         ({"sample": [params()]}, "sample has to be requests"),
         ({"sample": [Request(params())], "model": "known"}, "sample says .* and so does model"),
-        ({"sample": [Request(params())], "cached_tokens": 5}, "sample says .* and so does cached_tokens"),
-        ({"model": "known"}, "input_tokens is missing"),
-        ({"model": "known", "input_tokens": 1, "output_tokens": 1}, "request_bytes is missing"),
-        ({"model": "known", "input_tokens": {}, "output_tokens": 1, "request_bytes": 1}, "no length with a share"),
-        ({"model": "known", "input_tokens": {5: -1}, "output_tokens": 1, "request_bytes": 1}, "input_tokens.5.=-1"),
-        ({"model": "known", "input_tokens": {-5: 1}, "output_tokens": 1, "request_bytes": 1}, "input_tokens=-5"),
+        ({"sample": [Request(params())], "mean_cached_tokens": 5}, "sample says .* and so does mean_cached_tokens"),
+        ({"model": "known"}, "mean_input_tokens is missing"),
         (
-            {"model": "known", "input_tokens": 5, "output_tokens": 1, "request_bytes": 1, "cached_tokens": -1},
-            "cached_tokens=-1",
+            {"model": "known", "mean_input_tokens": 5, "input_lengths": {5: 1}},
+            "mean_input_tokens and input_lengths both",
+        ),
+        ({"model": "known", "input_lengths": {5: 1}, "request_bytes": 1}, "mean_output_tokens is missing"),
+        ({"sample": [Request(params())], "input_lengths": {5: 1}}, "sample says .* and so does input_lengths"),
+        ({"model": "known", "mean_input_tokens": 1, "mean_output_tokens": 1}, "request_bytes is missing"),
+        (
+            {"model": "known", "input_lengths": {}, "mean_output_tokens": 1, "request_bytes": 1},
+            "no length with a share",
+        ),
+        (
+            {"model": "known", "input_lengths": {5: -1}, "mean_output_tokens": 1, "request_bytes": 1},
+            "input_lengths.5.=-1",
+        ),
+        ({"model": "known", "input_lengths": {-5: 1}, "mean_output_tokens": 1, "request_bytes": 1}, "input_lengths=-5"),
+        (
+            {
+                "model": "known",
+                "mean_input_tokens": 5,
+                "mean_output_tokens": 1,
+                "request_bytes": 1,
+                "mean_cached_tokens": -1,
+            },
+            "mean_cached_tokens=-1",
         ),
     ],
 )
@@ -242,7 +265,7 @@ def test_what_requests_are_like_is_said_once_and_whole(changes, message):
 def test_slas_side_by_side():
     slas = [24 * HOUR, 24 * HOUR + 15 * MINUTE, 30 * HOUR, 72 * HOUR]
     said = {"arrivals_per_hour": 100, "policy": Policy(), "prices": Prices()}
-    said |= {"model": "known", "input_tokens": 2_000, "output_tokens": 500, "request_bytes": 8_000}
+    said |= {"model": "known", "mean_input_tokens": 2_000, "mean_output_tokens": 500, "request_bytes": 8_000}
     table = compare_slas(slas, **said)
     assert table == [plan(sla=sla, **said) for sla in slas]
     assert str(table).splitlines() == [
@@ -421,7 +444,7 @@ def test_a_request_that_is_too_large_has_no_nearest_plan():
         ({"rounds": 10**12}, "rounds=1000000000000"),
         ({"burst": -1}, "burst=-1"),
         ({"request_bytes": 0}, "request_bytes=0"),
-        ({"input_tokens": -1}, "input_tokens=-1"),
+        ({"mean_input_tokens": -1}, "mean_input_tokens=-1"),
         ({"model": ""}, "model='' is not a model's id"),
         ({"limits": "start"}, "limits='start' is not a Limits"),
         ({"prices": None, "at": datetime(2026, 1, 1)}, "at=.* is a naive datetime"),  # noqa: DTZ001
@@ -439,8 +462,8 @@ workloads = st.fixed_dictionaries(
     {
         "arrivals_per_hour": st.just(Fraction(0)) | st.fractions(Fraction(1, 10), 40, max_denominator=20),
         "sla": st.timedeltas(min_value=25 * HOUR, max_value=60 * HOUR),
-        "input_tokens": st.integers(0, 2_000),
-        "output_tokens": st.integers(0, 2_000),
+        "mean_input_tokens": st.integers(0, 2_000),
+        "mean_output_tokens": st.integers(0, 2_000),
         "rounds": st.integers(1, 2),
         "overhead": st.timedeltas(ZERO, 2 * HOUR),
         "interval": st.none() | st.timedeltas(10 * MINUTE, 10 * HOUR),
@@ -469,7 +492,7 @@ def simulated(found, asked, **others):
         arrivals_per_hour=found.arrivals_per_hour if found.changed else Fraction(asked["arrivals_per_hour"]),
         sla=found.sla,
         interval=found.interval or timedelta.resolution,
-        each=lane_time(limits, asked["input_tokens"], asked["output_tokens"]) / share,
+        each=lane_time(limits, asked["mean_input_tokens"], asked["mean_output_tokens"]) / share,
         rounds=asked["rounds"],
         overhead=overhead,
         **others,
@@ -509,8 +532,8 @@ def census(kind, seed, count):
         asked = {
             "arrivals_per_hour": arrivals,
             "sla": rounds * 24 * HOUR + room,
-            "input_tokens": 0,
-            "output_tokens": 0,
+            "mean_input_tokens": 0,
+            "mean_output_tokens": 0,
             "rounds": rounds,
             "overhead": overhead,
             "interval": interval,
@@ -599,8 +622,8 @@ def agrees(policy, sla, output_tokens):
         sla=sla,
         policy=policy,
         model=request.model,
-        input_tokens=len(request.body) // 4,
-        output_tokens=output_tokens,
+        mean_input_tokens=len(request.body) // 4,
+        mean_output_tokens=output_tokens,
         prices=PriceBook(),
     )
     assert (found.lane, found.reason, found.explanation) == (decision.lane, decision.reason, decision.explanation)

@@ -47,13 +47,13 @@ assert_type(bw.worst_case_latency(timedelta(hours=4)), timedelta)
 assert_type(bw.latest_submission(now + day, reserve=timedelta(hours=2)), datetime)
 limits = bw.Limits.for_tier("build")
 assert_type(limits, bw.Limits)
-assert_type(bw.rescue_duration(1_000, limits, output_tokens=500), timedelta)
+assert_type(bw.rescue_duration(1_000, limits, mean_output_tokens=500), timedelta)
 assert_type(bw.largest_rescuable(timedelta(hours=2), limits), Union[int, None])
 plan = bw.plan_workload(
     arrivals_per_hour=1_000,
     sla=day,
-    input_tokens=2_000,
-    output_tokens=500,
+    mean_input_tokens=2_000,
+    mean_output_tokens=500,
     request_bytes=8_000,
     model="claude-sonnet-5",
     limits=bw.Limits(requests_per_minute=1_000, concurrency=100, latency=timedelta(seconds=8)),
@@ -63,8 +63,8 @@ assert_type(plan, bw.WorkloadPlan)
 table = bw.compare_slas(
     [timedelta(hours=30), timedelta(hours=72)],
     arrivals_per_hour=1,
-    input_tokens={20_000: 0.5, 170_000: 0.5},
-    output_tokens=500,
+    input_lengths={20_000: 0.5, 170_000: 0.5},
+    mean_output_tokens=500,
     request_bytes=8_000,
     model="claude-sonnet-5",
 )

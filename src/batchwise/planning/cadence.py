@@ -368,13 +368,13 @@ def check_limits(limits: object) -> None:
         raise InvalidValueError(f"limits={limits!r} is not a Limits; give e.g. Limits.for_tier('start')")
 
 
-def lane_time(limits: Limits, input_tokens: Number, output_tokens: Number) -> Fraction:
+def lane_time(limits: Limits, mean_input_tokens: Number, mean_output_tokens: Number) -> Fraction:
     """Microseconds of the sync lane that one request takes, by the slowest resource; zero if nothing limits."""
     check_limits(limits)
     amounts = (
         (limits.requests_per_minute, Fraction(1)),
-        (limits.input_tokens_per_minute, to_number(input_tokens, "input_tokens")),
-        (limits.output_tokens_per_minute, to_number(output_tokens, "output_tokens")),
+        (limits.input_tokens_per_minute, to_number(mean_input_tokens, "mean_input_tokens")),
+        (limits.output_tokens_per_minute, to_number(mean_output_tokens, "mean_output_tokens")),
     )
     paces = [amount * _MINUTE / limit for limit, amount in amounts if limit is not None]
     if limits.concurrency is not None:
@@ -396,7 +396,9 @@ def number_in(duration: timedelta, each: Fraction) -> int | None:
     return (duration // _TICK) // each if each else None
 
 
-def rescue_duration(requests: int, limits: Limits, *, input_tokens: Number = 0, output_tokens: Number = 0) -> timedelta:
+def rescue_duration(
+    requests: int, limits: Limits, *, mean_input_tokens: Number = 0, mean_output_tokens: Number = 0
+) -> timedelta:
     """How long the sync lane takes to redo so many requests: the slowest resource rules.
 
     The lane is fluid, as in `batchwise.planning.schedule`: each resource serves steadily at its limit, concurrency
@@ -406,8 +408,8 @@ def rescue_duration(requests: int, limits: Limits, *, input_tokens: Number = 0, 
     Args:
         requests: How many requests.
         limits: The account's limits; a limit of None does not limit.
-        input_tokens: Mean uncached input tokens PER REQUEST (not the total).
-        output_tokens: Mean output tokens PER REQUEST (not the total).
+        mean_input_tokens: Mean uncached input tokens of one request.
+        mean_output_tokens: Mean output tokens of one request.
 
     Returns:
         The duration; zero when nothing limits.
@@ -415,11 +417,11 @@ def rescue_duration(requests: int, limits: Limits, *, input_tokens: Number = 0, 
     Raises:
         InvalidValueError: A count is negative or no number, or the duration exceeds `timedelta.max`.
     """
-    return time_for(check_whole(requests, "requests", 0), lane_time(limits, input_tokens, output_tokens))
+    return time_for(check_whole(requests, "requests", 0), lane_time(limits, mean_input_tokens, mean_output_tokens))
 
 
 def largest_rescuable(
-    duration: timedelta, limits: Limits, *, input_tokens: Number = 0, output_tokens: Number = 0
+    duration: timedelta, limits: Limits, *, mean_input_tokens: Number = 0, mean_output_tokens: Number = 0
 ) -> int | None:
     """How many requests the sync lane can redo within `duration`: the exact inverse of `rescue_duration`.
 
@@ -428,8 +430,8 @@ def largest_rescuable(
     Args:
         duration: Zero or more.
         limits: The account's limits; a limit of None does not limit.
-        input_tokens: Mean uncached input tokens PER REQUEST (not the total).
-        output_tokens: Mean output tokens PER REQUEST (not the total).
+        mean_input_tokens: Mean uncached input tokens of one request.
+        mean_output_tokens: Mean output tokens of one request.
 
     Returns:
         The number of requests; None when nothing limits: any number.
@@ -437,4 +439,4 @@ def largest_rescuable(
     Raises:
         InvalidValueError: `duration` is no duration or negative, or a token count is negative or no number.
     """
-    return number_in(check_duration(duration, "duration"), lane_time(limits, input_tokens, output_tokens))
+    return number_in(check_duration(duration, "duration"), lane_time(limits, mean_input_tokens, mean_output_tokens))

@@ -40,7 +40,7 @@ _OFTEN = timedelta(minutes=15)  # no plan submits more often, unless its SLA lea
 SEARCHED = timedelta(days=29)
 """How much longer an SLA the search for the nearest load tries."""
 
-Figure = Union[int, Fraction, timedelta]
+Figure = Union[int, float, timedelta]
 
 
 @attrs.frozen(kw_only=True)
@@ -74,8 +74,8 @@ class Load:
     window: timedelta
     rounds: int
     overhead: timedelta
-    input_tokens: Fraction
-    output_tokens: Fraction
+    mean_input_tokens: Fraction
+    mean_output_tokens: Fraction
     request_bytes: int
     limits: Limits
     share: Fraction = Fraction(1)
@@ -94,7 +94,7 @@ class Load:
     @property
     def each(self) -> Fraction:
         """Microseconds that one request takes of the sync lane; zero: nothing limits."""
-        return lane_time(self.limits, self.input_tokens, self.output_tokens) / self.share
+        return lane_time(self.limits, self.mean_input_tokens, self.mean_output_tokens) / self.share
 
     @property
     def rate(self) -> Fraction | None:
@@ -220,7 +220,7 @@ def _sync_rate(load: Load, _interval: timedelta) -> Violation | None:
         f"{float(load.arrivals):,.6g} requests an hour arrive, and the sync lane redoes {float(rate):,.6g} an hour: "
         "if batch after batch expires, it falls behind; send fewer or raise the limits"
     )
-    return Violation(name="sync_rate", actual=load.arrivals, limit=rate, message=message)
+    return Violation(name="sync_rate", actual=float(load.arrivals), limit=float(rate), message=message)
 
 
 def _queue(load: Load, interval: timedelta) -> Violation | None:

@@ -73,12 +73,12 @@ class Mix:
     request_bytes: int
 
     @property
-    def input_tokens(self) -> Fraction:
+    def mean_input_tokens(self) -> Fraction:
         """Mean uncached input tokens of one."""
         return self._mean([kind.input_tokens for kind in self.kinds])
 
     @property
-    def output_tokens(self) -> Fraction:
+    def mean_output_tokens(self) -> Fraction:
         """Mean output tokens of one."""
         return self._mean([kind.output_tokens for kind in self.kinds])
 
@@ -98,31 +98,33 @@ class Mix:
 def mix_of(
     model: str,
     *,
-    input_tokens: Number | Mapping[int, Number],
-    output_tokens: Number,
-    cached_tokens: Number,
+    mean_input_tokens: Number | None,
+    input_lengths: Mapping[int, Number] | None,
+    mean_output_tokens: Number,
+    mean_cached_tokens: Number,
     request_bytes: int,
 ) -> Mix:
-    """The mix that figures describe; `input_tokens` may map lengths to shares.
+    """The mix that figures describe: requests of the mean length, or of `input_lengths` with their shares.
 
     Raises:
         InvalidValueError: A figure is no number, or no share is above zero.
     """
-    output, cached = to_number(output_tokens, "output_tokens"), to_number(cached_tokens, "cached_tokens")
-    shares = input_tokens if isinstance(input_tokens, Mapping) else {input_tokens: 1}
+    output = to_number(mean_output_tokens, "mean_output_tokens")
+    cached = to_number(mean_cached_tokens, "mean_cached_tokens")
+    if input_lengths is None:
+        lengths = {to_number(mean_input_tokens, "mean_input_tokens"): Fraction(1)}
+    else:
+        lengths = {
+            to_number(length, "input_lengths"): to_number(share, f"input_lengths[{shown(length)}]")
+            for length, share in input_lengths.items()
+        }
     kinds = tuple(
-        Kind(
-            weight=weight,
-            model=model,
-            input_tokens=to_number(length, "input_tokens"),
-            cached_tokens=cached,
-            output_tokens=output,
-        )
-        for length, share in shares.items()
-        if (weight := to_number(share, f"input_tokens[{shown(length)}]"))
+        Kind(weight=share, model=model, input_tokens=length, cached_tokens=cached, output_tokens=output)
+        for length, share in lengths.items()
+        if share
     )
     if not kinds:
-        raise InvalidValueError(f"input_tokens={shown(input_tokens)} has no length with a share above zero")
+        raise InvalidValueError(f"input_lengths={shown(input_lengths)} has no length with a share above zero")
     return Mix(kinds=kinds, request_bytes=request_bytes)
 
 

@@ -236,36 +236,38 @@ def _nearest(load: Load, money: _Money) -> WorkloadPlan | None:
 def _mix(
     sample: Iterable[Request] | None,
     model: str | None,
-    input_tokens: Number | Mapping[int, Number] | None,
-    output_tokens: Number | None,
-    cached_tokens: Number,
+    mean_input_tokens: Number | None,
+    input_lengths: Mapping[int, Number] | None,
+    mean_output_tokens: Number | None,
+    mean_cached_tokens: Number,
     request_bytes: int | None,
 ) -> Mix:
+    lengths = "mean_input_tokens" if input_lengths is None else "input_lengths"
     figures = {
         "model": model,
-        "input_tokens": input_tokens,
-        "output_tokens": output_tokens,
+        lengths: mean_input_tokens if input_lengths is None else input_lengths,
+        "mean_output_tokens": mean_output_tokens,
         "request_bytes": request_bytes,
     }
     if sample is not None:
-        known = [
-            name for name, figure in {**figures, "cached_tokens": cached_tokens or None}.items() if figure is not None
-        ]
-        if known:
-            raise InvalidValueError(
-                f"sample says what requests are like, and so does {known[0]}; leave one of them out"
-            )
+        known = {**figures, "mean_cached_tokens": mean_cached_tokens or None}
+        doubled = next((name for name, figure in known.items() if figure is not None), None)
+        if doubled is not None:
+            raise InvalidValueError(f"sample says what requests are like, and so does {doubled}; leave one of them out")
         return sampled(sample)
-    if model is None or input_tokens is None or output_tokens is None or request_bytes is None:
-        lacks = next(name for name, figure in figures.items() if figure is None)
+    if mean_input_tokens is not None and input_lengths is not None:
+        raise InvalidValueError("mean_input_tokens and input_lengths both say how long requests are; leave one out")
+    lacks = next((name for name, figure in figures.items() if figure is None), None)
+    if model is None or mean_output_tokens is None or request_bytes is None or lacks:
         raise InvalidValueError(f"{lacks} is missing; give it, or sample=[Request(...), ...]")
     if not model:
         raise InvalidValueError(f"model={model!r} is not a model's id; give one, e.g. 'claude-sonnet-5'")
     return mix_of(
         model,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        cached_tokens=cached_tokens,
+        mean_input_tokens=mean_input_tokens,
+        input_lengths=input_lengths,
+        mean_output_tokens=mean_output_tokens,
+        mean_cached_tokens=mean_cached_tokens,
         request_bytes=check_whole(request_bytes, "request_bytes", 1),
     )
 
@@ -273,7 +275,7 @@ def _mix(
 def _slowest(capacity: Capacity, mix: Mix) -> Limits:
     """The limits of the class of models that takes longest for the mean request, as if it had to take all of them."""
     every = [capacity.limits(name) for name in sorted(capacity.classes)]
-    return max(every, key=lambda limits: lane_time(limits, mix.input_tokens, mix.output_tokens))
+    return max(every, key=lambda limits: lane_time(limits, mix.mean_input_tokens, mix.mean_output_tokens))
 
 
 def plan_workload(
@@ -281,9 +283,10 @@ def plan_workload(
     arrivals_per_hour: Number,
     sla: timedelta,
     sample: Iterable[Request] | None = None,
-    input_tokens: Number | Mapping[int, Number] | None = None,
-    output_tokens: Number | None = None,
-    cached_tokens: Number = 0,
+    mean_input_tokens: Number | None = None,
+    input_lengths: Mapping[int, Number] | None = None,
+    mean_output_tokens: Number | None = None,
+    mean_cached_tokens: Number = 0,
     request_bytes: int | None = None,
     model: str | None = None,
     limits: Limits | None = None,
@@ -301,10 +304,11 @@ def plan_workload(
     With a policy it reckons as a dispatcher with that policy does: its window, reserve, floors, interval and limits (of
     which a rescue counts on 95 %). Without one the interval is at most two thirds of the buffer.
 
-    What requests are like is told by a `sample`, or by `model`, `input_tokens`, `output_tokens` and `request_bytes`. A
-    mean hides price tiers: half of the requests with 20,000 input tokens and half with 170,000 cost 3,186 USD a month
-    where their mean of 95,000 would cost 702 (claude-haiku-5-5, 100 an hour, 500 output tokens, sync lane), since its
-    tokens cost five times as much above 100,000. Then give a mapping, or a sample.
+    What requests are like is told by a `sample`, or by `model`, `mean_input_tokens` (or `input_lengths`),
+    `mean_output_tokens` and `request_bytes`. A mean hides price tiers: half of the requests with 20,000 input tokens
+    and half with 170,000 cost 3,186 USD a month where their mean of 95,000 would cost 702 (claude-haiku-5-5, 100 an
+    hour, 500 output tokens, sync lane), since its tokens cost five times as much above 100,000. Then give
+    `input_lengths`, or a sample.
 
     The nearest plan of one with violations is the first of these that has none: the same workload with a shorter
     interval (where `interval` was given); the shortest longer SLA, in whole minutes; the most arrivals, in whole
@@ -318,10 +322,11 @@ def plan_workload(
         sample: Requests such as will come; their tokens, sizes and models are counted from them, each with the same
             share. Output is what they expect (`expected_output_tokens`), else all of max_tokens. Whether one of them
             may go to a batch at all (`choose_lane`) is not asked.
-        input_tokens: Mean uncached input tokens PER REQUEST, or a mapping of such lengths to their shares (or counts).
-        output_tokens: Mean output tokens PER REQUEST.
-        cached_tokens: Mean input tokens PER REQUEST that are read from the cache, beside `input_tokens`. They cost less
-            and count in no rate limit.
+        mean_input_tokens: Mean uncached input tokens of one request.
+        input_lengths: Instead of the mean, lengths in uncached input tokens with their shares (or counts).
+        mean_output_tokens: Mean output tokens of one request.
+        mean_cached_tokens: Mean input tokens of one request that are read from the cache, beside the uncached ones.
+            They cost less and count in no rate limit.
         request_bytes: Mean encoded size of one request in a create call.
         model: An exact model id, for the prices.
         limits: What the account has free for this workload; None: the policy's, else the published limits of the
@@ -344,7 +349,7 @@ def plan_workload(
     """
     if burst == 0 and arrivals_per_hour == 0:
         raise InvalidValueError("arrivals_per_hour=0 and burst=0: nothing to plan; give one of them")
-    mix = _mix(sample, model, input_tokens, output_tokens, cached_tokens, request_bytes)
+    mix = _mix(sample, model, mean_input_tokens, input_lengths, mean_output_tokens, mean_cached_tokens, request_bytes)
     if limits is not None:
         check_limits(limits)
     queue = queue_limit(policy.limits if policy is not None and limits is None else limits)
@@ -359,8 +364,8 @@ def plan_workload(
         window=WINDOW if window is None else check_positive(window, "window"),
         rounds=check_whole(rounds, "rounds", 1),
         overhead=check_duration(overhead, "overhead"),
-        input_tokens=mix.input_tokens,
-        output_tokens=mix.output_tokens,
+        mean_input_tokens=mix.mean_input_tokens,
+        mean_output_tokens=mix.mean_output_tokens,
         request_bytes=mix.request_bytes,
         limits=limits or Limits.for_tier("start"),
         share=Fraction(1) if policy is None else FILLED,
@@ -386,9 +391,10 @@ class Workload(TypedDict, total=False):
 
     arrivals_per_hour: Number
     sample: Iterable[Request] | None
-    input_tokens: Number | Mapping[int, Number] | None
-    output_tokens: Number | None
-    cached_tokens: Number
+    mean_input_tokens: Number | None
+    input_lengths: Mapping[int, Number] | None
+    mean_output_tokens: Number | None
+    mean_cached_tokens: Number
     request_bytes: int | None
     model: str | None
     limits: Limits | None

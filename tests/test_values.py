@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -65,14 +65,17 @@ VALUES: dict[str, Callable[[], Any]] = {
         batches=(_running(),),
         suspended={bw.Lane.SYNC: "no credit"},
     ),
+    "Rates": lambda: bw.Rates(input=3, output="15", cache_read="0.3"),
     "Report": lambda: bw.Report(
         **{
             field.name: Decimal("1.5") if "Decimal" in str(field.type) else 1
             for field in bw.Report.__attrs_attrs__
-            if field.name not in {"cost_by_lane", "worst_lateness"}
+            if field.name not in {"cost_by_lane", "worst_lateness", "prices", "by_label"}
         },
         cost_by_lane={bw.Lane.SYNC: Decimal(1)},
         worst_lateness=HOUR,
+        prices={"genai-prices 1": date(2026, 11, 27)},
+        by_label={("team", "search"): Decimal("0.1")},
     ),
     "Request": lambda: bw.Request(params(), key="k", latency=30 * HOUR, tool_use="single", betas=["b"]),
     "Result": _result,

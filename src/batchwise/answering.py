@@ -124,6 +124,7 @@ def read_call(
         latency=latency,
         tool_use=tags.tool_use,
         betas=[beta for beta in betas if beta],
+        labels=tags.labels,
     )
     return Call(request, tags.job, bool(stream))
 

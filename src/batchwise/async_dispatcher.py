@@ -167,6 +167,7 @@ class AsyncDispatcher:
         stream: bool = False,
         expected_output_tokens: int | None = None,
         output_format: object = None,
+        labels: Mapping[str, str] | None = None,
         job: str | None = None,
     ) -> AsyncTicket:
         """Accept one request; durable when this returns. See `Dispatcher.dispatch`."""
@@ -178,6 +179,7 @@ class AsyncDispatcher:
             "stream": stream,
             "expected_output_tokens": expected_output_tokens,
             "output_format": output_format,
+            "labels": labels,
         }
         made = to_request(request, tags)
         self._deprecations.for_caller()([made.model])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .dispatcher import Dispatcher
@@ -54,6 +54,7 @@ def dispatch(
     stream: bool = False,
     expected_output_tokens: int | None = None,
     output_format: object = None,
+    labels: Mapping[str, str] | None = None,
     job: str | None = None,
 ) -> Ticket:
     """`Dispatcher.dispatch` on the process's default dispatcher, which is flushed and closed at exit."""
@@ -66,5 +67,6 @@ def dispatch(
         stream=stream,
         expected_output_tokens=expected_output_tokens,
         output_format=output_format,
+        labels=labels,
         job=job,
     )

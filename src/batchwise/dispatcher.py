@@ -106,6 +106,7 @@ class Dispatcher:
         stream: bool = False,
         expected_output_tokens: int | None = None,
         output_format: object = None,
+        labels: Mapping[str, str] | None = None,
         job: str | None = None,
     ) -> Ticket:
         """Accept one request; durable when this returns.
@@ -120,6 +121,7 @@ class Dispatcher:
             stream: The caller wants streaming.
             expected_output_tokens: The usual size of the answer.
             output_format: The answer keeps to this type's JSON schema; see `Request`.
+            labels: Who or what it is billed to, such as `{"team": "search"}`; see `Report.by_label`.
             job: The job to append it to.
 
         Raises:
@@ -138,6 +140,7 @@ class Dispatcher:
             "stream": stream,
             "expected_output_tokens": expected_output_tokens,
             "output_format": output_format,
+            "labels": labels,
         }
         made = to_request(request, tags)
         self._deprecations.for_caller()([made.model])

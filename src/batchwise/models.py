@@ -123,6 +123,9 @@ class Reason(str, Enum):
     HEDGED = "hedged"
 
 
+Labels = tuple[tuple[str, str], ...]
+"""A request's labels by name."""
+
 _E = TypeVar("_E", bound=Enum)
 _MOST = 10**12
 """Of whatever is counted, US dollars included: larger figures are slips, and too large for a database's integers."""
@@ -170,6 +173,28 @@ def _meant(value: object) -> str:
     number, unit = (known[1], known[2]) if known and not isinstance(value, bool) else ("30", "")
     words = next((word for word in ("seconds", "minutes", "days") if unit and word.startswith(unit)), "hours")
     return f"timedelta({words}={int(number) or 30})"
+
+
+_LABELS, _LABEL_LENGTH = 16, 128
+
+
+def to_labels(value: object) -> Labels:
+    """`value`, a mapping of names to values, as sorted pairs.
+
+    Raises:
+        InvalidValueError: It is none; or a name or a value is no text of 1 to 128 characters that can be seen.
+    """
+    if not isinstance(value, Mapping):
+        raise InvalidValueError(f"labels={shown(value)} is no mapping; give e.g. labels={{'team': 'search'}}")
+    if len(value) > _LABELS:
+        raise InvalidValueError(f"there are {len(value)} labels, more than {_LABELS}; a bill by name needs few")
+    for part in (*value, *value.values()):
+        if not isinstance(part, str) or not 1 <= len(part) <= _LABEL_LENGTH or not part.isprintable():
+            raise InvalidValueError(
+                f"{shown(part)} can be neither a label's name nor its value: text of 1 to {_LABEL_LENGTH} characters "
+                "that can be seen; give e.g. labels={'team': 'search'}"
+            )
+    return tuple(sorted(value.items()))
 
 
 def _positive(instance: object, attribute: attrs.Attribute[timedelta], value: timedelta) -> None:
@@ -636,6 +661,8 @@ class Report:
         input_tokens: All input tokens, cached ones included.
         prices: By which prices the ledger's answers were reckoned, each with the last day (UTC) on which it was: a
             release of genai-prices, the day on which its data were fetched, or Policy.prices before it.
+        by_label: What the requests with a label cost, by its name and value: `{("team", "search"): Decimal("1.20")}`.
+            One with several labels counts under each of them.
     """
 
     requests: int
@@ -653,3 +680,4 @@ class Report:
     cache_read_tokens: int
     input_tokens: int
     prices: Mapping[str, date] = attrs.field(factory=dict)
+    by_label: Mapping[tuple[str, str], Decimal] = attrs.field(factory=dict)

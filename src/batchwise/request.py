@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import attrs
 
@@ -13,7 +13,7 @@ from .encoding import bare, canonical, encode, is_omitted
 from .errors import InvalidRequestError, InvalidValueError, shown
 from .figures import check_whole
 from .jsontext import decode
-from .models import Latency, LatencyLike, LatencyTag, ToolUse, ToolUseLike, to_enum, to_latency
+from .models import Labels, Latency, LatencyLike, LatencyTag, ToolUse, ToolUseLike, to_enum, to_labels, to_latency
 from .output_format import asking_for, is_structured
 
 if TYPE_CHECKING:
@@ -188,6 +188,8 @@ class Request:
         output_format: The answer keeps to the JSON schema of this type: a pydantic model, or any type that pydantic's
             `TypeAdapter` takes. It is asked for as the SDK's `messages.parse` does, and becomes a part of the params;
             `Result.parse` reads the answer. One that was cut off fails with `truncated`.
+        labels: Who or what it is billed to, such as `{"team": "search"}`; see `Report.by_label`. No content: it is not
+            sent, and a key's first labels stand. Of each name a few values make sense, not one for each request.
 
     Raises:
         InvalidRequestError: A field is missing, malformed, or belongs elsewhere; the message says which and where.
@@ -201,6 +203,8 @@ class Request:
     body: bytes
     traits: Traits
     latency_tag: LatencyTag | None
+    label_pairs: ClassVar[Labels] = ()
+    """Most have none: only those that have some hold them."""
 
     def __init__(
         self,
@@ -213,6 +217,7 @@ class Request:
         stream: bool = False,
         expected_output_tokens: int | None = None,
         output_format: object = None,
+        labels: Mapping[str, str] | None = None,
         **others: Never,
     ) -> None:
         if others or params is _NO_PARAMS:
@@ -240,6 +245,7 @@ class Request:
             if expected_output_tokens is not None:
                 expected_output_tokens = check_whole(expected_output_tokens, "expected_output_tokens", 1)
                 _check_possible(expected_output_tokens, "expected_output_tokens")
+            pairs = to_labels(labels) if labels else ()
             traits = _traits(plain)
             if betas and (added := tuple(_added_tools(plain["messages"]))):
                 traits = traits._replace(tool_types=(*traits.tool_types, *added))
@@ -256,6 +262,8 @@ class Request:
         values["latency_tag"], values["tool_use"] = latency, tool_use
         values["betas"], values["stream"] = tuple(betas), stream
         values["expected_output_tokens"] = expected_output_tokens
+        if pairs:
+            values["label_pairs"] = pairs
 
     def keyed(self, key: str) -> Request:
         """The same request under another key.
@@ -281,6 +289,11 @@ class Request:
         return Latency.BLOCKING if self.latency_tag is None else self.latency_tag
 
     @property
+    def labels(self) -> dict[str, str]:
+        """Who or what it is billed to."""
+        return dict(self.label_pairs)
+
+    @property
     def params(self) -> dict[str, Any]:
         """The body, decoded anew on each access."""
         decoded: dict[str, Any] = decode(self.body)
@@ -297,7 +310,8 @@ class Request:
         return self.traits.max_tokens
 
     def _identity(self) -> tuple[object, ...]:
-        return self.digest, self.key, self.latency, self.tool_use, self.expected_output_tokens
+        tags = self.latency, self.tool_use, self.expected_output_tokens, self.label_pairs
+        return self.digest, self.key, *tags
 
     def __eq__(self, other: object) -> bool:
         return self._identity() == other._identity() if isinstance(other, Request) else NotImplemented

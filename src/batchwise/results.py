@@ -113,6 +113,11 @@ class Result:
         return self._row.cursor
 
     @property
+    def labels(self) -> dict[str, str]:
+        """The request's labels: who or what it is billed to."""
+        return dict(self._row.how.labels)
+
+    @property
     def raw(self) -> bytes:
         """The result as one line of JSON in the shape of a batch result, whatever the lane."""
         return one_line(self._row.line)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import attrs
 
-from .models import LatencyLike, LatencyTag, ToolUse, ToolUseLike, to_enum, to_latency
+from .models import LatencyLike, LatencyTag, ToolUse, ToolUseLike, to_enum, to_labels, to_latency
 from .request import check_key
 
 __all__ = ["Tags", "current_tags", "tags"]
@@ -18,6 +18,10 @@ def _to_tool_use(value: object) -> ToolUse:
     return to_enum(ToolUse, value, "tool_use")
 
 
+def _to_labels(value: object) -> Mapping[str, str]:
+    return dict(to_labels(value))
+
+
 @attrs.frozen(kw_only=True)
 class Tags:
     """Tags of a call; None where nothing was said."""
@@ -25,6 +29,7 @@ class Tags:
     latency: LatencyTag | None = attrs.field(default=None, converter=attrs.converters.optional(to_latency))
     key: str | None = attrs.field(default=None, converter=attrs.converters.optional(check_key))
     job: str | None = None
+    labels: Mapping[str, str] | None = attrs.field(default=None, converter=attrs.converters.optional(_to_labels))
     tool_use: ToolUse | None = attrs.field(default=None, converter=attrs.converters.optional(_to_tool_use))
 
     def over(self, outer: Tags) -> Tags:
@@ -49,6 +54,7 @@ def tags(
     key: str | None = None,
     job: str | None = None,
     tool_use: ToolUseLike | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """Give the calls made inside the block through a dispatcher's client these tags.
 
@@ -60,11 +66,12 @@ def tags(
         key: The caller's name for the call, unique within its job. A second call under it gets the same answer.
         job: The job that the calls are added to.
         tool_use: What the calls do with tools.
+        labels: Who or what they are billed to, such as `{"team": "search"}`; see `Report.by_label`.
 
     Raises:
         InvalidValueError: A tag is not one.
     """
-    given = Tags(latency=latency, key=key, job=job, tool_use=tool_use)
+    given = Tags(latency=latency, key=key, job=job, tool_use=tool_use, labels=labels)
     token = _current.set(given.over(_current.get()))
     try:
         yield

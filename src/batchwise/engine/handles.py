@@ -64,7 +64,7 @@ def to_request(request: Request | Params, tags: Mapping[str, Any]) -> Request:
     Raises:
         InvalidRequestError: It cannot be one, or tags were given beside a finished `Request`.
     """
-    given = {name: value for name, value in tags.items() if value not in (None, (), False)}
+    given = {name: value for name, value in tags.items() if value not in (None, (), False, {})}
     if isinstance(request, Request):
         if not given:
             return request
@@ -98,6 +98,7 @@ def retagged(request: Request, tags: Mapping[str, Any]) -> Request:
         "latency": request.latency_tag,
         "tool_use": request.tool_use,
         "expected_output_tokens": request.expected_output_tokens,
+        "labels": request.labels,
         **tags,
     }
     return Request(request.params, betas=request.betas, stream=request.stream, **merged)

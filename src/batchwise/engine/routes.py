@@ -96,6 +96,7 @@ class Router:
             stream=request.stream,
             tool_use=case.tool_use,
             structured=request.traits.structured,
+            labels=request.label_pairs,
             batch_only=bool(case.batch_only),
             reserve_each=each,
             reserve_per_byte=per_byte,
@@ -124,6 +125,7 @@ class Router:
             request.betas,
             request.stream,
             request.expected_output_tokens,
+            request.label_pairs,
             len(request.body) >> 10 if self._by_size else 0,
             self._policy.max_spend is not None
             and length_class(self._prices, request, self._models(request.model), at=now),

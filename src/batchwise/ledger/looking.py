@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
@@ -188,6 +189,7 @@ class Looking:
             settled_at=from_micros(how.settled_at),
             met=None if how.met is None else bool(how.met),
             betas=terms.betas,
+            labels=terms.labels,
         )
 
     def counts(self, *, job: int | None) -> Counts:
@@ -231,6 +233,10 @@ class Looking:
             ).fetchall()
             wastes = db.execute(f"SELECT wasted, doubles FROM waste{where}", values).fetchall()
             prices = meta.beginning(db, meta.PRICES)
+            labeled = db.execute(f"SELECT name, value, cost FROM label{where}", values).fetchall()
+        by_label = Counter[tuple[str, str]]()
+        for name, value, paid in labeled:
+            by_label[name, value] += int(paid)
         lanes, requests, *money, unpriced, met, missed, lateness, attempts, cached, tokens, refused = zip(
             *tallies, (0,) * 12, strict=True
         )
@@ -254,6 +260,7 @@ class Looking:
             cache_read_tokens=sum(cached),
             input_tokens=sum(tokens),
             prices={source: date.fromisoformat(day) for source, day in sorted(prices.items())},
+            by_label={label: paid * _PICO for label, paid in sorted(by_label.items())},
         )
 
     def history(self, *, limit: int = 1_000) -> Sequence[Sample]:

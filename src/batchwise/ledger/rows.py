@@ -104,6 +104,7 @@ def encode_terms(terms: Terms) -> bytes:
             "tool_use": terms.tool_use,
             "structured": terms.structured,
             "batch_only": terms.batch_only,
+            "labels": terms.labels,
             "adopted": terms.adopted,
             "reserve_each": terms.reserve_each,
             "reserve_per_byte": terms.reserve_per_byte,
@@ -126,6 +127,7 @@ def decode_terms(number: int, job: int, data: bytes) -> Terms:
         "refused_by": tuple(values["refused_by"]),
         "betas": tuple(values["betas"]),
         "tool_use": ToolUse(values["tool_use"]),
+        "labels": tuple((name, value) for name, value in values["labels"]),
     }
     return Terms(**values)
 
@@ -157,7 +159,8 @@ def merged(old: Terms, new: Terms, *, queued: bool) -> Terms | None:
     earlier = new.deadline is not None and (old.deadline is None or new.deadline < old.deadline)
     if old.lane is Lane.BATCH and (earlier or (new.blocking and queued)):
         reached = new.asking(old.asked)
-        result = attrs.evolve(reached, id=old.id, job=old.job, deadline=deadline, blocking=blocking)
+        reached = attrs.evolve(reached, id=old.id, job=old.job, labels=old.labels)
+        result = attrs.evolve(reached, deadline=deadline, blocking=blocking)
     elif old.lane is Lane.SYNC and (earlier or blocking != old.blocking):
         result = attrs.evolve(old, deadline=deadline, blocking=blocking)
     else:

@@ -36,6 +36,7 @@ _OPENING_PAUSE = 0.02
 # - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
 # - Sums of money are text, added up by `plus`: SQLite's integers end at 9.2 million USD in pico-USD, and then become
 #   floats without a word.
+# - `label` sums what settled requests cost by their labels, which their terms hold.
 # - `waste.unseen`: the most that possible doubles may have cost (pico-USD), which counts against a spend limit.
 # - `adopted`: the keys of a batch made elsewhere by their custom_ids, and which request each row was taken for (0: its
 #   row has not been seen). Gone when the batch is closed.
@@ -184,6 +185,13 @@ CREATE TABLE tally (
     input_tokens INTEGER NOT NULL DEFAULT 0,
     cache_tokens INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (job, lane, outcome)
+) WITHOUT ROWID;
+CREATE TABLE label (
+    job INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    cost TEXT NOT NULL,
+    PRIMARY KEY (job, name, value)
 ) WITHOUT ROWID;
 CREATE TABLE spend (minute INTEGER PRIMARY KEY, cost TEXT NOT NULL);
 CREATE TABLE waste (

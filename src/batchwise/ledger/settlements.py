@@ -41,6 +41,10 @@ ON CONFLICT (job, lane, outcome) DO UPDATE SET
     input_tokens = tally.input_tokens + excluded.input_tokens,
     cache_tokens = tally.cache_tokens + excluded.cache_tokens
 """
+_LABEL = """
+INSERT INTO label (job, name, value, cost) VALUES (?, ?, ?, ?)
+ON CONFLICT (job, name, value) DO UPDATE SET cost = plus(label.cost, excluded.cost)
+"""
 
 
 class _Kind(NamedTuple):
@@ -167,6 +171,8 @@ class Settlements:
             sum(cached),
         )
         db.execute(_TALLY, (job, lane, outcome, *tally))
+        for label in about.labels:
+            db.execute(_LABEL, (job, *label, str(paid)))
         self._books.spend(db, paid, now)
         self._books.note_prices(db, now)
         kept_for = about.reserve_each or about.reserve_per_byte  # nothing is, without a spend limit

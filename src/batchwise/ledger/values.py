@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import attrs
 
-from batchwise.models import Lane, Outcome, Status
+from batchwise.models import Labels, Lane, Outcome, Status
 from batchwise.planning.state import Terms
 
 __all__ = [
@@ -132,6 +132,7 @@ class Settled(NamedTuple):
     met: bool | None
     """What `met_deadline` said when they settled."""
     betas: tuple[str, ...]
+    labels: Labels = ()
     adopted: bool = False
     """Whether its batch was made elsewhere."""
 

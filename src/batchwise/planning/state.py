@@ -8,7 +8,7 @@ from enum import Enum
 
 import attrs
 
-from batchwise.models import Lane, Reason, ToolUse
+from batchwise.models import Labels, Lane, Reason, ToolUse
 
 from .capacity import Measured
 from .forecast import Forecast
@@ -45,6 +45,7 @@ class Terms:
         tool_use: What it does with tools.
         structured: Its answer has to keep to a JSON schema.
         batch_only: No sync rescue exists.
+        labels: Who or what one of these is billed to.
         adopted: It was sent by others: its body is not in the ledger, so it cannot be sent again.
         reserve_each: pico-USD kept for one of these until it settles; 0 without a spend limit.
         reserve_per_byte: The same for each byte of its body.
@@ -70,6 +71,7 @@ class Terms:
     tool_use: ToolUse = ToolUse.NONE
     structured: bool = False
     batch_only: bool = False
+    labels: Labels = ()
     adopted: bool = False
     reserve_each: int = 0
     reserve_per_byte: int = 0

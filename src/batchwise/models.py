@@ -399,8 +399,9 @@ class Policy:
         delay_cost_per_hour: What an hour of waiting costs, in USD a request. A request goes to a batch if that is
             cheaper when it is sent at once; then it waits for others no longer than it pays.
         zero_data_retention: The organisation has zero data retention, which batches are not covered by.
-        max_attempts: How often a request may be tried, over both lanes. Where a deadline can still be met, the last
-            attempt is the sync lane's.
+        max_attempts: How often a request may be tried, over both lanes. Where a deadline can still be met, batches
+            leave an attempt to the sync lane, calls alone count there, and the deadline alone ends what the API
+            refuses for load or was never sent.
         max_spend: USD that the ledger's work may cost at most; None: no cap.
         max_spend_period: The cap counts what settled within this time, and all that is unsettled; None: the
             ledger's life.

@@ -14,7 +14,7 @@ import pytest
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.roll import Answer, Roll
-from batchwise.ledger.values import Cap, Settled
+from batchwise.ledger.values import Cap, Claim, Settled
 from batchwise.models import Lane, Outcome, Policy
 from batchwise.planning.capacity import Measured
 from batchwise.planning.custom_ids import new_nonce, sealer
@@ -802,6 +802,30 @@ def test_failed_tries_are_noted(world: World) -> None:
     assert after is not None
     assert after.attempts == 1
     assert world.ledger.report(job=0).possible_doubles == 1
+
+
+def test_calls_are_told_from_what_batches_used_up(world: World) -> None:
+    row = world.accept("a", NIGHTLY).row
+
+    def claim() -> Claim:
+        (claimed,) = world.ledger.claim(row.terms.id, 1, run=world.run, now=NOW)
+        return claimed
+
+    first = world.opened()
+    world.ledger.requeue([row.id], lane=BATCH, costs_attempt=True, now=NOW, batch=first.id)
+    batch = world.opened()
+    world.ledger.requeue([row.id], lane=SYNC, costs_attempt=True, now=NOW, batch=batch.id)
+    first = claim()
+    assert (first.attempts, first.calls) == (2, 0)
+    world.ledger.note_attempt(row.id, run=world.run, costs_attempt=True, doubtful=False, now=NOW)
+    world.ledger.requeue([row.id], lane=SYNC, costs_attempt=True, now=NOW)
+    again = claim()
+    assert (again.attempts, again.calls) == (4, 2)
+    world.ledger.settle([settlement(row.id, Outcome.FAILED, lane=SYNC)], now=NOW)
+    world.ledger.reopen(job=0, outcomes=[Outcome.FAILED], now=NOW)
+    (group,) = world.ledger.snapshot().batch_queue
+    (renewed,) = world.ledger.claim(group.terms.id, 1, run=world.run, now=NOW, any_lane=True)
+    assert (renewed.attempts, renewed.calls) == (0, 0)
 
 
 def test_a_refusal_is_kept_with_the_body_that_goes_on_after_it(world: World) -> None:

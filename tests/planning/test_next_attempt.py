@@ -1,4 +1,4 @@
-"""Where a request goes on that its batch gave no answer."""
+"""What a try without an answer costs, and where its request goes on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.strategies import HOUR, NOW
 
 from batchwise.models import Lane, Policy, Reason
-from batchwise.planning.rescue import next_attempt
+from batchwise.planning.attempts import call_costs, may_call_again, next_attempt
 from batchwise.planning.state import Terms
 
 FLEXIBLE = Terms(lane=Lane.BATCH, reason=Reason.LATENCY_TOLERANT, model="m", max_tokens=9, output_tokens=9)
@@ -71,3 +71,41 @@ def test_batches_never_end_a_request_that_can_be_rescued(
 def test_max_attempts_bounds_batches_without_a_deadline() -> None:
     found = [after(attempts, FLEXIBLE, policy=Policy(max_attempts=2)) for attempts in range(3)]
     assert found == [(Lane.BATCH, True), None, None]
+
+
+@pytest.mark.parametrize(
+    ("terms", "hours", "attempts", "calls", "expected"),
+    [
+        (WEEK, 48, 2, 0, True),
+        (WEEK, 48, 4, 2, True),  # batches used up two
+        (WEEK, 48, 5, 3, False),
+        (WEEK, 168, 4, 2, False),  # too late
+        (attrs.evolve(WEEK, batch_only=True), 48, 4, 2, False),
+        (FLEXIBLE, 48, 2, 1, True),
+        (FLEXIBLE, 48, 3, 1, False),
+    ],
+)
+def test_calls_alone_count_while_the_deadline_can_be_met(
+    terms: Terms, hours: int, attempts: int, calls: int, expected: bool
+) -> None:
+    now = NOW + hours * HOUR
+    assert may_call_again(terms, attempts=attempts, calls=calls, now=now, policy=THREE) is expected
+
+
+@pytest.mark.parametrize(
+    ("terms", "unpaid", "refused", "costs", "expected"),
+    [
+        (WEEK, 0, False, True, True),
+        (WEEK, 1_000, True, True, False),
+        (WEEK, 1_000, False, True, False),
+        (attrs.evolve(WEEK, deadline=NOW), 1, False, True, True),
+        (FLEXIBLE, 40, True, True, False),
+        (FLEXIBLE, 41, True, True, True),
+        (FLEXIBLE, 1, False, True, True),
+        (FLEXIBLE, 0, False, False, False),
+    ],
+)
+def test_what_is_not_paid_costs_nothing_while_the_deadline_can_be_met(
+    terms: Terms, unpaid: int, refused: bool, costs: bool, expected: bool
+) -> None:
+    assert call_costs(terms, NOW, unpaid=unpaid, refused=refused, costs=costs) is expected

@@ -14,6 +14,7 @@ from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import Reply
 from batchwise.ledger.values import Claim, Settlement
 from batchwise.models import Lane, Outcome, ResultError
+from batchwise.planning.attempts import call_costs, may_call_again
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.outcomes import (
     UNAFFORDABLE,
@@ -40,8 +41,6 @@ _log = logging.getLogger("batchwise")
 _ZERO = timedelta(0)
 _CALLING = "calling"
 """Under which name it is noted that the sync lane does not answer."""
-_PATIENCE = 40
-"""How many refusals for load (429, 529) one request sits out before they cost it attempts."""
 
 
 def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
@@ -80,10 +79,9 @@ def _broke(engine: Engine, ticked: Ticked, claim: Claim, error: Exception) -> Pr
     if not claim.durable:
         return
     _log.error("batchwise: a call failed within batchwise; its request is tried again or fails", exc_info=error)
-    attempts = claim.attempts + 1
-    if attempts < engine.policy.max_attempts:
-        again = claim._replace(attempts=attempts, accepting=None)
-        yield from _again(engine, ticked, again, engine.backoff(attempts), costs=True, doubtful=True)
+    again = _tried(claim, costs=True)
+    if _may_call(engine, again):
+        yield from _again(engine, ticked, again, engine.backoff(again.attempts), costs=True, doubtful=True)
         return
     yield from _settle(engine, ticked, _failed_within(engine, claim, error))
 
@@ -131,7 +129,7 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         workspace = reply.workspace
         yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace), sure=True)
         engine.greeted = True
-    engine.failures.pop(_refusals(claim), None)
+    engine.failures.pop(_unpaid(claim), None)
     if news:
         yield from _tell(engine, answered=True)
     yield from _tell_pace(engine, claim)
@@ -140,7 +138,7 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
 
 def _fall_back(engine: Engine, ticked: Ticked, claim: Claim, refusal: bytes) -> Procedure[None]:
     """Ask the next model. The refusal is paid, so it is durable first."""
-    again = claim._replace(attempts=claim.attempts + 1, accepting=None)
+    again = _tried(claim, costs=True)
     yield from _again(engine, ticked, again, timedelta(0), costs=True, doubtful=False, turn=refusal)
 
 
@@ -207,9 +205,20 @@ def _tell_pace(engine: Engine, claim: Claim) -> Procedure[None]:
         yield from store(lambda: engine.ledger.note_lane(name, measured))
 
 
-def _refusals(claim: Claim) -> str:
-    """Under which name it is counted how often a request was refused for load."""
-    return f"refused {claim.id}"
+def _unpaid(claim: Claim) -> str:
+    """Under which name it is counted how often a request was refused for load, or not even sent."""
+    return f"unpaid {claim.id}"
+
+
+def _tried(claim: Claim, *, costs: bool) -> Claim:
+    """The claim after a try, which counts among its attempts or does not."""
+    return claim._replace(attempts=claim.attempts + costs, calls=claim.calls + costs, accepting=None)
+
+
+def _may_call(engine: Engine, claim: Claim) -> bool:
+    return may_call_again(
+        claim.terms, attempts=claim.attempts, calls=claim.calls, now=engine.now(), policy=engine.policy
+    )
 
 
 def _failure(
@@ -234,24 +243,24 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> 
     if ruling.verdict is Verdict.SUSPEND:
         yield from _suspend(engine, ticked, claim, ruling)
         return
-    costs = ruling.costs_attempt
-    refusals = 0
-    if refusal is not None:
-        refusals = engine.failures[_refusals(claim)] = engine.failures[_refusals(claim)] + 1
-        costs = refusals > _PATIENCE
-    attempts = claim.attempts + (1 if costs else 0)
+    unpaid = 0
+    if refusal is not None or not error.fault.request_sent:
+        unpaid = engine.failures[_unpaid(claim)] = engine.failures[_unpaid(claim)] + 1
+    costs = call_costs(
+        claim.terms, engine.now(), unpaid=unpaid, refused=refusal is not None, costs=ruling.costs_attempt
+    )
+    again = _tried(claim, costs=costs)
     if refusal is None:
-        wait = ruling.wait or engine.backoff(attempts)
+        wait = ruling.wait or engine.backoff(max(again.attempts, unpaid))
     elif refusal is Refusal.OVERLOADED:  # it says nothing of our pace: the call alone waits
-        wait = max(ruling.wait or _ZERO, engine.patience(refusals))
+        wait = max(ruling.wait or _ZERO, engine.patience(unpaid))
     else:
         wait = _ZERO  # the lane pauses as long as it has to
-    if ruling.verdict is Verdict.RETRY and attempts < engine.policy.max_attempts:
-        again = claim._replace(attempts=attempts)
+    if ruling.verdict is Verdict.RETRY and _may_call(engine, again):
         engine.setbacks.refused(_CALLING, "calling the sync lane", error.fault, max(wait, ruling.wait or _ZERO))
         yield from _again(engine, ticked, again, wait, costs=costs, doubtful=ruling.doubtful)
         return
-    engine.failures.pop(_refusals(claim), None)
+    engine.failures.pop(_unpaid(claim), None)
     outcome = ruling.outcome or Outcome.FAILED
     reason = ruling.error or ResultError("unknown_error", "the API gave no reason", retryable=True)
     end = _failure(engine, claim, outcome, reason, error)
@@ -298,8 +307,7 @@ def _again(
 
 def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling) -> Procedure[None]:
     """No call can succeed now: this one is queued again and the lane rests until `resume` or a restart."""
-    attempts = claim.attempts + (1 if ruling.costs_attempt else 0)
-    if attempts >= engine.policy.max_attempts and ruling.error is not None:
+    if not _may_call(engine, _tried(claim, costs=ruling.costs_attempt)) and ruling.error is not None:
         yield from _settle(engine, ticked, _failure(engine, claim, Outcome.FAILED, ruling.error))
         return
     waiting = engine.queue.drain()

@@ -23,6 +23,7 @@ from batchwise.ledger.beside import Beside
 from batchwise.ledger.roll import Answer
 from batchwise.ledger.values import Member, Settlement
 from batchwise.models import Lane, Outcome, ResultError
+from batchwise.planning.attempts import next_attempt
 from batchwise.planning.custom_ids import opener
 from batchwise.planning.outcomes import (
     CUTS,
@@ -36,7 +37,6 @@ from batchwise.planning.outcomes import (
     rule_row,
     stop_sign,
 )
-from batchwise.planning.rescue import next_attempt
 from batchwise.planning.state import BatchView
 from batchwise.planning.turns import next_call, received, usage_of
 

@@ -57,7 +57,7 @@ class Claims:
             if row is None or row.status != IN_FLIGHT or row.lane != SYNC or row.run != run:
                 return False
             if costs_attempt:
-                db.execute("UPDATE request SET attempts = attempts + 1 WHERE id = ?", (request,))
+                db.execute("UPDATE request SET attempts = attempts + 1, calls = calls + 1 WHERE id = ?", (request,))
             if doubtful:
                 terms = self._records.terms(db, row.terms)
                 self._books.check_again(db, cap, most_again(terms, 1, row.size, before=SYNC, lane=SYNC))
@@ -96,6 +96,7 @@ class Claims:
                     body,
                     row.attempts,
                     self._records.turns(db, row.id),
+                    calls=row.calls,
                 )
             )
         return claims

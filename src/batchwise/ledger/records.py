@@ -46,7 +46,7 @@ BEHIND = "r.seq BETWEEN CASE WHEN s.first > ? THEN s.first ELSE ? + 1 END AND s.
 _SELECT_ROWS = (
     f"SELECT q.id, q.job, q.size, q.terms, {LANE_NOW}, {STATUS_NOW}, "
     "CASE WHEN q.status = 1 AND q.lane = 1 THEN q.batch ELSE 0 END, "
-    f"q.batch, q.run, {ATTEMPTS_NOW}, r.seq, q.abandoned FROM {REQUESTS} WHERE q.id"
+    f"q.batch, q.run, {ATTEMPTS_NOW}, r.seq, q.abandoned, q.calls FROM {REQUESTS} WHERE q.id"
 )
 _SELECT_KEYS = "SELECT id, key FROM request WHERE id"
 _LAST_REQUEST, _LAST_RESULT = (
@@ -82,6 +82,8 @@ class Row(NamedTuple):
     attempts: int
     result: int | None
     abandoned: int
+    calls: int
+    """How many of its attempts were calls on the sync lane."""
 
 
 class Settling(NamedTuple):

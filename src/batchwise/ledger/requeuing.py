@@ -17,7 +17,7 @@ from .batches import Batches
 from .books import Books, Moves, Place, most_again, place_of, reserve
 from .database import Connection, Database
 from .records import BEHIND, CHUNK, IN_BATCH, RESULTS_BEHIND, Records, Row, settled_in
-from .rows import BATCH, IN_FLIGHT, LANE_CODES, OUTCOME_CODES, QUEUED
+from .rows import BATCH, IN_FLIGHT, LANE_CODES, OUTCOME_CODES, QUEUED, SYNC
 from .values import Cap
 
 __all__ = ["Requeuing"]
@@ -95,8 +95,8 @@ class Requeuing:
             moves.add(place_of(row), -1, -row.size)
             moves.add(Place(terms, lane, QUEUED, 0), 1, size, flush=True)  # it has waited its interval
         db.executemany(
-            "UPDATE request SET status = 0, lane = ?, attempts = attempts + ? WHERE id = ?",
-            [(lane, costs_attempt, row.id) for row in rows],
+            "UPDATE request SET status = 0, lane = ?, attempts = attempts + ?, calls = calls + ? WHERE id = ?",
+            [(lane, costs_attempt, costs_attempt and row.lane == SYNC, row.id) for row in rows],
         )
         moves.book()
 
@@ -265,7 +265,8 @@ class Requeuing:
         self._forget_result(db, row)
         size = self._forget_turns(db, row)
         db.execute(
-            "UPDATE request SET terms = ?, lane = ?, status = 0, run = ?, attempts = 0, abandoned = 0 WHERE id = ?",
+            "UPDATE request SET terms = ?, lane = ?, status = 0, run = ?, attempts = 0, calls = 0, abandoned = 0 "
+            "WHERE id = ?",
             (number, lane, run, row.id),
         )
         moves.add(Place(number, lane, QUEUED, 0), 1, size, flush=flush)

@@ -80,6 +80,8 @@ class Claim(NamedTuple):
 
     Until then its call may be prepared, but nothing of it may be sent, and the ledger must not be asked about it.
     """
+    calls: int = 0
+    """How many of its attempts were calls."""
 
     @property
     def durable(self) -> bool:

@@ -9,10 +9,10 @@ from operator import attrgetter
 
 import attrs
 
-from batchwise.models import Lane, Policy, Reason
+from batchwise.models import Policy, Reason
 
 from .capacity import FILLED, Capacity
-from .reserve import margin_of, reserve_for
+from .reserve import margin_of
 from .schedule import Cohort, latest_starts, servable, work
 from .state import BatchView, Group, Snapshot, Terms
 
@@ -24,7 +24,6 @@ __all__ = [
     "groups_of",
     "is_hedged",
     "models_of",
-    "next_attempt",
 ]
 
 _ZERO = timedelta(0)
@@ -35,39 +34,6 @@ _CALM = Fraction(70, 100)
 def is_hedged(terms: Terms, policy: Policy) -> bool:
     """Whether its batch may be broken off before its window is over."""
     return policy.hedge or terms.reason is Reason.HEDGED
-
-
-def next_attempt(
-    terms: Terms, attempts: int, now: datetime, policy: Policy, *, costs: bool, sync_works: bool
-) -> tuple[Lane, bool] | None:
-    """Where a request goes on that its batch gave no answer: another batch if the time allows one, else the sync lane.
-
-    The last attempt that a deadline needs belongs to the sync lane: batches leave it there, and one that had no other
-    attempt does not use it up.
-
-    Args:
-        terms: The request's terms.
-        attempts: What it has used up before.
-        now: The moment.
-        policy: The rules' figures.
-        costs: Whether this try counts among its attempts.
-        sync_works: Whether the sync lane takes work now.
-
-    Returns:
-        The lane, and whether the try counts; None: no attempt is left, or it was adopted, so it ends.
-    """
-    if terms.adopted:
-        return None
-    spent = attempts + costs
-    due = None if terms.batch_only else terms.deadline
-    if spent >= policy.max_attempts:
-        return (Lane.SYNC, False) if due is not None and due > now else None
-    if due is None:
-        return Lane.BATCH, costs
-    left = due - now
-    fits = left >= policy.window + reserve_for(policy, left - policy.window)
-    last = costs and spent == policy.max_attempts - 1
-    return (Lane.BATCH if fits and not (last and sync_works) else Lane.SYNC), costs
 
 
 def _rescuable(group: Group) -> bool:

@@ -1,0 +1,84 @@
+"""What a try without an answer costs its request, and where that goes on: another batch, another call, or its end."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from batchwise.models import Lane, Policy
+
+from .reserve import reserve_for
+from .state import Terms
+
+__all__ = ["call_costs", "may_call_again", "next_attempt"]
+
+_PATIENCE = 40
+"""How many refusals for load (429, 529) a request without a deadline sits out before they cost it attempts."""
+
+
+def _may_meet(terms: Terms, now: datetime) -> bool:
+    """Whether its deadline can still be met on the sync lane."""
+    return terms.deadline is not None and not terms.batch_only and terms.deadline > now
+
+
+def next_attempt(
+    terms: Terms, attempts: int, now: datetime, policy: Policy, *, costs: bool, sync_works: bool
+) -> tuple[Lane, bool] | None:
+    """Where a request goes on that its batch gave no answer: another batch if the time allows one, else the sync lane.
+
+    Batches leave an attempt to the sync lane where a deadline needs it, and one that had no other does not use it up.
+
+    Args:
+        terms: The request's terms.
+        attempts: What it has used up before.
+        now: The moment.
+        policy: The rules' figures.
+        costs: Whether this try counts among its attempts.
+        sync_works: Whether the sync lane takes work now.
+
+    Returns:
+        The lane, and whether the try counts; None: no attempt is left, or it was adopted, so it ends.
+    """
+    if terms.adopted:
+        return None
+    spent = attempts + costs
+    due = None if terms.batch_only else terms.deadline
+    if spent >= policy.max_attempts:
+        return (Lane.SYNC, False) if _may_meet(terms, now) else None
+    if due is None:
+        return Lane.BATCH, costs
+    left = due - now
+    fits = left >= policy.window + reserve_for(policy, left - policy.window)
+    last = costs and spent == policy.max_attempts - 1
+    return (Lane.BATCH if fits and not (last and sync_works) else Lane.SYNC), costs
+
+
+def may_call_again(terms: Terms, *, attempts: int, calls: int, now: datetime, policy: Policy) -> bool:
+    """Whether a request whose call failed may be called again.
+
+    What batches used up tells nothing of the sync lane: where its deadline can still be met, calls alone count.
+
+    Args:
+        terms: The request's terms.
+        attempts: What it has used up, with this call if that counts.
+        calls: How many of these were calls.
+        now: The moment.
+        policy: The rules' figures.
+    """
+    return (calls if _may_meet(terms, now) else attempts) < policy.max_attempts
+
+
+def call_costs(terms: Terms, now: datetime, *, unpaid: int, refused: bool, costs: bool) -> bool:
+    """Whether a failed call counts among its request's attempts.
+
+    The deadline alone ends what the API refuses for load, or was never sent: that is not paid.
+
+    Args:
+        terms: The request's terms.
+        now: The moment.
+        unpaid: How many of its calls were refused for load or never sent, this one included; 0: this one was neither.
+        refused: Whether it was refused for load.
+        costs: Whether a failure of its kind counts.
+    """
+    if unpaid and _may_meet(terms, now):
+        return False
+    return unpaid > _PATIENCE if refused else costs

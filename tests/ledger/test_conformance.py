@@ -811,10 +811,8 @@ def test_calls_are_told_from_what_batches_used_up(world: World) -> None:
         (claimed,) = world.ledger.claim(row.terms.id, 1, run=world.run, now=NOW)
         return claimed
 
-    first = world.opened()
-    world.ledger.requeue([row.id], lane=BATCH, costs_attempt=True, now=NOW, batch=first.id)
-    batch = world.opened()
-    world.ledger.requeue([row.id], lane=SYNC, costs_attempt=True, now=NOW, batch=batch.id)
+    for lane in (BATCH, SYNC):
+        world.ledger.requeue([row.id], lane=lane, costs_attempt=True, now=NOW, batch=world.opened().id)
     first = claim()
     assert (first.attempts, first.calls) == (2, 0)
     world.ledger.note_attempt(row.id, run=world.run, costs_attempt=True, doubtful=False, now=NOW)

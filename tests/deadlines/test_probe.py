@@ -90,7 +90,7 @@ def test_being_held_back_says_nothing_of_the_lane(world: World) -> None:
 @MOMENTS
 def test_what_another_process_heard_counts(world: World, moment_of: str) -> None:
     stuck(world, moment_of, after=-7 * MINUTE)
-    world.ledger.note_call(now=world.now() + 5 * MINUTE, answered=True)
+    world.ledger.note(sync_answered_at=world.now() + 5 * MINUTE)
     world.pass_time(20 * MINUTE)
     assert world.api.batches[0].cancel_at is not None
     assert (world.ledger.report(job=None).met, world.ledger.report(job=None).possible_doubles) == (10, 0)

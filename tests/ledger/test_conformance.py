@@ -624,7 +624,7 @@ def test_what_a_cancelled_batch_teaches(world: World) -> None:
     world.accept("a")
     batch = world.opened()
     world.ledger.settle([settlement(1)], now=NOW, batch=batch.id)
-    world.ledger.note_clock(timedelta(minutes=5))
+    world.ledger.note(clock_offset=timedelta(minutes=5))
     cancel_at = NOW + HOUR - timedelta(minutes=5)
     world.ledger.update_batch(
         attrs.evolve(batch, state=BatchState.CLOSED, cancel_at=cancel_at, ended_at=NOW + 2 * HOUR)
@@ -1218,11 +1218,9 @@ def test_numbers_of_what_was_purged_are_not_given_again(world: World) -> None:
 
 
 def test_lanes_are_suspended_and_resumed(world: World) -> None:
-    world.ledger.suspend(SYNC, "monthly cap\n", now=NOW)
-    world.ledger.suspend(BATCH, "key revoked", now=NOW)
+    world.ledger.suspend(SYNC, "monthly cap\n")
+    world.ledger.suspend(BATCH, "key revoked")
     assert world.ledger.snapshot().suspended == {SYNC: "monthly cap\n", BATCH: "key revoked"}
-    world.ledger.resume(SYNC)
-    assert world.ledger.snapshot().suspended == {BATCH: "key revoked"}
     world.ledger.resume()
     assert world.ledger.snapshot().suspended == {}
 
@@ -1233,7 +1231,6 @@ def test_failures_are_counted_until_a_batch_is_created_or_the_lane_is_resumed_af
     assert note("create", now=NOW + HOUR) == (2, NOW)
     assert note("full", now=NOW + HOUR) == (1, NOW + HOUR)
     world.ledger.resume(afresh=False)
-    world.ledger.resume(SYNC)
     assert note("create", now=NOW + HOUR) == (3, NOW)
     world.ledger.resume()
     assert note("create", now=NOW + HOUR) == (1, NOW + HOUR)
@@ -1247,19 +1244,20 @@ def test_failures_are_counted_until_a_batch_is_created_or_the_lane_is_resumed_af
 
 
 def test_pause_and_pass(world: World) -> None:
-    world.ledger.pause_batches(NOW + HOUR)
+    world.ledger.note(batch_paused_until=NOW + HOUR)
+    world.ledger.note()
     assert world.ledger.snapshot().batch_paused_until == NOW + HOUR
-    world.ledger.pause_batches(None)
-    assert world.ledger.snapshot().batch_paused_until is None
     assert world.ledger.snapshot().sizes == Sizes()
     for sizes in (Sizes(largest=7, room=50_000), Sizes(portion=1), Sizes()):
-        world.ledger.note_sizes(sizes)
+        world.ledger.resize(lambda _before, after=sizes: after)
         assert world.ledger.snapshot().sizes == sizes
-    world.ledger.note_clock(timedelta(seconds=-30))
+    world.ledger.resize(lambda before: before.full(10))
+    assert world.ledger.snapshot().sizes == Sizes(room=5)
+    world.ledger.note(clock_offset=timedelta(seconds=-30))
     assert world.ledger.snapshot().clock_offset == timedelta(seconds=-30)
     assert (world.ledger.snapshot().sync_answered_at, world.ledger.snapshot().sync_failed_at) == (None, None)
-    world.ledger.note_call(now=NOW, answered=True)
-    world.ledger.note_call(now=NOW + HOUR, answered=False)
+    world.ledger.note(sync_answered_at=NOW)
+    world.ledger.note(sync_failed_at=NOW + HOUR)
     assert (world.ledger.snapshot().sync_answered_at, world.ledger.snapshot().sync_failed_at) == (NOW, NOW + HOUR)
     assert world.ledger.note_advance(now=NOW) is None
     assert world.ledger.note_advance(now=NOW + HOUR) == HOUR
@@ -1269,9 +1267,8 @@ def test_how_the_sync_lane_does_is_known_by_class_of_models(world: World) -> Non
     assert world.ledger.snapshot().measured == {}
     slow = Measured(at=NOW, share=0.25, requests_per_minute=50, output_tokens_per_minute=8_000)
     unlimited = Measured(at=NOW + MINUTE)
-    for name in ("claude-haiku-4-5", "*"):
-        world.ledger.note_lane(name, unlimited)
-    world.ledger.note_lane("claude-haiku-4-5", slow)
+    world.ledger.note(measured=dict.fromkeys(("claude-haiku-4-5", "*"), unlimited))
+    world.ledger.note(measured={"claude-haiku-4-5": slow})
     assert world.ledger.snapshot().measured == {"claude-haiku-4-5": slow, "*": unlimited}
     assert world.ledger.snapshot().sync_answered_at is None
 
@@ -1296,9 +1293,7 @@ def test_what_is_believed_is_stored(world: World) -> None:
     batch = world.opened()
     ledger.requeue(numbers[:1], lane=Lane.BATCH, costs_attempt=False, now=NOW + DAY)
     ledger.update_batch(attrs.evolve(batch, sealed_at=NOW + DAY, polled_at=NOW + DAY, groups=()))
-    ledger.pause_batches(NOW + DAY)
-    ledger.note_call(now=NOW + DAY, answered=True)
-    ledger.note_call(now=NOW + DAY + MINUTE, answered=False)
+    ledger.note(batch_paused_until=NOW + DAY, sync_answered_at=NOW + DAY, sync_failed_at=NOW + DAY + MINUTE)
     known = ledger.snapshot()
     right = believed(known, NOW, policy)
     for view, was in zip(right.batches, known.batches, strict=True):

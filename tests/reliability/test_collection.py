@@ -479,7 +479,7 @@ def test_a_stop_sign_is_obeyed_for_all_rows_or_none_when_the_process_dies(
         world.pass_time(HOUR)
     world.crash(done=False)
     world.engine.plan()  # a new process takes the lanes up again
-    world.ledger.suspend(bw.Lane.BATCH, "lest it send them again", now=world.now())
+    world.ledger.suspend(bw.Lane.BATCH, "lest it send them again")
     world.pass_time(HOUR)
     world.check()
     assert not world.seen, "requests failed for what is not their fault"
@@ -490,7 +490,7 @@ def test_a_paid_row_of_a_request_that_left_is_used_if_nothing_else_ended_it(requ
     request.addfinalizer(world.close)
     (batch,) = world.ledger.snapshot().batches
     world.ledger.unseal(batch.id, lane=bw.Lane.SYNC, now=world.now(), keep=True, doubtful=True)
-    world.ledger.suspend(bw.Lane.SYNC, "as if it could not run now", now=world.now())
+    world.ledger.suspend(bw.Lane.SYNC, "as if it could not run now")
     finish(world)
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert world.api.sync.total() == 0

@@ -136,8 +136,8 @@ def test_requests_that_are_all_refused_alike_suspend_the_lane(world: World) -> N
     ("fault", "rests"),
     [
         ("401", "suspend"),
-        ("queue", "pause_batches"),
-        ("unconnected", "pause_batches"),
+        ("queue", "note"),
+        ("unconnected", "note"),
         ("400", "suspend"),
         ("dropped before", "suspend"),
     ],
@@ -360,7 +360,7 @@ def test_a_sealed_batch_of_a_dead_process_is_queued_again_even_while_the_lane_re
     assert view(world).state is BatchState.SEALED
     world.crash(done=False)
     world.engine.plan()  # a new process takes the lanes up again
-    world.ledger.suspend(bw.Lane.BATCH, "as if", now=world.now())
+    world.ledger.suspend(bw.Lane.BATCH, "as if")
     world.run()
     snapshot = world.ledger.snapshot()
     assert (snapshot.batches, [group.requests for group in snapshot.batch_queue]) == ((), [6])

@@ -194,7 +194,8 @@ def _finish(engine: Engine, ticked: Ticked) -> None:
 
 def _tell(engine: Engine, *, answered: bool) -> Procedure[None]:
     """Let whoever plans know how the lane does."""
-    yield from store(lambda: engine.ledger.note_call(now=engine.now(), answered=answered))
+    note, now = engine.ledger.note, engine.now()
+    yield from store(lambda: note(sync_answered_at=now) if answered else note(sync_failed_at=now))
 
 
 def _tell_pace(engine: Engine, claim: Claim) -> Procedure[None]:
@@ -202,7 +203,7 @@ def _tell_pace(engine: Engine, claim: Claim) -> Procedure[None]:
     news = engine.paced(claim.terms.model)
     if news is not None:
         name, measured = news
-        yield from store(lambda: engine.ledger.note_lane(name, measured))
+        yield from store(lambda: engine.ledger.note(measured={name: measured}))
 
 
 def _unpaid(claim: Claim) -> str:
@@ -313,7 +314,7 @@ def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling) -> Pr
     waiting = engine.queue.drain()
 
     def rest() -> None:
-        engine.ledger.suspend(Lane.SYNC, ruling.reason or "the API refuses all work", now=engine.now())
+        engine.ledger.suspend(Lane.SYNC, ruling.reason or "the API refuses all work")
         engine.give_back([claim], costs_attempt=ruling.costs_attempt)
         engine.give_back(waiting)
 

@@ -112,7 +112,7 @@ def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView
     state = states[info.status]
     now = engine.now()
     if info.server_time is not None:
-        engine.ledger.note_clock(info.server_time - now)
+        engine.ledger.note(clock_offset=info.server_time - now)
     engine.ledger.update_batch(
         attrs.evolve(
             batch,
@@ -202,7 +202,7 @@ def _again(engine: Engine, batch: BatchView, words: str, reason: str | None = No
         )
     if reason is not None:
         told = reason
-        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, told, now=engine.now()))
+        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, told))
 
 
 def _gone(kind: str, words: str, *, verdict: Verdict) -> Ruling:

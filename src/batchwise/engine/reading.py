@@ -272,7 +272,7 @@ class Reader:
             return missing
         stop = None if self.batch.adopted else stop_sign(self._kinds, self.batch.requests)
         if stop is not None:  # first: what is queued while the lane takes work is sent again at once
-            self.engine.ledger.suspend(Lane.BATCH, stop, now=self.engine.now())
+            self.engine.ledger.suspend(Lane.BATCH, stop)
         self._let_go(forgiven=stop is not None, doubtful=doubtful)
         return self._missing()
 

@@ -134,7 +134,7 @@ def learn_from(engine: Engine, told: Listing | BatchInfo) -> None:
     engine.ledger.bind(endpoint=engine.endpoint, workspace=told.workspace)
     engine.greeted = True
     if told.server_time is not None:
-        engine.ledger.note_clock(told.server_time - engine.now())
+        engine.ledger.note(clock_offset=told.server_time - engine.now())
 
 
 def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
@@ -175,10 +175,7 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
 
 def _resize(engine: Engine, batch: BatchView, because: Callable[[Sizes, int], Sizes]) -> None:
     """Remember what became of a create of so many: it tells how many the next may have, in whatever process."""
-    before = engine.ledger.snapshot().sizes
-    after = because(before, batch.requests)
-    if after != before:
-        engine.ledger.note_sizes(after)
+    engine.ledger.resize(lambda sizes: because(sizes, batch.requests))
 
 
 def record_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
@@ -269,7 +266,7 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
                 f"{refused.times} requests in a row were refused, each alone in its batch, the last with "
                 f"{ruling.error.type}: {ruling.error.message}; mend what the requests share, then resume()"
             )
-            yield from store(lambda: ledger.suspend(Lane.BATCH, reason, now=engine.now()))
+            yield from store(lambda: ledger.suspend(Lane.BATCH, reason))
     engine.settled((yield from store(fail)))
 
 
@@ -294,10 +291,10 @@ def _trouble(engine: Engine, fault: Fault, ruling: CreateRuling, *, smaller: boo
     if reason is None:
         pause = min(wait, longest_pause(engine.policy))
         engine.setbacks.refused(_SENDING, "sending a batch", fault, pause)
-        yield from store(lambda: engine.ledger.pause_batches(engine.now() + pause))
+        yield from store(lambda: engine.ledger.note(batch_paused_until=engine.now() + pause))
     else:
         engine.setbacks.mended(_SENDING)  # what is to be done about it says the suspended lane
-        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason, now=engine.now()))
+        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason))
 
 
 def reseal(engine: Engine, batch: BatchView) -> Procedure[None]:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import orjson
 
 from batchwise.errors import LedgerError, printable
 from batchwise.planning.packing import telling_count
-from batchwise.planning.state import BatchState, BatchView
+from batchwise.planning.state import BatchState, BatchView, Group
 
 from . import meta, transitions
 from .books import Books, Place
@@ -145,9 +145,9 @@ class Batches:
             row = db.execute(f"{_LIVE} AND id = ?", (batch,)).fetchone()
             return None if row is None else self._view(db, row)
 
-    def views(self, db: Connection) -> tuple[BatchView, ...]:
-        """All batches that are not over."""
-        return tuple(self._view(db, row) for row in db.execute(f"{_LIVE} ORDER BY id").fetchall())
+    def views(self, db: Connection, groups: Callable[[int], Sequence[Group]]) -> tuple[BatchView, ...]:
+        """All batches that are not over; `groups` gives the groups of a batch."""
+        return tuple(view_of(row, tuple(groups(row[0]))) for row in db.execute(f"{_LIVE} ORDER BY id"))
 
     def _view(self, db: Connection, row: Sequence[Any]) -> BatchView:
         return view_of(row, tuple(group for _, group in self._books.groups(db, "batch = ?", (row[0],))))

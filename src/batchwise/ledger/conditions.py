@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 import attrs
 import orjson
@@ -70,11 +72,18 @@ class Conditions:
             )
             return None
 
-    def suspend(self, lane: Lane, reason: str, *, now: datetime) -> None:
+    def suspend(self, lane: Lane, reason: str) -> None:
         """No more work for this lane until `resume`."""
         with self._database.write("suspend") as db:
             meta.put(db, f"suspended:{lane.value}", reason)
-            meta.put(db, f"suspended_at:{lane.value}", str(micros(now)))
+
+    def resume(self, *, afresh: bool = True) -> None:
+        """Both lanes take work again; `afresh`: failures of the batch lane are counted anew."""
+        with self._database.write("resume") as db:
+            if afresh:
+                meta.forget_failures(db)
+            for lane in Lane:
+                meta.put(db, f"suspended:{lane.value}", None)
 
     def note_failure(self, name: str, *, now: datetime) -> Streak:
         """Count a failure of the batch lane; returns how often it has been noted since a batch was created."""
@@ -83,15 +92,6 @@ class Conditions:
             since = min(since, micros(now))
             meta.put(db, f"{meta.FAILURES}{name}", f"{times + 1} {since}")
         return Streak(times + 1, from_micros(since))
-
-    def resume(self, lane: Lane | None = None, *, afresh: bool = True) -> None:
-        """The lane (None: both) takes work again; `afresh`: its failures are counted anew."""
-        with self._database.write("resume") as db:
-            if afresh and lane is not Lane.SYNC:
-                meta.forget_failures(db)
-            for each in Lane if lane is None else (lane,):
-                meta.put(db, f"suspended:{each.value}", None)
-                meta.put(db, f"suspended_at:{each.value}", None)
 
     def note_advance(self, *, now: datetime) -> timedelta | None:
         """Remember that a pass began now; returns the time since the one before.
@@ -113,7 +113,7 @@ class Conditions:
         """
         with self._database.write("set_right") as db:
             for name, moment, last in (
-                ("paused_until", right.batch_paused_until, latest),
+                ("batch_paused_until", right.batch_paused_until, latest),
                 ("sync_answered_at", right.sync_answered_at, now),
                 ("sync_failed_at", right.sync_failed_at, now),
             ):
@@ -121,27 +121,35 @@ class Conditions:
                     meta.put(db, name, None if moment is None else str(micros(moment)))
             db.execute("UPDATE cohort SET since = ? WHERE since > ?", (micros(now), micros(now)))
 
-    def pause_batches(self, until: datetime | None) -> None:
-        """The account's queue is full until then."""
-        with self._database.write("pause_batches") as db:
-            meta.put(db, "paused_until", None if until is None else str(micros(until)))
+    def note(
+        self,
+        *,
+        clock_offset: timedelta | None = None,
+        batch_paused_until: datetime | None = None,
+        sync_answered_at: datetime | None = None,
+        sync_failed_at: datetime | None = None,
+        measured: Mapping[str, Measured] = MappingProxyType({}),
+    ) -> None:
+        """Remember what was learnt of the API and the lanes, under the names that a snapshot has for it.
 
-    def note_sizes(self, sizes: Sizes) -> None:
-        """Remember how many requests a batch may have from now on."""
-        with self._database.write("note_sizes") as db:
+        What is None, or not among `measured`, stays as it was.
+        """
+        moments = {
+            "batch_paused_until": batch_paused_until,
+            "sync_answered_at": sync_answered_at,
+            "sync_failed_at": sync_failed_at,
+        }
+        with self._database.write("note", quiet=batch_paused_until is None) as db:
+            if clock_offset is not None:
+                meta.put(db, "clock_offset", str(clock_offset // timedelta(microseconds=1)))
+            for name, moment in moments.items():
+                if moment is not None:
+                    meta.put(db, name, str(micros(moment)))
+            for name, pace in measured.items():
+                meta.put(db, f"{meta.MEASURED}{name}", encode_measured(pace))
+
+    def resize(self, because: Callable[[Sizes], Sizes]) -> None:
+        """Remember how many requests a batch may have from now on; `because` makes that of what it was before."""
+        with self._database.write("resize") as db:
+            sizes = because(meta.sizes(db))
             meta.put(db, "sizes", orjson.dumps(attrs.asdict(sizes)).decode())
-
-    def note_clock(self, offset: timedelta) -> None:
-        """Remember the server's clock minus ours."""
-        with self._database.write("note_clock", quiet=True) as db:
-            meta.put(db, "clock_offset", str(offset // timedelta(microseconds=1)))
-
-    def note_call(self, *, now: datetime, answered: bool) -> None:
-        """The sync lane answered a call, or refused it for good or did not answer."""
-        with self._database.write("note_call", quiet=True) as db:
-            meta.put(db, "sync_answered_at" if answered else "sync_failed_at", str(micros(now)))
-
-    def note_lane(self, name: str, measured: Measured) -> None:
-        """Remember how the sync lane does for a class of models."""
-        with self._database.write("note_lane", quiet=True) as db:
-            meta.put(db, f"{meta.MEASURED}{name}", encode_measured(measured))

@@ -10,12 +10,9 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
-import orjson
-
 from batchwise.models import Lane, Outcome, Report, Status
 from batchwise.planning.forecast import Sample
-from batchwise.planning.packing import Sizes
-from batchwise.planning.state import Snapshot
+from batchwise.planning.state import Group, Snapshot
 
 from . import meta
 from .batches import Batches
@@ -40,6 +37,7 @@ from .rows import (
     OUTCOMES,
     QUEUED,
     STATUSES,
+    SYNC,
     decode_key,
     decode_measured,
     encode_key,
@@ -85,25 +83,24 @@ class Looking:
         The forecast is the prior: what `history` teaches depends on the policy's window, unknown here.
         """
         with self._database.read() as db:
-            groups = self._books.groups(db, "TRUE")
-            batches = self._batches.views(db)
-            offset, paused = meta.get(db, "clock_offset"), meta.get(db, "paused_until")
+            places: dict[tuple[int, int, int], list[Group]] = {}
+            for place, group in self._books.groups(db, "TRUE"):
+                places.setdefault((place.lane, place.status, place.batch), []).append(group)
+            batches = self._batches.views(db, lambda batch: places.get((BATCH, IN_FLIGHT, batch), ()))
+            offset, paused = meta.get(db, "clock_offset"), meta.get(db, "batch_paused_until")
             answered, failed = meta.get(db, "sync_answered_at"), meta.get(db, "sync_failed_at")
-            advanced, sizes = meta.get(db, "advanced_at"), meta.get(db, "sizes")
+            advanced, sizes = meta.get(db, "advanced_at"), meta.sizes(db)
             measured = {name: decode_measured(value) for name, value in meta.beginning(db, meta.MEASURED).items()}
             suspended = {lane: reason for lane in LANES if (reason := meta.get(db, f"suspended:{lane.value}"))}
-        by_place: dict[tuple[int, int], list[Any]] = {(lane, status): [] for lane in (0, 1) for status in (0, 1)}
-        for place, group in groups:
-            by_place[place.lane, place.status].append(group)
         return Snapshot(
-            batch_queue=tuple(by_place[BATCH, QUEUED]),
-            sync_queue=tuple(by_place[0, QUEUED]),
-            sync_running=tuple(by_place[0, IN_FLIGHT]),
+            batch_queue=tuple(places.get((BATCH, QUEUED, 0), ())),
+            sync_queue=tuple(places.get((SYNC, QUEUED, 0), ())),
+            sync_running=tuple(places.get((SYNC, IN_FLIGHT, 0), ())),
             batches=batches,
             suspended=suspended,
             clock_offset=timedelta(microseconds=int(offset or 0)),
             batch_paused_until=from_micros(int(paused)) if paused else None,
-            sizes=Sizes(**orjson.loads(sizes or "{}")),
+            sizes=sizes,
             leased=self._lease.held,
             sync_answered_at=from_micros(int(answered)) if answered else None,
             sync_failed_at=from_micros(int(failed)) if failed else None,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import orjson
+
+from batchwise.planning.packing import Sizes
+
 from .database import Connection
 
-__all__ = ["FAILURES", "MEASURED", "POLICY", "PRICES", "beginning", "forget_failures", "get", "put"]
+__all__ = ["FAILURES", "MEASURED", "POLICY", "PRICES", "beginning", "forget_failures", "get", "put", "sizes"]
 
 FAILURES = "failures:"
 """Before the names of what `note_failure` counts."""
 MEASURED = "measured:"
-"""Before the names of the classes of models of which `note_lane` says how the sync lane does."""
+"""Before the names of the classes of models of which is known how the sync lane does."""
 
 POLICY = "policy"
 """The name of the policy under which work was last accepted."""
@@ -45,3 +49,8 @@ def put(db: Connection, name: str, value: str | None) -> None:
 def forget_failures(db: Connection) -> None:
     """A batch was created: failures of the batch lane are counted anew."""
     db.execute("DELETE FROM meta WHERE substr(name, 1, ?) = ?", (len(FAILURES), FAILURES))
+
+
+def sizes(db: Connection) -> Sizes:
+    """How many requests a batch may have."""
+    return Sizes(**orjson.loads(get(db, "sizes") or "{}"))

@@ -38,6 +38,8 @@ _ALONE = (
 )
 _BETWEEN = ("anthropic", "httpx2", "asyncio", "trio", "anyio")
 """What may stand between the user's line and a transport."""
+_RAW_RESPONSE = "x-stainless-raw-response"
+"""Asks the SDK that sends a request for another type of answer. It has done so by then."""
 _HOP_BY_HOP = frozenset({"connection", "content-length", "host", "transfer-encoding"})
 
 
@@ -188,7 +190,7 @@ def _timeout(request: httpx2.Request) -> float | None:
 
 def _options(request: httpx2.Request) -> dict[str, Any]:
     """How the dispatcher's own client sends a request on."""
-    headers = {name: value for name, value in request.headers.items() if name not in _HOP_BY_HOP}
+    headers = {n: v for n, v in request.headers.items() if n not in {_RAW_RESPONSE, *_HOP_BY_HOP}}
     options: dict[str, Any] = {"headers": headers}
     limits = request.extensions.get("timeout") or {}
     if any(value is not None for value in limits.values()):

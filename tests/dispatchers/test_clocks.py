@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from typing import Any
 
 from batchwise import Lane, Latency
 from batchwise.engine import passes
 from tests.strategies import params
 
-from .world import HOURS_30, World, many
+from .world import HOURS_30, World, clock_of, many
 
 HOUR = timedelta(hours=1)
-
-
-def clock_of(d: Any) -> Callable[[timedelta], None]:
-    """Put a wall clock of its own under a dispatcher; what it gives steps this clock."""
-    skew = [timedelta(0)]
-    d._engine.now = lambda: datetime.now(timezone.utc) + skew[0]
-
-    def step(by: timedelta) -> None:
-        skew[0] += by
-
-    return step
 
 
 async def test_what_falls_due_while_the_machine_sleeps_is_seen_within_a_second(world: World):

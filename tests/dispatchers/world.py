@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from inspect import isawaitable
 from pathlib import Path
 from textwrap import dedent
@@ -188,6 +188,27 @@ class Async(Colour):
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
+
+
+def front(dispatcher: Any, **tags: Any) -> Any:
+    """The SDK's client in front of a dispatcher, of its colour; `got` waits for what its methods give."""
+    return (dispatcher._inner if isinstance(dispatcher, _Facade) else dispatcher).client(**tags)
+
+
+async def got(value: Any) -> Any:
+    """What a method of the SDK gives, in either colour."""
+    return await value if isawaitable(value) else value
+
+
+def clock_of(dispatcher: Any) -> Callable[[timedelta], None]:
+    """Put a wall clock of its own under a dispatcher; what it gives steps this clock."""
+    skew = [timedelta(0)]
+    dispatcher._engine.now = lambda: datetime.now(timezone.utc) + skew[0]
+
+    def step(by: timedelta) -> None:
+        skew[0] += by
+
+    return step
 
 
 class SlowToLearn(SqliteLedger):

@@ -37,6 +37,7 @@ CONTRACT = {
     "LaneSuspendedError",
     "Latency",
     "LedgerError",
+    "LedgerNotFoundError",
     "Limits",
     "NoCronExpressionError",
     "Outcome",

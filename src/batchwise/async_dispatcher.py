@@ -268,6 +268,11 @@ class AsyncDispatcher:
         self._driver.check()
         return AsyncJob(self._driver, name, await self._driver.in_thread(self._engine.job_number, name))
 
+    async def jobs(self) -> list[AsyncJob]:
+        """All jobs that have a name, in the order of their beginning."""
+        self._driver.check()
+        return [await self.job(name) for name in await self._driver.in_thread(self._ledger.jobs) if name is not None]
+
     async def ticket(self, key: str, *, job: str | None = None) -> AsyncTicket:
         """A request by its key. See `Dispatcher.ticket`."""
         self._driver.check()

@@ -249,6 +249,11 @@ class Dispatcher:
         self._driver.check()
         return Job(self._driver, name, self._engine.job_number(name))
 
+    def jobs(self) -> list[Job]:
+        """All jobs that have a name, in the order of their beginning."""
+        self._driver.check()
+        return [self.job(name) for name in self._ledger.jobs() if name is not None]
+
     def ticket(self, key: str, *, job: str | None = None) -> Ticket:
         """A request by its key.
 

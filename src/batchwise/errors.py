@@ -23,6 +23,7 @@ __all__ = [
     "KeyConflictError",
     "LaneSuspendedError",
     "LedgerError",
+    "LedgerNotFoundError",
     "NoCronExpressionError",
     "RequestFailedError",
     "RequestTooLargeError",
@@ -150,6 +151,10 @@ class LedgerError(BatchwiseError):
     def __init__(self, message: str | None = None, *, passing: bool = False) -> None:
         super().__init__(message)
         self.passing = passing
+
+
+class LedgerNotFoundError(LedgerError, LookupError):
+    """There is no ledger where one has to be. Nothing was made."""
 
 
 class ClosedDispatcherError(BatchwiseError):

@@ -199,6 +199,7 @@ def threads(ledger: Ledger) -> None:
         job.retry(outcomes=[bw.Outcome.FAILED])
 
         assert_type(d.job("nightly"), bw.Job)
+        assert_type(d.jobs(), list[bw.Job])
         assert_type(d.ticket("a", job="nightly"), bw.Ticket)
         assert_type(d.results(job="nightly", after=12), Iterator[bw.Result])
         look_over(d.advance(), d.report())
@@ -233,6 +234,7 @@ async def tasks(ledger: Ledger) -> None:
         await job.retry(outcomes=[bw.Outcome.EXPIRED, bw.Outcome.CANCELED])
 
         assert_type(await d.job("nightly"), bw.AsyncJob)
+        assert_type(await d.jobs(), list[bw.AsyncJob])
         assert_type(await d.ticket("a"), bw.AsyncTicket)
         async for result in d.results(after=0):
             look_at(result)
@@ -266,6 +268,7 @@ def errors(ticket: bw.Ticket) -> None:
         bw.KeyConflictError,
         bw.LaneSuspendedError,
         bw.LedgerError,
+        bw.LedgerNotFoundError,
         bw.RequestTooLargeError,
         bw.ResultTimeoutError,
         bw.SpendLimitError,

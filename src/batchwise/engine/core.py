@@ -74,7 +74,7 @@ class Engine:
     Args:
         ledger: The durable record.
         policy: The rules' figures; None: those under which the ledger's work was last accepted, else the defaults.
-        endpoint: The client's base URL, which the ledger is bound to.
+        endpoint: The client's base URL, which the ledger is bound to; None: it is only looked at, and not changed.
         now: The clock; injected by tests that run in virtual time.
     """
 
@@ -83,10 +83,10 @@ class Engine:
         ledger: Ledger,
         policy: Policy | None,
         *,
-        endpoint: str,
+        endpoint: str | None,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
-        self.ledger, self.endpoint, self.now = ledger, endpoint, now
+        self.ledger, self.endpoint, self.now = ledger, endpoint or "", now
         kept = ledger.kept_policy()
         self._untold = None if policy == kept else policy
         """The policy that the ledger has to be told once work is accepted under it."""
@@ -102,9 +102,11 @@ class Engine:
         self.waits = Waits(policy.linger)
         self.setbacks = Setbacks(now)
         self.on_settled: Callable[[Sequence[int]], None] = lambda _requests: None
-        self.claimed = ledger.bind(endpoint=endpoint, workspace=None)
-        self.run = ledger.start_run(pid=os.getpid(), now=self.now())
-        ledger.recover(now=self.now(), cap=self.cap())
+        self.claimed, self.run = False, 0
+        if endpoint is not None:
+            self.claimed = ledger.bind(endpoint=endpoint, workspace=None)
+            self.run = ledger.start_run(pid=os.getpid(), now=self.now())
+            ledger.recover(now=self.now(), cap=self.cap())
         self.rested, self._rising = True, threading.Lock()
         """Whether nobody has worked on with it yet; see `rise`."""
         self.failures: Counter[str] = Counter()

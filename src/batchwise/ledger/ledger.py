@@ -123,6 +123,7 @@ class Ledger:
     accept = _by("_accepting", Accepting.accept)
     intake = _by("_intakes", Intakes.intake)
     job_id = _by("_looking", Looking.job_id)
+    jobs = _by("_looking", Looking.jobs)
 
     # -- looking ----------------------------------------------------------------------------------------------------
 

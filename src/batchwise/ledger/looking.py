@@ -72,6 +72,30 @@ class Looking:
             row = db.execute("SELECT id FROM job WHERE name = ? AND visible = 1", (encode_key(name),)).fetchone()
             return None if row is None else int(row[0])
 
+    def jobs(self) -> dict[str | None, Counts]:
+        """How many requests of each job are where, in the order of the jobs' beginning; None: those without a job."""
+        with self._database.read() as db:
+            names = dict(db.execute("SELECT id, name FROM job WHERE visible = 1 ORDER BY id").fetchall())
+            unsettled = db.execute(
+                "SELECT t.job, c.lane, c.status, sum(c.requests) FROM cohort c JOIN terms t ON t.id = c.terms "
+                "GROUP BY t.job, c.lane, c.status"
+            ).fetchall()
+            settled = db.execute(
+                "SELECT job, lane, outcome, sum(requests - purged) FROM tally GROUP BY job, lane, outcome"
+            ).fetchall()
+        found: dict[int, dict[tuple[Lane, Status, Outcome | None], int]] = {job: {} for job in names}
+        for job, lane, status, count in unsettled:
+            if job in found and count:
+                found[job][LANES[lane], STATUSES[status], None] = count
+        for job, lane, outcome, count in settled:
+            if job in found and count:
+                found[job][LANES[lane], Status.SETTLED, OUTCOMES[outcome]] = count
+        return {
+            None if names[job] is None else decode_key(names[job]): Counts(by)
+            for job, by in found.items()
+            if by or names[job] is not None
+        }
+
     def marks(self) -> tuple[int, int]:
         """The last request's number and the last result's cursor; 0 where there is none."""
         with self._database.read() as db:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from batchwise.errors import LedgerError
+from batchwise.errors import LedgerNotFoundError
 
 from .files import path_of
 from .ledger import Ledger
@@ -41,7 +41,8 @@ def open_ledger(spec: str | os.PathLike[str] | Ledger | None = None, *, must_exi
 
     Raises:
         InvalidValueError: It is no path.
-        LedgerError: The file cannot be used, or does not exist and has to.
+        LedgerError: The file cannot be used.
+        LedgerNotFoundError: It does not exist and has to.
     """
     if isinstance(spec, Ledger):
         return spec
@@ -57,6 +58,6 @@ def open_ledger(spec: str | os.PathLike[str] | Ledger | None = None, *, must_exi
 
 def _check_exists(path: str) -> None:
     if path != ":memory:" and not Path(path).exists():
-        raise LedgerError(
+        raise LedgerNotFoundError(
             f"there is no ledger {path}; nothing was made. Name another with --ledger or $BATCHWISE_LEDGER"
         )

@@ -1,0 +1,133 @@
+"""What a verb answers: text for people, one JSON object for programs, and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from decimal import Decimal
+from enum import Enum, IntEnum
+from typing import Any
+
+import attrs
+import orjson
+
+from batchwise.errors import (
+    BatchwiseError,
+    InfeasibleSLAError,
+    InvalidRequestError,
+    InvalidValueError,
+    JobNotFoundError,
+    LaneSuspendedError,
+    LedgerNotFoundError,
+    TicketNotFoundError,
+)
+from batchwise.models import Progress
+
+__all__ = ["Answer", "Exit", "as_json", "code_of", "note", "plain", "tell"]
+
+
+class Exit(IntEnum):
+    """The exit codes."""
+
+    DONE = 0
+    ERROR = 1
+    """It could not be done; the reason is on stderr."""
+    USAGE = 2
+    """The command line, or the policy's file, is wrong; the reason is on stderr."""
+    SUSPENDED = 3
+    """A lane is suspended: the API refuses work until somebody mends the cause."""
+    AT_RISK = 4
+    """Deadlines are at risk or overdue."""
+    NOT_FOUND = 5
+    """There is no such ledger, job or request."""
+    INTERRUPTED = 130
+    """Ctrl-C; all that was accepted is in the ledger."""
+
+
+@attrs.frozen
+class Answer:
+    """What a verb found.
+
+    Attributes:
+        text: For people.
+        values: For programs, as `plain` makes them.
+        code: The exit code.
+    """
+
+    text: str
+    values: Mapping[str, Any]
+    code: int = Exit.DONE
+
+
+_CODES: tuple[tuple[type[BaseException], Exit], ...] = (
+    (LedgerNotFoundError, Exit.NOT_FOUND),
+    (JobNotFoundError, Exit.NOT_FOUND),
+    (TicketNotFoundError, Exit.NOT_FOUND),
+    (LaneSuspendedError, Exit.SUSPENDED),
+    (InvalidRequestError, Exit.ERROR),
+    (InfeasibleSLAError, Exit.ERROR),
+    (InvalidValueError, Exit.USAGE),
+    (KeyboardInterrupt, Exit.INTERRUPTED),
+)
+
+
+def code_of(found: Progress | BaseException) -> Exit:
+    """The exit code that says how work stands, or what went wrong."""
+    if isinstance(found, Progress):
+        if found.suspended:
+            return Exit.SUSPENDED
+        return Exit.AT_RISK if found.at_risk else Exit.DONE
+    return next((code for kind, code in _CODES if isinstance(found, kind)), Exit.ERROR)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: fields by their names, moments in ISO 8601, durations in seconds, money as text."""
+    if isinstance(value, Progress):
+        return {**_fields(value), "settled": value.settled, "done": value.done}
+    if attrs.has(type(value)):
+        return _fields(value)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, Mapping):
+        return {plain(name): plain(each) for name, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, (tuple, list)) else value
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
+
+
+def as_json(verb: str, code: int, values: Mapping[str, Any]) -> str:
+    """The one shape of all verbs: `{"command": ..., "exit_code": ..., ...}`."""
+    return orjson.dumps({"command": verb, "exit_code": int(code), **values}).decode()
+
+
+def note(words: str) -> None:
+    """Say something beside the answer."""
+    sys.stderr.write(f"batchwise: {words}\n")
+    sys.stderr.flush()
+
+
+def tell(verb: str, ask: Callable[[], Answer], *, json: bool) -> int:
+    """Print what a verb answers, or why it cannot; returns the exit code."""
+    try:
+        answer = ask()
+    except (BatchwiseError, KeyboardInterrupt) as error:
+        words, code = str(error) or "interrupted", code_of(error)
+        note(words)
+        if json:
+            failed = {"error": {"type": type(error).__name__, "message": words}}
+            sys.stdout.write(f"{as_json(verb, code, failed)}\n")
+        return code
+    text = as_json(verb, answer.code, answer.values) if json else answer.text
+    if text:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    return answer.code

@@ -1,0 +1,219 @@
+"""The command line as typer sees it: options and help. What the verbs do is in `verbs`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Optional
+
+import typer
+
+from batchwise.errors import BatchwiseError
+from batchwise.models import Outcome
+
+from . import verbs
+from .answers import Answer, Exit, note, tell
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="batchwise",
+    help="Half-price Claude batches that keep deadlines: submit, watch, collect.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain text, the same wherever it is read
+    pretty_exceptions_enable=False,  # with the values of variables: prompts
+)
+
+
+def _option(*names: str, help: str, metavar: str | None = None) -> Any:  # noqa: A002  # typer's word
+    return typer.Option(*names, metavar=metavar, help=help, show_default=False)
+
+
+def _argument(*, help: str, metavar: str) -> Any:  # noqa: A002
+    return typer.Argument(metavar=metavar, help=help, show_default=False)
+
+
+_Text = Optional[str]  # typer reads it at run time, on Python 3.10 too
+Ledger = Annotated[
+    _Text,
+    _option(metavar="PATH", help="The ledger. Default: $BATCHWISE_LEDGER, else .batchwise/ledger.db."),
+]
+PolicyFile = Annotated[
+    _Text,
+    _option(
+        "--policy",
+        metavar="FILE.toml",
+        help="The policy. Default: the one that the ledger keeps, else the usual figures.",
+    ),
+]
+Json = Annotated[bool, _option("--json", help="Print one JSON object.")]
+Job = Annotated[str, _argument(metavar="JOB", help="The job's name.")]
+MaybeJob = Annotated[_Text, _argument(metavar="JOB", help="The job's name; left out: all work.")]
+Watch = Annotated[bool, _option("--watch", help="Go on until all is settled.")]
+
+
+def _answer(verb: str, ask: Callable[[], Answer], *, json: bool) -> None:
+    raise typer.Exit(tell(verb, ask, json=json))
+
+
+@app.command()
+def status(job: MaybeJob = None, *, ledger: Ledger = None, policy: PolicyFile = None, json: Json = False) -> None:
+    """Say where the work stands. Sends nothing, changes nothing."""
+    _answer("status", lambda: verbs.status(job, ledger=ledger, policy=policy), json=json)
+
+
+@app.command()
+def progress(
+    *,
+    job: Annotated[_Text, _option(metavar="JOB", help="Of this job only.")] = None,
+    ledger: Ledger = None,
+    policy: PolicyFile = None,
+    json: Json = False,
+) -> None:
+    """Say where the work stands, as `status` does; there without the extra `cli`, too."""
+    _answer("progress", lambda: verbs.status(job, ledger=ledger, policy=policy), json=json)
+
+
+@app.command()
+def jobs(*, ledger: Ledger = None, json: Json = False) -> None:
+    """List the jobs, and how far each is."""
+    _answer("jobs", lambda: verbs.jobs(ledger=ledger), json=json)
+
+
+@app.command()
+def report(job: MaybeJob = None, *, ledger: Ledger = None, json: Json = False) -> None:
+    """Say what the work has cost and saved, and which deadlines were met."""
+    _answer("report", lambda: verbs.report(job, ledger=ledger), json=json)
+
+
+@app.command()
+def advance(*, watch: Watch = False, ledger: Ledger = None, policy: PolicyFile = None, json: Json = False) -> None:
+    """Do all that is due (submit, poll, collect, rescue), and exit. For cron."""
+    if watch:
+        _answer("advance", lambda: verbs.advance_on(ledger=ledger, policy=policy), json=json)
+    _answer("advance", lambda: verbs.advance(ledger=ledger, policy=policy), json=json)
+
+
+@app.command()
+def cancel(
+    job: MaybeJob = None,
+    *,
+    key: Annotated[_Text, _option(metavar="KEY", help="One request of it, by its key.")] = None,
+    everything: Annotated[bool, _option("--all", help="All that is unsettled.")] = False,
+    ledger: Ledger = None,
+    policy: PolicyFile = None,
+    json: Json = False,
+) -> None:
+    """Cancel a job, one request, or all that is unsettled. What a batch has finished is delivered all the same."""
+    _answer(
+        "cancel",
+        lambda: verbs.cancel(job, key=key, everything=everything, ledger=ledger, policy=policy),
+        json=json,
+    )
+
+
+@app.command()
+def retry(
+    job: Job,
+    *,
+    only: Annotated[
+        Optional[list[Outcome]],
+        _option(metavar="OUTCOME", help="Those that ended so; repeatable. Default: failed, expired, canceled."),
+    ] = None,
+    ledger: Ledger = None,
+    policy: PolicyFile = None,
+    json: Json = False,
+) -> None:
+    """Queue requests of a job anew that have no answer, and submit them."""
+    _answer("retry", lambda: verbs.retry(job, outcomes=only, ledger=ledger, policy=policy), json=json)
+
+
+@app.command()
+def resume(*, ledger: Ledger = None, json: Json = False) -> None:
+    """Let suspended lanes take work again, once the cause is mended. The next run sends it."""
+    _answer("resume", lambda: verbs.resume(ledger=ledger), json=json)
+
+
+@app.command()
+def purge(
+    *,
+    before: Annotated[
+        str,
+        _option(metavar="WHEN", help="A moment (2026-11-30T08:00Z), or how long ago (30d)."),
+    ],
+    ledger: Ledger = None,
+    json: Json = False,
+) -> None:
+    """Delete what settled before then, prompts and results included."""
+    _answer("purge", lambda: verbs.purge(before, ledger=ledger), json=json)
+
+
+@app.command()
+def cadence(
+    sla: Annotated[str, _argument(metavar="SLA", help="From dispatch to deadline: 30h, 2d, 1d12h.")],
+    *,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Batches that a request may go through.")] = 1,
+    policy: PolicyFile = None,
+    json: Json = False,
+) -> None:
+    """Say how often to submit, and to look, so that an SLA is kept."""
+    _answer("cadence", lambda: verbs.cadence(sla, rounds=rounds, policy=policy), json=json)
+
+
+@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def sandbox(context: typer.Context) -> None:
+    """Run a server that imitates the API, until Ctrl-C. `batchwise sandbox --help` lists its options."""
+    from batchwise.sandbox.__main__ import main as serve
+
+    raise typer.Exit(serve(list(context.args)))
+
+
+@app.command()
+def gateway(
+    *,
+    host: Annotated[str, typer.Option(metavar="HOST", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", help="The port; 0 takes a free one.")] = 8787,
+    within: Annotated[
+        str, typer.Option(metavar="TIME", help="How long a call can wait that does not say so: 30h, flexible, now.")
+    ] = "now",
+    job: Annotated[_Text, _option(metavar="JOB", help="The job of calls that name none.")] = None,
+    token: Annotated[_Text, _option(metavar="SECRET", help="What callers have to give as their API key.")] = None,
+    ledger: Ledger = None,
+    policy: PolicyFile = None,
+) -> None:
+    """Answer other programs as the Messages API does, on this machine. Needs the extra `gateway`."""
+    raise typer.Exit(_serve(host=host, port=port, job=job, ledger=ledger, token=token, within=within, policy=policy))
+
+
+def _serve(*, within: str, policy: Optional[str], **told: object) -> int:
+    try:
+        from batchwise.gateway import serve
+        from batchwise.gateway import within as to_latency
+    except ImportError as error:
+        note(f"the gateway needs {error.name}; install batchwise-claude[gateway]")
+        return Exit.ERROR
+    import asyncio
+
+    from batchwise.models import Policy
+
+    def started(url: str) -> None:
+        sys.stdout.write(f"batchwise: set ANTHROPIC_BASE_URL={url}\n")
+        sys.stdout.flush()
+
+    try:
+        rules = None if policy is None else Policy.from_toml(policy)
+        asyncio.run(serve(**told, latency=to_latency(within), policy=rules, started=started))  # type: ignore[arg-type]
+    except BatchwiseError as error:
+        note(str(error))
+        return Exit.ERROR
+    return Exit.DONE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns its exit code."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="batchwise")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return Exit.DONE

@@ -164,6 +164,15 @@ def test_report(sandbox, batchwise, ledger):
     assert "deadlines: 3 met, 0 missed" in said
 
 
+def test_costs_by_label(sandbox, batchwise, ledger):
+    with Dispatcher(ledger=ledger) as d:
+        d.dispatch(params(), labels={"team": "search"}).result()
+    told = batchwise("report", "--json").json["report"]
+    assert told["by_label"] == {"team": {"search": told["cost"]}}
+    assert all(datetime.fromisoformat(day) for day in told["prices"].values())
+    assert "label team=search: $0.0" in batchwise("report").out
+
+
 def test_cancel(sandbox, batchwise, ledger):
     submit(ledger)
     assert batchwise("cancel").code == 2

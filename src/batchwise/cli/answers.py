@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
 from typing import Any
@@ -77,7 +77,7 @@ def code_of(found: Progress | BaseException) -> Exit:
     if isinstance(found, Progress):
         if found.suspended:
             return Exit.SUSPENDED
-        return Exit.AT_RISK if found.at_risk else Exit.DONE
+        return Exit.AT_RISK if found.at_risk or found.overdue else Exit.DONE
     return next((code for kind, code in _CODES if isinstance(found, kind)), Exit.ERROR)
 
 
@@ -89,15 +89,27 @@ def plain(value: Any) -> Any:
         return _fields(value)
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, datetime):
+    if isinstance(value, date):  # a datetime is one
         return value.isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, Decimal):
         return f"{value:f}"
     if isinstance(value, Mapping):
-        return {plain(name): plain(each) for name, each in value.items()}
+        return _table(value)
     return [plain(each) for each in value] if isinstance(value, (tuple, list)) else value
+
+
+def _table(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """Names of several words become tables in tables: `{("team", "search"): 1}` is `{"team": {"search": 1}}`."""
+    table: dict[str, Any] = {}
+    for name, each in value.items():
+        *outer, last = name if isinstance(name, tuple) else (plain(name),)
+        inner = table
+        for word in outer:
+            inner = inner.setdefault(word, {})
+        inner[last] = plain(each)
+    return table
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -46,9 +46,15 @@ def looking(ledger: str | None, policy: str | None = None) -> Iterator[Engine]:
 
 @contextmanager
 def working(
-    ledger: str | None, policy: str | None = None, *, must_exist: bool = True
+    ledger: str | None, policy: str | None = None, *, must_exist: bool = True, finish: bool = False
 ) -> Iterator[tuple[Dispatcher, str]]:
-    """A dispatcher on a ledger, and the ledger's name. What it has queued at the end stays queued.
+    """A dispatcher on a ledger, and the ledger's name.
+
+    Args:
+        ledger: The ledger.
+        policy: The file of the policy.
+        must_exist: Make no new ledger.
+        finish: At the end, unless something was raised, send what is queued for a batch and let sync calls end.
 
     Raises:
         LedgerNotFoundError: There is no such ledger, and it has to be there.
@@ -59,5 +65,7 @@ def working(
         dispatcher = Dispatcher(ledger=found, policy=given_policy(found, policy))
         try:
             yield dispatcher, found.name
-        finally:
+        except BaseException:
             dispatcher.close(finish=False)
+            raise
+        dispatcher.close(finish=finish)

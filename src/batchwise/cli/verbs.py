@@ -28,10 +28,10 @@ def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def _standing(progress: Progress, ledger: str, job: str | None, before: str = "", **values: Any) -> Answer:
-    """How the work stands, after what was done."""
-    known = {"ledger": ledger, "job": job, **values, "progress": plain(progress)}
-    return Answer(before + of_progress(progress), known, code_of(progress))
+def _standing(progress: Progress, ledger: str, job: str | None) -> Answer:
+    """How the work stands."""
+    values = {"ledger": ledger, "job": job, "progress": plain(progress)}
+    return Answer(of_progress(progress), values, code_of(progress))
 
 
 # -- looking ------------------------------------------------------------------------------------------------------
@@ -108,10 +108,9 @@ def cancel(
     """Cancel a request, a job, or all that is unsettled."""
     if job is None and key is None and not everything:
         raise InvalidValueError("name a job, or a request with --key, or say --all; nothing was cancelled")
-    with working(ledger, policy) as (dispatcher, name):
+    with working(ledger, policy) as (dispatcher, _):
         count = dispatcher.cancel(key, job=job)
-        found = dispatcher.progress(job)
-        return _standing(found, name, job, f"{count} requests cancelled\n", cancelled=count)
+    return _after(f"{count} requests cancelled", status(job, ledger=ledger, policy=policy), cancelled=count)
 
 
 def retry(
@@ -122,12 +121,15 @@ def retry(
     policy: str | None = None,
 ) -> Answer:
     """Queue requests of a job anew, and submit them."""
-    with working(ledger, policy) as (dispatcher, name):
+    with working(ledger, policy, finish=True) as (dispatcher, _):
         again = dispatcher.job(job)
         count = again.retry(outcomes) if outcomes else again.retry()
-        dispatcher.advance()
-        found = dispatcher.progress(job)
-        return _standing(found, name, job, f"{count} requests queued again\n", retried=count)
+    return _after(f"{count} requests queued again", status(job, ledger=ledger, policy=policy), retried=count)
+
+
+def _after(done: str, standing: Answer, **values: Any) -> Answer:
+    """How the work stands, after what was done."""
+    return Answer(f"{done}\n{standing.text}", {**standing.values, **values}, standing.code)
 
 
 def resume(*, ledger: str | None = None) -> Answer:

@@ -28,6 +28,10 @@ def of_progress(progress: Progress) -> str:
     lines += [f"suspended: the {lane.value} lane: {reason}" for lane, reason in progress.suspended.items()]
     if progress.at_risk:
         lines.append(f"at risk: {progress.at_risk} requests may miss their deadline")
+    if progress.overdue:
+        lines.append(f"overdue: {progress.overdue} requests are not settled, and their deadline has passed")
+    if progress.last_error is not None:
+        lines.append(f"failed last: {progress.last_error}")
     if progress.next_due is not None:
         lines.append(f"next due: {_moment(progress.next_due)}")
     return "\n".join(lines)
@@ -43,6 +47,11 @@ def of_report(report: Report) -> str:
     ]
     if report.missed:
         lines[-1] += f", the worst by {human(report.worst_lateness)}"
+    lines += [
+        f"label {printable(name)}={printable(value)}: {dollars(cost)}"
+        for (name, value), cost in sorted(report.by_label.items())
+    ]
+    lines += [f"by the prices of {source}, last on {day.isoformat()}" for source, day in report.prices.items()]
     if report.wasted:
         lines.append(f"paid for rows that were not used: {dollars(report.wasted)}")
     if report.unpriced:

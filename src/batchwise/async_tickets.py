@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
 
 from .drivers.tasks import TaskDriver
 from .engine.handles import JobView, TicketView, seconds
-from .ledger.values import RequestRow
+from .jsonl import JsonLines
+from .ledger.values import RequestRow, ResultRow
 from .models import Decision, Outcome, Progress, Report
 from .results import Result
 
@@ -59,23 +62,42 @@ class AsyncJob(JobView):
         super().__init__(driver.engine, name, number, requests, marks)
         self._driver, self._owner = driver, driver.owner
 
-    async def results(self, timeout: float | timedelta | None = None) -> AsyncIterator[Result]:
+    async def to_jsonl(
+        self, path: str | os.PathLike[str], timeout: float | timedelta | None = None, *, ordered: bool = False
+    ) -> int:
+        """Write its results to a file of JSON lines; returns how many. See `Job.to_jsonl`."""
+        async with aclosing(self._pages(timeout, ordered=ordered)) as pages:
+            with await self._driver.in_thread(JsonLines, path) as lines:
+                async for rows in pages:
+                    await self._driver.in_thread(lines.write, [Result(row).to_dict() for row in rows])
+        return lines.lines
+
+    async def results(
+        self, timeout: float | timedelta | None = None, *, ordered: bool = False
+    ) -> AsyncIterator[Result]:
         """Its results as they settle, each once. See `Job.results`."""
+        async with aclosing(self._pages(timeout, ordered=ordered)) as pages:
+            async for rows in pages:
+                for row in rows:
+                    yield Result(row)
+
+    async def _pages(
+        self, timeout: float | timedelta | None, *, ordered: bool
+    ) -> AsyncGenerator[list[ResultRow], None]:
         limit = seconds(timeout)
         self._driver.check()
-        for row in await self._driver.in_thread(self._earlier):
-            yield Result(row)
+        if not ordered:
+            yield await self._driver.in_thread(self._earlier)
         self._driver.wake(self._wanted())
-        after = self._first()
+        page, after = self._paged(ordered=ordered)
         while True:
-            found = await self._driver.wait_for(partial(self._next, after), limit)
+            found = await self._driver.wait_for(partial(page, after), limit)
             if found is None:
                 raise self._late(limit)
             rows, after = found
             if not rows:
                 return
-            for row in rows:
-                yield Result(row)
+            yield rows
 
     async def progress(self) -> Progress:
         """Where it stands."""

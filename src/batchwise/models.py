@@ -655,6 +655,7 @@ class Report:
         met: Deadlines met: an answer came in time.
         missed: Deadlines missed: the answer came late, or none did. Cancelled requests are in neither.
         refused: Settled requests that the model declined to answer. They are billed.
+        truncated: Settled requests whose message was cut off (`Result.truncated`), whatever their outcome.
         worst_lateness: By how much the worst was missed.
         attempts: Attempts made for these requests.
         possible_doubles: Purchases that may have happened twice because an acceptance could not be seen.
@@ -675,6 +676,7 @@ class Report:
     met: int
     missed: int
     refused: int
+    truncated: int
     worst_lateness: timedelta
     attempts: int
     possible_doubles: int

@@ -66,6 +66,11 @@ class Result:
         return self._row.how.job
 
     @property
+    def index(self) -> int | None:
+        """Its place in its job, from 0, in the order in which the job's requests were accepted; None without a job."""
+        return self._row.place
+
+    @property
     def custom_id(self) -> str:
         """The id under which its last attempt went; of an adopted batch's row the one that its maker gave it."""
         if self._row.how.adopted:
@@ -297,8 +302,61 @@ class Result:
         """
         return self.message
 
+    def to_dict(self) -> dict[str, Any]:
+        """It as a flat dict of plain values: a list of them makes a data frame, and each a line of JSON.
+
+        Never raises: without an answer `text` is None, and `error_type` and `error_message` say why.
+
+        Returns:
+            `key`, `job`, `index`, `custom_id`, `outcome`, `ok`, `text`, `stop_reason`, `truncated`, `error_type`,
+            `error_message`, `model`, `lane`, `attempts`, `input_tokens`, `output_tokens`, `cache_read_tokens`,
+            `cache_write_tokens`, `cost` and `saved` (USD as floats; None: unknown price), `deadline` and `settled_at`
+            (ISO 8601, UTC), `met_deadline`, `cursor`, and `label_<name>` for each label. Outcome and lane are their
+            stable strings.
+        """
+        error, message = self.error, self._decoded.get("message")
+        message = message if isinstance(message, dict) else {}
+        tokens = message.get("usage")
+        tokens = tokens if isinstance(tokens, dict) else {}
+        try:
+            text = self.text if self.ok else None
+        except RequestFailedError as unreadable:
+            text, error = None, ResultError(unreadable.error_type, str(unreadable), retryable=False)
+        return {
+            "key": self.key,
+            "job": self.job,
+            "index": self.index,
+            "custom_id": self.custom_id,
+            "outcome": self.outcome.value,
+            "ok": self.ok,
+            "text": text,
+            "stop_reason": self.stop_reason,
+            "truncated": self.truncated,
+            "error_type": None if error is None else error.type,
+            "error_message": None if error is None else error.message,
+            "model": _plain(message.get("model"), str),
+            "lane": self.lane.value,
+            "attempts": self.attempts,
+            "input_tokens": _plain(tokens.get("input_tokens"), int),
+            "output_tokens": _plain(tokens.get("output_tokens"), int),
+            "cache_read_tokens": _plain(tokens.get("cache_read_input_tokens"), int),
+            "cache_write_tokens": _plain(tokens.get("cache_creation_input_tokens"), int),
+            "cost": None if self.cost is None else float(self.cost),
+            "saved": None if self.saved is None else float(self.saved),
+            "deadline": None if self.deadline is None else self.deadline.isoformat(),
+            "settled_at": self.settled_at.isoformat(),
+            "met_deadline": self.met_deadline,
+            "cursor": self.cursor,
+            **{f"label_{name}": value for name, value in self.labels.items()},
+        }
+
     def __reduce__(self) -> tuple[type[Result], tuple[ResultRow]]:
         return type(self), (self._row,)
 
     def __repr__(self) -> str:
         return f"Result(key={shown(self.key)}, outcome={self.outcome.value}, lane={self.lane.value})"
+
+
+def _plain(value: object, kind: type[T]) -> T | None:
+    """What the API sent, if it is of the kind that it ought to be."""
+    return value if isinstance(value, kind) and not isinstance(value, bool) else None

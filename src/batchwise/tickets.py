@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 
 from .drivers.threads import ThreadDriver
 from .engine.handles import JobView, TicketView, seconds
+from .jsonl import JsonLines
 from .ledger.values import RequestRow
 from .models import Decision, Outcome, Progress, Report
 from .results import Result
@@ -74,11 +76,12 @@ class Job(JobView):
         super().__init__(driver.engine, name, number, requests, marks)
         self._driver, self._owner = driver, driver.owner
 
-    def results(self, timeout: float | timedelta | None = None) -> Iterator[Result]:
+    def results(self, timeout: float | timedelta | None = None, *, ordered: bool = False) -> Iterator[Result]:
         """Its results as they settle, each once, in bounded memory; ends when all are settled.
 
         Args:
             timeout: Seconds or a `timedelta` to wait for the next result; None waits as long as it takes.
+            ordered: In the order in which the requests were accepted: one that is not settled holds back those behind.
 
         Raises:
             ResultTimeoutError: No further result came in time. Nothing is lost.
@@ -86,14 +89,37 @@ class Job(JobView):
         """
         limit = seconds(timeout)
         self._driver.check()
-        return self._stream(limit)
+        return self._stream(limit, ordered=ordered)
 
-    def _stream(self, timeout: float | None) -> Iterator[Result]:
-        yield from map(Result, self._earlier())
+    def to_jsonl(
+        self, path: str | os.PathLike[str], timeout: float | timedelta | None = None, *, ordered: bool = False
+    ) -> int:
+        """Write its results to a file of JSON lines, each a `Result.to_dict()`; returns how many.
+
+        The file is there whole or not at all: what was under its name is replaced when all results are on the disk.
+        Only its owner can read it.
+
+        Args:
+            path: The file.
+            timeout: As for `results`.
+            ordered: As for `results`.
+
+        Raises:
+            OSError: The file cannot be written.
+            ResultTimeoutError: As for `results`.
+            LaneSuspendedError: As for `results`.
+        """
+        found = self.results(timeout, ordered=ordered)
+        with JsonLines(path) as lines:
+            lines.write(map(Result.to_dict, found))
+        return lines.lines
+
+    def _stream(self, timeout: float | None, *, ordered: bool) -> Iterator[Result]:
+        yield from () if ordered else map(Result, self._earlier())
         self._driver.wake(self._wanted())
-        after = self._first()
+        page, after = self._paged(ordered=ordered)
         while True:
-            found = self._driver.wait_for(partial(self._next, after), timeout)
+            found = self._driver.wait_for(partial(page, after), timeout)
             if found is None:
                 raise self._late(timeout)
             rows, after = found

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import wraps
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import attrs
@@ -248,6 +249,9 @@ class JobView:
     ) -> None:
         self._engine, self._name, self._number = engine, name, number
         self._requests = None if requests is None else sorted(requests)
+        self._order = requests
+        """The same as they were given: with repetitions, and those that were there before where they stood."""
+        self._places: dict[int, int] | None = None
         self._marks = marks
         self._seen = 0
         """All of `_requests` before this index were seen settled."""
@@ -261,7 +265,43 @@ class JobView:
         """The next settled rows of it behind a cursor, and the cursor behind them."""
         rows = self._engine.ledger.results(job=self._number, after=after, limit=_PAGE)
         last = rows[-1].cursor if rows else after
-        return rows if self._requests is None else [row for row in rows if self._has(row.request)], last
+        return self._placed(row for row in rows if self._has(row.request)), last
+
+    def _placed(self, rows: Iterable[ResultRow]) -> list[ResultRow]:
+        """Rows with their places, also in a bulk dispatch without a name."""
+        if self._order is None:
+            return list(rows)
+        if self._places is None:
+            self._places = {number: place for place, number in reversed([*enumerate(self._order)])}
+        return [row._replace(place=self._places[row.request]) for row in rows]
+
+    def _behind(self, place: int) -> list[int]:
+        """The next requests of it behind a place in its order; `_after` says which place is behind these."""
+        if self._order is None:
+            return self._engine.ledger.numbers(job=self._number, after=place, limit=_PAGE)
+        return list(self._order[place : place + _PAGE])
+
+    def _after(self, place: int, numbers: Sequence[int]) -> int:
+        return numbers[-1] if self._order is None else place + len(numbers)
+
+    def _next_in_order(self, place: int) -> tuple[list[ResultRow], int] | None:
+        """As `_next`, in the order in which the requests were accepted: up to the first that is not settled."""
+        done = False
+        while numbers := self._behind(place):
+            found = {row.request: row for row in self._engine.ledger.results_of(numbers)}
+            ready = list(takewhile(found.__contains__, numbers))
+            if ready:
+                return self._placed(found[number] for number in ready), self._after(place, ready)
+            if done:  # it was purged
+                place = self._after(place, numbers[:1])
+            elif self._waits():
+                return None
+            done = not done  # but for what settled since the page was read
+        return [], place
+
+    def _paged(self, *, ordered: bool) -> tuple[Callable[[int], tuple[list[ResultRow], int] | None], int]:
+        """What gives its results page by page, and where it begins."""
+        return (self._next_in_order, 0) if ordered else (self._next, self._first())
 
     def _earlier(self) -> list[ResultRow]:
         """Rows that were settled before this bulk dispatch found its requests again."""
@@ -269,7 +309,7 @@ class JobView:
             return []
         last, cursor = self._marks
         found = (self._engine.ledger.result(n) for n in self._requests[: bisect_left(self._requests, last + 1)])
-        return [row for row in found if row is not None and row.cursor <= cursor]
+        return self._placed(row for row in found if row is not None and row.cursor <= cursor)
 
     def _first(self) -> int:
         return 0 if self._requests is None else self._marks[1]

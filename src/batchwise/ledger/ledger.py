@@ -133,6 +133,8 @@ class Ledger:
     row = _by("_looking", Looking.row)
     results = _by("_looking", Looking.results)
     result = _by("_looking", Looking.result)
+    results_of = _by("_looking", Looking.results_of)
+    numbers = _by("_looking", Looking.numbers)
     counts = _by("_looking", Looking.counts)
     counts_of = _by("_looking", Looking.counts_of)
     marks = _by("_looking", Looking.marks)

@@ -18,6 +18,7 @@ from . import meta
 from .batches import Batches
 from .books import Books
 from .database import Connection, Database, Lock
+from .places import Places
 from .records import (
     ATTEMPTS_NOW,
     BEHIND,
@@ -54,6 +55,10 @@ _VISIBLE = "EXISTS (SELECT 1 FROM terms t WHERE t.id = q.terms AND t.staged = 0)
 # The batch whose nonce a request went under: the one that settled it, else the one that it was in before.
 _RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.line, CASE s.batch WHEN 0 THEN q.batch END"
 _RESULTS = f"{_RESULT} FROM {RESULTS_BEHIND} CROSS JOIN request q WHERE {BEHIND} AND q.id = r.request"
+_RESULT_OF = f"{_RESULT}, s.* FROM {REQUESTS} WHERE r.seq > 0 AND"
+_NUMBERS = (
+    f"SELECT q.id FROM request q WHERE q.id > ? AND +q.job = ? AND {_VISIBLE} ORDER BY q.id LIMIT ?"  # by the numbers
+)
 _COUNT = f"SELECT {LANE_NOW}, {STATUS_NOW}, s.outcome, count(*) FROM {REQUESTS} WHERE q.id"
 _REFUSED = OUTCOME_CODES[Outcome.REFUSED]
 _PICO = Decimal(1).scaleb(-12)
@@ -64,7 +69,7 @@ class Looking:
 
     def __init__(self, database: Database, records: Records, books: Books, batches: Batches, lease: Lock) -> None:
         self._database, self._records, self._books = database, records, books
-        self._batches, self._lease = batches, lease
+        self._batches, self._lease, self._places = batches, lease, Places()
 
     def job_id(self, name: str) -> int | None:
         """The number of a job that has been accepted; None: there is none."""
@@ -177,23 +182,46 @@ class Looking:
     def result(self, request: int) -> ResultRow | None:
         """The request's result; None: not settled."""
         with self._database.read() as db:
-            found = db.execute(f"{_RESULT}, s.* FROM {REQUESTS} WHERE q.id = ? AND r.seq > 0", (request,)).fetchone()
-            if found is None:
-                return None
-            cursor, number, key, cost, saved, line, batch, *how = found
-            settled = self._settled(db, Settling._make(how), batch)
-            return ResultRow(cursor, number, decode_key(key), line, cost, saved, settled)
+            found = db.execute(f"{_RESULT_OF} q.id = ?", (request,)).fetchone()
+            return None if found is None else self._result_row(db, found)
+
+    def results_of(self, requests: Sequence[int]) -> list[ResultRow]:
+        """The results of those of these requests that are settled, in the order of the requests."""
+        with self._database.read() as db:
+            found = {
+                row[1]: self._result_row(db, row) for row in self._records.select(db, f"{_RESULT_OF} q.id", requests)
+            }
+        return [found[number] for number in requests if number in found]
+
+    def numbers(self, *, job: int, after: int, limit: int) -> list[int]:
+        """The numbers of the next requests of a job behind one of them, in the order in which they were accepted."""
+        with self._database.read() as db:
+            return [number for (number,) in db.execute(_NUMBERS, (after, job, limit))]
+
+    def _result_row(self, db: Connection, found: Sequence[Any]) -> ResultRow:
+        cursor, number, key, cost, saved, line, batch, *rest = found
+        how = Settling._make(rest)
+        (place,) = self._places.of(db, how.job, [number]) if how.job else (None,)
+        return ResultRow(cursor, number, decode_key(key), line, cost, saved, self._settled(db, how, batch), place)
 
     def _result_rows(self, db: Connection, found: Iterable[tuple[Any, ...]]) -> list[ResultRow]:
         rows: list[ResultRow] = []
+        jobs: dict[int, list[int]] = {}
         last, before = 0, None
         for cursor, request, key, cost, saved, line, batch in found:
             if cursor > last or batch != before:  # mostly they are alike
                 settling = self._records.settling(db, cursor)
                 last, before, how = settling.last, batch, self._settled(db, settling, batch)
+                here = jobs.setdefault(settling.job, [])
+            here.append(len(rows))
             # Past the constructor of named tuples, which costs as much as all the rest.
-            row = cursor, request, key.decode("utf-8", "surrogatepass"), line, cost, saved, how
+            row = cursor, request, key.decode("utf-8", "surrogatepass"), line, cost, saved, how, None
             rows.append(tuple.__new__(ResultRow, row))
+        for job, here in jobs.items():
+            if job:
+                places = self._places.of(db, job, [rows[index].request for index in here])
+                for index, place in zip(here, places, strict=True):
+                    rows[index] = tuple.__new__(ResultRow, (*rows[index][:-1], place))
         return rows
 
     def _settled(self, db: Connection, how: Settling, batch: int | None) -> Settled:
@@ -249,7 +277,7 @@ class Looking:
         with self._database.read() as db:
             tallies = db.execute(
                 "SELECT lane, requests, cost, saved, unpriced, met, missed, lateness, attempts, cache_tokens, "
-                f"input_tokens, CASE outcome WHEN {_REFUSED} THEN requests ELSE 0 END FROM tally{where}",
+                f"input_tokens, CASE outcome WHEN {_REFUSED} THEN requests ELSE 0 END, truncated FROM tally{where}",
                 values,
             ).fetchall()
             wastes = db.execute(f"SELECT wasted, doubles FROM waste{where}", values).fetchall()
@@ -258,8 +286,8 @@ class Looking:
         by_label = Counter[tuple[str, str]]()
         for name, value, paid in labeled:
             by_label[name, value] += int(paid)
-        lanes, requests, *money, unpriced, met, missed, lateness, attempts, cached, tokens, refused = zip(
-            *tallies, (0,) * 12, strict=True
+        lanes, requests, *money, unpriced, met, missed, lateness, attempts, cached, tokens, refused, cut = zip(
+            *tallies, (0,) * 13, strict=True
         )
         cost, saved = (list(map(int, each)) for each in money)  # sums of money are text
         return Report(
@@ -275,6 +303,7 @@ class Looking:
             met=sum(met),
             missed=sum(missed),
             refused=sum(refused),
+            truncated=sum(cut),
             worst_lateness=timedelta(microseconds=max(lateness)),
             attempts=sum(attempts),
             possible_doubles=sum(each[1] for each in wastes),

@@ -11,6 +11,7 @@ import attrs
 
 from batchwise.errors import InvalidValueError
 from batchwise.models import Lane, Outcome
+from batchwise.planning.outcomes import was_cut
 from batchwise.planning.state import BatchState, Terms
 
 from .batches import Batches
@@ -273,12 +274,12 @@ class Requeuing:
 
     def _forget_result(self, db: Connection, row: Row) -> None:
         """The result goes, and the request out of the counts; money, attempts and tokens stay in the books."""
-        (cost,) = db.execute("SELECT cost FROM result WHERE seq = ?", (row.result,)).fetchone()
+        cost, line = db.execute("SELECT cost, line FROM result WHERE seq = ?", (row.result,)).fetchone()
         how = self._records.settling(db, row.result or 0)
         db.execute(
-            "UPDATE tally SET requests = requests - 1, unpriced = unpriced - ?, met = met - ?, missed = missed - ? "
-            "WHERE job = ? AND lane = ? AND outcome = ?",
-            (cost is None, how.met == 1, how.met == 0, row.job, how.lane, how.outcome),
+            "UPDATE tally SET requests = requests - 1, unpriced = unpriced - ?, met = met - ?, missed = missed - ?, "
+            "truncated = truncated - ? WHERE job = ? AND lane = ? AND outcome = ?",
+            (cost is None, how.met == 1, how.met == 0, was_cut(line), row.job, how.lane, how.outcome),
         )
         db.execute("DELETE FROM result WHERE seq = ?", (row.result,))
 

@@ -185,6 +185,7 @@ CREATE TABLE tally (
     attempts INTEGER NOT NULL DEFAULT 0,
     input_tokens INTEGER NOT NULL DEFAULT 0,
     cache_tokens INTEGER NOT NULL DEFAULT 0,
+    truncated INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (job, lane, outcome)
 ) WITHOUT ROWID;
 CREATE TABLE label (

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from batchwise.errors import LedgerError
 from batchwise.jsontext import decode
 from batchwise.models import Outcome
-from batchwise.planning.outcomes import met_deadline
+from batchwise.planning.outcomes import met_deadline, was_cut
 
 from .books import Books, Place
 from .database import Connection, Database
@@ -29,8 +29,8 @@ _RESULT = "result (seq, request, cost, saved, line)"
 _SETTLE_REQUEST = "UPDATE request SET status = 2, abandoned = ? WHERE id = ?"
 _TALLY = """
 INSERT INTO tally (job, lane, outcome, requests, cost, saved, unpriced, met, missed, lateness, attempts, input_tokens,
-    cache_tokens)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    cache_tokens, truncated)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (job, lane, outcome) DO UPDATE SET
     requests = tally.requests + excluded.requests,
     cost = plus(tally.cost, excluded.cost), saved = plus(tally.saved, excluded.saved),
@@ -39,7 +39,8 @@ ON CONFLICT (job, lane, outcome) DO UPDATE SET
     lateness = CASE WHEN excluded.lateness > tally.lateness THEN excluded.lateness ELSE tally.lateness END,
     attempts = tally.attempts + excluded.attempts,
     input_tokens = tally.input_tokens + excluded.input_tokens,
-    cache_tokens = tally.cache_tokens + excluded.cache_tokens
+    cache_tokens = tally.cache_tokens + excluded.cache_tokens,
+    truncated = tally.truncated + excluded.truncated
 """
 _LABEL = """
 INSERT INTO label (job, name, value, cost) VALUES (?, ?, ?, ?)
@@ -169,6 +170,7 @@ class Settlements:
             count * attempts,
             sum(tokens),
             sum(cached),
+            sum(map(was_cut, lines)),
         )
         db.execute(_TALLY, (job, lane, outcome, *tally))
         for label in about.labels:

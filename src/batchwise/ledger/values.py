@@ -149,6 +149,8 @@ class ResultRow(NamedTuple):
     cost: int | None
     saved: int | None
     how: Settled
+    place: int | None = None
+    """In its job; None in the shared scope."""
 
 
 class Streak(NamedTuple):

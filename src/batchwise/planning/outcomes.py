@@ -46,6 +46,7 @@ __all__ = [
     "rule_create",
     "rule_row",
     "stop_sign",
+    "was_cut",
 ]
 
 
@@ -65,6 +66,8 @@ before the answer (API documentation, compaction, `pause_after_compaction`; SDK 
 """
 CUTS = ("max_tokens", "model_context_window_exceeded")
 """Stop reasons of an answer that was cut off (API documentation, stop reasons)."""
+_STOP_REASON = b'"stop_reason":'
+_CUT_WORDS = tuple(f'{space}"{cut}"'.encode() for cut in CUTS for space in ("", " "))
 UNANSWERED = ("errored", "canceled", "expired")
 """The result types of rows without an answer."""
 
@@ -542,3 +545,16 @@ def _ruling(fault: Fault, verdict: Verdict, mend: str, *, costs_attempt: bool) -
 
 def _reason(error: ResultError, mend: str) -> str:
     return f"{error.type}: {error.message.rstrip('.')}; {mend}"
+
+
+def was_cut(line: bytes) -> bool:
+    """Whether a result line has a message that was cut off, whatever its request's outcome is.
+
+    The API writes the stop reason behind the content, so the last one is looked at: quick, for each line of a batch.
+    """
+    if not line.startswith(_CUT_WORDS, line.rfind(_STOP_REASON) + len(_STOP_REASON)):
+        return False
+    try:
+        return decode(line)["result"]["message"]["stop_reason"] in CUTS
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -20,7 +20,7 @@ from .lanes.clients import base_url, check_client
 from .lanes.deprecations import Deprecations
 from .lanes.messages import AsyncMessageLane
 from .ledger.ledger import Ledger
-from .ledger.sqlite import open_ledger
+from .ledger.opening import open_ledger
 from .models import LatencyLike, Policy, Progress, Report, Status, ToolUseLike
 from .request import Request
 from .results import Result

@@ -15,7 +15,7 @@ import pytest
 from batchwise import Lane, LedgerError, Outcome, Request, ResultTimeoutError, Status, WrongWorkspaceError
 from batchwise.drivers import pump, threads
 from batchwise.engine import calls
-from batchwise.ledger import schema
+from batchwise.ledger import sqlite_file
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.values import Settlement
 from batchwise.planning.state import BatchState, BatchView
@@ -61,7 +61,7 @@ def trouble(request: pytest.FixtureRequest) -> Trouble:
 
 @pytest.fixture
 def ledger(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqliteLedger]:
-    monkeypatch.setattr(schema, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.05)
     made = SqliteLedger(world.path)
     yield made
     made.close()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from batchwise.ledger.ledger import Ledger
+from batchwise.ledger.opening import open_ledger
 from batchwise.ledger.sqlite import SqliteLedger
 
 from .model import World
@@ -16,10 +16,13 @@ from .model import World
 class Backend:
     """Opens ledgers on one store. `shared`: another open sees the same data (not so in memory)."""
 
+    many_terms = 33_000
+    """More than a statement of SQLite takes values."""
+
     def __init__(self, opener: Callable[[], Ledger], *, shared: bool) -> None:
         self._opener, self.shared = opener, shared
         self.opened: list[Ledger] = []
-        self.kind: Callable[[Path], Backend]
+        self.twin: Callable[[], Backend]
 
     def open(self) -> Ledger:
         self.opened.append(self._opener())
@@ -30,21 +33,29 @@ class Backend:
             ledger.close()
 
 
-def _sqlite_file(folder: Path) -> Backend:
+def _sqlite_file(request: pytest.FixtureRequest) -> Backend:
+    folder = request.getfixturevalue("tmp_path_factory").mktemp("store")
     return Backend(lambda: SqliteLedger(folder / "ledger.db"), shared=True)
 
 
-def _sqlite_memory(folder: Path) -> Backend:
+def _sqlite_memory(request: pytest.FixtureRequest) -> Backend:
     return Backend(lambda: SqliteLedger(":memory:"), shared=False)
 
 
-BACKENDS = {"sqlite file": _sqlite_file, "sqlite memory": _sqlite_memory}
+def _postgres(request: pytest.FixtureRequest) -> Backend:
+    url = request.getfixturevalue("schemas").url()
+    made = Backend(lambda: open_ledger(url), shared=True)
+    made.many_terms = 2_000  # each is a question to the server
+    return made
+
+
+BACKENDS = {"sqlite file": _sqlite_file, "sqlite memory": _sqlite_memory, "postgres": _postgres}
 
 
 @pytest.fixture(params=BACKENDS.values(), ids=BACKENDS)
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
-    made = request.param(tmp_path)
-    made.kind = request.param
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    made = request.param(request)
+    made.twin = lambda: request.param(request)
     yield made
     made.close()
 
@@ -60,10 +71,8 @@ def world(ledger: Ledger) -> World:
 
 
 @pytest.fixture
-def twin(backend: Backend, tmp_path: Path) -> Iterator[World]:
+def twin(backend: Backend) -> Iterator[World]:
     """A world on a store of its own, of the same kind as `world`'s."""
-    folder = tmp_path / "twin"
-    folder.mkdir()
-    made = backend.kind(folder)
+    made = backend.twin()
     yield World(made.open())
     made.close()

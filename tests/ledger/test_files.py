@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from batchwise.errors import InvalidValueError, LedgerError
-from batchwise.ledger.sqlite import SqliteLedger, open_ledger
+from batchwise.ledger.opening import open_ledger
+from batchwise.ledger.sqlite import SqliteLedger
 
 from .model import NOW, World
 
@@ -127,3 +128,12 @@ def test_a_copy_is_a_ledger(tmp_path: Path) -> None:
     two = SqliteLedger(tmp_path / "copy.db")
     assert two.find("a", job=None) is not None
     two.close()
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@h/db", "sqlite:///ledger.db", "HTTP://h"])
+def test_a_url_of_another_scheme_is_refused_and_makes_no_folder(url: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidValueError, match=r"give the path of a file") as refusal:
+        open_ledger(url)
+    assert "secret" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []

@@ -22,7 +22,8 @@ import pytest
 
 from batchwise.errors import BatchwiseError, ForkedDispatcherError, KeyConflictError, LedgerError
 from batchwise.ledger import bulk, schema
-from batchwise.ledger.sqlite import SqliteLedger, open_ledger
+from batchwise.ledger.opening import open_ledger
+from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.sqlite_database import SqliteDatabase
 from batchwise.ledger.values import Entry
 from batchwise.models import Outcome

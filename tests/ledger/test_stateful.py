@@ -12,17 +12,20 @@ from typing import Any
 
 import attrs
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from batchwise.errors import KeyConflictError, LedgerError
 from batchwise.ledger import transitions
 from batchwise.ledger.ledger import Ledger
+from batchwise.ledger.opening import open_ledger
 from batchwise.ledger.roll import Roll
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.values import Claim
 from batchwise.models import Lane, Outcome, Status
 from batchwise.planning.state import BatchState, Group, Terms
+from tests.postgres import Schemas
 
 from .model import (
     BATCH,
@@ -95,7 +98,7 @@ def plain(terms: Terms) -> Terms:
 class LedgerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
+        self._make_store()
         self.ledger: Ledger = self._open()
         self.requests: dict[int, Model] = {}
         self.order: list[int] = []  # in the order of settling
@@ -108,6 +111,12 @@ class LedgerMachine(RuleBasedStateMachine):
         self.nonce = 0
         self._start()
 
+    def _make_store(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+
+    def _drop_store(self) -> None:
+        shutil.rmtree(self.folder)
+
     def _open(self) -> Ledger:
         return SqliteLedger(self.folder / "ledger.db")
 
@@ -117,7 +126,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.ledger.close()
-        shutil.rmtree(self.folder)
+        self._drop_store()
 
     # -- the model's own rules ----------------------------------------------------------------------------------------
 
@@ -618,3 +627,18 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
+
+
+def test_the_same_in_postgres(schemas: Schemas) -> None:
+    class PostgresMachine(LedgerMachine):
+        def _make_store(self) -> None:
+            self.url = schemas.url()
+
+        def _drop_store(self) -> None:
+            """The fixture does."""
+
+        def _open(self) -> Ledger:
+            return open_ledger(self.url)
+
+    few = max(5, settings().max_examples // 20)  # after each step the server is asked a hundred times
+    run_state_machine_as_test(PostgresMachine, settings=settings(max_examples=few, stateful_step_count=20))

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 import batchwise as bw
-from batchwise.ledger import schema
+from batchwise.ledger import sqlite_file
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.sqlite_database import SqliteDatabase
 from batchwise.sandbox import Sandbox
@@ -124,13 +124,13 @@ def test_what_is_relied_on_is_synced_first(tmp_path: Path) -> None:
 def test_the_check_catches_a_ledger_that_does_not_sync(
     setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Callable[..., Any] = schema._settle_in
+    real: Callable[..., Any] = sqlite_file._settle_in
 
     def loose(db: sqlite3.Connection, path: str) -> None:
         real(db, path)
         db.execute(f"PRAGMA synchronous = {setting}")
 
-    monkeypatch.setattr(schema, "_settle_in", loose)
+    monkeypatch.setattr(sqlite_file, "_settle_in", loose)
     record, unsynced = run(tmp_path)
     with pytest.raises(AssertionError):
         check(record, unsynced)

@@ -26,7 +26,7 @@ import attrs
 
 import batchwise as bw
 from batchwise.engine.core import Engine
-from batchwise.ledger import schema
+from batchwise.ledger import sqlite_file
 from batchwise.sandbox import Sandbox
 from tests.reliability.crossing import context, run, short_window
 from tests.strategies import params
@@ -294,7 +294,7 @@ def befallen(world: World, base_url: str, ledger: str) -> Iterator[None]:
         case "full":
             running = _at(world.moment, lambda: _full_disk(ledger))
         case "busy":
-            schema.BUSY_SECONDS = 0.5
+            sqlite_file.BUSY_SECONDS = 0.5
         case "ahead" | "behind":
             step = random.Random(world.seed).choice([timedelta(hours=1), timedelta(days=1), timedelta(days=365)])
             set_at = time.monotonic() + world.moment

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from batchwise.engine.core import Engine
 from batchwise.ledger.ledger import Ledger
-from batchwise.ledger.sqlite import open_ledger
+from batchwise.ledger.opening import open_ledger
 from batchwise.models import Policy
 
 from .answers import note

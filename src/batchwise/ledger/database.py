@@ -77,7 +77,7 @@ class Database(Protocol):
 
     # How a statement says what databases say differently.
     among: str
-    """Behind a column: its value is one of those that `list_of` binds. One text for however many: it stays prepared."""
+    """Behind a column: its value is one of those that `list_of` binds. One text for however many of them."""
     update_many: str
     """Begins an UPDATE of many rows, of columns that nothing can conflict in."""
 
@@ -125,8 +125,14 @@ class Database(Protocol):
     def version(self) -> int:
         """A number that changes when anything was changed, by whomever."""
 
-    def process_lock(self, name: str) -> Lock:
-        """The lock of this name; `close` gives it up."""
+    def listen(self, listener: Callable[[], None]) -> bool:
+        """Have this called, by some thread, when others changed something; False: nobody tells: look at `version`."""
+
+    def process_lock(self, name: str, *, others: bool = False) -> Lock:
+        """The lock of this name; `close` gives it up.
+
+        `others`: it is somebody else's, and taken only to see that he is dead.
+        """
 
     def wipe(self, *, again: bool = False) -> None:
         """See to it that what was deleted is in no file any more; `again`: only if that failed the last time."""

@@ -6,6 +6,7 @@ None of these opens the file with SQLite, which would make files beside it.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 from contextlib import suppress
@@ -14,13 +15,14 @@ from typing import NamedTuple
 
 from batchwise.errors import InvalidValueError, LedgerError, shown
 
-__all__ = ["APPLICATION_ID", "FileId", "create", "file_id", "make_private", "path_of", "refused", "still"]
+__all__ = ["APPLICATION_ID", "FileId", "create", "file_id", "make_private", "path_of", "refused", "scheme_of", "still"]
 
 APPLICATION_ID = int.from_bytes(b"bwLG", "big")
 """In the header of each ledger: what tells it from other SQLite databases."""
 
 _HEADER = struct.Struct(">16s52xI28x")
 """The first 100 bytes of a SQLite database: its magic, and its application id. https://sqlite.org/fileformat.html"""
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _MAGIC = b"SQLite format 3\0"
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -38,11 +40,17 @@ class FileId(NamedTuple):
     inode: int
 
 
+def scheme_of(spec: str) -> str | None:
+    """The scheme of a URL; None: it is none."""
+    found = _URL.match(spec)
+    return None if found is None else found[1].lower()
+
+
 def path_of(spec: object) -> str:
     """A ledger's path as text, `~` expanded, or `:memory:`.
 
     Raises:
-        InvalidValueError: It is no path: bytes, a number, empty, or with a NUL in it.
+        InvalidValueError: It is no path: bytes, a number, empty, with a NUL in it, or a URL.
     """
     found = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
     if not isinstance(found, str):
@@ -51,6 +59,12 @@ def path_of(spec: object) -> str:
         )
     if not found or "\0" in found:
         raise InvalidValueError(f"ledger={shown(spec)} is no path; give a file's, or ':memory:'")
+    scheme = scheme_of(found)
+    if scheme is not None:
+        raise InvalidValueError(
+            f"a ledger at a {shown(scheme)} URL is not known; give the path of a file, ':memory:', or the "
+            "postgresql:// URL of a database"
+        )
     return os.path.expanduser(found)  # noqa: PTH111  # `:memory:` is no Path
 
 

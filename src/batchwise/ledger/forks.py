@@ -35,8 +35,10 @@ _PATIENCE = 10.0
 class _Ledger(Protocol):
     name: str
     lock: Any
-    connection: Any
     pid: int
+
+    @property
+    def connection(self) -> Any: ...
 
     def disconnect(self) -> bool: ...
     def abandon(self) -> None: ...

@@ -104,6 +104,10 @@ class Ledger:
         """A number that changes when anything in the ledger changed, by whomever."""
         return self.database.version()
 
+    def listen(self, listener: Callable[[], None]) -> bool:
+        """Have this called, by some thread, when others changed something; False: nobody tells: look at `version`."""
+        return self.database.listen(listener)
+
     def close(self) -> None:
         """Close it and give up its locks; again is harmless."""
         self.database.close()

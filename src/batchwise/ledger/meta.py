@@ -30,7 +30,7 @@ def get(db: Connection, name: str) -> str | None:
 
 def beginning(db: Connection, prefix: str) -> dict[str, str]:
     """The values under all names that begin so, by the rest of their names."""
-    rows = db.execute("SELECT name, value FROM meta WHERE substr(name, 1, ?) = ?", (len(prefix), prefix))
+    rows = db.execute("SELECT name, value FROM meta WHERE name LIKE ?", (f"{prefix}%",))
     return {name[len(prefix) :]: value for name, value in rows}
 
 
@@ -48,7 +48,7 @@ def put(db: Connection, name: str, value: str | None) -> None:
 
 def forget_failures(db: Connection) -> None:
     """A batch was created: failures of the batch lane are counted anew."""
-    db.execute("DELETE FROM meta WHERE substr(name, 1, ?) = ?", (len(FAILURES), FAILURES))
+    db.execute("DELETE FROM meta WHERE name LIKE ?", (f"{FAILURES}%",))
 
 
 def sizes(db: Connection) -> Sizes:

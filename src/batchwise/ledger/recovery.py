@@ -67,7 +67,7 @@ class Recovery:
         self._database.wipe(again=True)
         touched = 0
         for run in dict.fromkeys(runs):
-            lock = self._runs.lock(run)
+            lock = self._runs.lock(run, others=True)
             if not lock.acquire():
                 continue
             try:

@@ -28,15 +28,15 @@ class Runs:
             self.held[run] = lock
         return run
 
-    def lock(self, run: int) -> Lock:
-        """The lock that says that a run lives."""
-        return self._database.process_lock(f"run-{run}")
+    def lock(self, run: int, *, others: bool = False) -> Lock:
+        """The lock that says that a run lives; `others`: another process's."""
+        return self._database.process_lock(f"run-{run}", others=others)
 
     def alive(self, run: int) -> bool:
         """Whether the process of a run lives."""
         if run in self.held:
             return True
-        lock = self.lock(run)
+        lock = self.lock(run, others=True)
         if lock.acquire():
             lock.remove()
             return False

@@ -19,7 +19,7 @@ from . import forks
 from .database import Column, Connection
 from .files import file_id, path_of, refused, still
 from .locks import MemoryLock, ProcessLock
-from .schema import BUSY_SECONDS, connect
+from .sqlite_file import BUSY_SECONDS, connect
 
 __all__ = ["SqliteDatabase"]
 
@@ -211,6 +211,10 @@ class SqliteDatabase:
             others: int = self.connection.execute("PRAGMA data_version").fetchone()[0]
             return others + self._commits
 
+    def listen(self, listener: Callable[[], None]) -> bool:  # noqa: ARG002
+        """Nobody tells what other processes do to a file."""
+        return False
+
     def wipe(self, *, again: bool = False) -> None:
         """Empty the log, which holds what was purged. While another connection reads it, that fails."""
         if again and self._wiped:
@@ -224,7 +228,7 @@ class SqliteDatabase:
 
     # -- processes --------------------------------------------------------------------------------------------------
 
-    def process_lock(self, name: str) -> MemoryLock | ProcessLock:
+    def process_lock(self, name: str, *, others: bool = False) -> MemoryLock | ProcessLock:  # noqa: ARG002
         """The lock of this name: a file beside the ledger's."""
         lock = MemoryLock() if self._memory else ProcessLock(self._folder / f"{name}.lock")
         self._locks.add(lock)

@@ -1,0 +1,73 @@
+"""Which ledger is meant: a file, memory, or a Postgres database."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from batchwise.errors import LedgerNotFoundError
+
+from .files import path_of, scheme_of
+from .ledger import Ledger
+
+__all__ = ["migration_sql", "open_ledger"]
+
+_DEFAULT = Path(".batchwise") / "ledger.db"
+_POSTGRES = frozenset({"postgres", "postgresql"})
+
+
+def open_ledger(spec: str | os.PathLike[str] | Ledger | None = None, *, must_exist: bool = False) -> Ledger:
+    """The ledger that is meant; None: `$BATCHWISE_LEDGER`, else the default.
+
+    The default is `.batchwise/ledger.db` under the current folder, with a `.gitignore` beside it: it holds prompts.
+
+    Args:
+        spec: A `Ledger` as it is, a path, `:memory:`, or a `postgresql://` URL.
+        must_exist: Make no new ledger.
+
+    Raises:
+        InvalidValueError: It is no path, or a URL of another kind.
+        LedgerError: The ledger cannot be used.
+        LedgerNotFoundError: It does not exist and has to.
+    """
+    if isinstance(spec, Ledger):
+        return spec
+    spec = spec if spec is not None else os.environ.get("BATCHWISE_LEDGER") or _DEFAULT
+    if isinstance(spec, str) and scheme_of(spec) in _POSTGRES:
+        from .postgres_connection import check_installed
+
+        check_installed()
+        from .postgres_database import PostgresDatabase
+
+        return Ledger(PostgresDatabase(spec, must_exist=must_exist))
+    from .sqlite import SqliteLedger
+
+    if must_exist:
+        _check_exists(path_of(spec))
+    ledger = SqliteLedger(path_of(spec))
+    ignore = _DEFAULT.with_name(".gitignore")
+    if spec is _DEFAULT and not ignore.exists():
+        ignore.write_text("*\n")
+    return ledger
+
+
+def migration_sql(url: str) -> str:
+    """The SQL that makes the ledger of a `postgresql://` URL, for somebody who may CREATE. It does not connect.
+
+    Raises:
+        InvalidValueError: The URL cannot be read.
+        LedgerError: psycopg is not installed.
+    """
+    from .postgres_connection import check_installed
+
+    check_installed()
+    from .postgres_schema import migration_sql as sql
+
+    return sql(url)
+
+
+def _check_exists(path: str) -> None:
+    if path != ":memory:" and not Path(path).exists():
+        raise LedgerNotFoundError(
+            f"there is no ledger {path}; nothing was made. Name another with --ledger or $BATCHWISE_LEDGER"
+        )

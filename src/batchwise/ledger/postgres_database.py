@@ -1,0 +1,338 @@
+"""The ledger's database in Postgres: one for any number of hosts."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from time import monotonic, sleep
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import errors
+
+from batchwise.errors import ClosedDispatcherError, LedgerError
+
+from . import forks
+from .database import Column, Connection
+from .postgres_connection import target, trouble
+from .postgres_schema import check_pooler, migrate
+from .postgres_session import Session, SessionLock, channel_of, discard, key_of
+
+__all__ = ["PostgresDatabase"]
+
+_PATIENCE = 15.0
+"""Seconds in which a lost commit is asked for, once its connection is opened again."""
+_PAUSE = 0.25
+_PLACE = re.compile(r"'[^']*'|\?")
+_HEADER, _TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
+_INTEGER, _LENGTH, _WIDTH = struct.Struct("!iq"), struct.Struct("!i"), struct.Struct("!h")
+_NULL = b"\xff\xff\xff\xff"
+
+
+class _Statement(NamedTuple):
+    """A statement as Postgres reads it."""
+
+    sql: str
+    writes: bool
+    prepare: bool | None
+    """False: planned anew each time. A plan for any list walks along all of it for each row."""
+
+
+@cache
+def _translated(sql: str) -> _Statement:
+    count = iter(range(1, 10_000))
+    numbered = _PLACE.sub(lambda found: f"${next(count)}" if found[0] == "?" else found[0], sql)
+    return _Statement(
+        numbered,
+        writes=not sql.lstrip().startswith("SELECT"),
+        prepare=False if PostgresDatabase.among in sql else None,
+    )
+
+
+class Transaction:
+    """Runs statements inside a transaction. See `database.Connection`."""
+
+    def __init__(self, database: PostgresDatabase) -> None:
+        self._database = database
+
+    def execute(self, sql: str, values: Sequence[Any] = (), /) -> psycopg.Cursor[Any]:
+        """Run one statement."""
+        statement = _translated(sql)
+        cursor = self._database.connection.execute(statement.sql, values, prepare=statement.prepare, binary=True)
+        if statement.writes and cursor.rowcount:
+            self._database.changed = True
+        return cursor
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> psycopg.Cursor[Any]:
+        """Run one statement once for each row of values, without waiting for each."""
+        cursor = self._database.connection.cursor()
+        cursor.executemany(_translated(sql).sql, rows)
+        if cursor.rowcount:
+            self._database.changed = True
+        return cursor
+
+
+class PostgresDatabase:
+    """One connection for all threads, and a session for locks and news. See `Database`.
+
+    Every change goes through `write` and ends in `commit`, so a subclass can count, delay or break commits.
+
+    Args:
+        url: The database's, and in it the schema's (`postgres_connection.target`).
+        must_exist: Make no new ledger.
+
+    Raises:
+        InvalidValueError: The URL cannot be read.
+        LedgerError: The database cannot be used; the message says why and what to do.
+    """
+
+    def __init__(self, url: str, *, must_exist: bool = False) -> None:
+        self._where = target(url)
+        self.name = self._where.name
+        self.lock = threading.RLock()
+        self.pid = os.getpid()
+        self.undone: list[Callable[[], None]] = []
+        self._open = True
+        self._commits = self._news = 0
+        self._listeners: list[Callable[[], None]] = []
+        key, channel = key_of(self._where.schema, "write"), channel_of(self._where.schema)
+        self._begin = f"BEGIN; SELECT pg_advisory_xact_lock({key}); SELECT pg_current_xact_id()::text"
+        self._end, self._end_quietly = f"NOTIFY {channel}; COMMIT", "COMMIT"
+        self._commit = self._end
+        self._transaction = ""
+        self.changed = False
+        """Whether the transaction has changed anything so far."""
+        with forks.opening(self):
+            try:
+                self._connection: psycopg.Connection[Any] | None = self._where.connect()
+            except psycopg.Error as error:
+                raise trouble(self.name, error) from None
+            try:
+                check_pooler(self._connection, self._where)
+                migrate(self._connection, self._where, must_exist=must_exist)
+                self._session = Session(self._where, self._heard)
+            except psycopg.Error as error:
+                self._connection.close()
+                raise trouble(self.name, error) from None
+            except BaseException:
+                self._connection.close()
+                raise
+
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """The connection, for who holds the lock."""
+        self._check_open()
+        if self._connection is None:
+            self._connection = self._where.connect()
+        return self._connection
+
+    # -- transactions -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def write(self, name: str, *, quiet: bool = False) -> Iterator[Transaction]:
+        """A write transaction. One that changed nothing is none."""
+        with self._using():
+            cursor = self.connection.execute(self._begin)
+            while cursor.nextset():
+                pass
+            (self._transaction,) = cursor.fetchone() or ("",)
+            self._commit = self._end_quietly if quiet else self._end
+            self.changed = False
+            try:
+                yield Transaction(self)
+                self._check_open()  # a child that a signal's handler forked in here commits nothing
+                if self.changed:
+                    self.commit(name)
+                    self._commits += not quiet
+                else:
+                    self.connection.execute("ROLLBACK")
+            except BaseException:
+                for forget in self.undone:
+                    forget()
+                raise
+
+    def commit(self, name: str) -> None:  # noqa: ARG002 (for subclasses, which tell commits apart by it)
+        """Every change to the ledger becomes durable here and nowhere else."""
+        try:
+            self.connection.execute(self._commit)
+        except psycopg.Error:
+            if self._connection is not None and not self._connection.closed:
+                raise
+            # It may have been carried out all the same: then it is done, and must not be done again.
+            if not self._was_committed():
+                raise
+
+    def _was_committed(self) -> bool:
+        """Whether the transaction whose commit was not answered is durable.
+
+        Raises:
+            LedgerError: That cannot be found out now.
+        """
+        end = monotonic() + _PATIENCE
+        while True:
+            with suppress(psycopg.Error):
+                self._drop()
+                found = self.connection.execute("SELECT pg_xact_status($1::xid8)", (self._transaction,)).fetchone()
+                status = None if found is None else found[0]
+                if status != "in progress":
+                    return status == "committed"
+            if monotonic() > end:
+                raise LedgerError(
+                    f"the connection to the ledger {self.name} was lost in a commit, and it is not known whether this "
+                    "step was stored; it may be done again",
+                    passing=True,
+                )
+            sleep(_PAUSE)
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """One consistent state for several selects."""
+        with self._using():
+            self.connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield Transaction(self)
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        with self.lock:
+            self._check_open()
+            if self._connection is not None and self._connection.closed:
+                self._drop()
+            try:
+                yield
+            except psycopg.Error as error:
+                raise trouble(self.name, error) from None
+            finally:
+                self._give_back()
+
+    def _give_back(self) -> None:
+        """Leave no transaction open."""
+        if not self._open or self._connection is None:
+            return
+        try:
+            if self._connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                self._connection.execute("ROLLBACK")
+        except psycopg.Error:
+            self._drop()
+
+    def _drop(self) -> None:
+        """The connection is of no more use: the next one who needs it opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _check_open(self) -> None:
+        if not self._open:
+            forks.check_own(f"the ledger {self.name} was opened", self.pid)
+            raise ClosedDispatcherError(f"the ledger {self.name} is closed; open it again")
+
+    # -- statements -------------------------------------------------------------------------------------------------
+
+    among = "= ANY(?)"
+    update_many = "UPDATE"
+
+    @staticmethod
+    def list_of(values: Iterable[int | str]) -> str:
+        """An array as Postgres writes it, whose type is the column's."""
+        return "{" + ",".join(str(each) if isinstance(each, int) else _quoted(each) for each in values) + "}"
+
+    @staticmethod
+    def json_array(column: str) -> str:
+        """The values of a column of the rows, in their order, as a JSON array."""
+        return f"json_agg({column})::text"
+
+    @staticmethod
+    def not_ascii(column: str) -> str:
+        """Whether some bytes are written otherwise than they are; a backslash is one of them, too."""
+        return f"length(encode({column}, 'escape')) <> length({column})"
+
+    @staticmethod
+    def insert(db: Connection, sql: str, values: Sequence[Any]) -> int:
+        """Insert one row; returns its number."""
+        row = db.execute(f"{sql} RETURNING id", values).fetchone()
+        return int(row[0])
+
+    def insert_rows(self, db: Connection, into: str, columns: Sequence[int | Column]) -> bool:  # noqa: ARG002
+        """Insert rows by COPY; False: one of them is there already."""
+        count = next(len(each) for each in columns if not isinstance(each, int))
+        pieces = [
+            [_INTEGER.pack(8, each)] * count if isinstance(each, int) else list(map(_piece, each[0:count]))
+            for each in columns
+        ]
+        begin = [_WIDTH.pack(len(columns))] * count
+        rows = b"".join([piece for row in zip(begin, *pieces, strict=True) for piece in row])
+        try:
+            with self.connection.cursor().copy(f"COPY {into} FROM STDIN (FORMAT BINARY)") as copy:
+                copy.write(_HEADER + rows + _TRAILER)
+        except errors.UniqueViolation:
+            return False
+        self.changed = True
+        return True
+
+    # -- changes ----------------------------------------------------------------------------------------------------
+
+    def version(self) -> int:
+        """A number that changes when anything was changed, by whomever. Nothing is asked for it."""
+        self._check_open()
+        return self._commits + self._news
+
+    def _heard(self, session: int | None) -> None:
+        connection = self._connection
+        if session is not None and connection is not None and session == connection.info.backend_pid:
+            return  # it counts its own commits
+        self._news += 1
+        for listener in self._listeners:
+            listener()
+
+    def listen(self, listener: Callable[[], None]) -> bool:
+        """Have this called, by another thread, when anybody changed something."""
+        self._listeners.append(listener)
+        return True
+
+    def wipe(self, *, again: bool = False) -> None:
+        """Nothing: what was deleted is the server's to clear away (VACUUM)."""
+
+    # -- processes --------------------------------------------------------------------------------------------------
+
+    def process_lock(self, name: str, *, others: bool = False) -> SessionLock:
+        """The lock of this name: an advisory one of the session."""
+        return SessionLock(self._session, name, others=others)
+
+    def disconnect(self) -> bool:
+        """Before a fork: nothing. A child lets go of its copy without a word to the server."""
+        return True
+
+    def abandon(self) -> None:
+        """In the child of a fork: never to be used again."""
+        self._open = False
+        self.lock = threading.RLock()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            discard(connection)
+        self._session.abandon()
+
+    def close(self) -> None:
+        """Close it and give up the locks; again is harmless."""
+        with self.lock:
+            if not self._open:
+                return
+            self._open = False
+            self._session.close()
+            self._drop()
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _piece(value: int | bytes | bytearray | None) -> bytes:
+    """A value as binary COPY takes it: its length, and what it is."""
+    if value is None:
+        return _NULL
+    if isinstance(value, int):
+        return _INTEGER.pack(8, value)
+    return _LENGTH.pack(len(value)) + value

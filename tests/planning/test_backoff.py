@@ -15,3 +15,4 @@ def test_pauses_grow_up_to_a_limit(failures: int):
     pause, longer = pause_after(failures), pause_after(failures + 1)
     assert timedelta(milliseconds=250) <= pause <= longer <= timedelta(seconds=15)
     assert longer == min(2 * pause, timedelta(seconds=15))
+    assert pause_after(1) == timedelta(milliseconds=250)

@@ -284,5 +284,5 @@ class TestHistory:
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(call, said):
-    with pytest.raises(InvalidValueError, match=said):
+    with pytest.raises(InvalidValueError, match=f"^{said}"):
         call()

@@ -99,9 +99,9 @@ def test_a_saturated_lane_uses_what_the_limits_allow(limits: Limits, calls, per_
 
 def test_reservations_that_are_not_used_are_given_back() -> None:
     calls = itertools.repeat((100, 1_000, 200))
-    books, _ = simulate(Limits(output_tokens_per_minute=400_000), calls, seconds=1_200, latency=5.0)
+    books, _ = simulate(Limits(output_tokens_per_minute=100_000), calls, seconds=1_200, latency=5.0)
     used = 200 * sum(now >= 600 for now in books.admitted)
-    assert 0.95 * 4_000_000 <= used <= 1.01 * 4_000_000
+    assert 0.95 * 1_000_000 <= used <= 1.01 * 1_000_000
 
 
 MIX = [next(itertools.islice(mixed(), number, None)) for number in range(1_000)]
@@ -403,9 +403,9 @@ def test_few_long_answers_among_short_ones_leave_the_lane_full(per_minute: int, 
 @pytest.mark.parametrize(("refused", "least"), [(0.01, 0.9), (0.05, 0.8), (0.1, 0.7)])
 @pytest.mark.parametrize("latency", [1.0, 10.0])
 def test_a_busy_api_slows_the_lane_by_little(refused: float, least: float, latency: float) -> None:
-    books, pacer = simulate(LIMITS, itertools.repeat(SMALL), seconds=1_800, latency=latency, overloaded=refused)
-    assert len(books.admitted) >= least * 1_000 * 30
-    assert sum(now >= 1_200 for now in books.admitted) >= least * 1_000 * 10
+    books, pacer = simulate(LIMITS, itertools.repeat(SMALL), seconds=1_200, latency=latency, overloaded=refused)
+    assert len(books.admitted) >= least * 1_000 * 20
+    assert sum(now >= 600 for now in books.admitted) >= least * 1_000 * 10
     assert pacer.share > 0.8
 
 

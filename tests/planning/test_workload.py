@@ -224,21 +224,24 @@ def test_without_the_price_of_one_there_is_none():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sample": []}, "sample has to be requests, at least one"),
+        ({"sample": []}, r"sample has to be requests, at least one: sample=\[Request\(\.\.\.\), \.\.\.\]$"),
         ({"sample": [params()]}, "sample has to be requests"),
-        ({"sample": [Request(params())], "model": "known"}, "sample says .* and so does model"),
+        (
+            {"sample": [Request(params())], "model": "known"},
+            "sample says what requests are like, and so does model; leave one of them out$",
+        ),
         ({"sample": [Request(params())], "mean_cached_tokens": 5}, "sample says .* and so does mean_cached_tokens"),
-        ({"model": "known"}, "mean_input_tokens is missing"),
+        ({"model": "known"}, r"mean_input_tokens is missing; give it, or sample=\[Request\(\.\.\.\), \.\.\.\]$"),
         (
             {"model": "known", "mean_input_tokens": 5, "input_lengths": {5: 1}},
-            "mean_input_tokens and input_lengths both",
+            "mean_input_tokens and input_lengths both say how long requests are; leave one out$",
         ),
         ({"model": "known", "input_lengths": {5: 1}, "request_bytes": 1}, "mean_output_tokens is missing"),
         ({"sample": [Request(params())], "input_lengths": {5: 1}}, "sample says .* and so does input_lengths"),
         ({"model": "known", "mean_input_tokens": 1, "mean_output_tokens": 1}, "request_bytes is missing"),
         (
             {"model": "known", "input_lengths": {}, "mean_output_tokens": 1, "request_bytes": 1},
-            "no length with a share",
+            "input_lengths={} has no length with a share above zero$",
         ),
         (
             {"model": "known", "input_lengths": {5: -1}, "mean_output_tokens": 1, "request_bytes": 1},
@@ -258,7 +261,7 @@ def test_without_the_price_of_one_there_is_none():
     ],
 )
 def test_what_requests_are_like_is_said_once_and_whole(changes, message):
-    with pytest.raises(InvalidValueError, match=message):
+    with pytest.raises(InvalidValueError, match=f"^{message}"):
         plan_workload(arrivals_per_hour=1, sla=30 * HOUR, prices=Prices(), **changes)
 
 
@@ -274,6 +277,12 @@ def test_slas_side_by_side():
         "24 h 15 min  batch  at once   2,400          15 min   486.00       -",
         "30 h         batch  4 h       6              2 h      486.00       -",
         "3 d          batch  32 h      0.75           16 h     486.00       -",
+    ]
+    tight = {**said, "arrivals_per_hour": 9_000, "policy": None}
+    assert str(compare_slas([24 * HOUR, 72 * HOUR], **tight)).splitlines() == [
+        "SLA   lane   interval  batches a day  reserve  USD a month  violates",
+        "24 h  sync   -         -              -        87,480.00    sla, queue",
+        "3 d   batch  32 h      6.75           16 h     43,740.00    queue",
     ]
     unknown = compare_slas([30 * HOUR], **{**said, "model": "unknown"})
     assert "unknown" in str(unknown)
@@ -304,6 +313,91 @@ def test_importing_it_leaves_prices_alone():
 
 
 # Violations and the nearest plan
+
+
+LANE = Limits(requests_per_minute=400)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"sla": 24 * HOUR},
+            ("1 x 1 day, 0:00:00 window and 0:00:00 overhead take the whole SLA of 1 day, 0:00:00; allow more time"),
+        ),
+        (
+            {"sla": 24 * HOUR, "overhead": 30 * MINUTE},
+            (
+                "1 x 1 day, 0:00:00 window and 0:30:00 overhead take 1 day, 0:30:00, and the SLA is 1 day, 0:00:00; "
+                "allow more time"
+            ),
+        ),
+        (
+            {"sla": 24 * HOUR + 14 * MINUTE, "policy": Policy()},
+            (
+                "1 x 1 day, 0:00:00 window and 0:00:00 overhead and the policy's reserve of 0:15:00 take "
+                "1 day, 0:15:00, and the SLA is 1 day, 0:14:00; allow more time"
+            ),
+        ),
+        (
+            {"interval": 361 * MINUTE},
+            (
+                "a rescue needs a reserve of 0:00:00.100000, and submitting every 6:01:00 leaves 0:00:00 before the "
+                "first deadline; submit more often or allow more time"
+            ),
+        ),
+        (
+            {"arrivals_per_hour": 9_000},
+            ("up to 252,000 batch requests wait in the account's queue at once and 200,000 may; send fewer"),
+        ),
+        (
+            {"arrivals_per_hour": 50_000, "limits": LANE},
+            (
+                "50,000 requests an hour arrive, and the sync lane redoes 24,000 an hour: if batch after batch "
+                "expires, it falls behind; send fewer or raise the limits"
+            ),
+        ),
+        (
+            {"arrivals_per_hour": 0, "burst": 144_001, "limits": LANE},
+            (
+                "a burst of 144,001 beside the steady requests needs a reserve of 2:00:00.150000, and submitting "
+                "every 4:00:00 leaves 2:00:00; spread the burst or allow more time"
+            ),
+        ),
+        (
+            {"sla": 72 * HOUR, "limits": LANE, "arrivals_per_hour": 20_000, "interval": HOUR, "burst": 96_001},
+            (
+                "a burst and what arrives in a window are 576,001 requests, and in a window the sync lane redoes "
+                "576,000: with a burst in each window it falls behind; send fewer or raise the limits"
+            ),
+        ),
+        (
+            {"request_bytes": 32_000_001},
+            (
+                "a request of 32,000,001 bytes cannot be rescued: a Messages call takes 32,000,000; upload large "
+                "content with the Files API"
+            ),
+        ),
+    ],
+)
+def test_a_violation_says_what_is_wrong_and_what_to_change(changes, words):
+    assert [violation.message for violation in plan(**changes).violations] == [words]
+
+
+def test_what_violates_a_limit_has_the_figures_of_the_plan():
+    (rate,) = plan(arrivals_per_hour=50_000, limits=LANE).violations
+    assert (rate.actual, rate.limit) == (50_000.0, 24_000.0)
+    assert type(rate.actual) is type(rate.limit) is float  # as the plan's own rates are
+    (size,) = plan(request_bytes=32_000_001).violations
+    assert (size.actual, size.limit) == (32_000_001, 32_000_000)
+
+
+def test_one_request_an_hour_or_none_is_gathered_for_a_submission():
+    few = plan(arrivals_per_hour=Fraction(1, 100), limits=LANE)
+    assert (few.requests_per_submission, few.rescue) == (1, timedelta(milliseconds=150))
+    none = plan(arrivals_per_hour=0, burst=7, limits=LANE)
+    assert (none.requests_per_submission, none.batches_per_submission, none.rescue) == (0, 0, ZERO)
+    assert none.reserve_needed == ZERO
 
 
 def test_an_interval_that_is_too_long_is_shortened_by_no_more_than_it_has_to_be():
@@ -434,24 +528,26 @@ def test_a_request_that_is_too_large_has_no_nearest_plan():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arrivals_per_hour": 0}, "nothing to plan"),
+        ({"arrivals_per_hour": 0}, "arrivals_per_hour=0 and burst=0: nothing to plan; give one of them$"),
         ({"arrivals_per_hour": -1}, "arrivals_per_hour=-1 is not a number"),
         ({"sla": 30}, "sla=30 is not a timedelta"),
         ({"window": ZERO}, "window=0:00:00 is not positive"),
+        ({"window": ZERO, "policy": Policy()}, "window=0:00:00 is not positive"),
+        ({"mean_output_tokens": -1}, "mean_output_tokens=-1"),
         ({"interval": ZERO}, "interval=0:00:00 is not positive"),
-        ({"overhead": -HOUR}, "overhead="),
+        ({"overhead": -HOUR}, "overhead=-1 day"),
         ({"rounds": 0}, "rounds=0"),
-        ({"rounds": 10**12}, "rounds=1000000000000"),
+        ({"rounds": 10**12}, "sla=1 day, 6:00:00 or rounds=1000000000000 is more than"),
         ({"burst": -1}, "burst=-1"),
         ({"request_bytes": 0}, "request_bytes=0"),
         ({"mean_input_tokens": -1}, "mean_input_tokens=-1"),
-        ({"model": ""}, "model='' is not a model's id"),
+        ({"model": ""}, "model='' is not a model's id; give one, e.g. 'claude-sonnet-5'$"),
         ({"limits": "start"}, "limits='start' is not a Limits"),
         ({"prices": None, "at": datetime(2026, 1, 1)}, "at=.* is a naive datetime"),  # noqa: DTZ001
     ],
 )
 def test_what_is_refused_is_named(changes, message):
-    with pytest.raises(InvalidValueError, match=message):
+    with pytest.raises(InvalidValueError, match=f"^{message}"):
         plan(**changes)
 
 
@@ -546,8 +642,8 @@ def census(kind, seed, count):
         ticks = [{"bursts": [(Fraction(tick * every + 1), asked["burst"])]} for tick in range(1, 5)]
         slow = [{"horizon": Fraction(10 * (room / MINUTE)) * MICROS / 60 / Fraction(ratio - 1)}]
         runs = {"steady": [{}], "burst": ticks, "slow lane": slow}[kind]
-        late = max(simulated(found, asked, **run)[0] for run in runs)
-        judged.append((not found.violations, late <= 1, asked, found))
+        kept = all(simulated(found, asked, **run)[0] <= 1 for run in runs)
+        judged.append((not found.violations, kept, asked, found))
     return judged
 
 

@@ -252,6 +252,9 @@ def test_a_full_lane_says_when_to_ask_again() -> None:
     pacer = Pacer(Limits(concurrency=2, latency=timedelta(seconds=1)), now=0.0)
     assert go(pacer) == go(pacer) == 0.0
     assert go(pacer) == 0.5
+    pacer.done(1.0, OUT[id(pacer)].pop(), latency=0.1)  # a twentieth of the mean
+    assert go(pacer, 1.0) == 0.0
+    assert go(pacer, 1.0) == pytest.approx((1.0 - 0.9 / 20) / 2)
     for _ in range(100):
         pacer.done(1.0, OUT[id(pacer)].pop(), latency=0.1)
         assert go(pacer, 1.0) == 0.0
@@ -414,6 +417,93 @@ def test_a_refused_call_gives_its_tokens_back() -> None:
     assert ask(pacer, 0.0, 0, 500) == 0.0
     refuse(pacer, 0.0, 1.0)
     assert ask(pacer, 1.0, 0, 500) == 0.0
+
+
+def test_a_call_that_failed_gives_back_all_that_was_booked_for_it() -> None:
+    pacer = Pacer(Limits(output_tokens_per_minute=600), now=0.0)  # of which 12 may be started at once
+    assert ask(pacer, 0.0, 0, 500) == 0.0
+    pacer.done(0.0, OUT[id(pacer)].pop())
+    assert ask(pacer, 0.0, 0, 12) == 0.0
+    assert ask(pacer, 0.0, 0, 6) == 0.0  # nothing is in debt yet
+    assert ask(pacer, 0.0) == pytest.approx(0.6)
+
+
+def one_after_the_other(pacer: Pacer, seconds: float, until: float) -> None:
+    """Calls that each take so long, on a lane for one, with another that always waits."""
+    now = 0.0
+    assert go(pacer, now) == 0.0
+    while now < until:
+        assert go(pacer, now) > 0.0
+        now += seconds
+        end(pacer, now)
+        assert go(pacer, now) == 0.0
+
+
+@pytest.mark.parametrize(("seconds", "reached"), [(5.0, 1.0), (10.0, 1.0), (20.0, 0.5), (40.0, 0.25)])
+def test_what_the_lane_reaches_is_measured_while_calls_wait(seconds: float, reached: float) -> None:
+    pacer = Pacer(Limits(concurrency=1, latency=timedelta(seconds=10)), now=0.0)
+    one_after_the_other(pacer, seconds, 400.0)
+    assert pacer.reached(400.0) == pytest.approx(reached)
+
+
+def test_what_the_lane_reaches_is_unknown_until_calls_have_waited_for_20_s() -> None:
+    for now, reached in ((19.9, 1.0), (20.0, 0.0)):
+        pacer = Pacer(Limits(concurrency=1, latency=timedelta(seconds=10)), now=0.0)
+        assert [go(pacer), go(pacer)] == [0.0, 1.0]
+        assert pacer.reached(now) == reached
+    idle = Pacer(Limits(requests_per_minute=60), now=0.0)
+    assert go(idle) == 0.0
+    assert idle.reached(100.0) == 1.0
+
+
+def test_a_refused_call_is_not_reached() -> None:
+    pacer = Pacer(Limits(concurrency=1), now=0.0)
+    assert [go(pacer), go(pacer)] == [0.0, 1.0]
+    end(pacer, 20.0)
+    assert [go(pacer, 20.0), go(pacer, 20.0)] == [0.0, 1.0]
+    assert pacer.reached(45.0) > 0.0
+    refuse(pacer, 45.0)
+    assert pacer.reached(45.0) == 0.0
+
+
+def test_refusals_lower_what_is_planned_with() -> None:
+    pacer = Pacer(Limits(requests_per_minute=60_000, concurrency=100), now=0.0)
+    for _ in range(5):
+        assert go(pacer) == 0.0
+    refuse(pacer, 0.0, 0.0)
+    assert pacer.reached(0.0) == pytest.approx(0.8)
+    refuse(pacer, 0.0, 0.0, Refusal.OVERLOADED)  # one of five, and five that are taken to have been answered
+    assert pacer.share == pytest.approx(0.72)
+    assert pacer.reached(0.0) == pytest.approx(0.8 * 0.9 * 0.9)
+
+
+@pytest.mark.parametrize("between", [0, 1])
+def test_five_calls_in_a_row_that_are_refused_are_an_outage(between: int) -> None:
+    pacer = Pacer(Limits(concurrency=100), now=0.0)
+    for _ in range(60):
+        assert go(pacer) == 0.0
+    for _ in range(50):
+        end(pacer, 0.0)
+    for _ in range(5):
+        refuse(pacer, 0.0, refusal=Refusal.OVERLOADED)
+        for _ in range(between):
+            end(pacer, 0.0)
+    assert (pacer.paused_until > 0.0) == (between == 0)
+
+
+@pytest.mark.parametrize(("answered", "alone"), [(0.999, True), (1.0, False)])
+def test_an_answer_to_an_earlier_call_ends_a_series_of_refusals_only_after_the_pause(
+    answered: float, alone: bool
+) -> None:
+    pacer = Pacer(Limits(concurrency=100), now=0.0)
+    assert [go(pacer), go(pacer)] == [0.0, 0.0]
+    refuse(pacer, 0.5, 0.5)
+    end(pacer, answered)
+    assert go(pacer, 1.0) == 0.0
+    refuse(pacer, 1.0, 1.0)
+    now = pacer.paused_until
+    assert go(pacer, now) == 0.0
+    assert (go(pacer, now) > 0.0) == alone
 
 
 def cut(pacer: Pacer, times: int) -> float:

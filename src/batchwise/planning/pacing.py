@@ -101,7 +101,7 @@ class _Bucket:
 
     def wait(self, share: float) -> float:
         booked = max(0.0, -self.level) / share
-        return (self.owed + booked) * 60.0 / self.limit if self.owed or booked else 0.0
+        return (self.owed + booked) * 60.0 / self.limit
 
     def correct(self, more: float) -> None:
         """A call used so much more than was booked for it, or less."""
@@ -426,8 +426,7 @@ class Pacer:
                 bucket.level = min(bucket.level, max(0.0, remaining))
                 if self._follows and remaining - running > bucket.level and now >= self._paused_until:
                     bucket.level, bucket.owed = remaining - running, 0.0
-        if lowered < 1.0:  # the refusals are explained: what was cut for them is given back
-            self._rates.give_back(1.0 / lowered)
+        self._rates.give_back(1.0 / lowered)  # the refusals are explained: what was cut for them is given back
 
     def _advance(self, now: float) -> None:
         self._overload.fade(now)

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.planning.test_forecast import forecasts
 from tests.strategies import HOUR, NOW, params
@@ -44,7 +44,10 @@ DEAR = (
 DELAY = (
     DEAR,
     rf"waiting {{wait}} on average costs {{waiting$}} at {AN_HOUR}; a batch saves {{saving$}}",
-    rf"waiting costs {AN_HOUR}, and the price of 'nobody-knows-1' is unknown, so no saving can be set against it",
+    (
+        rf"waiting costs {AN_HOUR}, and the price of 'nobody-knows-1' is unknown, so no saving can be set against it; "
+        r"give it, in USD per million tokens: Policy\(prices=\{'nobody-knows-1': Rates\(input=3, output=15\)\}\)"
+    ),
     rf"waiting costs {AN_HOUR}, but no other lane takes it",
     r"waiting costs nothing \(Policy\.delay_cost_per_hour is 0\)",
 )
@@ -211,6 +214,30 @@ bodies = st.builds(
 )
 
 
+def asked(latency: Any, **others: Any) -> dict[str, Any]:
+    return {"latency": latency, "tool_use": ToolUse.NONE, "stream": False, "betas": (), **others}
+
+
+HEDGE = Policy(hedge=True)
+LONG = {"betas": (BATCH_ONLY_BETA,)}
+
+
+@example(params(), asked(Latency.BLOCKING, tool_use=ToolUse.ITERATIVE), Policy(zero_data_retention=True), None)
+@example({**params(), "speed": "fast"}, asked(30 * HOUR, stream=True, tool_use=ToolUse.PATIENT), Policy(), None)
+@example(params(), asked(Latency.FLEXIBLE), HEDGE, None)
+@example(params(), asked(30 * HOUR), HEDGE, None)
+@example(params(), asked(12 * HOUR), HEDGE, None)
+@example(params(), asked(10 * MINUTE), HEDGE, None)
+@example(params(), asked(12 * HOUR), Policy(hedge=True, delay_cost_per_hour="0.001"), None)
+@example(params(), asked(12 * HOUR), Policy(hedge=True, delay_cost_per_hour="0.0015"), None)
+@example(params(), asked(12 * HOUR), Policy(hedge=True, delay_cost_per_hour=1), None)
+@example(params(model="nobody-knows-1"), asked(12 * HOUR), Policy(hedge=True, delay_cost_per_hour=1), None)
+@example(params(), asked(30 * HOUR), Policy(delay_cost_per_hour="0.001"), None)
+@example(params(), asked(30 * HOUR), Policy(delay_cost_per_hour=1), None)
+@example(params(), asked(24 * HOUR + 15 * MINUTE), Policy(), None)
+@example(params(), asked(24 * HOUR + 14 * MINUTE, **LONG), HEDGE, None)
+@example(params(), asked(48 * HOUR, **LONG), Policy(delay_cost_per_hour=1), None)
+@example(params(), asked(Latency.FLEXIBLE, **LONG), Policy(), None)
 @given(bodies | bodies.map(lambda body: {**body, "speed": "fast"}), tags, policies, st.none() | forecasts)
 def test_the_figures_are_those_of_the_decision(
     body: dict[str, Any], given_tags: dict[str, Any], policy: Policy, forecast: Forecast | None
@@ -263,6 +290,25 @@ def test_a_declined_hedge_does_not_read_as_if_it_was_taken() -> None:
     unknown = verdict(Reason.HEDGED, Policy(hedge=True, delay_cost_per_hour=1), 12 * HOUR, "nobody-knows-1")
     assert unknown.startswith("no hedge: waiting costs $1.00 an hour")
     assert "'nobody-knows-1' is unknown" in unknown
+
+
+@pytest.mark.parametrize(
+    ("latency", "betas", "words"),
+    [
+        (Latency.FLEXIBLE, (), "nothing to hedge: no deadline"),
+        (30 * HOUR, (), "nothing to hedge: the window and the reserve fit"),
+        (24 * HOUR + 14 * MINUTE, (BATCH_ONLY_BETA,), "nothing to hedge: there is no rescue on the sync lane"),
+    ],
+)
+def test_where_there_is_nothing_to_hedge_the_reason_is_said(latency: Any, betas: tuple[str, ...], words: str) -> None:
+    decision = bw.choose_lane(bw.Request(params(), latency=latency, betas=betas), now=NOW, policy=HEDGE)
+    assert [check.verdict for check in decision.checks if check.rule is Reason.HEDGED] == [words]
+
+
+def test_the_last_rule_is_not_asked_where_one_before_it_decides() -> None:
+    for latency, decides in ((12 * HOUR, True), (30 * HOUR, False)):
+        said = verdict(Reason.LATENCY_TOLERANT, Policy(), latency)
+        assert (said == "not asked: a rule before it decides") == decides
 
 
 def test_small_amounts_are_shown_as_they_are() -> None:

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from tests.strategies import HOUR, NOW, durations, params
 import batchwise as bw
 from batchwise import Lane, Latency, Policy, Reason, ToolUse
 from batchwise.planning.reserve import reserve_for
-from batchwise.planning.routing import BATCH_ONLY_BETA, infer_tool_use
+from batchwise.planning.routing import BATCH_ONLY_BETA, case_of, check_size, decide, infer_tool_use
 from batchwise.planning.wording import human
 
 CLIENT_TOOL = {"name": "read_file", "input_schema": {"type": "object"}}
@@ -124,7 +125,63 @@ def test_the_long_output_beta_goes_to_a_batch_without_a_rescue() -> None:
 def test_what_fits_neither_lane_is_an_error_that_names_both_sides(tags: dict[str, Any]) -> None:
     with pytest.raises(bw.InvalidRequestError, match=BATCH_ONLY_BETA) as raised:
         choose(betas=[BATCH_ONLY_BETA], key="long/report", **tags)
-    assert "'long/report'" in str(raised.value)
+    assert str(raised.value).startswith("request 'long/report' fits neither lane")
+
+
+def test_a_deadline_inside_the_window_of_what_only_a_batch_takes_is_an_error_with_the_figures() -> None:
+    with pytest.raises(bw.InvalidRequestError) as raised:
+        choose(betas=[BATCH_ONLY_BETA], latency=23 * HOUR)
+    assert str(raised.value) == (
+        f"request fits neither lane in time: beta {BATCH_ONLY_BETA} is accepted in a batch only, and its deadline in "
+        "23 h is inside the 24 h window; give it at least 24 h"
+    )
+    assert choose(betas=[BATCH_ONLY_BETA], latency=24 * HOUR).lane is Lane.BATCH
+
+
+def test_a_cache_warm_up_takes_the_sync_lane_now_or_none() -> None:
+    warm = case_of(request(params={"max_tokens": 0}), now=NOW, policy=Policy(), forecast=None, prices=None)
+    assert decide(warm).lane is Lane.SYNC
+    with pytest.raises(bw.InvalidRequestError) as raised:
+        decide(attrs.evolve(warm, latency=Latency.FLEXIBLE), "request 'k'")
+    assert str(raised.value) == (
+        "request 'k': max_tokens is 0 (a cache warm-up), which a batch refuses; leave latency out or raise it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("lane", "rescue", "words"),
+    [
+        (
+            Lane.SYNC,
+            False,
+            (
+                "'k' has 256,000,000 bytes and a Messages call takes 32,000,000, but it goes to the sync lane; "
+                "shorten it, send large content through the Files API, or give it latency=Latency.FLEXIBLE"
+            ),
+        ),
+        (
+            Lane.BATCH,
+            True,
+            (
+                "'k' has 256,000,000 bytes and a Messages call takes 32,000,000, but its deadline needs the sync lane "
+                "as its rescue; shorten it, send large content through the Files API, or give it "
+                "latency=Latency.FLEXIBLE"
+            ),
+        ),
+        (
+            Lane.BATCH,
+            False,
+            (
+                "'k': alone in a batch it needs 256,000,105 bytes, a create call takes 256,000,000; shorten it, or "
+                "send large content through the Files API"
+            ),
+        ),
+    ],
+)
+def test_a_refused_size_is_named_with_its_limit(lane: Lane, rescue: bool, words: str) -> None:
+    with pytest.raises(bw.RequestTooLargeError) as raised:
+        check_size(256_000_000, lane, rescue=rescue, where="'k'")
+    assert str(raised.value) == words
 
 
 def test_long_output_under_zero_data_retention_is_an_error() -> None:
@@ -188,9 +245,14 @@ def test_the_callers_word_on_tool_use_outranks_the_inference() -> None:
 
 
 def test_a_past_deadline_and_a_naive_now_are_refused() -> None:
-    with pytest.raises(bw.InvalidRequestError, match="is past"):
-        choose(latency=NOW - HOUR)
-    with pytest.raises(bw.InvalidValueError, match="naive"):
+    for latency in (NOW - HOUR, NOW):
+        with pytest.raises(bw.InvalidRequestError) as raised:
+            choose(latency=latency)
+        assert str(raised.value) == (
+            f"request: its deadline {latency.isoformat()} is past (now {NOW.isoformat()}); "
+            "give a later one, or leave latency out for an answer now"
+        )
+    with pytest.raises(bw.InvalidValueError, match=r"^now=.* naive"):
         bw.choose_lane(request(), now=datetime(2026, 1, 1))  # noqa: DTZ001
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .faults import Fault
 from .replies import Replier
-from .rows import Settled, settle
+from .rows import Caching, Settled, settle
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class Batch:
             return len(self.rows)
         return int(len(self.rows) * elapsed / self.duration)
 
-    def settled(self, reply: Replier) -> Settled:
+    def settled(self, reply: Replier, caching: Caching) -> Settled:
         """What became of the rows; to be asked of an ended batch only. Asks for the replies once."""
         with self._lock:
             if self._settled is None:
-                self._settled = settle(self, reply)
+                self._settled = settle(self, reply, caching)
             return self._settled
 
     def stop(self, now: float, wait: float, *, no_effect: bool) -> bool:

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from .batches import Batch
+from .cache import NOTHING, Cached
 from .replies import first_user_text
 from .rows import STATES, SUCCEEDED, Settled
 from .store import BatchStore
@@ -26,6 +27,8 @@ class Purchase:
         prompt: the identity of the caller's prompt.
         state: `running`, `succeeded`, `errored`, `canceled` or `expired`.
         billed: whether it cost money; a running one may still.
+        input_tokens: input that was neither read from the prompt cache nor written to it.
+        cached: input that was.
         delivered: of a sync call, whether its answer was sent; of a batch row always True.
     """
 
@@ -40,6 +43,7 @@ class Purchase:
     input_tokens: int
     output_tokens: int
     delivered: bool = True
+    cached: Cached = NOTHING
 
     @property
     def bought(self) -> bool:
@@ -48,10 +52,12 @@ class Purchase:
 
 
 class Tokens(NamedTuple):
-    """Billed tokens."""
+    """Billed tokens; `input` is neither read from the prompt cache nor written to it."""
 
     input: int
     output: int
+    cache_read: int = 0
+    cache_written: int = 0
 
 
 @dataclass
@@ -65,6 +71,7 @@ class SyncCall:
     input_tokens: int = 0
     output_tokens: int = 0
     delivered: bool = False
+    cached: Cached = NOTHING
 
 
 class Books:
@@ -118,7 +125,7 @@ class Books:
             billed = c.state == "succeeded"
             yield Purchase(
                 "sync", c.prompt, None, None, c.workspace, c.model, c.state, billed,
-                c.input_tokens, c.output_tokens, c.delivered,
+                c.input_tokens, c.output_tokens, c.delivered, c.cached,
             )  # fmt: skip
 
     def _identities(self, batch: Batch) -> list[str]:
@@ -138,6 +145,7 @@ class Books:
                 state, state == "succeeded",
                 0 if outcome is None else outcome.input_tokens[index],
                 0 if outcome is None else outcome.output_tokens[index],
+                cached=NOTHING if outcome is None else outcome.cached.get(index, NOTHING),
             )  # fmt: skip
 
     def bought_by_prompt(self, lane: str | None = None) -> Counter[str]:
@@ -183,15 +191,20 @@ class Books:
     def tokens(self, lane: str | None = None) -> Tokens:
         """The tokens that were billed."""
         read = written = 0
+        cached: list[Cached] = []
         if lane in (None, "sync"):
             for purchase in self._sync_purchases():
                 if purchase.billed:
                     read, written = read + purchase.input_tokens, written + purchase.output_tokens
+                    cached.append(purchase.cached)
         if lane in (None, "batch"):
             for batch in self.batches:
                 if outcome := self._outcome(batch):
                     read, written = read + sum(outcome.input_tokens), written + sum(outcome.output_tokens)
-        return Tokens(read, written)
+                    cached.extend(outcome.cached.values())
+        return Tokens(
+            read, written, sum(each.read for each in cached), sum(each.written_5m + each.written_1h for each in cached)
+        )
 
     def cost(
         self,
@@ -199,6 +212,7 @@ class Books:
         *,
         lane: str | None = None,
         batch_discount: Decimal = Decimal("0.5"),
+        cache: tuple[Decimal, Decimal, Decimal] = (Decimal("0.1"), Decimal("1.25"), Decimal(2)),
     ) -> Decimal:
         """What was billed, in the prices' currency.
 
@@ -206,13 +220,16 @@ class Books:
             prices: by model, `(input, output)` per million tokens on the sync lane; the model `*` stands for all.
             lane: one lane only.
             batch_discount: what a batch costs of the sync lane's price.
+            cache: what input costs that is read from the prompt cache, written to it for 5 minutes, and for an hour, of
+                the price of input.
         """
         total = Decimal(0)
         for purchase in self.purchases:
             if not purchase.billed or lane not in (None, purchase.lane):
                 continue
             read, written = prices[purchase.model] if purchase.model in prices else prices["*"]
-            amount = Decimal(read) * purchase.input_tokens + Decimal(written) * purchase.output_tokens
+            cached = sum(factor * tokens for factor, tokens in zip(cache, purchase.cached, strict=True))
+            amount = Decimal(read) * (purchase.input_tokens + cached) + Decimal(written) * purchase.output_tokens
             total += amount * (batch_discount if purchase.lane == "batch" else 1)
         return total / 1_000_000
 

@@ -15,7 +15,19 @@ from .world import World
 Action = Callable[[dict[str, Any]], Any]
 
 _LATENCIES = ("sync_latency", "batch_latency", "cancel_latency")
-_PLAIN = ("window", "retention", "clock_skew", "batch_queue_limit", "rate_limits", "api_keys", "models", "output_limit")
+_PLAIN = (
+    "window",
+    "retention",
+    "clock_skew",
+    "batch_queue_limit",
+    "rate_limits",
+    "api_keys",
+    "models",
+    "output_limit",
+    "cache_hits",
+    "cache_hits_beside",
+    "cache_minimum",
+)
 
 
 class Control:

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from .books import SyncCall
+from .cache import NOTHING, cached_in
 from .calls import Call, page_of
 from .errors import ApiError, ConnectionDropError
 from .faults import refuse
@@ -57,12 +58,19 @@ class MessagesApi:
             await asyncio.sleep(seconds)
         try:
             reply = ask(world.reply, params)
-            message = build_message(params, reply, message_id=new_id("msg"), tier="standard")
+            cached = NOTHING
+            if reply.failure is None:
+                now = world.now()
+                cached = world.cache.use(
+                    params, workspace=bought.workspace, begun=now - seconds, done=now, minimum=world.cache_minimum
+                )
+            message = build_message(params, reply, message_id=new_id("msg"), tier="standard", cached=cached)
         except ApiError:
             bought.state = "errored"
             raise
         usage = message["usage"]
         bought.input_tokens, bought.output_tokens = usage["input_tokens"], usage["output_tokens"]
+        bought.cached = cached_in(usage)
         bought.state = "succeeded"
         return message
 

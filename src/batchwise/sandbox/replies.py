@@ -8,6 +8,7 @@ from typing import Any, Union
 import attrs
 import orjson
 
+from .cache import NOTHING, Cached
 from .errors import ApiError
 from .models import answers_as, inference_geo
 
@@ -183,7 +184,9 @@ def output_tokens(reply: Reply) -> int:
     return max(1, size // 4)
 
 
-def build_message(params: Mapping[str, Any], reply: Reply, *, message_id: str, tier: str) -> dict[str, Any]:
+def build_message(
+    params: Mapping[str, Any], reply: Reply, *, message_id: str, tier: str, cached: Cached = NOTHING
+) -> dict[str, Any]:
     """The API's message object for a reply.
 
     Raises:
@@ -192,10 +195,13 @@ def build_message(params: Mapping[str, Any], reply: Reply, *, message_id: str, t
     if reply.failure is not None:
         raise ApiError(*reply.failure)
     usage: dict[str, Any] = {
-        "input_tokens": input_tokens(params),
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
-        "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+        "input_tokens": max(0, input_tokens(params) - sum(cached)),
+        "cache_creation_input_tokens": cached.written_5m + cached.written_1h,
+        "cache_read_input_tokens": cached.read,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": cached.written_5m,
+            "ephemeral_1h_input_tokens": cached.written_1h,
+        },
         "output_tokens": output_tokens(reply),
         "service_tier": tier,
         "inference_geo": inference_geo(params["model"], params.get("inference_geo")),

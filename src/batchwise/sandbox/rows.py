@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from .cache import NOTHING, Cached, PromptCache, cached_in
 from .errors import ApiError
 from .faults import Fault
 from .latency import seeded
@@ -31,18 +32,38 @@ class Settled:
     output_tokens: array[int]
     lines: list[bytes] = field(default_factory=list)
     order: list[int] = field(default_factory=list)
+    cached: dict[int, Cached] = field(default_factory=dict)
+    """What rows read from the prompt cache and wrote to it, of those that did."""
 
     def counts(self) -> dict[str, int]:
         """The `request_counts` of the end."""
         return {"processing": 0, **{name: self.states.count(code) for code, name in enumerate(STATES)}}
 
 
+class Caching(NamedTuple):
+    """The prompt cache as rows of a batch meet it.
+
+    Attributes:
+        cache: the cache.
+        hits: how likely a row reads what was cached before its batch began.
+        hits_beside: how likely it reads what another row of its batch writes: they run at the same time.
+        minimum: the fewest tokens of a prefix that is cached; None: the model's.
+    """
+
+    cache: PromptCache
+    hits: float
+    hits_beside: float
+    minimum: int | None
+
+
 class _Rows:
     """Settles the rows of one batch, one by one."""
 
-    def __init__(self, batch: Batch, reply: Replier) -> None:
+    def __init__(self, batch: Batch, reply: Replier, caching: Caching) -> None:
         self.batch = batch
         self.reply = reply
+        self.caching = caching
+        self.chances = seeded(f"{batch.seed}:cache")
         count = len(batch.rows)
         self.out = Settled(bytearray(count), array("Q", bytes(8 * count)), array("Q", bytes(8 * count)))
         self.lines: list[bytes] = [b""] * count
@@ -71,6 +92,8 @@ class _Rows:
         usage = message["usage"]
         self.out.input_tokens[index] = usage["input_tokens"]
         self.out.output_tokens[index] = usage["output_tokens"]
+        if any(cached := cached_in(usage)):
+            self.out.cached[index] = cached
         self._line(index, {"type": "succeeded", "message": message})
 
     def _fault(self) -> Fault | None:
@@ -88,7 +111,20 @@ class _Rows:
             raise ApiError("invalid_request_error", wrong)
         check_model(params["model"], batch.models)
         reply = ask(self.reply, params)
-        return build_message(params, reply, message_id=f"{self.prefix}{index:06x}", tier="batch")
+        cached = NOTHING if reply.failure is not None else self._cached(params)
+        return build_message(params, reply, message_id=f"{self.prefix}{index:06x}", tier="batch", cached=cached)
+
+    def _cached(self, params: dict[str, Any]) -> Cached:
+        batch, caching = self.batch, self.caching
+        return caching.cache.use(
+            params,
+            workspace=batch.workspace,
+            begun=batch.created_at,
+            done=batch.ended_at,
+            batch=batch.id,
+            hit=lambda beside: self.chances.random() < (caching.hits_beside if beside else caching.hits),
+            minimum=caching.minimum,
+        )
 
     def _line(self, index: int, result: dict[str, Any]) -> None:
         # Copied: what orjson returns keeps the room that it grew into, which 100,000 times is half a gigabyte.
@@ -96,10 +132,10 @@ class _Rows:
         self.lines[index] = b"%b\n" % orjson.dumps(row)
 
 
-def settle(batch: Batch, reply: Replier) -> Settled:
+def settle(batch: Batch, reply: Replier, caching: Caching) -> Settled:
     """Settle every row: those finished are answered, the others expired or canceled; the lines come shuffled."""
     count = len(batch.rows)
-    rows = _Rows(batch, reply)
+    rows = _Rows(batch, reply, caching)
     finished = batch.finished_rows()
     order = list(range(count))
     shuffle = seeded(f"{batch.seed}:order").shuffle

@@ -12,11 +12,12 @@ from typing import Any, TypedDict, Union
 
 from .batches import Batch
 from .books import Books, Identify
+from .cache import PromptCache
 from .faults import Fault, FaultBox
 from .latency import Latency, draw, seeded, to_seconds
 from .limits import Limiter, RateLimits
 from .replies import Replier, echo
-from .rows import Settled
+from .rows import Caching, Settled
 from .store import BatchStore
 
 ApiKeys = Union[Mapping[str, str], Iterable[str], None]
@@ -50,6 +51,9 @@ class Settings(TypedDict, total=False):
     api_keys: ApiKeys
     models: Iterable[str] | None
     output_limit: int | None
+    cache_hits: float
+    cache_hits_beside: float
+    cache_minimum: int | None
     identify: Identify | None
 
 
@@ -68,6 +72,10 @@ class World:
         api_keys: the valid keys (a mapping gives each its workspace); None: every key is valid.
         models: the valid models, by whatever names; None: those that the API knows.
         output_limit: the most output tokens of every model; None: the model's own limit.
+        cache_hits: how likely a row of a batch reads a prefix that was cached before its batch began.
+        cache_hits_beside: how likely it reads one that another row of its batch writes: they run at the same time. The
+            API documents hit rates of 30 % to 98 %.
+        cache_minimum: the fewest tokens of a prefix that is cached; None: the model's.
         seed: what random draws start from.
         books: what was bought.
     """
@@ -88,6 +96,9 @@ class World:
         api_keys: ApiKeys = None,
         models: Iterable[str] | None = None,
         output_limit: int | None = None,
+        cache_hits: float = 1.0,
+        cache_hits_beside: float = 0.3,
+        cache_minimum: int | None = None,
         identify: Identify | None = None,
     ) -> None:
         self.sync_latency = sync_latency
@@ -102,6 +113,8 @@ class World:
         self.api_keys = api_keys if api_keys is None or isinstance(api_keys, Mapping) else frozenset(api_keys)
         self.models = None if models is None else tuple(models)
         self.output_limit = output_limit
+        self.cache_hits, self.cache_hits_beside, self.cache_minimum = cache_hits, cache_hits_beside, cache_minimum
+        self.cache = PromptCache()
         self.rng = seeded(f"{seed}:sync")
         self._advanced = 0.0
         self._started = time.time() - time.monotonic()  # so that a step of the system clock ends no batch
@@ -252,7 +265,8 @@ class World:
 
     def settle(self, batch: Batch) -> Settled:
         """What became of the rows of an ended batch."""
-        return batch.settled(echo if batch.foreign else self.reply)
+        caching = Caching(self.cache, self.cache_hits, self.cache_hits_beside, self.cache_minimum)
+        return batch.settled(echo if batch.foreign else self.reply, caching)
 
     # callers
 

@@ -25,7 +25,7 @@ def result_of(line: bytes, outcome: bw.Outcome = bw.Outcome.SUCCEEDED, betas: tu
         job=None, outcome=outcome, lane=bw.Lane.SYNC, attempts=1, nonce=None, deadline=None, settled_at=NOW, met=None,
         betas=betas,
     )  # fmt: skip
-    return Result(ResultRow(cursor=1, request=1, key="k", line=line, cost=None, saved=None, how=how))
+    return Result(ResultRow(cursor=1, request=1, key="k", line=line, cost=None, saved=None, cache_saved=0, how=how))
 
 
 def look_at_all(result: Result) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def _result() -> bw.Result:
     how = Settled("nightly", bw.Outcome.SUCCEEDED, bw.Lane.BATCH, 1, "abcdefghijkl", NOW + HOUR, NOW, True, ())
     message = b'{"content":[{"type":"text","text":"4"}],"stop_reason":"end_turn","usage":{}}'
     line = b'{"custom_id":"a","result":{"type":"succeeded","message":%b}}' % message
-    return bw.Result(ResultRow(7, 1, "k", line, 100, 100, how))
+    return bw.Result(ResultRow(7, 1, "k", line, 100, 100, 0, how))
 
 
 def _running() -> bw.RunningBatch:

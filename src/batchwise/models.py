@@ -660,6 +660,8 @@ class Report:
         attempts: Attempts made for these requests.
         possible_doubles: Purchases that may have happened twice because an acceptance could not be seen.
         cache_read_tokens: Input tokens read from the prompt cache.
+        cache_written_tokens: Input tokens written to it.
+        cache_saved: What the prompt cache saved, against the same input uncached; negative: writing cost more.
         input_tokens: All input tokens, cached ones included.
         prices: By which prices the ledger's answers were reckoned, each with the last day (UTC) on which it was: a
             release of genai-prices, the day on which its data were fetched, or Policy.prices before it.
@@ -681,6 +683,14 @@ class Report:
     attempts: int
     possible_doubles: int
     cache_read_tokens: int
+    cache_written_tokens: int
+    cache_saved: Decimal
     input_tokens: int
     prices: Mapping[str, date] = attrs.field(factory=dict)
     by_label: Mapping[tuple[str, str], Decimal] = attrs.field(factory=dict)
+
+    @property
+    def cache_hit_rate(self) -> float | None:
+        """Of the tokens that the prompt cache was asked for, the share that was read from it; None: of none."""
+        asked = self.cache_read_tokens + self.cache_written_tokens
+        return self.cache_read_tokens / asked if asked else None

@@ -138,6 +138,29 @@ class Result:
         return None if self._row.saved is None else to_usd(self._row.saved)
 
     @property
+    def cache_saved(self) -> Decimal | None:
+        """USD that the prompt cache saved, against the same input uncached; None: the model's price is unknown.
+
+        It is negative where the prompt was written to the cache: that costs more than input that is not cached.
+        """
+        return None if self._row.cost is None else to_usd(self._row.cache_saved)
+
+    @property
+    def cache_read_tokens(self) -> int:
+        """Input tokens that the API's message read from the prompt cache; 0 where none came."""
+        return self._counted("cache_read_input_tokens")
+
+    @property
+    def cache_written_tokens(self) -> int:
+        """Input tokens that it wrote to the prompt cache; 0 where none came."""
+        return self._counted("cache_creation_input_tokens")
+
+    def _counted(self, name: str) -> int:
+        message = self._decoded.get("message")
+        count = usage_of(message).get(name) if isinstance(message, dict) else None
+        return count if type(count) is int else 0
+
+    @property
     def _decoded(self) -> Mapping[str, Any]:
         if self._memo is None:
             self._memo = decode(self._row.line)["result"], None

@@ -454,7 +454,7 @@ def test_what_has_no_price_counts_with_all_that_was_kept_for_it(world: World) ->
     batch = world.opened()
     roll = world.ledger.roll(batch.id)
     assert roll is not None
-    assert world.ledger.settle_answers(roll, [(numbers[0], b"{}", None, None, 0, 0)], now=NOW)
+    assert world.ledger.settle_answers(roll, [(numbers[0], b"{}", None, None, 0, None)], now=NOW)
     world.ledger.settle([settlement(numbers[1], cost=None)], now=NOW, batch=batch.id)
     world.ledger.requeue(numbers[2:], lane=SYNC, costs_attempt=True, now=NOW)
     world.ledger.settle([settlement(numbers[2], lane=SYNC, cost=None, doubtful=True)], now=NOW)
@@ -904,10 +904,13 @@ def test_answers_on_a_roll_end_as_settlements_do(world: World, twin: World, chun
     late = NOW + 31 * HOUR
     for chunk in chunks:
         part = [numbers[index] for index in chunk]
-        answers = [(n, line(n), None if n == 3 else n, None if n == 3 else 2 * n, 10 * n, n) for n in part]
+        answers = [
+            (n, line(n), None if n == 3 else n, None if n == 3 else 2 * n, 10 * n, (n, 1, -n) if n % 2 else None)
+            for n in part
+        ]
         assert world.ledger.settle_answers(roll, list(answers), now=late)
         rows = [
-            settlement(n, line=text, cost=cost, saved=saved, input_tokens=tokens, cache_read_tokens=cached)
+            settlement(n, line=text, cost=cost, saved=saved, input_tokens=tokens, cached=cached)
             for n, text, cost, saved, tokens, cached in answers
         ]
         twin.ledger.settle(rows, now=late, batch=batch.id)
@@ -930,7 +933,7 @@ def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
     batch = world.opened()
 
     def answer(number: int) -> Answer:
-        return number, line(number), 5, 5, 1, 0
+        return number, line(number), 5, 5, 1, None
 
     def refused(roll: Roll | None) -> bool:
         assert roll is not None
@@ -1042,7 +1045,7 @@ def test_the_report(world: World) -> None:
     world.accept("else", FLEXIBLE)
     world.opened()
     rows = [
-        settlement(a.id, cost=10, saved=10, input_tokens=100, cache_read_tokens=60),
+        settlement(a.id, cost=10, saved=10, input_tokens=100, cached=(60, 20, 5)),
         settlement(b.id, cost=4, saved=4),
         settlement(c.id, lane=SYNC, cost=20, saved=0),
         settlement(d.id, Outcome.FAILED, cost=None, saved=None, attempted=False),
@@ -1055,6 +1058,8 @@ def test_the_report(world: World) -> None:
     assert report.cost_by_lane == {SYNC: 20 * pico, BATCH: 14 * pico}
     assert (report.met, report.missed, report.worst_lateness) == (1, 3, 2 * HOUR)
     assert (report.attempts, report.input_tokens, report.cache_read_tokens) == (3, 100, 60)
+    assert (report.cache_written_tokens, report.cache_saved) == (20, Decimal(5).scaleb(-12))
+    assert report.cache_hit_rate == 0.75
     assert world.ledger.report(job=None) == report
     assert world.ledger.report(job=0).requests == 0
     assert world.ledger.counts(job=a.job).by == {
@@ -1078,7 +1083,7 @@ def test_pages_of_results(world: World, limit: int) -> None:
     roll = world.ledger.roll(batch.id)
     assert roll is not None
     some = [numbers[n] for n in (0, 2, 3, 6, 9, 11)]
-    assert world.ledger.settle_answers(roll, [(n, line(n), 5, 5, 1, 0) for n in some], now=NOW)
+    assert world.ledger.settle_answers(roll, [(n, line(n), 5, 5, 1, None) for n in some], now=NOW)
     rest = [*numbers[4:6], *numbers[7:9], numbers[10], alone]
     outcomes = [Outcome.FAILED, Outcome.SUCCEEDED]
     world.ledger.settle([settlement(n, outcomes[n % 2]) for n in rest], now=NOW, batch=batch.id)

@@ -225,7 +225,7 @@ def test_answers_are_let_go_before_they_are_committed(tmp_path: Path, *, broken:
         numbers = world.bulk([entry(str(number)) for number in range(3)])
         roll = ledger.roll(world.opened().id)
         assert roll is not None
-        answers = [(number, line(number), 5, 5, 1, 0) for number in reversed(numbers)]
+        answers = [(number, line(number), 5, 5, 1, None) for number in reversed(numbers)]
 
         def settle() -> bool:
             return ledger.settle_answers(roll, answers, now=NOW, committing=lambda: events.append("committing"))

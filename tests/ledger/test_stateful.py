@@ -435,7 +435,7 @@ class LedgerMachine(RuleBasedStateMachine):
         (batch,) = self._choose(list(self.rolls), [which])
         roll, members = self.rolls[batch]
         numbers = self._choose(list(members) or list(self.requests), wanted)
-        answers = [(n, b"%d rolled" % n, cost, 0, 0, 0) for n in numbers]
+        answers = [(n, b"%d rolled" % n, cost, 0, 0, None) for n in numbers]
         holds = self._roll_of(batch) == members and members.keys() >= set(numbers)
         order = self._by_kind(numbers)
         assert self.ledger.settle_answers(roll, answers, now=self.now) == holds

@@ -9,6 +9,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple, Union
 
 from batchwise.jsontext import decode
+from batchwise.ledger.roll import Cached
 from batchwise.ledger.values import Settlement
 from batchwise.models import Lane, Outcome
 from batchwise.planning.custom_ids import UNSEALED, parse
@@ -31,11 +32,11 @@ class Bill(NamedTuple):
     cost: int | None
     saved: int | None
     input_tokens: int
-    cache_read_tokens: int
+    cached: Cached | None
 
 
-_UNKNOWN = Bill(None, None, 0, 0)
-Meter = Callable[[Mapping[str, Any]], tuple[Union[int, None], Union[int, None], int, int]]
+_UNKNOWN = Bill(None, None, 0, None)
+Meter = Callable[[Mapping[str, Any]], tuple[Union[int, None], Union[int, None], int, Union[Cached, None]]]
 """Gives the fields of a `Bill` as a plain tuple: a named one costs as much as the whole calculation."""
 
 
@@ -56,7 +57,7 @@ class Biller:
 
         `asked`: the models, the next one after each refusal.
         """
-        bill = Bill(0, 0, 0, 0)
+        bill = Bill(0, 0, 0, None)
         model, *later = asked
         for turn in turns:
             row = decode(turn)
@@ -100,7 +101,7 @@ def answered(
     except Exception as error:  # noqa: BLE001  # it is paid: kept as it came, and its cost is not known
         _log.warning("batchwise: an answer is kept as it came, without its price (%s)", type(error).__name__)
         bill, whole = _UNKNOWN, line
-    return Settlement(request, outcome, lane, whole, bill.cost, bill.saved, bill.input_tokens, bill.cache_read_tokens)
+    return Settlement(request, outcome, lane, whole, bill.cost, bill.saved, bill.input_tokens, bill.cached)
 
 
 def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
@@ -117,27 +118,32 @@ def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
 def _meter(look_up: Callable[[Any, Any, Any], tuple[Tariff, Tariff] | None]) -> Meter:
     rates_of = cache(look_up)
 
-    def meter(usage: Mapping[str, Any]) -> tuple[int | None, int | None, int, int]:
+    def meter(usage: Mapping[str, Any]) -> tuple[int | None, int | None, int, Cached | None]:
         counts = tokens_of(usage)
         if counts is None:
-            return None, None, 0, 0
+            return None, None, 0, None
         fresh, read, cached, written = counts
         tokens, get = fresh + read + cached, usage.get
+        unpriced = (read, cached, 0) if tokens != fresh else None
         try:
             rates = rates_of(get("inference_geo"), get("speed"), get("service_tier"))
             if rates is None or (("iterations" in usage or "fallback_credit" in usage) and not is_priced_whole(usage)):
-                return None, None, tokens, read
+                return None, None, tokens, unpriced
             here, full = rates
             if tokens == fresh and here.threshold is None and not get("server_tool_use"):  # the usual answer
                 paid = tokens * here.input + written * here.output
-                return paid, tokens * full.input + written * full.output - paid, tokens, read
+                return paid, tokens * full.input + written * full.output - paid, tokens, None
             paid = cost(usage, here)
             whole = paid if here is full else cost(usage, full)
             if type(paid) is type(whole) is int and paid >= 0 <= whole and paid + whole <= _DEAREST:
-                return paid, whole - paid, tokens, read
+                if tokens == fresh:
+                    return paid, whole - paid, tokens, None
+                plain = cost({"input_tokens": tokens, "output_tokens": written}, here)
+                own = cost({**usage, "server_tool_use": None}, here)
+                return paid, whole - paid, tokens, (read, cached, plain - own)
         except (TypeError, AttributeError):  # something in it is not as the API words it
             pass
-        return None, None, tokens, read
+        return None, None, tokens, unpriced
 
     return meter
 
@@ -148,5 +154,11 @@ def _sum(one: Bill, other: Bill) -> Bill:
         (one.cost or 0) + (other.cost or 0) if known else None,
         (one.saved or 0) + (other.saved or 0) if known else None,
         one.input_tokens + other.input_tokens,
-        one.cache_read_tokens + other.cache_read_tokens,
+        _sum_cached(one.cached, other.cached),
     )
+
+
+def _sum_cached(one: Cached | None, other: Cached | None) -> Cached | None:
+    if one is None or other is None:
+        return one or other
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]

@@ -53,7 +53,7 @@ _REQUEST = (
 )
 _VISIBLE = "EXISTS (SELECT 1 FROM terms t WHERE t.id = q.terms AND t.staged = 0)"
 # The batch whose nonce a request went under: the one that settled it, else the one that it was in before.
-_RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.line, CASE s.batch WHEN 0 THEN q.batch END"
+_RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.cache_saved, r.line, CASE s.batch WHEN 0 THEN q.batch END"
 _RESULTS = f"{_RESULT} FROM {RESULTS_BEHIND} CROSS JOIN request q WHERE {BEHIND} AND q.id = r.request"
 _RESULT_OF = f"{_RESULT}, s.* FROM {REQUESTS} WHERE r.seq > 0 AND"
 _NUMBERS = (
@@ -199,23 +199,25 @@ class Looking:
             return [number for (number,) in db.execute(_NUMBERS, (after, job, limit))]
 
     def _result_row(self, db: Connection, found: Sequence[Any]) -> ResultRow:
-        cursor, number, key, cost, saved, line, batch, *rest = found
+        cursor, number, key, cost, saved, gained, line, batch, *rest = found
         how = Settling._make(rest)
         (place,) = self._places.of(db, how.job, [number]) if how.job else (None,)
-        return ResultRow(cursor, number, decode_key(key), line, cost, saved, self._settled(db, how, batch), place)
+        return ResultRow(
+            cursor, number, decode_key(key), line, cost, saved, gained, self._settled(db, how, batch), place
+        )
 
     def _result_rows(self, db: Connection, found: Iterable[tuple[Any, ...]]) -> list[ResultRow]:
         rows: list[ResultRow] = []
         jobs: dict[int, list[int]] = {}
         last, before = 0, None
-        for cursor, request, key, cost, saved, line, batch in found:
+        for cursor, request, key, cost, saved, gained, line, batch in found:
             if cursor > last or batch != before:  # mostly they are alike
                 settling = self._records.settling(db, cursor)
                 last, before, how = settling.last, batch, self._settled(db, settling, batch)
                 here = jobs.setdefault(settling.job, [])
             here.append(len(rows))
             # Past the constructor of named tuples, which costs as much as all the rest.
-            row = cursor, request, key.decode("utf-8", "surrogatepass"), line, cost, saved, how, None
+            row = cursor, request, key.decode("utf-8", "surrogatepass"), line, cost, saved, gained, how, None
             rows.append(tuple.__new__(ResultRow, row))
         for job, here in jobs.items():
             if job:
@@ -276,8 +278,9 @@ class Looking:
         where, values = ("", ()) if job is None else (" WHERE job = ?", (job,))
         with self._database.read() as db:
             tallies = db.execute(
-                "SELECT lane, requests, cost, saved, unpriced, met, missed, lateness, attempts, cache_tokens, "
-                f"input_tokens, CASE outcome WHEN {_REFUSED} THEN requests ELSE 0 END, truncated FROM tally{where}",
+                "SELECT lane, requests, cost, saved, cache_saved, unpriced, met, missed, lateness, attempts, "
+                "cache_tokens, cache_written, input_tokens, "
+                f"CASE outcome WHEN {_REFUSED} THEN requests ELSE 0 END, truncated FROM tally{where}",
                 values,
             ).fetchall()
             wastes = db.execute(f"SELECT wasted, doubles FROM waste{where}", values).fetchall()
@@ -286,10 +289,11 @@ class Looking:
         by_label = Counter[tuple[str, str]]()
         for name, value, paid in labeled:
             by_label[name, value] += int(paid)
-        lanes, requests, *money, unpriced, met, missed, lateness, attempts, cached, tokens, refused, cut = zip(
-            *tallies, (0,) * 13, strict=True
+        columns = zip(*tallies, (0,) * 15, strict=True)
+        lanes, requests, *money, unpriced, met, missed, lateness, attempts, read, written, tokens, refused, cut = (
+            columns
         )
-        cost, saved = (list(map(int, each)) for each in money)  # sums of money are text
+        cost, saved, gained = (list(map(int, each)) for each in money)  # sums of money are text
         return Report(
             requests=sum(requests),
             cost=sum(cost) * _PICO,
@@ -307,7 +311,9 @@ class Looking:
             worst_lateness=timedelta(microseconds=max(lateness)),
             attempts=sum(attempts),
             possible_doubles=sum(each[1] for each in wastes),
-            cache_read_tokens=sum(cached),
+            cache_read_tokens=sum(read),
+            cache_written_tokens=sum(written),
+            cache_saved=sum(gained) * _PICO,
             input_tokens=sum(tokens),
             prices={source: date.fromisoformat(day) for source, day in sorted(prices.items())},
             by_label={label: paid * _PICO for label, paid in sorted(by_label.items())},

@@ -13,14 +13,16 @@ import attrs
 
 from batchwise.planning.state import Terms
 
-__all__ = ["Answer", "Kind", "Roll"]
+__all__ = ["Answer", "Cached", "Kind", "Roll"]
 
 _ABSENT = 255
 _WIDEST = 10_000_000
 """How far apart its first and its last number may be: a few requests retried together need no roll."""
 
-Answer = tuple[int, bytes, Union[int, None], Union[int, None], int, int]
-"""A request's number, its result line, cost and saving (pico-USD), tokens sent, and tokens read from a cache.
+Cached = tuple[int, int, int]
+"""Tokens read from the prompt cache, tokens written to it, and what it saved (pico-USD; negative: it cost more)."""
+Answer = tuple[int, bytes, Union[int, None], Union[int, None], int, Union[Cached, None]]
+"""A request's number, its result line, cost and saving (pico-USD), tokens sent, and its use of the cache, if any.
 
 A plain tuple of plain values: the garbage collector has nothing to follow in it.
 """

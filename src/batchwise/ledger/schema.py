@@ -157,6 +157,7 @@ CREATE TABLE result (
     request {integer} NOT NULL,
     cost {integer},
     saved {integer},
+    cache_saved {integer} NOT NULL,
     line {bytes} NOT NULL
 );
 CREATE UNIQUE INDEX result_request ON result (request);
@@ -176,6 +177,8 @@ CREATE TABLE tally (
     input_tokens {integer} NOT NULL DEFAULT 0,
     cache_tokens {integer} NOT NULL DEFAULT 0,
     truncated {integer} NOT NULL DEFAULT 0,
+    cache_written {integer} NOT NULL DEFAULT 0,
+    cache_saved TEXT NOT NULL DEFAULT '0',
     PRIMARY KEY (job, lane, outcome)
 ){clustered};
 CREATE TABLE label (

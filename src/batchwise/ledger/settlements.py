@@ -25,12 +25,12 @@ _number = itemgetter(0)
 _MICROSECOND = timedelta(microseconds=1)
 _SUCCEEDED = OUTCOME_CODES[Outcome.SUCCEEDED]
 _INSERT_SETTLING = "INSERT INTO settling VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_RESULT = "result (seq, request, cost, saved, line)"
+_RESULT = "result (seq, request, cost, saved, cache_saved, line)"
 _SETTLE_REQUEST = "UPDATE request SET status = 2, abandoned = ? WHERE id = ?"
 _TALLY = """
 INSERT INTO tally (job, lane, outcome, requests, cost, saved, unpriced, met, missed, lateness, attempts, input_tokens,
-    cache_tokens, truncated)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    cache_tokens, truncated, cache_written, cache_saved)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (job, lane, outcome) DO UPDATE SET
     requests = tally.requests + excluded.requests,
     cost = plus(tally.cost, excluded.cost), saved = plus(tally.saved, excluded.saved),
@@ -40,7 +40,9 @@ ON CONFLICT (job, lane, outcome) DO UPDATE SET
     attempts = tally.attempts + excluded.attempts,
     input_tokens = tally.input_tokens + excluded.input_tokens,
     cache_tokens = tally.cache_tokens + excluded.cache_tokens,
-    truncated = tally.truncated + excluded.truncated
+    truncated = tally.truncated + excluded.truncated,
+    cache_written = tally.cache_written + excluded.cache_written,
+    cache_saved = plus(tally.cache_saved, excluded.cache_saved)
 """
 _LABEL = """
 INSERT INTO label (job, name, value, cost) VALUES (?, ?, ?, ?)
@@ -150,7 +152,9 @@ class Settlements:
         count = len(answers)
         first = self._records.last_result(db) + 1
         numbers, lines, costs, savings, tokens, cached = zip(*answers, strict=True)
-        columns = range(first, first + count), numbers, costs, savings, lines
+        used = [each for each in cached if each is not None]  # hardly ever any
+        gained = [0 if each is None else each[2] for each in cached] if used else 0
+        columns = range(first, first + count), numbers, costs, savings, gained, lines
         if not self._database.insert_rows(db, _RESULT, columns):
             return False
         job, terms, outcome, lane, attempts = kind
@@ -169,8 +173,10 @@ class Settlements:
             lateness // _MICROSECOND,
             count * attempts,
             sum(tokens),
-            sum(cached),
+            sum(read for read, _, _ in used),
             sum(map(was_cut, lines)),
+            sum(written for _, written, _ in used),
+            str(sum(saved for _, _, saved in used)),
         )
         db.execute(_TALLY, (job, lane, outcome, *tally))
         for label in about.labels:
@@ -215,7 +221,7 @@ class Settlements:
             fresh[row.id] = each
             outcome, lane, attempts = OUTCOME_CODES[each.outcome], LANE_CODES[each.lane], row.attempts + each.attempted
             kind = _Kind(row.job, row.terms, outcome, lane, attempts)
-            answer = (each.id, each.line, each.cost, each.saved, each.input_tokens, each.cache_read_tokens)
+            answer = (each.id, each.line, each.cost, each.saved, each.input_tokens, each.cached)
             kinds.setdefault(kind, []).append(answer)
             if each.doubtful:
                 self._books.waste(db, row.job, doubles=1)

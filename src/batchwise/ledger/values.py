@@ -11,6 +11,8 @@ import attrs
 from batchwise.models import Labels, Lane, Outcome, Status
 from batchwise.planning.state import Terms
 
+from .roll import Cached
+
 __all__ = [
     "Accepted",
     "Cap",
@@ -111,7 +113,8 @@ class Settlement(NamedTuple):
     """pico-USD, all its attempts together; None: the model's price is unknown."""
     saved: int | None
     input_tokens: int = 0
-    cache_read_tokens: int = 0
+    cached: Cached | None = None
+    """Its use of the prompt cache."""
     attempted: bool = True
     """Whether this outcome came from one more attempt (False: unsent, abandoned, cancelled in the queue)."""
     doubtful: bool = False
@@ -148,6 +151,8 @@ class ResultRow(NamedTuple):
     line: bytes
     cost: int | None
     saved: int | None
+    cache_saved: int
+    """pico-USD that the prompt cache saved; negative: it cost more."""
     how: Settled
     place: int | None = None
     """In its job; None in the shared scope."""

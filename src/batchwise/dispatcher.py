@@ -296,7 +296,10 @@ class Dispatcher:
         self._driver.wake()
 
     def advance(self) -> Progress:
-        """Do all that is due, and return: for cron and scripts. `Progress.next_due` says when to come again."""
+        """Do all that is due, and return: for cron and scripts. `Progress.next_due` says when to come again.
+
+        It waits for uploads, readings and calls that are due, and does meanwhile what falls due.
+        """
         self._driver.check_working()
         gap = self._engine.wake_gap()
         self._driver.advance(gap)

@@ -422,8 +422,10 @@ def test_8_or_fails_unsent() -> None:
 
 def test_8_late_work_runs_after_what_can_be_in_time() -> None:
     queue = group(1, -HOUR, lane=Lane.SYNC), group(2, HOUR), group(3, None, blocking=True), group(4, 2 * MINUTE)
-    runs = [action.terms for action in acts(Snapshot(sync_queue=queue)) if isinstance(action, Run)]
-    assert runs == [4, 3, 2, 1]
+    flexible = group(5, None, since=NOW + MINUTE)
+    runs = [action for action in acts(Snapshot(sync_queue=(*queue, flexible))) if isinstance(action, Run)]
+    assert [run.terms for run in runs] == [4, 3, 2, 5, 1]
+    assert {run.model for run in runs} == {"m"}
 
 
 def test_8_the_lane_is_handed_a_minute_of_work_and_what_is_urgent() -> None:

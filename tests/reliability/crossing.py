@@ -21,7 +21,8 @@ import attrs
 import httpx2
 
 import batchwise as bw
-from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.ledger.ledger import Ledger
+from batchwise.ledger.postgres_database import PostgresDatabase
 from batchwise.ledger.sqlite_database import SqliteDatabase
 from tests.strategies import params
 
@@ -52,13 +53,25 @@ class Crossings:
                 threading.Event().wait()  # SIGKILL is on its way
 
 
-class KillableDatabase(SqliteDatabase):
+class Killable:
     crossings: Crossings
 
     def commit(self, name: str) -> None:
         self.crossings.cross(f"before commit {name}")
-        super().commit(name)
+        super().commit(name)  # type: ignore[misc]
         self.crossings.cross(f"after commit {name}")
+
+
+class KillableSqlite(Killable, SqliteDatabase):
+    pass
+
+
+class KillablePostgres(Killable, PostgresDatabase):
+    pass
+
+
+def killable(ledger: str) -> Ledger:
+    return Ledger((KillablePostgres if "://" in ledger else KillableSqlite)(ledger))
 
 
 class KillableTransport(httpx2.HTTPTransport):
@@ -75,11 +88,11 @@ class KillableTransport(httpx2.HTTPTransport):
 def run_job(base_url: str, ledger: str, last: int | str | None, log: str, requests: int, dated: bool) -> None:
     """The whole script of a user: dispatch a job (and one patient request for the sync lane), wait for all."""
     crossings = Crossings(last, Path(log))
-    KillableDatabase.crossings = KillableTransport.crossings = crossings
+    Killable.crossings = KillableTransport.crossings = crossings
     client = anthropic.Anthropic(
         base_url=base_url, api_key="sandbox", http_client=httpx2.Client(transport=KillableTransport())
     )
-    with bw.Dispatcher(client, ledger=SqliteLedger(KillableDatabase(ledger)), policy=POLICY) as dispatcher:
+    with bw.Dispatcher(client, ledger=killable(ledger), policy=POLICY) as dispatcher:
         job = dispatcher.dispatch_all(
             (bw.Request(params(f"prompt {number}"), key=f"key {number}") for number in range(requests)),
             job=JOB,
@@ -114,7 +127,7 @@ def run(target: Any, *arguments: object, timeout: float = 90) -> int | None:
 class StoppingCrossings(Crossings):
     """At the first crossing of this name the process stops (SIGSTOP) where it stands."""
 
-    ledger: SqliteLedger
+    ledger: Ledger
 
     def __init__(self, name: str, log: Path) -> None:
         super().__init__(None, log)
@@ -135,12 +148,12 @@ class StoppingCrossings(Crossings):
 def run_and_stop(base_url: str, ledger: str, stop_at: str, log: str, requests: int, sla: float | None) -> None:
     """A job whose process stops at a crossing, and goes on when it is let."""
     crossings = StoppingCrossings(stop_at, Path(log))
-    KillableDatabase.crossings = KillableTransport.crossings = crossings
+    Killable.crossings = KillableTransport.crossings = crossings
     client = anthropic.Anthropic(
         base_url=base_url, api_key="sandbox", timeout=2.0, http_client=httpx2.Client(transport=KillableTransport())
     )
     policy = POLICY if sla is None else short_window(sla)
-    crossings.ledger = SqliteLedger(KillableDatabase(ledger))
+    crossings.ledger = killable(ledger)
     with bw.Dispatcher(client, ledger=crossings.ledger, policy=policy) as dispatcher:
         latency = bw.Latency.FLEXIBLE if sla is None else timedelta(seconds=sla)
         job = dispatcher.dispatch_all(

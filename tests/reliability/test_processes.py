@@ -17,6 +17,7 @@ import pytest
 
 import batchwise as bw
 from batchwise.sandbox import Sandbox
+from tests.reliability.conftest import Store
 from tests.reliability.crossing import JOB, POLICY, context, run, run_and_stop, run_beside, run_job, short_window
 from tests.strategies import params
 from tests.waiting import until
@@ -52,12 +53,12 @@ def end(process: BaseProcess) -> None:
     process.join()
 
 
-def test_processes_side_by_side_send_nothing_twice_and_lose_nothing(tmp_path: Path) -> None:
+def test_processes_side_by_side_send_nothing_twice_and_lose_nothing(store: Store, tmp_path: Path) -> None:
+    ledger = store.ledger()
     with Sandbox(batch_latency=0.1, sync_latency=0.01) as sandbox:
         logs = [tmp_path / f"log {worker}" for worker in range(4)]
         workers = [
-            started(run_beside, sandbox.base_url, str(tmp_path / "ledger.db"), worker, 20, str(log))
-            for worker, log in enumerate(logs)
+            started(run_beside, sandbox.base_url, ledger, worker, 20, str(log)) for worker, log in enumerate(logs)
         ]
         for worker in workers:
             worker.join(90)
@@ -66,19 +67,33 @@ def test_processes_side_by_side_send_nothing_twice_and_lose_nothing(tmp_path: Pa
         bought = sandbox.books.bought_by_prompt()
         assert set(bought.values()) == {1}
         assert len(bought) == 4 * 20 + 20 + 4 * 3
-        with bw.Dispatcher(sandbox.client(), ledger=tmp_path / "ledger.db", policy=POLICY) as dispatcher:
+        with bw.Dispatcher(sandbox.client(), ledger=ledger, policy=POLICY) as dispatcher:
             assert Counter(result.ok for result in dispatcher.results()) == {True: len(bought)}
             assert dispatcher.report().possible_doubles == 0
 
 
-@pytest.mark.parametrize("fault", ["create.slow", "create.hang", None])
-def test_an_owner_that_stands_still_in_a_create_is_left_alone(fault: str | None, tmp_path: Path) -> None:
-    ledger, log = tmp_path / "ledger.db", tmp_path / "log"
+SOAK = pytest.mark.soak
+
+
+@pytest.mark.parametrize(
+    ("store", "fault"),
+    [
+        ("sqlite", "create.slow"),
+        ("sqlite", "create.hang"),
+        ("sqlite", None),
+        ("postgres", None),
+        pytest.param("postgres", "create.slow", marks=SOAK),
+        pytest.param("postgres", "create.hang", marks=SOAK),
+    ],
+    indirect=["store"],
+)
+def test_an_owner_that_stands_still_in_a_create_is_left_alone(fault: str | None, store: Store, tmp_path: Path) -> None:
+    ledger, log = store.ledger(), tmp_path / "log"
     with Sandbox(batch_latency=0.1) as sandbox:
         if fault is not None:
             sandbox.fault(fault, **({"delay": 1.0} if fault == "create.slow" else {}))
         where = "after commit posting" if fault is None else "never"
-        owner = started(run_and_stop, sandbox.base_url, str(ledger), where, str(log), REQUESTS, None)
+        owner = started(run_and_stop, sandbox.base_url, ledger, where, str(log), REQUESTS, None)
         try:
             if fault is not None:
                 until(lambda: sandbox.books.requests_by_path[CREATE] == 1, "it never sent")
@@ -103,12 +118,18 @@ def test_an_owner_that_stands_still_in_a_create_is_left_alone(fault: str | None,
         assert sandbox.books.requests_by_path[CREATE] == 1
 
 
-@pytest.mark.parametrize("sent", [False, True])
-def test_at_the_last_safe_moment_a_stopped_owners_requests_go_to_the_sync_lane(sent: bool, tmp_path: Path) -> None:
-    ledger, log, sla = tmp_path / "ledger.db", tmp_path / "log", 8.0
+@pytest.mark.parametrize(
+    ("store", "sent"),
+    [("sqlite", False), ("sqlite", True), ("postgres", True), pytest.param("postgres", False, marks=SOAK)],
+    indirect=["store"],
+)
+def test_at_the_last_safe_moment_a_stopped_owners_requests_go_to_the_sync_lane(
+    sent: bool, store: Store, tmp_path: Path
+) -> None:
+    ledger, log, sla = store.ledger(), tmp_path / "log", 8.0
     with Sandbox(batch_latency=60.0) as sandbox:
         where = "after send POST /v1/messages/batches" if sent else "after commit posting"
-        owner = started(run_and_stop, sandbox.base_url, str(ledger), where, str(log), REQUESTS, sla)
+        owner = started(run_and_stop, sandbox.base_url, ledger, where, str(log), REQUESTS, sla)
         try:
             until(lambda: stands_still(owner), "it never stopped")
             with bw.Dispatcher(sandbox.client(), ledger=ledger, policy=short_window(sla)) as other:
@@ -131,10 +152,10 @@ def test_at_the_last_safe_moment_a_stopped_owners_requests_go_to_the_sync_lane(s
         assert len(sandbox.books.batches) == int(sent)
 
 
-def killed_at_random(folder: Path, chance: random.Random) -> int:
+def killed_at_random(ledger: str, folder: Path, chance: random.Random) -> int:
     """One round: a process with a slow create is killed at some moment, another finishes. Returns the creates."""
     folder.mkdir()
-    ledger, log = str(folder / "ledger.db"), folder / "log"
+    log = folder / "log"
     with Sandbox(batch_latency=0.05) as sandbox:
         sandbox.fault("create.slow", times=None, delay=0.25)
         process = started(run_job, sandbox.base_url, ledger, None, str(log), REQUESTS, False)
@@ -153,24 +174,24 @@ def killed_at_random(folder: Path, chance: random.Random) -> int:
         return sandbox.books.requests_by_path[CREATE]
 
 
-def test_kills_at_random_under_a_slow_create(tmp_path: Path) -> None:
+def test_kills_at_random_under_a_slow_create(store: Store, tmp_path: Path) -> None:
     chance = random.Random(11)
-    for number in range(5):
-        killed_at_random(tmp_path / str(number), chance)
+    for number in range(5 if store.local else 2):
+        killed_at_random(store.ledger(), tmp_path / str(number), chance)
 
 
 @pytest.mark.soak
-def test_two_hundred_kills_at_random_under_a_slow_create(tmp_path: Path) -> None:
+def test_two_hundred_kills_at_random_under_a_slow_create(store: Store, tmp_path: Path) -> None:
     chance = random.Random()
     for number in range(200):
-        killed_at_random(tmp_path / str(number), chance)
+        killed_at_random(store.ledger(), tmp_path / str(number), chance)
 
 
-def test_whoever_waits_goes_on_with_what_a_dead_process_left(tmp_path: Path) -> None:
-    ledger, log = tmp_path / "ledger.db", tmp_path / "log"
+def test_whoever_waits_goes_on_with_what_a_dead_process_left(store: Store, tmp_path: Path) -> None:
+    ledger, log = store.ledger(), tmp_path / "log"
     with Sandbox(batch_latency=2.0) as sandbox:
         sandbox.fault("messages.slow", delay=60.0)  # its process will not see the answer
-        owner = started(run_job, sandbox.base_url, str(ledger), None, str(log), REQUESTS, True)
+        owner = started(run_job, sandbox.base_url, ledger, None, str(log), REQUESTS, True)
         until(lambda: len(sandbox.books.batches) == 1 and sandbox.books.requests_by_path[CALL] == 1, "it never sent")
         with bw.Dispatcher(sandbox.client(), ledger=ledger, policy=POLICY) as other, ThreadPoolExecutor() as threads:
             batched = threads.submit(lambda: list(other.job(JOB).results(timeout=20)))
@@ -183,10 +204,10 @@ def test_whoever_waits_goes_on_with_what_a_dead_process_left(tmp_path: Path) -> 
         assert sandbox.books.bought_by_prompt("batch") == PROMPTS
 
 
-def test_a_lease_is_free_as_soon_as_its_holder_is_dead(tmp_path: Path) -> None:
-    ledger, log = tmp_path / "ledger.db", tmp_path / "log"
+def test_a_lease_is_free_as_soon_as_its_holder_is_dead(store: Store, tmp_path: Path) -> None:
+    ledger, log = store.ledger(), tmp_path / "log"
     with Sandbox(batch_latency=0.1) as sandbox:
-        owner = started(run_and_stop, sandbox.base_url, str(ledger), "after commit posting", str(log), REQUESTS, None)
+        owner = started(run_and_stop, sandbox.base_url, ledger, "after commit posting", str(log), REQUESTS, None)
         until(lambda: stands_still(owner), "it never stopped")
         with bw.Dispatcher(sandbox.client(), ledger=ledger, policy=POLICY) as other:
             job = other.job(JOB)

@@ -27,11 +27,13 @@ from batchwise.engine.core import Engine
 from batchwise.engine.effects import Effect, Procedure, Store, pause, persist, store
 from batchwise.engine.passes import (
     CLOCK_LOOK,
+    IDLE_SWEEP,
     MAX_ACTIONS,
     NEVER,
     PASS_SHARE,
     QUICK,
     SPARED,
+    SWEEP,
     WATCH,
     gate,
     once,
@@ -98,6 +100,10 @@ class Driver(ABC):
         self._asked = NEVER
         """When it has to, for what was accepted since it began to look."""
         self._gap, self._version, self._look_at = WATCH, -1, 0.0
+        self._hears = engine.ledger.listen(self._changed_by_others)
+        """Whether the ledger tells what others do."""
+        self._swept, self._listening_now = 0.0, 0
+        """When it last looked for what dead processes left (monotonic), and how many wait."""
         self._told = engine.troubles
         engine.on_settled = self._on_settled
 
@@ -124,6 +130,10 @@ class Driver(ABC):
     @abstractmethod
     def _abandon(self) -> None:
         """Let calls that run end, then end it. Takes no lock: the collector of garbage may be what calls it."""
+
+    @abstractmethod
+    def _changed_by_others(self) -> None:
+        """Tell whoever waits that the ledger has changed. From any thread."""
 
     # -- for whom ---------------------------------------------------------------------------------------------------
 
@@ -204,19 +214,25 @@ class Driver(ABC):
     @contextmanager
     def _listening(self, request: int | None) -> Iterator[Bell]:
         """A bell that rings when this request settles, or when anything does (None), and for all that waiters hear."""
-        if request is None:
-            yield self._news
-            return
-        bell = self._make_bell()
         with self._lock:
-            self._waiters.setdefault(request, []).append(bell)
+            self._listening_now += 1
         try:
-            yield bell
+            if request is None:
+                yield self._news
+                return
+            bell = self._make_bell()
+            with self._lock:
+                self._waiters.setdefault(request, []).append(bell)
+            try:
+                yield bell
+            finally:
+                with self._lock:
+                    self._waiters[request].remove(bell)
+                    if not self._waiters[request]:
+                        del self._waiters[request]
         finally:
             with self._lock:
-                self._waiters[request].remove(bell)
-                if not self._waiters[request]:
-                    del self._waiters[request]
+                self._listening_now -= 1
 
     def _on_settled(self, requests: Sequence[int]) -> None:
         with self._lock:
@@ -355,11 +371,21 @@ class Driver(ABC):
         if monotonic() < self._look_at:
             return False
         self._look_at = monotonic() + self._gap
-        left = yield from store(self.engine.take_over)
+        left = (yield from store(self.engine.take_over)) if self._sweeps() else False
         before, self._version = self._version, (yield from store(self.engine.ledger.version))
         if self._version == before and not left:
             return False
         self._tell_all()
+        return True
+
+    def _sweeps(self) -> bool:
+        """Whether it is time to look for what dead processes left: of a ledger on a server, that asks the server."""
+        if self._hears:
+            with self._lock:
+                idle = not self._listening_now and self._next in {None, NEVER}
+            if monotonic() < self._swept + (IDLE_SWEEP if idle else SWEEP):
+                return False
+        self._swept = monotonic()
         return True
 
     def _pass(self) -> Procedure[float | None]:

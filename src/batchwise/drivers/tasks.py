@@ -97,16 +97,23 @@ class TaskDriver(Driver):
         owns_ledger: bool,
         release: Callable[[], Awaitable[object]] | None,
     ) -> None:
+        self._thread, self._loop = threading.get_ident(), _loop()
         super().__init__(engine, _Bell, owns_ledger=owns_ledger)
         self._ports, self._release = ports, release
         self.in_thread = threads.run
-        self._thread, self._loop = threading.get_ident(), _loop()
         self._tasks = anyio.create_task_group()
         self._leaving, self._gone = anyio.Event(), anyio.Event()
         self._end_error: Exception | None = None
         self._parent: Any = None
         """On trio: the group of the task that entered it, in which the host lives; None on asyncio."""
         self._entered_by: int | None = None
+
+    def _changed_by_others(self) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and with it all who waited
+            if isinstance(self._loop, asyncio.AbstractEventLoop):
+                self._loop.call_soon_threadsafe(self._tell_all)
+            else:
+                self._loop.run_sync_soon(self._tell_all)
 
     async def start(self) -> None:
         """Start the host, and in it the pump."""

@@ -161,6 +161,9 @@ class ThreadDriver(Driver):
         self.engine.push(claim)
         self.unserved = not self.call()
 
+    def _changed_by_others(self) -> None:
+        self._tell_all()
+
     def call(self) -> bool:
         """See to it that somebody takes up what the call queue holds; returns whether there is anybody."""
         with self._lock:

@@ -9,11 +9,13 @@ from batchwise.planning import agenda
 
 __all__ = [
     "CLOCK_LOOK",
+    "IDLE_SWEEP",
     "MAX_ACTIONS",
     "NEVER",
     "PASS_SHARE",
     "QUICK",
     "SPARED",
+    "SWEEP",
     "WATCH",
     "gate",
     "once",
@@ -30,6 +32,9 @@ CLOCK_LOOK = 0.5
 """Seconds between two looks at the wall clock while something is due, at most: it may be set, or the machine slept."""
 WATCH = 0.25
 """Seconds between two looks for what other processes did to the ledger, at least."""
+SWEEP, IDLE_SWEEP = 1.0, 60.0
+"""Seconds between two questions to a server whether a process has died: while something is waited for or falls due,
+and while nothing is."""
 PASS_SHARE = 10
 """Planning anew takes one part in so many of the time, however much is queued, unless something is due."""
 SPARED = 60.0

@@ -126,7 +126,7 @@ class Database(Protocol):
         """A number that changes when anything was changed, by whomever."""
 
     def listen(self, listener: Callable[[], None]) -> bool:
-        """Have this called, by some thread, when others changed something; False: nobody tells: look at `version`."""
+        """Have this method called, by some thread, when others changed something; False: nobody tells it."""
 
     def process_lock(self, name: str, *, others: bool = False) -> Lock:
         """The lock of this name; `close` gives it up.

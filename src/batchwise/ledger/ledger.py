@@ -105,7 +105,7 @@ class Ledger:
         return self.database.version()
 
     def listen(self, listener: Callable[[], None]) -> bool:
-        """Have this called, by some thread, when others changed something; False: nobody tells: look at `version`."""
+        """Have this method called, by some thread, when others changed something; False: nobody tells it."""
         return self.database.listen(listener)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -99,7 +100,7 @@ class PostgresDatabase:
         self.undone: list[Callable[[], None]] = []
         self._open = True
         self._commits = self._news = 0
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         key, channel = key_of(self._where.schema, "write"), channel_of(self._where.schema)
         self._begin = f"BEGIN; SELECT pg_advisory_xact_lock({key}); SELECT pg_current_xact_id()::text"
         self._end, self._end_quietly = f"NOTIFY {channel}; COMMIT", "COMMIT"
@@ -285,12 +286,14 @@ class PostgresDatabase:
         if session is not None and connection is not None and session == connection.info.backend_pid:
             return  # it counts its own commits
         self._news += 1
-        for listener in self._listeners:
-            listener()
+        for listener in [each() for each in self._listeners]:
+            if listener is not None:
+                listener()
 
     def listen(self, listener: Callable[[], None]) -> bool:
-        """Have this called, by another thread, when anybody changed something."""
-        self._listeners.append(listener)
+        """Have this method called, by another thread, when others changed something; its object is not kept for it."""
+        self._listeners = [each for each in self._listeners if each() is not None]
+        self._listeners.append(weakref.WeakMethod(listener))
         return True
 
     def wipe(self, *, again: bool = False) -> None:

@@ -40,6 +40,7 @@ DRAWN = {
     "max_batch_requests": st.none() | st.just("auto") | st.integers(1, 10**5),
     "exclusive_workspace": st.booleans(),
     "linger": spans,
+    "cache": st.sampled_from(["as_is", "prime"]),
     "prices": st.dictionaries(
         st.sampled_from(["my-model", "claude.5", "é"]),
         st.builds(Rates, input=rate, output=rate, cache_write=st.none() | rate, cache_read=st.none() | rate),

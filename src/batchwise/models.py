@@ -422,6 +422,10 @@ class Policy:
             keeps its deadline. What the refusing model thought is left out. Each try counts among the attempts, also
             where `max_attempts` are used up, and all are billed. A request that the last model refuses too ends
             REFUSED.
+        cache: "prime": where requests for a batch share a prefix up to a `cache_control` breakpoint, one of them goes
+            ahead and writes the prefix to the prompt cache for an hour, if that is expected to be cheaper and the
+            deadlines leave time for it; breakpoints that name no life then ask for an hour. "as_is": requests are sent
+            as they are.
         prices: What models charge, by their exact ids, before what genai-prices' data have for them.
     """
 
@@ -447,6 +451,7 @@ class Policy:
     exclusive_workspace: bool = attrs.field(default=False, validator=_flag)
     linger: timedelta = attrs.field(default=timedelta(seconds=1), validator=_not_negative)
     fallback_models: tuple[str, ...] = attrs.field(default=(), converter=_to_models)
+    cache: Literal["as_is", "prime"] = attrs.field(default="as_is")
     prices: Mapping[str, Rates] = attrs.field(factory=dict, converter=_to_prices, hash=False)
 
     @classmethod
@@ -497,6 +502,11 @@ class Policy:
                 raise InvalidValueError(f"max_batch_requests={shown(value)} is neither a whole number nor 'auto'")
         elif value is not None:
             _positive_number(self, attribute, value)
+
+    @cache.validator
+    def _check_cache(self, _attribute: attrs.Attribute[str], value: str) -> None:
+        if value not in {"as_is", "prime"}:
+            raise InvalidValueError(f"cache={shown(value)} is not one of 'as_is', 'prime'")
 
     @late.validator
     def _check_late(self, _attribute: attrs.Attribute[str], value: str) -> None:

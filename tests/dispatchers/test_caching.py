@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-from batchwise import Latency, Rates, Request
+import pytest
+
+from batchwise import Dispatcher, Latency, Outcome, Rates, Request
+from batchwise.sandbox import Sandbox
 from tests.strategies import params
 
 from .world import World
@@ -44,3 +48,83 @@ async def test_the_use_of_the_cache_is_shown(world: World):
     expected = sum(result.cache_saved for result in everything) + 2 * written * Decimal("2.7") / 10**6
     assert report.cache_saved == expected
     assert report.cost == paid
+
+
+LONG = "p" * 40_000
+HOURS_80 = timedelta(hours=80)
+
+
+def many(count: int, **about: Any) -> list[Request]:
+    return [Request(shared(f"q-{n}", **about), key=f"q-{n}") for n in range(count)]
+
+
+def sizes(world: World) -> list[int]:
+    return [len(batch.rows) for batch in world.sandbox.books.batches]
+
+
+async def test_one_request_primes_the_cache_for_the_others(world: World):
+    async with world.open(cache="prime") as d:
+        job = await d.dispatch_all(many(200, prefix=LONG), job="j", latency=HOURS_80)
+        results = [result async for result in job.results()]
+        assert sizes(world) == [1, 199]
+        assert sum(1 for result in results if result.cache_written_tokens) == 1
+        report = await d.report()
+        assert report.met == 200
+        assert report.cache_hit_rate == pytest.approx(199 / 200, abs=1e-3)
+        assert "written to the cache by one request ahead" in (await d.ticket("q-7", job="j")).decision.explanation
+        again = await d.dispatch_all(many(200, prefix=LONG), job="k", latency=HOURS_80)  # the cache is still warm
+        assert all([result.cache_read_tokens async for result in again.results()])
+    assert sizes(world) == [1, 199, 200]
+    rows = [row["params"] for batch in world.sandbox.books.batches for row in batch.rows]
+    assert {row["system"][0]["cache_control"]["ttl"] for row in rows} == {"1h"}
+    async with world.open() as d:  # the content is what the caller gave
+        assert (await (await d.dispatch(many(1, prefix=LONG)[0], job="j")).result()).ok
+    assert len(sizes(world)) == 3
+
+
+@pytest.mark.parametrize(
+    ("hours", "prefix", "words"),
+    [
+        (27, LONG, "is not primed: that takes a window more"),
+        (80, "p" * 2_000, "is under the 2,048 from which on it is cached"),
+    ],
+)
+async def test_nothing_goes_ahead_where_the_time_or_the_prefix_is_too_short(world: World, hours, prefix, words):
+    async with world.open(cache="prime") as d:
+        job = await d.dispatch_all(many(30, prefix=prefix), job="j", latency=timedelta(hours=hours))
+        async for result in job.results():
+            assert result.met_deadline
+        assert words in (await d.ticket("q-7", job="j")).decision.explanation
+    assert sizes(world) == [30]
+
+
+async def test_a_primer_that_came_to_nothing_is_not_followed_by_another(world: World):
+    world.sandbox.fault("batch.row_expired", times=1)
+    async with world.open(cache="prime") as d:
+        job = await d.dispatch_all(many(30, prefix=LONG), job="j", latency=HOURS_80)
+        assert [result.outcome async for result in job.results()] == [Outcome.SUCCEEDED] * 30
+    assert sizes(world) == [1, 30]
+    assert not world.sandbox.books.bought_twice()
+
+
+async def test_a_process_that_comes_later_goes_on_behind_the_primer(world: World):
+    world.sandbox.batch_latency = 3600.0
+    async with world.open(cache="prime") as d:
+        await d.dispatch_all(many(30, prefix=LONG), job="j", latency=HOURS_80)
+        await d.flush()
+        await world.until(lambda: sizes(world) == [1])
+    world.sandbox.batch_latency = 0.0
+    world.sandbox.finish(world.sandbox.books.batches[0].id)
+    async with world.open(cache="prime") as d:
+        job = await d.job("j")
+        assert len([result async for result in job.results()]) == 30
+    assert sizes(world) == [1, 29]
+
+
+def test_a_breakpoint_that_does_nothing_is_told_once(tmp_path, caplog):
+    with Sandbox() as sandbox, Dispatcher(sandbox.client(), ledger=tmp_path / "l.db") as d:
+        for n in range(3):
+            d.dispatch(shared(str(n), prefix="short")).result()
+    (record,) = (record for record in caplog.records if "too short for the prompt cache" in record.message)
+    assert "short" not in record.message.replace("too short", "")
+    assert "claude-sonnet-5" in record.message

@@ -20,6 +20,8 @@ from batchwise.planning.capacity import Measured
 from batchwise.planning.custom_ids import new_nonce, sealer
 from batchwise.planning.moments import believed, longest_pause
 from batchwise.planning.packing import Sizes, body_chunks
+from batchwise.planning.priming import BREAKPOINT, Caching, Hits, Primed
+from batchwise.planning.priming import HOUR as HOUR_BLOCK
 from batchwise.planning.state import BatchState, BatchView
 
 from .conftest import Backend
@@ -1495,3 +1497,44 @@ def test_many_threads_at_once(world: World) -> None:
     assert errors == []
     assert total(world.ledger) == {QUEUED: 0, IN_FLIGHT: 0, SETTLED: 160}
     assert len(world.ledger.results(job=None, after=0, limit=999)) == 160
+
+
+# -- the prompt cache ---------------------------------------------------------------------------------------------
+
+
+def test_a_batch_under_an_hour_says_so_in_its_bodies_and_its_length(world: World) -> None:
+    shared = attrs.evolve(FLEXIBLE, prefix="p", prefix_tokens=9_000, breakpoints=2)
+    bodies = {f"k{n}": b'{"a":{%b},"b":{%b},"n":%d}' % (BREAKPOINT, BREAKPOINT, n) for n in range(4)}
+    world.bulk([entry(key, shared, body=body) for key, body in bodies.items()])
+    world.bulk([entry("plain", FLEXIBLE, body=b"{%b}" % BREAKPOINT)], job="other")
+    for caching, count in ((Caching.PRIMER, 1), (Caching.AS_IS, 1), (Caching.HOUR, 3)):
+        batch = world.seal(max_requests=count, caching=caching)
+        assert batch is not None
+        assert (batch.caching, batch.requests) == (caching, count)
+        rows = list(world.ledger.entries(batch.id))
+        name = sealer(batch.nonce)
+        length = sum(map(len, body_chunks((name(key, number), body) for number, key, body in rows)))
+        assert length == batch.size
+        for _, key, body in rows:
+            written = BREAKPOINT if caching is Caching.AS_IS or key == "plain" else HOUR_BLOCK
+            assert bytes(body) == bodies.get(key, b"{%b}" % BREAKPOINT).replace(BREAKPOINT, written)
+
+
+def test_what_is_known_of_a_prefix_and_how_often_it_was_hit(world: World) -> None:
+    shared = attrs.evolve(FLEXIBLE, prefix="p", prefix_tokens=9_000)
+    numbers = world.bulk([entry(str(n), shared) for n in range(8)])
+    assert world.ledger.snapshot().prefixes == {}
+    batch = world.seal(max_requests=1, caching=Caching.PRIMER)
+    assert batch is not None
+    assert world.ledger.snapshot().prefixes == {"p": Primed(tried_at=NOW)}
+    assert world.ledger.snapshot().prefixes["p"].in_vain
+    assert world.ledger.settle([settlement(numbers[0], cached=(0, 9, -9))], now=NOW + HOUR, batch=batch.id) == 1
+    assert world.ledger.snapshot().prefixes == {"p": Primed(tried_at=NOW, used_at=NOW + HOUR)}
+    rest = world.seal(max_requests=4, caching=Caching.PRIMED)
+    assert rest is not None
+    used = [settlement(n, cached=(9, 0, 9) if n % 2 else (0, 9, -9)) for n in numbers[1:4]]
+    world.ledger.settle([*used, settlement(numbers[4])], now=NOW + 2 * HOUR, batch=rest.id)
+    known = world.ledger.snapshot()
+    assert known.prefixes["p"].used_at == NOW + 2 * HOUR
+    hit = sum(1 for n in numbers[1:4] if n % 2)
+    assert known.hits == Hits({Caching.PRIMER: (0, 1), Caching.PRIMED: (hit, 3)})

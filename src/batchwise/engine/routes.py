@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -13,11 +14,14 @@ from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy,
 from batchwise.planning import packing, routing
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.pricing import PriceBook
+from batchwise.planning.priming import is_never_cached, prefix_of
 from batchwise.planning.reservation import length_class, media_tokens, most_cost, refuse_unbounded
 from batchwise.planning.state import Terms
 from batchwise.request import Request, Traits
 
 __all__ = ["Router", "check_size", "decision_of", "moment_of"]
+
+_log = logging.getLogger("batchwise")
 
 _REMEMBERED = 1_000
 """Decisions."""
@@ -54,6 +58,8 @@ class Router:
 
     def __init__(self, policy: Policy, prices: PriceBook, forecast: _Forecaster) -> None:
         self._policy, self._prices, self._forecast = policy, prices, forecast
+        self._primes = policy.cache == "prime"
+        self._warned: set[str] = set()
         self._by_size = bool(policy.hedge or policy.delay_cost_per_hour)
         self._known: dict[object, tuple[Decision, Terms]] = {}
 
@@ -77,6 +83,7 @@ class Router:
             tool_use=tool_use,
         )
         decision = routing.decide(case, where)
+        self._warn_of_a_short_prefix(request)
         each, per_byte = self._reserve(request, now, where)
         hedged = decision.reason is Reason.HEDGED
         return decision, Terms(
@@ -96,11 +103,26 @@ class Router:
             stream=request.stream,
             tool_use=case.tool_use,
             structured=request.traits.structured,
+            prefix=case.prefix.digest if case.prefix else "",
+            prefix_tokens=case.prefix.tokens if case.prefix else 0,
+            breakpoints=case.prefix.breakpoints if case.prefix else 0,
             labels=request.label_pairs,
             batch_only=bool(case.batch_only),
             reserve_each=each,
             reserve_per_byte=per_byte,
         )
+
+    def _warn_of_a_short_prefix(self, request: Request) -> None:
+        """Say once for each model that a breakpoint does nothing. Asked for the first of requests that are alike."""
+        prefix = None if request.model in self._warned else prefix_of(request.model, request.body)
+        if prefix is not None and is_never_cached(prefix.tokens):
+            self._warned.add(request.model)
+            _log.warning(
+                "batchwise: a prefix of about %d tokens is too short for the prompt cache of %s, whatever its "
+                "cache_control asks for; leave the breakpoint out, or put more before it",
+                prefix.tokens,
+                shown(request.model),
+            )
 
     def recall(self, request: Request, now: datetime) -> tuple[Decision, Terms]:
         """As `route` at `moment_of(request.latency, now)`, but remembered where others may share it."""
@@ -126,6 +148,7 @@ class Router:
             request.stream,
             request.expected_output_tokens,
             request.label_pairs,
+            self._primes and prefix_of(request.model, request.body),
             len(request.body) >> 10 if self._by_size else 0,
             self._policy.max_spend is not None
             and length_class(self._prices, request, self._models(request.model), at=now),

@@ -12,7 +12,8 @@ from typing import Any
 import orjson
 
 from batchwise.errors import LedgerError, printable
-from batchwise.planning.packing import telling_count
+from batchwise.planning.packing import MAX_REQUESTS, telling_count
+from batchwise.planning.priming import GROWTH, Caching, under_an_hour
 from batchwise.planning.state import BatchState, BatchView, Group
 
 from . import meta, transitions
@@ -26,6 +27,8 @@ from .values import Member
 
 __all__ = ["Batches"]
 
+_MOST_BREAKPOINTS = 4
+"""That the API takes in one request (API documentation, prompt caching, 2026)."""
 _ENTRIES = 128
 _ENTRY_BYTES = 4_000_000
 _ACCEPTED_TERMS = "SELECT id FROM terms WHERE staged = 0 AND id"
@@ -86,12 +89,15 @@ class Batches:
         now: datetime,
         max_requests: int,
         max_bytes: int,
+        caching: Caching = Caching.AS_IS,
     ) -> BatchView | None:
         """Seal queued requests of these terms, in order, into one batch of a telling count; None: nothing to seal.
 
         Where every count up to what is there is taken, all of it is sealed: no rows are padded, and the nonce tells
         whose the batch is once it has ended.
         """
+        if caching is not Caching.AS_IS:
+            max_bytes -= min(max_requests, MAX_REQUESTS) * _MOST_BREAKPOINTS * GROWTH
         with self._database.write("seal") as db:
             accepted = [number for (number,) in self._records.select(db, _ACCEPTED_TERMS, terms)]
             alone = len(accepted) == 1
@@ -112,15 +118,22 @@ class Batches:
             inside = (rows.first, rows.last, *values)
             sealed = [self._records.terms(db, number) for number in rows.by_terms]
             about, jobs = sealed[0], {terms.job for terms in sealed}
+            length = rows.length
+            if caching is not Caching.AS_IS:
+                counts = (requests for requests, _ in rows.by_terms.values())
+                length += sum(terms.grows * count for terms, count in zip(sealed, counts, strict=True))
+            if caching is Caching.PRIMER:
+                self._books.note_primer(db, about.prefix, now)
             batch = self._database.insert(
                 db,
-                "INSERT INTO batch (nonce, state, requests, size, betas, sealed_at, job, model, first, last) "
-                "VALUES (?, 'sealed', ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO batch (nonce, state, requests, size, betas, caching, sealed_at, job, model, first, last) "
+                "VALUES (?, 'sealed', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     nonce,
                     rows.count,
-                    rows.length,
+                    length,
                     orjson.dumps(about.betas).decode(),
+                    caching.value,
                     micros(now),
                     jobs.pop() if len(jobs) == 1 else 0,
                     about.model,
@@ -199,6 +212,7 @@ class Batches:
         """
         with self._database.read() as db:
             first, last, which = self._sent_in(db, batch)
+            (caching,) = db.execute("SELECT caching FROM batch WHERE id = ?", (batch,)).fetchone()
         after = first - 1
         while after < last:
             part: list[tuple[int, str, bytes]] = []
@@ -206,11 +220,13 @@ class Batches:
                 size = 0
                 # CROSS JOIN keeps SQLite's order of the loops: requests by number, and each one's body.
                 found = db.execute(
-                    "SELECT request.id, key, params FROM request CROSS JOIN body "
+                    "SELECT request.id, key, params, terms FROM request CROSS JOIN body "
                     f"WHERE body.id = request.id AND {which} ORDER BY request.id LIMIT {_ENTRIES}",
                     (after + 1, last, batch),
                 )
-                for number, key, body in found:
+                for number, key, body, terms in found:
+                    if caching != Caching.AS_IS.value:
+                        body = self._under_an_hour(db, bytes(body), terms)  # noqa: PLW2901
                     part.append((number, decode_key(key), body))
                     size += len(body)
                     if size >= _ENTRY_BYTES:
@@ -220,6 +236,10 @@ class Batches:
                 return
             yield from part
             after = part[-1][0]
+
+    def _under_an_hour(self, db: Connection, body: bytes, terms: int) -> bytes:
+        about = self._records.terms(db, terms)
+        return under_an_hour(body, about.breakpoints) if about.grows else body
 
     def created(
         self,

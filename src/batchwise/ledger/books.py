@@ -4,17 +4,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from batchwise.errors import SpendLimitError
 from batchwise.planning.pricing import PICO
+from batchwise.planning.priming import Caching, Hits, Primed
 from batchwise.planning.state import Group, Terms
 
 from . import meta
 from .database import Connection, Database
 from .records import Records, Row
+from .roll import Cached
 from .rows import LANE_CODES, SETTLED, SYNC, from_micros, micros
 from .values import Cap
 
@@ -141,6 +143,41 @@ class Books:
             db.execute("DELETE FROM spend WHERE minute > ?", (minute,))
             self.spend(db, sum(int(cost) for (cost,) in ahead), now)
             db.execute("UPDATE settling SET settled_at = ? WHERE settled_at > ?", (moment, soon))
+
+    def note_primer(self, db: Connection, prefix: str, now: datetime) -> None:
+        """A batch was sealed that writes this prefix to the API's cache."""
+        db.execute(
+            "INSERT INTO prefix (digest, tried) VALUES (?, ?) "
+            "ON CONFLICT (digest) DO UPDATE SET tried = excluded.tried",
+            (prefix, micros(now)),
+        )
+
+    def note_hits(self, db: Connection, prefix: str, batch: int, used: Sequence[Cached], now: datetime) -> None:
+        """So rows of a batch used the API's cache, all of them with this prefix."""
+        caching, ended = db.execute("SELECT caching, ended_at FROM batch WHERE id = ?", (batch,)).fetchone()
+        db.execute(
+            "INSERT INTO prefix (digest, used) VALUES (?, ?) ON CONFLICT (digest) DO UPDATE SET used = excluded.used",
+            (prefix, min(micros(now), ended or micros(now))),
+        )
+        db.execute(
+            "INSERT INTO hits (caching, hit, requests) VALUES (?, ?, ?) ON CONFLICT (caching) DO UPDATE "
+            "SET hit = hits.hit + excluded.hit, requests = hits.requests + excluded.requests",
+            (caching, sum(1 for read, _, _ in used if read), len(used)),
+        )
+
+    def primed(self, db: Connection, prefixes: Iterable[str]) -> dict[str, Primed]:
+        """What is known of these prefixes."""
+        found: dict[str, Primed] = {}
+        for prefix in prefixes:
+            row = db.execute("SELECT tried, used FROM prefix WHERE digest = ?", (prefix,)).fetchone()
+            if row is not None:
+                found[prefix] = Primed(*(None if each is None else from_micros(each) for each in row))
+        return found
+
+    def hits(self, db: Connection) -> Hits:
+        """How often rows of batches have hit the API's cache."""
+        rows = db.execute("SELECT caching, hit, requests FROM hits").fetchall()
+        return Hits({Caching(caching): (hit, requests) for caching, hit, requests in rows})
 
     def waste(self, db: Connection, job: int, *, wasted: int = 0, doubles: int = 0) -> None:
         """So much was paid for nothing, so many requests may have been bought twice."""

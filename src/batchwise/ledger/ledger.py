@@ -127,7 +127,6 @@ class Ledger:
     accept = _by("_accepting", Accepting.accept)
     intake = _by("_intakes", Intakes.intake)
     job_id = _by("_looking", Looking.job_id)
-    job_name = _by("_looking", Looking.job_name)
     jobs = _by("_looking", Looking.jobs)
 
     # -- looking ----------------------------------------------------------------------------------------------------
@@ -176,7 +175,6 @@ class Ledger:
 
     settle = _by("_settlements", Settlements.settle)
     settle_answers = _by("_settlements", Settlements.settle_answers)
-    take_sums = _by("_settlements", Settlements.take_sums)
     requeue = _by("_requeuing", Requeuing.requeue)
     missing = _by("_batches", Batches.missing)
     bodies = _by("_batches", Batches.bodies)

@@ -12,6 +12,7 @@ from typing import Any
 
 from batchwise.models import Lane, Outcome, Report, Status
 from batchwise.planning.forecast import Sample
+from batchwise.planning.priming import Hits
 from batchwise.planning.state import Group, Snapshot
 
 from . import meta
@@ -101,11 +102,6 @@ class Looking:
             if by or names[job] is not None
         }
 
-    def job_name(self, job: int) -> str | None:
-        """The name of a job by its number; None for 0, the shared scope."""
-        with self._database.read() as db:
-            return self._records.job_name(db, job)
-
     def marks(self) -> tuple[int, int]:
         """The last request's number and the last result's cursor; 0 where there is none."""
         with self._database.read() as db:
@@ -125,9 +121,12 @@ class Looking:
             answered, failed = meta.get(db, "sync_answered_at"), meta.get(db, "sync_failed_at")
             advanced, sizes = meta.get(db, "advanced_at"), meta.sizes(db)
             measured = {name: decode_measured(value) for name, value in meta.beginning(db, meta.MEASURED).items()}
+            queued = places.get((BATCH, QUEUED, 0), ())
+            shared = {group.terms.prefix for group in queued if group.terms.prefix}
+            prefixes, hits = (self._books.primed(db, shared), self._books.hits(db)) if shared else ({}, Hits())
             suspended = {lane: reason for lane in LANES if (reason := meta.get(db, f"suspended:{lane.value}"))}
         return Snapshot(
-            batch_queue=tuple(places.get((BATCH, QUEUED, 0), ())),
+            batch_queue=tuple(queued),
             sync_queue=tuple(places.get((SYNC, QUEUED, 0), ())),
             sync_running=tuple(places.get((SYNC, IN_FLIGHT, 0), ())),
             batches=batches,
@@ -140,6 +139,8 @@ class Looking:
             sync_failed_at=from_micros(int(failed)) if failed else None,
             advanced_at=from_micros(int(advanced)) if advanced else None,
             measured=measured,
+            prefixes=prefixes,
+            hits=hits,
         )
 
     def find(self, key: str, *, job: str | None) -> RequestRow | None:

@@ -13,6 +13,7 @@ import orjson
 from batchwise.models import Lane, Outcome, Reason, Status, ToolUse
 from batchwise.planning.capacity import Measured
 from batchwise.planning.custom_ids import UNSEALED, custom_id
+from batchwise.planning.priming import Caching
 from batchwise.planning.state import BatchState, BatchView, Group, Terms
 
 __all__ = [
@@ -104,6 +105,9 @@ def encode_terms(terms: Terms) -> bytes:
             "tool_use": terms.tool_use,
             "structured": terms.structured,
             "batch_only": terms.batch_only,
+            "prefix": terms.prefix,
+            "prefix_tokens": terms.prefix_tokens,
+            "breakpoints": terms.breakpoints,
             "labels": terms.labels,
             "adopted": terms.adopted,
             "reserve_each": terms.reserve_each,
@@ -190,7 +194,7 @@ _TIMES = (
     "polled_at",
 )
 _STORED = ("state", "remote_id", "watermark", "candidates", "struck", *_TIMES, "counts", "failures", "canceled")
-BATCH_COLUMNS = ", ".join(("id", "nonce", "requests", "size", "betas", "adopted", *_STORED))
+BATCH_COLUMNS = ", ".join(("id", "nonce", "requests", "size", "betas", "adopted", "caching", *_STORED))
 
 
 def view_of(row: Sequence[Any], groups: tuple[Group, ...]) -> BatchView:
@@ -201,7 +205,7 @@ def view_of(row: Sequence[Any], groups: tuple[Group, ...]) -> BatchView:
     for name in _TIMES:
         values[name] = _moment(values[name])
     values["counts"] = None if values["counts"] is None else orjson.loads(values["counts"])
-    values["state"] = BatchState(values["state"])
+    values["state"], values["caching"] = BatchState(values["state"]), Caching(values["caching"])
     values["canceled"], values["adopted"] = bool(values["canceled"]), bool(values["adopted"])
     return BatchView(**values, groups=groups)
 

@@ -26,6 +26,8 @@ __all__ = ["MIGRATIONS", "statements"]
 # - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
 # - Sums of money are text, added up by `plus`: SQLite's integers end at 9.2 million USD in pico-USD, and then become
 #   floats without a word.
+# - `prefix`: when a batch was sealed that writes a shared prefix of prompts to the API's cache, and when a row of a
+#   batch last used it; `hits`: how many rows of batches read theirs from the cache, by how the batch treats it.
 # - `label` sums what settled requests cost by their labels, which their terms hold.
 # - `waste.unseen`: the most that possible doubles may have cost (pico-USD), which counts against a spend limit.
 # - `adopted`: the keys of a batch made elsewhere by their custom_ids, and which request each row was taken for (0: its
@@ -112,6 +114,7 @@ CREATE TABLE batch (
     failures {integer} NOT NULL DEFAULT 0,
     canceled {integer} NOT NULL DEFAULT 0,
     adopted {integer} NOT NULL DEFAULT 0,
+    caching TEXT NOT NULL DEFAULT 'as_is',
     job {integer} NOT NULL,
     model TEXT NOT NULL,
     first {integer} NOT NULL,
@@ -181,6 +184,8 @@ CREATE TABLE tally (
     cache_saved TEXT NOT NULL DEFAULT '0',
     PRIMARY KEY (job, lane, outcome)
 ){clustered};
+CREATE TABLE prefix (digest TEXT PRIMARY KEY, tried {integer}, used {integer}){clustered};
+CREATE TABLE hits (caching TEXT PRIMARY KEY, hit {integer} NOT NULL, requests {integer} NOT NULL){clustered};
 CREATE TABLE label (
     job {integer} NOT NULL,
     name TEXT NOT NULL,

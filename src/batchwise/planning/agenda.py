@@ -10,6 +10,7 @@ import attrs
 
 from batchwise.models import Lane, Policy
 
+from .priming import Caching
 from .rescue import Rescues
 from .state import BatchView, Snapshot
 
@@ -39,6 +40,7 @@ class Seal:
     terms: tuple[int, ...]
     betas: tuple[str, ...]
     max_requests: int
+    caching: Caching = Caching.AS_IS
 
 
 @attrs.frozen

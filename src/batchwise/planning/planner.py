@@ -14,6 +14,8 @@
 9. What would be too late when the planner is asked next is done now.
 10. The lease's holder may stand still (stopped, asleep) and hold it all the same: at the last safe moment the others
     take what is unsettled to the sync lane, and leave its batches alone.
+11. Where the policy asks for it, one of the requests that share a prefix goes ahead to write it to the prompt cache, if
+    that is cheaper and a window more fits; the others wait for its batch, never longer than they can.
 """
 
 from __future__ import annotations

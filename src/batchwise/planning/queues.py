@@ -14,6 +14,8 @@ from .agenda import Agenda, FailLate, Move, Run, Seal
 from .batch_size import best_size, expected_ends
 from .capacity import queue_limit
 from .packing import MAX_BYTES, MAX_REQUESTS, may_share
+from .priming import Caching, Primed, Step, next_step
+from .reserve import noticing_of
 from .state import BatchState, Group
 
 __all__ = ["divert", "tend_batch_queue", "tend_sync_queue"]
@@ -23,6 +25,8 @@ _NEAR = timedelta(minutes=1)
 """Deadlines this near each other always share a batch."""
 _NEVER = datetime.max.replace(tzinfo=timezone.utc)
 _BLOCKING = 1
+_MOST_PRIMERS = 100
+"""Prefixes that are written to the cache at the same time, each by a batch of its own: our choice."""
 _AHEAD = timedelta(minutes=1)
 """How much of the sync lane's time is handed out beyond the next look, so that the lane does not run dry."""
 
@@ -41,10 +45,68 @@ def tend_batch_queue(agenda: Agenda) -> None:
         return
     for bundle in sorted(_bundles(ready), key=_soonest):
         largest = _largest_batch(agenda, bundle)
-        if room > 0 and _bundle_due(agenda, bundle, largest):
-            most_now = min(largest, room)
-            agenda.add(Seal(tuple(group.terms.id for group in bundle), bundle[0].terms.betas, most_now))
-            room -= min(most_now, sum(group.requests for group in bundle)) if most is not None else 0
+        if room <= 0 or not _bundle_due(agenda, bundle, largest):
+            continue
+        for caching, groups in _by_caching(agenda, bundle):
+            most_now = 1 if caching is Caching.PRIMER else min(largest, room)
+            if room > 0:
+                agenda.add(Seal(tuple(group.terms.id for group in groups), bundle[0].terms.betas, most_now, caching))
+            room -= min(most_now, sum(group.requests for group in groups)) if most is not None else 0
+
+
+def _by_caching(agenda: Agenda, bundle: list[Group]) -> Iterator[tuple[Caching, list[Group]]]:
+    """A bundle that is due, by how its batches treat the prompt cache; what waits for a primer is left out.
+
+    Requests with the same prefix go together.
+    """
+    if agenda.policy.cache != "prime":
+        yield Caching.AS_IS, bundle
+        return
+    shares: dict[str, list[Group]] = {}
+    for group in bundle:
+        shares.setdefault(group.terms.prefix, []).append(group)
+    sent: dict[Caching, list[Group]] = {Caching.AS_IS: shares.pop("", [])}
+    primers = _primers(agenda)
+    for prefix, groups in shares.items():
+        step, last = _step(agenda, prefix, groups, priming=prefix in primers)
+        if step.caching is Caching.PRIMER and len(primers) < _MOST_PRIMERS:
+            primers.add(prefix)
+            yield Caching.PRIMER, groups[:1]
+        elif step.waits:
+            if last is not None:
+                agenda.note(last)
+        else:
+            way = Caching.AS_IS if step.caching is Caching.PRIMER else step.caching
+            sent.setdefault(way, []).extend(groups)
+    yield from ((caching, groups) for caching, groups in sent.items() if groups)
+
+
+def _primers(agenda: Agenda) -> set[str]:
+    """The prefixes that a batch is writing to the cache now."""
+    primers = (batch for batch in agenda.snapshot.batches if batch.caching is Caching.PRIMER)
+    return {group.terms.prefix for batch in primers for group in batch.groups}
+
+
+def _step(agenda: Agenda, prefix: str, groups: list[Group], *, priming: bool) -> tuple[Step, datetime | None]:
+    """What comes next for requests that share a prefix, and until when they have to be sealed."""
+    terms, snapshot = groups[0].terms, agenda.snapshot
+    lasts = [last for group in groups for last in (group.terms.submit_by, agenda.rescues.last_seal(group))]
+    last = min((each for each in lasts if each is not None), default=None)
+    hedged = any(group.terms.reason is Reason.HEDGED for group in groups)
+    step = next_step(
+        sum(group.requests for group in groups),
+        terms.prefix_tokens,
+        model=terms.model,
+        tariff=snapshot.tariffs.get(terms.model),
+        hits=snapshot.hits,
+        known=snapshot.prefixes.get(prefix, Primed()),
+        priming=priming and not hedged,
+        now=agenda.now,
+        asked_next=agenda.horizon,
+        last=agenda.now if hedged else last,
+        takes=agenda.policy.window + noticing_of(agenda.policy),
+    )
+    return step, last
 
 
 def _paused(agenda: Agenda) -> bool:

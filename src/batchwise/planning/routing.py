@@ -22,7 +22,8 @@ from . import packing
 from .custom_ids import MAX_LENGTH
 from .forecast import Forecast
 from .pricing import PriceBook, Tariff, book_of, estimate, named_remedy, to_usd
-from .reserve import least_reserve, reserve_for
+from .priming import Prefix, prefix_of, prefix_words
+from .reserve import least_reserve, noticing_of, reserve_for
 from .state import BYTES_PER_TOKEN
 from .waiting import Hedge, best_hedge, delay_cost, longest_worthwhile
 from .wording import dollars, dollars_apart, human, human_apart
@@ -98,6 +99,7 @@ class Case:
     deadline: datetime | None
     buffer: timedelta
     reserve: timedelta
+    prefix: Prefix | None = None
 
     @property
     def left(self) -> timedelta:
@@ -262,9 +264,20 @@ def _tolerant_words(case: Case) -> str:
     if case.interval < case.usual_interval:
         sent += f" (a longer wait at {_an_hour(case)} would cost more than it saves)"
     if case.deadline is None:
-        return f"no deadline: goes with a batch {sent}, at half price"
+        return f"no deadline: goes with a batch {sent}, at half price{_caching_words(case)}"
     kept = f"{human(case.reserve)} are" if case.reserve else "nothing is"
-    return f"{_window_words(case)}: goes with a batch {sent}, at half price, and {kept} kept to redo what fails"
+    return (
+        f"{_window_words(case)}: goes with a batch {sent}, at half price, and {kept} kept to redo what fails"
+        f"{_caching_words(case)}"
+    )
+
+
+def _caching_words(case: Case) -> str:
+    if case.prefix is None:
+        return ""
+    needed = 2 * case.policy.window + case.reserve + noticing_of(case.policy)
+    left = None if case.deadline is None else case.left
+    return f"; {prefix_words(case.prefix.tokens, case.traits.model, left, needed)}"
 
 
 def _batch_only_words(case: Case) -> str:
@@ -493,6 +506,7 @@ def case_of(
         deadline=deadline,
         buffer=buffer,
         reserve=reserve_for(policy, buffer),
+        prefix=prefix_of(request.model, request.body) if policy.cache == "prime" else None,
     )
 
 

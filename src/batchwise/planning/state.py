@@ -13,6 +13,8 @@ from batchwise.models import Labels, Lane, Reason, ToolUse
 from .capacity import Measured
 from .forecast import Forecast
 from .packing import Sizes
+from .pricing import Tariff
+from .priming import GROWTH, Caching, Hits, Primed
 
 __all__ = ["BYTES_PER_TOKEN", "BatchState", "BatchView", "Group", "Snapshot", "Terms"]
 
@@ -45,6 +47,9 @@ class Terms:
         tool_use: What it does with tools.
         structured: Its answer has to keep to a JSON schema.
         batch_only: No sync rescue exists.
+        prefix: The digest of the prefix that these share, where `Policy.cache` asks for that; empty: none.
+        prefix_tokens: How long it is, estimated.
+        breakpoints: How many breakpoints of one of these name no life.
         labels: Who or what one of these is billed to.
         adopted: It was sent by others: its body is not in the ledger, so it cannot be sent again.
         reserve_each: pico-USD kept for one of these until it settles; 0 without a spend limit.
@@ -71,10 +76,18 @@ class Terms:
     tool_use: ToolUse = ToolUse.NONE
     structured: bool = False
     batch_only: bool = False
+    prefix: str = ""
+    prefix_tokens: int = 0
+    breakpoints: int = 0
     labels: Labels = ()
     adopted: bool = False
     reserve_each: int = 0
     reserve_per_byte: int = 0
+
+    @property
+    def grows(self) -> int:
+        """Bytes by which one of these grows where its breakpoints ask for an hour."""
+        return self.breakpoints * GROWTH if self.prefix else 0
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -84,7 +97,8 @@ class Terms:
     def asking(self, models: Sequence[str]) -> Terms:
         """These, where the last of these models is asked and those before it have declined."""
         *refused_by, model = models
-        return attrs.evolve(self, model=model, refused_by=tuple(refused_by))
+        prefix = "" if refused_by else self.prefix  # each model has a cache of its own
+        return attrs.evolve(self, model=model, refused_by=tuple(refused_by), prefix=prefix)
 
 
 @attrs.frozen(kw_only=True)
@@ -169,6 +183,7 @@ class BatchView:
         failures: Consecutive failed polls or reads.
         canceled: The caller wants none of its rows any more.
         adopted: It was made elsewhere, with custom_ids that show in its results alone.
+        caching: How it treats the prompt cache.
         groups: Its unsettled requests.
     """
 
@@ -195,6 +210,7 @@ class BatchView:
     failures: int = 0
     canceled: bool = False
     adopted: bool = False
+    caching: Caching = Caching.AS_IS
     groups: tuple[Group, ...] = ()
 
 
@@ -218,6 +234,9 @@ class Snapshot:
         sync_failed_at: When one was last refused for good or not answered (our clock).
         advanced_at: When a process last called `advance` (our clock).
         measured: How the sync lane does, by class of models.
+        prefixes: What is known of the prefixes of queued requests, by their digests.
+        hits: How often rows of batches have hit the prompt cache.
+        tariffs: What the batch lane charges for the models of requests with a prefix.
     """
 
     batch_queue: tuple[Group, ...] = ()
@@ -235,3 +254,6 @@ class Snapshot:
     sync_failed_at: datetime | None = None
     advanced_at: datetime | None = None
     measured: Mapping[str, Measured] = attrs.field(factory=dict)
+    prefixes: Mapping[str, Primed] = attrs.field(factory=dict)
+    hits: Hits = attrs.field(factory=Hits)
+    tariffs: Mapping[str, Tariff] = attrs.field(factory=dict)

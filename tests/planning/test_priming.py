@@ -1,0 +1,223 @@
+"""When one request goes ahead to write a shared prefix to the prompt cache: what that costs, and no deadline ever."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.benchmarks.caching import cases
+from tests.strategies import HOUR, NOW
+
+from batchwise.models import Lane, Limits, Policy, Reason
+from batchwise.planning.agenda import Move, Seal, WaitUntil
+from batchwise.planning.planner import plan
+from batchwise.planning.pricing import PriceBook
+from batchwise.planning.priming import (
+    GROWTH,
+    LIFE,
+    Caching,
+    Hits,
+    Primed,
+    cheapest,
+    expected_cost,
+    minimum_tokens,
+    next_step,
+    prefix_of,
+    under_an_hour,
+)
+from batchwise.planning.reserve import noticing_of
+from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
+from batchwise.request import Request
+
+MODEL = "claude-sonnet-5"
+TARIFF = PriceBook().rates(MODEL, Lane.BATCH, at=NOW)
+assert TARIFF is not None
+POLICY = Policy(cache="prime", limits=Limits(requests_per_minute=1_000))
+TAKES = POLICY.window + noticing_of(POLICY)
+
+lives = st.sampled_from([None, {"type": "ephemeral"}, {"type": "ephemeral", "ttl": "5m"}, {"ttl": "1h", "type": "x"}])
+texts = st.text(max_size=20) | st.just('"cache_control":{"type":"ephemeral"}')
+
+
+def block(text: str, control: Any = None) -> dict[str, Any]:
+    return {"type": "text", "text": text, **({} if control is None else {"cache_control": control})}
+
+
+def asked(question: str, *blocks: dict[str, Any], **others: Any) -> Request:
+    content = [{"role": "user", "content": question}]
+    return Request({"model": MODEL, "max_tokens": 9, "system": list(blocks), "messages": content, **others})
+
+
+def prefix(request: Request) -> Any:
+    return prefix_of(request.model, request.body)
+
+
+# -- the prefix -------------------------------------------------------------------------------------------------------
+
+
+def test_requests_share_a_prefix_up_to_the_last_breakpoint_before_their_messages() -> None:
+    one, other, tail = block("a" * 4_000, {"type": "ephemeral"}), block("b"), {"type": "ephemeral", "ttl": "1h"}
+    first = prefix(asked("q", one, other))
+    assert first == prefix(asked("r", one, block("c")))
+    assert (first.tokens, first.breakpoints) == (pytest.approx(1_000, abs=15), 1)
+    assert first.digest == prefix(asked("q", block("a" * 4_000, tail))).digest, "whatever life it asks for"
+    assert first.digest != prefix(asked("q", one, other, model="claude-opus-5")).digest
+    assert first.digest != prefix(asked("q", one, block("b", tail))).digest, "a longer one"
+    assert prefix(asked("q", one, other, messages=[{"role": "user", "content": [block("x", tail)]}])) == first
+    in_messages = [[{"role": "user", "content": [block("doc", tail), block(each, tail)]}] for each in "xy"]
+    assert len({prefix(asked("q", messages=messages)).digest for messages in in_messages}) == 1
+
+
+def test_without_a_breakpoint_there_is_none() -> None:
+    assert prefix(asked("q", block('{"cache_control":{"type":"ephemeral"}}'))) is None
+    assert prefix(Request({"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]})) is None
+    assert prefix(asked("q", block("x"), cache_control={"type": "ephemeral"})) is None, "of all, with the question"
+
+
+@given(st.lists(st.tuples(texts, lives), min_size=1, max_size=4), texts, st.integers(0, 2))
+def test_a_body_under_an_hour_says_the_same_and_grows_as_told(blocks: list[Any], question: str, fewer: int) -> None:
+    body = asked(question, *(block(*each) for each in blocks)).body
+    unnamed = sum(control == {"type": "ephemeral"} for _, control in blocks)
+    found = prefix_of(MODEL, body)
+    assert (0 if found is None else found.breakpoints) == unnamed
+    made = under_an_hour(body, unnamed + fewer)  # it was continued, and has fewer than when it was accepted
+    assert len(made) == len(body) + (unnamed + fewer) * GROWTH
+    expected = json.loads(body)
+    for each in expected["system"]:
+        if each.get("cache_control") == {"type": "ephemeral"}:
+            each["cache_control"]["ttl"] = "1h"
+    assert json.loads(made) == expected
+
+
+# -- what is cheapest -------------------------------------------------------------------------------------------------
+
+tokens = st.integers(1_000, 60_000)
+counts = st.tuples(st.integers(0, 5_000), st.integers(0, 5_000)).map(lambda pair: (min(pair), max(pair)))
+records = st.dictionaries(st.sampled_from([Caching.AS_IS, Caching.HOUR, Caching.PRIMED]), counts).map(Hits)
+
+
+@given(st.integers(1, 10_000), tokens, records, st.booleans())
+def test_the_cheapest_way_is_taken_of_those_that_there_are(n: int, size: int, hits: Hits, primes: bool) -> None:
+    way = cheapest(n, size, TARIFF, hits, primes=primes)
+    ways = [Caching.AS_IS, Caching.HOUR, *([Caching.PRIMED] if primes and n > 1 else [])]
+    assert way in ways
+    assert all(expected_cost(way, n, size, TARIFF, hits) <= expected_cost(each, n, size, TARIFF, hits) for each in ways)
+
+
+def test_ones_own_record_corrects_what_is_assumed() -> None:
+    assert cheapest(200, 20_000, TARIFF, Hits()) is Caching.PRIMED
+    assert cheapest(2, 20_000, TARIFF, Hits()) is Caching.AS_IS
+    useless = Hits({Caching.PRIMED: (300, 1_000), Caching.AS_IS: (900, 1_000)})
+    assert cheapest(200, 20_000, TARIFF, useless) is Caching.AS_IS
+    lasting = Hits({Caching.PRIMED: (500, 1_000), Caching.AS_IS: (300, 1_000), Caching.HOUR: (980, 1_000)})
+    assert cheapest(200, 20_000, TARIFF, lasting) is Caching.HOUR
+
+
+def test_with_a_record_of_its_own_the_rule_is_near_the_best() -> None:
+    ratios = [case.ratio for case in cases(record=1_000)]
+    assert sum(ratios) / len(ratios) < 1.01
+    assert sum(ratio <= 1.02 for ratio in ratios) > 0.94 * len(ratios)
+
+
+# -- what comes next --------------------------------------------------------------------------------------------------
+
+spans = st.integers(0, 100 * 60).map(lambda minutes: timedelta(minutes=minutes))
+
+
+@given(
+    n=st.integers(1, 1_000), size=tokens, left=st.none() | spans, gap=spans, priming=st.booleans(),
+    tried=st.none() | spans, used=st.none() | spans, hits=records, unknown=st.booleans(),
+)  # fmt: skip
+def test_nothing_waits_or_goes_ahead_at_the_price_of_a_deadline(
+    n: int, size: int, left: timedelta | None, gap: timedelta, priming: bool, tried: timedelta | None,
+    used: timedelta | None, hits: Hits, unknown: bool,
+) -> None:  # fmt: skip
+    last = None if left is None else NOW + left
+    known = Primed(*(None if ago is None else NOW - ago for ago in (tried, used)))
+    step = next_step(
+        n, size, model=MODEL, tariff=None if unknown else TARIFF, hits=hits, known=known, priming=priming,
+        now=NOW, asked_next=NOW + gap, last=last, takes=TAKES,
+    )  # fmt: skip
+    if step.waits:
+        assert priming
+        assert last is None or NOW + gap < last
+    if step.caching is Caching.PRIMER:
+        assert not priming
+        assert not unknown
+        assert n > 1
+        assert size >= minimum_tokens(MODEL)
+        assert gap < LIFE
+        assert last is None or NOW + gap + TAKES <= last
+        assert known.used_at is None or known.used_at + LIFE <= NOW
+        assert known.tried_at is None or (known.used_at is not None and known.used_at >= known.tried_at)
+
+
+def queued(number: int, due: timedelta | None, *, requests: int = 100, share: str = "p", **others: Any) -> Group:
+    deadline = None if due is None else NOW + due
+    terms = Terms(
+        id=number, lane=Lane.BATCH, reason=Reason.LATENCY_TOLERANT, interval=HOUR, deadline=deadline,
+        submit_by=None if deadline is None else deadline - 25 * HOUR, model=MODEL, max_tokens=100, output_tokens=100,
+        prefix=share, prefix_tokens=20_000, **others,
+    )  # fmt: skip
+    return Group(terms=terms, requests=requests, size=1_000, since=NOW, flush=True)
+
+
+def snapshot(*groups: Group, **others: Any) -> Snapshot:
+    return Snapshot(batch_queue=groups, tariffs={MODEL: TARIFF}, **others)
+
+
+def seals(found: Snapshot, policy: Policy = POLICY, **more: Any) -> list[tuple[tuple[int, ...], int, Caching]]:
+    actions = [action for action in plan(found, NOW, policy, **more) if isinstance(action, Seal)]
+    return [(action.terms, action.max_requests, action.caching) for action in actions]
+
+
+def primer(*groups: Group, number: int = 9) -> BatchView:
+    inside = tuple(attrs.evolve(group, requests=1, flush=False) for group in groups)
+    return BatchView(
+        id=number, nonce="n", state=BatchState.OPEN, remote_id="r", requests=1, sealed_at=NOW, posting_at=NOW,
+        created_at=NOW, expires_at=NOW + 24 * HOUR, polled_at=NOW, caching=Caching.PRIMER, groups=inside,
+    )  # fmt: skip
+
+
+def test_one_goes_ahead_and_the_others_follow() -> None:
+    group, plain = queued(1, 80 * HOUR), queued(2, 80 * HOUR, share="")
+    all_now = 100_000
+    assert seals(snapshot(group, plain)) == [((1,), 1, Caching.PRIMER), ((2,), all_now, Caching.AS_IS)]
+    waiting = snapshot(group, batches=(primer(group),))
+    assert seals(waiting) == []
+    (wait,) = (action for action in plan(waiting, NOW, POLICY) if isinstance(action, WaitUntil))
+    assert wait.moment <= group.terms.submit_by
+    used = {"p": Primed(tried_at=NOW - HOUR / 2, used_at=NOW - HOUR / 4)}
+    assert seals(snapshot(group, prefixes=used)) == [((1,), all_now, Caching.PRIMED)]
+    in_vain = {"p": Primed(tried_at=NOW - HOUR / 2)}
+    assert seals(snapshot(group, prefixes=in_vain)) == [((1,), all_now, Caching.AS_IS)]
+    assert seals(snapshot(group), attrs.evolve(POLICY, cache="as_is")) == [((1,), all_now, Caching.AS_IS)]
+    assert seals(snapshot(queued(1, None))) == [((1,), 1, Caching.PRIMER)]
+    for other in (queued(1, 27 * HOUR), attrs.evolve(group, requests=1), queued(1, 80 * HOUR, refused_by=("m",))):
+        kept = other if not other.terms.refused_by else attrs.evolve(other, terms=other.terms.asking(["m", MODEL]))
+        assert seals(snapshot(kept)) == [((1,), all_now, Caching.AS_IS)]
+    assert seals(snapshot(group), wake_gap=4 * HOUR) == [((1,), all_now, Caching.AS_IS)], "it would be seen too late"
+
+
+def test_groups_with_the_same_prefix_share_a_primer_and_a_batch() -> None:
+    one, two, other = queued(1, 80 * HOUR), queued(2, 80 * HOUR), queued(3, 80 * HOUR, share="q")
+    assert seals(snapshot(one, two, other)) == [((1,), 1, Caching.PRIMER), ((3,), 1, Caching.PRIMER)]
+    used = {"p": Primed(used_at=NOW), "q": Primed(used_at=NOW)}
+    assert seals(snapshot(one, other, two, prefixes=used)) == [((1, 2, 3), 100_000, Caching.PRIMED)]
+
+
+@given(st.integers(49, 120), st.integers(0, 72 * 60))
+def test_what_waits_is_sent_when_its_deadline_asks_for_it(due: int, later: int) -> None:
+    """Whatever becomes of the primer, the others are sealed by their `submit_by`."""
+    group = queued(1, due * HOUR)
+    at = NOW + timedelta(minutes=later)
+    found = plan(snapshot(group, batches=(primer(group),)), at, POLICY)
+    gone = any(isinstance(action, (Seal, Move)) for action in found)
+    assert gone == (at >= group.terms.submit_by)
+    if not gone:
+        assert min(action.moment for action in found if isinstance(action, WaitUntil)) <= group.terms.submit_by

@@ -21,12 +21,24 @@ pip install 'batchwise-claude[cli]'
 `batchwise VERB` and `python -m batchwise VERB` are the same. Without the extra there are `advance` and `progress`, for
 cron; other verbs say what to install.
 
-- **Looking** (`status`, `progress`, `jobs`, `report`) needs no key, sends nothing and makes nothing. So do `cadence`
-  and, of the verbs that change a ledger, `resume` and `purge` need no key either.
-- **Working** (`advance`, `cancel`, `retry`) reads the key and the base URL from the environment, as the SDK does.
-- **A ledger that is not there is an error** for all of these.
+- **Looking** (`status`, `jobs`, `results`, `report`, `plan`, `cadence`) needs no key, sends nothing and makes no
+  ledger.
+- **Working** (`run`, `submit`, `advance`, `cancel`, `retry`) reads the key and the base URL from the environment, as
+  the SDK does. `resume` and `purge` change the ledger alone, and need no key.
+- **A ledger that is not there is an error** for all but `run`, `submit` and `gateway`, which make it.
 - **The policy comes along**: what is not given with `--policy` is the policy that the ledger keeps, the last that work
   was accepted under. What differs is said on stderr.
+
+## From a file to results
+
+```sh
+batchwise plan requests.jsonl --within 30h
+batchwise run requests.jsonl --within 30h --job nightly --out results.jsonl
+```
+
+Each line is one request as the batch API takes it, `{"custom_id": "app.py", "params": {"model": ..., ...}}`; the
+custom_id becomes its key. All lines are accepted or none: a bad one is refused with its number before anything is sent.
+Ctrl-C, or a process that dies, loses nothing: the same command goes on and buys nothing twice.
 
 Durations are written as `30h`, `90m`, `2d` or `1d12h`; moments as `2026-11-30T08:00+01:00`, `2026-11-30 08:00
 Europe/Berlin`, `mon 08:00 Europe/Berlin` (the next one) or `tomorrow 08:00 UTC`.
@@ -46,7 +58,8 @@ CODES = {
     Exit.INTERRUPTED: "interrupted by Ctrl-C; all that was accepted is in the ledger",
 }
 MIDDLE = """
-3 and 4 come from the verbs that say where the work stands; 3 goes before 4.
+3 and 4 come from the verbs that say where the work stands; 3 goes before 4. `run` exits with 1 where some requests have
+no answer in the end, so that what follows it does not go on with a part.
 
 ## JSON
 
@@ -57,10 +70,11 @@ With `--json` a verb prints one JSON object on one line:
 ```
 
 `command` and `exit_code` are always there. Beside them stand what the verb found, under its name (`progress`, `jobs`,
-`report`, `cadence`), and how many it changed (`cancelled`, `retried`, `purged`). Where it failed, `error` has the
-`type` and the `message`. Values have the fields of the Python values of the same name ([Progress and
-Report](dispatcher.md)): moments are ISO 8601 with an offset, durations seconds, money US dollars as text, and what is
-not there null. Fields may be added; none changes its meaning.
+`report`, `plan`, `cadence`), and how many it changed (`cancelled`, `retried`, `purged`, `written`). Where it failed,
+`error` has the `type` and the `message`. `results --json` and `run --out - --json` print it after the results, each of
+which is a line of its own (`Result.to_dict`). Values have the fields of the Python values of the same name
+([Progress and Report](dispatcher.md)): moments are ISO 8601 with an offset, durations seconds, money US dollars as
+text, and what is not there null. Fields may be added; none changes its meaning.
 
 ## Environment
 

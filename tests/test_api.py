@@ -73,6 +73,7 @@ CONTRACT = {
     "rescue_duration",
     "sla_cadence",
     "tags",
+    "track",
     "worst_case_latency",
 }
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .async_tickets import AsyncJob, AsyncTicket
     from .default import dispatch
     from .dispatcher import Dispatcher
+    from .live import track
     from .models import (
         Check,
         Decision,
@@ -132,6 +133,7 @@ __all__ = [
     "rescue_duration",
     "sla_cadence",
     "tags",
+    "track",
     "worst_case_latency",
 ]
 
@@ -167,6 +169,7 @@ _LAZY = {
     "dispatch": "default",
     "plan_workload": "planning.workload",
     "tags": "tagging",
+    "track": "live",
 }
 
 

@@ -22,7 +22,7 @@ from .ledger.ledger import Ledger
 from .ledger.opening import open_ledger
 from .models import LatencyLike, Policy, Progress, Report, Status, ToolUseLike
 from .request import Request
-from .results import Result
+from .results import Result, as_settled
 from .tickets import Job, Ticket
 from .times import check_aware
 
@@ -275,13 +275,7 @@ class Dispatcher:
         """
         self._driver.check()
         number = None if job is None else self._engine.job_number(job)
-        return self._pages(number, after or 0)
-
-    def _pages(self, number: int | None, after: int) -> Iterator[Result]:
-        while rows := self._ledger.results(job=number, after=after, limit=1_000):
-            for row in rows:
-                yield Result(row)
-            after = rows[-1].cursor
+        return as_settled(self._ledger, number, after or 0)
 
     # -- acting -----------------------------------------------------------------------------------------------------
 

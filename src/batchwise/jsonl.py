@@ -1,4 +1,4 @@
-"""A file of JSON lines that is there whole or not at all."""
+"""Files that are there whole or not at all, of JSON lines for one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .jsontext import encode
 
-__all__ = ["JsonLines"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["JsonLines", "WholeFile"]
 
 
-class JsonLines:
-    """Writes values, a line for each, beside the file that they become: that is replaced when all are on the disk.
+class WholeFile:
+    """Writes beside the file that it becomes: that is replaced when all is on the disk.
 
     Only its owner can read it, since it holds answers. Used under `with`; an exception leaves the file as it was.
 
@@ -28,19 +31,11 @@ class JsonLines:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path).expanduser()
-        self.lines = 0
-        """How many were written."""
         number, name = tempfile.mkstemp(prefix=f".{self._path.name}.", suffix=".part", dir=self._path.parent)
         self._part = Path(name)
-        self._file = os.fdopen(number, "wb")
+        self.file = os.fdopen(number, "wb")
 
-    def write(self, values: Iterable[Mapping[str, Any]]) -> None:
-        """Write some more."""
-        for value in values:
-            self._file.write(encode(value) + b"\n")
-            self.lines += 1
-
-    def __enter__(self) -> JsonLines:  # noqa: PYI034 (typing.Self is younger than Python 3.10)
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -48,14 +43,27 @@ class JsonLines:
     ) -> None:
         try:
             if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                self.file.flush()
+                os.fsync(self.file.fileno())
         except BaseException:
             kind = OSError
             raise
         finally:
-            self._file.close()
+            self.file.close()
             if kind is None:
                 self._part.replace(self._path)
             else:
                 self._part.unlink(missing_ok=True)
+
+
+class JsonLines(WholeFile):
+    """A whole file of values, a line for each."""
+
+    lines = 0
+    """How many were written."""
+
+    def write(self, values: Iterable[Mapping[str, Any]]) -> None:
+        """Write some more."""
+        for value in values:
+            self.file.write(encode(value) + b"\n")
+            self.lines += 1

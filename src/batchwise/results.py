@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from anthropic.types import Message, Usage
     from anthropic.types.beta import BetaMessage
 
-__all__ = ["Result", "ToolCall"]
+    from .ledger.ledger import Ledger
+
+__all__ = ["Result", "ToolCall", "as_settled"]
 
 T = TypeVar("T")
 
@@ -378,6 +380,14 @@ class Result:
 
     def __repr__(self) -> str:
         return f"Result(key={shown(self.key)}, outcome={self.outcome.value}, lane={self.lane.value})"
+
+
+def as_settled(ledger: Ledger, job: int | None, after: int) -> Iterator[Result]:
+    """What has settled behind a cursor, in the order of settling, in bounded memory."""
+    while rows := ledger.results(job=job, after=after, limit=1_000):
+        for row in rows:
+            yield Result(row)
+        after = rows[-1].cursor
 
 
 def _plain(value: object, kind: type[T]) -> T | None:

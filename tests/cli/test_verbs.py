@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import runpy
 import sys
+import threading
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -128,6 +129,18 @@ def test_status_as_json(sandbox, batchwise, ledger):
     assert first <= last < datetime.fromisoformat(running["rescue_at"])
     assert datetime.fromisoformat(found["next_due"])
     assert (found["at_risk"], found["suspended"], found["last_error"]) == (0, {}, None)
+
+
+def test_watching_somebody_else_work(sandbox, batchwise, ledger):
+    submit(ledger)
+    with Dispatcher(ledger=ledger) as d:
+        waiting = threading.Thread(target=d.job("nightly").wait)
+        waiting.start()
+        sandbox.finish(sandbox.books.batches[0].id)
+        said = batchwise("status", "nightly", "--watch", "--json")
+        waiting.join()
+    assert (said.code, said.json["progress"]["by_outcome"]) == (0, {"succeeded": 3})
+    assert "nightly: 3 of 3 settled (3 succeeded)" in said.err
 
 
 def test_jobs(batchwise, ledger):

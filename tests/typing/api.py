@@ -200,6 +200,7 @@ def threads(ledger: Ledger) -> None:
 
         assert_type(d.job("nightly"), bw.Job)
         assert_type(d.jobs(), list[bw.Job])
+        assert_type(bw.track(d.job("nightly"), timeout=3), bw.Progress)
         assert_type(d.ticket("a", job="nightly"), bw.Ticket)
         assert_type(d.results(job="nightly", after=12), Iterator[bw.Result])
         look_over(d.advance(), d.report())
@@ -235,6 +236,7 @@ async def tasks(ledger: Ledger) -> None:
 
         assert_type(await d.job("nightly"), bw.AsyncJob)
         assert_type(await d.jobs(), list[bw.AsyncJob])
+        assert_type(await bw.track(await d.job("nightly")), bw.Progress)
         assert_type(await d.ticket("a"), bw.AsyncTicket)
         async for result in d.results(after=0):
             look_at(result)

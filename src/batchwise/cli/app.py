@@ -50,7 +50,22 @@ PolicyFile = Annotated[
 Json = Annotated[bool, _option("--json", help="Print one JSON object.")]
 Job = Annotated[str, _argument(metavar="JOB", help="The job's name.")]
 MaybeJob = Annotated[_Text, _argument(metavar="JOB", help="The job's name; left out: all work.")]
-Watch = Annotated[bool, _option("--watch", help="Go on until all is settled.")]
+Watch = Annotated[bool, _option("--watch", help="Go on until all is settled, and show it live.")]
+
+
+File = Annotated[
+    str,
+    _argument(metavar="FILE.jsonl", help='Lines of {"custom_id", "params"}, as the batch API takes them; - is stdin.'),
+]
+Within = Annotated[
+    str,
+    _option(metavar="TIME", help="How long the answers can take: 30h, mon 08:00 Europe/Berlin, flexible, or now."),
+]
+NewJob = Annotated[str, _option(metavar="JOB", help="The name to find them again by. The custom_ids are their keys.")]
+Outcomes = Annotated[
+    Optional[list[Outcome]],
+    _option(metavar="OUTCOME", help="Those that ended so: succeeded, failed, refused, expired, canceled; repeatable."),
+]
 
 
 def _answer(verb: str, ask: Callable[[], Answer], *, json: bool) -> None:
@@ -58,9 +73,58 @@ def _answer(verb: str, ask: Callable[[], Answer], *, json: bool) -> None:
 
 
 @app.command()
-def status(job: MaybeJob = None, *, ledger: Ledger = None, policy: PolicyFile = None, json: Json = False) -> None:
+def run(
+    file: File,
+    *,
+    within: Within,
+    job: NewJob,
+    out: Annotated[
+        _Text, _option(metavar="FILE", help="Write the results to a file: .jsonl, .csv, .parquet, or - for stdout.")
+    ] = None,
+    ledger: Ledger = None,
+    policy: PolicyFile = None,
+    json: Json = False,
+) -> None:
+    """Submit a file of requests, wait for the results, and show live where they stand.
+
+    Ctrl-C loses nothing. Run again, it goes on and buys nothing twice.
+    """
+    where = {"ledger": ledger, "policy": policy}
+    _answer("run", lambda: verbs.run(file, within=within, job=job, out=out, **where), json=json)
+
+
+@app.command()
+def submit(
+    file: File,
+    *,
+    within: Within,
+    job: NewJob,
+    ledger: Ledger = None,
+    policy: PolicyFile = None,
+    json: Json = False,
+) -> None:
+    """Submit a file of requests, and exit. Run again, it buys nothing twice."""
+    where = {"ledger": ledger, "policy": policy}
+    _answer("submit", lambda: verbs.submit(file, within=within, job=job, **where), json=json)
+
+
+@app.command()
+def plan(file: File, *, within: Within, ledger: Ledger = None, policy: PolicyFile = None, json: Json = False) -> None:
+    """Say what a file of requests would become: lanes and why, batches, tokens, dollars, deadlines. Sends nothing."""
+    _answer("plan", lambda: verbs.plan(file, within=within, ledger=ledger, policy=policy), json=json)
+
+
+@app.command()
+def status(
+    job: MaybeJob = None,
+    *,
+    watch: Watch = False,
+    ledger: Ledger = None,
+    policy: PolicyFile = None,
+    json: Json = False,
+) -> None:
     """Say where the work stands. Sends nothing, changes nothing."""
-    _answer("status", lambda: verbs.status(job, ledger=ledger, policy=policy), json=json)
+    _answer("status", lambda: (verbs.watch if watch else verbs.status)(job, ledger=ledger, policy=policy), json=json)
 
 
 @app.command()
@@ -79,6 +143,22 @@ def progress(
 def jobs(*, ledger: Ledger = None, json: Json = False) -> None:
     """List the jobs, and how far each is."""
     _answer("jobs", lambda: verbs.jobs(ledger=ledger), json=json)
+
+
+@app.command()
+def results(
+    job: Job,
+    *,
+    out: Annotated[
+        _Text, _option(metavar="FILE", help="Write a file: .jsonl, .csv or .parquet. Default: stdout.")
+    ] = None,
+    after: Annotated[int, typer.Option(metavar="CURSOR", min=0, help="Only those behind this cursor.")] = 0,
+    only: Outcomes = None,
+    ledger: Ledger = None,
+    json: Annotated[bool, _option("--json", help="After the results, print one JSON object.")] = False,
+) -> None:
+    """Write the results of a job that are there, one JSON object a line, in the order of settling."""
+    _answer("results", lambda: verbs.results(job, out=out, after=after, only=only, ledger=ledger), json=json)
 
 
 @app.command()
@@ -117,15 +197,12 @@ def cancel(
 def retry(
     job: Job,
     *,
-    only: Annotated[
-        Optional[list[Outcome]],
-        _option(metavar="OUTCOME", help="Those that ended so; repeatable. Default: failed, expired, canceled."),
-    ] = None,
+    only: Outcomes = None,
     ledger: Ledger = None,
     policy: PolicyFile = None,
     json: Json = False,
 ) -> None:
-    """Queue requests of a job anew that have no answer, and submit them."""
+    """Queue requests of a job anew that have no answer, and submit them. Without --only: failed, expired, canceled."""
     _answer("retry", lambda: verbs.retry(job, outcomes=only, ledger=ledger, policy=policy), json=json)
 
 

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from batchwise.engine.core import Engine
+from batchwise.errors import LedgerNotFoundError
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.opening import open_ledger
 from batchwise.models import Policy
@@ -16,7 +17,7 @@ from .answers import note
 if TYPE_CHECKING:
     from batchwise.dispatcher import Dispatcher
 
-__all__ = ["given_policy", "looking", "working"]
+__all__ = ["given_policy", "looking", "planning", "working"]
 
 
 def given_policy(ledger: Ledger, path: str | None) -> Policy | None:
@@ -41,6 +42,23 @@ def looking(ledger: str | None, policy: str | None = None) -> Iterator[Engine]:
         LedgerNotFoundError: There is no such ledger.
     """
     with closing(open_ledger(ledger, must_exist=True)) as found:
+        yield Engine(found, given_policy(found, policy), endpoint=None)
+
+
+@contextmanager
+def planning(ledger: str | None, policy: str | None = None) -> Iterator[Engine]:
+    """As `looking`; where no ledger is named and there is none yet, on an empty one in memory.
+
+    Raises:
+        LedgerNotFoundError: There is no ledger of this name.
+    """
+    try:
+        found = open_ledger(ledger, must_exist=True)
+    except LedgerNotFoundError:
+        if ledger is not None:
+            raise
+        found = open_ledger(":memory:")
+    with closing(found):
         yield Engine(found, given_policy(found, policy), endpoint=None)
 
 

@@ -12,7 +12,7 @@ from .answers import Exit, note, tell
 __all__ = ["OTHERS", "main"]
 
 OTHERS = (
-    "status", "jobs", "report", "cancel", "retry", "resume", "purge", "cadence",
+    "run", "submit", "plan", "status", "jobs", "results", "report", "cancel", "retry", "resume", "purge", "cadence",
     "sandbox", "gateway",
 )  # fmt: skip
 """The verbs that need the extra."""

@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchwise.engine.progress import progress_of, report_of, tallies
-from batchwise.errors import InvalidValueError
-from batchwise.models import Outcome, Policy, Progress
+from batchwise.errors import InvalidRequestError, InvalidValueError
+from batchwise.models import Latency, LatencyTag, Outcome, Policy, Progress
 from batchwise.planning.cadence import sla_cadence
 from batchwise.planning.wording import human
+from batchwise.results import Result, as_settled
 from batchwise.timetext import parse_duration, parse_moment
 
-from .answers import Answer, code_of, plain
-from .ledgers import looking, working
+from .answers import Answer, Exit, code_of, note, plain
+from .ledgers import looking, planning, working
+from .lines import Lines
+from .results import check_path, write_results
 from .words import of_progress, of_report
 
-__all__ = ["advance", "advance_on", "cadence", "cancel", "jobs", "purge", "report", "resume", "retry", "status"]
+__all__ = [
+    "advance",
+    "advance_on",
+    "cadence",
+    "cancel",
+    "jobs",
+    "plan",
+    "purge",
+    "report",
+    "results",
+    "resume",
+    "retry",
+    "run",
+    "status",
+    "submit",
+    "watch",
+]
+
+if TYPE_CHECKING:
+    from batchwise.dispatcher import Dispatcher
+    from batchwise.tickets import Job
 
 _SHORTEST_NAP, _LONGEST_NAP = timedelta(seconds=0.2), timedelta(minutes=1)
 """Between two passes."""
@@ -41,6 +64,19 @@ def status(job: str | None = None, *, ledger: str | None = None, policy: str | N
     """Where a job, or everything, stands."""
     with looking(ledger, policy) as engine:
         return _standing(progress_of(engine, job), engine.ledger.name, job)
+
+
+def watch(job: str | None = None, *, ledger: str | None = None, policy: str | None = None) -> Answer:
+    """As `status`, shown live until all is settled, by whatever process."""
+    from batchwise.live import showing
+
+    with looking(ledger, policy) as engine:
+        progress = progress_of(engine, job)
+        with showing(lambda: (progress_of(engine, job), report_of(engine, job)), name=job):
+            while not progress.done:
+                time.sleep(_SHORTEST_NAP.total_seconds())
+                progress = progress_of(engine, job)
+        return _standing(progress, engine.ledger.name, job)
 
 
 def jobs(*, ledger: str | None = None) -> Answer:
@@ -70,6 +106,122 @@ def report(job: str | None = None, *, ledger: str | None = None) -> Answer:
         return Answer(of_report(found), {"ledger": engine.ledger.name, "job": job, "report": plain(found)})
 
 
+def results(
+    job: str,
+    *,
+    out: str | None = None,
+    after: int = 0,
+    only: Sequence[Outcome] | None = None,
+    ledger: str | None = None,
+) -> Answer:
+    """What has settled of a job so far, behind a cursor, as lines or a file."""
+    with looking(ledger) as engine:
+        name, cursor, wanted = engine.ledger.name, after, set(only or Outcome)
+        if out is not None:
+            check_path(out)
+
+        def found() -> Iterator[Result]:
+            nonlocal cursor
+            for result in as_settled(engine.ledger, engine.job_number(job), after):
+                cursor = result.cursor
+                if result.outcome in wanted:
+                    yield result
+
+        count = write_results(found(), out or "-")
+    values = {"ledger": name, "job": job, "written": count, "cursor": cursor}
+    return Answer("" if out in {None, "-"} else f"{count:,} results in {out}; the next: --after {cursor}", values)
+
+
+def plan(file: str, *, within: str, ledger: str | None = None, policy: str | None = None) -> Answer:
+    """What a file of requests would become."""
+    from .plan import plan_of
+
+    lines = Lines(file)
+    with planning(ledger, policy) as engine:
+        try:
+            found = plan_of(engine, lines, _latency(within))
+        except InvalidRequestError as error:
+            raise lines.named(error) from None
+        name = engine.ledger.name
+    code = Exit.DONE if found.refused is None else Exit.ERROR
+    return Answer(str(found), {"ledger": name, "plan": plain(found)}, code)
+
+
+# -- accepting ----------------------------------------------------------------------------------------------------
+
+
+def submit(file: str, *, within: str, job: str, ledger: str | None = None, policy: str | None = None) -> Answer:
+    """Accept a file of requests and send what goes to a batch; sync calls are run."""
+    with working(ledger, policy, must_exist=False, finish=True) as (dispatcher, _):
+        _accepted(dispatcher, file, within, job)
+    return status(job, ledger=ledger, policy=policy)
+
+
+def run(
+    file: str,
+    *,
+    within: str,
+    job: str,
+    out: str | None = None,
+    ledger: str | None = None,
+    policy: str | None = None,
+) -> Answer:
+    """Accept a file of requests, wait for the results, and write them."""
+    from batchwise.live import track
+
+    if out is not None:
+        check_path(out)
+    with working(ledger, policy, must_exist=False) as (dispatcher, name):
+        accepted = _accepted(dispatcher, file, within, job)
+        try:
+            progress = track(accepted)
+        except KeyboardInterrupt:
+            where = f" --ledger {ledger}" if ledger else ""
+            raise KeyboardInterrupt(
+                f"interrupted; all is in {name}, and nothing is bought twice. Go on with the same command, look with "
+                f"`batchwise status {job}{where}`, or let cron run `batchwise advance{where}`"
+            ) from None
+        report = accepted.report()
+        written = None if out is None else write_results(accepted.results(ordered=True), out)
+    values = {"ledger": name, "job": job, "progress": plain(progress), "report": plain(report)}
+    lines = [of_progress(progress), of_report(report)]
+    if written is not None:
+        values["written"] = written
+        lines.append(f"{written:,} results in {out}")
+    failed = progress.total - progress.by_outcome.get(Outcome.SUCCEEDED, 0)
+    code: int = code_of(progress)
+    if failed:
+        code = code or Exit.ERROR
+        lines.append(f"{failed:,} have no answer; `batchwise retry {job}` queues them again")
+    if out == "-":  # the results are there
+        for line in lines:
+            note(line)
+        lines = []
+    return Answer("\n".join(lines), values, code)
+
+
+def _accepted(dispatcher: Dispatcher, file: str, within: str, job: str) -> Job:
+    lines = Lines(file)
+    try:
+        return dispatcher.dispatch_all(lines, job=job, latency=_latency(within))
+    except InvalidRequestError as error:
+        raise lines.named(error) from None
+
+
+def _latency(within: str) -> LatencyTag:
+    """How long somebody can wait, as people write it: `now`, `flexible`, `30h`, `mon 08:00 Europe/Berlin`."""
+    if within == "now":
+        return Latency.BLOCKING
+    if within == Latency.FLEXIBLE.value:
+        return Latency.FLEXIBLE
+    try:
+        return parse_duration(within, "--within")
+    except InvalidValueError:
+        if " " not in within and "-" not in within and ":" not in within:
+            raise
+        return parse_moment(within, "--within", now=_utc_now())
+
+
 # -- acting -------------------------------------------------------------------------------------------------------
 
 
@@ -81,7 +233,12 @@ def advance(*, ledger: str | None = None, policy: str | None = None) -> Answer:
 
 def advance_on(*, ledger: str | None = None, policy: str | None = None) -> Answer:
     """Pass after pass, each when something is due, until nothing is left or a lane is suspended."""
-    with working(ledger, policy) as (dispatcher, name):
+    from batchwise.live import showing
+
+    with (
+        working(ledger, policy) as (dispatcher, name),
+        showing(lambda: (dispatcher.progress(), dispatcher.report())),
+    ):
         while True:
             found = dispatcher.advance()
             if found.done or found.suspended or found.next_due is None:

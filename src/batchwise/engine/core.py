@@ -196,7 +196,7 @@ class Engine:
         self.rise()
         now = self.now()
         with self.ledger.intake(job=job, run=self.run) as intake:
-            intake.stage(self._entries(requests, now, latency, tool_use))
+            intake.stage(self.entries(requests, now, latency, tool_use))
             groups = [Group(terms=terms, requests=count, size=size, since=now) for terms, count, size in intake.fresh]
             if check_models is not None:
                 check_models(group.terms.model for group in groups)
@@ -230,7 +230,7 @@ class Engine:
             job=job, outcomes=outcomes, now=self.now(), requests=requests, cap=cap, reserved=reserved
         )
 
-    def _entries(
+    def entries(
         self, requests: Iterable[Request], now: datetime, latency: LatencyTag | None, tool_use: ToolUse | None
     ) -> Iterator[Entry]:
         """What to store of each, one at a time; those alike are routed once."""

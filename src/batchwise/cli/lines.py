@@ -1,0 +1,61 @@
+"""Requests out of a file of lines as the batch API takes them: `{"custom_id": "...", "params": {...}}`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import IO
+
+from batchwise.errors import InvalidRequestError, InvalidValueError, shown
+from batchwise.jsontext import UnreadableError, decode
+from batchwise.request import Request, check_key
+
+__all__ = ["Lines"]
+
+_EXAMPLE = '{"custom_id": "app.py", "params": {"model": "claude-...", "max_tokens": 1024, "messages": [...]}}'
+
+
+class Lines:
+    """The requests of a file, one at a time; what is wrong is said with the number of its line.
+
+    Args:
+        path: The file; `-` is stdin.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._number = 0
+
+    def __iter__(self) -> Iterator[Request]:
+        try:
+            with self._open() as file:
+                for self._number, line in enumerate(file, 1):  # where it has come, for `named`
+                    if line.strip():
+                        yield self._request(line)
+        except OSError as error:
+            raise InvalidValueError(f"{shown(self.path)} cannot be read: {error.strerror}") from None
+
+    def _open(self) -> AbstractContextManager[IO[bytes]]:
+        return nullcontext(sys.stdin.buffer) if self.path == "-" else open(self.path, "rb")  # noqa: PTH123
+
+    def _request(self, line: bytes) -> Request:
+        try:
+            found = decode(line)
+        except UnreadableError:
+            raise self._wrong("no JSON") from None
+        if not isinstance(found, dict):
+            raise self._wrong(f"a {type(found).__name__}")
+        if found.keys() != {"custom_id", "params"}:
+            extra = sorted(found.keys() - {"custom_id", "params"})
+            lacks = sorted({"custom_id", "params"} - found.keys())
+            words = f"has {', '.join(map(shown, extra))} besides" if extra else f"lacks {' and '.join(lacks)}"
+            raise self._wrong(f"an object that {words}")
+        return Request(found["params"], key=check_key(found["custom_id"]))
+
+    def _wrong(self, what: str) -> InvalidRequestError:
+        return InvalidRequestError(f"it is {what}; a line is {_EXAMPLE}")
+
+    def named(self, error: InvalidRequestError) -> InvalidRequestError:
+        """The error of the line that was read last, with its place."""
+        return type(error)(f"{self.path}, line {self._number}: {error}. Nothing was accepted or sent")

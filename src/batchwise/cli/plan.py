@@ -1,0 +1,265 @@
+"""What a file of requests would become if it were dispatched now. Nothing is stored or sent."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import attrs
+
+from batchwise.engine.core import Engine
+from batchwise.errors import AdmissionError, InfeasibleSLAError, printable
+from batchwise.models import Lane, LatencyTag
+from batchwise.planning.cadence import rescue_duration, sla_cadence
+from batchwise.planning.capacity import class_of, limits_of, queue_limit
+from batchwise.planning.custom_ids import MAX_LENGTH
+from batchwise.planning.packing import MAX_BYTES, MAX_REQUESTS, entry_size
+from batchwise.planning.pricing import estimate, to_usd
+from batchwise.planning.state import BYTES_PER_TOKEN, Group, Terms
+from batchwise.planning.wording import dollars, human
+from batchwise.request import Request
+
+__all__ = ["Plan", "plan_of"]
+
+
+@attrs.define
+class _Sum:
+    """What requests of the same terms, or all of one lane or model, amount to."""
+
+    requests: int = 0
+    size: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    sync: int | None = 0
+    batch: int | None = 0
+
+    def add(self, other: _Sum) -> None:
+        """These, too."""
+        self.requests += other.requests
+        self.size += other.size
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.sync = None if self.sync is None or other.sync is None else self.sync + other.sync
+        self.batch = None if self.batch is None or other.batch is None else self.batch + other.batch
+
+
+@attrs.frozen(kw_only=True)
+class Route:
+    """Requests that go the same way."""
+
+    lane: Lane
+    reason: str
+    explanation: str
+    requests: int
+    deadline: datetime | None
+    submit_by: datetime | None
+    rescue_at: datetime | None
+
+
+@attrs.frozen(kw_only=True)
+class Capacity:
+    """What the limits say of the requests of one class of models.
+
+    Attributes:
+        model: The class.
+        requests: How many requests would go to a batch.
+        redone_in: How long the sync lane needs for all of them, if every batch expires.
+        requests_per_minute: The limit that is planned with; None: it does not limit.
+    """
+
+    model: str
+    requests: int
+    redone_in: timedelta
+    requests_per_minute: int | None
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """What would become of the requests.
+
+    Attributes:
+        requests: How many.
+        routes: Which lane, and why.
+        batches: Create calls.
+        bytes: Of all bodies.
+        input_tokens: About, by the length of the bodies.
+        output_tokens: At most: the sum of `max_tokens`.
+        usd_sync: At most, if all ran on the sync lane; None: the price of some is unknown.
+        usd_batch: The same in batches.
+        usd: The same on the lanes that they would go to, without rescues.
+        capacity: What the limits say.
+        queue_limit: Batch requests that may wait in the account's queue; None: not limited.
+        cadence: The arithmetic of the deadline, in words; None: there is none.
+        refused: Why they would not be accepted; None: they would be.
+    """
+
+    requests: int
+    routes: tuple[Route, ...]
+    batches: int
+    bytes: int
+    input_tokens: int
+    output_tokens: int
+    usd_sync: Decimal | None
+    usd_batch: Decimal | None
+    usd: Decimal | None
+    capacity: tuple[Capacity, ...]
+    queue_limit: int | None
+    cadence: str | None
+    refused: str | None
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield (
+            f"{self.requests:,} requests of {self.bytes:,} bytes: about {self.input_tokens:,} tokens in, at most "
+            f"{self.output_tokens:,} out"
+        )
+        for route in self.routes:
+            yield f"{route.requests:,} on the {route.lane.value} lane ({route.reason}): {route.explanation}"
+            moments = (("deadline", route.deadline), ("sent by", route.submit_by), ("rescue", route.rescue_at))
+            if told := [f"{name} {at.isoformat(timespec='seconds')}" for name, at in moments if at is not None]:
+                yield f"  {', '.join(told)} at the latest"
+        if self.batches:
+            yield f"{self.batches:,} {'batches' if self.batches > 1 else 'batch'}"
+        if self.usd is None or self.usd_sync is None or self.usd_batch is None:
+            yield "dollars: the price of a model is unknown; give it in Policy.prices"
+        else:
+            yield (
+                f"at most {dollars(self.usd)} so; {dollars(self.usd_sync)} on the sync lane alone, "
+                f"{dollars(self.usd_batch)} in batches alone"
+            )
+        if self.cadence is not None:
+            yield self.cadence
+        for each in self.capacity:
+            pace = "" if each.requests_per_minute is None else f" at {each.requests_per_minute:,} requests a minute"
+            yield (
+                f"limits of {printable(each.model)}: if every batch expires, the sync lane redoes {each.requests:,} in "
+                f"{human(each.redone_in)}{pace}"
+            )
+        queued = sum(each.requests for each in self.capacity)
+        if self.queue_limit is not None and queued > self.queue_limit:
+            yield f"the account's queue holds {self.queue_limit:,} batch requests: the others wait for room"
+        if self.refused is not None:
+            yield f"refused: {self.refused}"
+
+
+def plan_of(engine: Engine, requests: Iterable[Request], latency: LatencyTag) -> Plan:
+    """What would become of the requests beside what the ledger has promised; reads them once, in bounded memory.
+
+    Raises:
+        InvalidRequestError: One of them cannot be sent as it is.
+    """
+    now = engine.now()
+    by_terms = _by_terms(engine, requests, latency, now)
+    groups = [Group(terms=terms, requests=sum_.requests, size=sum_.size, since=now) for terms, sum_ in by_terms.items()]
+    refused, moves = None, {}
+    try:
+        moves = engine.admissions.all(groups, now)
+    except AdmissionError as error:
+        refused = str(error)
+    whole, routes, usd = _Sum(), list[Route](), 0
+    per_header, per_class = defaultdict[tuple[str, ...], _Sum](_Sum), defaultdict[str, _Sum](_Sum)
+    for terms, sum_ in by_terms.items():
+        whole.add(sum_)
+        count, diverted = moves.get(terms, (0, terms))
+        on_batch = sum_.requests - count if terms.lane is Lane.BATCH else 0
+        usd += _part(sum_.batch, on_batch, sum_.requests) + _part(sum_.sync, sum_.requests - on_batch, sum_.requests)
+        if sum_.requests > count:
+            routes.append(_route(terms, sum_.requests - count))
+        if count:
+            routes.append(_route(diverted, count))
+        if on_batch:
+            part = _scaled(sum_, on_batch)
+            per_header[terms.betas].add(part)
+            per_class[class_of(terms.model, engine.policy.limits)].add(part)
+    known = whole.sync is not None and whole.batch is not None
+    return Plan(
+        requests=whole.requests,
+        routes=tuple(routes),
+        batches=sum(_batches(sum_, engine) for sum_ in per_header.values()),
+        bytes=whole.size,
+        input_tokens=whole.input_tokens,
+        output_tokens=whole.output_tokens,
+        usd_sync=None if whole.sync is None else to_usd(whole.sync),
+        usd_batch=None if whole.batch is None else to_usd(whole.batch),
+        usd=to_usd(usd) if known else None,
+        capacity=tuple(_capacity(name, sum_, engine) for name, sum_ in per_class.items()),
+        queue_limit=queue_limit(engine.policy.limits),
+        cadence=_cadence(latency, engine),
+        refused=refused,
+    )
+
+
+def _by_terms(engine: Engine, requests: Iterable[Request], latency: LatencyTag, now: datetime) -> dict[Terms, _Sum]:
+    sums = defaultdict[Terms, _Sum](_Sum)
+    rates: dict[tuple[str, Lane], Any] = {}
+    for entry in engine.entries(requests, now, latency, None):
+        terms, size = entry.terms, len(entry.body)
+        tokens_in, tokens_out = size // BYTES_PER_TOKEN, terms.max_tokens
+        cost: list[int | None] = []
+        for lane in (Lane.SYNC, Lane.BATCH):
+            known = terms.model, lane
+            if known not in rates:
+                rates[known] = engine.prices.rates(terms.model, lane, at=now)
+            cost.append(None if rates[known] is None else estimate(tokens_in, tokens_out, rates[known]))
+        sums[terms].add(_Sum(1, size, tokens_in, tokens_out, *cost))
+    return sums
+
+
+def _part(pico: int | None, requests: int, of: int) -> int:
+    return 0 if pico is None else pico * requests // of
+
+
+def _scaled(whole: _Sum, requests: int) -> _Sum:
+    return _Sum(
+        requests,
+        *(amount * requests // whole.requests for amount in (whole.size, whole.input_tokens, whole.output_tokens)),
+    )
+
+
+def _route(terms: Terms, requests: int) -> Route:
+    return Route(
+        lane=terms.lane,
+        reason=terms.reason.value,
+        explanation=terms.explanation,
+        requests=requests,
+        deadline=terms.deadline,
+        submit_by=terms.submit_by,
+        rescue_at=terms.rescue_at,
+    )
+
+
+def _batches(sum_: _Sum, engine: Engine) -> int:
+    """Create calls of requests with the same headers, by the API's limits and the policy's."""
+    asked = engine.policy.max_batch_requests
+    most = asked if isinstance(asked, int) else MAX_REQUESTS  # "auto" goes by what the ledger has seen
+    size = sum_.size + sum_.requests * entry_size(MAX_LENGTH, 0)
+    return max(-(-sum_.requests // min(most, MAX_REQUESTS)), -(-size // MAX_BYTES))
+
+
+def _capacity(name: str, sum_: _Sum, engine: Engine) -> Capacity:
+    limits = limits_of(name, engine.policy.limits, engine.ledger.snapshot().measured.get(name))
+    return Capacity(
+        model=name,
+        requests=sum_.requests,
+        redone_in=rescue_duration(
+            sum_.requests,
+            limits,
+            mean_input_tokens=sum_.input_tokens // sum_.requests,
+            mean_output_tokens=sum_.output_tokens // sum_.requests,
+        ),
+        requests_per_minute=limits.requests_per_minute,
+    )
+
+
+def _cadence(latency: LatencyTag, engine: Engine) -> str | None:
+    if not isinstance(latency, timedelta):
+        return None
+    try:
+        return str(sla_cadence(latency, policy=engine.policy))
+    except InfeasibleSLAError:
+        return None

@@ -1,0 +1,114 @@
+"""Results as files: JSON lines, CSV, Parquet. Each is there whole or not at all, and is written in bounded memory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from batchwise.errors import InvalidValueError, shown
+from batchwise.jsonl import JsonLines, WholeFile
+from batchwise.jsontext import encode
+from batchwise.results import Result
+
+__all__ = ["COLUMNS", "check_path", "write_results"]
+
+COLUMNS = {
+    "key": str, "job": str, "index": int, "custom_id": str, "outcome": str, "ok": bool, "text": str,
+    "stop_reason": str, "truncated": bool, "error_type": str, "error_message": str, "model": str, "lane": str,
+    "attempts": int, "input_tokens": int, "output_tokens": int, "cache_read_tokens": int, "cache_write_tokens": int,
+    "cost": float, "saved": float, "deadline": str, "settled_at": str, "met_deadline": bool, "cursor": int,
+    "labels": str,
+}  # fmt: skip
+"""The columns of a table: those of `Result.to_dict`, and the labels as one object of JSON."""
+_CHUNK = 1_000
+"""Rows of a table that are held at a time."""
+
+
+def check_path(path: str) -> None:
+    """Refuse what no results can be written to, before anything is bought for it.
+
+    Raises:
+        InvalidValueError: Its ending is none that is known, its folder is not there, or pyarrow is missing.
+    """
+    if path == "-":
+        return
+    ending = Path(path).suffix.lower()
+    if ending not in {".jsonl", ".csv", ".parquet"}:
+        raise InvalidValueError(f"--out {shown(path)}: write a file that ends with .jsonl, .csv or .parquet, or -")
+    if not Path(path).expanduser().absolute().parent.is_dir():
+        raise InvalidValueError(f"--out {shown(path)}: there is no such folder")
+    if ending == ".parquet":
+        try:
+            import pyarrow as pa  # whether it is there
+        except ImportError:
+            raise InvalidValueError("Parquet needs pyarrow; install batchwise-claude[parquet]") from None
+        del pa
+
+
+def write_results(results: Iterable[Result], path: str) -> int:
+    """Write results to a file of the kind that its ending names, or as JSON lines to stdout (`-`); returns how many.
+
+    Raises:
+        InvalidValueError: It is no such file.
+        OSError: It cannot be written.
+    """
+    check_path(path)
+    rows = map(Result.to_dict, results)
+    if path == "-":
+        return _print(rows)
+    if path.lower().endswith(".jsonl"):
+        with JsonLines(path) as lines:
+            lines.write(rows)
+        return lines.lines
+    with WholeFile(path) as whole:
+        return (_csv if path.lower().endswith(".csv") else _parquet)(whole.file, map(_flat, rows))
+
+
+def _print(rows: Iterable[Mapping[str, Any]]) -> int:
+    count = 0
+    for row in rows:
+        sys.stdout.write(encode(row).decode() + "\n")
+        count += 1
+    return count
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    row = {name: _clean(value) for name, value in row.items()}
+    labels = {name.removeprefix("label_"): value for name, value in row.items() if name.startswith("label_")}
+    return {**{name: row[name] for name in COLUMNS if name != "labels"}, "labels": encode(labels).decode()}
+
+
+def _clean(value: Any) -> Any:
+    """Text that UTF-8 can hold: of lone surrogates the escapes."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _csv(file: Any, rows: Iterator[Mapping[str, Any]]) -> int:
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    writer = csv.DictWriter(text, fieldnames=list(COLUMNS))
+    writer.writeheader()
+    count = 0
+    for row in rows:
+        writer.writerow(row)
+        count += 1
+    text.detach()  # it is closed by whoever opened it
+    return count
+
+
+def _parquet(file: Any, rows: Iterator[Mapping[str, Any]]) -> int:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    schema = pa.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
+    count = 0
+    with parquet.ParquetWriter(file, schema) as writer:
+        while chunk := list(islice(rows, _CHUNK)):
+            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+            count += len(chunk)
+    return count

@@ -1,0 +1,310 @@
+"""`track`: where work stands, shown live while it is waited for; in a terminal, a notebook, or line by line in a log.
+
+Needs rich (the extra `cli`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol, overload
+
+import anyio
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from .async_tickets import AsyncJob
+from .errors import BatchwiseError, printable
+from .models import Progress, Report, RunningBatch
+from .planning.wording import dollars, human
+
+if TYPE_CHECKING:
+    from .tickets import Job
+
+__all__ = ["showing", "track", "view"]
+
+_EVERY = 0.5
+"""Seconds between two looks."""
+_LINE_EVERY = 30.0
+"""Seconds between two lines of a log, where nothing has settled meanwhile."""
+_MOST_BATCHES = 8
+"""Batches that have a row of their own."""
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"
+
+
+def _when(moment: datetime, now: datetime) -> str:
+    """A moment on this machine's clock, with the day where it is another one."""
+    local, today = moment.astimezone(), now.astimezone().date()
+    return local.strftime("%H:%M:%S" if local.date() == today else "%a %H:%M")
+
+
+def _settled(progress: Progress) -> str:
+    outcomes = ", ".join(
+        f"{_count(number)} {outcome.value}" for outcome, number in progress.by_outcome.items() if number
+    )
+    return f"{_count(progress.settled)} of {_count(progress.total)} settled{f' ({outcomes})' if outcomes else ''}"
+
+
+def _left(progress: Progress) -> str:
+    return ", ".join(
+        f"{_count(number)} {status.value.replace('_', ' ')}"
+        for status, number in progress.by_status.items()
+        if number and status.value != "settled"
+    )
+
+
+def _money(report: Report) -> str:
+    unknown = f"; {_count(report.unpriced)} of unknown price" if report.unpriced else ""
+    return f"{dollars(report.cost)} so far, {dollars(report.saved)} saved{unknown}"
+
+
+def _rescue(progress: Progress, now: datetime) -> str | None:
+    first = min((batch.rescue_at for batch in progress.batches if batch.rescue_at is not None), default=None)
+    if first is None:
+        return None
+    return f"{_when(first, now)} (in {human(first - now)})" if first > now else f"{_when(first, now)} (now)"
+
+
+def _warnings(progress: Progress) -> Iterator[str]:
+    for lane, reason in progress.suspended.items():
+        yield f"the {lane.value} lane is suspended: {printable(reason)}"
+    if progress.overdue:
+        yield f"{_count(progress.overdue)} requests are overdue"
+    if progress.at_risk:
+        yield f"{_count(progress.at_risk)} requests may miss their deadline"
+    if progress.last_error is not None:
+        yield f"failed last: {printable(progress.last_error)}"
+
+
+def _batches(batches: tuple[RunningBatch, ...], now: datetime) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name, justify in (("batch", "left"), ("requests", "right"), ("state", "left"), ("since", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # one of the two
+    table.add_column("expected to end")
+    table.add_column("rescue")
+    for batch in batches[:_MOST_BATCHES]:
+        first, last = batch.expected_end
+        table.add_row(
+            printable(batch.remote_id or "(id unknown)"),
+            _count(batch.requests),
+            batch.status.replace("_", " "),
+            human(batch.elapsed - batch.elapsed % timedelta(seconds=1)),
+            f"{_when(first, now)} to {_when(last, now)}",
+            "" if batch.rescue_at is None else _when(batch.rescue_at, now),
+        )
+    if len(batches) > _MOST_BATCHES:
+        more = batches[_MOST_BATCHES:]
+        table.add_row(f"{len(more)} more", _count(sum(batch.requests for batch in more)))
+    return table
+
+
+def view(progress: Progress, report: Report, *, name: str | None, now: datetime) -> Panel:
+    """Where work stands, as rich shows it. No share of anything is shown that nobody knows.
+
+    Args:
+        progress: Where it stands.
+        report: What it has cost.
+        name: The job's name.
+        now: The moment it is.
+    """
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_row("requests", _settled(progress))
+    if left := _left(progress):
+        facts.add_row("", left)
+    facts.add_row("money", _money(report))
+    if rescue := _rescue(progress, now):
+        facts.add_row("rescue", rescue)
+    parts: list[RenderableType] = [facts]
+    if progress.batches:
+        parts += [Text(), _batches(progress.batches, now)]
+    parts += [Text(words, style="bold red") for words in _warnings(progress)]
+    return Panel(Group(*parts), title=printable(name or "batchwise"), title_align="left", expand=False)
+
+
+def _line(progress: Progress, report: Report, now: datetime) -> str:
+    parts = [_settled(progress), _left(progress), _money(report)]
+    if rescue := _rescue(progress, now):
+        parts.append(f"rescue {rescue}")
+    return "; ".join([*filter(None, parts), *_warnings(progress)])
+
+
+class _Surface(Protocol):
+    """Where it is shown."""
+
+    def show(self, progress: Progress, report: Report, *, last: bool = False) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Terminal:
+    """Redrawn in its place."""
+
+    def __init__(self, console: Console, name: str | None) -> None:
+        self._name = name
+        self._live = Live(console=console, auto_refresh=False)
+        self._live.start()
+
+    def show(self, progress: Progress, report: Report, *, last: bool = False) -> None:  # noqa: ARG002  # drawn each time
+        self._live.update(view(progress, report, name=self._name, now=_utc_now()), refresh=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+class _Notebook:
+    """One output of the cell, which is replaced."""
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+        self._handle: Any = None
+
+    def show(self, progress: Progress, report: Report, *, last: bool = False) -> None:  # noqa: ARG002
+        from IPython.display import display  # notebooks bring it
+
+        shown = view(progress, report, name=self._name, now=_utc_now())
+        if self._handle is None:
+            self._handle = display(shown, display_id=True)
+        else:
+            self._handle.update(shown)
+
+    def close(self) -> None:
+        """Stay as it is."""
+
+
+class _Log:
+    """A line when something has settled, and one now and then."""
+
+    def __init__(self, console: Console, name: str | None) -> None:
+        self._console, self._name = console, name
+        self._before: tuple[object, ...] = ()
+        self._next = 0.0
+
+    def show(self, progress: Progress, report: Report, *, last: bool = False) -> None:
+        state = progress.settled, progress.total, dict(progress.suspended), progress.overdue
+        if state == self._before and not last and monotonic() < self._next:
+            return
+        line = _line(progress, report, _utc_now())
+        if state != self._before or not last:
+            self._console.print(f"{self._name or 'batchwise'}: {line}", markup=False, highlight=False, soft_wrap=True)
+        self._before, self._next = state, monotonic() + _LINE_EVERY
+
+    def close(self) -> None:
+        """Stay as it is."""
+
+
+def _surface(console: Console | None, name: str | None) -> _Surface:
+    console = Console(stderr=True) if console is None else console
+    if console.is_jupyter:
+        return _Notebook(name)
+    return _Terminal(console, name) if console.is_terminal else _Log(console, name)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+@contextmanager
+def showing(
+    look: Callable[[], tuple[Progress, Report]], *, name: str | None = None, console: Console | None = None
+) -> Iterator[None]:
+    """Show where work stands while the block runs, from a thread of its own.
+
+    Args:
+        look: Gives what is shown; a look that fails leaves what was shown.
+        name: The job's name.
+        console: Where it is shown; None: on stderr, or in the notebook.
+    """
+    surface, over = _surface(console, name), threading.Event()
+
+    def show(*, last: bool = False) -> None:
+        try:
+            surface.show(*look(), last=last)
+        except BatchwiseError:
+            return  # the ledger is busy, say: whoever waits is told what matters
+
+    def keep_showing() -> None:
+        show()
+        while not over.wait(_EVERY):
+            show()
+
+    thread = threading.Thread(target=keep_showing, name="batchwise-live", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        show(last=True)
+        surface.close()
+
+
+@overload
+def track(job: Job, timeout: float | timedelta | None = ..., *, console: Console | None = ...) -> Progress: ...
+@overload
+def track(
+    job: AsyncJob, timeout: float | timedelta | None = ..., *, console: Console | None = ...
+) -> Awaitable[Progress]: ...
+def track(
+    job: Job | AsyncJob, timeout: float | timedelta | None = None, *, console: Console | None = None
+) -> Progress | Awaitable[Progress]:
+    """Wait until a job is settled, and show live where it stands. That of an `AsyncJob` has to be awaited.
+
+    Shown are what has settled of the total, each batch with its expected end, the money so far, and when a rescue
+    starts: redrawn in its place in a terminal (on stderr) and in a notebook, line by line elsewhere. Ctrl-C ends the
+    wait, and nothing is lost by it. Needs rich (`batchwise-claude[cli]`).
+
+    Args:
+        job: The job; what it waits for is submitted, as by `job.wait`.
+        timeout: Seconds or a `timedelta`; None waits as long as it takes.
+        console: Where rich shows it; None: on stderr, or in the notebook.
+
+    Returns:
+        Where it stands in the end.
+
+    Raises:
+        ResultTimeoutError: It was not settled in time. Nothing is lost.
+        LaneSuspendedError: A lane is suspended, and nothing of the job is on its way any more.
+    """
+    if isinstance(job, AsyncJob):
+        return _track_async(job, timeout, console)
+    with showing(lambda: (job.progress(), job.report()), name=job.name, console=console):
+        return job.wait(timeout)
+
+
+async def _track_async(job: AsyncJob, timeout: float | timedelta | None, console: Console | None) -> Progress:
+    surface = _surface(console, job.name)
+
+    async def show(*, last: bool = False) -> None:
+        try:
+            surface.show(await job.progress(), await job.report(), last=last)
+        except BatchwiseError:
+            return
+
+    async def keep_showing() -> None:
+        while True:
+            await show()
+            await anyio.sleep(_EVERY)
+
+    failed: Exception | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(keep_showing)
+            try:
+                found = await job.wait(timeout)
+            except Exception as error:  # noqa: BLE001  # raised below: a task group would wrap it
+                failed = error
+            tasks.cancel_scope.cancel()
+        await show(last=True)
+    finally:
+        surface.close()
+    if failed is not None:
+        raise failed
+    return found

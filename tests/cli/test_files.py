@@ -1,0 +1,256 @@
+"""Files of requests, and of results: plan, submit, run, results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from batchwise.cli.lines import Lines
+from batchwise.sandbox import Reply
+from tests.strategies import params
+from tests.waiting import until
+
+from .conftest import submit
+
+
+def write(path: Path, count: int, **others: object) -> str:
+    lines = ({"custom_id": f"module-{i}", "params": params(f"n {i}", **others)} for i in range(count))
+    path.write_text("".join(json.dumps(line) + "\n\n" for line in lines))  # blank lines are passed over
+    return str(path)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write(tmp_path / "in.jsonl", 3)
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_run_buys_once_however_often_it_runs(sandbox, batchwise, file, tmp_path):
+    sandbox.batch_latency = 0.1
+    out = tmp_path / "out.jsonl"
+    for _ in range(2):
+        said = batchwise("run", file, "--within", "30h", "--job", "nightly", "--out", str(out))
+        assert said.code == 0, said
+        assert "outcomes: 3 succeeded" in said.out
+        assert "3 results in" in said.out
+        assert "nightly: 3 of 3 settled" in said.err  # no terminal: a line
+        rows = read(out)
+        assert [row["key"] for row in rows] == ["module-0", "module-1", "module-2"]
+        assert all(row["ok"] and row["lane"] == "batch" for row in rows)
+        out.unlink()
+    assert sandbox.books.billed() == 3
+    assert sandbox.books.bought_twice() == {}
+
+
+def test_run_to_stdout_says_the_rest_on_stderr(sandbox, batchwise, file):
+    sandbox.batch_latency = 0.1
+    said = batchwise("run", file, "--within", "30h", "--job", "nightly", "--out", "-", "--json")
+    *lines, told = map(json.loads, said.out.splitlines())
+    assert [line["key"] for line in lines] == ["module-0", "module-1", "module-2"]
+    assert (told["command"], told["exit_code"], told["written"]) == ("run", 0, 3)
+    assert told["progress"]["by_outcome"] == {"succeeded": 3}
+    assert told["report"]["requests"] == 3
+
+
+def test_run_tells_of_requests_without_an_answer(sandbox, batchwise, file):
+    wrong = Reply.error("invalid_request_error", "too long")
+    sandbox.reply = lambda params: wrong if params["messages"][0]["content"] == "n 1" else "fine"
+    said = batchwise("run", file, "--within", "now", "--job", "nightly")
+    assert said.code == 1
+    assert "1 have no answer" in said.out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "a list"),
+        ('{"custom_id": "a"}', "lacks params"),
+        ('{"custom_id": "a", "params": {}, "betas": []}', "has 'betas' besides"),
+        ('{"custom_id": 7, "params": {}}', "key=7"),
+        ('{"custom_id": null, "params": {}}', "key=None"),
+        ('{"custom_id": "a", "params": {"model": "m", "max_tokens": 3}}', "lack 'messages'"),
+        (json.dumps({"custom_id": "a", "params": params(stream=True)}), "stream"),
+        (json.dumps({"custom_id": "a", "params": params(max_tokens=0)}), "max_tokens"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["submit", "plan"])
+def test_a_bad_line_is_refused_with_its_number(sandbox, batchwise, tmp_path, ledger, verb, line, words):
+    path = tmp_path / "in.jsonl"
+    path.write_text(f"{json.dumps({'custom_id': 'good', 'params': params()})}\n\n{line}\n")
+    also = ("--job", "nightly") if verb == "submit" else ()
+    if verb == "plan":
+        submit(ledger, 1, "other")
+    calls = dict(sandbox.books.requests_by_path)
+    said = batchwise(verb, str(path), "--within", "30h", *also)
+    assert said.code == 1
+    assert f"{path}, line 3: " in said.err
+    assert words in said.err
+    assert dict(sandbox.books.requests_by_path) == calls
+    assert batchwise("status", "nightly").code == 5  # nothing of it was accepted
+
+
+def test_other_content_under_the_same_key(batchwise, file, tmp_path):
+    assert batchwise("submit", file, "--within", "30h", "--job", "nightly").code == 0
+    other = write(tmp_path / "other.jsonl", 3, temperature=0.5)
+    said = batchwise("submit", other, "--within", "30h", "--job", "nightly")
+    assert said.code == 1
+    assert "module-0" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--within", "30"), "no duration"),
+        (("--within", "mon 08:00"), "no time zone"),
+        (("--within", "30h", "--out", "results.txt"), ".jsonl, .csv or .parquet"),
+        (("--within", "30h", "--out", "none/results.csv"), "no such folder"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_bought(sandbox, batchwise, file, arguments, words):
+    said = batchwise("run", file, "--job", "nightly", *arguments)
+    assert said.code == 2
+    assert words in said.err
+    assert not sandbox.books.requests_by_path
+
+
+def test_a_file_that_is_not_there(batchwise, tmp_path):
+    said = batchwise("submit", str(tmp_path / "none.jsonl"), "--within", "30h", "--job", "nightly")
+    assert said.code == 2
+    assert "cannot be read" in said.err
+
+
+def test_a_moment_as_the_deadline(batchwise, file, ledger):
+    submit(ledger, 1, "other")
+    moment = (datetime.now(timezone.utc) + timedelta(days=3)).replace(microsecond=0)
+    said = batchwise("plan", file, "--within", moment.isoformat())
+    assert said.code == 0
+    assert f"deadline {moment.isoformat()}" in said.out
+
+
+def test_plan(sandbox, batchwise, ledger, file, tmp_path):
+    submit(ledger, 1, "other")
+    calls = dict(sandbox.books.requests_by_path)
+    found = batchwise("plan", file, "--within", "30h", "--json").json["plan"]
+    assert (found["requests"], found["batches"], found["refused"]) == (3, 1, None)
+    (route,) = found["routes"]
+    assert (route["lane"], route["reason"], route["requests"]) == ("batch", "latency_tolerant", 3)
+    sent, rescue, due = (datetime.fromisoformat(route[name]) for name in ("submit_by", "rescue_at", "deadline"))
+    assert sent < rescue < due
+    assert float(found["usd"]) == float(found["usd_batch"]) == float(found["usd_sync"]) / 2
+    assert found["output_tokens"] == 3 * 1_024
+    (capacity,) = found["capacity"]
+    assert (capacity["model"], capacity["requests"]) == ("claude-sonnet-5", 3)
+    assert capacity["redone_in"] > 0
+    now = batchwise("plan", file, "--within", "now", "--json").json["plan"]
+    assert ([route["reason"] for route in now["routes"]], now["batches"], now["usd"]) == (
+        ["blocking"],
+        0,
+        now["usd_sync"],
+    )
+
+    tight = tmp_path / "tight.toml"
+    tight.write_text("[limits]\nrequests_per_minute = 1\nconcurrency = 1\n")
+    many = write(tmp_path / "many.jsonl", 2_000)
+    said = batchwise("plan", many, "--within", "30h", "--policy", str(tight))
+    assert said.code == 1
+    assert "refused: " in said.out
+    assert dict(sandbox.books.requests_by_path) == calls
+    assert batchwise("jobs").out.splitlines() == ["other: 1 requests: 1 in_flight"]
+
+
+def test_plan_needs_no_ledger_and_makes_none(sandbox, capsys, file, tmp_path):
+    from batchwise.cli import main
+
+    assert main(["plan", file, "--within", "30h"]) == 0
+    assert "3 on the batch lane (latency_tolerant)" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    assert main(["plan", file, "--within", "30h", "--ledger", "none.db"]) == 5
+
+
+def test_a_file_is_read_in_bounded_memory(tmp_path):
+    path = tmp_path / "in.jsonl"
+    line = json.dumps({"custom_id": "a", "params": params("x" * 10_000)}) + "\n"
+    path.write_text(line * 2_000)  # 20 MB
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in Lines(str(path))) == 2_000
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_results(sandbox, batchwise, ledger, tmp_path):
+    wrong = Reply.error("invalid_request_error", 'too "long", é')
+    sandbox.reply = lambda params: wrong if params["messages"][0]["content"] == "n 1" else "fine,\nindeed"
+    submit(ledger)
+    assert batchwise("results", "nightly").out == ""
+    sandbox.finish(sandbox.books.batches[0].id)
+    batchwise("advance", "--watch")
+    rows = [json.loads(line) for line in batchwise("results", "nightly").out.splitlines()]
+    assert sorted(row["key"] for row in rows) == ["module-0", "module-1", "module-2"]
+    failed = [json.loads(line) for line in batchwise("results", "nightly", "--only", "failed").out.splitlines()]
+    assert [row["key"] for row in failed] == ["module-1"]
+    rest = batchwise("results", "nightly", "--after", str(rows[0]["cursor"])).out.splitlines()
+    assert [json.loads(line) for line in rest] == rows[1:]
+
+    for ending in ("jsonl", "csv", "parquet"):
+        told = batchwise("results", "nightly", "--out", str(tmp_path / f"out.{ending}"), "--json").json
+        assert (told["written"], told["cursor"]) == (3, rows[-1]["cursor"])
+    assert read(tmp_path / "out.jsonl") == rows
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as text:
+        table = list(csv.DictReader(text))
+    assert [row["text"] for row in table] == [row["text"] or "" for row in rows]
+    columns = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [{**row, "labels": None} for row in columns] == [{**row, "labels": None} for row in rows]
+    assert batchwise("results", "nobody").code == 5
+
+
+def test_the_columns_of_a_table_are_those_of_a_result(sandbox, batchwise, ledger):
+    from batchwise.cli.results import COLUMNS
+
+    submit(ledger, 1)
+    sandbox.finish(sandbox.books.batches[0].id)
+    batchwise("advance", "--watch")
+    (line,) = batchwise("results", "nightly").out.splitlines()
+    assert [*json.loads(line), "labels"] == list(COLUMNS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+def test_run_is_broken_off_and_run_again(sandbox, batchwise, ledger, tmp_path, number):
+    file, out = write(tmp_path / "in.jsonl", 200), tmp_path / "out.jsonl"
+    arguments = ["run", file, "--within", "30h", "--job", "nightly", "--out", str(out), "--ledger", str(ledger)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "batchwise", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+    ) as process:  # fmt: skip
+        until(lambda: sandbox.books.batches, seconds=60)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert not out.exists()
+    if number is signal.SIGINT:
+        assert process.returncode == 130
+        assert f"batchwise status nightly --ledger {ledger}" in errors
+        assert "Traceback" not in errors
+    sandbox.batch_latency = 0.1
+    until(lambda: "200 in_flight" in batchwise("advance").out, seconds=60)
+    for batch in sandbox.books.batches:
+        sandbox.finish(batch.id)
+    said = batchwise(*arguments[:-2])
+    assert said.code == 0, said
+    assert len({row["key"] for row in read(out)}) == 200
+    assert sandbox.books.billed() == 200
+    assert sandbox.books.bought_twice() == {}

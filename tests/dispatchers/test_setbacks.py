@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -212,10 +212,10 @@ async def test_an_answer_that_the_pacing_cannot_learn_from_is_kept(world: World,
 
 async def test_an_answer_that_cannot_be_stored_is_not_bought_again(world: World):
     class Odd(SqliteLedger):
-        def settle(self, settlements: Sequence[Settlement], **rest: Any) -> int:
-            if settlements[0].outcome is Outcome.SUCCEEDED:
+        def settle_call(self, settlement: Settlement, **rest: Any) -> None:
+            if settlement.outcome is Outcome.SUCCEEDED:
                 raise KeyError("secret")
-            return super().settle(settlements, **rest)
+            super().settle_call(settlement, **rest)
 
     ledger = Odd(world.path)
     async with world.open(ledger=ledger) as d:

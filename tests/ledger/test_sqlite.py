@@ -308,6 +308,35 @@ def test_a_claim_is_given_before_it_is_durable(tmp_path: Path, broken: bool) -> 
         assert (ledger.find("a", job=None) is None) is broken
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_calls_that_end_together_share_a_commit_and_the_fault_of_one_harms_no_other(
+    tmp_path: Path, broken: bool
+) -> None:
+    commits: list[str] = []
+
+    class Counting(SqliteDatabase):
+        def commit(self, name: str) -> None:
+            commits.append(name)
+            super().commit(name)
+
+    with closing(SqliteLedger(Counting(tmp_path / "ledger.db"))) as ledger, ThreadPoolExecutor(6) as threads:
+        world = World(ledger)
+        numbers = [world.accept(str(n), BLOCKING, claim=True).row.id for n in range(6)]
+        ends = [settlement(number, lane=SYNC) for number in numbers]
+        if broken:
+            ends[0] = ends[0]._replace(cost=2**70)  # no column takes it
+        with ledger.database.lock:  # as if another thread were in a transaction
+            ending = [threads.submit(ledger.settle_call, end, now=NOW, run=world.run) for end in ends]
+            while len(ledger._settlements._shared._waiting) < 6:
+                time.sleep(0.001)
+        with pytest.raises(OverflowError) if broken else nullcontext():
+            ending[0].result(10)
+        for number, one in zip(numbers[1:], ending[1:], strict=True):
+            one.result(10)
+            assert ledger.result(number) is not None
+        assert commits.count("settle") == (5 if broken else 1)
+
+
 def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     SqliteLedger(path).close()

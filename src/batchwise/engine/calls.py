@@ -182,7 +182,7 @@ def _ask(claim: Claim, ports: Ports) -> Reply:
 
 
 def _settle(engine: Engine, ticked: Ticked, settlement: Settlement) -> Procedure[None]:
-    yield from store(lambda: engine.ledger.settle([settlement], now=engine.now(), run=engine.run), sure=True)
+    yield from store(lambda: engine.ledger.settle_call(settlement, now=engine.now(), run=engine.run), sure=True)
     _finish(engine, ticked)
 
 

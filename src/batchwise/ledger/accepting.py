@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from uuid import uuid4
@@ -23,16 +22,15 @@ from .keys import Positions, StagedError, conflict, find, is_position
 from .looking import Looking
 from .records import Records
 from .rows import IN_FLIGHT, LANE_CODES, LANES, QUEUED, STATUSES, SYNC, decode_key, encode_key
+from .sharing import Call, SharedCommit
 from .values import Accepted, Cap, Claim, Entry, RequestRow
 
 __all__ = ["Accepting"]
 
-_GROUP = 256
-
 
 @attrs.define(eq=False)
-class _Pending:
-    """One call of `accept` that waits for a transaction to share."""
+class _Pending(Call):
+    """One call of `accept`."""
 
     entry: Entry
     job: str | None
@@ -44,11 +42,7 @@ class _Pending:
     """Held until it is answered, by whoever takes it along."""
     begun: Claim | None = None
     accepted: Accepted | None = None
-    error: BaseException | None = None
-
-    @property
-    def done(self) -> bool:
-        return self.accepted is not None or self.error is not None
+    """What becomes of it once the transaction is durable."""
 
     def begin(self) -> None:
         """Give out the claim, if there is one."""
@@ -57,7 +51,7 @@ class _Pending:
 
     def _durable(self) -> bool:
         with self.lock:
-            return self.accepted is not None
+            return self.done and self.error is None
 
 
 class Accepting:
@@ -78,7 +72,7 @@ class Accepting:
         self._database, self._records, self._books = database, records, books
         self._looking, self._claims, self._joining = looking, claims, joining
         self._intakes, self._positions = intakes, positions
-        self._pending: deque[_Pending] = deque()
+        self._shared: SharedCommit[_Pending] = SharedCommit(database, "accept", self._accept_all, positions.forget)
 
     def accept(
         self,
@@ -108,44 +102,22 @@ class Accepting:
         """
         while True:
             call = _Pending(entry, job, run, now, claim, cap, self._database.lock)
-            self._pending.append(call)
-            with self._database.lock:
-                if not call.done:
-                    self._accept_pending()
-            if call.accepted is not None:
+            self._shared.carry_out(call)
+            if call.error is None and call.accepted is not None:
                 return call.accepted
             if not isinstance(call.error, StagedError):
                 raise call.error or LedgerError("the request was not accepted")
             self._intakes.wait_for(call.error.intake, threading.get_ident())
 
-    def _accept_pending(self) -> None:
-        calls: list[_Pending] = []
-        try:
-            with self._database.write("accept") as db:
-                # Collected only now: waiting for another process's transaction lets more come together.
-                while self._pending and len(calls) < _GROUP:
-                    calls.append(self._pending.popleft())
-                answers: list[tuple[_Pending, Accepted | None, BaseException | None]] = []
-                for call in calls:
-                    # `_accept` writes nothing before its last refusal, so a refused call leaves no trace.
-                    try:
-                        answers.append((call, self._accept(db, call), None))
-                    except (BatchwiseError, StagedError) as error:
-                        answers.append((call, None, error))
-                for call in calls:
-                    call.begin()
-            for call, accepted, refusal in answers:
-                call.accepted, call.error = accepted, refusal
-        except BaseException as error:
-            for call in calls:
+    def _accept_all(self, db: Connection, calls: list[_Pending]) -> None:
+        for call in calls:
+            # `_accept` writes nothing before its last refusal, so a refused call leaves no trace.
+            try:
+                call.accepted = self._accept(db, call)
+            except (BatchwiseError, StagedError) as error:
                 call.error = error
-            if not calls:
-                # The transaction did not even begin; nobody else can answer those who wait.
-                while self._pending:
-                    self._pending.popleft().error = error
-            self._positions.forget()
-            if not isinstance(error, Exception):
-                raise
+        for call in calls:
+            call.begin()
 
     def _accept(self, db: Connection, call: _Pending) -> Accepted:
         entry, cap = call.entry, call.cap

@@ -174,6 +174,7 @@ class Ledger:
     # -- ends -------------------------------------------------------------------------------------------------------
 
     settle = _by("_settlements", Settlements.settle)
+    settle_call = _by("_settlements", Settlements.settle_call)
     settle_answers = _by("_settlements", Settlements.settle_answers)
     requeue = _by("_requeuing", Requeuing.requeue)
     missing = _by("_batches", Batches.missing)

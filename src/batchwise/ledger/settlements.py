@@ -7,6 +7,8 @@ from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import NamedTuple
 
+import attrs
+
 from batchwise.errors import LedgerError
 from batchwise.jsontext import decode
 from batchwise.models import Outcome
@@ -17,6 +19,7 @@ from .database import Connection, Database
 from .records import Records, Row
 from .roll import Answer, Kind, Roll
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, OUTCOME_CODES, OUTCOMES, SETTLED, SYNC, from_micros, micros
+from .sharing import Call, SharedCommit
 from .values import Settlement
 
 __all__ = ["Settlements"]
@@ -64,11 +67,23 @@ class _OutOfDateError(Exception):
     """A roll is out of date: the transaction is given up. A savepoint would keep a copy of each changed page."""
 
 
+@attrs.define(eq=False)
+class _Ended(Call):
+    """The end of a call on the sync lane."""
+
+    settlement: Settlement
+    now: datetime
+    run: int
+    company: bool = False
+    """Others were in its transaction."""
+
+
 class Settlements:
     """What has ended is settled; what comes again for it is booked as wasted."""
 
     def __init__(self, database: Database, records: Records, books: Books) -> None:
         self._database, self._records, self._books = database, records, books
+        self._shared: SharedCommit[_Ended] = SharedCommit(database, "settle", self._settle_calls)
 
     def settle(
         self, settlements: Sequence[Settlement], *, now: datetime, batch: int | None = None, run: int | None = None
@@ -84,6 +99,21 @@ class Settlements:
         """
         with self._database.write("settle") as db:
             return self.settle_in(db, settlements, now=now, batch=batch, run=run)
+
+    def settle_call(self, settlement: Settlement, *, now: datetime, run: int) -> None:
+        """Settle the end of one of the run's calls, as `settle` does. Those that end together share a commit."""
+        call = _Ended(settlement, now, run)
+        self._shared.carry_out(call)
+        if call.error is not None:
+            if not call.company:
+                raise call.error
+            self.settle([settlement], now=now, run=run)  # the fault may be another's
+
+    def _settle_calls(self, db: Connection, calls: list[_Ended]) -> None:
+        for call in calls:
+            call.company = len(calls) > 1
+        for call in calls:
+            self.settle_in(db, [call.settlement], now=call.now, run=call.run)
 
     def settle_answers(
         self,

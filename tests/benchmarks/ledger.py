@@ -64,7 +64,7 @@ def fill(where: str, requests: int) -> dict[str, Any]:
             )
             assert batch is not None
             now = engine.now()
-            ledger.posting(batch.id, watermark=None, server=None, now=now)
+            ledger.update_batch(attrs.evolve(batch, state=BatchState.POSTING, posting_at=now), was=batch)
             ledger.created(batch.id, remote_id=f"msgbatch_{batch.id}", created_at=now, expires_at=now, now=now)
             numbers = ledger.missing(batch.id)
             random.Random(batch.id).shuffle(numbers)

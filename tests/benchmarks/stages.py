@@ -63,6 +63,7 @@ class _Table:
 def stages(url: str, where: str, count: int) -> dict[str, Any]:
     """All of them, once."""
     import anthropic
+    import attrs
 
     import batchwise as bw
     from batchwise.engine.core import Engine
@@ -71,6 +72,7 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
     from batchwise.ledger.sqlite import SqliteLedger
     from batchwise.planning.custom_ids import new_nonce, sealer
     from batchwise.planning.packing import body_chunks
+    from batchwise.planning.state import BatchState
 
     table, params = _Table(count), maker(_SIZE)
     lane = BatchLane(anthropic.Anthropic(base_url=url, api_key="sandbox"))
@@ -95,7 +97,7 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
 
     batch = table.time("seal", seal)
     ledger.lease.acquire()
-    ledger.posting(batch.id, watermark=None, server=None, now=engine.now())
+    ledger.update_batch(attrs.evolve(batch, state=BatchState.POSTING, posting_at=engine.now()), was=batch)
     ids = sealer(nonce)
     entries = ((ids(key, number), body) for number, key, body in ledger.entries(batch.id))
     chunks = table.time("body", lambda: list(body_chunks(entries)))

@@ -13,7 +13,7 @@ import orjson
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.values import Accepted, Cap, Claim, Entry, Settlement
 from batchwise.models import Lane, Outcome, Reason, Status
-from batchwise.planning.state import BatchView, Terms
+from batchwise.planning.state import BatchState, BatchView, Terms
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
@@ -85,7 +85,7 @@ class World:
 
     def opened(self, **more: Any) -> BatchView:
         batch = self.sealed(**more)
-        self.ledger.posting(batch.id, watermark="w", server=NOW, now=NOW)
+        posted(self.ledger, batch, watermark="w", posting_server=NOW)
         self.ledger.created(batch.id, remote_id=f"msgbatch_{batch.id}", created_at=NOW, expires_at=NOW, now=NOW)
         return self.view(batch.id)
 
@@ -99,6 +99,12 @@ class World:
 
     def cap(self, limit: int, since: datetime | None = None) -> Cap:
         return Cap(limit=limit, since=since)
+
+
+def posted(ledger: Ledger, batch: BatchView, *, now: datetime = NOW, **posting: Any) -> None:
+    """Make durable that its POST may be on its way."""
+    view = attrs.evolve(batch, state=BatchState.POSTING, posting_at=now, **posting)
+    assert ledger.update_batch(view, was=batch)
 
 
 def total(ledger: Ledger, job: int | None = None) -> dict[Status, int]:

@@ -40,6 +40,7 @@ from .model import (
     World,
     entry,
     line,
+    posted,
     settlement,
     total,
 )
@@ -407,8 +408,8 @@ def test_the_cap_counts_reserved_spent_and_wasted(world: World) -> None:
     world.accept("c", PRICED, body, cap=world.cap(650))
     other = world.opened()
     for _ in range(2):
-        world.ledger.book_stray(other.id, one, 7)
-        world.ledger.book_stray(batch.id, one, 7)  # the row that settled it, read again
+        world.ledger.book_stray(other.id, one, b"a", 7)
+        world.ledger.book_stray(batch.id, one, b"a", 7)  # the row that settled it, read again
     with pytest.raises(SpendLimitError):
         world.accept("d", FLEXIBLE, body, cap=world.cap(656))
     world.accept("d", FLEXIBLE, body, cap=world.cap(657))
@@ -510,7 +511,7 @@ def test_books_of_large_amounts(world: World) -> None:
     world.ledger.settle([settlement(number, cost=odd) for number in numbers[2:]], now=NOW + HOUR)
     batch = world.opened(terms=[world.accept("z").row.terms.id])
     for number in numbers[:3]:
-        world.ledger.book_stray(batch.id, number, 2 * large)
+        world.ledger.book_stray(batch.id, number, b"a", 2 * large)
     report = world.ledger.report(job=None)
     assert report.cost == 28_000_000 + Decimal(2).scaleb(-12), "exact, in one lane and outcome too"
     dear = attrs.evolve(PRICED, reserve_each=large)
@@ -575,10 +576,9 @@ def test_the_size_of_a_seal_is_exact(world: World, slack: int) -> None:
 def test_the_life_of_a_batch_is_kept(world: World) -> None:
     world.accept("a", NIGHTLY)
     ledger, batch = world.ledger, world.sealed()
-    assert not ledger.still_posting(batch.id)
-    ledger.posting(batch.id, watermark="msgbatch_0", server=NOW - HOUR, now=NOW)
-    assert ledger.still_posting(batch.id)
+    posted(ledger, batch, watermark="msgbatch_0", posting_server=NOW - HOUR)
     view = world.view(batch.id)
+    assert view.whole
     assert (view.state, view.watermark, view.posting_server, view.posting_at) == (
         BatchState.POSTING,
         "msgbatch_0",
@@ -586,11 +586,9 @@ def test_the_life_of_a_batch_is_kept(world: World) -> None:
         NOW,
     )
     assert view.betas == ("one", "two")
-    assert ledger.doubt_orphans() == 1
-    assert ledger.doubt_orphans() == 0
-    assert not ledger.still_posting(batch.id)
     changed = attrs.evolve(
-        world.view(batch.id),
+        view,
+        state=BatchState.DOUBT,
         candidates=("a", "b"),
         struck=("c",),
         last_byte_at=NOW,
@@ -641,16 +639,21 @@ def test_what_a_cancelled_batch_teaches(world: World) -> None:
 def test_the_fence_sees_a_lost_row(world: World) -> None:
     numbers = [world.accept(str(n)).row.id for n in range(2)]
     batch = world.sealed()
-    world.ledger.posting(batch.id, watermark=None, server=None, now=NOW)
+    posted(world.ledger, batch)
     world.ledger.settle([settlement(numbers[0], lane=SYNC)], now=NOW)
-    assert not world.ledger.still_posting(batch.id)
+    known = world.ledger.batch(batch.id)
+    assert known is not None
+    assert not known.whole
 
 
 def test_a_batch_is_posted_once(world: World) -> None:
     world.accept("a")
-    batch = world.opened()
-    with pytest.raises(LedgerError, match="not sealed"):
-        world.ledger.posting(batch.id, watermark=None, server=None, now=NOW)
+    batch = world.sealed()
+    posted(world.ledger, batch)
+    assert not world.ledger.update_batch(
+        attrs.evolve(batch, state=BatchState.POSTING, posting_at=NOW + HOUR), was=batch
+    )
+    assert world.view(batch.id).posting_at == NOW
 
 
 def test_unseal_queues_again_and_voids(world: World) -> None:
@@ -865,7 +868,7 @@ def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World
     assert world.ledger.bodies(numbers) == [b"longer two", b"other"]
     batch = world.opened()
     assert world.ledger.roll(batch.id) is None
-    members = world.ledger.members(batch.id, [*numbers, 99])
+    members = world.ledger.members([*numbers, 99], batch=batch.id)
     assert {number: (member.key, member.turns) for number, member in members.items()} == {
         numbers[0]: ("a", (b"one", b"two"))
     }
@@ -877,7 +880,7 @@ def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World
     assert world.ledger.bodies([numbers[0]]) == [b"first"]
     assert world.ledger.snapshot().batch_queue[0].size == len(b"first")
     batch = world.opened()
-    assert world.ledger.members(batch.id, numbers)[numbers[0]].turns == ()
+    assert world.ledger.members(numbers, batch=batch.id)[numbers[0]].turns == ()
 
 
 # -- ends ---------------------------------------------------------------------------------------------------------
@@ -1245,7 +1248,7 @@ def test_failures_are_counted_until_a_batch_is_created_or_the_lane_is_resumed_af
     world.accept()
     batch = world.seal()
     assert note("create", now=NOW + HOUR) == (2, NOW + HOUR)
-    world.ledger.posting(batch.id, watermark=None, server=None, now=NOW)
+    posted(world.ledger, batch)
     world.ledger.created(batch.id, remote_id="b", created_at=NOW, expires_at=NOW, now=NOW)
     assert note("create", now=NOW) == (1, NOW)
     assert note("full", now=NOW) == (1, NOW)

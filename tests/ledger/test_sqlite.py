@@ -122,7 +122,17 @@ def test_every_change_is_one_commit_of_a_known_name(tmp_path: Path) -> None:
     batch = world.opened()
     world.ledger.settle([settlement(1)], now=NOW, batch=batch.id)
     world.ledger.settle([settlement(1)], now=NOW, batch=batch.id)
-    assert names == ["start_run", "intake", "stage", "stage", "intake accept", "seal", "posting", "created", "settle"]
+    assert names == [
+        "start_run",
+        "intake",
+        "stage",
+        "stage",
+        "intake accept",
+        "seal",
+        "posting",
+        "created",
+        "settle",
+    ]
     world.ledger.close()
 
 

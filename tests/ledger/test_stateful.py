@@ -40,6 +40,7 @@ from .model import (
     SETTLED,
     SYNC,
     entry,
+    posted,
     settlement,
 )
 
@@ -339,7 +340,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def post(self, wanted: int, reached: bool) -> None:
         sealed = [batch for batch, state in self.batches.items() if state is BatchState.SEALED]
         for batch in self._choose(sealed, [wanted]):
-            self.ledger.posting(batch, watermark=None, server=None, now=self.now)
+            view = self.ledger.batch(batch)
+            assert view is not None
+            posted(self.ledger, view, now=self.now)
             self.batches[batch] = BatchState.POSTING
             if reached:
                 self.ledger.created(batch, remote_id=f"r{batch}", created_at=self.now, expires_at=None, now=self.now)

@@ -12,7 +12,7 @@ from batchwise.errors import LedgerError
 from batchwise.ledger import transitions
 from batchwise.planning.state import BatchState
 
-from .model import NOW, World
+from .model import NOW, World, posted
 
 DESIGN = Path(__file__).parents[2] / "docs" / "explanation" / "design.md"
 
@@ -47,7 +47,7 @@ def test_a_create_that_is_answered_late_is_not_lost(world: World) -> None:
     """Its process hung, and another one gave the batch up: what comes of it is still collected."""
     world.accept()
     batch = world.sealed()
-    world.ledger.posting(batch.id, watermark=None, server=None, now=NOW)
+    posted(world.ledger, batch)
     world.ledger.unseal(batch.id, now=NOW)
     assert world.ledger.snapshot().batches == ()
     world.ledger.created(batch.id, remote_id="late", created_at=NOW, expires_at=NOW, now=NOW)

@@ -157,9 +157,9 @@ def test_a_row_that_is_no_request_of_the_batch_is_looked_up_once(world: World, m
     monkeypatch.setattr(reading, "_ROWS", 1)
     real, asked = world.ledger.members, list[int]()
 
-    def members(batch: int, requests: list[int]) -> Any:
-        asked.extend(requests)
-        return real(batch, requests)
+    def members(requests: list[int], *, batch: int | None = None) -> Any:
+        asked.extend(requests if batch is not None else ())
+        return real(requests, batch=batch)
 
     monkeypatch.setattr(world.ledger, "members", members)
     serve(world, GOOD["an unknown number"](world), size=1)

@@ -6,7 +6,7 @@ A variant is switched on by a patch; the scenario's own check has to raise then.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ import orjson
 import pytest
 
 import batchwise as bw
-from batchwise.engine import actions, reading, reconciliation
+from batchwise.engine import actions, reading, reconciliation, submission
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure
 from batchwise.ledger.locks import ProcessLock
-from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.planning.custom_ids import new_nonce, parse, sealer
 from batchwise.planning.state import BatchView
 from tests.reliability.simulation import HOUR, MINUTE, World, message_of
@@ -143,26 +142,22 @@ def adopt_any_equal_count(patch: pytest.MonkeyPatch) -> None:
 
 
 def blind_resend_after_crash(patch: pytest.MonkeyPatch) -> None:
-    def doubt_orphans(ledger: SqliteLedger) -> int:
-        posting = [batch for batch in ledger.snapshot().batches if batch.state.value == "posting"]
-        return sum(ledger.unseal(batch.id, now=batch.sealed_at) for batch in posting)
+    real = Engine._lead
 
-    patch.setattr(SqliteLedger, "doubt_orphans", doubt_orphans)
+    def lead(engine: Engine) -> bool:
+        taken = real(engine)
+        for batch in engine.ledger.snapshot().batches if taken else ():
+            if batch.state.value == "posting":
+                engine.ledger.unseal(batch.id, now=batch.sealed_at)
+        return taken
+
+    patch.setattr(Engine, "_lead", lead)
 
 
 def no_lock(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ProcessLock, "acquire", lambda _lock: True)
     patch.setattr(ProcessLock, "held", property(lambda _lock: True))
-    patch.setattr(SqliteLedger, "still_posting", lambda _ledger, _batch: True)
-    real = Engine.plan
-
-    def plan(engine: Engine, wake_gap: timedelta = timedelta(0)) -> Any:
-        if not getattr(engine, "began", False):  # it believes that it has just got the lease
-            engine.began = True  # type: ignore[attr-defined]
-            engine.ledger.doubt_orphans()
-        return real(engine, wake_gap)
-
-    patch.setattr(Engine, "plan", plan)
+    patch.setattr(submission, "_still_posting", lambda _engine, _batch: True)
 
 
 def collect_without_ticking_off(patch: pytest.MonkeyPatch) -> None:

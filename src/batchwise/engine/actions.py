@@ -169,7 +169,7 @@ def _mine(engine: Engine, batch: BatchView, job: int | None, wanted: set[int] | 
         return [number for number in numbers if number in wanted]
     if job is None:
         return numbers
-    members = engine.ledger.members(batch.id, numbers)
+    members = engine.ledger.members(numbers, batch=batch.id)
     return [number for number, member in members.items() if member.terms.job == job]
 
 
@@ -179,6 +179,6 @@ def _settle_shared(engine: Engine, batch: BatchView, mine: Sequence[int]) -> int
         engine.failure(number, member.key, Outcome.CANCELED, error, lane=Lane.BATCH, nonce=batch.nonce)._replace(
             unseen=True
         )
-        for number, member in engine.ledger.members(batch.id, mine).items()
+        for number, member in engine.ledger.members(mine, batch=batch.id).items()
     ]
     return engine.ledger.settle(settlements, now=engine.now())  # not by the batch: its rows may still come, and cost

@@ -96,7 +96,7 @@ def probe(engine: Engine, batch: int, terms: int) -> Procedure[None]:
         ledger = engine.ledger
         numbers = ledger.missing(batch)[::-1]  # the last may be the one that the batch comes to last
         for start in range(0, len(numbers), CHUNK):
-            members = ledger.members(batch, numbers[start : start + CHUNK])
+            members = ledger.members(numbers[start : start + CHUNK], batch=batch)
             found = [number for number in members if members[number].terms.id == terms]
             if found:
                 one, now = max(found), engine.now()
@@ -219,7 +219,7 @@ def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> Procedure[None]:
         sorter = Sorter(engine, batch)
         numbers = engine.ledger.missing(batch.id)
         for start in range(0, len(numbers), CHUNK):
-            members = engine.ledger.members(batch.id, numbers[start : start + CHUNK])
+            members = engine.ledger.members(numbers[start : start + CHUNK], batch=batch.id)
             for number, member in members.items():
                 sorter.failed(number, member, ruling, None)
             sorter.write()

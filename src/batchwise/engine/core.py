@@ -112,8 +112,6 @@ class Engine:
         self.failures: Counter[str] = Counter()
         self.greeted = False
         """Whether the client's workspace is known to be the ledger's."""
-        self.orphans: set[int] = set()
-        """Batches whose sending was broken off in this process, in a way that tells nothing of the create."""
         self.suspended: dict[Lane, str] = {}
         self.answered_at: datetime | None = None
         """When the sync lane last answered this process."""
@@ -359,10 +357,7 @@ class Engine:
     def _lead(self) -> bool:
         """Take the lease if it is free; returns whether it was taken now."""
         lease = self.ledger.lease
-        if lease.held or not lease.acquire():
-            return False
-        self.ledger.doubt_orphans()
-        return True
+        return not lease.held and lease.acquire()
 
     def rise(self) -> bool:
         """Whoever works on calls this first; returns whether it was the first time.
@@ -398,14 +393,17 @@ class Engine:
             raise
 
     def _doubt_orphans(self, snapshot: Snapshot) -> bool:
-        """Creates whose sender is gone. Its last byte may have been sent just now, so the grace begins now."""
-        orphans, changed = self.orphans & {batch.id for batch in snapshot.batches}, False
+        """Put creates that nobody sends any more into doubt: their process has ended, or broke the sending off.
+
+        The last byte may have been sent just now, so the grace begins now.
+        """
+        with self._beginning:
+            sent = set(self.busy)
+        changed = False
         for batch in snapshot.batches:
-            broken_off = batch.id in orphans and batch.state is BatchState.POSTING
-            if broken_off or (batch.state is BatchState.DOUBT and batch.last_byte_at is None):
+            if batch.state is BatchState.POSTING and ("batch", batch.id) not in sent:
                 doubt = attrs.evolve(batch, state=BatchState.DOUBT, last_byte_at=self.now(), polled_at=None)
                 changed = self.ledger.update_batch(doubt, was=batch) or changed
-        self.orphans -= orphans
         return changed
 
     def begin(self, action: agenda.Action) -> object | None:

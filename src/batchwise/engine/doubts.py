@@ -43,7 +43,7 @@ def buy_again(
         try:
             queue(part, lane)
         except SpendLimitError:
-            members = ledger.members(batch.id, part)
+            members = ledger.members(part, batch=batch.id)
             alone = [number for number, member in members.items() if member.terms.batch_only]
             queue([number for number, member in members.items() if not member.terms.batch_only], Lane.SYNC)
             ends = [

@@ -373,8 +373,8 @@ class Reader:
         """Settle whatever rows, looking each request up."""
         if not rows:
             return
-        members = self.engine.ledger.members(self.batch.id, list(rows))
-        strays = self.engine.ledger.unsettled([number for number in rows if number not in members])
+        members = self.engine.ledger.members(list(rows), batch=self.batch.id)
+        strays = self.engine.ledger.members([number for number in rows if number not in members])
         for number, (line, result) in rows.items():
             member = members.get(number)
             if (kind := result.get("type")) in UNANSWERED:
@@ -419,17 +419,15 @@ class Reader:
         if member is not None and not member.turns and whole:
             self.sorter.answered(number, member, line, message)
             return
-        if not whole and self.engine.ledger.has_turn(number, line):
-            return
         cost, *_ = self.sorter.biller.meter(str(message.get("model")), Lane.BATCH)(usage_of(message))
-        self.engine.ledger.book_stray(self.batch.id, number, cost or 0)
+        self.engine.ledger.book_stray(self.batch.id, number, line, cost or 0)
 
     def _let_go(self, *, forgiven: bool, doubtful: bool) -> None:
         held = list(self._held.items())
         self._held = {}
         for start in range(0, len(held), CHUNK):
             part: Sequence[tuple[int, bytes]] = held[start : start + CHUNK]
-            members = self.engine.ledger.members(self.batch.id, [number for number, _ in part])
+            members = self.engine.ledger.members([number for number, _ in part], batch=self.batch.id)
             for number, line in part:
                 member = members.get(number)
                 if member is None:

@@ -17,7 +17,7 @@ from time import monotonic
 
 import attrs
 
-from batchwise.errors import BatchwiseError, LedgerError
+from batchwise.errors import BatchwiseError
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo, Listing
 from batchwise.models import Lane, Outcome
@@ -71,14 +71,10 @@ def submit(engine: Engine, seal: Seal) -> Procedure[None]:
     if batch is None:
         return
     token = engine.sealed(batch.id)
-    told = False
     try:
         if (yield from store(lambda: _begin(engine, batch, listing))):
             yield from _post(engine, batch)
-        told = True
-    finally:
-        if not told:
-            engine.orphans.add(batch.id)
+    finally:  # what is in `posting` now is in doubt: nobody sends it any more
         engine.end(token)
 
 
@@ -100,15 +96,14 @@ def _seal(engine: Engine, seal: Seal, listing: Listing) -> BatchView | None:
 
 def _begin(engine: Engine, batch: BatchView, listing: Listing) -> bool:
     """Make `posting` durable; False if the batch's requests have gone elsewhere since it was sealed."""
-    watermark = listing.batches[0].id if listing.batches else None
-    try:
-        engine.ledger.posting(batch.id, watermark=watermark, server=listing.server_time, now=engine.now())
-    except LedgerError:
-        known = engine.ledger.batch(batch.id)
-        if known is not None and known.state is BatchState.SEALED:
-            raise
-        return False
-    return True
+    posting = attrs.evolve(
+        batch,
+        state=BatchState.POSTING,
+        watermark=listing.batches[0].id if listing.batches else None,
+        posting_server=listing.server_time,
+        posting_at=engine.now(),
+    )
+    return engine.ledger.update_batch(posting, was=batch)
 
 
 def greet(engine: Engine) -> Procedure[None]:
@@ -159,7 +154,7 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
 
     def fence() -> None:
         go_on()
-        if not (engine.ledger.lease.held and engine.ledger.still_posting(batch.id)):
+        if not (engine.ledger.lease.held and _still_posting(engine, batch.id)):
             raise FenceError("a batch's requests had gone elsewhere before its create was sent; it was broken off")
 
     chunks = body_chunks(entries(), before_last=fence)  # type: ignore[arg-type]  # a generator of pairs
@@ -172,6 +167,12 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
         yield from store(lambda: engine.ledger.unseal(batch.id, now=engine.now()))
         return
     yield from store(lambda: record_created(engine, batch, created.batch), sure=True)
+
+
+def _still_posting(engine: Engine, batch: int) -> bool:
+    """Whether a batch is in `posting` with all its rows: nobody has taken them for lost and sent them otherwise."""
+    known = engine.ledger.batch(batch)
+    return known is not None and known.state is BatchState.POSTING and known.whole
 
 
 def _resize(engine: Engine, batch: BatchView, because: Callable[[Sizes, int], Sizes]) -> None:
@@ -244,7 +245,7 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
             for position, (number, _, _) in enumerate(ledger.entries(batch.id))
             if positions is None or position in positions
         ]
-        members = ledger.members(batch.id, guilty)
+        members = ledger.members(guilty, batch=batch.id)
         settlements = [
             engine.failure(
                 number,

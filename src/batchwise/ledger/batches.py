@@ -168,18 +168,6 @@ class Batches:
     def _batch(self, db: Connection, batch: int) -> BatchView:
         return self._view(db, db.execute(f"SELECT {BATCH_COLUMNS} FROM batch WHERE id = ?", (batch,)).fetchone())
 
-    def posting(self, batch: int, *, watermark: str | None, server: datetime | None, now: datetime) -> None:
-        """Make durable that the POST may be on its way from now on."""
-        with self._database.write("posting") as db:
-            self.move(
-                db,
-                batch,
-                BatchState.POSTING,
-                watermark=watermark,
-                posting_server=None if server is None else micros(server),
-                posting_at=micros(now),
-            )
-
     def move(self, db: Connection, batch: int, to: BatchState, **fields: object) -> None:
         """Move a batch to a state, and store values of columns with it.
 
@@ -193,17 +181,6 @@ class Batches:
             f"UPDATE batch SET state = ?, live = ?{more} WHERE id = ?",
             (to.value, to not in transitions.OVER, *fields.values(), batch),
         )
-
-    def still_posting(self, batch: int) -> bool:
-        """Whether the batch is in `posting` and still has all its rows: the fence before the last chunk."""
-        with self._database.read() as db:
-            return bool(
-                db.execute(
-                    "SELECT state = 'posting' AND requests = "
-                    "(SELECT coalesce(sum(requests), 0) FROM cohort c WHERE c.batch = b.id) FROM batch b WHERE id = ?",
-                    (batch,),
-                ).fetchone()[0]
-            )
 
     def entries(self, batch: int) -> Iterator[tuple[int, str, bytes]]:
         """The number, key and body of each row of the batch, in order.
@@ -277,7 +254,7 @@ class Batches:
             LedgerError: It would close a batch that still has requests: they would be lost from sight.
         """
         values = view_values(view)
-        with self._database.write("update_batch") as db:
+        with self._database.write(view.state.value) as db:
             (state,) = db.execute("SELECT state FROM batch WHERE id = ?", (view.id,)).fetchone()
             if was is not None:
                 before = view_values(was)
@@ -336,18 +313,13 @@ class Batches:
         # Of a whole batch nothing is settled: no need to look for each row's result.
         return first, last, SENT_IN if whole else IN_BATCH
 
-    def members(self, batch: int, requests: Sequence[int]) -> dict[int, Member]:
-        """Which of these requests are still in the batch, unsettled."""
+    def members(self, requests: Sequence[int], *, batch: int | None = None) -> dict[int, Member]:
+        """Which of these requests are unsettled: wherever they are, or still in this batch."""
         with self._database.read() as db:
             rows = self._records.rows(db, requests).values()
+            if batch is None:
+                return self._members(db, [row for row in rows if row.status != SETTLED])
             return self._members(db, [row for row in rows if row.status == IN_FLIGHT and row.inside == batch])
-
-    def unsettled(self, requests: Sequence[int]) -> dict[int, Member]:
-        """Which of these requests are unsettled, wherever they are."""
-        with self._database.read() as db:
-            return self._members(
-                db, [row for row in self._records.rows(db, requests).values() if row.status != SETTLED]
-            )
 
     def _members(self, db: Connection, rows: Sequence[Row]) -> dict[int, Member]:
         keys = self._records.keys(db, [row.id for row in rows])
@@ -362,24 +334,10 @@ class Batches:
             for row in rows
         }
 
-    def has_turn(self, request: int, line: bytes) -> bool:
-        """Whether this is one of the messages after which the request went on."""
-        with self._database.read() as db:
-            found = db.execute("SELECT EXISTS (SELECT 1 FROM turn WHERE request = ? AND line = ?)", (request, line))
-            return bool(found.fetchone()[0])
-
     def bodies(self, requests: Sequence[int]) -> list[bytes]:
         """The encoded params of these requests, in order."""
         with self._database.read() as db:
             return [db.execute("SELECT params FROM body WHERE id = ?", (number,)).fetchone()[0] for number in requests]
-
-    def doubt_orphans(self) -> int:
-        """Put every batch in `posting` into `doubt`: for a process that has just got the lease."""
-        with self._database.write("doubt_orphans") as db:
-            found = db.execute("SELECT id FROM batch WHERE live = 1 AND state = 'posting'").fetchall()
-            for (batch,) in found:
-                self.move(db, batch, BatchState.DOUBT)
-            return len(found)
 
     def missing(self, batch: int) -> list[int]:
         """The batch's rows that are not ticked off."""

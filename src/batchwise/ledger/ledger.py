@@ -154,8 +154,6 @@ class Ledger:
 
     flush = _by("_batches", Batches.flush)
     seal = _by("_batches", Batches.seal)
-    posting = _by("_batches", Batches.posting)
-    still_posting = _by("_batches", Batches.still_posting)
     entries = _by("_batches", Batches.entries)
     created = _by("_batches", Batches.created)
     update_batch = _by("_batches", Batches.update_batch)
@@ -165,9 +163,6 @@ class Ledger:
     name_adopted = _by("_adoption", Adoption.name_adopted)
     roll = _by("_batches", Batches.roll)
     members = _by("_batches", Batches.members)
-    unsettled = _by("_batches", Batches.unsettled)
-    has_turn = _by("_batches", Batches.has_turn)
-    doubt_orphans = _by("_batches", Batches.doubt_orphans)
     unseal = _by("_requeuing", Requeuing.unseal)
     move = _by("_requeuing", Requeuing.move)
 

@@ -56,7 +56,7 @@ class Recovery:
         Staged rows go. Unsettled blocking requests (queued for the sync lane, or running) settle CANCELED with the
         error type `abandoned`. Other sync calls that ran are queued again with an attempt spent, counted as possible
         doubles; those that could pass the cap if they were billed again fail. Batches in `posting` are not touched:
-        that is the lease holder's work (`doubt_orphans`).
+        that is the lease holder's work.
         """
         for lock in self._runs.held.values():  # what sweeps old files away may have taken it
             lock.acquire()

@@ -285,12 +285,18 @@ class Settlements:
         self._books.waste(db, row.job, wasted=again.cost)
         return again.cost
 
-    def book_stray(self, batch: int, request: int, cost: int) -> None:
-        """Book a paid row of a request that had left the batch or was settled otherwise: once for each."""
+    def book_stray(self, batch: int, request: int, line: bytes, cost: int) -> None:
+        """Book a paid row of a request that had left the batch or was settled otherwise: once for each.
+
+        What the request went on after, or was settled by, is on the record already.
+        """
         with self._database.write("book_stray") as db:
             row = self._records.rows(db, [request]).get(request)
             if row is not None and row.result is not None and self._records.settling(db, row.result).batch == batch:
                 return  # the row that settled it, read again
+            turn = db.execute("SELECT EXISTS (SELECT 1 FROM turn WHERE request = ? AND line = ?)", (request, line))
+            if turn.fetchone()[0]:
+                return  # the turn after which it went on, read again
             seen, first, last = db.execute(
                 "SELECT coalesce(polled_at, sealed_at), first, last FROM batch WHERE id = ?", (batch,)
             ).fetchone()

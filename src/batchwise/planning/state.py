@@ -213,6 +213,11 @@ class BatchView:
     caching: Caching = Caching.AS_IS
     groups: tuple[Group, ...] = ()
 
+    @property
+    def whole(self) -> bool:
+        """Whether all its requests are still in it, unsettled."""
+        return sum(group.requests for group in self.groups) == self.requests
+
 
 @attrs.frozen(kw_only=True)
 class Snapshot:

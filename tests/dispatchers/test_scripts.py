@@ -94,7 +94,7 @@ async def test_a_command_that_fails_says_why(world: World, command):
     async with world.open():
         pass
     code, out, errors = command("progress", "--job", "nobody")
-    assert (code, out) == (1, "")
+    assert (code, out) == (5, "")
     assert "'nobody'" in errors
     assert str(world.path) in errors
 

@@ -127,6 +127,14 @@ def test_what_is_wrong_is_said_before_anything_is_bought(sandbox, batchwise, fil
     assert not sandbox.books.requests_by_path
 
 
+def test_a_file_without_requests(batchwise, tmp_path):
+    (tmp_path / "in.jsonl").write_text("\n")
+    out = tmp_path / "out.jsonl"
+    said = batchwise("run", str(tmp_path / "in.jsonl"), "--within", "30h", "--job", "nightly", "--out", str(out))
+    assert said.code == 0  # a gate with nothing to ask is open
+    assert out.read_text() == ""
+
+
 def test_a_file_that_is_not_there(batchwise, tmp_path):
     said = batchwise("submit", str(tmp_path / "none.jsonl"), "--within", "30h", "--job", "nightly")
     assert said.code == 2

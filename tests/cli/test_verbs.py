@@ -237,6 +237,16 @@ def test_a_policy_of_a_file_and_what_differs(batchwise, ledger, tmp_path):
     assert "did you mean window" in said.err
 
 
+def test_migrate(capsys):
+    url = "postgresql://me:secret@db.example/app?schema=nightly"
+    assert main(["migrate", "--ledger", url]) == 0
+    sql = capsys.readouterr().out
+    assert "CREATE TABLE" in sql
+    assert "nightly" in sql
+    assert "secret" not in sql
+    assert main(["migrate", "--ledger", "ledger.db"]) == 2
+
+
 def test_cadence(capsys):
     assert main(["cadence", "30h", "--json"]) == 0
     said = capsys.readouterr().out

@@ -213,6 +213,16 @@ def resume(*, ledger: Ledger = None, json: Json = False) -> None:
 
 
 @app.command()
+def migrate(
+    *,
+    ledger: Annotated[str, _option(metavar="URL", help="The ledger's postgresql:// URL.")],
+    json: Json = False,
+) -> None:
+    """Print the SQL that makes a Postgres ledger, for somebody who may CREATE. It does not connect."""
+    _answer("migrate", lambda: verbs.migrate(ledger=ledger), json=json)
+
+
+@app.command()
 def purge(
     *,
     before: Annotated[

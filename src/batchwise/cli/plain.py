@@ -12,8 +12,8 @@ from .answers import Exit, note, tell
 __all__ = ["OTHERS", "main"]
 
 OTHERS = (
-    "run", "submit", "plan", "status", "jobs", "results", "report", "cancel", "retry", "resume", "purge", "cadence",
-    "sandbox", "gateway",
+    "run", "submit", "plan", "status", "jobs", "results", "report", "cancel", "retry", "resume", "purge", "migrate",
+    "cadence", "sandbox", "gateway",
 )  # fmt: skip
 """The verbs that need the extra."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from batchwise.engine.progress import progress_of, report_of, tallies
@@ -27,6 +28,7 @@ __all__ = [
     "cadence",
     "cancel",
     "jobs",
+    "migrate",
     "plan",
     "purge",
     "report",
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from batchwise.dispatcher import Dispatcher
     from batchwise.tickets import Job
 
+_LOOK = 0.5
+"""Seconds between two looks at what somebody else does."""
 _SHORTEST_NAP, _LONGEST_NAP = timedelta(seconds=0.2), timedelta(minutes=1)
 """Between two passes."""
 
@@ -74,7 +78,7 @@ def watch(job: str | None = None, *, ledger: str | None = None, policy: str | No
         progress = progress_of(engine, job)
         with showing(lambda: (progress_of(engine, job), report_of(engine, job)), name=job):
             while not progress.done:
-                time.sleep(_SHORTEST_NAP.total_seconds())
+                time.sleep(_LOOK)
                 progress = progress_of(engine, job)
         return _standing(progress, engine.ledger.name, job)
 
@@ -176,10 +180,11 @@ def run(
         try:
             progress = track(accepted)
         except KeyboardInterrupt:
-            where = f" --ledger {ledger}" if ledger else ""
+            # A URL may hold a password, and its shell knows it.
+            where = f" --ledger {quote(ledger)}" if ledger and "://" not in ledger else ""
             raise KeyboardInterrupt(
                 f"interrupted; all is in {name}, and nothing is bought twice. Go on with the same command, look with "
-                f"`batchwise status {job}{where}`, or let cron run `batchwise advance{where}`"
+                f"`batchwise status {quote(job)}{where}`, or let cron run `batchwise advance{where}`"
             ) from None
         report = accepted.report()
         written = None if out is None else write_results(accepted.results(ordered=True), out)
@@ -192,7 +197,7 @@ def run(
     code: int = code_of(progress)
     if failed:
         code = code or Exit.ERROR
-        lines.append(f"{failed:,} have no answer; `batchwise retry {job}` queues them again")
+        lines.append(f"{failed:,} have no answer; `batchwise retry {quote(job)}` queues them again")
     if out == "-":  # the results are there
         for line in lines:
             note(line)
@@ -287,6 +292,14 @@ def retry(
 def _after(done: str, standing: Answer, **values: Any) -> Answer:
     """How the work stands, after what was done."""
     return Answer(f"{done}\n{standing.text}", {**standing.values, **values}, standing.code)
+
+
+def migrate(*, ledger: str) -> Answer:
+    """The SQL that makes a Postgres ledger."""
+    from batchwise.ledger.opening import migration_sql
+
+    sql = migration_sql(ledger)
+    return Answer(sql.rstrip("\n"), {"sql": sql})
 
 
 def resume(*, ledger: str | None = None) -> Answer:

@@ -130,24 +130,25 @@ spans = st.integers(0, 100 * 60).map(lambda minutes: timedelta(minutes=minutes))
 
 
 @given(
-    n=st.integers(1, 1_000), size=tokens, left=st.none() | spans, gap=spans, priming=st.booleans(),
+    n=st.integers(1, 1_000), size=tokens, left=st.none() | spans, gap=spans, running=st.none() | spans,
     tried=st.none() | spans, used=st.none() | spans, hits=records, unknown=st.booleans(),
 )  # fmt: skip
 def test_nothing_waits_or_goes_ahead_at_the_price_of_a_deadline(
-    n: int, size: int, left: timedelta | None, gap: timedelta, priming: bool, tried: timedelta | None,
+    n: int, size: int, left: timedelta | None, gap: timedelta, running: timedelta | None, tried: timedelta | None,
     used: timedelta | None, hits: Hits, unknown: bool,
 ) -> None:  # fmt: skip
-    last = None if left is None else NOW + left
+    last, primed_by = (None if each is None else NOW + each for each in (left, running))
     known = Primed(*(None if ago is None else NOW - ago for ago in (tried, used)))
     step = next_step(
-        n, size, model=MODEL, tariff=None if unknown else TARIFF, hits=hits, known=known, priming=priming,
+        n, size, model=MODEL, tariff=None if unknown else TARIFF, hits=hits, known=known, primed_by=primed_by,
         now=NOW, asked_next=NOW + gap, last=last, takes=TAKES,
     )  # fmt: skip
     if step.waits:
-        assert priming
+        assert primed_by is not None
+        assert NOW + gap < primed_by
         assert last is None or NOW + gap < last
     if step.caching is Caching.PRIMER:
-        assert not priming
+        assert primed_by is None
         assert not unknown
         assert n > 1
         assert size >= minimum_tokens(MODEL)
@@ -160,9 +161,9 @@ def test_nothing_waits_or_goes_ahead_at_the_price_of_a_deadline(
 def queued(number: int, due: timedelta | None, *, requests: int = 100, share: str = "p", **others: Any) -> Group:
     deadline = None if due is None else NOW + due
     terms = Terms(
-        id=number, lane=Lane.BATCH, reason=Reason.LATENCY_TOLERANT, interval=HOUR, deadline=deadline,
-        submit_by=None if deadline is None else deadline - 25 * HOUR, model=MODEL, max_tokens=100, output_tokens=100,
-        prefix=share, prefix_tokens=20_000, **others,
+        id=number, lane=Lane.BATCH, reason=Reason.LATENCY_TOLERANT, interval=HOUR, deadline=deadline, model=MODEL,
+        max_tokens=100, output_tokens=100, prefix=share, prefix_tokens=20_000,
+        **{"submit_by": None if deadline is None else deadline - 25 * HOUR, **others},
     )  # fmt: skip
     return Group(terms=terms, requests=requests, size=1_000, since=NOW, flush=True)
 
@@ -204,6 +205,22 @@ def test_one_goes_ahead_and_the_others_follow() -> None:
     assert seals(snapshot(group), wake_gap=4 * HOUR) == [((1,), all_now, Caching.AS_IS)], "it would be seen too late"
 
 
+def test_nothing_goes_ahead_where_the_rescues_would_not_fit_beside_each_other() -> None:
+    policy = attrs.evolve(POLICY, limits=Limits(requests_per_minute=10))  # 570 rescues an hour
+    early = queued(1, 50 * HOUR, requests=500, submit_by=NOW + 25 * HOUR)
+    assert seals(snapshot(early), policy) == [((1,), 1, Caching.PRIMER)]
+    beside = primer(queued(2, 50 * HOUR, share=""), number=8)
+    (lone,) = beside.groups
+    full = attrs.evolve(
+        beside,
+        caching=Caching.AS_IS,
+        expires_at=NOW + 48 * HOUR,
+        created_at=NOW + 24 * HOUR,
+        groups=(attrs.evolve(lone, requests=700),),
+    )
+    assert seals(snapshot(early, batches=(full,)), policy) == [((1,), 100_000, Caching.AS_IS)]
+
+
 def test_groups_with_the_same_prefix_share_a_primer_and_a_batch() -> None:
     one, two, other = queued(1, 80 * HOUR), queued(2, 80 * HOUR), queued(3, 80 * HOUR, share="q")
     assert seals(snapshot(one, two, other)) == [((1,), 1, Caching.PRIMER), ((3,), 1, Caching.PRIMER)]
@@ -213,11 +230,12 @@ def test_groups_with_the_same_prefix_share_a_primer_and_a_batch() -> None:
 
 @given(st.integers(49, 120), st.integers(0, 72 * 60))
 def test_what_waits_is_sent_when_its_deadline_asks_for_it(due: int, later: int) -> None:
-    """Whatever becomes of the primer, the others are sealed by their `submit_by`."""
+    """Whatever becomes of the primer, the others are sealed when its window is over, or by their `submit_by`."""
     group = queued(1, due * HOUR)
     at = NOW + timedelta(minutes=later)
     found = plan(snapshot(group, batches=(primer(group),)), at, POLICY)
+    limit = min(group.terms.submit_by, NOW + TAKES)
     gone = any(isinstance(action, (Seal, Move)) for action in found)
-    assert gone == (at >= group.terms.submit_by)
+    assert gone == (at >= limit)
     if not gone:
-        assert min(action.moment for action in found if isinstance(action, WaitUntil)) <= group.terms.submit_by
+        assert min(action.moment for action in found if isinstance(action, WaitUntil)) <= limit

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import attrs
 import pytest
 from tests.benchmarks.simulation.policies import MUTANTS, batchwise, clairvoyant, policy_for
 from tests.benchmarks.simulation.report import Bench
+from tests.benchmarks.simulation.traffic import HOUR, Arrival
 from tests.benchmarks.simulation.world import Tally, World, total
 
 NAMES = "abcd"
@@ -33,6 +35,17 @@ def test_at_nine_tenths_every_deadline_is_kept(name: str, hedge: bool) -> None:
     found = run(0.9, name, hedge=hedge)
     assert (found.missed, found.refused) == (0, 0)
     assert found.settled == found.requests
+
+
+@pytest.mark.parametrize("name", ["c", *(pytest.param(name, marks=pytest.mark.soak) for name in "abd")])
+def test_priming_misses_no_deadline(name: str) -> None:
+    policy = attrs.evolve(policy_for(bench().peak / 0.9), cache="prime")
+    long = [Arrival((24 * day + 19) * HOUR, sla * HOUR, 300, bulk=True) for day in range(5) for sla in (54, 60, 80)]
+    world = batchwise(sorted([*bench().arrivals, *long]), bench().scenarios[NAMES.index(name)], policy)
+    found = total(world.tallies)
+    assert any(known.tried_at is not None for known in world.prefixes.values()), "some went ahead"
+    assert found.missed == 0
+    assert found.settled == found.requests - found.refused
 
 
 @pytest.mark.parametrize(("name", "most"), [("a", 1.05), ("b", 1.10)])

@@ -17,12 +17,13 @@ from batchwise.errors import AdmissionError, shown
 from batchwise.models import Lane, Policy
 
 from .capacity import Capacity
+from .priming import Caching
 from .rescue import capacity_of, cohort_of, is_hedged
 from .reserve import margin_of, noticing_of
 from .schedule import Cohort, Shortfall, fits, servable, work
 from .state import BatchState, Group, Snapshot, Terms
 
-__all__ = ["Admission", "Promises", "admit", "promises_of"]
+__all__ = ["Admission", "Promises", "admit", "may_wait", "promises_of"]
 
 _ZERO = timedelta(0)
 
@@ -122,8 +123,16 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
 
     for group in (*snapshot.sync_running, *snapshot.sync_queue):
         add(group, None)
+    primers = {
+        group.terms.prefix: batch.sealed_at + policy.window + noticing_of(policy)
+        for batch in snapshot.batches
+        if batch.caching is Caching.PRIMER
+        for group in batch.groups
+    }
     for group in snapshot.batch_queue:
         waits = now if group.flush else group.since + group.terms.interval
+        if group.terms.prefix in primers:  # it waits for its prefix to be in the cache
+            waits = max(waits, primers[group.terms.prefix])
         add(group, _release(group.terms, max(now, waits), now, policy))
     for batch in snapshot.batches:
         for group in batch.groups:
@@ -141,6 +150,18 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
         counts = servable(at_once, capacity.pace(name), now=now, tail=margin)
         kept += (_less(cohort, count) for cohort, count in zip(at_once, counts, strict=True) if count)
     return Promises.of(kept, capacity, now, margin)
+
+
+def may_wait(snapshot: Snapshot, groups: Sequence[Group], until: datetime, now: datetime, policy: Policy) -> bool:
+    """Whether every deadline can be kept in the worst case if these queued groups are sent no sooner than `until`."""
+    waiting = {group.terms.id for group in groups}
+    others = tuple(group for group in snapshot.batch_queue if group.terms.id not in waiting)
+    promises = promises_of(attrs.evolve(snapshot, batch_queue=others), now, policy)
+    for group in groups:
+        deadline = group.terms.deadline
+        if deadline is not None and not group.terms.batch_only:
+            promises = promises.with_one(cohort_of(group, deadline, _release(group.terms, until, now, policy)), now)
+    return promises.kept(now) is None
 
 
 def _less(cohort: Cohort, requests: int) -> Cohort:

@@ -219,7 +219,7 @@ def next_step(
     tariff: Tariff | None,
     hits: Hits,
     known: Primed,
-    priming: bool,
+    primed_by: datetime | None,
     now: datetime,
     asked_next: datetime,
     last: datetime | None,
@@ -234,20 +234,21 @@ def next_step(
         tariff: What the batch lane charges; None: unknown.
         hits: The record of hits.
         known: What is known of the prefix.
-        priming: Whether a batch that primes it is under way.
+        primed_by: By when a batch that is under way will have primed it, or be over; None: there is none.
         now: The moment.
         asked_next: When this may be asked again, at the latest.
         last: Until when they have to be sealed to keep their deadlines; None: whenever.
         takes: What priming may take: a window, and noticing its end.
     """
-    if priming:
-        return Step(Caching.PRIMED, waits=last is None or asked_next < last)
     if known.warm(now):
         return Step(Caching.PRIMED)
+    if primed_by is not None and asked_next < (primed_by if last is None else min(primed_by, last)):
+        return Step(Caching.PRIMED, waits=True)
     if tokens < minimum_tokens(model) or tariff is None:
         return Step(Caching.AS_IS)
     noticed = asked_next - now < LIFE / 2  # else the prefix has gone before the end of its batch is seen
-    in_time = noticed and (last is None or asked_next + takes <= last) and not known.in_vain
+    in_time = noticed and (last is None or asked_next + takes <= last)
+    in_time = in_time and primed_by is None and not known.in_vain
     way = cheapest(requests, tokens, tariff, hits, primes=in_time)
     return Step(Caching.PRIMER) if way is Caching.PRIMED else Step(way)
 

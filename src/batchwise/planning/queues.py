@@ -10,11 +10,13 @@ from operator import attrgetter, itemgetter
 
 from batchwise.models import Lane, Reason
 
+from .admission import may_wait
 from .agenda import Agenda, FailLate, Move, Run, Seal
 from .batch_size import best_size, expected_ends
 from .capacity import queue_limit
 from .packing import MAX_BYTES, MAX_REQUESTS, may_share
 from .priming import Caching, Primed, Step, next_step
+from .rescue import is_hedged
 from .reserve import noticing_of
 from .state import BatchState, Group
 
@@ -68,45 +70,55 @@ def _by_caching(agenda: Agenda, bundle: list[Group]) -> Iterator[tuple[Caching, 
     sent: dict[Caching, list[Group]] = {Caching.AS_IS: shares.pop("", [])}
     primers = _primers(agenda)
     for prefix, groups in shares.items():
-        step, last = _step(agenda, prefix, groups, priming=prefix in primers)
-        if step.caching is Caching.PRIMER and len(primers) < _MOST_PRIMERS:
-            primers.add(prefix)
+        step, until = _step(agenda, groups, primers.get(prefix))
+        if step.waits:
+            agenda.note(until)
+        elif step.caching is Caching.PRIMER and len(primers) < _MOST_PRIMERS and _may_wait(agenda, groups):
+            primers[prefix] = until
             yield Caching.PRIMER, groups[:1]
-        elif step.waits:
-            if last is not None:
-                agenda.note(last)
         else:
             way = Caching.AS_IS if step.caching is Caching.PRIMER else step.caching
             sent.setdefault(way, []).extend(groups)
     yield from ((caching, groups) for caching, groups in sent.items() if groups)
 
 
-def _primers(agenda: Agenda) -> set[str]:
-    """The prefixes that a batch is writing to the cache now."""
+def _takes(agenda: Agenda) -> timedelta:
+    """What priming may take: a window, and noticing its end."""
+    return agenda.policy.window + noticing_of(agenda.policy)
+
+
+def _primers(agenda: Agenda) -> dict[str, datetime]:
+    """The prefixes that a batch is writing to the cache now, and by when it has done so or is over."""
     primers = (batch for batch in agenda.snapshot.batches if batch.caching is Caching.PRIMER)
-    return {group.terms.prefix for batch in primers for group in batch.groups}
+    return {group.terms.prefix: batch.sealed_at + _takes(agenda) for batch in primers for group in batch.groups}
 
 
-def _step(agenda: Agenda, prefix: str, groups: list[Group], *, priming: bool) -> tuple[Step, datetime | None]:
-    """What comes next for requests that share a prefix, and until when they have to be sealed."""
+def _may_wait(agenda: Agenda, groups: list[Group]) -> bool:
+    """Whether every deadline can be kept in the worst case if these are sent only when a primer's window is over."""
+    return may_wait(agenda.snapshot, groups, agenda.horizon + _takes(agenda), agenda.now, agenda.policy)
+
+
+def _step(agenda: Agenda, groups: list[Group], primed_by: datetime | None) -> tuple[Step, datetime]:
+    """What comes next for requests that share a prefix, and until when they wait at the longest, if they do."""
     terms, snapshot = groups[0].terms, agenda.snapshot
     lasts = [last for group in groups for last in (group.terms.submit_by, agenda.rescues.last_seal(group))]
     last = min((each for each in lasts if each is not None), default=None)
-    hedged = any(group.terms.reason is Reason.HEDGED for group in groups)
+    hedged = any(is_hedged(group.terms, agenda.policy) for group in groups)
     step = next_step(
         sum(group.requests for group in groups),
         terms.prefix_tokens,
         model=terms.model,
         tariff=snapshot.tariffs.get(terms.model),
         hits=snapshot.hits,
-        known=snapshot.prefixes.get(prefix, Primed()),
-        priming=priming and not hedged,
+        known=snapshot.prefixes.get(terms.prefix, Primed()),
+        primed_by=primed_by,
         now=agenda.now,
         asked_next=agenda.horizon,
         last=agenda.now if hedged else last,
-        takes=agenda.policy.window + noticing_of(agenda.policy),
+        takes=_takes(agenda),
     )
-    return step, last
+    until = agenda.now + _takes(agenda) if primed_by is None else primed_by
+    return step, until if last is None else min(until, last)
 
 
 def _paused(agenda: Agenda) -> bool:

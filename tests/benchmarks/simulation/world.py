@@ -16,6 +16,7 @@ from batchwise.models import Lane, Policy, Rates, Reason
 from batchwise.planning import admission, agenda, planner, routing
 from batchwise.planning.forecast import Forecast, Sample
 from batchwise.planning.pricing import PriceBook
+from batchwise.planning.priming import Caching, Primed
 from batchwise.planning.reserve import reserve_for
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 from batchwise.request import Request
@@ -28,6 +29,8 @@ RATES = Rates(input=3, output=15)
 SYNC_PRICE = (INPUT_TOKENS * 3 + OUTPUT_TOKENS * 15) / 1e6
 BATCH_PRICE = SYNC_PRICE / 2
 BOOK = PriceBook({MODEL: RATES})
+TARIFFS = {MODEL: next(filter(None, [BOOK.rates(MODEL, Lane.BATCH)]))}
+PREFIX_TOKENS = 20_000
 _BACKLOG = 256  # as in engine/actions.py
 _TROUBLES = 10  # as in engine/submission.py
 
@@ -129,6 +132,8 @@ class World:
         self.forecast, self._learned_at = Forecast.prior(), -1e9
         self.plans = self.passes = 0
         self._groups: dict[tuple[int, int, float, bool], Group] = {}
+        self.prefixes: dict[str, Primed] = {}
+        """What is known of the prefix that requests of one SLA share, where the policy primes."""
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -195,6 +200,8 @@ class World:
             forecast=self._forecast(),
             batch_paused_until=self.paused_until,
             sync_answered_at=self.answered_at,
+            prefixes=self.prefixes,
+            tariffs=TARIFFS,
         )
 
     def _group(self, number: int, requests: int, moment: float, flush: bool) -> Group:
@@ -233,6 +240,8 @@ class World:
             model=MODEL,
             max_tokens=1_024,
             output_tokens=OUTPUT_TOKENS,
+            prefix=f"{arrival.sla}" if policy.cache == "prime" else "",
+            prefix_tokens=PREFIX_TOKENS,
         )
         group = Group(terms=terms, requests=arrival.requests, size=arrival.requests * BODY, since=now)
         promises = admission.promises_of(self._snapshot(), now, policy)
@@ -324,8 +333,13 @@ class World:
             posting_at=at(created),
             created_at=at(created),
             expires_at=at(created + DAY),
+            caching=seal.caching,
             groups=tuple(groups),
         )
+        if seal.caching is Caching.PRIMER:
+            prefix = groups[0].terms.prefix
+            known = self.prefixes.get(prefix, Primed())
+            self.prefixes = {**self.prefixes, prefix: attrs.evolve(known, tried_at=at(created))}
         self.batches[number] = _Batch(view, created, self.scenario.ends(created))
         return True
 
@@ -377,6 +391,12 @@ class World:
         share = self.scenario.share_done(batch.created, batch.end if batch.done_until is None else batch.done_until)
         for group in batch.view.groups:
             done = int(group.requests * share)
+            if done and group.terms.prefix:
+                known = self.prefixes.get(group.terms.prefix, Primed())
+                self.prefixes = {
+                    **self.prefixes,
+                    group.terms.prefix: attrs.evolve(known, used_at=at(min(self.now, batch.end))),
+                }
             if done:
                 self._settle(group.terms.id, done, self.now, self.now, BATCH_PRICE)
             if done < group.requests:

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.benchmarks.caching import cases
 from tests.strategies import HOUR, NOW
@@ -129,6 +129,9 @@ def test_with_a_record_of_its_own_the_rule_is_near_the_best() -> None:
 spans = st.integers(0, 100 * 60).map(lambda minutes: timedelta(minutes=minutes))
 
 
+@example(
+    n=200, size=20_000, left=2 * HOUR, gap=timedelta(0), running=None, tried=None, used=None, hits=Hits(), unknown=False
+)
 @given(
     n=st.integers(1, 1_000), size=tokens, left=st.none() | spans, gap=spans, running=st.none() | spans,
     tried=st.none() | spans, used=st.none() | spans, hits=records, unknown=st.booleans(),

@@ -7,7 +7,6 @@ import random
 import time
 from contextlib import suppress
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -16,6 +15,7 @@ import pytest
 
 import batchwise as bw
 from batchwise.sandbox import Reply, Sandbox
+from tests.reliability.conftest import Store
 from tests.reliability.crossing import POLICY, context
 from tests.reliability.simulation import HOUR, MINUTE, World
 from tests.strategies import params
@@ -105,15 +105,26 @@ def spend(base_url: str, ledger: str, cap: str, number: int) -> None:
                     d.ticket(f"{number} {index}").result(timeout=20)
 
 
-def dearest(params: dict[str, Any]) -> Reply:
-    """An answer that is billed as high as it may be."""
+def drawn(params: dict[str, Any]) -> Reply:
+    """An answer that is billed as high as it may be, or less: of its input a part is read, a part written."""
     size = len(json.dumps(params, separators=(",", ":")))
-    return Reply.text("x").with_usage(input_tokens=size, output_tokens=params["max_tokens"], inference_geo="us")
+    chance = random.Random(size + len(params["messages"][0]["content"]))
+    read, five = (chance.choice([0, 0, size // 3]) for _ in range(2))
+    hour = chance.choice([size - read - five, 0])
+    split = {"ephemeral_5m_input_tokens": five, "ephemeral_1h_input_tokens": hour}
+    return Reply.text("x").with_usage(
+        input_tokens=size - read - five - hour,
+        cache_read_input_tokens=read,
+        cache_creation_input_tokens=five + hour,
+        cache_creation=split,
+        output_tokens=params["max_tokens"],
+        inference_geo="us",
+    )
 
 
-def test_several_processes_on_one_ledger_keep_one_limit(tmp_path: Path) -> None:
-    cap, ledger = "0.2", str(tmp_path / "ledger.db")
-    with Sandbox(reply=dearest, batch_latency=0.2, sync_latency=0.02) as sandbox:
+def test_several_processes_on_one_ledger_keep_one_limit(store: Store) -> None:
+    cap, ledger = "0.2", store.ledger()
+    with Sandbox(reply=drawn, batch_latency=0.2, sync_latency=0.02) as sandbox:
         sandbox.fault("messages.drop_after_billing", times=4)
         sandbox.fault("create.error_500_after", times=2)
         sandbox.fault("results.missing_row", times=None, probability=0.3)

@@ -186,6 +186,17 @@ def test_costs_by_label(sandbox, batchwise, ledger):
     assert "label team=search: $0.0" in batchwise("report").out
 
 
+def test_what_the_prompt_cache_did(sandbox, batchwise, ledger):
+    system = [{"type": "text", "text": "p" * 8_000, "cache_control": {"type": "ephemeral"}}]
+    with Dispatcher(ledger=ledger) as d:
+        for n in range(2):
+            d.dispatch(params(str(n), system=system)).result()
+    told = batchwise("report", "--json").json["report"]
+    assert told["cache_read_tokens"] == told["cache_written_tokens"] > 2_000
+    words = f"prompt cache: 50.0% of {2 * told['cache_read_tokens']:,} tokens read, the rest written; saved: $0.00"
+    assert words in batchwise("report").out
+
+
 def test_cancel(sandbox, batchwise, ledger):
     submit(ledger)
     assert batchwise("cancel").code == 2

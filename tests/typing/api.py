@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Union
@@ -91,6 +91,7 @@ policy = bw.Policy(
     create_grace=timedelta(minutes=15),
     cancel_settle=timedelta(minutes=10),
     exclusive_workspace=False,
+    cache="prime",
     prices={"my-model": bw.Rates(input=3, output=15)},
 )
 
@@ -103,6 +104,7 @@ request = bw.Request(
     stream=False,
     expected_output_tokens=400,
     output_format=Point,
+    labels={"team": "search"},
 )
 assert_type(request.key, Union[str, None])
 assert_type(request.latency, Union[bw.Latency, timedelta, datetime])
@@ -167,6 +169,9 @@ def look_over(progress: bw.Progress, report: bw.Report) -> None:
     assert_type(progress.next_due, Union[datetime, None])
     assert_type(report.cost + report.saved + report.wasted, Decimal)
     assert_type(report.met + report.missed, int)
+    assert_type(report.by_label, Mapping[tuple[str, str], Decimal])
+    assert_type(report.prices, Mapping[str, date])
+    assert_type((report.cache_saved, report.cache_hit_rate), tuple[Decimal, Union[float, None]])
 
 
 def threads(ledger: Ledger) -> None:

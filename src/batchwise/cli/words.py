@@ -47,6 +47,10 @@ def of_report(report: Report) -> str:
     ]
     if report.missed:
         lines[-1] += f", the worst by {human(report.worst_lateness)}"
+    if report.cache_hit_rate is not None:
+        asked = report.cache_read_tokens + report.cache_written_tokens
+        rate = f"{report.cache_hit_rate:.1%} of {asked:,} tokens read"
+        lines.append(f"prompt cache: {rate}, the rest written; saved: {dollars(report.cache_saved)}")
     lines += [
         f"label {printable(name)}={printable(value)}: {dollars(cost)}"
         for (name, value), cost in sorted(report.by_label.items())

@@ -1,8 +1,10 @@
-"""CONTRIBUTING.md: its map has one line for each module."""
+"""What leads whoever contributes: the map of CONTRIBUTING.md, and the picture of the floors."""
 
 from __future__ import annotations
 
 import re
+import runpy
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -22,3 +24,17 @@ def test_the_map_names_each_module_once() -> None:
         str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py") if path.stem != "__init__"
     ]
     assert sorted(named) == sorted(there)
+
+
+def test_the_picture_shows_the_floors_of_the_import_contracts() -> None:
+    script = ROOT / "docs" / "explanation" / "architecture.py"
+    drawing = runpy.run_path(str(script))
+    assert script.with_suffix(".svg").read_text(encoding="utf-8") == drawing["drawn"]()
+    layers = re.search(r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    assert layers is not None
+    floors = [set(re.findall(r"\w+", line)) for line in layers[1].splitlines()]
+    heights = [
+        {floors.index(next(floor for floor in floors if name in floor)) for box in boxes for name in box[0].split(", ")}
+        for _, _, boxes in drawing["FLOORS"]
+    ]
+    assert all(max(upper) < min(lower) for upper, lower in pairwise(heights))

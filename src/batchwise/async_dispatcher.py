@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .client import Shared
+    from .events import Event
     from .params import Params
 
 __all__ = ["AsyncDispatcher"]
@@ -48,6 +49,8 @@ class AsyncDispatcher:
         ledger: A path, `":memory:"`, or a `Ledger`; None: `$BATCHWISE_LEDGER`, else `.batchwise/ledger.db`.
         policy: How time is traded for money; None: the policy that the ledger keeps (the last that work was accepted
             under), else the defaults.
+        on_event: Is called with each event (`batchwise.events`); quick, since work waits for it. One that raises harms
+            nothing.
 
     Raises:
         InvalidValueError: The client is a synchronous one, or of a platform without the Message Batches API.
@@ -59,6 +62,7 @@ class AsyncDispatcher:
         *,
         ledger: str | os.PathLike[str] | Ledger | None = None,
         policy: Policy | None = None,
+        on_event: Callable[[Event], object] | None = None,
     ) -> None:
         self._own_client = client is None
         if client is None:
@@ -66,7 +70,7 @@ class AsyncDispatcher:
 
             client = anthropic.AsyncAnthropic()
         check_client(client, async_=True)
-        self._client, self._spec, self._policy = client, ledger, policy
+        self._client, self._spec, self._policy, self._on_event = client, ledger, policy, on_event
         self._own_ledger = not hasattr(ledger, "snapshot")
         self._entered: TaskDriver | None = None
         self._fronts: Shared | None = None
@@ -81,6 +85,7 @@ class AsyncDispatcher:
         *,
         ledger: str | os.PathLike[str] | Ledger | None = None,
         policy: Policy | None = None,
+        on_event: Callable[[Event], object] | None = None,
     ) -> Self:
         """Open one without `async with`: for what is opened in one task and closed in another. asyncio only.
 
@@ -90,6 +95,7 @@ class AsyncDispatcher:
             client: As for `AsyncDispatcher`.
             ledger: As for `AsyncDispatcher`.
             policy: As for `AsyncDispatcher`.
+            on_event: As for `AsyncDispatcher`.
 
         Raises:
             WrongLoopError: The event loop is trio's, where it has to be `async with`.
@@ -102,7 +108,7 @@ class AsyncDispatcher:
                 "AsyncDispatcher.open() is for asyncio; on trio, where tasks belong to the task that starts them, use "
                 "`async with AsyncDispatcher(...) as d:`"
             )
-        return await cls(client, ledger=ledger, policy=policy).__aenter__()
+        return await cls(client, ledger=ledger, policy=policy, on_event=on_event).__aenter__()
 
     async def aclose(self, *, finish: bool = True) -> None:
         """End it. Does not wait for batches; harmless if it has ended, or was never opened.
@@ -124,7 +130,9 @@ class AsyncDispatcher:
         threads = Threads()
         self._ledger = await threads.run(open_ledger, self._spec)
         try:
-            self._engine = await threads.run(Engine, self._ledger, self._policy, endpoint=base_url(self._client))
+            self._engine = await threads.run(
+                Engine, self._ledger, self._policy, endpoint=base_url(self._client), on_event=self._on_event
+            )
         except BaseException:
             if self._own_ledger:
                 self._ledger.close()
@@ -325,8 +333,7 @@ class AsyncDispatcher:
     async def resume(self) -> None:
         """Go on after a suspended lane's cause was mended. See `Dispatcher.resume`."""
         self._driver.check()
-        await self._driver.in_thread(self._ledger.resume)
-        self._engine.suspended.clear()
+        await self._driver.in_thread(self._engine.resume)
         self._driver.wake()
 
     async def purge(self, *, before: datetime) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .client import Shared
+    from .events import Event
     from .params import Params
 
 __all__ = ["Dispatcher"]
@@ -46,6 +47,8 @@ class Dispatcher:
         ledger: A path, `":memory:"`, or a `Ledger`; None: `$BATCHWISE_LEDGER`, else `.batchwise/ledger.db`.
         policy: How time is traded for money; None: the policy that the ledger keeps (the last that work was accepted
             under), else the defaults.
+        on_event: Is called with each event (`batchwise.events`); quick, since work waits for it. One that raises harms
+            nothing.
 
     Raises:
         InvalidValueError: The client is an async one, or of a platform without the Message Batches API.
@@ -59,6 +62,7 @@ class Dispatcher:
         *,
         ledger: str | os.PathLike[str] | Ledger | None = None,
         policy: Policy | None = None,
+        on_event: Callable[[Event], object] | None = None,
     ) -> None:
         self._own_client = client is None
         if client is None:
@@ -73,7 +77,7 @@ class Dispatcher:
         self._own_ledger = not hasattr(ledger, "snapshot")
         self._ledger = open_ledger(ledger)
         try:
-            self._engine = Engine(self._ledger, policy, endpoint=base_url(client))
+            self._engine = Engine(self._ledger, policy, endpoint=base_url(client), on_event=on_event)
         except BaseException:
             if self._own_ledger:
                 self._ledger.close()
@@ -286,7 +290,10 @@ class Dispatcher:
         self._driver.wake()
 
     def advance(self) -> Progress:
-        """Do all that is due, and return: for cron and scripts. `Progress.next_due` says when to come again."""
+        """Do all that is due, and return: for cron and scripts. `Progress.next_due` says when to come again.
+
+        It waits for uploads, readings and calls that are due, and does meanwhile what falls due.
+        """
         self._driver.check_working()
         gap = self._engine.wake_gap()
         self._driver.advance(gap)
@@ -329,8 +336,7 @@ class Dispatcher:
     def resume(self) -> None:
         """Go on after a suspended lane's cause was mended."""
         self._driver.check()
-        self._ledger.resume()
-        self._engine.suspended.clear()
+        self._engine.resume()
         self._driver.wake()
 
     def purge(self, *, before: datetime) -> int:

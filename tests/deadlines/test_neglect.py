@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import batchwise as bw
+from batchwise import events
 from batchwise.engine.progress import progress
 from tests.reliability.simulation import HOUR, MINUTE, SECOND, World
 
@@ -93,19 +94,32 @@ def until_the_rescue(world: World) -> None:
     world.pass_time(rescue - world.now() + 10 * SECOND, wakes=400)
 
 
-def test_a_rescue_that_goes_on_as_it_should_puts_nothing_at_risk(hedging: World) -> None:
+def test_a_rescue_that_goes_on_as_it_should_puts_nothing_at_risk_and_is_told(hedging: World) -> None:
+    told: list[events.Event] = []
+    hedging.engine.telling.listen(told.append)
     until_the_rescue(hedging)
     assert hedging.api.batches[0].cancel_at is not None
     assert seen(hedging) == (0, 0)
     hedging.pass_time(HOUR)
     assert hedging.ledger.report(job=None).met == 10
     assert progress(hedging.engine, None).next_due is None
+    assert [event.requests for event in told if isinstance(event, events.Hedged)] == [10]
+    rescued = [(event.canceled, event.requests) for event in told if isinstance(event, events.Rescued)]
+    assert rescued == [(True, 9), (False, 9)], "one went ahead"
+    assert sum(event.requests for event in told if isinstance(event, events.Settled)) == 10
+    assert not any(isinstance(event, (events.AtRisk, events.Missed)) for event in told)
 
 
 def test_a_sync_lane_that_does_not_work_puts_the_rescue_at_risk(hedging: World) -> None:
     hedging.api.order("call", "401", always=True)
+    told: list[events.Event] = []
+    hedging.engine.telling.listen(told.append)
     until_the_rescue(hedging)
     assert hedging.api.batches[0].cancel_at is None
     assert seen(hedging) == (9, 0), "but for the one that went ahead"
     hedging.pass_time(6 * HOUR)
+    dangers = [(event.at_risk, event.overdue) for event in told if isinstance(event, events.AtRisk)]
+    assert dangers[0] == (9, 0)
+    assert dangers[-1] == (0, 10)
+    assert len(dangers) < 5
     assert seen(hedging) == (0, 10)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import anyio
 import httpx2
 import pytest
 
+from batchwise import Latency, Limits, Progress
 from batchwise.engine.passes import one_by_one
 from batchwise.planning import agenda
+from tests.strategies import params
 
 from .world import HOURS_30, PATIENCE, Sync, World, many
 
@@ -113,6 +117,50 @@ async def test_eight_slow_ones_stop_neither_polls_nor_cancels(world: World, slow
         finally:
             held.let_go()
     assert world.books.bought_twice() == {}
+
+
+@pytest.mark.parametrize("slow", [CREATE, RESULTS], ids=["create", "read"])
+async def test_advance_polls_and_cancels_while_something_slow_goes_on(world: World, slow: tuple[str, str]):
+    """A cron line's process asks no pump: it looks after what runs while its own upload or reading takes minutes."""
+    world.sandbox.batch_latency = 600
+    soon = timedelta(seconds=0.3)  # longer than the longest gap between two polls
+    policy = {
+        "window": timedelta(seconds=1),
+        "min_reserve": timedelta(seconds=10),
+        "cancel_settle": timedelta(seconds=9.5),
+        "limits": Limits(latency=timedelta(milliseconds=20), concurrency=20),
+        "flexible_interval": soon,
+    }
+    held = Held()
+    with suppress(InterruptedError):
+        async with world.open(**policy) as before:
+            await before.dispatch_all(many(2), job="running", latency=timedelta(seconds=12.5))
+            await world.until(lambda: len(world.books.batches) == 1)
+            if slow == RESULTS:
+                await before.dispatch_all(many(1), job="slow", latency=Latency.FLEXIBLE)
+                await world.until(lambda: len(world.books.batches) == 2)
+            else:
+                await before.dispatch(params("queued"), latency=Latency.FLEXIBLE)
+            raise InterruptedError
+    await world.colour.sleep(soon / timedelta(seconds=1))
+    if slow == RESULTS:
+        world.sandbox.finish(world.books.batches[1].id)
+
+    async def looked_after() -> None:
+        try:
+            await world.until(lambda: held.count(slow) == 1)
+            polls = world.paths[f"GET {BATCH}"]
+            await world.until(lambda: world.paths[f"GET {BATCH}"] >= polls + 2)
+            await world.until(lambda: world.paths[f"POST {BATCH}/cancel"] == 1)
+            assert not any(event.is_set() for _, event in held.waiting)
+        finally:
+            held.let_go()
+
+    async with world.open(client=held.client(world), **policy) as d:
+        held.kinds.append(slow)
+        assert [type(each) for each in await world.together(d.advance, looked_after)] == [Progress, type(None)]
+        assert len(world.books.batches) == 2, "advance returns when all that was due is done"
+        assert slow == CREATE or (await d.progress("slow")).done
 
 
 def test_what_may_take_minutes_comes_last_where_one_thing_is_done_after_the_other() -> None:

@@ -100,7 +100,7 @@ class Colour(ABC):
     @abstractmethod
     def run(self, test: Test) -> None: ...
     @abstractmethod
-    def dispatcher(self, client: Any, ledger: Any, policy: Policy) -> Any: ...
+    def dispatcher(self, client: Any, ledger: Any, policy: Policy, **others: Any) -> Any: ...
     @abstractmethod
     def client(self, sandbox: Sandbox, **options: Any) -> Any: ...
     @abstractmethod
@@ -128,8 +128,8 @@ class Sync(Colour):
     def run(self, test: Test) -> None:
         _step(test())
 
-    def dispatcher(self, client: Any, ledger: Any, policy: Policy) -> Any:
-        return _Facade(Dispatcher(client, ledger=ledger, policy=policy))
+    def dispatcher(self, client: Any, ledger: Any, policy: Policy, **others: Any) -> Any:
+        return _Facade(Dispatcher(client, ledger=ledger, policy=policy, **others))
 
     def client(self, sandbox: Sandbox, **options: Any) -> Any:
         return _Facade(sandbox.client(**options))
@@ -166,8 +166,8 @@ class Async(Colour):
 
         anyio.run(whole, backend=self.name)
 
-    def dispatcher(self, client: Any, ledger: Any, policy: Policy) -> Any:
-        return AsyncDispatcher(client, ledger=ledger, policy=policy)
+    def dispatcher(self, client: Any, ledger: Any, policy: Policy, **others: Any) -> Any:
+        return AsyncDispatcher(client, ledger=ledger, policy=policy, **others)
 
     def client(self, sandbox: Sandbox, **options: Any) -> Any:
         return sandbox.async_client(**options)
@@ -256,11 +256,12 @@ class World:
         self._clients.append(made)
         return made
 
-    def open(self, *, ledger: Any = None, client: Any = None, **policy: Any) -> Any:
+    def open(self, *, ledger: Any = None, client: Any = None, on_event: Any = None, **policy: Any) -> Any:
         """A dispatcher, to be used under `async with`."""
         made = client or self.client()
         inner = made._inner if isinstance(made, _Facade) else made
-        return self.colour.dispatcher(inner, self.path if ledger is None else ledger, self.policy(**policy))
+        ledger = self.path if ledger is None else ledger
+        return self.colour.dispatcher(inner, ledger, self.policy(**policy), on_event=on_event)
 
     def policy(self, **settings: Any) -> Policy:
         return Policy(**{"poll_every": FAST, "linger": LINGER, **settings})

@@ -82,6 +82,39 @@ def test_sync_work_with_a_deadline_is_promised_too() -> None:
         admit(urgent, admission.promises, NOW, POLICY, at_once=True)
 
 
+def test_a_call_is_promised_only_where_one_fits_before_its_deadline() -> None:
+    slow = Limits(requests_per_minute=100, latency=MINUTE)
+    policy = Policy(limits={"m": slow, "other": attrs.evolve(slow, latency=2 * MINUTE)})
+    nothing = promises_of(Snapshot(), NOW, policy)
+    urgent = {"lane": Lane.SYNC, "reason": Reason.DEADLINE_INSIDE_WINDOW}
+    near = margin_of(policy) + MINUTE
+    assert admit(group(1, near, **urgent), nothing, NOW, policy, at_once=True).promises is nothing
+    after = group(1, near + timedelta(microseconds=1), **urgent)
+    assert len(admit(after, nothing, NOW, policy, at_once=True).promises.cohorts) == 1
+
+
+def test_a_refusal_says_what_to_change() -> None:
+    with pytest.raises(AdmissionError) as raised:
+        admit(group(177_990), NOTHING, NOW, POLICY, at_once=True)
+    said = str(raised.value)
+    assert said.startswith(
+        f"177,990 requests for 'm' cannot be kept to their deadline {(NOW + 30 * HOUR).isoformat()} beside what is "
+        "promised: 177,990 requests need "
+    )
+    assert said.endswith(
+        "; give them a later deadline, raise Policy.limits if the account allows more, or pass a smaller "
+        "expected_output_tokens"
+    )
+
+
+def test_a_second_class_and_a_second_group_of_it_are_promised_beside_the_first() -> None:
+    promises = admit(group(10), NOTHING, NOW, POLICY, at_once=True).promises
+    other = attrs.evolve(group(20), terms=attrs.evolve(group(20).terms, model="n"))
+    for count in (1, 2):
+        promises = admit(other, promises, NOW, POLICY, at_once=True).promises
+        assert [len(each.cohorts) for each in promises.by_class.values()] == [1, count]
+
+
 def test_a_deadline_so_near_that_nothing_can_be_promised_is_tried_all_the_same() -> None:
     urgent = group(1, timedelta(seconds=20), lane=Lane.SYNC, reason=Reason.DEADLINE_INSIDE_WINDOW)
     assert admit(urgent, NOTHING, NOW, POLICY, at_once=True).promises is NOTHING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,3 +107,20 @@ def test_the_record_decides() -> None:
     assert seal(250_000, [*slow, *quick, *[sample(10_000, 30 * MINUTE)] * 10]) == 10_000, "at most 100 batches"
     assert seal(100_000, slow + quick, None) == LARGEST, "off unless it is asked for"
     assert seal(100_000, slow + quick, 500) == 500
+
+
+def test_a_tenth_earlier_is_enough_and_less_is_not() -> None:
+    minute, microsecond = timedelta(seconds=100), timedelta(microseconds=1)
+    assert best_size(50_000, {5: minute, 4: minute * 9 / 10}) == 1_000
+    assert best_size(50_000, {5: minute, 4: minute * 9 / 10 + microsecond}) == LARGEST
+
+
+def test_five_batches_of_a_model_that_have_ended_are_enough() -> None:
+    def seen(number: int, **others: Any) -> list[Sample]:
+        told = {"duration": HOUR, "ended": True, "model": "m", "requests": 500, "hour": 3, **others}
+        return [Sample(**told)] * number
+
+    assert well_known(seen(5)) == {("m", 3)}
+    assert well_known(seen(4)) == frozenset()
+    for others in ({"ended": False}, {"kind": "cancel"}, {"model": ""}, {"model": "n"}, {"requests": 5}):
+        assert well_known([*seen(4), *seen(1, **others)]) == frozenset()

@@ -18,7 +18,9 @@ from batchwise.planning.capacity import (
     MOST_CALLS,
     Capacity,
     Measured,
+    calls_at_once,
     class_of,
+    follows,
     latest,
     limits_of,
     queue_limit,
@@ -111,3 +113,41 @@ def test_the_last_word_on_a_class_counts_but_none_from_the_future() -> None:
     assert latest({"a": early, "b": late, "c": ahead}, {}, NOW) == {"a": early, "b": late, "c": ahead}
     assert latest({"a": early, "b": late}, {"a": late, "b": early}, NOW) == {"a": late, "b": late}
     assert latest({"a": ahead}, {"a": early}, NOW) == {"a": early}
+
+
+def test_limits_are_followed_where_none_are_given_for_a_model() -> None:
+    assert follows("claude-haiku-4-5", None)
+    assert not follows("claude-haiku-4-5", Limits())
+    assert not follows("claude-haiku-4-5", {"claude-haiku": Limits()})
+    assert follows("claude-sonnet-5", {"claude-haiku": Limits()})
+
+
+@pytest.mark.parametrize(
+    ("limits", "calls"),
+    [
+        (Limits(), MOST_CALLS),
+        (Limits(concurrency=5), 5),
+        (Limits(requests_per_minute=61, latency=timedelta(seconds=10)), 11),
+        (Limits(requests_per_minute=60, latency=timedelta(seconds=10), concurrency=4), 4),
+        (Limits(requests_per_minute=10**6), MOST_CALLS),
+    ],
+)
+def test_calls_at_once_that_fill_the_limits(limits: Limits, calls: int) -> None:
+    assert calls_at_once(limits) == calls
+
+
+def test_only_classes_that_want_more_calls_than_there_are_get_a_part_of_them() -> None:
+    few = Limits(requests_per_minute=60, latency=timedelta(seconds=10))
+    assert Capacity(Policy(limits=few), NOW, None, ["m"]).limits("m").concurrency == MOST_CALLS
+    many = Limits(requests_per_minute=4_800, latency=timedelta(seconds=10))  # 800 calls at once
+    assert Capacity(Policy(limits=many), NOW, None, ["m", "n"]).limits("m").concurrency == 500
+    assert Capacity(Policy(limits=many), NOW).limits("m").concurrency == MOST_CALLS
+
+
+def test_of_two_words_on_a_class_at_the_same_moment_ones_own_counts() -> None:
+    own, other = Measured(at=NOW, share=0.5), Measured(at=NOW, share=0.25)
+    assert latest({"a": other}, {"a": own}, NOW) == {"a": own}
+
+
+def test_a_share_is_believed_for_ten_minutes() -> None:
+    assert share(Measured(at=NOW - 10 * MINUTE, share=0.25)) == Fraction(1, 4)

@@ -136,6 +136,29 @@ def test_an_overdue_batch_is_expected_within_the_next_hour_without_promise():
     assert Forecast.prior().quantile(0.9, overdue) == overdue + timedelta(minutes=54)
 
 
+def test_the_steps_are_the_ends_of_its_buckets():
+    minutes = [step / MINUTE for step in Forecast.prior().steps(12 * MINUTE)]
+    assert minutes == [1, 2, 3, 4, 5, 7, 10, 12]
+    assert Forecast.prior().steps(5 * MINUTE)[-2:] == [4 * MINUTE, 5 * MINUTE]
+
+
+def test_the_prior_has_the_shares_that_it_names():
+    prior = Forecast.prior()
+    for minutes, share in (
+        (5, 0.05),
+        (15, 0.2),
+        (30, 0.4),
+        (60, 0.6),
+        (240, 0.8),
+        (480, 0.87),
+        (1_440, 0.95),
+        (1_500, 1),
+    ):
+        assert prior.p_end_within(minutes * MINUTE) == pytest.approx(share)
+    for minutes, share in ((1, 0.5), (5, 0.8), (10, 0.9), (30, 0.97), (60, 0.99), (1_500, 1)):
+        assert prior.p_cancel_within(minutes * MINUTE) == pytest.approx(share)
+
+
 class TestHistory:
     def test_none_is_the_prior(self):
         learned, prior = Forecast.from_history([], model="m", requests=5, hour=7), Forecast.prior()

@@ -16,6 +16,7 @@ STEPS = st.lists(st.timedeltas(min_value=timedelta(0), max_value=timedelta(secon
 
 def test_a_wait_alone_ends_after_one_linger():
     gathering, linger = Gathering(START, START), timedelta(seconds=1)
+    assert not gathering.over(START, linger)
     assert not gathering.over(START + timedelta(seconds=0.999), linger)
     assert gathering.over(START + linger, linger)
 

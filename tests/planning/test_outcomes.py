@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import orjson
@@ -17,7 +17,9 @@ from batchwise.planning.outcomes import (
     Refusal,
     Ruling,
     Verdict,
+    archived,
     bills_profile,
+    credible,
     culprits,
     refusal_of,
     rule_answer,
@@ -500,3 +502,30 @@ def test_any_batch_gets_an_answer(errors: dict[tuple[str, str], int], total: int
 )
 def test_refusals_for_load_are_told_apart(fault, refusal):
     assert refusal_of(fault) is refusal
+
+
+def test_two_rows_that_failed_alike_are_a_stop_sign():
+    assert (stop_sign({("authentication_error", "invalid x-api-key"): 2}, 2) or "").startswith(
+        "all 2 requests of a batch"
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "believed"),
+    [
+        ({"succeeded": 2, "errored": 1}, True),
+        ({"succeeded": 3, "errored": 0}, True),
+        ({"succeeded": 2, "errored": 0}, False),
+        ({"succeeded": 4, "errored": -1}, False),
+    ],
+)
+def test_counts_are_believed_that_add_up(counts: dict[str, int], believed: bool) -> None:
+    assert credible(counts, 3) == (counts if believed else None)
+
+
+def test_results_are_gone_after_29_days_or_when_the_api_says_so():
+    created = datetime(2026, 11, 1, tzinfo=timezone.utc)
+    last = created + timedelta(days=29)
+    assert archived(None, created, last)
+    assert not archived(None, created, last - timedelta(microseconds=1))
+    assert archived(created, created, created)

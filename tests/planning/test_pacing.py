@@ -374,6 +374,20 @@ def test_the_forecast_learns_what_a_model_writes() -> None:
     assert forecast.expect("model", 0, 4_000.0) == 0
 
 
+def test_the_forecast_reserves_two_standard_errors_more_than_the_mean() -> None:
+    forecast = OutputForecast()
+    for number in range(16):
+        learn(forecast, 1_000, 200 if number % 2 else 400, 5.0)
+    assert forecast.expect("model", 1_000, 5.0) == pytest.approx(300 + 2 * 100 / 16**0.5, abs=1)
+
+
+def test_the_forecast_forgets_what_was_written_long_ago() -> None:
+    forecast = OutputForecast()
+    for now in range(2_500):  # 2,000 are remembered
+        learn(forecast, 1_000, 900 if now < 500 else 100, float(now))
+    assert forecast.expect("model", 1_000, 2_500.0) == pytest.approx(100, abs=1)
+
+
 def test_long_answers_count_before_they_have_ended() -> None:
     forecast = OutputForecast()
     writing = [forecast.begin("model", 1_000, 0.0) for _ in range(10)]

@@ -30,7 +30,7 @@ from batchwise.planning.agenda import (
     WaitUntil,
 )
 from batchwise.planning.capacity import Capacity, tail_of, usable
-from batchwise.planning.planner import plan, safe_moments
+from batchwise.planning.planner import next_due, plan, safe_moments
 from batchwise.planning.rescue import cohorts_of
 from batchwise.planning.reserve import margin_of
 from batchwise.planning.schedule import Cohort, latest_starts, work
@@ -422,8 +422,10 @@ def test_8_or_fails_unsent() -> None:
 
 def test_8_late_work_runs_after_what_can_be_in_time() -> None:
     queue = group(1, -HOUR, lane=Lane.SYNC), group(2, HOUR), group(3, None, blocking=True), group(4, 2 * MINUTE)
-    runs = [action.terms for action in acts(Snapshot(sync_queue=queue)) if isinstance(action, Run)]
-    assert runs == [4, 3, 2, 1]
+    flexible = group(5, None, since=NOW + MINUTE)
+    runs = [action for action in acts(Snapshot(sync_queue=(*queue, flexible))) if isinstance(action, Run)]
+    assert [run.terms for run in runs] == [4, 3, 2, 5, 1]
+    assert {run.model for run in runs} == {"m"}
 
 
 def test_8_the_lane_is_handed_a_minute_of_work_and_what_is_urgent() -> None:
@@ -660,6 +662,44 @@ def test_10_what_a_stopped_lease_holder_leaves_to_its_last_safe_moment_is_taken_
     stranded = Snapshot(batches=(batch(group()),), batch_queue=(group(2),), leased=False)
     assert acts(stranded) == []
     assert acts(stranded, start) == [Release(1, (1,)), Move(2, Lane.SYNC)]
+
+
+# -- when somebody must come ------------------------------------------------------------------------------------------
+
+
+def test_where_nothing_waits_nobody_has_to_come() -> None:
+    assert next_due(Snapshot(), NOW, POLICY) is None
+
+
+@pytest.mark.parametrize("leased", [True, False])
+@pytest.mark.parametrize("after", [-HOUR, ZERO, HOUR, 10 * HOUR, 40 * HOUR])
+def test_queued_work_is_due_when_its_interval_ends_however_late_it_is(after: timedelta, leased: bool) -> None:
+    end = NOW + 4 * HOUR
+    queue = (group(), group(2, since=NOW + 30 * MINUTE, job=7))
+    snapshot = Snapshot(batch_queue=queue, leased=leased)
+    assert next_due(snapshot, end + after, POLICY) == end
+    assert next_due(snapshot, end + after, POLICY, job=0) == end
+    assert next_due(snapshot, end + after, POLICY, job=9) is None
+    flexible = Snapshot(batch_queue=(group(3, None, since=NOW + HOUR, interval=HOUR),))
+    assert next_due(flexible, end + after, POLICY) == NOW + 2 * HOUR
+
+
+def test_what_came_first_is_due_since_then_and_what_came_later_does_not_hide_it() -> None:
+    first, second = group(3, None, interval=HOUR), group(4, None, since=NOW + 3 * HOUR, interval=HOUR)
+    assert next_due(Snapshot(batch_queue=(second, first)), NOW + 9 * HOUR, POLICY) == NOW + HOUR
+    assert next_due(Snapshot(batch_queue=(second,)), NOW + 9 * HOUR, POLICY) == NOW + 4 * HOUR
+
+
+@pytest.mark.parametrize("after", [ZERO, 3 * HOUR])
+def test_an_open_batch_is_due_at_its_expiry_and_what_somebody_waits_for_at_once(after: timedelta) -> None:
+    ended = NOW + WINDOW - HOUR
+    snapshot = Snapshot(batches=(batch(group()),))
+    assert next_due(snapshot, NOW, POLICY) == ended
+    assert next_due(snapshot, ended + MINUTE + after, POLICY) == ended
+    queued = group(2, None, since=NOW + HOUR, lane=Lane.SYNC, reason=Reason.BLOCKING, blocking=True)
+    assert next_due(Snapshot(sync_queue=(queued,)), NOW + 2 * HOUR + after, POLICY) == NOW + HOUR
+    busy = Snapshot(sync_queue=(queued,), sync_running=(attrs.evolve(queued, requests=1),))
+    assert next_due(busy, NOW + 2 * HOUR + after, POLICY) == NOW + 2 * HOUR + after  # whoever runs calls comes to it
 
 
 # -- performance ------------------------------------------------------------------------------------------------------

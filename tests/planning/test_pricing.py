@@ -240,6 +240,8 @@ def test_the_models_own_turns_are_priced() -> None:
     counted = {"input_tokens": 0, "output_tokens": 0}
     assert is_priced_whole({**counted, "iterations": [{"type": "message"}]})
     assert is_priced_whole({**counted, "iterations": None})
+    for lacking in ({}, {"input_tokens": 0}, {"output_tokens": 0}):
+        assert not is_priced_whole(lacking)
 
 
 def test_own_prices_go_first_and_are_halved_in_batches() -> None:

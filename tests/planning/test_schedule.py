@@ -306,6 +306,17 @@ def test_nothing_fits_and_risks_nothing():
     assert servable([], UNIT, now=NOW, tail=ZERO) == ()
 
 
+@pytest.mark.parametrize(
+    "limit", ["requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute", "concurrency"]
+)
+def test_a_shortfall_names_the_limit_that_binds(limit):
+    much = Cohort(deadline=NOW + HOUR, requests=1_000, input_tokens=1_000, output_tokens=1_000)
+    shortfall = fits([much], Limits(**{limit: 1}, latency=HOUR), now=NOW, tail=ZERO)
+    assert shortfall is not None
+    assert shortfall.resource == limit
+    assert f"(bound by {limit})" in str(shortfall)
+
+
 def test_absurd_work_has_an_answer():
     endless = Cohort(deadline=NOW, requests=10**12)
     slow = Limits(requests_per_minute=1)
@@ -317,8 +328,8 @@ def test_absurd_work_has_an_answer():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: Cohort(deadline=datetime(2026, 1, 1), requests=1), "deadline="),  # noqa: DTZ001
-        (lambda: Cohort(deadline=NOW, requests=1, release=datetime(2026, 1, 1)), "release="),  # noqa: DTZ001
+        (lambda: Cohort(deadline=datetime(2026, 1, 1), requests=1), "deadline=2026-01-01T00:00:00 is"),  # noqa: DTZ001
+        (lambda: Cohort(deadline=NOW, requests=1, release=datetime(2026, 1, 1)), "release=2026-01-01T00:00:00 is"),  # noqa: DTZ001
         (lambda: Cohort(deadline=NOW, requests=0), "requests=0 "),
         (lambda: Cohort(deadline=NOW, requests=True), "requests=True"),
         (lambda: Cohort(deadline=NOW, requests=1, output_tokens=-1), "output_tokens=-1"),

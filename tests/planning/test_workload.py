@@ -289,6 +289,16 @@ def test_slas_side_by_side():
     assert len(compare_slas(slas, arrivals_per_hour=1, sample=iter([Request(params())]))) == 4
 
 
+def test_a_sample_is_as_large_as_its_mean():
+    one = Request(params("x" * 300_000))
+    few = Request(params("x"))
+    batches = [
+        plan_workload(arrivals_per_hour=2_000, sla=30 * HOUR, sample=sample).batches_per_submission
+        for sample in ([one], [one] * 3, [one, few])
+    ]
+    assert batches == [10, 10, 5]
+
+
 def test_the_bundled_prices_are_used_by_default():
     found = plan(prices=None, model="claude-sonnet-5")
     assert found.usd_per_month_sync == 2 * found.usd_per_month_batch == Decimal(6480)

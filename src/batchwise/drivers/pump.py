@@ -87,8 +87,8 @@ class Driver(ABC):
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closing = self._closed = self._over = False
-        self._under_way = Counter[object]()
-        """Batch actions under way, by their gate."""
+        self._under_way: dict[object, object] = {}
+        """The gates of batch actions under way, each by a mark of its own."""
         self._waiters: dict[int, list[Bell]] = {}
         self._ending = bell()
         """Rings when the end begins: what waits to be tried again is tried at once."""
@@ -122,9 +122,10 @@ class Driver(ABC):
         return False
 
     @property
-    def _acting(self) -> int:
+    def _acting(self) -> set[object]:
+        """The marks of batch actions under way."""
         with self._lock:
-            return sum(self._under_way.values())
+            return set(self._under_way)
 
     @abstractmethod
     def _abandon(self) -> None:
@@ -401,12 +402,8 @@ class Driver(ABC):
                 wait = resting if wait is None else min(wait, resting)
             elif isinstance(action, QUICK):
                 moved |= yield from self._move(action)
-            elif self._under_way[gate(action)] < MAX_ACTIONS and (token := self.engine.begin(action)) is not None:
-                with self._lock:
-                    self._under_way[gate(action)] += 1
-                acting = self._act(action, token)
-                if not self._begin(acting):
-                    yield from acting
+            else:
+                yield from self._act_beside(action)
         if moved and (yield from store(self.engine.ledger.version)) != before:
             return 0.0  # rows moved: what is due now was not seen by this plan
         return wait
@@ -436,20 +433,42 @@ class Driver(ABC):
             self.call()
         return True
 
-    def _act(self, action: agenda.Action, token: object) -> Procedure[None]:
+    def _act_beside(self, action: agenda.Action, raised: list[Exception] | None = None) -> Procedure[bool]:
+        """Carry it out beside, or here if nothing can be started; False: it is under way, or its gate has no place.
+
+        `raised`: takes what it raises, for whoever does not have it tried again.
+        """
+        with self._lock:
+            crowd = sum(each == gate(action) for each in self._under_way.values())
+            if crowd >= MAX_ACTIONS or (token := self.engine.begin(action)) is None:
+                return False
+            mark = object()
+            self._under_way[mark] = gate(action)
+        acting = self._act(action, token, mark, raised)
+        if not self._begin(acting):
+            yield from acting
+        return True
+
+    def _act(
+        self, action: agenda.Action, token: object, mark: object, raised: list[Exception] | None
+    ) -> Procedure[None]:
         """Carry it out. One that fails begins again after its pause, and keeps no place meanwhile."""
         what, words = once(action), words_for(action)
         try:
             yield from self._storing(carry_out(self.engine, action), what, words, every=False)
-        except Exception as error:  # noqa: BLE001  # tried again
-            self._failed(what, words, error)
+        except Exception as error:  # noqa: BLE001  # tried again, or raised by whoever asked for it
+            if raised is None:
+                self._failed(what, words, error)
+            else:
+                raised.append(error)
         else:
             self.engine.setbacks.mended(what)
         finally:
             with self._lock:
-                self._under_way[gate(action)] -= 1
+                del self._under_way[mark]
             self.engine.end(token)
             self._pump_bell.ring()
+            self._work_bell.ring()
 
     # -- the sync lane ----------------------------------------------------------------------------------------------
 
@@ -491,23 +510,63 @@ class Driver(ABC):
         yield from self._call(got)
         return True
 
-    # -- one pass at a time, for advance and close ------------------------------------------------------------------
+    # -- until nothing is due, for advance and close ------------------------------------------------------------------
 
     def _advancing(self, gap: timedelta, *, only_sending: bool = False) -> Procedure[None]:
-        """Carry out what is due, one action after the other, until nothing is, calls of the sync lane included."""
+        """Carry out what is due until nothing is and nothing of it goes on, calls of the sync lane included.
+
+        An upload, a reading or a call may take minutes: what falls due meanwhile does not wait for it.
+        """
         yield from store(self.engine.rise)
         done: Counter[object] = Counter()
-        while True:
-            acted = False
-            for action in one_by_one((yield from store(partial(self.engine.plan, gap)))):
-                if done[once(action)] >= repeats(action, only_sending=only_sending):
+        raised: list[Exception] = []
+        awaited = self._acting
+        while self._fatal is None:
+            meanwhile = self._going_on(awaited)
+            before = yield from store(self.engine.ledger.version)
+            began, due, moved, wait = False, False, False, CLOCK_LOOK
+            for action in one_by_one((yield from store(partial(self.engine.plan, timedelta(0) if meanwhile else gap)))):
+                if isinstance(action, agenda.WaitUntil):
+                    wait = min(wait, max(0.0, (action.moment - self.engine.now()) / timedelta(seconds=1)))
                     continue
-                if (yield from self._carry_out_now(action)):
+                most = repeats(action, only_sending=only_sending)
+                if most == 0 or (done[once(action)] >= most and not meanwhile):  # time passes, and it is due again
+                    continue
+                due, quick = True, isinstance(action, QUICK)
+                acts = self._carry_out_now(action) if quick else self._act_beside(action, raised)
+                if (yield from acts):
                     done[once(action)] += 1
-                    acted = True
-            yield from self._finish_calls()
-            if not acted or self._fatal is not None:
+                    began, moved = True, moved or quick
+            if raised:
+                raise raised[0]
+            if due:  # whoever does it: the pump may
+                awaited |= self._acting
+            if moved and (yield from store(self.engine.ledger.version)) != before:
+                continue
+            if self._going_on(awaited):
+                yield from self._until_one_ends(wait)
+            elif not began and not meanwhile:
                 return
+
+    def _going_on(self, awaited: set[object]) -> bool:
+        """Whether any of these actions, or a call, goes on."""
+        return self._calling or not awaited.isdisjoint(self._acting)
+
+    def _until_one_ends(self, seconds: float) -> Procedure[None]:
+        """Wait until an action ends, or calls run out, so many seconds at most."""
+        end, acting = monotonic() + seconds, self._acting
+        while monotonic() < end and acting <= self._acting and (acting or self._calling):
+            self._give_up()
+            if not (yield from self._call_here()):
+                heard = self._work_bell.heard()
+                yield from pause(partial(self._work_bell.wait, heard, min(0.05, max(0.0, end - monotonic()))))
+            if self.engine.backlog and not self.engine.queue.waiting:
+                return
+
+    @property
+    def _calling(self) -> bool:
+        """Whether calls of the sync lane wait or run, and can end."""
+        return self.engine.queue.busy > 0 and Lane.SYNC not in self.engine.suspended
 
     def _give_up(self) -> None:
         """Raise what has kept failing for so long that whoever wants an end is not kept longer."""
@@ -517,7 +576,7 @@ class Driver(ABC):
 
     def _finish_calls(self) -> Procedure[None]:
         """Run what the call queue holds, with the workers where there are threads to be had."""
-        while self.engine.queue.busy and self._fatal is None and Lane.SYNC not in self.engine.suspended:
+        while self._calling and self._fatal is None:
             self._give_up()
             if (yield from self._call_here()):
                 continue
@@ -551,9 +610,9 @@ class Driver(ABC):
         while self._fatal is None:
             self._give_up()
             heard = self._news.heard()
-            if self._acting == 0 and self.engine.queue.busy == 0:
+            if not self._acting and not self.engine.queue.busy:
                 yield from self._advancing(timedelta(0), only_sending=True)
-                if self._acting == 0 and self.engine.queue.busy == 0:
+                if not self._acting and not self.engine.queue.busy:
                     return
             if Lane.SYNC in self.engine.suspended:
                 yield from store(self.engine.put_back)

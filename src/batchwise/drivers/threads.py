@@ -291,7 +291,7 @@ class ThreadDriver(Driver):
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(timeout=None if wait else 0.2)
-        self._await_end(lambda: self._acting, 60.0 if wait else 0.2)
+        self._await_end(lambda: len(self._acting), 60.0 if wait else 0.2)
         self._await_end(lambda: self.engine.queue.storing, SPARED)  # answers that came are paid for
         try:
             self._shut()

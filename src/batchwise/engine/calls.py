@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 from batchwise.errors import BatchwiseError, SpendLimitError
+from batchwise.events import Called
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import Reply
 from batchwise.ledger.values import Claim, Settlement
@@ -60,9 +61,12 @@ def _reply(engine: Engine, ticked: Ticked, claim: Claim) -> Procedure[Reply | No
     """The API's answer; None: there is none, and what that means for the request is stored."""
     try:
         yield from _check_workspace(engine, ticked)
+        begun = monotonic()
         try:
             reply: Reply = yield from api(partial(_ask, claim))
         except LaneFault as error:
+            if engine.telling.wanted:
+                _tell_call(engine, claim, timedelta(seconds=monotonic() - begun), error=error.fault.type)
             if claim.durable:  # else nothing of it was sent, and the ledger knows nothing of it
                 yield from _faulted(engine, ticked, claim, error)
             return None
@@ -99,7 +103,8 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
 
     The answer is paid: whatever fails within batchwise here, it is not bought again.
     """
-    news = False
+    usage: Mapping[str, Any] = {}
+    news, outcome = False, Outcome.FAILED
     try:
         line, message = received(custom_id(claim.key, UNSEALED, claim.id), reply.body)
         ruling = rule_answer(message, structured=claim.terms.structured)
@@ -109,12 +114,16 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         if follows is not None:
             body, terms = follows
             goes_on = claim._replace(body=body, terms=terms, turns=(*claim.turns, line))
+        usage = usage_of(message) if ruling.billed else usage
         if goes_on is not None and ruling.verdict is Verdict.CONTINUE:
+            if engine.telling.wanted:
+                _tell_call(engine, claim, reply.latency, usage=usage)
             return goes_on
+        outcome = ruling.outcome or outcome
         # Before its request is settled: a planner that sees neither would send another row ahead.
         news = engine.heard(answered=True)
         engine.setbacks.mended(_CALLING)
-        _note_pace(engine, ticked, reply, usage_of(message) if ruling.billed else {})
+        _note_pace(engine, ticked, reply, usage)
         if goes_on is not None:
             yield from _fall_back(engine, ticked, goes_on, line)
         else:
@@ -125,6 +134,8 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         _log.error("batchwise: an answer could not be taken in; its request fails", exc_info=error)
         news = engine.heard(answered=True) or news
         yield from _settle(engine, ticked, _failed_within(engine, claim, error)._replace(cost=None, saved=None))
+    if engine.telling.wanted:
+        _tell_call(engine, claim, reply.latency, usage=usage, outcome=outcome)
     if not engine.greeted and reply.workspace is not None:
         workspace = reply.workspace
         yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace), sure=True)
@@ -134,6 +145,30 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         yield from _tell(engine, answered=True)
     yield from _tell_pace(engine, claim)
     return None
+
+
+def _tell_call(
+    engine: Engine,
+    claim: Claim,
+    latency: timedelta,
+    *,
+    error: str | None = None,
+    outcome: Outcome | None = None,
+    usage: Mapping[str, Any] | None = None,
+) -> None:
+    fresh, read, cached, written = tokens_of(usage or {}) or (None, 0, 0, None)
+    engine.telling.tell(
+        Called(
+            at=engine.now(),
+            request=claim.id,
+            model=claim.terms.model,
+            outcome=outcome,
+            latency=latency,
+            error=error,
+            input_tokens=None if fresh is None else fresh + read + cached,
+            output_tokens=written,
+        )
+    )
 
 
 def _fall_back(engine: Engine, ticked: Ticked, claim: Claim, refusal: bytes) -> Procedure[None]:
@@ -314,7 +349,7 @@ def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling) -> Pr
     waiting = engine.queue.drain()
 
     def rest() -> None:
-        engine.ledger.suspend(Lane.SYNC, ruling.reason or "the API refuses all work")
+        engine.suspend(Lane.SYNC, ruling.reason or "the API refuses all work")
         engine.give_back([claim], costs_attempt=ruling.costs_attempt)
         engine.give_back(waiting)
 

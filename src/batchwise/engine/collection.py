@@ -14,6 +14,7 @@ from datetime import timedelta
 import attrs
 
 from batchwise.errors import printable
+from batchwise.events import Collected, Ended, Rescued
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo
 from batchwise.models import Lane, Outcome, ResultError
@@ -29,6 +30,7 @@ __all__ = ["cancel", "collect", "poll", "release"]
 
 _log = logging.getLogger("batchwise")
 
+_ZERO = timedelta(0)
 _REREADS = 3
 """How often a short read is repeated before missing rows are bought again."""
 _TROUBLES = 10
@@ -65,6 +67,9 @@ def _overdue(engine: Engine, info: BatchInfo) -> bool:
 def cancel(engine: Engine, batch: BatchView) -> Procedure[None]:
     """Cancel a batch; what it finished is collected when it has ended."""
     remote, now = batch.remote_id or "", engine.now()
+    if batch.groups and not batch.canceled:
+        requests = sum(group.requests for group in batch.groups)
+        engine.telling.tell(Rescued(at=now, batch=remote, requests=requests, canceled=True))
     asked = attrs.evolve(batch, state=BatchState.CANCELING, cancel_at=batch.cancel_at or now, polled_at=now)
     try:
         info = yield from api(lambda ports: ports.cancel(remote))
@@ -82,6 +87,8 @@ def release(engine: Engine, batch: BatchView, terms: tuple[int, ...]) -> Procedu
             engine.ledger.unseal(batch.id, now=engine.now())
             return
         engine.ledger.unseal(batch.id, lane=Lane.SYNC, now=engine.now(), keep=True, doubtful=True, terms=terms)
+        requests = sum(group.requests for group in batch.groups if group.terms.id in terms)
+        engine.telling.tell(Rescued(at=engine.now(), batch=batch.remote_id, requests=requests, canceled=False))
         left = {group.terms.id for group in batch.groups} - set(terms)
         if batch.state is BatchState.DOUBT and not left:
             engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED), was=batch)
@@ -106,6 +113,23 @@ def probe(engine: Engine, batch: int, terms: int) -> Procedure[None]:
     yield from store(queue)
 
 
+def _tell_ended(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
+    ended = info.ended_at or info.expires_at
+    engine.telling.tell(
+        Ended(
+            at=engine.now(),
+            batch=info.id,
+            requests=batch.requests,
+            model=_model(batch),
+            duration=max(_ZERO, ended - info.created_at),
+        )
+    )
+
+
+def _model(batch: BatchView) -> str:
+    return batch.groups[0].terms.model if batch.groups else ""
+
+
 def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView) -> None:
     """Take over what the API says. One that still runs although we asked for its end is open: it is asked again."""
     states = {"in_progress": BatchState.OPEN, "canceling": BatchState.CANCELING, "ended": BatchState.ENDED}
@@ -126,6 +150,8 @@ def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView
         ),
         was=was,
     )
+    if state is BatchState.ENDED and batch.state is not BatchState.ENDED:
+        _tell_ended(engine, batch, info)
 
 
 def _asking(batch: BatchView) -> str:
@@ -202,7 +228,7 @@ def _again(engine: Engine, batch: BatchView, words: str, reason: str | None = No
         )
     if reason is not None:
         told = reason
-        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, told))
+        yield from store(lambda: engine.suspend(Lane.BATCH, told))
 
 
 def _gone(kind: str, words: str, *, verdict: Verdict) -> Ruling:
@@ -236,6 +262,23 @@ def collect(engine: Engine, batch: BatchView) -> Procedure[None]:
         yield from _collect(engine, batch, reader)
 
 
+def _tell_collected(engine: Engine, batch: BatchView, reader: Reader, missing: int) -> None:
+    rescued = reader.sorter.rescued
+    if rescued:
+        engine.telling.tell(Rescued(at=engine.now(), batch=batch.remote_id, requests=rescued, canceled=False))
+    engine.telling.tell(
+        Collected(
+            at=engine.now(),
+            batch=batch.remote_id or "",
+            requests=batch.requests,
+            settled=reader.sorter.settled,
+            missing=missing,
+            model=_model(batch),
+            created_at=batch.created_at or batch.sealed_at,
+        )
+    )
+
+
 def _collect(engine: Engine, batch: BatchView, reader: Reader) -> Procedure[None]:
     remote = batch.remote_id or ""
     fault: LaneFault | None = None
@@ -245,6 +288,7 @@ def _collect(engine: Engine, batch: BatchView, reader: Reader) -> Procedure[None
         fault = error
     whole = fault is None
     missing = yield from store(lambda: reader.finish(whole=whole))
+    _tell_collected(engine, batch, reader, len(missing))
     if reader.off and whole and (batch.failures >= _REREADS or not missing):
         _log.warning(
             "batchwise: the results of batch %s differ from its request_counts (%s); what its rows say stands",

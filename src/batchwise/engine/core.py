@@ -16,6 +16,7 @@ from typing import NoReturn
 import attrs
 import tenacity
 
+from batchwise import events
 from batchwise.errors import (
     InvalidRequestError,
     JobNotFoundError,
@@ -24,7 +25,7 @@ from batchwise.errors import (
     shown,
 )
 from batchwise.ledger.ledger import Ledger
-from batchwise.ledger.values import Accepted, Cap, Claim, Entry, RequestRow, Settlement
+from batchwise.ledger.values import Accepted, Cap, Claim, Entry, RequestRow, Settlement, Sum
 from batchwise.models import (
     Decision,
     Lane,
@@ -37,12 +38,13 @@ from batchwise.models import (
 )
 from batchwise.planning import agenda, planner
 from batchwise.planning.batch_size import SIZES, well_known
-from batchwise.planning.capacity import Measured, latest
+from batchwise.planning.capacity import Measured, latest, tail_of
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample, size_class
 from batchwise.planning.moments import believed, longest_pause
 from batchwise.planning.packing import MAX_CALL_BYTES, MAX_REQUESTS
-from batchwise.planning.pricing import PICO, Tariff, book_of
+from batchwise.planning.pricing import PICO, Tariff, book_of, to_usd
+from batchwise.planning.risk import SAFE, Risk, risks
 from batchwise.planning.state import BatchState, Group, Snapshot, Terms
 from batchwise.planning.turns import failed
 from batchwise.request import Request
@@ -51,6 +53,8 @@ from .admissions import Admissions
 from .queue import CallQueue
 from .routes import Router, check_size, decision_of
 from .setbacks import Setbacks
+from .telemetry import observe
+from .telling import Hook, Telling
 from .waits import Waits
 
 __all__ = ["Engine"]
@@ -59,6 +63,8 @@ _log = logging.getLogger("batchwise")
 _TOLD = timedelta(minutes=1)
 """For so long the ledger need not be told again that the sync lane goes on answering, or failing."""
 _SOON = timedelta(seconds=1)
+_WATCH = 2.0
+"""Seconds between two looks whether deadlines are in danger, at least."""
 _NEWS = 0.05
 """A change of what the sync lane reaches that the ledger is told at once: of a share of the limits."""
 _URGENT, _BLOCKING, _PATIENT = 0, 1, 2
@@ -76,6 +82,7 @@ class Engine:
         policy: The rules' figures; None: those under which the ledger's work was last accepted, else the defaults.
         endpoint: The client's base URL, which the ledger is bound to; None: it is only looked at, and not changed.
         now: The clock; injected by tests that run in virtual time.
+        on_event: Is told what happens.
     """
 
     def __init__(
@@ -85,8 +92,10 @@ class Engine:
         *,
         endpoint: str | None,
         now: Callable[[], datetime] = _utc_now,
+        on_event: Hook | None = None,
     ) -> None:
         self.ledger, self.endpoint, self.now = ledger, endpoint or "", now
+        self.telling = Telling(on_event, lambda: self.now())  # noqa: PLW0108  # the clock may be set anew
         kept = ledger.kept_policy()
         self._untold = None if policy == kept else policy
         """The policy that the ledger has to be told once work is accepted under it."""
@@ -127,6 +136,9 @@ class Engine:
         """Whether the ledger held calls to hand out, the last time."""
         self.busy: set[object] = set()
         self._beginning = threading.Lock()
+        self._watched = -1e9
+        """When it was last looked whether deadlines are in danger, by the monotonic clock."""
+        observe(self)
         self._sealing: object | None = None
         self._record: tuple[float, Sequence[Sample], dict[object, Forecast]] = (-1e9, (), {})
 
@@ -170,6 +182,9 @@ class Engine:
         self._keep_policy()
         if accepted.row.lane is Lane.BATCH:
             self.waits.joined(now)
+        if accepted.created and self.telling.wanted:
+            batch, number = accepted.row.lane is Lane.BATCH, accepted.row.id
+            self.telling.tell(events.Accepted(at=now, job=job, batch=int(batch), sync=int(not batch), request=number))
         return accepted, decision if accepted.created else decision_of(accepted.row.terms)
 
     def due(self, row: RequestRow) -> datetime | None:
@@ -202,6 +217,11 @@ class Engine:
             numbers = intake.accept(now=now, cap=self.cap(), flush=True, sync=moves)
         self._keep_policy()
         self.admissions.forget()
+        if self.telling.wanted:
+            count = sum(group.requests for group in groups)
+            sync = sum(group.requests for group in groups if group.terms.lane is Lane.SYNC)
+            sync += sum(moved for moved, _ in moves.values())
+            self.telling.tell(events.Accepted(at=now, job=job, batch=count - sync, sync=sync))
         return numbers
 
     def _keep_policy(self) -> None:
@@ -333,7 +353,9 @@ class Engine:
         if snapshot.leased and self._doubt_orphans(snapshot):
             snapshot = self.snapshot()
         now = self.now()
-        return planner.plan(self._set_right(snapshot, now), now, self.policy, wake_gap=wake_gap)
+        right = self._set_right(snapshot, now)
+        self._watch(right, now)
+        return planner.plan(right, now, self.policy, wake_gap=wake_gap)
 
     def _set_right(self, known: Snapshot, now: datetime) -> Snapshot:
         """What is believed of a snapshot. Where the clock was ahead, that is stored: the ledger has to agree to it."""
@@ -365,13 +387,31 @@ class Engine:
         A restart goes on with a lane that was suspended before it: dispatching, flushing, waiting and advancing do.
         Only looking does not, nor does a pump that runs for nobody.
         """
+        lanes: Sequence[Lane] | None = None
         if self.rested:
             with self._rising:  # nobody works on before it is done: what is suspended from then on stays so
                 if self.rested:
-                    self.ledger.resume(afresh=False)
+                    lanes = self.ledger.resume(afresh=False)
                     self.suspended, self.rested = {}, False
-                    return True
-        return False
+        if lanes is not None:
+            self._tell_resumed(lanes)
+        return lanes is not None
+
+    def suspend(self, lane: Lane, reason: str) -> None:
+        """No more work for this lane until `resume`."""
+        known = self.ledger.suspend(lane, reason)
+        if known != reason:
+            self.telling.tell(events.Suspended(at=self.now(), lane=lane, reason=reason))
+
+    def resume(self) -> None:
+        """Both lanes take work again."""
+        lanes = self.ledger.resume()
+        self.suspended.clear()
+        self._tell_resumed(lanes)
+
+    def _tell_resumed(self, lanes: Sequence[Lane]) -> None:
+        if lanes:
+            self.telling.tell(events.Resumed(at=self.now(), lanes=tuple(lanes)))
 
     def flush(self) -> None:
         """Have all that is queued for a batch sent now."""
@@ -501,12 +541,60 @@ class Engine:
 
     def settled(self, requests: Sequence[int]) -> None:
         """Tell whoever waits. What goes wrong in that harms none of the work."""
+        self._tell_news()
         if not requests:
             return
         try:
             self.on_settled(requests)
         except Exception:  # noqa: BLE001  # logged
             _log.exception("batchwise: telling what settled failed; whoever waits notices it a moment later")
+
+    def _tell_news(self) -> None:
+        """What was noted inside of transactions and locks since the last time."""
+        for each in self.ledger.take_sums():
+            self._tell_sum(each)
+        for name, limit, waiting in self.queue.take_news():
+            self.telling.tell(events.Paced(at=self.now(), models=name, limit=limit, waiting=waiting))
+
+    def _tell_sum(self, each: Sum) -> None:
+        now = self.now()
+        if self.telling.wanted:
+            slack = None if each.outcome is Outcome.CANCELED or each.deadline is None else each.deadline - now
+            self.telling.tell(
+                events.Settled(
+                    at=now,
+                    job=each.job,
+                    lane=each.lane,
+                    outcome=each.outcome,
+                    requests=each.requests,
+                    cost=to_usd(each.cost),
+                    saved=to_usd(each.saved),
+                    unpriced=each.unpriced,
+                    slack=slack,
+                )
+            )
+        if each.met is False:
+            self.telling.tell(events.Missed(at=now, job=each.job, requests=each.requests, lateness=each.lateness))
+
+    # -- deadlines in danger ----------------------------------------------------------------------------------------
+
+    def risk(self, *, leeway: timedelta = timedelta(0)) -> Risk:
+        """How many requests are in danger, all jobs together."""
+        now = self.now()
+        known = believed(self.ledger.snapshot(), now, self.policy)
+        return sum(risks(known, now, self.policy, leeway=leeway).values(), SAFE)
+
+    def watch(self, known: Snapshot, now: datetime) -> None:
+        """Tell of deadlines in danger. A rescue that begins in the next moment is none."""
+        leeway = tail_of(self.policy.limits) + _SOON
+        self.telling.risk(sum(risks(known, now, self.policy, leeway=leeway).values(), SAFE))
+
+    def _watch(self, known: Snapshot, now: datetime) -> None:
+        """The same now and then: it takes its part of the time that planning takes, however much is queued."""
+        begun = monotonic()
+        if begun >= self._watched:
+            self.watch(known, now)
+            self._watched = begun + max(_WATCH, 20 * (monotonic() - begun))
 
     def failure(
         self,

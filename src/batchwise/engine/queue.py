@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -20,6 +21,8 @@ __all__ = ["CallQueue", "Ticked"]
 
 
 _BLOCKING = 1
+_LONG, _MANY, _TOLD = 1.0, 10, 60.0
+"""A wait of so many seconds, or of so many calls, is noted, once in so many seconds."""
 _FULL = 1.0
 """Seconds after which to ask again when a process runs as many calls as it can; earlier if one ends."""
 
@@ -47,6 +50,8 @@ class _Class:
         self.blocking: list[tuple[float, int, Claim, int]] = []
         self.later = self.running = 0
         self._urgent = 0
+        self.told_at = -math.inf
+        """When it was last noted what it waits for."""
 
     def put(self, priority: int, due: float, sequence: int, claim: Claim) -> None:
         heapq.heappush(self.blocking if priority == _BLOCKING else self.dated, (due, sequence, claim, priority))
@@ -93,6 +98,7 @@ class CallQueue:
         """What other processes know of the account's limits, for classes that this one has not called yet."""
         self._running: set[int] = set()
         """The places of claims for which the pacing holds a reservation."""
+        self._news: list[tuple[str, str, int]] = []
         self._storing: set[int] = set()
         """Of those whose answers, or failures, have come and are not stored yet."""
         self._held: set[int] = set()
@@ -105,6 +111,14 @@ class CallQueue:
             limits = limits_of(name, self._limits, self.told.get(name))
             pacer = Pacer(limits, now=now, follows=follows(name, self._limits))
             found = self._classes[name] = _Class(pacer)
+        return found
+
+    def take_news(self) -> list[tuple[str, str, int]]:
+        """Which classes of models wait since the last time it was asked, for what, and how many calls of them."""
+        if not self._news:
+            return []
+        with self._lock:
+            found, self._news = self._news, []
         return found
 
     def push(self, claim: Claim, *, priority: int, due: float, now: float, wait: float = 0.0) -> None:
@@ -148,6 +162,10 @@ class CallQueue:
             tokens_out = self._outputs.expect(terms.model, terms.max_tokens, now)
         got = lane.pacer.ask(now, input_tokens=tokens_in, output_tokens=tokens_out)
         if not isinstance(got, Reservation):
+            if now >= lane.told_at + _TOLD and (got > _LONG or lane.waiting >= _MANY):
+                lane.told_at = now
+                name = class_of(terms.model, self._limits)
+                self._news.append((name, lane.pacer.limited_by(now), lane.waiting))
             return got
         lane.pop()
         lane.running += 1

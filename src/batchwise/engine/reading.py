@@ -70,6 +70,8 @@ class Sorter:
         self.again: dict[tuple[Lane, bool, bool], list[int]] = {}
         self.turns: list[tuple[int, bytes, Member, Ruling]] = []
         self.ended: list[int] = []
+        self.settled = self.rescued = 0
+        """How many were settled by it, and how many sent on to the sync lane."""
         self.look(engine.now())
 
     def look(self, now: datetime) -> None:
@@ -141,11 +143,13 @@ class Sorter:
         if self.settlements:
             ledger.settle(self.settlements, now=now, batch=batch)
             self.ended += settled
+            self.settled += len(settled)
         for (lane, costs, doubtful), numbers in self.again.items():
             if doubtful:
                 self.ended += buy_again(self.engine, self.batch, numbers, lane=lane, costs_attempt=costs)
             else:
                 ledger.requeue(numbers, lane=lane, costs_attempt=costs, now=now, batch=batch)
+            self.rescued += len(numbers) if lane is Lane.SYNC else 0
             gone += numbers
         self.settlements, self.again, self.turns = [], {}, []
         return gone + settled
@@ -272,7 +276,7 @@ class Reader:
             return missing
         stop = None if self.batch.adopted else stop_sign(self._kinds, self.batch.requests)
         if stop is not None:  # first: what is queued while the lane takes work is sent again at once
-            self.engine.ledger.suspend(Lane.BATCH, stop)
+            self.engine.suspend(Lane.BATCH, stop)
         self._let_go(forgiven=stop is not None, doubtful=doubtful)
         return self._missing()
 

@@ -102,7 +102,7 @@ def _unseen(engine: Engine, batch: BatchView, looked: BatchView, fault: Fault, n
         )
     if reason is not None:
         words = reason
-        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, words))
+        yield from store(lambda: engine.suspend(Lane.BATCH, words))
 
 
 def _telling(engine: Engine, batch: BatchView) -> bool:
@@ -188,5 +188,5 @@ def give_up(engine: Engine, batch: BatchView) -> Procedure[None]:
             f"{vanished.times} create calls in a row were not answered, and their batches were never listed; "
             "see what lies between here and the API, then resume()"
         )
-        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason))
+        yield from store(lambda: engine.suspend(Lane.BATCH, reason))
     engine.settled((yield from store(queue)))

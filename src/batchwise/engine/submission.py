@@ -18,9 +18,10 @@ from time import monotonic
 import attrs
 
 from batchwise.errors import BatchwiseError
+from batchwise.events import Hedged, Submitted
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo, Listing
-from batchwise.models import Lane, Outcome
+from batchwise.models import Lane, Outcome, Reason
 from batchwise.planning.agenda import Seal
 from batchwise.planning.custom_ids import new_nonce, sealer
 from batchwise.planning.moments import longest_pause
@@ -191,6 +192,26 @@ def record_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
     )
     engine.setbacks.mended(_SENDING)
     _resize(engine, batch, Sizes.worked)
+    _tell_created(engine, batch, info)
+
+
+def _tell_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
+    jobs = dict.fromkeys(group.terms.job for group in batch.groups)
+    engine.telling.tell(
+        Submitted(
+            at=engine.now(),
+            batch=info.id,
+            requests=batch.requests,
+            model=batch.groups[0].terms.model if batch.groups else "",
+            jobs=tuple(map(engine.ledger.job_name, jobs)),
+            size=batch.size,
+            sealed_at=batch.sealed_at,
+            expires_at=info.expires_at,
+        )
+    )
+    hedged = sum(group.requests for group in batch.groups if group.terms.reason is Reason.HEDGED)
+    if hedged:
+        engine.telling.tell(Hedged(at=engine.now(), batch=info.id, requests=hedged))
 
 
 def _cut_off(engine: Engine, batch: BatchView, fault: Fault) -> Procedure[bool]:
@@ -268,7 +289,7 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
                 f"{refused.times} requests in a row were refused, each alone in its batch, the last with "
                 f"{ruling.error.type}: {ruling.error.message}; mend what the requests share, then resume()"
             )
-            yield from store(lambda: ledger.suspend(Lane.BATCH, reason))
+            yield from store(lambda: engine.suspend(Lane.BATCH, reason))
     engine.settled((yield from store(fail)))
 
 
@@ -296,7 +317,7 @@ def _trouble(engine: Engine, fault: Fault, ruling: CreateRuling, *, smaller: boo
         yield from store(lambda: engine.ledger.note(batch_paused_until=engine.now() + pause))
     else:
         engine.setbacks.mended(_SENDING)  # what is to be done about it says the suspended lane
-        yield from store(lambda: engine.ledger.suspend(Lane.BATCH, reason))
+        yield from store(lambda: engine.suspend(Lane.BATCH, reason))
 
 
 def reseal(engine: Engine, batch: BatchView) -> Procedure[None]:

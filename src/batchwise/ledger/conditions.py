@@ -72,18 +72,22 @@ class Conditions:
             )
             return None
 
-    def suspend(self, lane: Lane, reason: str) -> None:
-        """No more work for this lane until `resume`."""
+    def suspend(self, lane: Lane, reason: str) -> str | None:
+        """No more work for this lane until `resume`; returns the reason for which it was suspended before."""
         with self._database.write("suspend") as db:
+            before = meta.get(db, f"suspended:{lane.value}")
             meta.put(db, f"suspended:{lane.value}", reason)
+        return before
 
-    def resume(self, *, afresh: bool = True) -> None:
-        """Both lanes take work again; `afresh`: failures of the batch lane are counted anew."""
+    def resume(self, *, afresh: bool = True) -> tuple[Lane, ...]:
+        """Both lanes take work again; returns those that were suspended. `afresh`: failures are counted anew."""
         with self._database.write("resume") as db:
             if afresh:
                 meta.forget_failures(db)
+            suspended = tuple(lane for lane in Lane if meta.get(db, f"suspended:{lane.value}"))
             for lane in Lane:
                 meta.put(db, f"suspended:{lane.value}", None)
+        return suspended
 
     def note_failure(self, name: str, *, now: datetime) -> Streak:
         """Count a failure of the batch lane; returns how often it has been noted since a batch was created."""

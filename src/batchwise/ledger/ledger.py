@@ -127,6 +127,7 @@ class Ledger:
     accept = _by("_accepting", Accepting.accept)
     intake = _by("_intakes", Intakes.intake)
     job_id = _by("_looking", Looking.job_id)
+    job_name = _by("_looking", Looking.job_name)
     jobs = _by("_looking", Looking.jobs)
 
     # -- looking ----------------------------------------------------------------------------------------------------
@@ -171,6 +172,7 @@ class Ledger:
     settle = _by("_settlements", Settlements.settle)
     settle_call = _by("_settlements", Settlements.settle_call)
     settle_answers = _by("_settlements", Settlements.settle_answers)
+    take_sums = _by("_settlements", Settlements.take_sums)
     requeue = _by("_requeuing", Requeuing.requeue)
     missing = _by("_batches", Batches.missing)
     bodies = _by("_batches", Batches.bodies)

@@ -102,6 +102,11 @@ class Looking:
             if by or names[job] is not None
         }
 
+    def job_name(self, job: int) -> str | None:
+        """The name of a job by its number; None for 0, the shared scope."""
+        with self._database.read() as db:
+            return self._records.job_name(db, job)
+
     def marks(self) -> tuple[int, int]:
         """The last request's number and the last result's cursor; 0 where there is none."""
         with self._database.read() as db:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from operator import itemgetter
@@ -18,13 +19,15 @@ from .books import Books, Place
 from .database import Connection, Database
 from .records import Records, Row
 from .roll import Answer, Kind, Roll
-from .rows import BATCH, IN_FLIGHT, LANE_CODES, OUTCOME_CODES, OUTCOMES, SETTLED, SYNC, from_micros, micros
+from .rows import BATCH, IN_FLIGHT, LANE_CODES, LANES, OUTCOME_CODES, OUTCOMES, SETTLED, SYNC, from_micros, micros
 from .sharing import Call, SharedCommit
-from .values import Settlement
+from .values import Settlement, Sum
 
 __all__ = ["Settlements"]
 
 _number = itemgetter(0)
+_SUMS = 10_000
+"""Sums that are kept for whoever tells of them, at most."""
 _MICROSECOND = timedelta(microseconds=1)
 _SUCCEEDED = OUTCOME_CODES[Outcome.SUCCEEDED]
 _INSERT_SETTLING = "INSERT INTO settling VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -84,6 +87,15 @@ class Settlements:
     def __init__(self, database: Database, records: Records, books: Books) -> None:
         self._database, self._records, self._books = database, records, books
         self._shared: SharedCommit[_Ended] = SharedCommit(database, "settle", self._settle_calls)
+        self._sums: deque[Sum] = deque(maxlen=_SUMS)
+        database.undone.append(self._sums.clear)
+
+    def take_sums(self) -> list[Sum]:
+        """What this process has settled since the last time it was asked; for whoever tells of it."""
+        found: list[Sum] = []
+        while self._sums:
+            found.append(self._sums.popleft())
+        return found
 
     def settle(
         self, settlements: Sequence[Settlement], *, now: datetime, batch: int | None = None, run: int | None = None
@@ -213,6 +225,20 @@ class Settlements:
             self._books.note_hits(db, about.prefix, batch, used, now)
         for label in about.labels:
             db.execute(_LABEL, (job, *label, str(paid)))
+        self._sums.append(
+            Sum(
+                self._records.job_name(db, job),
+                LANES[lane],
+                OUTCOMES[outcome],
+                count,
+                paid,
+                sum(filter(None, savings)),
+                costs.count(None),
+                about.deadline,
+                met,
+                lateness,
+            )
+        )
         self._books.spend(db, paid, now)
         self._books.note_prices(db, now)
         kept_for = about.reserve_each or about.reserve_per_byte  # nothing is, without a spend limit

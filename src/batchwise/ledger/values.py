@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import attrs
@@ -121,6 +121,22 @@ class Settlement(NamedTuple):
     """There is no answer, yet it may have been billed: a possible double."""
     unseen: bool = False
     """It may still be billed: what it costs at most counts against a spend limit."""
+
+
+class Sum(NamedTuple):
+    """What settled together in one transaction of this process, in one sum."""
+
+    job: str | None
+    lane: Lane
+    outcome: Outcome
+    requests: int
+    cost: int
+    """pico-USD, those of unknown price left out."""
+    saved: int
+    unpriced: int
+    deadline: datetime | None
+    met: bool | None
+    lateness: timedelta
 
 
 class Settled(NamedTuple):

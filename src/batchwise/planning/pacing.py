@@ -336,6 +336,16 @@ class Pacer:
             return min(_LONGEST_POLL, max(_SHORTEST_WAIT, self._latency / max(1, self.running)))
         return max(bucket.wait(self.share) for bucket in self._buckets)
 
+    def limited_by(self, now: float) -> str:
+        """What the next call waits for: a field of `Limits`, or "refusals"."""
+        if now < self._paused_until or self._single:
+            return "refusals"
+        if self.running >= self.concurrency:
+            return "concurrency"
+        names = "requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute"
+        waits = [bucket.wait(self.share) for bucket in self._buckets]
+        return names[waits.index(max(waits))]
+
     def done(
         self,
         now: float,

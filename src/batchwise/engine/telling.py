@@ -1,0 +1,69 @@
+"""Who is told what happens: the log, and whoever listens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from time import monotonic
+
+from batchwise.events import AtRisk, Event
+from batchwise.planning.risk import SAFE, Risk
+
+__all__ = ["Hook", "Telling"]
+
+_log = logging.getLogger("batchwise")
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
+_AGAIN = 600.0
+"""Seconds after which it is told again that still more deadlines are in danger."""
+
+Hook = Callable[[Event], object]
+
+
+class Telling:
+    """Thread-safe. Call it outside of transactions and locks.
+
+    Args:
+        hook: What the caller listens with; None: he does not.
+        now: The wall clock.
+    """
+
+    def __init__(self, hook: Hook | None, now: Callable[[], datetime]) -> None:
+        self._hooks = [] if hook is None else [hook]
+        self.now = now
+        self._broken = False
+        self._risk, self._risk_told = SAFE, float("-inf")
+
+    def listen(self, hook: Hook) -> None:
+        """Another one listens."""
+        self._hooks.append(hook)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody listens to what is too frequent for the log."""
+        return bool(self._hooks) or _log.isEnabledFor(logging.DEBUG)
+
+    @property
+    def in_danger(self) -> bool:
+        """Whether deadlines were in danger the last time."""
+        return self._risk != SAFE
+
+    def tell(self, event: Event) -> None:
+        """Log it, and hand it to whoever listens. What goes wrong in that harms none of the work."""
+        _log.log(_LEVELS[event.level], "batchwise: %s", event)
+        for hook in self._hooks:
+            try:
+                hook(event)
+            except Exception:  # noqa: BLE001  # logged
+                if not self._broken:
+                    self._broken = True
+                    _log.exception("batchwise: on_event raised; it is called further, and this is logged once")
+
+    def risk(self, found: Risk) -> None:
+        """Tell of deadlines in danger: when there are any, and now and then when they become more."""
+        before, self._risk = self._risk, found
+        more = found.at_risk > before.at_risk or found.overdue > before.overdue
+        begins = (found.at_risk > 0 and not before.at_risk) or (found.overdue > 0 and not before.overdue)
+        if begins or (more and monotonic() - self._risk_told > _AGAIN):
+            self._risk_told = monotonic()
+            self.tell(AtRisk(at=self.now(), at_risk=found.at_risk, overdue=found.overdue))

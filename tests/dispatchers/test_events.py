@@ -1,0 +1,134 @@
+"""What happens is told: to `on_event`, to the log, and to OpenTelemetry; never with content."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from batchwise import Lane, LaneSuspendedError, Outcome, Request, events
+from batchwise.sandbox import Reply, echo
+from tests.strategies import params
+
+from .world import HOURS_30, World, listed, many
+
+
+def kinds(seen: list[Any]) -> Counter[type]:
+    return Counter(map(type, seen))
+
+
+async def test_the_life_of_a_batch_is_told(world: World):
+    seen: list[Any] = []
+    world.sandbox.reply = lambda p: Reply.error("invalid_request_error") if "bad" in str(p["messages"]) else echo(p)
+    async with world.open(on_event=seen.append) as d:
+        job = await d.dispatch_all([*many(3), Request(params("bad"), key="bad")], job="j", latency=HOURS_30)
+        await job.wait()
+        assert (await (await d.dispatch(params("now"), key="k")).result()).ok
+        report = await d.report()
+    assert all(event.at.tzinfo is timezone.utc and str(event).isprintable() for event in seen)
+    batch = world.books.batches[0].id
+    (bulk, single) = [event for event in seen if isinstance(event, events.Accepted)]
+    assert (bulk.job, bulk.batch, bulk.sync, bulk.request) == ("j", 4, 0, None)
+    assert (single.job, single.batch, single.sync) == (None, 0, 1)
+    (submitted,) = [event for event in seen if isinstance(event, events.Submitted)]
+    assert (submitted.batch, submitted.requests, submitted.jobs) == (batch, 4, ("j",))
+    assert [(event.batch, event.requests) for event in seen if isinstance(event, events.Ended)] == [(batch, 4)]
+    (collected,) = [event for event in seen if isinstance(event, events.Collected)]
+    assert (collected.batch, collected.requests, collected.missing) == (batch, 4, 0)
+    settled = [event for event in seen if isinstance(event, events.Settled)]
+    assert Counter({(e.lane, e.outcome, e.job): e.requests for e in settled}) == {
+        (Lane.BATCH, Outcome.SUCCEEDED, "j"): 3,
+        (Lane.BATCH, Outcome.FAILED, "j"): 1,
+        (Lane.SYNC, Outcome.SUCCEEDED, None): 1,
+    }
+    assert sum(event.cost for event in settled) == report.cost
+    assert sum(event.saved for event in settled) == report.saved
+    (called,) = [event for event in seen if isinstance(event, events.Called)]
+    assert (called.request, called.outcome, called.error) == (single.request, Outcome.SUCCEEDED, None)
+    assert called.output_tokens > 0
+    assert [event.requests for event in seen if isinstance(event, events.Missed)] == [1]
+    assert not any(secret in str(event) + repr(event) for event in seen for secret in ("echo", "r-0", "r-1"))
+
+
+async def test_a_hook_that_raises_harms_nothing_and_is_logged_once(world: World, caplog: pytest.LogCaptureFixture):
+    def fail(_event: object) -> None:
+        raise RuntimeError("hook")
+
+    async with world.open(on_event=fail) as d:
+        job = await d.dispatch_all(many(3), latency=HOURS_30)
+        assert sorted(result.text for result in await listed(job.results())) == [f"echo: r-{n}" for n in range(3)]
+        assert (await (await d.dispatch(params("a"))).result()).ok
+        assert (await d.progress()).last_error is None
+    assert [record.levelname for record in caplog.records if "on_event" in record.message] == ["ERROR"]
+
+
+async def test_a_suspended_lane_is_told_once_and_so_is_its_end(world: World, caplog: pytest.LogCaptureFixture):
+    seen: list[Any] = []
+    world.sandbox.fault("messages.unauthorized_401", times=None)
+    async with world.open(on_event=seen.append) as d:
+        tickets = [await d.dispatch(params(f"p{n}"), latency=timedelta(hours=1)) for n in range(3)]
+        with pytest.raises(LaneSuspendedError):
+            await tickets[0].result()
+        world.sandbox.clear_faults()
+        await d.resume()
+        assert all([(await ticket.result()).ok for ticket in tickets])
+    assert [(event.lane, "API key" in event.reason) for event in seen if isinstance(event, events.Suspended)] == [
+        (Lane.SYNC, True)
+    ]
+    assert [event.lanes for event in seen if isinstance(event, events.Resumed)] == [(Lane.SYNC,)]
+    lines = [record for record in caplog.records if "the sync lane is suspended" in record.message]
+    assert [record.levelname for record in lines][:1] == ["WARNING"]
+
+
+async def test_whoever_looks_tells_once_that_deadlines_are_at_risk_and_that_they_have_passed(
+    world: World, caplog: pytest.LogCaptureFixture
+):
+    world.sandbox.batch_latency = 3600
+    async with world.open() as d:
+        await d.dispatch_all(many(3), job="left alone", latency=HOURS_30)
+        await world.until(lambda: world.creates)
+    seen: list[Any] = []
+    async with world.open(on_event=seen.append) as d:
+        d._ledger.suspend(Lane.SYNC, "no credit")  # no rescue can begin
+        rescue, skew = (await d.progress()).batches[0].rescue_at, [timedelta(0)]
+        d._engine.now = lambda: datetime.now(timezone.utc) + skew[0]
+        for ahead in (timedelta(minutes=2), HOURS_30):
+            skew[0] = rescue - datetime.now(timezone.utc) + ahead
+            for _ in range(3):
+                await d.progress()
+    dangers = [(event.at_risk, event.overdue) for event in seen if isinstance(event, events.AtRisk)]
+    assert dangers == [(3, 0), (0, 3)]
+    assert [record.levelname for record in caplog.records if "at risk" in record.message] == ["WARNING", "WARNING"]
+
+
+async def test_the_log_of_a_run_with_faults_tells_what_happened_without_content(
+    world: World, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, logger="batchwise")
+    sandbox = world.sandbox
+    sandbox.batch_latency = 0.5
+    sandbox.fault("create.rate_limited_429", times=1)
+    sandbox.fault("results.drop", times=1)
+    sandbox.fault("batch.row_expired", times=None, probability=0.3)
+    sandbox.fault("messages.overloaded_529", times=2)
+    async with world.open(max_attempts=2) as d:
+        job = await d.dispatch_all(
+            [Request(params(f"secret {n}"), key=f"key {n}") for n in range(30)], job="nightly", latency=HOURS_30
+        )
+        await job.wait()
+    text = caplog.text
+    for words in (
+        "sending a batch failed once: the API answered 429 rate_limit_error",
+        "submitted batch msgbatch_",
+        " ended after 0:00:0",
+        "collected batch msgbatch_",
+        " read again",
+        "calling the sync lane failed once: the API answered 529 overloaded_error",
+        " go to the sync lane",
+    ):
+        assert words in text, (words, text)
+    assert "secret" not in text
+    assert "echo" not in text

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from itertools import chain, pairwise
+from datetime import timedelta
 
 import orjson
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.strategies import NOW
 
@@ -16,30 +15,19 @@ from batchwise.planning.packing import (
     body_chunks,
     body_length,
     check_entry,
-    deadline_groups,
     entry_size,
-    grouping_tolerance,
     may_share,
-    pack,
-    pack_telling,
-    split_telling,
     telling_count,
 )
 
 ids = st.from_regex(r"[a-zA-Z0-9_-]{1,64}", fullmatch=True).map(str.encode)
 bodies = st.dictionaries(st.text(max_size=5), st.text(max_size=30) | st.integers(-5, 5), max_size=4).map(orjson.dumps)
 entries = st.lists(st.tuples(ids, bodies), min_size=1, max_size=40)
-sizes = st.lists(st.integers(30, 300), max_size=60)
-counts = st.frozensets(st.integers(1, 12), max_size=12)
 MAX_BYTES = 400
 
 
 def naive_body(pairs: list[tuple[bytes, bytes]]) -> bytes:
     return b'{"requests":[' + b",".join(b'{"custom_id":"' + i + b'","params":' + b + b"}" for i, b in pairs) + b"]}"
-
-
-def length(chosen: list[int]) -> int:
-    return body_length(len(chosen), sum(chosen))
 
 
 @given(entries, st.integers(1, 500))
@@ -95,39 +83,15 @@ def test_chunks_are_streamed() -> None:
         assert taken <= number * 30
 
 
-@given(sizes, st.integers(1, 9))
-def test_packing_loses_duplicates_and_reorders_nothing_and_is_greedy(chosen: list[int], most: int) -> None:
-    batches = list(pack(iter(chosen), lambda size: size, max_requests=most, max_bytes=MAX_BYTES))
-    assert list(chain.from_iterable(batches)) == chosen
-    assert all(1 <= len(batch) <= most and length(batch) <= MAX_BYTES for batch in batches)
-    for batch, following in pairwise(batches):
-        assert len(batch) == most or length([*batch, following[0]]) > MAX_BYTES
-
-
-@pytest.mark.parametrize("spare", [0, 1])
-def test_packing_counts_to_the_byte(spare: int) -> None:
-    two = body_length(2, 200)
-    assert [len(batch) for batch in pack([100, 100], int, max_bytes=two - spare)] == ([1, 1] if spare else [2])
-    assert [each.requests for each in pack_telling([100, 100], (), max_bytes=two - spare)] == ([1, 1] if spare else [2])
-
-
-def test_packing_is_lazy() -> None:
-    def source():
-        yield from range(4)
-        raise AssertionError("read ahead")
-
-    assert next(pack(source(), lambda _: 10, max_requests=3)) == [0, 1, 2]
-
-
 def test_one_request_over_the_limit_is_named() -> None:
     just = MAX_BYTES - body_length(1, 0)
-    assert list(pack([just], int, max_bytes=MAX_BYTES)) == [[just]]
     check_entry(just, "fits", max_bytes=MAX_BYTES)
-    items = [("small", 50), ("the large\none", just + 1)]
-    with pytest.raises(RequestTooLargeError, match=r"'the large\\none': .* 401 bytes.* takes 400"):
-        list(pack(items, lambda item: item[1], name=lambda item: item[0], max_bytes=MAX_BYTES))
-    with pytest.raises(RequestTooLargeError, match="#1"):
-        list(pack_telling([50, just + 1], (), max_bytes=MAX_BYTES))
+    with pytest.raises(RequestTooLargeError) as raised:
+        check_entry(just + 1, "request 'k'", max_bytes=MAX_BYTES)
+    assert str(raised.value) == (
+        "request 'k': alone in a batch it needs 401 bytes, a create call takes 400; shorten it, or send large content "
+        "through the Files API"
+    )
 
 
 @given(st.integers(1, 30), st.frozensets(st.integers(1, 30)))
@@ -135,53 +99,6 @@ def test_the_telling_count_is_the_largest_free_one(count: int, taken: frozenset[
     free = [each for each in range(1, count + 1) if each not in taken]
     assert telling_count(count, taken) == max(free, default=None)
     assert telling_count(count, sorted(taken)) == max(free, default=None)
-
-
-@given(st.integers(1, 20), counts)
-def test_the_rest_is_split_into_as_few_telling_batches_as_can_be(count: int, taken: frozenset[int]) -> None:
-    parts = split_telling(count, taken)
-    assert sum(parts) == count
-    pairs = [(a, count - a) for a in range(1, count) if a > count - a and not {a, count - a} & taken]
-    if count not in taken:
-        assert parts == (count,)
-    elif pairs:
-        assert parts == max(pairs)
-    else:
-        assert parts == (count,)
-
-
-@given(sizes, counts, st.integers(1, 9))
-@example([30] * 20, frozenset({9, 8}), 9)
-def test_telling_batches_keep_the_limits_and_the_order(chosen: list[int], taken: frozenset[int], most: int) -> None:
-    batches = list(pack_telling(iter(chosen), taken, max_requests=most, max_bytes=MAX_BYTES))
-    assert sum(batch.requests for batch in batches) == len(chosen)
-    position, used = 0, set(taken)
-    for batch in batches:
-        part = chosen[position : position + batch.requests]
-        position += batch.requests
-        assert 1 <= len(part) <= most
-        assert length(part) <= MAX_BYTES
-        assert sum(part) == batch.entry_bytes
-        assert batch.telling == (batch.requests not in used)
-        used.add(batch.requests)
-
-
-@given(sizes, counts)
-def test_a_full_telling_batch_gives_up_only_what_its_count_asks_for(chosen: list[int], taken: frozenset[int]) -> None:
-    batches = list(pack_telling(chosen, taken, max_requests=9, max_bytes=MAX_BYTES))
-    position, used = 0, set(taken)
-    for batch in batches[:-2]:  # the last two may be a split rest
-        full = len(next(pack(chosen[position:], int, max_requests=9, max_bytes=MAX_BYTES)))
-        assert batch.requests == (telling_count(full, used) or full)
-        used.add(batch.requests)
-        position += batch.requests
-
-
-def test_equal_full_batches_get_different_counts() -> None:
-    batches = list(pack_telling([10] * 35, {10, 8}, max_requests=10))
-    assert [batch.requests for batch in batches] == [9, 7, 6, 5, 8]
-    assert [batch.telling for batch in batches] == [True, True, True, True, False]  # 8 is taken, so are 7, 6 and 5
-    assert [batch.requests for batch in pack_telling([10] * 30, {10, 8}, max_requests=10)] == [9, 7, 6, 5, 3]
 
 
 def test_deadlines_share_within_the_tolerance_only() -> None:
@@ -192,30 +109,6 @@ def test_deadlines_share_within_the_tolerance_only() -> None:
     assert may_share(None, None, tolerance=minutes)
     assert not may_share(None, NOW, tolerance=minutes)
     assert not may_share(NOW, None, tolerance=minutes)
-
-
-def test_the_tolerance_is_5_percent_and_at_most_5_minutes() -> None:
-    assert grouping_tolerance(timedelta(hours=1)) == timedelta(minutes=3)
-    assert grouping_tolerance(timedelta(hours=20)) == timedelta(minutes=5)
-
-
-@given(
-    st.lists(st.none() | st.integers(0, 100).map(lambda minutes: NOW + timedelta(minutes=minutes)), max_size=30),
-    st.integers(0, 30).map(lambda minutes: timedelta(minutes=minutes)),
-)
-def test_deadline_groups_hold_each_deadline_once_and_are_few(
-    deadlines: list[datetime | None], tolerance: timedelta
-) -> None:
-    groups = deadline_groups(deadlines, tolerance=tolerance)
-    dated = [(first, last) for first, last in groups if first is not None and last is not None]
-    for deadline in deadlines:
-        homes = [pair for pair in dated if deadline is not None and pair[0] <= deadline <= pair[1]]
-        assert len(homes) == (deadline is not None)
-    assert all(first in deadlines and last in deadlines for first, last in groups)
-    assert all(may_share(first, last, tolerance=tolerance) for first, last in groups)
-    assert all(not may_share(one[0], two[0], tolerance=tolerance) for one, two in pairwise(dated))
-    assert groups.count((None, None)) == (None in deadlines)
-    assert groups[: len(dated)] == dated
 
 
 @given(st.integers(2, MAX_REQUESTS), st.integers(1, MAX_REQUESTS), st.sampled_from(["too_large", "spoiled", "full"]))
@@ -237,3 +130,20 @@ def test_batches_shrink_to_what_is_taken_and_grow_again(requests: int, places: i
 def test_a_small_batch_that_is_taken_says_nothing_of_larger_ones() -> None:
     assert Sizes().full(100).worked(3).most(1_000) == 50
     assert Sizes().full(100).worked(50).most(1_000) == 100
+
+
+def test_what_a_create_that_worked_lets_grow() -> None:
+    sizes = Sizes(largest=100, portion=50, room=10)
+    assert sizes.worked(9) == Sizes(largest=100, portion=100, room=10)
+    assert sizes.worked(10) == Sizes(largest=100, portion=100, room=20)
+    assert sizes.worked(99).largest == 100
+    assert sizes.worked(100) == Sizes(largest=126, portion=100, room=20)
+    assert Sizes(portion=MAX_REQUESTS, room=MAX_REQUESTS).worked(MAX_REQUESTS) == Sizes()
+    assert Sizes(portion=MAX_REQUESTS - 1).worked(1).portion == 2 * (MAX_REQUESTS - 1)
+
+
+def test_what_a_refused_create_halves() -> None:
+    assert Sizes().too_large(9) == Sizes(largest=4)
+    assert Sizes().spoiled(9) == Sizes(portion=4)
+    assert Sizes().full(1) == Sizes(room=1)
+    assert [Sizes(largest=3, portion=2, room=5).most(asked) for asked in (9, 1)] == [2, 1]

@@ -31,7 +31,7 @@ from batchwise.planning.agenda import (
 )
 from batchwise.planning.capacity import Capacity, tail_of, usable
 from batchwise.planning.planner import next_due, plan, safe_moments
-from batchwise.planning.rescue import cohorts_of
+from batchwise.planning.rescue import Rescues, cohorts_of
 from batchwise.planning.reserve import margin_of
 from batchwise.planning.schedule import Cohort, latest_starts, work
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
@@ -175,6 +175,12 @@ def test_2_what_waits_and_what_runs_counts_too() -> None:
         snapshot = Snapshot(batches=(mine,), **{place: (hedged(2, requests=950),)})
         joint = start_of(960, 2 * HOUR) - LEAD
         assert abs(safe_moments(snapshot, NOW, POLICY)[1] - joint) <= 2 * MICROSECOND
+
+
+def test_2_a_class_without_hope_hides_no_other() -> None:
+    fine, lost, last = group(), group(2, MICROSECOND, model="n"), group(3, MICROSECOND, model="o")
+    rescues = Rescues(Snapshot(sync_queue=(fine, lost, last)), NOW, POLICY)
+    assert [rescues.start(each) for each in (fine, lost, last)] == [start_of(10, 30 * HOUR), None, None]
 
 
 # -- rule 3 ------------------------------------------------------------------------------------------------------------

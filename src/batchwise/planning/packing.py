@@ -1,4 +1,4 @@
-"""Splits requests into batches, and writes a batch's create body.
+"""How many requests fit into a batch and tell it from others, and the body of its create call.
 
 The body of a create call is exactly
 
@@ -12,29 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import NamedTuple, TypeVar
 
 import attrs
 
-from batchwise.errors import RequestTooLargeError, shown
+from batchwise.errors import RequestTooLargeError
 
 __all__ = [
     "CHUNK_SIZE",
     "MAX_BYTES",
     "MAX_CALL_BYTES",
     "MAX_REQUESTS",
-    "Batch",
     "Sizes",
     "body_chunks",
     "body_length",
     "check_entry",
-    "deadline_groups",
     "entry_size",
-    "grouping_tolerance",
     "may_share",
-    "pack",
-    "pack_telling",
-    "split_telling",
     "telling_count",
 ]
 
@@ -52,8 +45,6 @@ _NAME, _PARAMS, _END = b'{"custom_id":"', b'","params":', b"}"
 _FIRST, _NEXT = _OPEN + _NAME, _END + b"," + _NAME
 _ENTRY_FRAME = len(_NAME) + len(_PARAMS) + len(_END)
 _BODY_FRAME = len(_OPEN) + len(_CLOSE)
-
-T = TypeVar("T")
 
 
 def entry_size(custom_id_length: int, body_length: int) -> int:
@@ -84,81 +75,6 @@ def check_entry(size: int, name: str, *, max_bytes: int = MAX_BYTES) -> None:
         )
 
 
-class Batch(NamedTuple):
-    """How many of the waiting requests form a batch.
-
-    Attributes:
-        requests: How many.
-        entry_bytes: Their `entry_size`s added up.
-        telling: No unfinished batch has this count, so a create of unknown outcome can be found by it.
-    """
-
-    requests: int
-    entry_bytes: int
-    telling: bool = True
-
-
-class _Open:
-    """The batch being filled."""
-
-    def __init__(self, max_requests: int, max_bytes: int) -> None:
-        self.max_requests, self.max_bytes = max_requests, max_bytes
-        self.sizes: list[int] = []
-        self.length = body_length(0, 0) - 1
-
-    def fits(self, size: int) -> bool:
-        return len(self.sizes) < self.max_requests and self.length + size + 1 <= self.max_bytes
-
-    def add(self, size: int) -> None:
-        self.sizes.append(size)
-        self.length += size + 1
-
-    def take(self, count: int) -> int:
-        """Remove the first `count`; returns their bytes."""
-        taken = sum(self.sizes[:count])
-        del self.sizes[:count]
-        self.length -= taken + count
-        return taken
-
-
-def pack(
-    items: Iterable[T],
-    size: Callable[[T], int],
-    *,
-    name: Callable[[T], object] = lambda item: item,
-    max_requests: int = MAX_REQUESTS,
-    max_bytes: int = MAX_BYTES,
-) -> Iterator[list[T]]:
-    """Greedy batches, in order: none could have taken the request that leads the next one.
-
-    Holds one batch's items at a time.
-
-    Args:
-        items: The requests, or what stands for them.
-        size: An item's `entry_size`.
-        name: An item's name for the error.
-        max_requests: The most requests in a batch, at least 1.
-        max_bytes: The most bytes of its create body.
-
-    Raises:
-        RequestTooLargeError: An item alone exceeds `max_bytes`; raised when it is reached, the open batch unyielded.
-    """
-    batch: list[T] = []
-    limit = max_bytes - body_length(0, 0) + 1  # each entry counts its comma, the first one has none
-    left, largest = limit, limit - 1
-    for item in items:
-        needed = size(item)
-        if needed > largest:
-            check_entry(needed, f"request {shown(name(item))}", max_bytes=max_bytes)
-        if needed >= left or len(batch) >= max_requests:
-            yield batch
-            batch, left = [], limit
-        batch.append(item)
-        left -= needed + 1
-    if batch:
-        yield batch
-
-
 def telling_count(count: int, taken: Collection[int]) -> int | None:
     """The largest number from 1 to `count` that is not in `taken`; None if there is none.
 
@@ -169,55 +85,6 @@ def telling_count(count: int, taken: Collection[int]) -> int | None:
     """
     unusable = taken if isinstance(taken, (set, frozenset)) else set(taken)
     return next((candidate for candidate in range(count, 0, -1) if candidate not in unusable), None)
-
-
-def split_telling(count: int, taken: Collection[int]) -> tuple[int, ...]:
-    """`count` last requests as few batches whose counts tell them from `taken` and from each other.
-
-    One batch where its count is free, else two (the first as large as possible); where neither exists, one batch
-    that does not tell: it is still proved by its nonce once it ended.
-    """
-    unusable = frozenset(taken)
-    if count not in unusable:
-        return (count,)
-    for first in range(count - 1, count // 2, -1):
-        if first not in unusable and count - first not in unusable:
-            return first, count - first
-    return (count,)
-
-
-def pack_telling(
-    sizes: Iterable[int], taken: Collection[int], *, max_requests: int = MAX_REQUESTS, max_bytes: int = MAX_BYTES
-) -> Iterator[Batch]:
-    """Like `pack`, over `entry_size`s, with counts that are in none of `taken` and differ from each other.
-
-    A full batch passes its last requests on to the next one until its count is free; the requests left at the end
-    are split in two if that helps. Nothing is padded, dropped or reordered: the counts add up to the input. The
-    batches are to be cut from the same sequence in order. Holds the sizes of one batch at a time.
-
-    Args:
-        sizes: Each request's `entry_size`; check them with `check_entry` on acceptance.
-        taken: See `telling_count`.
-        max_requests: The most requests in a batch, at least 1.
-        max_bytes: The most bytes of its create body.
-
-    Yields:
-        Batches; `telling` is False where every smaller count was taken too.
-
-    Raises:
-        RequestTooLargeError: A size alone exceeds `max_bytes`; the error names its position.
-    """
-    used = set(taken)
-    batch = _Open(max_requests, max_bytes)
-    for position, size in enumerate(sizes):
-        check_entry(size, f"request #{position}", max_bytes=max_bytes)
-        while not batch.fits(size):
-            count = telling_count(len(batch.sizes), used)
-            yield _close(batch, count or len(batch.sizes), used)
-        batch.add(size)
-    if batch.sizes:
-        for count in split_telling(len(batch.sizes), used):
-            yield _close(batch, count, used)
 
 
 @attrs.frozen(kw_only=True)
@@ -269,58 +136,18 @@ def _twice(most: int | None) -> int | None:
     return None if most is None or most >= MAX_REQUESTS else 2 * most
 
 
-def _close(batch: _Open, count: int, used: set[int]) -> Batch:
-    telling = count not in used
-    used.add(count)
-    return Batch(count, batch.take(count), telling)
-
-
-def grouping_tolerance(sla: timedelta) -> timedelta:
-    """How far apart the deadlines of hedged requests in one batch may lie: 5 % of the SLA, at most 5 minutes.
-
-    A hedged batch is cancelled at the last safe moment of its earliest deadline, so each later one loses that much
-    of its chance to end by itself.
-    """
-    return min(sla / 20, timedelta(minutes=5))
-
-
 def may_share(first: datetime | None, second: datetime | None, *, tolerance: timedelta) -> bool:
     """Whether requests with these deadlines may be in one batch, so that a rescue of one takes little from the other.
 
     Args:
         first: A deadline, aware; None for `Latency.FLEXIBLE`, which shares only with its like: nothing may cancel it.
         second: The other one.
-        tolerance: How far apart they may lie: `grouping_tolerance` for hedged requests; the SLA's interval for others,
-            whose rescue comes after the window, when the batch has ended anyway.
+        tolerance: How far apart they may lie: their interval. A rescue after the window comes when the batch has ended
+            anyway; hedged requests, whose batch is cancelled for the earliest of them, have a short one.
     """
     if first is None or second is None:
         return first is second
     return abs(first - second) <= tolerance
-
-
-def deadline_groups(
-    deadlines: Iterable[datetime | None], *, tolerance: timedelta
-) -> list[tuple[datetime | None, datetime | None]]:
-    """The fewest groups in which all may share: (earliest, latest) of each, by time, `FLEXIBLE` (None, None) last.
-
-    Requests that differ in their betas never share a create call (one set of headers for the whole call): group by
-    betas first.
-    """
-    distinct = set(deadlines)
-    groups: list[tuple[datetime | None, datetime | None]] = []
-    earliest = latest = None
-    for deadline in sorted(each for each in distinct if each is not None):
-        if earliest is None:
-            earliest = deadline
-        elif not may_share(earliest, deadline, tolerance=tolerance):
-            groups.append((earliest, latest))
-            earliest = deadline
-        latest = deadline
-    if earliest is not None:
-        groups.append((earliest, latest))
-    if None in distinct:
-        groups.append((None, None))
-    return groups
 
 
 def body_chunks(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,11 +44,11 @@ class Shell:
         return Said(code, *self._capsys.readouterr())
 
 
-def process(*arguments: str, **env: str) -> Said:
+def process(*arguments: str) -> Said:
     """Run a verb as a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "batchwise", *arguments],
-        check=False, capture_output=True, text=True, timeout=120, env={**os.environ, **env},
+        check=False, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     return Said(done.returncode, done.stdout, done.stderr)
 

@@ -73,32 +73,30 @@ def test_run_tells_of_requests_without_an_answer(sandbox, batchwise, file):
     assert "1 have no answer" in said.out
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("{", "no JSON"),
-        ("[1]", "a list"),
-        ('{"custom_id": "a"}', "lacks params"),
-        ('{"custom_id": "a", "params": {}, "betas": []}', "has 'betas' besides"),
-        ('{"custom_id": 7, "params": {}}', "key=7"),
-        ('{"custom_id": null, "params": {}}', "key=None"),
-        ('{"custom_id": "a", "params": {"model": "m", "max_tokens": 3}}', "lack 'messages'"),
-        (json.dumps({"custom_id": "a", "params": params(stream=True)}), "stream"),
-        (json.dumps({"custom_id": "a", "params": params(max_tokens=0)}), "max_tokens"),
-    ],
-)
+WRONG = {
+    "{": "no JSON",
+    "[1]": "a list",
+    '{"custom_id": "a"}': "lacks params",
+    '{"custom_id": "a", "params": {}, "betas": []}': "has 'betas' besides",
+    '{"custom_id": 7, "params": {}}': "key=7",
+    '{"custom_id": null, "params": {}}': "key=None",
+    '{"custom_id": "a", "params": {"model": "m", "max_tokens": 3}}': "lack 'messages'",
+    json.dumps({"custom_id": "a", "params": params(stream=True)}): "stream",
+    json.dumps({"custom_id": "a", "params": params(max_tokens=0)}): "max_tokens",
+}
+
+
 @pytest.mark.parametrize("verb", ["submit", "plan"])
-def test_a_bad_line_is_refused_with_its_number(sandbox, batchwise, tmp_path, ledger, verb, line, words):
-    path = tmp_path / "in.jsonl"
-    path.write_text(f"{json.dumps({'custom_id': 'good', 'params': params()})}\n\n{line}\n")
-    also = ("--job", "nightly") if verb == "submit" else ()
-    if verb == "plan":
-        submit(ledger, 1, "other")
+def test_a_bad_line_is_refused_with_its_number(sandbox, batchwise, tmp_path, ledger, verb):
+    path, also = tmp_path / "in.jsonl", ("--job", "nightly") if verb == "submit" else ()
+    submit(ledger, 1, "other")
     calls = dict(sandbox.books.requests_by_path)
-    said = batchwise(verb, str(path), "--within", "30h", *also)
-    assert said.code == 1
-    assert f"{path}, line 3: " in said.err
-    assert words in said.err
+    for line, words in WRONG.items():
+        path.write_text(f"{json.dumps({'custom_id': 'good', 'params': params()})}\n\n{line}\n")
+        said = batchwise(verb, str(path), "--within", "30h", *also)
+        assert said.code == 1, line
+        assert f"{path}, line 3: " in said.err
+        assert words in said.err
     assert dict(sandbox.books.requests_by_path) == calls
     assert batchwise("status", "nightly").code == 5  # nothing of it was accepted
 

@@ -248,6 +248,13 @@ def test_a_policy_of_a_file_and_what_differs(batchwise, ledger, tmp_path):
     assert "did you mean window" in said.err
 
 
+@pytest.mark.parametrize("arguments", [(), ("advance", "--jop", "nightly"), ("status", "a", "b"), ("retry",)])
+def test_wrong_usage(capsys, arguments):
+    assert main(list(arguments)) == 2
+    said = capsys.readouterr()
+    assert "Usage: batchwise" in said.err + said.out
+
+
 def test_migrate(capsys):
     url = "postgresql://me:secret@db.example/app?schema=nightly"
     assert main(["migrate", "--ledger", url]) == 0

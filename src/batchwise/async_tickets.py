@@ -31,7 +31,7 @@ class AsyncTicket(TicketView):
         self._driver.check()
         if not self._called and not await self._driver.in_thread(self._settled):
             self._driver.wake(self._wanted())
-        found = await self._driver.wait_for(self._ready, limit, self._row.id)
+        found = await self._driver.wait_for(self._ready, limit, self._row.id, self._held)
         if found is None:
             raise self._late(limit)
         return found

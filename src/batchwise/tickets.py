@@ -41,7 +41,7 @@ class Ticket(TicketView):
         self._driver.check()
         if not self._called and not self._settled():
             self._driver.wake(self._wanted())
-        found = self._driver.wait_for(self._ready, limit, self._row.id)
+        found = self._driver.wait_for(self._ready, limit, self._row.id, self._held)
         if found is None:
             raise self._late(limit)
         return found

@@ -163,18 +163,27 @@ class Driver(ABC):
     # -- waiting ----------------------------------------------------------------------------------------------------
 
     def _waiting(
-        self, check: Callable[[], T | None], timeout: float | None, request: int | None
+        self,
+        check: Callable[[], T | None],
+        timeout: float | None,
+        request: int | None,
+        held: Callable[[], bool] | None,
     ) -> Procedure[T | None]:
-        """The first value that `check` gives; None after `timeout` seconds. A busy ledger is asked again until then."""
+        """The first value that `check` gives; None after `timeout` seconds. A busy ledger is asked again until then.
+
+        While `held` says so, there is nothing to look for in the ledger yet.
+        """
         self._check_own()  # a child may go on with an iteration over results
         end = None if timeout is None else monotonic() + timeout
         with self._listening(request) as bell, self._asking(bell):
             while True:
                 heard = bell.heard()
                 self.raise_fatal()
-                value, again = yield from self._looked(check, bell)
-                if value is not None:
-                    return value
+                again = None
+                if held is None or not held():
+                    value, again = yield from self._looked(check, bell)
+                    if value is not None:
+                        return value
                 left = None if end is None else end - monotonic()
                 if left is not None and left <= 0:
                     return None

@@ -167,10 +167,14 @@ class TaskDriver(Driver):
             self._gone.set()
 
     async def wait_for(
-        self, check: Callable[[], T | None], timeout: float | None, request: int | None = None
+        self,
+        check: Callable[[], T | None],
+        timeout: float | None,
+        request: int | None = None,
+        held: Callable[[], bool] | None = None,
     ) -> T | None:
         """The first value that `check` (run in a thread) gives; None after `timeout` seconds."""
-        return await drive_async(self._waiting(check, timeout, request), self._ports)
+        return await drive_async(self._waiting(check, timeout, request, held), self._ports)
 
     async def cancel(
         self, *, request: int | None = None, job: int | None = None, requests: Sequence[int] | None = None

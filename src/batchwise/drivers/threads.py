@@ -101,9 +101,15 @@ class ThreadDriver(Driver):
         self._first, self._ended = threading.Lock(), threading.Event()
         """Taken for good by the one who ends it; set when it has ended."""
 
-    def wait_for(self, check: Callable[[], T | None], timeout: float | None, request: int | None = None) -> T | None:
+    def wait_for(
+        self,
+        check: Callable[[], T | None],
+        timeout: float | None,
+        request: int | None = None,
+        held: Callable[[], bool] | None = None,
+    ) -> T | None:
         """The first value that `check` gives; None after `timeout` seconds."""
-        return drive(self._waiting(check, timeout, request), self._ports)
+        return drive(self._waiting(check, timeout, request, held), self._ports)
 
     def cancel(
         self, *, request: int | None = None, job: int | None = None, requests: Sequence[int] | None = None

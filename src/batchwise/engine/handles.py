@@ -214,10 +214,12 @@ class TicketView:
             )
         return row
 
+    def _held(self) -> bool:
+        """Whether it has not ended, as is known without a look: it is never in a batch, so it ends with its call."""
+        return self._row.terms.blocking and self._engine.queue.holds(self._row.id)
+
     def _ready(self) -> Result | None:
         """Its result; raises if it cannot come: it was purged, or its lane is suspended."""
-        if self._row.terms.blocking and self._engine.queue.holds(self._row.id):
-            return None  # never in a batch, so it ends with its call: no need to look
         result = self._look()
         if result is not None:
             return result

@@ -15,12 +15,17 @@ ROOT = Path(__file__).parents[1]
 RIGHT = """
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Optional
 
 import batchwise as bw
 from anthropic.types import Message, MessageCreateParams, MessageParam
 from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
+from pydantic import BaseModel
 from typing_extensions import assert_type
+
+
+class Verdict(BaseModel):
+    fine: bool
 
 
 def question(text: str) -> MessageCreateParamsNonStreaming:
@@ -60,6 +65,10 @@ def asked(d: bw.Dispatcher, read: dict[str, Any], body: Mapping[str, Any], param
     d.dispatch_all([bw.Request(question("Why?"), latency="flexible")], latency="flexible", tool_use="server")
     with bw.tags(latency="flexible", tool_use="iterative"):
         d.client(latency="flexible", tool_use="patient")
+    client = d.client(latency="flexible", job="reviews")
+    assert_type(client.messages.create(model="claude-haiku-4-5", max_tokens=64, messages=history), Message)
+    parsed = client.messages.parse(model="claude-haiku-4-5", max_tokens=64, messages=history, output_format=Verdict)
+    assert_type(parsed.parsed_output, Optional[Verdict])
     message = d.dispatch(question("Why?")).result().message
     assert_type(message, Message)
     print("".join(block.text for block in message.content if block.type == "text"), message.usage.output_tokens)
@@ -68,6 +77,8 @@ def asked(d: bw.Dispatcher, read: dict[str, Any], body: Mapping[str, Any], param
 async def waited(d: bw.AsyncDispatcher, read: dict[str, Any]) -> None:
     await d.dispatch(read, latency="flexible", tool_use="none")
     assert_type((await (await d.dispatch(question("Why?"))).result()).message, Message)
+    client = d.client(latency=timedelta(hours=30), tool_use="patient")
+    assert_type(await client.messages.create(**question("Why?")), Message)
 """
 
 WRONG = """
@@ -79,10 +90,15 @@ def asked(d: bw.Dispatcher) -> None:
     bw.Request({"model": "claude-haiku-4-5", "max_tokens": "10", "messages": []})  # !
     d.dispatch_all([], latency="flexable")  # !
     print(d.ticket("k").result().message.text)  # !
+    d.client(latency="flexable")  # !
+    d.client().messages.create(model="claude-haiku-4-5", max_tokens="10", messages=[])  # !
+    with bw.tags(tool_use="once"):  # !
+        pass
 
 
 async def waited(d: bw.AsyncDispatcher) -> None:
     await d.dispatch({"model": "claude-haiku-4-5", "max_tokens": 64, "messages": []}, tool_use="once")  # !
+    print((await d.client().messages.create(model="claude-haiku-4-5", max_tokens=10, messages=[])).text)  # !
 """
 MISTAKES = {n for n, line in enumerate(WRONG.splitlines(), 1) if line.endswith("# !")}
 
@@ -118,5 +134,5 @@ def test_mistakes_in_code_of_users_are_found_and_what_is_right_passes(checker, t
     right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
     right.write_text(RIGHT)
     wrong.write_text(WRONG)
-    assert len(MISTAKES) == 5
+    assert len(MISTAKES) == 9
     assert checker(right, wrong) == (set(), MISTAKES)

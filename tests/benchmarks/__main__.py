@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[tuple[str, list[Figure]]]]] = {
     "singles": latency.run_singles,
     "async": latency.run_async,
     "client": latency.run_client,
+    "burst": latency.run_burst,
     "pacing": pacing.run,
     "ledger": ledger.run,
     "stages": stages.run,

@@ -89,6 +89,7 @@ def bounds(*, quick: bool) -> Sequence[Bound]:
         Bound("added latency of a blocking dispatch, median", 2e-3, "s", _median("blocking/median/added")),
         Bound("client CPU, calls of a dispatcher's client into a batch", 1.3, "x", _median("client/batch/cpu")),
         Bound("wall, blocking calls of a dispatcher's client", 1.3, "x", _median("client/now/wall")),
+        Bound("wall, a burst of blocking calls, the default policy", 1.3, "x", _median("burst/wall")),
         Bound("import batchwise and one sla_cadence", 80e-3, "s", _median("imports/batchwise")),
         Bound("routing in bulk, per request", 10e-6, "s", _median("routing/1")),
         Bound("pacing: unused of a limit that is configured as it is", 5, "%", _unused),

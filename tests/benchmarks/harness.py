@@ -220,7 +220,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "anthropic": importlib.metadata.version("anthropic"),
-        "batchwise": importlib.metadata.version("batchwise"),
+        "batchwise": importlib.metadata.version("batchwise-claude"),
         "sqlite": sqlite3.sqlite_version,
         "disk_sync_ms": round(synced * 1e3, 2),
         "load": [round(each, 1) for each in os.getloadavg()],

@@ -85,8 +85,8 @@ def singles(where: str, count: int, threads: int) -> dict[str, Any]:
     return {**meter.figures(), "sync": sync_time(where)}
 
 
-def gathered(url: str, count: int, **_: Any) -> dict[str, Any]:
-    """`asyncio.gather` over `AsyncAnthropic.messages.create`."""
+def gathered(url: str, count: int, *, warm: bool = True, **_: Any) -> dict[str, Any]:
+    """`asyncio.gather` over `AsyncAnthropic.messages.create`; `warm`: one call has gone before."""
     import asyncio
 
     import anthropic
@@ -101,7 +101,8 @@ def gathered(url: str, count: int, **_: Any) -> dict[str, Any]:
                 text: str = message.content[0].text
                 return text
 
-            await one(0)
+            if warm:
+                await one(0)
             with Meter() as meter:
                 texts = await asyncio.gather(*(one(number) for number in range(count)))
         assert len(texts) == count
@@ -140,8 +141,13 @@ def dispatched(url: str, where: str, count: int) -> dict[str, Any]:
 # -- the comparisons --------------------------------------------------------------------------------------------------
 
 
-def fronted(url: str, where: str, count: int, *, batch: bool) -> dict[str, Any]:
-    """`asyncio.gather` over `messages.create` of the client that a dispatcher gives."""
+def fronted(
+    url: str, where: str, count: int, *, batch: bool = False, follows: bool = False, **_: Any
+) -> dict[str, Any]:
+    """`asyncio.gather` over `messages.create` of the client that a dispatcher gives.
+
+    `follows`: under the default policy, which follows the account's limits as the headers tell them.
+    """
     import asyncio
 
     import anthropic
@@ -151,7 +157,8 @@ def fronted(url: str, where: str, count: int, *, batch: bool) -> dict[str, Any]:
     params, latency = maker(1_000), timedelta(hours=30) if batch else None
 
     async def main() -> Meter:
-        client, policy = anthropic.AsyncAnthropic(base_url=url, api_key="sandbox"), bw.Policy(limits=bw.Limits())
+        client = anthropic.AsyncAnthropic(base_url=url, api_key="sandbox")
+        policy = bw.Policy(limits=None if follows else bw.Limits())
         async with client, bw.AsyncDispatcher(client, ledger=Path(where) / "ledger.db", policy=policy) as dispatcher:
             front = dispatcher.client(latency=latency)
 
@@ -258,6 +265,32 @@ def run_client(*, quick: bool) -> Iterator[tuple[str, list[Figure]]]:
         [
             paired(f"client/{side}/{field}", f"{words}, {name}", "s", found, side, "bare", field)
             for side, words in (("batch", "into a batch"), ("now", "blocking"))
+            for field, name in (("wall", "wall"), ("cpu", "client CPU"))
+        ],
+    )
+
+
+def run_burst(*, quick: bool) -> Iterator[tuple[str, list[Figure]]]:
+    """200 blocking calls at once of the client that a dispatcher gives, under the default policy, beside the bare SDK.
+
+    A Messages call takes 0.2 s. Both processes are new: nothing is known of the account's limits, and no connection is
+    open. It ends in a second, so there are many rounds.
+    """
+    count, rounds = (20, 1) if quick else (200, 9)
+    found = []
+    for number in range(rounds):
+        note(f"burst, round {number + 1} of {rounds}")
+        with sandbox(sync=0.2) as url, folder() as where:
+            options = {"url": url, "where": where, "count": count, "warm": False, "follows": True}
+            sides = {
+                "bare": lambda options=options: child("latency", "gathered", **options),
+                "ours": lambda options=options: child("latency", "fronted", **options),
+            }
+            found.append(rotate(sides, number))
+    yield (
+        f"burst: {count} blocking calls at once of a dispatcher's client beside asyncio.gather, {rounds} rounds",
+        [
+            paired(f"burst/{field}", name, "s", found, "ours", "bare", field)
             for field, name in (("wall", "wall"), ("cpu", "client CPU"))
         ],
     )

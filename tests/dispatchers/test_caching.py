@@ -107,6 +107,14 @@ async def test_a_primer_that_came_to_nothing_is_not_followed_by_another(world: W
     assert not world.sandbox.books.bought_twice()
 
 
+async def test_a_primer_whose_create_is_refused_for_now_is_sent_again(world: World):
+    world.sandbox.fault("create.rate_limited_429", retry_after=0)
+    async with world.open(cache="prime") as d:
+        job = await d.dispatch_all(many(30, prefix=LONG), job="j", latency=HOURS_80)
+        assert len([result async for result in job.results()]) == 30
+    assert sizes(world) == [1, 29]
+
+
 async def test_a_process_that_comes_later_goes_on_behind_the_primer(world: World):
     world.sandbox.batch_latency = 3600.0
     async with world.open(cache="prime") as d:

@@ -1527,6 +1527,11 @@ def test_what_is_known_of_a_prefix_and_how_often_it_was_hit(world: World) -> Non
     shared = attrs.evolve(FLEXIBLE, prefix="p", prefix_tokens=9_000)
     numbers = world.bulk([entry(str(n), shared) for n in range(8)])
     assert world.ledger.snapshot().prefixes == {}
+    unsent = world.seal(max_requests=1, caching=Caching.PRIMER)
+    assert unsent is not None
+    assert world.ledger.snapshot().prefixes["p"].in_vain
+    world.ledger.unseal(unsent.id, now=NOW)
+    assert world.ledger.snapshot().prefixes == {"p": Primed()}, "it was not sent"
     batch = world.seal(max_requests=1, caching=Caching.PRIMER)
     assert batch is not None
     assert world.ledger.snapshot().prefixes == {"p": Primed(tried_at=NOW)}

@@ -152,6 +152,10 @@ class Books:
             (prefix, micros(now)),
         )
 
+    def forget_primer(self, db: Connection, prefix: str) -> None:
+        """The batch that should write this prefix was not sent."""
+        db.execute("UPDATE prefix SET tried = NULL WHERE digest = ?", (prefix,))
+
     def note_hits(self, db: Connection, prefix: str, batch: int, used: Sequence[Cached], now: datetime) -> None:
         """So rows of a batch used the API's cache, all of them with this prefix."""
         caching, ended = db.execute("SELECT caching, ended_at FROM batch WHERE id = ?", (batch,)).fetchone()

@@ -12,6 +12,7 @@ import attrs
 from batchwise.errors import InvalidValueError
 from batchwise.models import Lane, Outcome
 from batchwise.planning.outcomes import was_cut
+from batchwise.planning.priming import Caching
 from batchwise.planning.state import BatchState, Terms
 
 from .batches import Batches
@@ -123,7 +124,9 @@ class Requeuing:
         """
         code = LANE_CODES[lane]
         with self._database.write("unseal") as db:
-            first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
+            first, last, caching = db.execute(
+                "SELECT first, last, caching FROM batch WHERE id = ?", (batch,)
+            ).fetchone()
             groups = self._books.groups(db, "batch = ?", (batch,))
             wanted = None if terms is None else frozenset(terms)
             chosen = [each for each in groups if wanted is None or each[0].terms in wanted]
@@ -135,6 +138,8 @@ class Requeuing:
                 moves.add(place, -group.requests, -group.size)
                 # It has waited its interval already.
                 moves.add(Place(place.terms, code, QUEUED, 0), group.requests, group.size, flush=True)
+                if caching == Caching.PRIMER.value and not doubtful:
+                    self._books.forget_primer(db, group.terms.prefix)
                 if doubtful:
                     self._books.doubt(db, group.terms, group.requests, group.size, now, lane=BATCH)
             which = "" if wanted is None else f" AND terms {self._database.among}"

@@ -22,6 +22,7 @@ from batchwise.planning.priming import (
     LIFE,
     Caching,
     Hits,
+    Prefixes,
     Primed,
     cheapest,
     expected_cost,
@@ -92,6 +93,39 @@ def test_a_body_under_an_hour_says_the_same_and_grows_as_told(blocks: list[Any],
         if each.get("cache_control") == {"type": "ephemeral"}:
             each["cache_control"]["ttl"] = "1h"
     assert json.loads(made) == expected
+
+
+keys = st.sampled_from(["model system messages tools", "model system tools messages", "messages system tools model"])
+MARK = {"type": "ephemeral"}
+parts = st.sampled_from([block("a"), block("a", MARK), block('"messages":'), block("b", {"ttl": "1h"})])
+tools = st.lists(st.sampled_from([{"name": "t"}, {"name": "u", "cache_control": MARK}]), max_size=2)
+bodies = st.builds(
+    lambda order, model, system, tools, content, data: json.dumps(
+        {name: {"model": model, "system": system, "tools": tools, "metadata": data,
+                "messages": [{"role": "user", "content": content}]}[name] for name in order.split()},
+        separators=(",", ":"),
+    ).encode(),
+    keys, st.just(MODEL), st.lists(parts, max_size=2), tools, st.lists(parts, max_size=2),
+    st.sampled_from([{}, {"tools": "x"}, {"messages": []}]),
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from([MODEL, "claude-opus-5"]), bodies), min_size=2, max_size=8), st.data())
+def test_reading_equal_beginnings_once_changes_nothing(requests: list[tuple[str, bytes]], data: Any) -> None:
+    known = Prefixes()
+    for model, body in data.draw(st.permutations([*requests, *requests])):
+        assert known.of(model, body) == prefix_of(model, body)
+
+
+def test_equal_beginnings_are_read_once() -> None:
+    known, shared = Prefixes(), block("p" * 100, {"type": "ephemeral"})
+    found = [known.of(MODEL, asked(question, shared).body) for question in "abc"]
+    assert found[1] is found[2] is found[0]
+    assert known.of(MODEL, asked("d", block("q")).body) is None
+    behind = [asked("e", shared, tools=[{"name": name, "input_schema": {"type": "object"}}]) for name in "tu"]
+    first, second = (known.of(MODEL, request.body) for request in behind)
+    assert (first, second) == (prefix(behind[0]), prefix(behind[1]))
+    assert len({found[0].digest, first.digest, second.digest}) == 3, "tools come before the system prompt"
 
 
 # -- what is cheapest -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy,
 from batchwise.planning import packing, routing
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.pricing import PriceBook
-from batchwise.planning.priming import is_never_cached, prefix_of
+from batchwise.planning.priming import Prefixes, is_never_cached, prefix_of
 from batchwise.planning.reservation import length_class, media_tokens, most_cost, refuse_unbounded
 from batchwise.planning.state import Terms
 from batchwise.request import Request, Traits
@@ -58,7 +58,7 @@ class Router:
 
     def __init__(self, policy: Policy, prices: PriceBook, forecast: _Forecaster) -> None:
         self._policy, self._prices, self._forecast = policy, prices, forecast
-        self._primes = policy.cache == "prime"
+        self._prefixes = Prefixes() if policy.cache == "prime" else None
         self._warned: set[str] = set()
         self._by_size = bool(policy.hedge or policy.delay_cost_per_hour)
         self._known: dict[object, tuple[Decision, Terms]] = {}
@@ -148,7 +148,7 @@ class Router:
             request.stream,
             request.expected_output_tokens,
             request.label_pairs,
-            self._primes and prefix_of(request.model, request.body),
+            self._prefixes and self._prefixes.of(request.model, request.body),
             len(request.body) >> 10 if self._by_size else 0,
             self._policy.max_spend is not None
             and length_class(self._prices, request, self._models(request.model), at=now),

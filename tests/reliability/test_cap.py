@@ -7,6 +7,7 @@ import random
 import time
 from contextlib import suppress
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -81,6 +82,55 @@ def live_through(seed: int) -> str:
 @pytest.mark.parametrize("seed", [*range(12), *(pytest.param(n, marks=pytest.mark.soak) for n in range(12, 212))])
 def test_the_spend_limit_is_passed_in_no_world(seed: int) -> None:
     print(live_through(seed))
+
+
+@pytest.mark.parametrize("latency", [bw.Latency.FLEXIBLE, 2 * HOUR, 30 * HOUR])
+def test_a_limit_that_comes_later_holds_for_what_was_accepted_before(tmp_path: Path, latency: Any) -> None:
+    """One dispatcher without a limit accepts and sends; another one with a limit goes on with the ledger."""
+    path = str(tmp_path / "ledger.db")
+    before = World(path=path)
+    after = World(bw.Policy(max_spend="0.06"), path=path, beside=before)
+    try:
+        before.dispatch("sent", bw.Latency.FLEXIBLE)
+        before.ledger.flush()
+        before.run()
+        assert len(before.api.batches) == 1
+        for number in range(20):
+            before.dispatch(f"{number}", latency)
+        before.engine.close()
+        after.accepted = before.accepted
+        for _ in range(100):
+            after.pass_time(HOUR, wakes=10)
+            after.check()  # the limit among it
+        counts = after.ledger.counts(job=None).by
+        answered = sum(number for (_, _, outcome), number in counts.items() if outcome is bw.Outcome.SUCCEEDED)
+        assert 1 < answered < 21
+        assert sum(number for (_, _, outcome), number in counts.items() if outcome is None) == 21 - answered
+        assert "Policy.max_spend" in (after.engine.setbacks.last or "")
+        with pytest.raises(bw.SpendLimitError):
+            after.dispatch("more", latency)
+    finally:
+        after.close()
+        before.close()
+
+
+def test_a_limit_with_room_keeps_nobody_waiting(tmp_path: Path) -> None:
+    path = str(tmp_path / "ledger.db")
+    before = World(path=path)
+    after = World(bw.Policy(max_spend=5), path=path, beside=before)
+    try:
+        before.dispatch_all([str(number) for number in range(10)], 30 * HOUR, "job")
+        for number in range(3):
+            before.dispatch(f"single {number}", 2 * HOUR)
+        before.engine.close()
+        after.accepted = before.accepted
+        after.settle_all()
+        assert after.ledger.report(job=None).met == 13
+        with after.ledger.database.read() as db:
+            assert after.ledger.books.reserved(db) == 0
+    finally:
+        after.close()
+        before.close()
 
 
 def spend(base_url: str, ledger: str, cap: str, number: int) -> None:

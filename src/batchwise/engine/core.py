@@ -42,6 +42,7 @@ from batchwise.planning.capacity import Measured, latest, tail_of
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.forecast import Forecast, Sample, size_class
 from batchwise.planning.moments import believed, longest_pause
+from batchwise.planning.outcomes import Fault
 from batchwise.planning.packing import MAX_CALL_BYTES, MAX_REQUESTS
 from batchwise.planning.pricing import PICO, Tariff, book_of, to_usd
 from batchwise.planning.risk import SAFE, Risk, risks
@@ -55,6 +56,7 @@ from .routes import Router, check_size, decision_of
 from .setbacks import Setbacks
 from .telemetry import observe
 from .telling import Hook, Telling
+from .uncapped import kept_for, most_under_way, withheld
 from .waits import Waits
 
 __all__ = ["Engine"]
@@ -68,6 +70,12 @@ _WATCH = 2.0
 _NEWS = 0.05
 """A change of what the sync lane reaches that the ledger is told at once: of a share of the limits."""
 _URGENT, _BLOCKING, _PATIENT = 0, 1, 2
+_UNKEPT = "unkept"
+"""Under which name it is noted that work waits for room under the spend limit."""
+_NO_ROOM = (
+    "the limit has no room for what {} of these requests can cost, or nothing bounds that; they wait. Raise the limit, "
+    "cancel them, or run them without one"
+)
 
 
 def _utc_now() -> datetime:
@@ -111,6 +119,10 @@ class Engine:
         self.waits = Waits(policy.linger)
         self.setbacks = Setbacks(now)
         self.on_settled: Callable[[Sequence[int]], None] = lambda _requests: None
+        self._under_way = 0
+        """pico-USD that may be spent on what was sent without a spend limit, where there is one now."""
+        if policy.max_spend is not None:
+            self._under_way = most_under_way(ledger.snapshot(), self.router, self.now())
         self.claimed, self.run = False, 0
         if endpoint is not None:
             self.claimed = ledger.bind(endpoint=endpoint, workspace=None)
@@ -149,7 +161,8 @@ class Engine:
         if self.policy.max_spend is None:
             return None
         period = self.policy.max_spend_period
-        return Cap(limit=int(self.policy.max_spend * PICO), since=None if period is None else self.now() - period)
+        limit = int(self.policy.max_spend * PICO) - self._under_way
+        return Cap(limit=limit, since=None if period is None else self.now() - period)
 
     def accept(
         self, request: Request, job: str | None, begin: Callable[[Claim], None] | None = None
@@ -355,7 +368,26 @@ class Engine:
         now = self.now()
         right = self._set_right(snapshot, now)
         self._watch(right, now)
-        return planner.plan(right, now, self.policy, wake_gap=wake_gap)
+        right, again = self._within_limit(right, now)
+        return (*planner.plan(right, now, self.policy, wake_gap=wake_gap), *again)
+
+    def _within_limit(self, known: Snapshot, now: datetime) -> tuple[Snapshot, tuple[agenda.WaitUntil, ...]]:
+        """What may be sent under the spend limit; if work waits for room, when to look again, as a period moves on."""
+        if self.policy.max_spend is None:
+            return known, ()
+        self._under_way = most_under_way(known, self.router, now)
+        cap = self.cap()
+        if cap is not None and kept_for(known, self.ledger, self.router, cap, now):
+            known = self._set_right(self.snapshot(), now)
+        right, held = withheld(known, self.router, now)
+        if not held:
+            self.setbacks.mended(_UNKEPT)
+            return right, ()
+        self.backlog = bool(right.sync_queue)
+        pause = self.policy.poll_every[1]
+        fault = Fault(None, "spend_limit", _NO_ROOM.format(held))
+        self.setbacks.refused(_UNKEPT, "sending what was accepted without Policy.max_spend", fault, pause)
+        return right, (agenda.WaitUntil(now + pause),)
 
     def _set_right(self, known: Snapshot, now: datetime) -> Snapshot:
         """What is believed of a snapshot. Where the clock was ahead, that is stored: the ledger has to agree to it."""

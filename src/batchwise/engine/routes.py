@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import attrs
 
 from batchwise.errors import SpendLimitError, shown
+from batchwise.jsontext import decode
 from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse
 from batchwise.planning import packing, routing
 from batchwise.planning.forecast import Forecast
@@ -172,6 +173,18 @@ class Router:
         fast = self._prices.rates(terms.model, Lane.SYNC, speed="fast", at=now) is not None
         unknown = Traits(terms.model, terms.max_tokens, (), (), "auto", "fast" if fast else "")
         each, per_byte = self._most(unknown, at=now, betas=terms.betas, media=None, where=where)
+        return attrs.evolve(terms, reserve_each=each, reserve_per_byte=per_byte)
+
+    def reserved_for(self, terms: Terms, body: bytes, *, now: datetime) -> Terms:
+        """Terms with what is kept for their request with this body, as if it were accepted now.
+
+        Raises:
+            InvalidRequestError: It could not be dispatched any more.
+            SpendLimitError: Nothing bounds what its tools can cost.
+            UnknownPriceError: A price is unknown.
+        """
+        request = Request(decode(body), betas=terms.betas)
+        each, per_byte = self._reserve(request, now, f"a request for {shown(terms.model)}")
         return attrs.evolve(terms, reserve_each=each, reserve_per_byte=per_byte)
 
     def _reserve(self, request: Request, now: datetime, where: str) -> tuple[int, int]:

@@ -208,6 +208,10 @@ class Books:
         self.waste(db, terms.job, doubles=requests)
         self.unseen(db, terms, requests, size, now, lane=lane)
 
+    def room(self, db: Connection, cap: Cap) -> int:
+        """pico-USD that a spend limit leaves beside what was spent and what is kept."""
+        return cap.limit - self.spent(db, cap.since) - self.reserved(db)
+
     def check_cap(self, db: Connection, cap: Cap | None, more: int) -> None:
         """Refuse what could pass the spend limit.
 

@@ -166,6 +166,7 @@ class Ledger:
     members = _by("_batches", Batches.members)
     unseal = _by("_requeuing", Requeuing.unseal)
     move = _by("_requeuing", Requeuing.move)
+    reserve = _by("_requeuing", Requeuing.reserve)
 
     # -- ends -------------------------------------------------------------------------------------------------------
 

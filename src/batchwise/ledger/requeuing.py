@@ -24,6 +24,9 @@ from .values import Cap
 
 __all__ = ["Requeuing"]
 
+_KEPT_AT_ONCE = 500
+"""Requests whose bodies one transaction looks at: other writers get their turn in between."""
+
 
 class Requeuing:
     """Queues requests again: another attempt, the other lane, or all anew."""
@@ -171,6 +174,38 @@ class Requeuing:
                         (code, number, 1 - code),
                     )
         return moved
+
+    def reserve(self, terms: int, reserved: Callable[[Terms, bytes], Terms | None], *, cap: Cap) -> int:
+        """Keep of a spend limit what queued requests of these terms may cost: as many, the first ones, as have room.
+
+        They go on on the terms that `reserved` gives for theirs and a body: those, and what is kept. None: it waits on.
+        Returns how many.
+        """
+        with self._database.write("reserve") as db:
+            found = db.execute(
+                "SELECT q.id, b.params FROM request q JOIN body b ON b.id = q.id "
+                "WHERE q.status = 0 AND q.terms = ? ORDER BY q.id LIMIT ?",
+                (terms, _KEPT_AT_ONCE),
+            ).fetchall()
+            rows = self._records.rows(db, [number for number, _ in found])
+            room, chosen = self._books.room(db, cap), dict[Place, list[tuple[Row, Terms]]]()
+            for number, body in found:
+                row, kept = rows[number], reserved(self._records.terms(db, terms), body)
+                if kept is None or row.status != QUEUED:
+                    continue
+                room -= reserve(kept, 1, row.size, lane=row.lane)
+                if room < 0:
+                    break
+                chosen.setdefault(place_of(row), []).append((row, kept))
+            for place, group in self._books.groups(db, "terms = ? AND status = 0", (terms,)):
+                moves = self._books.moves(db, group.since)
+                for row, kept in chosen.get(place, ()):
+                    onto = self._records.store_terms(db, kept, row.job)
+                    moves.add(place, -1, -row.size)
+                    moves.add(place._replace(terms=onto), 1, row.size, flush=group.flush)
+                    db.execute("UPDATE request SET terms = ? WHERE id = ?", (onto, row.id))
+                moves.book()
+            return sum(map(len, chosen.values()))
 
     def reopen(
         self,

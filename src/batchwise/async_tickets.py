@@ -12,7 +12,7 @@ from .drivers.tasks import TaskDriver
 from .engine.handles import JobView, TicketView, seconds
 from .jsonl import JsonLines
 from .ledger.values import RequestRow, ResultRow
-from .models import Decision, Outcome, Progress, Report
+from .models import Decision, LatencyLike, Outcome, Progress, Report
 from .results import Result
 
 __all__ = ["AsyncJob", "AsyncTicket"]
@@ -125,9 +125,14 @@ class AsyncJob(JobView):
             return await self._driver.cancel(job=self._number)
         return await self._driver.cancel(requests=self._requests)
 
-    async def retry(self, outcomes: Sequence[Outcome] = (Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED)) -> int:
+    async def retry(
+        self,
+        outcomes: Sequence[Outcome] = (Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED),
+        *,
+        latency: LatencyLike | None = None,
+    ) -> int:
         """Queue its settled requests of these outcomes anew. See `Job.retry`."""
         self._driver.check()
-        count = await self._driver.in_thread(self._reopen, tuple(outcomes))
+        count = await self._driver.in_thread(self._reopen, tuple(outcomes), latency)
         self._driver.wake()
         return count

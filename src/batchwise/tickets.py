@@ -11,7 +11,7 @@ from .drivers.threads import ThreadDriver
 from .engine.handles import JobView, TicketView, seconds
 from .jsonl import JsonLines
 from .ledger.values import RequestRow
-from .models import Decision, Outcome, Progress, Report
+from .models import Decision, LatencyLike, Outcome, Progress, Report
 from .results import Result
 
 __all__ = ["Job", "Ticket"]
@@ -158,15 +158,26 @@ class Job(JobView):
             return self._driver.cancel(job=self._number)
         return self._driver.cancel(requests=self._requests)
 
-    def retry(self, outcomes: Sequence[Outcome] = (Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED)) -> int:
+    def retry(
+        self,
+        outcomes: Sequence[Outcome] = (Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED),
+        *,
+        latency: LatencyLike | None = None,
+    ) -> int:
         """Queue its settled requests of these outcomes anew; returns how many. Their old results are dropped.
 
+        Args:
+            outcomes: Those that ended so.
+            latency: How long they can take from now on, by which they are routed anew; None: their deadlines stand, and
+                one that has passed is dropped.
+
         Raises:
+            AdmissionError: No lane can keep the new deadline; none of them is queued.
             SpendLimitError: They could pass `Policy.max_spend`; none of them is queued.
             UnknownPriceError: There is a spend limit, and the price of one's model is unknown.
             InvalidValueError: Some are of an adopted batch, whose prompts the ledger does not have; none is queued.
         """
         self._driver.check()
-        count = self._reopen(tuple(outcomes))
+        count = self._reopen(tuple(outcomes), latency)
         self._driver.wake()
         return count

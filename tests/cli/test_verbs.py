@@ -216,6 +216,7 @@ def test_retry(sandbox, batchwise, ledger):
     assert "1 failed" in batchwise("advance", "--watch").out
     assert batchwise("retry", "nightly", "--only", "expired", "--json").json["retried"] == 0
     sandbox.reply = lambda params: "now it works"
+    assert batchwise("retry", "nightly", "--within", "soon").code == 2
     told = batchwise("retry", "nightly", "--json").json
     assert (told["retried"], told["progress"]["by_status"]) == (1, {"in_flight": 1, "settled": 2})
     sandbox.finish(sandbox.books.batches[1].id)

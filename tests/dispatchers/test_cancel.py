@@ -6,13 +6,24 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from batchwise import Latency, Outcome, RequestFailedError, Status, TicketNotFoundError
+from batchwise import (
+    AdmissionError,
+    InvalidValueError,
+    Lane,
+    Latency,
+    Limits,
+    Outcome,
+    RequestFailedError,
+    Status,
+    TicketNotFoundError,
+)
 from batchwise.sandbox import Reply
 from tests.strategies import params
 
-from .world import HOURS_30, World, listed, many
+from .world import HOURS_30, PATIENCE, World, listed, many
 
 FLEXIBLE = Latency.FLEXIBLE
+WRONG = Reply.error("invalid_request_error", "no")
 REMOTE = "POST /v1/messages/batches/{id}/cancel"
 
 
@@ -139,6 +150,36 @@ async def test_a_waiting_caller_learns_of_the_cancel(world: World):
 
         result, _ = await world.together(lambda: ticket.result(timeout=15), cancel)
         assert result.outcome is Outcome.CANCELED
+
+
+async def test_retry_with_a_new_latency_is_routed_anew(world: World):
+    world.sandbox.reply = lambda params: WRONG if params["messages"][0]["content"] == "r-1" else "fine"
+    async with world.open() as d:
+        job = await d.dispatch_all(many(3, labels={"team": "search"}), job="j", latency=HOURS_30)
+        await job.wait(PATIENCE)
+        first = await (await d.ticket("r-1", job="j")).refresh()
+        with pytest.raises(InvalidValueError, match="latency"):
+            await job.retry(latency="soon")
+        before = datetime.now(timezone.utc)
+        world.sandbox.reply = lambda params: "fine"
+        assert await job.retry(latency=timedelta(hours=2)) == 1
+        result = await (await d.ticket("r-1", job="j")).result(PATIENCE)
+        assert (result.ok, result.lane, result.labels) == (True, Lane.SYNC, {"team": "search"})
+        assert before + timedelta(hours=2) <= result.deadline <= datetime.now(timezone.utc) + timedelta(hours=2)
+        assert result.deadline < first.decision.deadline
+        assert (world.creates, world.calls) == (1, 1)
+
+
+async def test_a_retry_whose_new_deadline_no_lane_can_keep_queues_nothing(world: World):
+    world.sandbox.reply = lambda params: WRONG if int(params["messages"][0]["content"][2:]) < 50 else "fine"
+    async with world.open() as d:
+        job = await d.dispatch_all(many(60), job="j", latency=HOURS_30)
+        await job.wait(PATIENCE)
+    async with world.open(limits=Limits(requests_per_minute=1, latency=timedelta(seconds=1))) as d:
+        job = await d.job("j")
+        with pytest.raises(AdmissionError, match="50 requests"):
+            await job.retry(latency=timedelta(minutes=30))
+        assert (await job.progress()).by_outcome[Outcome.FAILED] == 50
 
 
 async def test_retry_takes_the_outcomes_asked_for(world: World):

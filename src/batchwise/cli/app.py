@@ -198,12 +198,15 @@ def retry(
     job: Job,
     *,
     only: Outcomes = None,
+    within: Annotated[
+        _Text, _option(metavar="TIME", help="How long they can take from now on. Default: their deadlines stand.")
+    ] = None,
     ledger: Ledger = None,
     policy: PolicyFile = None,
     json: Json = False,
 ) -> None:
     """Queue requests of a job anew that have no answer, and submit them. Without --only: failed, expired, canceled."""
-    _answer("retry", lambda: verbs.retry(job, outcomes=only, ledger=ledger, policy=policy), json=json)
+    _answer("retry", lambda: verbs.retry(job, outcomes=only, within=within, ledger=ledger, policy=policy), json=json)
 
 
 @app.command()

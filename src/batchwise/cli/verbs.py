@@ -279,13 +279,15 @@ def retry(
     job: str,
     *,
     outcomes: Sequence[Outcome] | None = None,
+    within: str | None = None,
     ledger: str | None = None,
     policy: str | None = None,
 ) -> Answer:
     """Queue requests of a job anew, and submit them."""
     with working(ledger, policy, finish=True) as (dispatcher, _):
         again = dispatcher.job(job)
-        count = again.retry(outcomes) if outcomes else again.retry()
+        latency = None if within is None else _latency(within)
+        count = again.retry(outcomes, latency=latency) if outcomes else again.retry(latency=latency)
     return _after(f"{count} requests queued again", status(job, ledger=ledger, policy=policy), retried=count)
 
 

@@ -67,6 +67,8 @@ _TOLD = timedelta(minutes=1)
 _SOON = timedelta(seconds=1)
 _WATCH = 2.0
 """Seconds between two looks whether deadlines are in danger, at least."""
+_PAGE = 500
+"""Results that are looked through at a time."""
 _NEWS = 0.05
 """A change of what the sync lane reaches that the ledger is told at once: of a share of the limits."""
 _URGENT, _BLOCKING, _PATIENT = 0, 1, 2
@@ -248,18 +250,54 @@ class Engine:
         else:
             self._untold = None
 
-    def reopen(self, job: int, outcomes: Sequence[Outcome], requests: Sequence[int] | None) -> int:
-        """Queue settled requests anew; returns how many.
+    def reopen(
+        self,
+        job: int,
+        outcomes: Sequence[Outcome],
+        requests: Sequence[int] | None,
+        latency: LatencyTag | None = None,
+    ) -> int:
+        """Queue settled requests anew; returns how many. With a latency, which counts from now, they are routed anew.
 
         Raises:
+            AdmissionError: No lane can keep their new deadline; none of them is queued.
             SpendLimitError: They could pass the cap; none of them is queued.
             UnknownPriceError: There is a cap, and the price of one's model is unknown.
         """
         cap = self.cap()
         reserved = None if cap is None else partial(self.router.reserved, now=self.now())
+        routed = None if latency is None else self._routed(job, outcomes, requests, latency)
         return self.ledger.reopen(
-            job=job, outcomes=outcomes, now=self.now(), requests=requests, cap=cap, reserved=reserved
+            job=job, outcomes=outcomes, now=self.now(), requests=requests, cap=cap, reserved=reserved, routed=routed
         )
+
+    def _routed(
+        self, job: int, outcomes: Sequence[Outcome], requests: Sequence[int] | None, latency: LatencyTag
+    ) -> dict[int, Terms]:
+        """New terms for settled requests that are tried again, by their numbers, as a bulk dispatch would have them."""
+        now, after = self.now(), 0
+        wanted, routed, sums = None if requests is None else frozenset(requests), {}, Counter[Terms]()
+        while rows := self.ledger.results(job=job, after=after, limit=_PAGE):
+            after = rows[-1].cursor
+            for number in [row.request for row in rows if row.how.outcome in outcomes]:
+                known = self.ledger.row(number)
+                if known is None or not (wanted is None or number in wanted):
+                    continue
+                routed[number] = terms = known.terms
+                if not terms.adopted:  # else there is no body, and the ledger refuses
+                    (body,) = self.ledger.bodies([number])
+                    routed[number] = terms = self.router.again(terms, body, latency, now)
+                    sums[terms] += len(body)
+        counts = Counter(routed.values())
+        groups = [Group(terms=terms, requests=counts[terms], size=size, since=now) for terms, size in sums.items()]
+        left = self.admissions.all(groups, now)
+        for number, terms in routed.items():
+            count, diverted = left.get(terms, (0, terms))
+            if count:
+                left[terms] = count - 1, diverted
+                routed[number] = diverted
+        self.admissions.forget()
+        return routed
 
     def entries(
         self, requests: Iterable[Request], now: datetime, latency: LatencyTag | None, tool_use: ToolUse | None

@@ -381,11 +381,12 @@ class JobView:
     def _all_settled(self) -> bool | None:
         return None if self._waits() else True
 
-    def _reopen(self, outcomes: tuple[Outcome, ...]) -> int:
+    def _reopen(self, outcomes: tuple[Outcome, ...], latency: object) -> int:
         """Queue anew and mark as waited for, as a bulk dispatch is."""
+        tag = None if latency is None else to_latency(latency)
         self._engine.rise()
         ledger = self._engine.ledger
-        count = self._engine.reopen(self._number, outcomes, self._requests)
+        count = self._engine.reopen(self._number, outcomes, self._requests, tag)
         if self._requests is None:
             ledger.flush(job=self._number)
         elif count:

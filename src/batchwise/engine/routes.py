@@ -155,6 +155,23 @@ class Router:
             and length_class(self._prices, request, self._models(request.model), at=now),
         )
 
+    def again(self, terms: Terms, body: bytes, latency: LatencyTag, now: datetime) -> Terms:
+        """The terms of a request that is tried again, and may take so long from now on.
+
+        Raises:
+            InvalidRequestError: It cannot be kept; see `choose_lane`.
+        """
+        params: Any = {**decode(body), "model": terms.asked[0]}  # a fallback model may have been asked last
+        request = Request(
+            params,
+            betas=terms.betas,
+            stream=terms.stream,
+            tool_use=terms.tool_use,
+            expected_output_tokens=terms.output_tokens if terms.expected else None,
+            labels=dict(terms.labels),
+        )
+        return self.route(request, now, latency)[1]
+
     def reserved(self, terms: Terms, *, now: datetime) -> Terms:
         """Terms with what is kept for one of their requests; one of which nothing is known may fill its model.
 

@@ -216,21 +216,23 @@ class Requeuing:
         requests: Sequence[int] | None = None,
         cap: Cap | None = None,
         reserved: Callable[[Terms], Terms] | None = None,
+        routed: Mapping[int, Terms] | None = None,
     ) -> int:
         """Queue a job's settled requests of these outcomes anew; attempts, paused turns and refusals are forgotten.
 
         With `requests`, only those of them. A deadline that has passed is dropped. What they cost stays in the books.
-        Under a cap it is one transaction, else one for some at a time.
+        With `routed`, only those in it, on these terms. Under a cap, and with `routed`, it is one transaction, else one
+        for some at a time.
 
         Raises:
             SpendLimitError: They could pass the cap; none of them is queued.
             InvalidValueError: Some of them were adopted; none is queued.
         """
-        wanted = None if requests is None else frozenset(requests)
+        wanted = routed if routed is not None else None if requests is None else frozenset(requests)
         codes = self._database.list_of(OUTCOME_CODES[outcome] for outcome in outcomes)
 
         def terms_of(db: Connection, row: Row) -> Terms:
-            terms = self._records.terms(db, row.terms)
+            terms = self._records.terms(db, row.terms) if routed is None else routed[row.id]
             if terms.refused_by:
                 terms = terms.asking(terms.asked[:1])
             return terms if reserved is None else reserved(terms)
@@ -266,7 +268,7 @@ class Requeuing:
                     "requests of an adopted batch are among these, and the ledger does not have their prompts: nothing "
                     "was queued. Dispatch them anew, under a job of their own"
                 )
-        if cap is not None:
+        if cap is not None or routed is not None:
             with self._database.write("reopen") as db:
                 rows = [row for page in pages(db) for row in page]
                 more = sum(reserve(terms_of(db, row), 1, row.size) for row in rows)

@@ -538,6 +538,15 @@ def test_largest_rescuable_is_the_exact_inverse(duration, limits, input_tokens, 
                 "give smaller figures$"
             ),
         ),
+        (
+            lambda: sla_cadence(30 * HOUR, overhead=timedelta.max),
+            "reserve=2:00:00 plus overhead=999999999 days, .* is more",
+        ),
+        (
+            lambda: sla_cadence(30 * HOUR, reserve=timedelta.max),
+            "reserve=999999999 days, .* plus overhead=0:00:00 is more",
+        ),
+        (lambda: sla_cadence(TICK, window=timedelta.max), "sla=0:00:00.000001 minus the windows is more"),
         (lambda: worst_case_latency(-HOUR), "interval=-1 day, 23:00:00 is negative"),
         (lambda: worst_case_latency(HOUR, rounds=10**12), "rounds=1000000000000 times interval . window is more than"),
         (lambda: latest_submission(datetime(2026, 1, 1)), "deadline=2026-01-01T00:00:00 is a naive datetime"),  # noqa: DTZ001

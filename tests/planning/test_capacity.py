@@ -26,6 +26,7 @@ from batchwise.planning.capacity import (
     queue_limit,
     tail_of,
 )
+from batchwise.planning.reserve import margin_of
 
 MINUTE = timedelta(minutes=1)
 START = Limits.for_tier("start")
@@ -142,6 +143,29 @@ def test_only_classes_that_want_more_calls_than_there_are_get_a_part_of_them() -
     many = Limits(requests_per_minute=4_800, latency=timedelta(seconds=10))  # 800 calls at once
     assert Capacity(Policy(limits=many), NOW, None, ["m", "n"]).limits("m").concurrency == 500
     assert Capacity(Policy(limits=many), NOW).limits("m").concurrency == MOST_CALLS
+
+
+def test_headers_lower_each_limit_by_itself() -> None:
+    limits = Limits(requests_per_minute=10, input_tokens_per_minute=100, output_tokens_per_minute=1_000)
+    for name in ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute"):
+        assert limits_of("m", limits, Measured(at=NOW, **{name: 7})) == attrs.evolve(limits, **{name: 7})
+        assert limits_of("m", limits, Measured(at=NOW, **{name: 7_000})) == limits
+        assert limits_of("m", Limits(), Measured(at=NOW, **{name: 7})) == Limits(**{name: 7})
+
+
+def test_the_longest_prefix_counts_wherever_it_begins() -> None:
+    assert class_of("anthropic.claude-haiku-4-5", {"claude": Limits(), "anthropic": Limits()}) == "anthropic"
+
+
+def test_a_class_that_wants_hardly_a_call_has_one() -> None:
+    limits = {"few": Limits(requests_per_minute=1), "many": Limits()}
+    lane = Capacity(Policy(limits=limits), NOW, None, ["few", "many"])
+    assert lane.limits("few").concurrency == 1
+
+
+def test_a_margin_is_as_long_as_the_slowest_call_that_the_limits_allow_for() -> None:
+    slow = Policy(limits=Limits(latency=timedelta(seconds=60)))
+    assert margin_of(slow) - margin_of(Policy()) == 3 * timedelta(seconds=50)
 
 
 def test_of_two_words_on_a_class_at_the_same_moment_ones_own_counts() -> None:

@@ -337,6 +337,7 @@ def test_two_figures_that_differ_look_different() -> None:
         (timedelta(hours=1, minutes=59, seconds=59), "2 h"),
         (timedelta(hours=1, minutes=59, seconds=29), "1 h 59 min"),
         (timedelta(seconds=59.96), "1 min"),
+        (timedelta(seconds=60.4), "1 min"),
         (timedelta(seconds=59.94), "59.9 s"),
         (timedelta(microseconds=999_999), "1 s"),
         (timedelta(microseconds=1), "0.001 ms"),

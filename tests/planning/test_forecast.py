@@ -245,6 +245,14 @@ class TestHistory:
         assert Forecast.from_history(seen, **others).p_end_within(HOUR) < 0.1
         assert Forecast.from_history(seen).p_end_within(HOUR) == pytest.approx(0.5, abs=0.02)
 
+    @pytest.mark.parametrize(("asked", "hour"), [(23, 1), (1, 23), (22, 0), (0, 22), (5, 7), (7, 5)])
+    def test_hours_two_apart_are_one_pool_and_three_apart_are_not(self, asked, hour):
+        seen = [sample(10 * MINUTE, hour=hour)] * 300 + [sample(10 * HOUR, hour=12)] * 300
+        assert Forecast.from_history(seen, hour=asked).p_end_within(HOUR) > 0.9
+        further = (hour + (1 if (hour - asked) % 24 == 2 else -1)) % 24
+        apart = [sample(10 * MINUTE, hour=further)] * 300 + [sample(10 * HOUR, hour=asked)] * 300
+        assert Forecast.from_history(apart, hour=asked).p_end_within(HOUR) < 0.1
+
     def test_a_thin_pool_leans_on_the_wider_one(self):
         seen = [sample(10 * MINUTE, model="n")] * 500 + [sample(10 * HOUR, model="m")]
         assert Forecast.from_history(seen, model="m").p_end_within(HOUR) > 0.85

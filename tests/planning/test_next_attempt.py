@@ -32,6 +32,9 @@ def after(attempts: int, terms: Terms = WEEK, hours: float = 0, policy: Policy =
         (1, WEEK, 48, {"sync_works": False}, (Lane.BATCH, True)),
         (2, WEEK, 72, {}, (Lane.SYNC, False)),  # it is not used up by a batch
         (2, WEEK, 168, {}, None),  # too late for a rescue
+        (0, WEEK, 138, {}, (Lane.BATCH, True)),  # a window, and a third of what is left beside it
+        (0, WEEK, 143.75, {}, (Lane.BATCH, True)),  # a window, and the least reserve
+        (0, WEEK, 143.76, {}, (Lane.SYNC, True)),
         (0, WEEK, 144, {}, (Lane.SYNC, True)),  # no time for another window
         (0, WEEK, 169, {}, (Lane.SYNC, True)),  # late: the planner finds the cheapest lane
         (1, WEEK, 48, {"costs": False}, (Lane.BATCH, False)),

@@ -27,6 +27,7 @@ from batchwise.planning.outcomes import (
     rule_create,
     rule_row,
     stop_sign,
+    was_cut,
 )
 
 SETTLE, RETRY, CONTINUE, SUSPEND = Verdict.SETTLE, Verdict.RETRY, Verdict.CONTINUE, Verdict.SUSPEND
@@ -529,3 +530,22 @@ def test_results_are_gone_after_29_days_or_when_the_api_says_so():
     assert archived(None, created, last)
     assert not archived(None, created, last - timedelta(microseconds=1))
     assert archived(created, created, created)
+
+
+def test_a_structured_answer_of_a_batch_that_was_cut_off_fails_and_is_billed():
+    row = {"type": "succeeded", "message": {"type": "message", "content": [], "stop_reason": "max_tokens"}}
+    assert rule_row(row).outcome is Outcome.SUCCEEDED
+    failed = rule_row(row, structured=True)
+    assert (failed.outcome, failed.billed) == (Outcome.FAILED, True)
+    refused = rule_row({**row, "message": {**row["message"], "stop_reason": "refusal"}})
+    assert (refused.outcome, refused.billed) == (Outcome.REFUSED, True)
+
+
+@pytest.mark.parametrize(
+    ("stop", "cut"), [("max_tokens", True), ("model_context_window_exceeded", True), ("end_turn", False)]
+)
+def test_a_line_tells_whether_its_answer_was_cut_off(stop, cut):
+    message = {"content": [{"type": "text", "text": '"stop_reason":"max_tokens"'}], "stop_reason": stop}
+    assert was_cut(orjson.dumps({"custom_id": "a", "result": {"type": "succeeded", "message": message}})) is cut
+    assert not was_cut(b'{"stop_reason":"max_tokens"}')
+    assert not was_cut(b'"stop_reason":"max_tokens"')

@@ -29,7 +29,7 @@ from batchwise.planning.agenda import (
     Seal,
     WaitUntil,
 )
-from batchwise.planning.capacity import Capacity, tail_of, usable
+from batchwise.planning.capacity import Capacity, Measured, tail_of, usable
 from batchwise.planning.planner import next_due, plan, safe_moments
 from batchwise.planning.rescue import Rescues, cohorts_of
 from batchwise.planning.reserve import margin_of
@@ -175,6 +175,24 @@ def test_2_what_waits_and_what_runs_counts_too() -> None:
         snapshot = Snapshot(batches=(mine,), **{place: (hedged(2, requests=950),)})
         joint = start_of(960, 2 * HOUR) - LEAD
         assert abs(safe_moments(snapshot, NOW, POLICY)[1] - joint) <= 2 * MICROSECOND
+
+
+def test_2_the_lane_is_planned_for_every_model_that_may_need_it_at_the_pace_that_was_measured() -> None:
+    seen = {"m": Measured(at=NOW, share=0.5)}
+    snapshot = Snapshot(sync_queue=(group(),), batches=(batch(group(2, model="n")),), measured=seen)
+    capacity = Rescues(snapshot, NOW, POLICY).capacity
+    assert capacity.classes == {"m", "n"}
+    assert (capacity.share("m"), capacity.share("n")) == (0.5, 1)
+
+
+def test_2_rows_are_free_for_the_sync_lane_when_their_batch_has_expired_by_our_clock() -> None:
+    snapshot = Snapshot(
+        batches=(batch(group()), batch(group(2), number=2, expires_at=None), batch(group(3), number=3, age=2 * WINDOW)),
+        sync_queue=(group(4),),
+        clock_offset=5 * MINUTE,
+    )
+    releases = {place.terms.id: cohort.release for cohort, place, _ in cohorts_of(snapshot, NOW)}
+    assert releases == {1: NOW + WINDOW - HOUR - 5 * MINUTE, 2: None, 3: NOW, 4: None}
 
 
 def test_2_a_class_without_hope_hides_no_other() -> None:
@@ -688,6 +706,20 @@ def test_queued_work_is_due_when_its_interval_ends_however_late_it_is(after: tim
     assert next_due(snapshot, end + after, POLICY, job=9) is None
     flexible = Snapshot(batch_queue=(group(3, None, since=NOW + HOUR, interval=HOUR),))
     assert next_due(flexible, end + after, POLICY) == NOW + 2 * HOUR
+
+
+def test_a_job_is_due_for_its_own_rows_of_a_batch() -> None:
+    early = batch(group(1, job=1), group(2, None, job=2), age=2 * HOUR)
+    snapshot = Snapshot(batches=(early, batch(group(3, job=2), number=2, age=HOUR)))
+    due = NOW + WINDOW - HOUR
+    assert [next_due(snapshot, NOW, POLICY, job=job) for job in (None, 1, 2, 3)] == [
+        due - HOUR,
+        due - HOUR,
+        due - HOUR,
+        None,
+    ]
+    second = Snapshot(batches=(batch(group(1, job=1), age=2 * HOUR), batch(group(3, job=2), number=2, age=HOUR)))
+    assert [next_due(second, NOW, POLICY, job=job) for job in (1, 2)] == [due - HOUR, due]
 
 
 def test_what_came_first_is_due_since_then_and_what_came_later_does_not_hide_it() -> None:

@@ -226,3 +226,38 @@ def test_choose_lane_refuses_what_is_too_large(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(packing, "MAX_BYTES", 1_000)
     with pytest.raises(InvalidRequestError, match="alone in a batch"):
         choose_lane(Request(large, latency=Latency.FLEXIBLE), now=NOW, policy=Policy())
+
+
+def test_a_length_class_tells_media_and_what_the_input_costs_apart() -> None:
+    document = content({"type": "document", "source": {"type": "file", "file_id": "f"}})
+    assert length_class(BOOK, document, MODELS, at=NOW) == (None,)
+    short, long = content(text_block("x")), content(text_block("x" * 200_000))
+    one, other = (length_class(BOOK, each, MODELS, at=NOW) for each in (short, long))
+    assert (one[0], other[0]) == (0, 0)
+    assert one[1] is not None
+    assert other[1] is not None
+    assert one[1] < other[1]  # dearer above 100,000 tokens
+    assert one[2:] == other[2:]
+    image = content({"type": "image", "source": PNG})
+    assert length_class(BOOK, image, [*MODELS, "unknown"], at=NOW) == (media_tokens(image), *one[1:], 0)
+
+
+def test_a_tool_of_the_caller_adds_a_prompt_and_one_that_the_api_defines_its_own_tokens() -> None:
+    rates = BOOK.rates("claude-sonnet-5", Lane.SYNC, at=NOW)
+    assert rates is not None
+    token = rates.cache_write_1h * Decimal("1.1")
+    plain, own, bash = (content(text_block("x"), model="claude-sonnet-5", **more) for more in (
+        {}, {"tools": [OWN]}, {"tools": [BASH, OWN]}
+    ))  # fmt: skip
+    each = [kept(request) - len(request.body) * token for request in (plain, own, bash)]
+    assert each[1] - each[0] == pytest.approx(2_000 * token, abs=10)
+    assert each[2] - each[1] == pytest.approx(5_000 * token, abs=10)
+
+
+def test_what_nothing_bounds_is_refused_with_what_to_do() -> None:
+    with pytest.raises(SpendLimitError) as raised:
+        refuse_unbounded(Request(params(mcp_servers=[])), "it")
+    assert str(raised.value) == (
+        "it: nothing bounds what 'mcp_servers' can cost, as far as batchwise knows, so Policy.max_spend cannot be "
+        "kept; leave it out, or dispatch it with a ledger whose policy has no max_spend. Nothing was stored or sent"
+    )

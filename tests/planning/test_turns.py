@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tests.strategies import json_values, params
 
 from batchwise.jsontext import decode, encode
-from batchwise.models import Lane, Outcome, Reason
+from batchwise.models import Lane, Outcome, Reason, ResultError
 from batchwise.planning.outcomes import rule_answer
 from batchwise.planning.state import Terms
-from batchwise.planning.turns import MAX_TURNS, continued, merged, next_call, received
+from batchwise.planning.turns import MAX_TURNS, continued, failed, merged, next_call, received
 
 TERMS = Terms(lane=Lane.SYNC, reason=Reason.BLOCKING, model="a", max_tokens=9, output_tokens=9)
 THINKING = {"type": "thinking", "thinking": "hm", "signature": "s"}
@@ -128,3 +128,37 @@ def test_an_answer_has_the_parts_since_the_last_refusal() -> None:
     assert message["usage"] == {"input_tokens": 3, "output_tokens": 6}
     assert message["model"] == "b"
     assert rule_answer(message).outcome is Outcome.SUCCEEDED
+
+
+def test_a_container_goes_on_with_the_turn_unless_the_caller_configured_one() -> None:
+    body, pause = params(model="a"), line_of("pause_turn", TEXT, container={"id": "c1", "expires_at": "x"})
+    assert decode(continued(encode(body), pause) or b"")["container"] == "c1"
+    own = {"skills": []}
+    assert decode(continued(encode({**body, "container": own}), pause) or b"")["container"] == own
+    assert decode(continued(encode({**body, "container": "c0"}), pause) or b"")["container"] == "c1"
+    assert "container" not in decode(continued(encode(body), line_of("pause_turn", TEXT, container=None)) or b"")
+
+
+def test_a_line_of_an_answer_or_of_none_is_worded_as_a_batchs() -> None:
+    line, message = received("id", b'{"content": []}')
+    assert decode(line) == {"custom_id": "id", "result": {"type": "succeeded", "message": {"content": []}}}
+    assert message == {"content": []}
+    for outcome, kind in (
+        (Outcome.FAILED, "errored"),
+        (Outcome.EXPIRED, "expired"),
+        (Outcome.CANCELED, "canceled"),
+    ):
+        error = ResultError("overloaded_error", "Overloaded", retryable=True)
+        said = {"type": "overloaded_error", "message": "Overloaded", "retryable": True}
+        assert decode(failed("id", outcome, error)) == {"custom_id": "id", "result": {"type": kind, "error": said}}
+        told = decode(failed("id", outcome, error, status=529, request_id="req_1"))["result"]["error"]
+        assert told == {**said, "status": 529, "request_id": "req_1"}
+
+
+def test_usage_of_all_parts_is_added_up_kind_by_kind() -> None:
+    first = line_of("pause_turn", TEXT, usage={"input_tokens": 5, "cache": {"a": 1}, "tier": "batch", "fresh": None})
+    last = line_of("end_turn", TEXT, usage={"input_tokens": 7, "cache": {"a": 2, "b": 3}, "tier": "x", "fresh": 2})
+    message = decode(merged([first], last))["result"]["message"]
+    assert message["content"] == [TEXT, TEXT]
+    assert message["usage"] == {"input_tokens": 12, "cache": {"a": 3, "b": 3}, "tier": "x", "fresh": 2}
+    assert merged([], last) == last

@@ -266,10 +266,10 @@ def sla_cadence(
         policy = _with(policy, window, reserve)
         one_window = policy.window
     windows = bounded(lambda: rounds * one_window, f"rounds={rounds} times window={one_window}")
-    buffer = sla - windows
+    buffer = bounded(lambda: sla - windows, f"sla={sla} minus the windows")
     thumb = buffer / 3 if reserve is None else reserve
     kept = thumb if policy is None else reserve_for(policy, buffer)
-    interval = (buffer - kept - overhead) // rounds
+    interval = bounded(lambda: (buffer - kept - overhead) // rounds, f"reserve={kept} plus overhead={overhead}")
     if buffer <= ZERO or interval < ZERO:
         raise _infeasible(sla, windows, rounds, overhead, policy or _default_policy(window, reserve))
     if policy is not None and policy.interval is not None:

@@ -127,9 +127,9 @@ def check_pooler(connection: psycopg.Connection[Any], where: Target) -> None:
     if first == connection.info.backend_pid:
         return  # the server itself answers
     with where.connect() as other, other.transaction():
-        second = _session(other)
-        again = _session(connection)
-    if first != again or first == second:
+        # In a pool of one, `connection` would have to wait for `other`.
+        mixed = _session(other) == first or _session(connection) != first
+    if mixed:
         raise LedgerError(
             f"the ledger {where.name} is behind a pooler that gives each transaction another session: locks and news "
             "do not hold there. Connect to the server itself, or to a pool in session mode"

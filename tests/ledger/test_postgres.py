@@ -1,0 +1,364 @@
+"""What is Postgres's alone: URLs, roles, lost connections, lost commits, poolers, forks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import psycopg
+import pytest
+
+from batchwise.errors import (
+    ForkedDispatcherError,
+    InvalidValueError,
+    LedgerError,
+    LedgerNotFoundError,
+)
+from batchwise.ledger.ledger import Ledger
+from batchwise.ledger.opening import migration_sql, open_ledger
+from batchwise.ledger.postgres_connection import target
+from batchwise.ledger.postgres_database import PostgresDatabase
+from tests.postgres import Schemas
+from tests.waiting import until
+
+from .model import NOW, World
+from .proxies import Pooler, Proxy
+
+SECRET = "hunter2-not-for-logs"
+
+
+@pytest.fixture
+def url(schemas: Schemas) -> str:
+    return schemas.url()
+
+
+def opened(url: str) -> Ledger:
+    return open_ledger(url)
+
+
+def schema_of(url: str) -> str:
+    return url.rpartition("schema=")[2]
+
+
+@contextmanager
+def admin(postgres: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(postgres, autocommit=True) as db:
+        yield db
+
+
+def end_sessions(postgres: str, url: str) -> int:
+    """Have the server end all sessions of a ledger, as a restart does."""
+    with admin(postgres) as db:
+        return db.execute(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = %s",
+            (application(url),),
+        ).fetchone()[0]
+
+
+def application(url: str) -> str:
+    return f"test-{schema_of(url)}"[:63]
+
+
+def named(url: str) -> str:
+    """The URL of a ledger whose sessions can be told apart."""
+    return f"{url}&application_name={application(url)}"
+
+
+# -- URLs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "schema"),
+    [
+        ("postgresql://me:hunter2@db.example:5433/app", "postgresql://db.example:5433/app", "batchwise"),
+        ("postgres://db/app?schema=one", "postgresql://db/app", "one"),
+        ("postgresql://db/app?schema=two&sslmode=verify-full", "postgresql://db/app", "two"),
+        ("postgresql://db/app?options=-c%20search_path%3Dthree", "postgresql://db/app", "three"),
+        ("postgresql:///app?host=/run/pg&password=hunter2", "postgresql:///run/pg/app", "batchwise"),
+    ],
+)
+def test_a_url_names_a_database_and_a_schema_and_shows_no_password(url: str, name: str, schema: str) -> None:
+    found = target(url)
+    assert (found.name, found.schema) == (f"{name}?schema={schema}", schema)
+    assert "hunter2" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://u:{SECRET}@h/db?nonsense=1",
+        f"postgresql://u:{SECRET}%zz@h/db",
+        f"postgresql://u:{SECRET}@h/db?schema=a;b",
+    ],
+)
+def test_a_url_that_cannot_be_read_is_refused_without_a_word_of_it(url: str) -> None:
+    with pytest.raises(InvalidValueError) as refusal:
+        open_ledger(url)
+    assert SECRET not in "".join(traceback.format_exception(refusal.value))
+
+
+def test_a_server_that_is_not_there_may_come_later_and_no_password_is_told() -> None:
+    with pytest.raises(LedgerError) as refusal:
+        open_ledger(f"postgresql://u:{SECRET}@127.0.0.1:1/db")
+    assert refusal.value.passing
+    assert SECRET not in "".join(traceback.format_exception(refusal.value))
+
+
+def test_without_psycopg_the_error_says_how_to_install_it() -> None:
+    script = (
+        "import sys; sys.modules['psycopg'] = None\n"
+        "from batchwise.ledger.opening import open_ledger\n"
+        "from batchwise.errors import LedgerError\n"
+        "try: open_ledger('postgresql://h/db')\n"
+        "except LedgerError as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "pip install 'batchwise-claude[postgres]'" in said
+
+
+# -- schemas and roles ------------------------------------------------------------------------------------------------
+
+
+def test_ledgers_of_two_schemas_know_nothing_of_each_other(schemas: Schemas) -> None:
+    with closing(opened(schemas.url())) as one, closing(opened(schemas.url())) as two:
+        first = World(one)
+        first.accept("a")
+        assert World(two).ledger.marks() == (0, 0)
+        assert one.lease.acquire()
+        assert two.lease.acquire()
+
+
+def test_looking_makes_no_ledger(url: str, postgres: str) -> None:
+    with pytest.raises(LedgerNotFoundError, match="there is no ledger"):
+        open_ledger(url, must_exist=True)
+    with admin(postgres) as db:
+        assert db.execute("SELECT to_regnamespace(%s)", (schema_of(url),)).fetchone() == (None,)
+
+
+def test_a_schema_with_other_tables_is_left_alone(url: str, postgres: str) -> None:
+    with admin(postgres) as db:
+        db.execute(f'CREATE SCHEMA "{schema_of(url)}"')
+        db.execute(f'CREATE TABLE "{schema_of(url)}".mine (id int)')
+    with pytest.raises(LedgerError, match="other tables"):
+        opened(url)
+
+
+def test_a_newer_schema_is_refused(url: str, postgres: str) -> None:
+    opened(url).close()
+    with admin(postgres) as db:
+        db.execute(f"UPDATE \"{schema_of(url)}\".meta SET value = '99' WHERE name = 'schema'")  # noqa: S608
+    with pytest.raises(LedgerError, match="version 99"):
+        opened(url)
+
+
+def test_a_role_without_create_works_on_a_prepared_schema(url: str, postgres: str) -> None:
+    schema = schema_of(url)
+    role = f"role_{schema[-40:]}"
+    theirs = url.replace("postgres:@", f"{role}:@")
+    with admin(postgres) as db:
+        db.execute(f'CREATE ROLE "{role}" LOGIN')
+    try:
+        with pytest.raises(LedgerError, match="migrate --sql"):
+            opened(theirs)
+        with psycopg.connect(postgres, autocommit=True) as db:
+            sql = migration_sql(url)
+            db.execute(sql)
+            for line in sql.splitlines():
+                if line.startswith("-- GRANT"):
+                    db.execute(line.removeprefix("-- ").replace(" role;", f' "{role}";'))
+        with closing(opened(theirs)) as ledger:
+            world = World(ledger)
+            assert world.bulk([]) == []
+            assert world.accept("a").created
+    finally:
+        with admin(postgres) as db:
+            db.execute("SET client_min_messages TO error")
+            db.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
+            db.execute(f'DROP ROLE "{role}"')
+
+
+def test_many_processes_make_one_ledger(url: str) -> None:
+    with closing(opened(url)):
+        pass
+    found: list[BaseException | Ledger] = []
+
+    def make(where: str) -> None:
+        try:
+            found.append(opened(where))
+        except BaseException as error:  # noqa: BLE001
+            found.append(error)
+
+    fresh = f"{url}_more"
+    threads = [threading.Thread(target=make, args=(fresh,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for each in found:
+        assert isinstance(each, Ledger), each
+        each.close()
+
+
+# -- lost connections -------------------------------------------------------------------------------------------------
+
+
+def test_lost_connections_are_opened_again_and_the_lease_can_be_taken_again(url: str, postgres: str) -> None:
+    with closing(opened(named(url))) as ledger:
+        world = World(ledger)
+        world.accept("a")
+        assert ledger.lease.acquire()
+        before = ledger.version()
+        assert end_sessions(postgres, url) == 2
+        with pytest.raises(LedgerError) as lost:
+            ledger.marks()
+        assert lost.value.passing
+        assert ledger.marks() == (1, 0)
+        until(lambda: not ledger.lease.held, "it took the lock of a lost session for its own")
+        until(lambda: taken(ledger), "the lease could not be taken again")
+        assert ledger.version() != before, "what happened meanwhile was not heard"
+
+
+def taken(ledger: Ledger) -> bool:
+    try:
+        return ledger.lease.acquire()
+    except LedgerError:
+        return False
+
+
+def test_a_run_is_not_taken_for_dead_because_the_server_was_away(url: str, postgres: str) -> None:
+    with closing(opened(named(url))) as one, closing(opened(named(url))) as two:
+        World(one)
+        end_sessions(postgres, url)
+        until(lambda: recovered(two), "it was never connected again")
+        with two.database.read() as db:
+            assert db.execute("SELECT count(*) FROM run").fetchone() == (1,), "the run was cleared away"
+
+
+def recovered(ledger: Ledger) -> bool:
+    try:
+        ledger.recover(now=NOW)
+    except LedgerError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_commit_without_an_answer_is_found_out_about(arrives: bool, url: str, postgres: str) -> None:
+    """The connection breaks just before the server gets the commit, or just after."""
+    with Proxy(postgres) as proxy, closing(opened(proxy.url(url))) as ledger:
+        world = World(ledger)
+        world.accept("before")
+        proxy.cut_at(b"COMMIT", arrives=arrives)
+        if arrives:
+            assert world.accept("a").created, "it was stored, so that is what is said"
+        else:
+            with pytest.raises(LedgerError):
+                world.accept("a")
+        assert (ledger.find("a", job=None) is not None) == arrives
+        assert world.accept("b").row.id == (3 if arrives else 2)
+
+
+def test_news_come_without_asking(url: str) -> None:
+    with closing(opened(url)) as one, closing(opened(url)) as two:
+
+        class Listener:
+            def __init__(self) -> None:
+                self.heard = threading.Event()
+
+            def hear(self) -> None:
+                self.heard.set()
+
+        mine, theirs = Listener(), Listener()
+        assert one.listen(mine.hear)
+        assert two.listen(theirs.hear)
+        world, before = World(one), two.version()
+        theirs.heard.clear()
+        world.accept("a")
+        assert theirs.heard.wait(10)
+        assert two.version() != before
+        time.sleep(0.1)
+        assert not mine.heard.is_set(), "its own changes are no news"
+
+
+def test_a_pooler_in_transaction_mode_is_found_out(url: str, postgres: str) -> None:
+    with Pooler(postgres) as pooler, pytest.raises(LedgerError, match="pooler"):
+        opened(pooler.url(url))
+
+
+# -- forks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_lets_go_of_its_parents_sessions(url: str) -> None:
+    with closing(opened(url)) as ledger:
+        world = World(ledger)
+        world.accept("a")
+        assert ledger.lease.acquire()
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                try:
+                    ledger.marks()
+                except ForkedDispatcherError:
+                    with closing(opened(url)) as mine:
+                        code = 0 if mine.marks() == (1, 0) and not mine.lease.acquire() else 2
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        assert ledger.lease.held
+        assert world.accept("b").created
+
+
+def test_a_dead_parents_locks_are_free_though_its_child_lives(url: str) -> None:
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if not parent:
+        mine = opened(url)
+        mine.lease.acquire()
+        child = os.fork()
+        if not child:
+            os.write(writer, b"%d" % os.getpid())
+            time.sleep(60)
+        os.waitpid(child, os.WNOHANG)
+        time.sleep(60)
+        os._exit(0)
+    grandchild = int(os.read(reader, 32))
+    try:
+        with closing(opened(url)) as ledger:
+            assert not ledger.lease.acquire()
+            os.kill(parent, 9)
+            os.waitpid(parent, 0)
+            until(ledger.lease.acquire, "the child kept its dead parent's session")
+    finally:
+        os.kill(grandchild, 9)
+
+
+def test_an_error_of_the_database_tells_no_key(url: str) -> None:
+    with closing(opened(url)) as ledger:
+        World(ledger).accept(SECRET)
+        with pytest.raises(LedgerError) as failure, ledger.database.write("again") as db:
+            db.execute("INSERT INTO request (id, job, key, terms, size, lane) SELECT 9, job, key, 1, 1, 1 FROM request")
+        said = "".join(traceback.format_exception(failure.value))
+        assert SECRET not in said
+        assert SECRET.encode().hex() not in said
+        assert not failure.value.passing
+
+
+def test_subclasses_see_each_commit(url: str) -> None:
+    names: list[str] = []
+
+    class Counting(PostgresDatabase):
+        def commit(self, name: str) -> None:
+            super().commit(name)
+            names.append(name)
+
+    with closing(Ledger(Counting(url))) as ledger:
+        World(ledger).accept("a")
+        ledger.flush()
+    assert names == ["start_run", "accept", "flush"]

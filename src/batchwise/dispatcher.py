@@ -44,7 +44,8 @@ class Dispatcher:
 
     Args:
         client: An `anthropic.Anthropic`; None makes one from the environment.
-        ledger: A path, `":memory:"`, or a `Ledger`; None: `$BATCHWISE_LEDGER`, else `.batchwise/ledger.db`.
+        ledger: A path, `":memory:"`, a `postgresql://` URL, or a `Ledger`; None: `$BATCHWISE_LEDGER`, else
+            `.batchwise/ledger.db`.
         policy: How time is traded for money; None: the policy that the ledger keeps (the last that work was accepted
             under), else the defaults.
         on_event: Is called with each event (`batchwise.events`); quick, since work waits for it. One that raises harms

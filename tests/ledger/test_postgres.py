@@ -164,7 +164,7 @@ def test_a_role_without_create_works_on_a_prepared_schema(url: str, postgres: st
     with admin(postgres) as db:
         db.execute(f'CREATE ROLE "{role}" LOGIN')
     try:
-        with pytest.raises(LedgerError, match="migrate --sql"):
+        with pytest.raises(LedgerError, match="batchwise migrate"):
             opened(theirs)
         with psycopg.connect(postgres, autocommit=True) as db:
             sql = migration_sql(url)

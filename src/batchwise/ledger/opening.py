@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from batchwise.errors import LedgerNotFoundError
+from batchwise.errors import InvalidValueError, LedgerNotFoundError
 
 from .files import path_of, scheme_of
 from .ledger import Ledger
@@ -32,7 +32,7 @@ def open_ledger(spec: str | os.PathLike[str] | Ledger | None = None, *, must_exi
     """
     if isinstance(spec, Ledger):
         return spec
-    spec = spec if spec is not None else os.environ.get("BATCHWISE_LEDGER") or _DEFAULT
+    spec = _meant(spec)
     if isinstance(spec, str) and scheme_of(spec) in _POSTGRES:
         from .postgres_connection import check_installed
 
@@ -51,19 +51,29 @@ def open_ledger(spec: str | os.PathLike[str] | Ledger | None = None, *, must_exi
     return ledger
 
 
-def migration_sql(url: str) -> str:
+def migration_sql(url: str | None = None) -> str:
     """The SQL that makes the ledger of a `postgresql://` URL, for somebody who may CREATE. It does not connect.
 
+    Args:
+        url: None: `$BATCHWISE_LEDGER`.
+
     Raises:
-        InvalidValueError: The URL cannot be read.
+        InvalidValueError: It is no such URL, or cannot be read.
         LedgerError: psycopg is not installed.
     """
+    spec = str(_meant(url))
+    if scheme_of(spec) not in _POSTGRES:
+        raise InvalidValueError("only a ledger at a postgresql:// URL is made by SQL; a file is made when it is opened")
     from .postgres_connection import check_installed
 
     check_installed()
     from .postgres_schema import migration_sql as sql
 
-    return sql(url)
+    return sql(spec)
+
+
+def _meant(spec: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+    return spec if spec is not None else os.environ.get("BATCHWISE_LEDGER") or _DEFAULT
 
 
 def _check_exists(path: str) -> None:

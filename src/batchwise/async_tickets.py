@@ -10,6 +10,7 @@ from functools import partial
 
 from .drivers.tasks import TaskDriver
 from .engine.handles import JobView, TicketView, seconds
+from .engine.progress import report
 from .jsonl import JsonLines
 from .ledger.values import RequestRow, ResultRow
 from .models import Decision, LatencyLike, Outcome, Progress, Report
@@ -116,7 +117,7 @@ class AsyncJob(JobView):
     async def report(self) -> Report:
         """Money and deadlines of what has settled of it; without a name, of all work without a job."""
         self._driver.check()
-        return await self._driver.in_thread(self._engine.ledger.report, job=self._number)
+        return await self._driver.in_thread(report, self._engine, self._number)
 
     async def cancel(self) -> int:
         """Cancel what is unsettled of it; returns how many settled now."""

@@ -22,7 +22,7 @@ from rich.text import Text
 from .async_tickets import AsyncJob
 from .errors import BatchwiseError, printable
 from .models import Progress, Report, RunningBatch
-from .planning.wording import dollars, human
+from .wording import dollars, human
 
 if TYPE_CHECKING:
     from .tickets import Job

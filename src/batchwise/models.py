@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from datetime import date, datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Literal, TypeVar, Union
@@ -17,8 +17,11 @@ import attrs
 
 from .errors import InvalidValueError, printable, shown
 from .figures import check_whole
+from .pictures import report_page
+from .rendering import moment, span, to_html
 from .tables import from_table, read_toml, to_table
 from .times import LONGEST, WINDOW, check_aware, check_duration, check_positive, check_reach, from_numpy
+from .wording import dollars, human
 
 __all__ = [
     "GRAIN",
@@ -640,6 +643,60 @@ class Progress:
     last_error: str | None = None
     last_advance: datetime | None = None
 
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        by_status = ", ".join(f"{number} {status.value}" for status, number in self.by_status.items() if number)
+        by_outcome = ", ".join(f"{number} {outcome.value}" for outcome, number in self.by_outcome.items() if number)
+        yield f"{self.total} requests: {by_status or 'none'}"
+        if by_outcome:
+            yield f"outcomes: {by_outcome}"
+        for batch in self.batches:
+            first, last = map(_moment, batch.expected_end)
+            rescue = "" if batch.rescue_at is None else f", rescue at {_moment(batch.rescue_at)}"
+            yield (
+                f"batch {printable(batch.remote_id or '(id unknown)')}: {batch.requests} requests, {batch.status} for "
+                f"{span(batch.elapsed)}, expected to end between {first} and {last}{rescue}"
+            )
+        for lane, reason in self.suspended.items():
+            yield f"suspended: the {lane.value} lane: {reason}"
+        if self.at_risk:
+            yield f"at risk: {self.at_risk} requests may miss their deadline"
+        if self.overdue:
+            yield f"overdue: {self.overdue} requests are not settled, and their deadline has passed"
+        if self.last_error is not None:
+            yield f"failed last: {self.last_error}"
+        if self.next_due is not None:
+            yield f"next due: {_moment(self.next_due)}"
+
+    def _repr_html_(self) -> str:
+        """Tables, for notebooks."""
+        counts = [(status.value, f"{self.by_status.get(status, 0):,}") for status in Status]
+        counts += [(outcome.value, f"{number:,}") for outcome, number in self.by_outcome.items() if number]
+        counts += [
+            ("at risk", f"{self.at_risk:,}"),
+            ("overdue", f"{self.overdue:,}"),
+            ("next due", moment(self.next_due)),
+        ]
+        counts += [(f"the {lane.value} lane is suspended", reason) for lane, reason in self.suspended.items()]
+        if self.last_error is not None:
+            counts.append(("failed last", self.last_error))
+        rows = [
+            (
+                batch.remote_id or "-",
+                f"{batch.requests:,}",
+                batch.status,
+                span(batch.elapsed),
+                moment(batch.expected_end[0]),
+                moment(batch.expected_end[1]),
+                moment(batch.rescue_at),
+            )
+            for batch in self.batches
+        ]
+        head = "batch", "requests", "status", "runs for", "ends from", "ends by", "rescue at"
+        return to_html(counts, f"{self.total:,} requests") + (to_html(rows, head=head) if rows else "")
+
     @property
     def settled(self) -> int:
         """Requests that have their outcome."""
@@ -649,6 +706,35 @@ class Progress:
     def done(self) -> bool:
         """Whether every accepted request is settled."""
         return self.settled == self.total
+
+
+def _moment(at: datetime) -> str:
+    return at.isoformat(timespec="seconds")
+
+
+@attrs.frozen(kw_only=True)
+class BatchRecord:
+    """What a report knows of one batch that the API has named.
+
+    Attributes:
+        remote_id: The API's id.
+        requests: How many requests went with it.
+        model: The model of the first of them.
+        created_at: When it was created (UTC).
+        ended_at: When it ended (UTC); None: it runs.
+        canceled_at: When its end was asked for (UTC); None: never.
+        deadline: The first deadline of its requests (UTC); None: none has one.
+        expected: How long such batches take: the 10 % and the 90 % point of the forecast as it is now.
+    """
+
+    remote_id: str
+    requests: int
+    model: str
+    created_at: datetime
+    ended_at: datetime | None
+    canceled_at: datetime | None
+    deadline: datetime | None
+    expected: tuple[timedelta, timedelta]
 
 
 @attrs.frozen(kw_only=True)
@@ -677,6 +763,7 @@ class Report:
             release of genai-prices, the day on which its data were fetched, or Policy.prices before it.
         by_label: What the requests with a label cost, by its name and value: `{("team", "search"): Decimal("1.20")}`.
             One with several labels counts under each of them.
+        batches: The last batches (200 at most), the oldest first: for `to_html`.
     """
 
     requests: int
@@ -698,9 +785,80 @@ class Report:
     input_tokens: int
     prices: Mapping[str, date] = attrs.field(factory=dict)
     by_label: Mapping[tuple[str, str], Decimal] = attrs.field(factory=dict)
+    batches: tuple[BatchRecord, ...] = attrs.field(default=(), eq=False, repr=False)
 
     @property
     def cache_hit_rate(self) -> float | None:
         """Of the tokens that the prompt cache was asked for, the share that was read from it; None: of none."""
         asked = self.cache_read_tokens + self.cache_written_tokens
         return self.cache_read_tokens / asked if asked else None
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        lanes = ", ".join(
+            f"{dollars(cost)} on the {lane.value} lane" for lane, cost in self.cost_by_lane.items() if cost
+        )
+        odd = "".join(f", {number} of them {word}" for word, number in self._odd if number)
+        yield f"{self.requests} requests settled{odd}; {self.attempts} attempts"
+        yield f"cost: {dollars(self.cost)}{f' ({lanes})' if lanes else ''}; saved: {dollars(self.saved)}"
+        worst = f", the worst by {human(self.worst_lateness)}" if self.missed else ""
+        yield f"deadlines: {self.met} met, {self.missed} missed{worst}"
+        if self.cache_hit_rate is not None:
+            asked = self.cache_read_tokens + self.cache_written_tokens
+            rate = f"{self.cache_hit_rate:.1%} of {asked:,} tokens read"
+            yield f"prompt cache: {rate}, the rest written; saved: {dollars(self.cache_saved)}"
+        for (name, value), cost in sorted(self.by_label.items()):
+            yield f"label {printable(name)}={printable(value)}: {dollars(cost)}"
+        for source, day in self.prices.items():
+            yield f"by the prices of {source}, last on {day.isoformat()}"
+        if self.wasted:
+            yield f"paid for rows that were not used: {dollars(self.wasted)}"
+        if self.unpriced:
+            yield f"of unknown price, and in none of the amounts: {self.unpriced} requests"
+        if self.possible_doubles:
+            yield f"possibly bought twice: {self.possible_doubles}"
+
+    @property
+    def _odd(self) -> tuple[tuple[str, int], ...]:
+        return ("refused", self.refused), ("truncated", self.truncated)
+
+    def _repr_html_(self) -> str:
+        """A table, for notebooks."""
+        rows = [
+            ("requests settled", f"{self.requests:,}"),
+            *((word, f"{number:,}") for word, number in self._odd),
+            ("deadlines met", f"{self.met:,}"),
+            ("deadlines missed", f"{self.missed:,}"),
+            ("worst lateness", span(self.worst_lateness)),
+            *((f"cost on the {lane.value} lane", dollars(cost)) for lane, cost in self.cost_by_lane.items()),
+            ("cost", dollars(self.cost)),
+            ("saved", dollars(self.saved)),
+            ("wasted", dollars(self.wasted)),
+            *((f"{name}: {value}", dollars(cost)) for (name, value), cost in sorted(self.by_label.items())),
+            ("of unknown price", f"{self.unpriced:,}"),
+            ("attempts", f"{self.attempts:,}"),
+            ("possible doubles", f"{self.possible_doubles:,}"),
+            ("input tokens", f"{self.input_tokens:,}"),
+            ("read from the cache", f"{self.cache_read_tokens:,}"),
+            ("written to the cache", f"{self.cache_written_tokens:,}"),
+            ("saved by the cache", dollars(self.cache_saved)),
+        ]
+        return to_html(rows, "Money and deadlines")
+
+    def to_html(self, title: str = "batchwise report") -> str:
+        """One page that holds all it shows: batches against deadlines with rescues, money, forecasts against facts.
+
+        Of a report of `Dispatcher.report` or `Job.report`; one made otherwise has no batches to show. It needs no
+        network, and matplotlib, which the extra `batchwise-claude[report]` brings.
+
+        Args:
+            title: The page's heading.
+
+        Raises:
+            BatchwiseError: matplotlib is not installed.
+        """
+        money = [*((f"{lane.value} lane", cost) for lane, cost in self.cost_by_lane.items())]
+        money += [("saved", self.saved), ("wasted", self.wasted)]
+        return report_page(title, self._repr_html_(), money, self.batches, datetime.now(timezone.utc))

@@ -9,6 +9,7 @@ from functools import partial
 
 from .drivers.threads import ThreadDriver
 from .engine.handles import JobView, TicketView, seconds
+from .engine.progress import report
 from .jsonl import JsonLines
 from .ledger.values import RequestRow
 from .models import Decision, LatencyLike, Outcome, Progress, Report
@@ -149,7 +150,7 @@ class Job(JobView):
     def report(self) -> Report:
         """Money and deadlines of what has settled of it; without a name, of all work without a job."""
         self._driver.check()
-        return self._engine.ledger.report(job=self._number)
+        return report(self._engine, self._number)
 
     def cancel(self) -> int:
         """Cancel what is unsettled of it; returns how many settled now."""

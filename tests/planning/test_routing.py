@@ -16,7 +16,7 @@ import batchwise as bw
 from batchwise import Lane, Latency, Policy, Reason, ToolUse
 from batchwise.planning.reserve import reserve_for
 from batchwise.planning.routing import BATCH_ONLY_BETA, case_of, check_size, decide, infer_tool_use
-from batchwise.planning.wording import human
+from batchwise.wording import human
 
 CLIENT_TOOL = {"name": "read_file", "input_schema": {"type": "object"}}
 SERVER_TOOL = {"type": "web_search_20250305", "name": "web_search"}

@@ -19,8 +19,8 @@ from batchwise.planning.custom_ids import MAX_LENGTH
 from batchwise.planning.packing import MAX_BYTES, MAX_REQUESTS, entry_size
 from batchwise.planning.pricing import estimate, to_usd
 from batchwise.planning.state import BYTES_PER_TOKEN, Group, Terms
-from batchwise.planning.wording import dollars, human
 from batchwise.request import Request
+from batchwise.wording import dollars, human
 
 __all__ = ["Plan", "plan_of"]
 

@@ -12,15 +12,14 @@ from batchwise.engine.progress import progress_of, report_of, tallies
 from batchwise.errors import InvalidRequestError, InvalidValueError
 from batchwise.models import Latency, LatencyTag, Outcome, Policy, Progress
 from batchwise.planning.cadence import sla_cadence
-from batchwise.planning.wording import human
 from batchwise.results import Result, as_settled
 from batchwise.timetext import parse_duration, parse_moment
+from batchwise.wording import human
 
 from .answers import Answer, Exit, code_of, note, plain
 from .ledgers import looking, planning, working
 from .lines import Lines
 from .results import check_path, write_results
-from .words import of_progress, of_report
 
 __all__ = [
     "advance",
@@ -58,7 +57,7 @@ def _utc_now() -> datetime:
 def _standing(progress: Progress, ledger: str, job: str | None) -> Answer:
     """How the work stands."""
     values = {"ledger": ledger, "job": job, "progress": plain(progress)}
-    return Answer(of_progress(progress), values, code_of(progress))
+    return Answer(str(progress), values, code_of(progress))
 
 
 # -- looking ------------------------------------------------------------------------------------------------------
@@ -88,7 +87,7 @@ def jobs(*, ledger: str | None = None) -> Answer:
     with looking(ledger) as engine:
         name = engine.ledger.name
         found = {job: Progress(**tallies(counts.by.items())) for job, counts in engine.ledger.jobs().items()}
-    lines = [f"{job or '(no job)'}: {of_progress(progress).splitlines()[0]}" for job, progress in found.items()]
+    lines = [f"{job or '(no job)'}: {str(progress).splitlines()[0]}" for job, progress in found.items()]
     values = [
         {
             "job": job,
@@ -107,7 +106,7 @@ def report(job: str | None = None, *, ledger: str | None = None) -> Answer:
     """Money and deadlines of what has settled."""
     with looking(ledger) as engine:
         found = report_of(engine, job)
-        return Answer(of_report(found), {"ledger": engine.ledger.name, "job": job, "report": plain(found)})
+        return Answer(str(found), {"ledger": engine.ledger.name, "job": job, "report": plain(found)})
 
 
 def results(
@@ -189,7 +188,7 @@ def run(
         report = accepted.report()
         written = None if out is None else write_results(accepted.results(ordered=True), out)
     values = {"ledger": name, "job": job, "progress": plain(progress), "report": plain(report)}
-    lines = [of_progress(progress), of_report(report)]
+    lines = [str(progress), str(report)]
     if written is not None:
         values["written"] = written
         lines.append(f"{written:,} results in {out}")

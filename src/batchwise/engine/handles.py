@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import attrs
 
 from batchwise.errors import (
+    BatchwiseError,
     InvalidRequestError,
     InvalidValueError,
     LaneSuspendedError,
@@ -23,6 +24,7 @@ from batchwise.errors import (
 from batchwise.ledger.values import RequestRow, ResultRow
 from batchwise.models import Decision, Lane, LatencyTag, Outcome, Progress, Status, ToolUse, to_enum, to_latency
 from batchwise.planning.custom_ids import UNSEALED, custom_id
+from batchwise.rendering import to_html
 from batchwise.request import Request, check_one_dict
 from batchwise.results import Result
 from batchwise.times import LONGEST, check_duration, from_numpy
@@ -407,6 +409,25 @@ class JobView:
         except LedgerError:
             left = ""  # it cannot be counted now
         return _late(self._engine, f"{left}requests of job {shown(self._name)} were", timeout)
+
+    def _stands(self) -> Progress | None:
+        """Where it stands; None: that cannot be looked at, mostly because its dispatcher has ended."""
+        try:
+            return self._progress()
+        except BatchwiseError:
+            return None
+
+    def _title(self) -> str:
+        return "job without a name" if self._name is None else f"job {shown(self._name)}"
+
+    def __str__(self) -> str:
+        found = self._stands()
+        return self._title() if found is None else f"{self._title()}: {found}"
+
+    def _repr_html_(self) -> str:
+        """Tables of where it stands, for notebooks."""
+        found = self._stands()
+        return to_html([], self._title()) + ("" if found is None else found._repr_html_())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} name={shown(self._name)}>"

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from batchwise.models import Lane, Outcome, Progress, Report, RunningBatch, Status
+import attrs
+
+from batchwise.models import BatchRecord, Lane, Outcome, Progress, Report, RunningBatch, Status
 from batchwise.planning import planner
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.moments import believed
@@ -16,7 +18,7 @@ from batchwise.planning.state import BatchState, BatchView, Snapshot
 
 from .core import Engine
 
-__all__ = ["progress", "progress_of", "report_of", "tallies"]
+__all__ = ["progress", "progress_of", "report", "report_of", "tallies"]
 
 
 def progress_of(engine: Engine, job: str | None) -> Progress:
@@ -34,7 +36,17 @@ def report_of(engine: Engine, job: str | None) -> Report:
     Raises:
         JobNotFoundError: The ledger has no such job.
     """
-    return engine.ledger.report(job=None if job is None else engine.job_number(job))
+    return report(engine, None if job is None else engine.job_number(job))
+
+
+def report(engine: Engine, job: int | None) -> Report:
+    """Money and deadlines of a job (by its number), or of everything, with its batches."""
+    batches = []
+    for fields in engine.ledger.records(job=job):
+        created = fields["created_at"]
+        forecast = engine.forecast(fields["model"] or None, requests=fields["requests"], at=created)
+        batches.append(BatchRecord(**fields, expected=(forecast.quantile(0.1), forecast.quantile(0.9))))
+    return attrs.evolve(engine.ledger.report(job=job), batches=tuple(batches))
 
 
 def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)) -> Progress:

@@ -144,6 +144,7 @@ class Ledger:
     counts_of = _by("_looking", Looking.counts_of)
     marks = _by("_looking", Looking.marks)
     report = _by("_looking", Looking.report)
+    records = _by("_looking", Looking.records)
     history = _by("_looking", Looking.history)
 
     # -- the sync lane ----------------------------------------------------------------------------------------------

@@ -330,6 +330,43 @@ class Looking:
             by_label={label: paid * _PICO for label, paid in sorted(by_label.items())},
         )
 
+    def records(self, *, job: int | None, limit: int = 200) -> list[dict[str, Any]]:
+        """The last batches that the API has named, of a job or of all, the oldest first; fields of `BatchRecord`."""
+        of_job = (
+            "AND (id IN (SELECT batch FROM settling WHERE job = ?) OR id IN "
+            "(SELECT c.batch FROM cohort c JOIN terms t ON t.id = c.terms WHERE t.job = ?)) "
+        )
+        where, values = ("", ()) if job is None else (of_job, (job, job))
+        with self._database.read() as db:
+            offset = int(meta.get(db, "clock_offset") or 0)
+            found = db.execute(
+                "SELECT id, remote_id, requests, model, created_at, ended_at, cancel_at FROM batch "
+                f"WHERE remote_id IS NOT NULL AND created_at IS NOT NULL {where}ORDER BY id DESC LIMIT ?",
+                (*values, limit),
+            ).fetchall()
+            numbers = [row[0] for row in found]
+            terms: dict[int, set[int]] = {number: set() for number in numbers}
+            for table in ("settling", "cohort"):
+                select = f"SELECT DISTINCT batch, terms FROM {table} WHERE batch"
+                for batch, number in self._records.select(db, select, numbers) if numbers else ():
+                    terms[batch].add(number)
+            due = {
+                batch: min(filter(None, (self._records.terms(db, each).deadline for each in held)), default=None)
+                for batch, held in terms.items()
+            }
+        return [
+            {
+                "remote_id": remote,
+                "requests": requests,
+                "model": model,
+                "created_at": from_micros(created - offset),
+                "ended_at": None if ended is None else from_micros(ended - offset),
+                "canceled_at": None if canceled is None else from_micros(canceled),
+                "deadline": due[number],
+            }
+            for number, remote, requests, model, created, ended, canceled in reversed(found)
+        ]
+
     def history(self, *, limit: int = 1_000) -> Sequence[Sample]:
         """How long the last batches and cancels took, newest first."""
         with self._database.read() as db:

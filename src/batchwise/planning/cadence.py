@@ -19,10 +19,12 @@ import attrs
 
 from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
 from batchwise.figures import Number, check_whole, to_number
+from batchwise.pictures import cadence_svg
+from batchwise.rendering import to_html
 from batchwise.times import WINDOW, ZERO, check_aware, check_duration, check_positive
+from batchwise.wording import human
 
 from .reserve import least_reserve, reserve_for
-from .wording import human
 
 if TYPE_CHECKING:
     from batchwise.models import Limits, Policy
@@ -124,6 +126,28 @@ class Cadence:
             f"SLA of {human(self.sla)}: {sent}; {batch}{lost}, so the worst case is {human(self.worst_case)}, and "
             f"{kept} to redo on the sync lane what expired."
         )
+
+    def _repr_html_(self) -> str:
+        """A table, for notebooks."""
+        rows = [
+            ("SLA", human(self.sla)),
+            ("submit every", human(self.interval) if self.interval else "at once"),
+            ("window", human(self.window) if self.rounds == 1 else f"{self.rounds} times {human(self.window)}"),
+            ("lost on the way", human(self.overhead)),
+            ("reserve", human(self.reserve)),
+            ("worst case", human(self.worst_case)),
+        ]
+        return to_html(rows, "Cadence")
+
+    def to_svg(self) -> str:
+        """It on a time line: waiting, the window, the reserve, the deadline.
+
+        It needs matplotlib, which the extra `batchwise-claude[report]` brings.
+
+        Raises:
+            BatchwiseError: matplotlib is not installed.
+        """
+        return cadence_svg(self)
 
     @property
     def per_day(self) -> float:

@@ -17,6 +17,7 @@ from batchwise.errors import InvalidRequestError, InvalidValueError, RequestTooL
 from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Rates, Reason, ToolUse
 from batchwise.request import BILLED_TO_A_PROFILE, Request, Traits
 from batchwise.times import check_aware
+from batchwise.wording import dollars, dollars_apart, human, human_apart
 
 from . import packing
 from .custom_ids import MAX_LENGTH
@@ -26,7 +27,6 @@ from .priming import Prefix, prefix_of, prefix_words
 from .reserve import least_reserve, noticing_of, reserve_for
 from .state import BYTES_PER_TOKEN
 from .waiting import Hedge, best_hedge, delay_cost, longest_worthwhile
-from .wording import dollars, dollars_apart, human, human_apart
 
 __all__ = [
     "BATCH_ONLY_BETA",

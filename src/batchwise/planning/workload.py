@@ -18,8 +18,10 @@ import attrs
 from batchwise.errors import InvalidValueError
 from batchwise.figures import Number, check_whole, to_number
 from batchwise.models import Lane, Limits, Policy, Rates, Reason, ToolUse
+from batchwise.rendering import to_html, to_text
 from batchwise.request import Request, Traits
 from batchwise.times import WINDOW, ZERO, check_duration, check_positive
+from batchwise.wording import dollars, human
 
 from .cadence import Cadence, bounded, check_limits, lane_time, worst_case_latency
 from .capacity import FILLED, Capacity, queue_limit
@@ -30,7 +32,6 @@ from .packing import MAX_BYTES, MAX_REQUESTS
 from .pricing import PriceBook, book_of
 from .reserve import reserve_for
 from .routing import Case, decide
-from .wording import dollars, human
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -104,6 +105,20 @@ class WorkloadPlan:
     violations: tuple[Violation, ...] = ()
     changed: tuple[str, ...] = ()
     nearest: WorkloadPlan | None = None
+
+    def __str__(self) -> str:
+        cost = "an unknown price" if self.usd_per_month is None else f"{dollars(self.usd_per_month)} a month"
+        sent = f"submit every {human(self.interval)}" if self.interval else "submit each request at once"
+        how = f"{sent}, {human(self.reserve)} kept for the rescue" if self.lane is Lane.BATCH else "call at once"
+        bad = f". It violates {', '.join(str(each) for each in self.violations)}" if self.violations else ""
+        return (
+            f"{self.arrivals_per_hour:g} requests an hour within {human(self.sla)} on the {self.lane.value} lane: {how}"
+            f"; {cost}{bad}."
+        )
+
+    def _repr_html_(self) -> str:
+        """A table, for notebooks."""
+        return to_html([_line(self)], str(self), head=_HEAD)
 
     @property
     def batches_per_day(self) -> float:
@@ -412,12 +427,14 @@ class PlanTable(list[WorkloadPlan]):
     """Plans as a list; `str` of it, which `print` shows, is a table with a line for each."""
 
     def __str__(self) -> str:
-        head = "SLA", "lane", "interval", "batches a day", "reserve", "USD a month", "violates"
-        lines = [head, *map(_line, self)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        return to_text([_HEAD, *map(_line, self)])
+
+    def _repr_html_(self) -> str:
+        """A table, for notebooks."""
+        return to_html(map(_line, self), head=_HEAD)
+
+
+_HEAD = "SLA", "lane", "interval", "batches a day", "reserve", "USD a month", "violates"
 
 
 def _line(plan: WorkloadPlan) -> tuple[str, ...]:

@@ -1,0 +1,237 @@
+"""Pictures as SVG, and the page of a report: drawn by matplotlib, which the extra `report` brings.
+
+Nothing in them needs the network.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from html import escape
+from typing import Any, NamedTuple, Protocol
+
+from .errors import BatchwiseError
+
+__all__ = ["Batch", "cadence_svg", "report_page"]
+
+_HOUR = timedelta(hours=1)
+_WAITING, _WINDOW, _RESERVE = "#7fb3d5", "#2e6f9e", "#e59866"
+_GOOD, _BAD, _GREY = "#2e7d32", "#c0392b", "#9aa5ad"
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2833; }
+table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
+svg { max-width: 100%; height: auto; } h2 { margin-top: 2rem; } figcaption { color: #566573; } figure { margin: 0; }
+"""
+
+
+_MONEY = "What settled requests cost on each lane, what was saved, and what was paid for nothing."
+_TIMELINE = (
+    "Blue: the batch runs; orange: cancelled for a rescue, until it ended; diamond: the first deadline in it, red "
+    "where the batch ended later."
+)
+_FORECAST = "Grey: between which durations 80 % of such batches are expected to end; dot: how long it took."
+
+
+class _Figure(NamedTuple):
+    name: str
+    words: str
+    svg: str
+
+
+class Batch(Protocol):
+    """What is drawn of a batch."""
+
+    @property
+    def remote_id(self) -> str:
+        """The API's id."""
+
+    @property
+    def requests(self) -> int:
+        """How many requests went with it."""
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was created."""
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it ended; None: it runs."""
+
+    @property
+    def canceled_at(self) -> datetime | None:
+        """When its end was asked for; None: never."""
+
+    @property
+    def deadline(self) -> datetime | None:
+        """The first deadline of its requests."""
+
+    @property
+    def expected(self) -> tuple[timedelta, timedelta]:
+        """How long such batches take: the 10 % and the 90 % point of the forecast."""
+
+
+class Cadence(Protocol):
+    """What is drawn of a cadence."""
+
+    @property
+    def sla(self) -> timedelta:
+        """Time from dispatch to deadline."""
+
+    @property
+    def window(self) -> timedelta:
+        """The batch API's window."""
+
+    @property
+    def interval(self) -> timedelta:
+        """The longest wait."""
+
+    @property
+    def reserve(self) -> timedelta:
+        """What is kept for the rescue."""
+
+    @property
+    def rounds(self) -> int:
+        """How many batches, one after the other."""
+
+    @property
+    def overhead(self) -> timedelta:
+        """What is lost on the way."""
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BatchwiseError("pictures need matplotlib; install batchwise-claude[report]") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+    return figure, axes
+
+
+def _svg(figure: Any, words: str) -> str:
+    """The figure as an SVG element, the same each time; `words`: what it shows, for who cannot see it."""
+    import matplotlib as mpl
+
+    out = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "batchwise", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    drawn = out.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    return drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(words)}" ', 1)
+
+
+def cadence_svg(cadence: Cadence) -> str:
+    """A cadence on a time line: waiting, the window, what is lost on the way, the reserve, the deadline.
+
+    Raises:
+        BatchwiseError: matplotlib is not installed.
+    """
+    figure, axes = _figure(8, 1.7)
+    parts: list[tuple[str, timedelta, str]] = []
+    for _ in range(cadence.rounds):
+        parts += [("waiting", cadence.interval, _WAITING), ("window", cadence.window, _WINDOW)]
+    parts += [("lost", cadence.overhead, _GREY), ("reserve", cadence.reserve, _RESERVE)]
+    at = timedelta(0)
+    for name, length, colour in parts:
+        if not length:
+            continue
+        axes.barh(0, length / _HOUR, left=at / _HOUR, height=0.5, color=colour)
+        narrow = length < cadence.sla / 10
+        place, side = ((at + length) / _HOUR, "right") if narrow else ((at + length / 2) / _HOUR, "center")
+        axes.text(place, 0.36, f"{name} {length / _HOUR:g} h", ha=side, va="bottom", fontsize=9)
+        at += length
+    sla = cadence.sla / _HOUR
+    axes.plot([sla, sla], [-0.3, 0.3], color=_BAD, linewidth=2)
+    axes.text(sla, -0.36, f"deadline {sla:g} h", ha="right", va="top", fontsize=9, color=_BAD)
+    axes.set_ylim(-0.75, 0.75)
+    axes.set_xlim(0, sla * 1.01)
+    axes.set_yticks([])
+    axes.set_xlabel("hours since the dispatch")
+    words = ", ".join(f"{name} {length / _HOUR:g} h" for name, length, _ in parts if length)
+    return _svg(figure, f"{words}; deadline after {sla:g} h")
+
+
+def _timeline(batches: Sequence[Batch], now: datetime) -> str:
+    figure, axes = _figure(9, 1.2 + 0.28 * len(batches))
+    start = min(batch.created_at for batch in batches)
+
+    def hours(moment: datetime) -> float:
+        return (moment - start) / _HOUR
+
+    for row, batch in enumerate(batches):
+        end = batch.ended_at or now
+        last = batch.canceled_at or end
+        axes.barh(row, hours(last) - hours(batch.created_at), left=hours(batch.created_at), height=0.6, color=_WINDOW)
+        if batch.canceled_at is not None:  # cancelled for its rescue, until it ended
+            axes.barh(row, max(0.0, hours(end) - hours(last)), left=hours(last), height=0.6, color=_RESERVE)
+            axes.plot([hours(last)], [row], marker="|", markersize=14, color=_RESERVE)
+        if batch.deadline is not None:
+            late = end > batch.deadline
+            axes.plot([hours(batch.deadline)], [row], marker="D", markersize=5, color=_BAD if late else _GOOD)
+    axes.set_yticks(range(len(batches)), [f"{batch.remote_id[-8:]} ({batch.requests:,})" for batch in batches])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"hours since {start:%Y-%m-%d %H:%M} UTC")
+    return _svg(figure, f"{len(batches)} batches against their deadlines")
+
+
+def _money(parts: Sequence[tuple[str, Decimal]]) -> str:
+    figure, axes = _figure(7, 0.8 + 0.4 * len(parts))
+    names, amounts = [name for name, _ in parts], [float(amount) for _, amount in parts]
+    bars = axes.barh(names, amounts, height=0.6, color=[_WINDOW, _WAITING, _GOOD, _BAD][: len(parts)])
+    axes.bar_label(bars, [f"${amount:,.2f}" for amount in amounts], padding=4)
+    axes.invert_yaxis()
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.margins(x=0.15)
+    return _svg(figure, ", ".join(f"{name} ${amount:,.2f}" for name, amount in parts))
+
+
+def _forecast(batches: Sequence[Batch]) -> str:
+    ended = [(batch, batch.ended_at - batch.created_at) for batch in batches if batch.ended_at is not None]
+    figure, axes = _figure(9, 1.2 + 0.28 * len(ended))
+    for row, (batch, took) in enumerate(ended):
+        early, late = (length / _HOUR for length in batch.expected)
+        axes.plot([early, late], [row, row], color=_GREY, linewidth=6, solid_capstyle="butt", alpha=0.6)
+        axes.plot([took / _HOUR], [row], marker="o", markersize=6, color=_GOOD if took / _HOUR <= late else _BAD)
+    axes.set_yticks(range(len(ended)), [batch.remote_id[-8:] for batch, _ in ended])
+    axes.invert_yaxis()
+    axes.set_xlabel("hours from creation to end: forecast (10 % to 90 %) and what it took")
+    return _svg(figure, f"forecast and duration of {len(ended)} batches")
+
+
+def report_page(
+    title: str, table: str, money: Sequence[tuple[str, Decimal]], batches: Iterable[Batch], now: datetime
+) -> str:
+    """One page of HTML that holds all it shows.
+
+    Args:
+        title: Its heading.
+        table: The report as an HTML table.
+        money: What is drawn of the money: names and US dollars.
+        batches: The batches, the oldest first.
+        now: Until when those that run are drawn.
+
+    Raises:
+        BatchwiseError: matplotlib is not installed.
+    """
+    drawn = list(batches)
+    figures = [_Figure("Money", _MONEY, _money(money))]
+    if drawn:
+        figures.append(_Figure("Batches against their deadlines", _TIMELINE, _timeline(drawn, now)))
+    if any(batch.ended_at is not None for batch in drawn):
+        figures.append(_Figure("Forecast against what it took", _FORECAST, _forecast(drawn)))
+    parts = [
+        f"<h2>{escape(each.name)}</h2><figure>{each.svg}<figcaption>{escape(each.words)}</figcaption></figure>"
+        for each in figures
+    ]
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{table}{''.join(parts)}</body></html>"
+    )

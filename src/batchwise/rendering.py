@@ -1,0 +1,35 @@
+"""Rows of a value as a table: in plain text for `print`, in HTML for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from html import escape
+
+__all__ = ["moment", "span", "to_html", "to_text"]
+
+
+def span(duration: timedelta) -> str:
+    """A duration in whole seconds: `4:00:00`, `1 day, 6:00:00`."""
+    return str(duration).partition(".")[0]
+
+
+def moment(at: datetime | None) -> str:
+    """A moment to the second: `2026-11-27 20:00:00 UTC`; a dash where there is none."""
+    return "-" if at is None else f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def to_text(rows: Iterable[Sequence[str]], title: str = "") -> str:
+    """Columns of equal width; the first row is not told from the others."""
+    lines = [tuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([title, *table] if title else table)
+
+
+def to_html(rows: Iterable[Sequence[str]], title: str = "", *, head: Sequence[str] = ()) -> str:
+    """The same as an HTML table, with everything escaped; `head` names the columns."""
+    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table>{caption}{f'<thead><tr>{names}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"

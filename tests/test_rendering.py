@@ -1,0 +1,172 @@
+"""What values look like: a sentence or a table for `print`, tables for notebooks, a page that needs no network."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import batchwise as bw
+from batchwise.models import BatchRecord
+from batchwise.sandbox import Sandbox
+from tests.strategies import params
+
+NOW = datetime(2026, 11, 27, 12, tzinfo=timezone.utc)
+HOUR = timedelta(hours=1)
+HOSTILE = "<script>alert('x')</script>"
+
+PROGRESS = bw.Progress(
+    total=3,
+    by_status={bw.Status.SETTLED: 1, bw.Status.IN_FLIGHT: 2},
+    by_outcome={bw.Outcome.SUCCEEDED: 1},
+    by_lane={bw.Lane.BATCH: 2},
+    batches=(
+        bw.RunningBatch(
+            remote_id="msgbatch_1",
+            requests=2,
+            elapsed=HOUR,
+            expected_end=(NOW, NOW + HOUR),
+            rescue_at=NOW + 2 * HOUR,
+            status="in_progress",
+        ),
+    ),
+    at_risk=2,
+    suspended={bw.Lane.SYNC: HOSTILE},
+    next_due=NOW,
+    last_error="a pass failed once",
+)
+REPORT = bw.Report(
+    requests=3,
+    cost=Decimal("1.5"),
+    cost_by_lane={bw.Lane.SYNC: Decimal("0.5"), bw.Lane.BATCH: Decimal(1)},
+    saved=Decimal(1),
+    wasted=Decimal("0.25"),
+    unpriced=0,
+    met=2,
+    missed=1,
+    refused=0,
+    truncated=1,
+    worst_lateness=HOUR,
+    attempts=4,
+    possible_doubles=1,
+    cache_read_tokens=0,
+    cache_written_tokens=0,
+    cache_saved=Decimal(0),
+    input_tokens=99,
+    by_label={("team", HOSTILE): Decimal("1.5")},
+)
+BATCHES = tuple(
+    BatchRecord(
+        remote_id=f"msgbatch_{n}{HOSTILE}",
+        requests=10 * n,
+        model="claude-sonnet-5",
+        created_at=NOW,
+        ended_at=None if n == 3 else NOW + n * HOUR,
+        canceled_at=NOW + HOUR if n == 2 else None,
+        deadline=NOW + 30 * HOUR if n < 3 else None,
+        expected=(HOUR, 2 * HOUR),
+    )
+    for n in (1, 2, 3)
+)
+PLANS = bw.compare_slas(
+    [30 * HOUR, 48 * HOUR],
+    arrivals_per_hour=100, model="claude-sonnet-5", mean_input_tokens=1_000, mean_output_tokens=500,
+    request_bytes=4_000,
+)  # fmt: skip
+
+
+class Checked(HTMLParser):
+    """Takes HTML apart: tags that match, and nothing that is fetched or run."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.feed(html)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, given: Any) -> None:
+        assert tag not in {"script", "iframe", "img", "object"}
+        for name, value in given:
+            assert not name.startswith("on")
+            if name in {"src", "href", "xlink:href"}:
+                assert value.startswith(("data:", "#")), value
+        if tag not in {"meta", "link"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, given: Any) -> None:
+        self.handle_starttag(tag, given)
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text)
+
+
+@pytest.mark.parametrize(
+    ("value", "says", "shows"),
+    [
+        (PROGRESS, ["3 requests: 1 settled, 2 in_flight", "rescue at 2026-11-27T14:00"], ["msgbatch_1", HOSTILE]),
+        (REPORT, ["3 requests settled, 1 of them truncated", "1 missed, the worst by 1 h"], ["$1.50", HOSTILE]),
+        (bw.sla_cadence(30 * HOUR), ["submit every 4 h"], ["28 h"]),
+        (PLANS[0], ["100 requests an hour within 30 h on the batch lane: submit every"], ["30 h"]),
+        (PLANS, ["SLA   lane"], ["48 h"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_a_value_is_read_as_words_and_as_a_table(value: Any, says: list[str], shows: list[str]) -> None:
+    text, html = str(value), value._repr_html_()
+    for words in says:
+        assert words in text
+    assert "datetime." not in text + html
+    shown = Checked(html).words
+    for words in shows:
+        assert words in shown
+
+
+def test_a_job_says_where_it_stands(tmp_path: Path) -> None:
+    with Sandbox() as sandbox:
+        with bw.Dispatcher(sandbox.client(), ledger=tmp_path / "ledger.db") as d:
+            job = d.dispatch_all([bw.Request(params(f"p{n}"), latency=HOUR * 30) for n in range(3)], job=HOSTILE)
+            job.wait()
+            assert str(job).startswith(f"job {HOSTILE!a}: 3 requests: 3 settled")
+            assert "3 requests" in Checked(job._repr_html_()).words
+            page = job.report().to_html()
+        assert str(job) == f"job {HOSTILE!a}"
+        assert "job" in Checked(job._repr_html_()).words
+    shown = Checked(page).words
+    assert sandbox.books.batches[0].id[-8:] in shown
+    assert "Forecast against what it took" in shown
+
+
+def test_the_page_of_a_report_needs_no_network(tmp_path: Path) -> None:
+    page = attrs.evolve(REPORT, batches=BATCHES).to_html(title=HOSTILE)
+    shown = Checked(page).words
+    for words in ("$1.00", "sync lane", "Batches against their deadlines", "hours since 2026-11-27 12:00 UTC"):
+        assert words in shown
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)
+    assert "@import" not in page
+
+
+def test_a_report_without_batches_has_a_page() -> None:
+    assert "Batches against" not in Checked(REPORT.to_html()).words
+
+
+def test_a_cadence_is_drawn_the_same_each_time() -> None:
+    cadence = bw.sla_cadence(30 * HOUR)
+    shown = Checked(cadence.to_svg()).words
+    for words in ("waiting 4 h", "window 24 h", "reserve 2 h", "deadline 30 h"):
+        assert words in shown
+    assert cadence.to_svg() == cadence.to_svg()

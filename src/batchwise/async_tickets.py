@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
 
 from .drivers.tasks import TaskDriver
-from .engine.handles import JobView, TicketView, seconds
+from .engine.handles import JobView, TicketView, seconds, to_outcomes
 from .engine.progress import report
 from .jsonl import JsonLines
 from .ledger.values import RequestRow, ResultRow
@@ -128,12 +128,12 @@ class AsyncJob(JobView):
 
     async def retry(
         self,
-        outcomes: Sequence[Outcome] = (Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED),
+        outcomes: Outcome | Iterable[Outcome] = (Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED),
         *,
         latency: LatencyLike | None = None,
     ) -> int:
         """Queue its settled requests of these outcomes anew. See `Job.retry`."""
         self._driver.check()
-        count = await self._driver.in_thread(self._reopen, tuple(outcomes), latency)
+        count = await self._driver.in_thread(self._reopen, to_outcomes(outcomes), latency)
         self._driver.wake()
         return count

@@ -6,6 +6,7 @@ an answer; caller's keys appear escaped and shortened (see `shown`).
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,10 +39,23 @@ __all__ = [
 ]
 
 
+_AUTOMATIC = re.compile("~[0-9a-f]{32}(?:-([0-9]+))?")
+"""A key that a request without one was given, outside of a named job; behind the dash its place in a bulk."""
+
+
 def shown(text: object, limit: int = 80) -> str:
     """A caller's string made safe for a message: escaped to ASCII (no terminal codes), quoted, at most `limit` long."""
     escaped = ascii(text)
     return escaped if len(escaped) <= limit else f"{escaped[: limit - 4]}...{escaped[-1]}"
+
+
+def request_named(key: str, model: str = "") -> str:
+    """A request as messages name it: by its key, or, where it was given none, by its place and its model."""
+    automatic = _AUTOMATIC.fullmatch(key)
+    if automatic is None:
+        return f"request {shown(key)}"
+    of = f" ({printable(model)})" if model else ""
+    return f"the request without a key{of}" if automatic[1] is None else f"item #{automatic[1]} of dispatch_all{of}"
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from .errors import RequestFailedError, printable, shown
+from .errors import RequestFailedError, printable, request_named, shown
 from .jsontext import decode, one_line
 from .ledger.values import ResultRow
 from .models import Lane, Outcome, ResultError
@@ -181,7 +181,7 @@ class Result:
         if error is None:
             raise AssertionError(self.outcome)
         return RequestFailedError(
-            f"request {shown(self.key)} has no answer: {self.outcome.value}, {error.type}: {shown(error.message, 500)}",
+            f"{request_named(self.key)} has no answer: {self.outcome.value}, {error.type}: {shown(error.message, 500)}",
             error_type=error.type,
         )
 
@@ -207,7 +207,7 @@ class Result:
 
     def _unreadable(self, what: str) -> RequestFailedError:
         return RequestFailedError(
-            f"the answer to request {shown(self.key)} has {what}; `raw` has it as it came",
+            f"the answer to {request_named(self.key)} has {what}; `raw` has it as it came",
             error_type=MALFORMED,
         )
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 
 from .drivers.threads import ThreadDriver
-from .engine.handles import JobView, TicketView, seconds
+from .engine.handles import JobView, TicketView, seconds, to_outcomes
 from .engine.progress import report
 from .jsonl import JsonLines
 from .ledger.values import RequestRow
@@ -161,14 +161,14 @@ class Job(JobView):
 
     def retry(
         self,
-        outcomes: Sequence[Outcome] = (Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED),
+        outcomes: Outcome | Iterable[Outcome] = (Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELED),
         *,
         latency: LatencyLike | None = None,
     ) -> int:
         """Queue its settled requests of these outcomes anew; returns how many. Their old results are dropped.
 
         Args:
-            outcomes: Those that ended so.
+            outcomes: Those that ended so; a single one, too.
             latency: How long they can take from now on, by which they are routed anew; None: their deadlines stand, and
                 one that has passed is dropped.
 
@@ -179,6 +179,6 @@ class Job(JobView):
             InvalidValueError: Some are of an adopted batch, whose prompts the ledger does not have; none is queued.
         """
         self._driver.check()
-        count = self._reopen(tuple(outcomes), latency)
+        count = self._reopen(to_outcomes(outcomes), latency)
         self._driver.wake()
         return count

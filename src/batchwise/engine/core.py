@@ -200,7 +200,7 @@ class Engine:
         if accepted.created and self.telling.wanted:
             batch, number = accepted.row.lane is Lane.BATCH, accepted.row.id
             self.telling.tell(events.Accepted(at=now, job=job, batch=int(batch), sync=int(not batch), request=number))
-        return accepted, decision if accepted.created else decision_of(accepted.row.terms)
+        return accepted, decision if accepted.created else _decided_before(decision, accepted.row.terms)
 
     def due(self, row: RequestRow) -> datetime | None:
         """By when the pump has to look at a request just accepted; None: at once."""
@@ -706,7 +706,9 @@ class Engine:
         row = self.ledger.find(key, job=job)
         if row is None:
             where = "" if job is None else f" in job {shown(job)}"
-            raise TicketNotFoundError(f"no request {shown(key)}{where} in the ledger {self.ledger.name}")
+            places = ["without a job" if job is None else f"in job {shown(job)}" for job in self.ledger.jobs_with(key)]
+            there = f"; there is one {' and one '.join(places)}" if places else ""
+            raise TicketNotFoundError(f"no request {shown(key)}{where} in the ledger {self.ledger.name}{there}")
         return row
 
     def wake_gap(self) -> timedelta:
@@ -760,6 +762,15 @@ class Engine:
     def _resign(self) -> None:
         if self.ledger.lease.held:
             self.ledger.lease.release()
+
+
+def _decided_before(now: Decision, terms: Terms) -> Decision:
+    """The decision on a request that was dispatched before under its key, and what of this dispatch does not hold."""
+    before = decision_of(terms)
+    if now.deadline == before.deadline:
+        return before
+    words = f"{before.explanation}. It was dispatched before under its key, and that deadline stands"
+    return attrs.evolve(before, explanation=words)
 
 
 def _refuse_item(item: object, position: int) -> NoReturn:

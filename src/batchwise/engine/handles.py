@@ -19,6 +19,7 @@ from batchwise.errors import (
     LedgerError,
     ResultTimeoutError,
     TicketNotFoundError,
+    request_named,
     shown,
 )
 from batchwise.ledger.values import RequestRow, ResultRow
@@ -36,7 +37,17 @@ from .routes import decision_of
 if TYPE_CHECKING:
     from batchwise.params import Params
 
-__all__ = ["JobView", "TicketView", "formatted", "seconds", "suspended", "takes_one_dict", "to_request", "to_tags"]
+__all__ = [
+    "JobView",
+    "TicketView",
+    "formatted",
+    "seconds",
+    "suspended",
+    "takes_one_dict",
+    "to_outcomes",
+    "to_request",
+    "to_tags",
+]
 
 _Given = ParamSpec("_Given")
 _Returned = TypeVar("_Returned")
@@ -143,6 +154,17 @@ def _late(engine: Engine, what: str, timeout: float | None) -> ResultTimeoutErro
     )
 
 
+def to_outcomes(value: object) -> tuple[Outcome, ...]:
+    """The outcomes that `retry` is given: several, or a single one.
+
+    Raises:
+        InvalidValueError: There is one that is none.
+    """
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    found = tuple(value) if isinstance(value, Iterable) and several else (value,)
+    return tuple(to_enum(Outcome, each, "outcomes") for each in found)
+
+
 class TicketView:
     """One accepted request, as last known."""
 
@@ -212,7 +234,7 @@ class TicketView:
         row = ledger.row(self._row.id)
         if row is None:
             raise TicketNotFoundError(
-                f"request {shown(self.key)} is not in the ledger {ledger.name} any more: it was purged with its result"
+                f"{self._named()} is not in the ledger {ledger.name} any more: it was purged with its result"
             )
         return row
 
@@ -228,13 +250,16 @@ class TicketView:
         row = self._known()
         if self._engine.suspended:
             stuck = row.status is Status.QUEUED or (row.lane is Lane.BATCH and row.job in self._engine.stalled)
-            error = suspended(self._engine, row.lane, f"request {shown(self.key)}") if stuck else None
+            error = suspended(self._engine, row.lane, self._named()) if stuck else None
             if error is not None:
                 raise error
         return result
 
     def _late(self, timeout: float | None) -> ResultTimeoutError:
-        return _late(self._engine, f"request {shown(self.key)} was", timeout)
+        return _late(self._engine, f"{self._named()} was", timeout)
+
+    def _named(self) -> str:
+        return request_named(self.key, self._row.terms.model)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} key={shown(self.key)} status={self.status.value}>"

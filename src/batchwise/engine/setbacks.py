@@ -65,7 +65,7 @@ def _cause(error: Exception) -> str:
 def _said(fault: Fault) -> str:
     """What the API's failure was, without its words: they may quote the request."""
     if fault.status is None:  # the lane's words
-        return f"{fault.type}: {fault.message}"
+        return f"{fault.type}: {fault.message.rstrip('.')}"
     return f"the API answered {fault.status} {fault.type}"
 
 

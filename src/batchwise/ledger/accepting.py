@@ -143,7 +143,12 @@ class Accepting:
             if found.staged:
                 raise StagedError(found.staged)
             if not self._joining.same(db, found.id, found.terms, entry.body, entry.terms):
-                raise conflict(decode_key(key), call.job, adopted=self._records.terms(db, found.terms).adopted)
+                raise conflict(
+                    decode_key(key),
+                    call.job,
+                    adopted=self._records.terms(db, found.terms).adopted,
+                    differs=self._joining.differs(db, found.id, found.terms, entry.body, entry.terms),
+                )
             anew = self._again(db, found.id, entry.terms, call)
             row = self._looking.find_row(db, found.id)
             if row is None:

@@ -318,6 +318,7 @@ class Intake:
                     adopted=self._records.terms(db, found.terms).adopted,
                     item=len(before) + place,
                     earlier=[*before, *here].index(found.id) if found.staged == self._id else None,
+                    differs=self._intakes.joining.differs(db, found.id, found.terms, body, self._terms[index]),
                 )
             staged.numbers.add(range(found.id, found.id + 1))
             staged.flush.add(found.terms)

@@ -8,7 +8,7 @@ from batchwise.planning.state import Terms
 
 from .books import Books, Moves, place_of, reserve
 from .database import Connection
-from .keys import same_body
+from .keys import differing, same_body
 from .records import Records, Row
 from .requeuing import Requeuing
 from .rows import LANE_CODES, QUEUED, SETTLED, merged
@@ -27,6 +27,14 @@ class Joining:
         """Whether a request has this content: its canonical params, betas and stream."""
         old = self._records.terms(db, terms)
         return (old.betas, old.stream) == (new.betas, new.stream) and same_body(db, request, body)
+
+    def differs(self, db: Connection, request: int, terms: int, body: bytes, new: Terms) -> list[str]:
+        """The names of what of its content is different; empty where only the maker of an adopted batch knows it."""
+        old = self._records.terms(db, terms)
+        if old.adopted:
+            return []
+        others = (("betas", old.betas == new.betas), ("stream", old.stream == new.stream))
+        return [*differing(db, request, body), *(name for name, same in others if not same)]
 
     def join(
         self,

@@ -4,16 +4,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import attrs
 
 from batchwise.encoding import canonical
-from batchwise.errors import KeyConflictError, shown
+from batchwise.errors import KeyConflictError, printable, shown
+from batchwise.jsontext import UnreadableError, decode
 
 from .database import Connection
 
-__all__ = ["Found", "Positions", "StagedError", "conflict", "find", "is_position", "same_body"]
+__all__ = ["Found", "Positions", "StagedError", "conflict", "differing", "find", "is_position", "same_body"]
+
+
+_MISSING = object()
 
 
 class StagedError(Exception):
@@ -44,10 +49,24 @@ def find(db: Connection, job: int, key: bytes) -> Found | None:
 
 def same_body(db: Connection, request: int, body: bytes) -> bool:
     """Whether a request's body, as it was dispatched, says the same as this one."""
-    first = "SELECT body FROM turn WHERE request = b.id AND body IS NOT NULL ORDER BY n LIMIT 1"
-    (stored,) = db.execute(f"SELECT coalesce(({first}), params) FROM body b WHERE id = ?", (request,)).fetchone()
+    stored = _dispatched(db, request)
     # The order of names is all that may differ.
     return stored == body or (len(stored) == len(body) and canonical(stored) == canonical(body))
+
+
+def differing(db: Connection, request: int, body: bytes) -> list[str]:
+    """The names of the parameters in which this body differs from the one that a request was dispatched with."""
+    try:
+        old, new = decode(_dispatched(db, request)), decode(body)
+    except UnreadableError:
+        return []
+    return sorted(name for name in {*old, *new} if old.get(name, _MISSING) != new.get(name, _MISSING))
+
+
+def _dispatched(db: Connection, request: int) -> bytes:
+    first = "SELECT body FROM turn WHERE request = b.id AND body IS NOT NULL ORDER BY n LIMIT 1"
+    (stored,) = db.execute(f"SELECT coalesce(({first}), params) FROM body b WHERE id = ?", (request,)).fetchone()
+    return bytes(stored)
 
 
 def is_position(key: bytes) -> bool:
@@ -57,7 +76,13 @@ def is_position(key: bytes) -> bool:
 
 
 def conflict(
-    key: str, job: str | None, *, adopted: bool = False, item: int | None = None, earlier: int | None = None
+    key: str,
+    job: str | None,
+    *,
+    adopted: bool = False,
+    item: int | None = None,
+    earlier: int | None = None,
+    differs: Sequence[str] = (),
 ) -> KeyConflictError:
     """The error for a key that belongs to other content, or to content that only the maker of a batch knows.
 
@@ -67,14 +92,16 @@ def conflict(
         adopted: Whether it belongs to an adopted batch.
         item: The place in a bulk of what was to have it.
         earlier: The place in the same bulk of what it belongs to.
+        differs: The names of the parameters that differ.
     """
+    names = f" ({', '.join(map(printable, differs))})" if differs else ""
     if earlier is not None:
         return KeyConflictError(
-            f"items #{earlier} and #{item} of dispatch_all have the key {shown(key)} and different content; "
+            f"items #{earlier} and #{item} of dispatch_all have the key {shown(key)} and different content{names}; "
             "give each its own key"
         )
     where = "without a job" if job is None else f"in the job {shown(job)}"
-    other = "of an adopted batch, whose content the ledger does not have" if adopted else "with other content"
+    other = "of an adopted batch, whose content the ledger does not have" if adopted else f"with other content{names}"
     what = "" if item is None else f"item #{item} of dispatch_all: "
     return KeyConflictError(
         f"{what}the key {shown(key)} {where} belongs to a request {other}; "

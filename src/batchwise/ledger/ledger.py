@@ -135,6 +135,7 @@ class Ledger:
     snapshot = _by("_looking", Looking.snapshot)
     batch = _by("_batches", Batches.batch)
     find = _by("_looking", Looking.find)
+    jobs_with = _by("_looking", Looking.jobs_with)
     row = _by("_looking", Looking.row)
     results = _by("_looking", Looking.results)
     result = _by("_looking", Looking.result)

@@ -158,6 +158,15 @@ class Looking:
             ).fetchone()
             return None if number is None else self._request(db, number)
 
+    def jobs_with(self, key: str) -> list[str | None]:
+        """The names of jobs that have a request under this key, three at most; None: the shared scope does."""
+        with self._database.read() as db:
+            found = db.execute(
+                f"SELECT DISTINCT q.job FROM request q WHERE q.key = ? AND {_VISIBLE} ORDER BY q.job LIMIT 3",
+                (encode_key(key),),
+            ).fetchall()
+            return [self._records.job_name(db, job) for (job,) in found]
+
     def row(self, request: int) -> RequestRow | None:
         """The request of this number."""
         with self._database.read() as db:

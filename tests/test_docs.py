@@ -25,12 +25,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 from sybil import Document, Example, Region
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
+from batchwise import Policy, Reason
+from batchwise.planning import routing
 from batchwise.sandbox import Sandbox
 
 ROOT = Path(__file__).parent.parent
@@ -133,3 +136,10 @@ def test_the_example_of_the_readme_is_short():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     example = text.partition("```python\n")[2].partition("```")[0]
     assert 0 < len(example.splitlines()) <= 16
+
+
+def test_each_field_of_a_policy_and_each_reason_is_explained():
+    text = (ROOT / "docs" / "reference" / "policy.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert rows[: -len(Reason)] == [field.name for field in attrs.fields(Policy)]
+    assert rows[-len(Reason) :] == [rule.reason.value for rule in routing._RULES]

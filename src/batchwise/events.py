@@ -229,7 +229,7 @@ class Paced(_Event):
         models: The class of models.
         limit: What holds them back: `requests_per_minute`, `input_tokens_per_minute`, `output_tokens_per_minute`,
             `concurrency`, or `refusals`, after which the API asked for a pause.
-        waiting: How many calls wait.
+        waiting: How many calls wait in this process; more may wait in the ledger.
     """
 
     models: str

@@ -78,6 +78,17 @@ def test_queued_work_that_nobody_submits_is_due_since_its_interval_was_over(worl
     assert progress(world.engine, None).next_due > world.now()
 
 
+def test_what_nobody_submitted_in_time_goes_to_the_sync_lane_and_is_told(world: World) -> None:
+    world.dispatch("a", 30 * HOUR)
+    told: list[events.Event] = []
+    world.engine.telling.listen(told.append)
+    world.true += 29 * HOUR
+    world.run()
+    rescued = [(event.batch, event.requests) for event in told if isinstance(event, events.Rescued)]
+    assert rescued == [(None, 1)]
+    assert world.ledger.report(job=None).met == 1
+
+
 @pytest.fixture
 def hedging() -> Iterator[World]:
     made = World(bw.Policy(hedge=True))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from batchwise import Lane, LaneSuspendedError, Outcome, Request, events
+from batchwise import Lane, LaneSuspendedError, Limits, Outcome, Request, events
 from batchwise.sandbox import Reply, echo
 from tests.strategies import params
 
@@ -132,3 +132,13 @@ async def test_the_log_of_a_run_with_faults_tells_what_happened_without_content(
         assert words in text, (words, text)
     assert "secret" not in text
     assert "echo" not in text
+
+
+async def test_what_calls_wait_for_is_told_once_in_a_while(world: World):
+    seen: list[Any] = []
+    world.sandbox.sync_latency = 0.3
+    async with world.open(on_event=seen.append, limits=Limits(concurrency=1)) as d:
+        job = await d.dispatch_all(many(6), job="j", latency=timedelta(hours=1))
+        await job.wait()
+    paced = [(event.models, event.limit, event.waiting > 0) for event in seen if isinstance(event, events.Paced)]
+    assert paced == [("claude-sonnet-5", "concurrency", True)]

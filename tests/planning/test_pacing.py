@@ -563,3 +563,27 @@ def test_the_burst_falls_with_the_share() -> None:
     started = sum(go(pacer, 4.0) == 0.0 for _ in range(200))
     assert started == int(6_000 * BURST * pacer.share) + 1
     assert started < 110
+
+
+@pytest.mark.parametrize(
+    ("limits", "binds"),
+    [
+        (Limits(requests_per_minute=6), "requests_per_minute"),
+        (Limits(input_tokens_per_minute=600), "input_tokens_per_minute"),
+        (Limits(output_tokens_per_minute=600), "output_tokens_per_minute"),
+        (Limits(concurrency=1), "concurrency"),
+    ],
+)
+def test_it_says_what_calls_wait_for(limits: Limits, binds: str) -> None:
+    pacer = Pacer(limits, now=0.0)
+    while isinstance(pacer.ask(0.0, input_tokens=100, output_tokens=100), Reservation):
+        pass
+    assert pacer.limited_by(0.0) == binds
+
+
+def test_after_a_refusal_calls_wait_for_its_pause() -> None:
+    pacer = Pacer(Limits(), now=0.0)
+    reserved = pacer.ask(0.0, input_tokens=1, output_tokens=1)
+    assert isinstance(reserved, Reservation)
+    pacer.refused(1.0, reserved, Refusal.TOO_FAST, 5.0)
+    assert pacer.limited_by(2.0) == "refusals"

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import attrs
 
+from batchwise.events import Rescued
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning import agenda
 from batchwise.planning.capacity import calls_at_once, limits_of
@@ -32,7 +33,7 @@ def carry_out(engine: Engine, action: agenda.Action) -> Procedure[None]:
         case agenda.Run():
             yield from _run_claims(engine, action)
         case agenda.Move():
-            yield from store(lambda: engine.ledger.move([action.terms], lane=action.lane))
+            yield from _move(engine, action)
         case agenda.FailLate():
             yield from _fail_late(engine, action)
         case agenda.WaitUntil():
@@ -91,6 +92,12 @@ def _run_claims(engine: Engine, action: agenda.Run) -> Procedure[None]:
     )
     for claim in claims:
         engine.push(claim, urgent=action.urgent)
+
+
+def _move(engine: Engine, action: agenda.Move) -> Procedure[None]:
+    moved = yield from store(lambda: engine.ledger.move([action.terms], lane=action.lane))
+    if moved and action.lane is Lane.SYNC:
+        engine.telling.tell(Rescued(at=engine.now(), batch=None, requests=moved, canceled=False))
 
 
 def _fail_late(engine: Engine, action: agenda.FailLate) -> Procedure[None]:

@@ -21,8 +21,8 @@ __all__ = ["CallQueue", "Ticked"]
 
 
 _BLOCKING = 1
-_LONG, _MANY, _TOLD = 1.0, 10, 60.0
-"""A wait of so many seconds, or of so many calls, is noted, once in so many seconds."""
+_LONG, _TOLD = 1.0, 60.0
+"""That calls wait for so many seconds is noted, once in so many seconds."""
 _FULL = 1.0
 """Seconds after which to ask again when a process runs as many calls as it can; earlier if one ends."""
 
@@ -50,8 +50,8 @@ class _Class:
         self.blocking: list[tuple[float, int, Claim, int]] = []
         self.later = self.running = 0
         self._urgent = 0
-        self.told_at = -math.inf
-        """When it was last noted what it waits for."""
+        self.held_since, self.told_at = math.inf, -math.inf
+        """Since when calls have waited for the pacing without a break, and when that was last noted."""
 
     def put(self, priority: int, due: float, sequence: int, claim: Claim) -> None:
         heapq.heappush(self.blocking if priority == _BLOCKING else self.dated, (due, sequence, claim, priority))
@@ -162,12 +162,15 @@ class CallQueue:
             tokens_out = self._outputs.expect(terms.model, terms.max_tokens, now)
         got = lane.pacer.ask(now, input_tokens=tokens_in, output_tokens=tokens_out)
         if not isinstance(got, Reservation):
-            if now >= lane.told_at + _TOLD and (got > _LONG or lane.waiting >= _MANY):
+            lane.held_since = min(lane.held_since, now)
+            if now >= lane.told_at + _TOLD and now + got >= lane.held_since + _LONG:
                 lane.told_at = now
                 name = class_of(terms.model, self._limits)
                 self._news.append((name, lane.pacer.limited_by(now), lane.waiting))
             return got
         lane.pop()
+        if not lane.line():
+            lane.held_since = math.inf
         lane.running += 1
         self._running.add(place)
         return Ticked(claim, got, self._outputs.begin(terms.model, terms.max_tokens, now), place)

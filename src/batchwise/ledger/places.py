@@ -38,6 +38,8 @@ class Places:
         if job not in self._known and len(self._known) >= _JOBS:
             self._known.pop(next(iter(self._known)), None)
         self._known[job] = known
+        if isinstance(known, range):
+            return [number - known.start for number in requests]
         return [bisect_left(known, number) for number in requests]
 
 

@@ -279,7 +279,7 @@ def next_step(
 
 def prefix_words(tokens: int, model: str, left: timedelta | None, needed: timedelta) -> str:
     """What a decision says of a prefix, after "Policy.cache is 'prime': "."""
-    from .wording import human_apart
+    from batchwise.wording import human_apart
 
     about = f"a prefix of about {tokens:,} tokens"
     least = minimum_tokens(model)

@@ -275,3 +275,15 @@ def test_a_rescue_keeps_time_for_its_way_and_the_slowest_call() -> None:
     assert reserve_for(Policy(), 12 * HOUR) == 4 * HOUR
     assert reserve_for(Policy(reserve=HOUR), 12 * HOUR) == HOUR
     assert reserve_for(Policy(), 30 * MINUTE) == 15 * MINUTE
+
+
+def test_a_part_of_a_group_has_its_part_of_the_tokens() -> None:
+    promises = admit(group(8 * RATE), NOTHING, NOW, POLICY, at_once=True).promises
+    assert len(promises.cohorts) == 2
+    assert [cohort.input_tokens for cohort in promises.cohorts] == [25 * cohort.requests for cohort in promises.cohorts]
+
+
+def test_what_is_lost_is_reckoned_by_the_limits_of_its_class() -> None:
+    policy = Policy(limits={"m": Limits(requests_per_minute=100)})
+    promises = promises_of(Snapshot(sync_queue=(group(100_000, HOUR),)), NOW, policy)
+    assert sum(cohort.requests for cohort in promises.cohorts) == int((HOUR - margin_of(policy)) / HOUR * RATE)

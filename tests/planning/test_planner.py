@@ -201,6 +201,13 @@ def test_2_a_class_without_hope_hides_no_other() -> None:
     assert [rescues.start(each) for each in (fine, lost, last)] == [start_of(10, 30 * HOUR), None, None]
 
 
+def test_2_a_deadline_is_lost_by_the_limits_of_its_class() -> None:
+    soon = group(1, 30 * SECOND, requests=1)
+    for limit, lost in ((1, True), (100, False)):
+        policy = Policy(limits={"m": Limits(requests_per_minute=limit)})
+        assert (Rescues(Snapshot(sync_queue=(soon,)), NOW, policy).start(soon) is None) == lost
+
+
 # -- rule 3 ------------------------------------------------------------------------------------------------------------
 
 

@@ -84,7 +84,7 @@ def test_being_held_back_says_nothing_of_the_lane(world: World) -> None:
     number = world.dispatch("held back", bw.Latency.BLOCKING)
     world.run()
     assert world.ledger.result(number) is None
-    assert (world.engine.answered_at, world.engine.failed_at) == (None, None)
+    assert (world.engine.health.answered_at, world.engine.health.failed_at) == (None, None)
 
 
 @MOMENTS

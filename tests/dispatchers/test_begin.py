@@ -96,7 +96,7 @@ def test_what_could_not_be_accepted_is_not_sent(tmp_path: Path) -> None:
             # Its number is given again; what was prepared for it must not touch that one's request.
             tickets = [dispatcher.dispatch(params(f"kept {n}")) for n in range(3)]
             assert [ticket.result(PATIENCE).text for ticket in tickets] == [f"echo: kept {n}" for n in range(3)]
-            assert dispatcher._engine.failed_at is None, "the lane did not fail"
+            assert dispatcher._engine.health.failed_at is None, "the lane did not fail"
         assert sandbox.books.bought_by_prompt("sync") == {f"kept {n}": 1 for n in range(3)}
     ledger.close()
 

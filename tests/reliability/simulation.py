@@ -485,11 +485,11 @@ class World:
             if isinstance(action, agenda.WaitUntil):
                 self.next_due = action.moment - self.skew
                 continue
-            token = self.engine.begin(action)
+            token = self.engine.under_way.begin(action)
             if token is not None:
                 engine = self.engine
                 self.tasks.append(
-                    Task(carry_out(engine, action), lambda token=token, engine=engine: engine.end(token))  # type: ignore[misc]
+                    Task(carry_out(engine, action), lambda token=token, engine=engine: engine.under_way.end(token))  # type: ignore[misc]
                 )
         while isinstance(ticked := self.engine.queue.next(self._monotonic()), Ticked):
             self.tasks.append(Task(calls.call(self.engine, ticked), lambda: None))

@@ -431,13 +431,13 @@ class Driver(ABC):
         return moved
 
     def _carry_out_now(self, action: agenda.Action) -> Procedure[bool]:
-        token = self.engine.begin(action)
+        token = self.engine.under_way.begin(action)
         if token is None:
             return False
         try:
             yield from carry_out(self.engine, action)
         finally:
-            self.engine.end(token)
+            self.engine.under_way.end(token)
         if isinstance(action, agenda.Run):
             self.call()
         return True
@@ -449,7 +449,7 @@ class Driver(ABC):
         """
         with self._lock:
             crowd = sum(each == gate(action) for each in self._under_way.values())
-            if crowd >= MAX_ACTIONS or (token := self.engine.begin(action)) is None:
+            if crowd >= MAX_ACTIONS or (token := self.engine.under_way.begin(action)) is None:
                 return False
             mark = object()
             self._under_way[mark] = gate(action)
@@ -475,7 +475,7 @@ class Driver(ABC):
         finally:
             with self._lock:
                 del self._under_way[mark]
-            self.engine.end(token)
+            self.engine.under_way.end(token)
             self._pump_bell.ring()
             self._work_bell.ring()
 

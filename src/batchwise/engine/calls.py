@@ -121,7 +121,7 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
             return goes_on
         outcome = ruling.outcome or outcome
         # Before its request is settled: a planner that sees neither would send another row ahead.
-        news = engine.heard(answered=True)
+        news = engine.health.heard(answered=True)
         engine.setbacks.mended(_CALLING)
         _note_pace(engine, ticked, reply, usage)
         if goes_on is not None:
@@ -132,7 +132,7 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         if lasting(error) or passing(error):
             raise
         _log.error("batchwise: an answer could not be taken in; its request fails", exc_info=error)
-        news = engine.heard(answered=True) or news
+        news = engine.health.heard(answered=True) or news
         yield from _settle(engine, ticked, _failed_within(engine, claim, error)._replace(cost=None, saved=None))
     if engine.telling.wanted:
         _tell_call(engine, claim, reply.latency, usage=usage, outcome=outcome)
@@ -235,7 +235,7 @@ def _tell(engine: Engine, *, answered: bool) -> Procedure[None]:
 
 def _tell_pace(engine: Engine, claim: Claim) -> Procedure[None]:
     """Let whoever plans know how much the lane takes."""
-    news = engine.paced(claim.terms.model)
+    news = engine.health.paced(claim.terms.model)
     if news is not None:
         name, measured = news
         yield from store(lambda: engine.ledger.note(measured={name: measured}))
@@ -274,7 +274,7 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> 
     answered = ruling.verdict is Verdict.SETTLE and error.fault.status is not None
     if refusal is not None:
         yield from _tell_pace(engine, claim)
-    elif engine.heard(answered=answered):
+    elif engine.health.heard(answered=answered):
         yield from _tell(engine, answered=answered)
     if ruling.verdict is Verdict.SUSPEND:
         yield from _suspend(engine, ticked, claim, ruling)

@@ -37,13 +37,11 @@ from batchwise.models import (
     ToolUse,
 )
 from batchwise.planning import agenda, planner
-from batchwise.planning.batch_size import SIZES, well_known
-from batchwise.planning.capacity import Measured, latest, tail_of
+from batchwise.planning.capacity import tail_of
 from batchwise.planning.custom_ids import UNSEALED, custom_id
-from batchwise.planning.forecast import Forecast, Sample, size_class
 from batchwise.planning.moments import believed, longest_pause
 from batchwise.planning.outcomes import Fault
-from batchwise.planning.packing import MAX_CALL_BYTES, MAX_REQUESTS
+from batchwise.planning.packing import MAX_CALL_BYTES
 from batchwise.planning.pricing import PICO, Tariff, book_of, to_usd
 from batchwise.planning.risk import SAFE, Risk, risks
 from batchwise.planning.state import BatchState, Group, Snapshot, Terms
@@ -51,26 +49,25 @@ from batchwise.planning.turns import failed
 from batchwise.request import Request
 
 from .admissions import Admissions
+from .forecasts import Forecasts
+from .health import Health
 from .queue import CallQueue
 from .routes import Router, check_size, decision_of
 from .setbacks import Setbacks
 from .telemetry import observe
 from .telling import Hook, Telling
 from .uncapped import kept_for, most_under_way, withheld
+from .under_way import UnderWay
 from .waits import Waits
 
 __all__ = ["Engine"]
 
 _log = logging.getLogger("batchwise")
-_TOLD = timedelta(minutes=1)
-"""For so long the ledger need not be told again that the sync lane goes on answering, or failing."""
 _SOON = timedelta(seconds=1)
 _WATCH = 2.0
 """Seconds between two looks whether deadlines are in danger, at least."""
 _PAGE = 500
 """Results that are looked through at a time."""
-_NEWS = 0.05
-"""A change of what the sync lane reaches that the ledger is told at once: of a share of the limits."""
 _URGENT, _BLOCKING, _PATIENT = 0, 1, 2
 _UNKEPT = "unkept"
 """Under which name it is noted that work waits for room under the spend limit."""
@@ -115,9 +112,11 @@ class Engine:
             _log.info("batchwise: other policy than the work in %s was accepted under: %s", ledger.name, words)
         self.prices = book_of(policy.prices)
         ledger.reckon_by(lambda: self.prices.source)
-        self.router = Router(policy, self.prices, self.forecast)
+        self.forecasts = Forecasts(ledger, policy)
+        self.router = Router(policy, self.prices, self.forecasts.of)
         self.admissions = Admissions(ledger, policy)
         self.queue = CallQueue(policy.limits)
+        self.health = Health(self.queue, lambda: self.now())  # noqa: PLW0108  # the clock may be set anew
         self.waits = Waits(policy.linger)
         self.setbacks = Setbacks(now)
         self.on_settled: Callable[[Sequence[int]], None] = lambda _requests: None
@@ -136,25 +135,14 @@ class Engine:
         self.greeted = False
         """Whether the client's workspace is known to be the ledger's."""
         self.suspended: dict[Lane, str] = {}
-        self.answered_at: datetime | None = None
-        """When the sync lane last answered this process."""
-        self.failed_at: datetime | None = None
-        """When it last refused this process for good, or did not answer."""
-        self._told: tuple[bool, datetime] | None = None
-        self._paces: dict[str, Measured] = {}
-        """How the sync lane does in this process, by class of models."""
-        self._paces_told: dict[str, Measured] = {}
         self.stalled: frozenset[int] = frozenset()
         """Jobs none of whose batches could be read the last time."""
         self.backlog = False
         """Whether the ledger held calls to hand out, the last time."""
-        self.busy: set[object] = set()
-        self._beginning = threading.Lock()
+        self.under_way = UnderWay()
         self._watched = -1e9
         """When it was last looked whether deadlines are in danger, by the monotonic clock."""
         observe(self)
-        self._sealing: object | None = None
-        self._record: tuple[float, Sequence[Sample], dict[object, Forecast]] = (-1e9, (), {})
 
     # -- accepting --------------------------------------------------------------------------------------------------
 
@@ -335,35 +323,6 @@ class Engine:
 
     # -- the planner's pass -----------------------------------------------------------------------------------------
 
-    def forecast(
-        self, model: str | None = None, *, requests: int | None = None, at: datetime | None = None
-    ) -> Forecast:
-        """How long batches of this kind take, from the ledger's record, which is read anew every minute."""
-        read, history, made = self._record
-        if monotonic() - read > 60:
-            history, made = self.ledger.history(), {}
-            self._record = monotonic(), history, made
-        hour = None if at is None else at.hour
-        kind = (model, None if requests is None else size_class(requests), hour)
-        if kind not in made:
-            made[kind] = Forecast.from_history(
-                history, model=model, requests=requests, hour=hour, window=self.policy.window
-            )
-        return made[kind]
-
-    def _batch_ends(self, known: Snapshot) -> dict[tuple[str, int], timedelta]:
-        """How long batches of the queued models are expected to take, by size: where the size is chosen by that."""
-        if self.policy.max_batch_requests != "auto":
-            return {}
-        self.forecast()  # reads the record anew
-        compared = well_known(self._record[1])
-        return {
-            (model, size_class(size)): self.forecast(model, requests=size).expected(self.policy.window)
-            for model in {group.terms.model for group in known.batch_queue}
-            for size in (MAX_REQUESTS, *SIZES)
-            if (model, size_class(size)) in compared
-        }
-
     def _tariffs(self, known: Snapshot) -> dict[str, Tariff]:
         """What the batch lane charges for the models of queued requests with a prefix."""
         models = {group.terms.model for group in known.batch_queue if group.terms.prefix}
@@ -376,14 +335,11 @@ class Engine:
             known = self.ledger.snapshot()
             self.suspended = dict(known.suspended)
         snapshot = attrs.evolve(
-            known,
-            forecast=self.forecast(),
-            batch_ends=self._batch_ends(known),
+            self.health.seen_with(known),
+            forecast=self.forecasts.of(),
+            batch_ends=self.forecasts.ends(group.terms.model for group in known.batch_queue),
             tariffs=self._tariffs(known),
             leased=self.ledger.lease.held,
-            sync_answered_at=_later(known.sync_answered_at, self.answered_at),
-            sync_failed_at=_later(known.sync_failed_at, self.failed_at),
-            measured=latest(known.measured, dict(self._paces), self.now()),
         )
         self.queue.told = known.measured
         self.backlog = bool(snapshot.sync_queue)
@@ -431,7 +387,7 @@ class Engine:
         """What is believed of a snapshot. Where the clock was ahead, that is stored: the ledger has to agree to it."""
         right = believed(known, now, self.policy)
         if right is not known:
-            self.answered_at, self.failed_at = right.sync_answered_at, right.sync_failed_at
+            self.health.set_right(right)
             for batch, was in zip(right.batches, known.batches, strict=True):
                 if batch is not was:
                     self.ledger.update_batch(batch, was=was)
@@ -507,53 +463,12 @@ class Engine:
 
         The last byte may have been sent just now, so the grace begins now.
         """
-        with self._beginning:
-            sent = set(self.busy)
         changed = False
         for batch in snapshot.batches:
-            if batch.state is BatchState.POSTING and ("batch", batch.id) not in sent:
+            if batch.state is BatchState.POSTING and not self.under_way.sends(batch.id):
                 doubt = attrs.evolve(batch, state=BatchState.DOUBT, last_byte_at=self.now(), polled_at=None)
                 changed = self.ledger.update_batch(doubt, was=batch) or changed
         return changed
-
-    def begin(self, action: agenda.Action) -> object | None:
-        """A token for an action that may begin now, None for one that is under way. Give it to `end`."""
-        match action:
-            case agenda.Seal():
-                token: object = object()
-            case agenda.WaitUntil():
-                return None
-            case agenda.Run() | agenda.Move() | agenda.FailLate():
-                token = (type(action), action.terms)
-            case agenda.Release() | agenda.Probe():
-                token = ("release", action.batch)
-            case _:
-                token = ("batch", action.batch)
-        with self._beginning:
-            if isinstance(action, agenda.Seal):  # one at a time: each looks at what the others left
-                if self._sealing is not None:
-                    return None
-                self._sealing = token
-            elif token in self.busy or (isinstance(action, agenda.Post) and self._sealing is not None):
-                return None  # a batch that is being sealed now is sent by the one who seals it
-            else:
-                self.busy.add(token)
-        return token
-
-    def sealed(self, batch: int) -> object:
-        """The seal under way became this batch: the next seal may begin. Gives the token of the batch's sending."""
-        with self._beginning:
-            token = ("batch", batch)
-            self.busy.add(token)
-            self._sealing = None
-        return token
-
-    def end(self, token: object) -> None:
-        """The action of this token is done."""
-        with self._beginning:
-            self.busy.discard(token)
-            if token is self._sealing:
-                self._sealing = None
 
     def push(self, claim: Claim, *, urgent: bool = False, wait: float = 0.0) -> None:
         """Hand a claim to this process's sync lane."""
@@ -566,35 +481,6 @@ class Engine:
             now=monotonic(),
             wait=wait,
         )
-
-    def heard(self, *, answered: bool) -> bool:
-        """The sync lane answered, or did not; whether the ledger has to be told: of a change, and once a minute."""
-        now, told = self.now(), self._told
-        if answered:
-            self.answered_at = now
-        else:
-            self.failed_at = now
-        if told is not None and told[0] is answered and told[1] <= now < told[1] + _TOLD:
-            return False
-        self._told = answered, now
-        return True
-
-    def paced(self, model: str) -> tuple[str, Measured] | None:
-        """The class of a model and how the sync lane does for it, if the ledger has to be told.
-
-        It is told of the account's limits, of a share that has changed, and once a minute while that is below one.
-        """
-        now = self.now()
-        name, measured = self.queue.measured(model, monotonic(), now)
-        self._paces[name], told = measured, self._paces_told.get(name)
-        if told is not None:
-            same = attrs.evolve(measured, at=told.at, share=told.share) == told
-            before, share = told.share or 0.0, measured.share or 0.0
-            since = abs(now - told.at)  # a clock that is set back makes nothing new
-            if same and not (abs(share - before) >= _NEWS and since >= _SOON) and (share == before or since < _TOLD):
-                return None
-        self._paces_told[name] = measured
-        return name, measured
 
     def backoff(self, failures: int) -> timedelta:
         """Exponential with jitter, from the shortest to the longest poll gap."""
@@ -790,7 +676,3 @@ def _drawn(strategy: tenacity.wait.wait_base, attempt: int) -> timedelta:
     state = tenacity.RetryCallState(retry_object=tenacity.Retrying(), fn=None, args=(), kwargs={})
     state.attempt_number = max(1, attempt)
     return timedelta(seconds=float(strategy(state)))
-
-
-def _later(one: datetime | None, other: datetime | None) -> datetime | None:
-    return max(filter(None, (one, other)), default=None)

@@ -44,7 +44,7 @@ def report(engine: Engine, job: int | None) -> Report:
     batches = []
     for fields in engine.ledger.records(job=job):
         created = fields["created_at"]
-        forecast = engine.forecast(fields["model"] or None, requests=fields["requests"], at=created)
+        forecast = engine.forecasts.of(fields["model"] or None, requests=fields["requests"], at=created)
         batches.append(BatchRecord(**fields, expected=(forecast.quantile(0.1), forecast.quantile(0.9))))
     return attrs.evolve(engine.ledger.report(job=job), batches=tuple(batches))
 
@@ -95,7 +95,7 @@ def _running(engine: Engine, snapshot: Snapshot, job: int | None, now: datetime)
 
 def _forecast_of(engine: Engine, batch: BatchView, begun: datetime) -> Forecast:
     model = batch.groups[0].terms.model if batch.groups else None
-    return engine.forecast(model, requests=batch.requests, at=begun)
+    return engine.forecasts.of(model, requests=batch.requests, at=begun)
 
 
 def tallies(counts: Iterable[tuple[tuple[Lane, Status, Outcome | None], int]]) -> dict[str, Any]:

@@ -71,12 +71,12 @@ def submit(engine: Engine, seal: Seal) -> Procedure[None]:
     batch = yield from store(lambda: _seal(engine, seal, listing))
     if batch is None:
         return
-    token = engine.sealed(batch.id)
+    token = engine.under_way.sealed(batch.id)
     try:
         if (yield from store(lambda: _begin(engine, batch, listing))):
             yield from _post(engine, batch)
     finally:  # what is in `posting` now is in doubt: nobody sends it any more
-        engine.end(token)
+        engine.under_way.end(token)
 
 
 def _seal(engine: Engine, seal: Seal, listing: Listing) -> BatchView | None:

@@ -1,0 +1,62 @@
+"""Which actions of the planner are under way in this process, so that none is begun twice."""
+
+from __future__ import annotations
+
+import threading
+
+from batchwise.planning import agenda
+
+__all__ = ["UnderWay"]
+
+
+class UnderWay:
+    """The actions that have begun and not ended, by tokens. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens: set[object] = set()
+        self._sealing: object | None = None
+
+    def begin(self, action: agenda.Action) -> object | None:
+        """A token for an action that may begin now, None for one that is under way. Give it to `end`."""
+        match action:
+            case agenda.Seal():
+                token: object = object()
+            case agenda.WaitUntil():
+                return None
+            case agenda.Run() | agenda.Move() | agenda.FailLate():
+                token = (type(action), action.terms)
+            case agenda.Release() | agenda.Probe():
+                token = ("release", action.batch)
+            case _:
+                token = ("batch", action.batch)
+        with self._lock:
+            if isinstance(action, agenda.Seal):  # one at a time: each looks at what the others left
+                if self._sealing is not None:
+                    return None
+                self._sealing = token
+            elif token in self._tokens or (isinstance(action, agenda.Post) and self._sealing is not None):
+                return None  # a batch that is being sealed now is sent by the one who seals it
+            else:
+                self._tokens.add(token)
+        return token
+
+    def sealed(self, batch: int) -> object:
+        """The seal under way became this batch: the next seal may begin. Gives the token of the batch's sending."""
+        with self._lock:
+            token = ("batch", batch)
+            self._tokens.add(token)
+            self._sealing = None
+        return token
+
+    def sends(self, batch: int) -> bool:
+        """Whether this process is sending this batch, or does something else with it."""
+        with self._lock:
+            return ("batch", batch) in self._tokens
+
+    def end(self, token: object) -> None:
+        """The action of this token is done."""
+        with self._lock:
+            self._tokens.discard(token)
+            if token is self._sealing:
+                self._sealing = None

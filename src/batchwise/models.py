@@ -413,7 +413,7 @@ class Policy:
             the limits by the models' prefix (the longest one counts). Given limits are kept to; the API's headers may
             lower them. None: the Start tier's, and then what the API's headers say, upwards and downwards.
         poll_every: Shortest and longest time between two polls of one batch; in between a tenth of its age.
-        create_grace: How long a create of unknown outcome is looked for before it is sent again.
+        create_grace: How long a create of unknown outcome is looked for before its requests go into another batch.
         cancel_settle: How long a cancel may take to end.
         max_batch_requests: The most requests in one batch; None: the API's limit (100,000). Smaller batches end sooner,
             and nothing of a batch can be read before it ends. "auto": a submission is cut into batches of 10,000, 1,000

@@ -288,7 +288,7 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> 
     again = _tried(claim, costs=costs)
     if refusal is None:
         wait = ruling.wait or engine.backoff(max(again.attempts, unpaid))
-    elif refusal is Refusal.OVERLOADED:  # it says nothing of our pace: the call alone waits
+    elif refusal is Refusal.OVERLOADED:  # how long this call waits; how much it slows the lane is the pacer's
         wait = max(ruling.wait or _ZERO, engine.patience(unpaid))
     else:
         wait = _ZERO  # the lane pauses as long as it has to

@@ -72,7 +72,7 @@ def reconcile(engine: Engine, batch: BatchView) -> Procedure[None]:
     looked = sent_by(looked, now + offset)
     if ours is not None:
         yield from store(lambda: engine.ledger.update_batch(looked, was=batch))
-        yield from _adopt(engine, looked, ours)
+        yield from _recognise(engine, looked, ours)
     elif unread is not None:
         yield from _unseen(engine, batch, looked, unread, now)
     elif batch.state is BatchState.WATCHED and not candidates and _window_is_over(batch, policy, now, now + offset):
@@ -164,8 +164,11 @@ def _id_of(line: bytes) -> str | None:
         return None
 
 
-def _adopt(engine: Engine, batch: BatchView, info: BatchInfo) -> Procedure[None]:
-    """It is ours. The planner cancels one whose requests have gone elsewhere; what it did is booked when it ends."""
+def _recognise(engine: Engine, batch: BatchView, info: BatchInfo) -> Procedure[None]:
+    """The batch is ours, so it is open.
+
+    The planner cancels one whose requests have gone elsewhere; what it did is booked when it ends.
+    """
     yield from store(lambda: record_created(engine, batch, info))
 
 

@@ -75,7 +75,7 @@ def submit(engine: Engine, seal: Seal) -> Procedure[None]:
     try:
         if (yield from store(lambda: _begin(engine, batch, listing))):
             yield from _post(engine, batch)
-    finally:  # what is in `posting` now is in doubt: nobody sends it any more
+    finally:  # what is still `posting` now, nobody sends: the next pass puts it into doubt
         engine.under_way.end(token)
 
 
@@ -135,12 +135,12 @@ def learn_from(engine: Engine, told: Listing | BatchInfo) -> None:
 
 
 def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
-    seal, clock, patience = sealer(batch.nonce), _clock(), engine.policy.create_grace / timedelta(seconds=1)
+    seal, clock, grace = sealer(batch.nonce), _clock(), engine.policy.create_grace / timedelta(seconds=1)
     seen = [clock()]
 
     def go_on() -> None:
         now = clock()
-        if now - seen[0] > max(patience, 600.0):
+        if now - seen[0] > max(grace, 600.0):
             raise FenceError("the process stood still while it sent a batch; the create was broken off")
         seen[0] = now
 

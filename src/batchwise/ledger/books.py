@@ -223,7 +223,7 @@ class Books:
         spent, reserved = self.spent(db, cap.since), self.reserved(db)
         if spent + reserved + more > cap.limit:
             raise SpendLimitError(
-                f"accepting this could cost {more / PICO:.6f} USD beside {spent / PICO:.6f} spent and "
+                f"this could cost {more / PICO:.6f} USD beside {spent / PICO:.6f} spent and "
                 f"{reserved / PICO:.6f} reserved for unsettled work, over max_spend={cap.limit / PICO:.6f}; "
                 "raise the limit, or wait until reserved work has settled. Nothing was stored or sent"
             )

@@ -1,6 +1,6 @@
 """What the ledger asks of its database: everything in which one database differs from another.
 
-The rules of the ledger and its SQL are written once above this. A second database is a second `Database`.
+The rules of the ledger and its SQL are written once above this. `opening` chooses the database.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Joining:
         cap: Cap | None = None,
         flush: bool = False,
     ) -> bool:
-        """Tighten it, or begin it anew if it was abandoned; returns whether it was.
+        """Tighten its deadline, or begin it anew if it was abandoned. True: it was begun anew.
 
         Raises:
             SpendLimitError: Beginning it anew could pass the cap.

@@ -97,7 +97,7 @@ class Ledger:
 
     @property
     def lease(self) -> Lock:
-        """The lock of batch actions: who holds it does them."""
+        """The lock of batch actions: the process that holds it does them. It ends with its process, not with time."""
         return self._lease
 
     def version(self) -> int:

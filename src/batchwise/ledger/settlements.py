@@ -100,7 +100,7 @@ class Settlements:
     def settle(
         self, settlements: Sequence[Settlement], *, now: datetime, batch: int | None = None, run: int | None = None
     ) -> int:
-        """Settle, each once; one already settled is left, and its cost booked as wasted once per batch row.
+        """Settle each request once. A later, other answer changes nothing; its cost is booked as wasted, once a batch.
 
         With `batch`, rows count as that batch's. Books in the same transaction what they cost and whether they met
         their deadlines (`met_deadline`). Returns how many settled. Those of one call settle kind by kind (`Settled`),

@@ -26,12 +26,12 @@ MOVES: Mapping[BatchState, Mapping[BatchState, str]] = {
     BatchState.POSTING: {
         BatchState.OPEN: "the API gave its id",
         BatchState.DOUBT: "the answer was lost",
-        BatchState.VOID: "proved not created",
+        BatchState.VOID: "its create was refused",
     },
     BatchState.DOUBT: {
         BatchState.OPEN: "found in the listing",
         BatchState.WATCHED: "not seen in time, its requests went elsewhere",
-        BatchState.VOID: "proved not created",
+        BatchState.VOID: "its create was refused after all",
     },
     BatchState.WATCHED: {
         BatchState.OPEN: "turned up after all, and is cancelled next",

@@ -11,7 +11,7 @@ from .state import Terms
 
 __all__ = ["call_costs", "may_call_again", "next_attempt"]
 
-_PATIENCE = 40
+_FREE_REFUSALS = 40
 """How many refusals for load (429, 529) a request without a deadline sits out before they cost it attempts."""
 
 
@@ -25,7 +25,8 @@ def next_attempt(
 ) -> tuple[Lane, bool] | None:
     """Where a request goes on that its batch gave no answer: another batch if the time allows one, else the sync lane.
 
-    Batches leave an attempt to the sync lane where a deadline needs it, and one that had no other does not use it up.
+    The last attempt is kept for the sync lane. A request that has used it up and can still meet its deadline goes there
+    all the same, and that try costs nothing.
 
     Args:
         terms: The request's terms.
@@ -70,7 +71,8 @@ def may_call_again(terms: Terms, *, attempts: int, calls: int, now: datetime, po
 def call_costs(terms: Terms, now: datetime, *, unpaid: int, refused: bool, costs: bool) -> bool:
     """Whether a failed call counts among its request's attempts.
 
-    The deadline alone ends what the API refuses for load, or was never sent: that is not paid.
+    While its deadline can be met, a call that was refused for load or never sent costs nothing. Otherwise refusals for
+    load cost from the 41st on, and a call that was never sent costs what its kind does.
 
     Args:
         terms: The request's terms.
@@ -81,4 +83,4 @@ def call_costs(terms: Terms, now: datetime, *, unpaid: int, refused: bool, costs
     """
     if unpaid and _may_meet(terms, now):
         return False
-    return unpaid > _PATIENCE if refused else costs
+    return unpaid > _FREE_REFUSALS if refused else costs

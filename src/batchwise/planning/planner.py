@@ -8,7 +8,8 @@
 4. Queued work is sealed when its interval is over, its `submit_by` comes, a batch is full, or somebody waits.
 5. A batch gets only what still has a window and its rescue before its deadline (hedged work apart), and nothing that
    would have to be cancelled before it is looked at again.
-6. A create of unknown outcome is looked for; past the grace, on the server's clock, it is sent again and watched.
+6. A create of unknown outcome is looked for. Past the grace, on the server's clock, its requests go into another batch,
+   and it is watched for.
 7. A suspended lane gets nothing; its work stays queued, or takes the other lane at its last safe moment.
 8. Overdue work runs on the cheapest lane, or fails unsent, as the policy says.
 9. What would be too late when the planner is asked next is done now.

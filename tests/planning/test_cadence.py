@@ -300,6 +300,12 @@ def test_the_shortest_sla_leaves_an_overhead_beside_the_reserve(reserve, shortes
     assert raised.value.shortest == shortest
 
 
+def test_the_shortest_sla_of_another_window_is_as_much_longer_than_it():
+    with pytest.raises(InfeasibleSLAError) as raised:
+        sla_cadence(HOUR, window=12 * HOUR)
+    assert raised.value.shortest == 12 * HOUR + timedelta(minutes=15)
+
+
 def test_what_is_said_beside_a_policy_goes_before_it():
     policy = Policy(reserve=HOUR, window=12 * HOUR)
     assert sla_cadence(30 * HOUR, policy=policy).interval == 17 * HOUR

@@ -743,6 +743,8 @@ def test_an_open_batch_is_due_at_its_expiry_and_what_somebody_waits_for_at_once(
     assert next_due(snapshot, ended + MINUTE + after, POLICY) == ended
     queued = group(2, None, since=NOW + HOUR, lane=Lane.SYNC, reason=Reason.BLOCKING, blocking=True)
     assert next_due(Snapshot(sync_queue=(queued,)), NOW + 2 * HOUR + after, POLICY) == NOW + HOUR
+    assert next_due(Snapshot(sync_queue=(queued,)), NOW + 2 * HOUR, POLICY, job=0) == NOW + HOUR
+    assert next_due(Snapshot(sync_queue=(queued,)), NOW + 2 * HOUR, POLICY, job=7) is None
     busy = Snapshot(sync_queue=(queued,), sync_running=(attrs.evolve(queued, requests=1),))
     assert next_due(busy, NOW + 2 * HOUR + after, POLICY) == NOW + 2 * HOUR + after  # whoever runs calls comes to it
 

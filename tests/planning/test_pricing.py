@@ -400,3 +400,14 @@ def test_importing_the_module_costs_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_was_not_used_costs_nothing() -> None:
+    rates = BOOK.rates("claude-haiku-4-5", Lane.SYNC, at=AT)
+    assert rates is not None
+    counted = {"input_tokens": 0, "output_tokens": 0}
+    assert cost({**counted, "server_tool_use": {"web_search_requests": 0}}, rates) == 0
+    written = {"ephemeral_1h_input_tokens": 0, "ephemeral_5m_input_tokens": 10}
+    assert cost({**counted, "cache_creation_input_tokens": 10, "cache_creation": written}, rates) == (
+        10 * rates.cache_write_5m
+    )

@@ -402,6 +402,11 @@ def test_what_violates_a_limit_has_the_figures_of_the_plan():
     assert (size.actual, size.limit) == (32_000_001, 32_000_000)
 
 
+def test_a_burst_waits_for_what_arrived_in_the_interval_before_it():
+    found = plan(arrivals_per_hour=0.5, interval=3 * HOUR, burst=80_000, limits=LANE)
+    assert found.reserve_needed == timedelta(seconds=80_002 * 0.15) - 3 * HOUR
+
+
 def test_one_request_an_hour_or_none_is_gathered_for_a_submission():
     few = plan(arrivals_per_hour=Fraction(1, 100), limits=LANE)
     assert (few.requests_per_submission, few.rescue) == (1, timedelta(milliseconds=150))

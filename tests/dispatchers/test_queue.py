@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from itertools import count
-from time import monotonic
 
 import attrs
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
 
@@ -16,7 +17,7 @@ from batchwise.ledger.values import Claim
 from batchwise.planning.capacity import Measured
 from batchwise.planning.outcomes import Refusal
 from tests.ledger.model import FLEXIBLE
-from tests.reliability.simulation import World
+from tests.reliability.simulation import HOUR, World
 from tests.strategies import NOW
 
 CONCURRENCY = 3
@@ -132,11 +133,42 @@ def test_limits_that_another_process_was_told_are_kept_from_the_first_call() -> 
 TestCalls = Calls.TestCase
 
 
+@given(
+    work=st.lists(st.tuples(st.integers(-5, 30), st.integers(0, 2)), min_size=2, max_size=12),
+    steps=st.lists(st.integers(0, 10), min_size=12, max_size=12),
+)
+def test_nothing_late_runs_before_what_can_be_in_time(work: list[tuple[int, int]], steps: list[int]) -> None:
+    """Of whatever priority, and whether it was late when it came or became so in the queue."""
+    queue, clock, passed = CallQueue(None), 100.0, 0.0
+    dues = {number: math.inf if priority == 1 else clock + due for number, (due, priority) in enumerate(work)}
+    for number, (_, priority) in enumerate(work):
+        queue.push(claim(number, "m"), priority=priority, due=dues[number], now=0.0)
+    left = set(dues)
+    for step in steps[: len(work)]:
+        passed += step
+        got = queue.next(1_000.0 + passed, clock + passed)
+        assert isinstance(got, Ticked)
+        left.remove(got.claim.id)
+        if dues[got.claim.id] <= clock + passed:
+            assert not [number for number in left if dues[number] > clock + passed]
+
+
+def test_a_claim_that_becomes_late_in_the_queue_lets_others_go_first() -> None:
+    world = World()
+    for number, due in enumerate((SECOND, 2 * HOUR), 1):
+        terms = attrs.evolve(FLEXIBLE, deadline=world.now() + due)
+        world.engine.push(Claim(number, f"k{number}", terms, b"{}", 0, ()), urgent=True)
+    world.true += HOUR
+    order = [ticked.claim.id for _ in range(2) if isinstance(ticked := world.engine.next_call(), Ticked)]
+    world.close()
+    assert order == [2, 1]
+
+
 def test_what_is_late_already_runs_after_what_can_be_in_time() -> None:
     world = World()
     for number, due in enumerate((-SECOND, timedelta(0), SECOND), 1):
         terms = attrs.evolve(FLEXIBLE, deadline=world.now() + due)
         world.engine.push(Claim(number, f"k{number}", terms, b"{}", 0, ()), urgent=True)
-    order = [ticked.claim.id for _ in range(3) if isinstance(ticked := world.engine.queue.next(monotonic()), Ticked)]
+    order = [ticked.claim.id for _ in range(3) if isinstance(ticked := world.engine.next_call(), Ticked)]
     world.close()
     assert order[0] == 3

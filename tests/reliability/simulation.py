@@ -491,7 +491,7 @@ class World:
                 self.tasks.append(
                     Task(carry_out(engine, action), lambda token=token, engine=engine: engine.under_way.end(token))  # type: ignore[misc]
                 )
-        while isinstance(ticked := self.engine.queue.next(self._monotonic()), Ticked):
+        while isinstance(ticked := self.engine.next_call(), Ticked):
             self.tasks.append(Task(calls.call(self.engine, ticked), lambda: None))
 
     def run(self, steps: int = 3_000, *, unfinished: int = 0) -> None:

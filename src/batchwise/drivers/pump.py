@@ -513,7 +513,7 @@ class Driver(ABC):
         """Where no worker can be started, run one call of the queue; returns whether there was one."""
         if not self.engine.queue.waiting or self.call():
             return False
-        got = self.engine.queue.next(monotonic())
+        got = self.engine.next_call()
         if not isinstance(got, Ticked):
             return False
         yield from self._call(got)

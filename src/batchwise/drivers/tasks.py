@@ -14,7 +14,6 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from time import monotonic
 from typing import Any, TypeVar
 
 import anyio
@@ -225,7 +224,7 @@ class TaskDriver(Driver):
         """Start calls as the queue lets them through."""
         while not self._over:
             heard = self._work_bell.heard()
-            got = self.engine.queue.next(monotonic())
+            got = self.engine.next_call()
             if isinstance(got, Ticked):
                 self._begin(self._call(got))
             else:

@@ -190,7 +190,7 @@ class ThreadDriver(Driver):
             while not self._over:
                 heard = self._work_bell.heard()
                 with self._lock:  # in one step: `call` counts on whoever is idle for what still waits
-                    got = self.engine.queue.next(monotonic())
+                    got = self.engine.next_call()
                     if isinstance(got, Ticked):
                         self._idle -= 1
                 if isinstance(got, Ticked):

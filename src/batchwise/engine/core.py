@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections import Counter
@@ -51,7 +52,7 @@ from batchwise.request import Request
 from .admissions import Admissions
 from .forecasts import Forecasts
 from .health import Health
-from .queue import CallQueue
+from .queue import CallQueue, Ticked
 from .routes import Router, check_size, decision_of
 from .setbacks import Setbacks
 from .telemetry import observe
@@ -475,12 +476,12 @@ class Engine:
         priority = _URGENT if urgent else _BLOCKING if claim.terms.blocking else _PATIENT
         due = claim.terms.deadline
         self.queue.push(
-            claim,
-            priority=priority,
-            due=float("inf") if due is None or due <= self.now() else due.timestamp(),  # what is late comes last
-            now=monotonic(),
-            wait=wait,
+            claim, priority=priority, due=math.inf if due is None else due.timestamp(), now=monotonic(), wait=wait
         )
+
+    def next_call(self) -> Ticked | float | None:
+        """The call to begin now, seconds to wait for it, or None when nothing is queued; what is late comes last."""
+        return self.queue.next(monotonic(), self.now().timestamp())
 
     def backoff(self, failures: int) -> timedelta:
         """Exponential with jitter, from the shortest to the longest poll gap."""

@@ -20,7 +20,7 @@ from batchwise.planning.state import BYTES_PER_TOKEN
 __all__ = ["CallQueue", "Ticked"]
 
 
-_BLOCKING = 1
+_BLOCKING, _PATIENT = 1, 2
 _LONG, _TOLD = 1.0, 60.0
 """That calls wait for so many seconds is noted, once in so many seconds."""
 _FULL = 1.0
@@ -56,6 +56,13 @@ class _Class:
     def put(self, priority: int, due: float, sequence: int, claim: Claim) -> None:
         heapq.heappush(self.blocking if priority == _BLOCKING else self.dated, (due, sequence, claim, priority))
         self._urgent += priority == 0
+
+    def pass_over(self, moment: float) -> None:
+        """What was due by this moment, and has become late while it waited, comes last, and is urgent no more."""
+        while self.dated and self.dated[0][0] <= moment:
+            _, sequence, claim, priority = heapq.heappop(self.dated)
+            self._urgent -= priority == 0
+            self.put(_PATIENT, math.inf, sequence, claim)
 
     def line(self) -> list[tuple[float, int, Claim, int]]:
         return self.dated if self.dated and (self._urgent or not self.blocking) else self.blocking
@@ -132,8 +139,11 @@ class CallQueue:
             else:
                 self._class(claim, now).put(priority, due, self._sequence, claim)
 
-    def next(self, now: float) -> Ticked | float | None:
-        """The next claim to run (booked as running), seconds to wait for it, or None when nothing is queued."""
+    def next(self, now: float, moment: float = -math.inf) -> Ticked | float | None:
+        """The next claim to run (booked as running), seconds to wait for it, or None when nothing is queued.
+
+        `moment`: what was due by then is late; of the clock that `push` is told by when a claim is due.
+        """
         with self._lock:
             while self._later and self._later[0][0] <= now:
                 _, priority, sequence, due, claim = heapq.heappop(self._later)
@@ -142,6 +152,8 @@ class CallQueue:
                 lane.put(priority, due, sequence, claim)
             if len(self._running) >= MOST_CALLS:
                 return _FULL
+            for lane in self._classes.values():
+                lane.pass_over(moment)
             ready = [lane for lane in self._classes.values() if lane.line()]
             if len(ready) > 1:
                 ready.sort(key=lambda lane: lane.urgency)

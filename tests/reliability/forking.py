@@ -5,6 +5,7 @@ Whoever accepts a request prints its key, a line in one write, before it ends. T
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from itertools import islice
 
@@ -206,6 +207,62 @@ def reading(number: int) -> None:
         go_on(children, partial(later.result, PATIENCE))
 
 
+def loops(number: int) -> None:
+    """A child that goes on in the midst of the parent's event loop, or with one of its own, is refused."""
+
+    async def refused(d: bw.AsyncDispatcher, ticket: bw.AsyncTicket) -> None:
+        asks: list[Callable[[], Awaitable[object]]] = [
+            lambda: d.dispatch(params("never")),
+            lambda: d.dispatch_all([bw.Request(params("never"))]),
+            lambda: ticket.result(PATIENCE),
+            ticket.cancel,
+            d.advance,
+            d.flush,
+        ]
+        for ask in asks:
+            try:
+                await ask()
+            except ForkedDispatcherError:
+                continue
+            raise AssertionError("the child was not refused")
+
+    async def own(name: str) -> None:
+        async with bw.AsyncDispatcher(ledger=LEDGER) as d:
+            ticket = await d.dispatch(params(name), key=name)
+            assert (await ticket.result(PATIENCE)).text == f"echo: {name}"
+        os.write(1, f"{name}\n".encode())
+
+    async def use(name: str) -> tuple[bw.AsyncDispatcher, bw.AsyncTicket]:
+        d = await bw.AsyncDispatcher.open(ledger=LEDGER)
+        ticket = await d.dispatch(params(name), key=name, latency=bw.Latency.FLEXIBLE)
+        os.write(1, f"{name}\n".encode())
+        forked = child()
+        if not forked:
+            await refused(d, ticket)
+            os._exit(0)
+        wait([forked])
+        return d, ticket
+
+    async def elsewhere() -> None:
+        await refused(d, ticket)
+        await d.aclose()
+        await own(f"{number} child")
+
+    loop = asyncio.new_event_loop()
+    d, ticket = loop.run_until_complete(use(f"{number} parent"))
+    children: list[int] = []
+
+    def go_elsewhere() -> None:
+        children.append(child())
+        if children == [0]:
+            asyncio.run(elsewhere())
+            raise ForkedDispatcherError("it was refused")
+
+    go_on(children, go_elsewhere)
+    loop.run_until_complete(d.aclose())
+    loop.close()
+
+
 def memory(number: int) -> None:
     """A ledger in memory: the child has none of it, and may have one of its own."""
     with bw.Dispatcher(ledger=":memory:") as d:
@@ -240,6 +297,7 @@ if __name__ == "__main__":
             "iterable": iterable,
             "going_on": going_on,
             "reading": reading,
+            "loops": loops,
             "memory": memory,
             "daemon": daemon,
         }[sys.argv[1]](each)

@@ -28,6 +28,7 @@ KEYS = {
     "iterable": 2_510,
     "going_on": 2_500,
     "reading": 4,
+    "loops": 2,
     "memory": 8,
     "daemon": 3,
 }

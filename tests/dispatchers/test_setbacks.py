@@ -21,7 +21,7 @@ from batchwise.ledger.values import Settlement
 from batchwise.planning.state import BatchState, BatchView
 from tests.strategies import params
 
-from .world import HOURS_30, World, listed
+from .world import HOURS_30, World, listed, many
 
 LARGE = "x" * 300_000
 """What the answer repeats: it needs pages that the file does not have yet."""
@@ -169,6 +169,24 @@ async def test_an_end_in_the_midst_of_trouble_comes_and_says_so(
         result = await (await again.ticket("large")).result()
         assert (result.text, result.attempts) == (f"echo: {LARGE}", 2)
         assert (world.calls, (await again.report()).possible_doubles) == (2, 1)
+
+
+async def test_a_bulk_that_could_not_be_taken_back_holds_up_no_later_one(
+    world: World, ledger: SqliteLedger, trouble: Trouble
+):
+    with ExitStack() as lasting:
+
+        def broken() -> Iterator[Request]:
+            yield Request(params("never"))
+            lasting.enter_context(trouble(ledger))
+            raise ValueError("the caller's own")
+
+        async with world.open(ledger=ledger) as d:
+            with pytest.raises((ValueError, LedgerError)):
+                await d.dispatch_all(broken(), job="j", latency=HOURS_30)
+            lasting.close()
+            job = await d.dispatch_all(many(2), job="j", latency=HOURS_30)
+            assert [result.ok for result in await listed(job.results(timeout=20))] == [True, True]
 
 
 async def test_a_hook_that_raises_harms_nothing(world: World):

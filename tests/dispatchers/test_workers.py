@@ -28,8 +28,8 @@ def test_a_call_that_comes_while_a_worker_takes_another_up_gets_a_worker_of_its_
         queue = d._engine.queue
         take, second = queue.next, list[Future[Any]]()
 
-        def meanwhile(now: float) -> Any:
-            taken = take(now)
+        def meanwhile(*now: float) -> Any:
+            taken = take(*now)
             if isinstance(taken, Ticked) and not second:
                 second.append(threads.submit(d.dispatch, params("second")))
                 wait(second, timeout=0.5)  # with the fault, it has been dispatched by now

@@ -418,6 +418,8 @@ class Intakes:
     positions: Positions
     threads: dict[int, int] = attrs.field(factory=dict)
     """The threads that are within bulk dispatches of this ledger."""
+    left: set[int] = attrs.field(factory=set)
+    """Bulk dispatches that have ended, and whose rows may be there still: a busy database keeps them for a while."""
 
     def intake(self, *, job: str | None, run: int) -> Intake:
         """Begin a bulk dispatch. One at a time for each job; a second waits for the first to end.
@@ -443,6 +445,9 @@ class Intakes:
         Raises:
             LedgerError: It is the thread's own, and would never end.
         """
+        if intake in self.left:
+            self.abort(intake)
+            return
         if self.threads.get(intake) == thread:
             raise LedgerError(
                 "this thread is within a bulk dispatch that holds this job or key; end it before dispatching into it"
@@ -457,7 +462,9 @@ class Intakes:
         time.sleep(_PAUSE)
 
     def abort(self, intake: int) -> None:
-        """Remove what a bulk dispatch has staged, some rows at a time."""
+        """Remove what a bulk dispatch has staged, some rows at a time. If that fails, whoever comes next does it."""
+        self.left.add(intake)
+        self.threads.pop(intake, None)
         gone = CHUNK
         while gone == CHUNK:
             with self.database.write("abort") as db:
@@ -471,7 +478,7 @@ class Intakes:
                 if gone < CHUNK:
                     db.execute("DELETE FROM intake WHERE id = ?", (intake,))
                     db.execute("DELETE FROM terms WHERE staged = ?", (intake,))
-        self.threads.pop(intake, None)
+        self.left.discard(intake)
 
     def accepted(self, intake: int, job: int | None, positions: int) -> None:
         """A bulk dispatch was accepted; in a named job it took so many positions."""

@@ -60,6 +60,8 @@ class Recovery:
         """
         for lock in self._runs.held.values():  # what sweeps old files away may have taken it
             lock.acquire()
+        for intake in list(self._intakes.left):
+            self._intakes.abort(intake)
         with self._database.read() as db:
             runs = [row[0] for row in db.execute("SELECT id FROM run ORDER BY id") if row[0] not in self._runs.held]
             runs += [row[0] for row in db.execute("SELECT DISTINCT run FROM intake") if row[0] not in self._runs.held]

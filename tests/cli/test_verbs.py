@@ -256,14 +256,19 @@ def test_wrong_usage(capsys, arguments):
     assert "Usage: batchwise" in said.err + said.out
 
 
-def test_migrate(capsys):
+def test_migrate(capsys, tmp_path):
     url = "postgresql://me:secret@db.example/app?schema=nightly"
-    assert main(["migrate", "--ledger", url]) == 0
+    assert main(["migrate", "--sql", "--ledger", url]) == 0
     sql = capsys.readouterr().out
     assert "CREATE TABLE" in sql
     assert "nightly" in sql
     assert "secret" not in sql
-    assert main(["migrate", "--ledger", "ledger.db"]) == 2
+    path = str(tmp_path / "ledger.db")
+    assert main(["migrate", "--sql", "--ledger", path]) == 2
+    assert main(["status", "--ledger", path]) == 5
+    assert main(["migrate", "--ledger", path]) == 0
+    assert path in capsys.readouterr().out
+    assert main(["status", "--ledger", path]) == 0
 
 
 def test_cadence(capsys):

@@ -218,11 +218,15 @@ def resume(*, ledger: Ledger = None, json: Json = False) -> None:
 @app.command()
 def migrate(
     *,
-    ledger: Annotated[str, _option(metavar="URL", help="The ledger's postgresql:// URL.")],
+    sql: Annotated[
+        bool,
+        _option("--sql", help="Only print what makes a Postgres ledger, for somebody who may CREATE."),
+    ] = False,
+    ledger: Ledger = None,
     json: Json = False,
 ) -> None:
-    """Print the SQL that makes a Postgres ledger, for somebody who may CREATE. It does not connect."""
-    _answer("migrate", lambda: verbs.migrate(ledger=ledger), json=json)
+    """Make the ledger, or bring its tables up to date."""
+    _answer("migrate", lambda: verbs.migrate(sql=sql, ledger=ledger), json=json)
 
 
 @app.command()

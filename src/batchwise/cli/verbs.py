@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from batchwise.engine.progress import progress_of, report_of, tallies
 from batchwise.errors import InvalidRequestError, InvalidValueError
+from batchwise.ledger.opening import migration_sql, open_ledger
 from batchwise.models import Latency, LatencyTag, Outcome, Policy, Progress
 from batchwise.planning.cadence import sla_cadence
 from batchwise.results import Result, as_settled
@@ -295,12 +297,13 @@ def _after(done: str, standing: Answer, **values: Any) -> Answer:
     return Answer(f"{done}\n{standing.text}", {**standing.values, **values}, standing.code)
 
 
-def migrate(*, ledger: str) -> Answer:
-    """The SQL that makes a Postgres ledger."""
-    from batchwise.ledger.opening import migration_sql
-
-    sql = migration_sql(ledger)
-    return Answer(sql.rstrip("\n"), {"sql": sql})
+def migrate(*, sql: bool = False, ledger: str | None = None) -> Answer:
+    """Make the ledger, or bring its tables up to date; `sql`: only say what makes a Postgres ledger."""
+    if sql:
+        text = migration_sql(ledger)
+        return Answer(text.rstrip("\n"), {"sql": text})
+    with closing(open_ledger(ledger)) as made:
+        return Answer(f"the ledger {made.name} is there, with all its tables", {"ledger": made.name})
 
 
 def resume(*, ledger: str | None = None) -> Answer:

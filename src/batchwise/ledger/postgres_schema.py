@@ -84,7 +84,7 @@ def migrate(connection: psycopg.Connection[Any], where: Target, *, must_exist: b
     except psycopg.errors.InsufficientPrivilege:
         raise LedgerError(
             f"the ledger {where.name} is not there, and its user may not make it; have somebody who may run what "
-            "`batchwise migrate --ledger URL` prints"
+            "`batchwise migrate --sql --ledger URL` prints"
         ) from None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from html.parser import HTMLParser
@@ -19,6 +21,7 @@ from tests.strategies import params
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = "<script>alert('x')</script>"
 
 PROGRESS = bw.Progress(
@@ -158,6 +161,28 @@ def test_the_page_of_a_report_needs_no_network(tmp_path: Path) -> None:
         assert words in shown
     assert not re.search(r"https?://(?!www\.w3\.org)", page)
     assert "@import" not in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_shows_the_page_without_network_and_without_complaint(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(attrs.evolve(REPORT, batches=BATCHES).to_html(title="nightly"), encoding="utf-8")
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+    ]
+    said = subprocess.run(
+        [str(CHROMIUM), *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "Batches against their deadlines" in said.stdout
+    assert "CONSOLE" not in said.stderr
 
 
 def test_a_report_without_batches_has_a_page() -> None:

@@ -175,6 +175,10 @@ def test_report(sandbox, batchwise, ledger):
     said = batchwise("report").out
     assert "3 requests settled" in said
     assert "deadlines: 3 met, 0 missed" in said
+    page = ledger.parent / "report.html"
+    assert batchwise("report", "nightly", "--html", str(page)).code == 0
+    assert "batchwise report: nightly" in page.read_text()
+    assert batchwise("report", "--html", str(ledger.parent / "nowhere" / "report.html")).code == 2
 
 
 def test_costs_by_label(sandbox, batchwise, ledger):

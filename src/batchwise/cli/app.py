@@ -162,9 +162,18 @@ def results(
 
 
 @app.command()
-def report(job: MaybeJob = None, *, ledger: Ledger = None, json: Json = False) -> None:
+def report(
+    job: MaybeJob = None,
+    *,
+    html: Annotated[
+        _Text,
+        _option("--html", metavar="FILE", help="Write it as a page that needs no network. Needs the extra `report`."),
+    ] = None,
+    ledger: Ledger = None,
+    json: Json = False,
+) -> None:
     """Say what the work has cost and saved, and which deadlines were met."""
-    _answer("report", lambda: verbs.report(job, ledger=ledger), json=json)
+    _answer("report", lambda: verbs.report(job, html=html, ledger=ledger), json=json)
 
 
 @app.command()

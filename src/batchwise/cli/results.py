@@ -1,4 +1,4 @@
-"""Results as files: JSON lines, CSV, Parquet. Each is there whole or not at all, and is written in bounded memory."""
+"""Results as files (JSON lines, CSV, Parquet), and reports as pages: each is there whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchwise.jsonl import JsonLines, WholeFile
 from batchwise.jsontext import encode
 from batchwise.results import Result
 
-__all__ = ["COLUMNS", "check_path", "write_results"]
+__all__ = ["COLUMNS", "check_path", "write_page", "write_results"]
 
 COLUMNS = {
     "key": str, "job": str, "index": int, "custom_id": str, "outcome": str, "ok": bool, "text": str,
@@ -67,6 +67,19 @@ def write_results(results: Iterable[Result], path: str) -> int:
         return lines.lines
     with WholeFile(path) as whole:
         return (_csv if path.lower().endswith(".csv") else _parquet)(whole.file, map(_flat, rows))
+
+
+def write_page(page: str, path: str) -> None:
+    """Write a page of HTML.
+
+    Raises:
+        InvalidValueError: It cannot be written there.
+    """
+    try:
+        with WholeFile(path) as whole:
+            whole.file.write(page.encode())
+    except OSError as error:
+        raise InvalidValueError(f"--html {shown(path)} cannot be written ({error}); name another file") from error
 
 
 def _print(rows: Iterable[Mapping[str, Any]]) -> int:

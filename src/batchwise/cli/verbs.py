@@ -21,7 +21,7 @@ from batchwise.wording import human
 from .answers import Answer, Exit, code_of, note, plain
 from .ledgers import looking, planning, working
 from .lines import Lines
-from .results import check_path, write_results
+from .results import check_path, write_page, write_results
 
 __all__ = [
     "advance",
@@ -104,10 +104,13 @@ def jobs(*, ledger: str | None = None) -> Answer:
     return Answer("\n".join(lines) or "no jobs", {"ledger": name, "jobs": values})
 
 
-def report(job: str | None = None, *, ledger: str | None = None) -> Answer:
-    """Money and deadlines of what has settled."""
+def report(job: str | None = None, *, html: str | None = None, ledger: str | None = None) -> Answer:
+    """Money and deadlines of what has settled; `html`: as a page in this file, too."""
     with looking(ledger) as engine:
         found = report_of(engine, job)
+        if html is not None:
+            page = found.to_html() if job is None else found.to_html(f"batchwise report: {job}")
+            write_page(page, html)
         return Answer(str(found), {"ledger": engine.ledger.name, "job": job, "report": plain(found)})
 
 

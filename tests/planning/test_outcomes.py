@@ -448,15 +448,17 @@ def test_betas_are_everyones_fault() -> None:
         ("authentication_error", "invalid x-api-key"),
         ("billing_error", "overdue"),
         ("permission_error", "no access to this model"),
-        ("not_found_error", "model: claude-9"),
+        ("not_found_error", "File not found: SECRET"),
     ],
 )
 def test_one_lasting_error_on_all_rows_is_a_stop_sign(kind: str, message: str) -> None:
     reason = stop_sign(Counter({(kind, message): 500}), 500)
     assert reason is not None
-    assert "all 500 requests" in reason
-    assert message.rstrip(".") in reason
+    assert f"all 500 requests of a batch failed alike: {kind}" in reason
     assert reason.endswith("then resume()")
+    assert "base URL" not in reason, "the create got through"
+    about_the_account = rule_row(errored(kind, message)).verdict is Verdict.SUSPEND
+    assert (message.rstrip(".") in reason) == about_the_account, "other words may quote the request"
 
 
 @pytest.mark.parametrize(
@@ -465,6 +467,7 @@ def test_one_lasting_error_on_all_rows_is_a_stop_sign(kind: str, message: str) -
         ({("invalid_request_error", "bad"): 1}, 1),
         ({("invalid_request_error", "bad"): 499}, 500),
         ({("invalid_request_error", "bad"): 499, ("invalid_request_error", "worse"): 1}, 500),
+        ({("not_found_error", "model: claude-9"): 500}, 500),  # as a Messages call: each request fails by itself
         ({("overloaded_error", "Overloaded"): 500}, 500),
         ({("api_error", "oops"): 500}, 500),
         ({("rate_limit_error", "slow"): 500}, 500),

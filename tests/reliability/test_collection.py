@@ -445,6 +445,18 @@ def test_a_cut_reading_does_not_hide_a_stop_sign() -> None:
     world.close()
 
 
+def test_a_batch_of_a_model_that_does_not_exist_fails_and_stops_no_lane(world: World) -> None:
+    failed = [
+        retyped(line, "errored").replace(b'"api_error"', b'"not_found_error","message":"model: claude-9"')
+        for line in lines(world)
+    ]
+    counted(world, errored=ROWS)
+    serve(world, b"".join(failed))
+    finish(world)
+    assert outcomes(world) == {bw.Outcome.FAILED: ROWS}
+    assert not world.engine.suspended
+
+
 def test_a_row_that_comes_twice_does_not_hide_a_stop_sign(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "_ROWS", 1)
     names = commits(world, monkeypatch)

@@ -199,6 +199,10 @@ _KEY = "check the API key and its workspace, then resume()"
 _MONEY = "mend the account's credit, billing or spend limit in the Console, then resume()"
 _ACCESS = "give the API key access, or cancel the request that needs it, then resume()"
 _ENDPOINT = "check the client's base URL and its headers, then resume()"
+_SHARED = (
+    "send one alone on the sync lane to read why, mend what the requests share (model, betas, parameters) or the "
+    "account, then resume()"
+)
 _ORGANISATION = "settle with Anthropic why the organization is refused, then resume()"
 _WORKSPACE = "mend the workspace's settings in the Console, or use another workspace's key, then resume()"
 _OWN_KEY = "give the API access to the workspace's encryption key again, then resume()"
@@ -280,6 +284,7 @@ _DAMAGE = re.compile(r"request body is not valid json|could not parse (?:the )?(
 """Said of a body that was valid JSON when it was sent: every body is encoded here."""
 _QUEUE_WORDS = re.compile(r"\bqueue\b|batch requests", re.IGNORECASE)
 _CROWD_WORDS = re.compile(r"\bconcurren", re.IGNORECASE)  # "Number of concurrent connections has exceeded ..."
+_NO_MODEL = re.compile(r"model:")  # "model: claude-9"
 _BETA_WORDS = re.compile(r"anthropic-beta", re.IGNORECASE)
 _CULPRIT = re.compile(r"(?:^|[\s,;])requests(?:\.|\[)([0-9]{1,6})(?=[\].:\s]|$)")
 # No answer that could be used, though the request may have been done: gateways time out or lose the origin's answer.
@@ -384,21 +389,27 @@ def rule_create(fault: Fault) -> CreateRuling:
 def stop_sign(errors: Mapping[tuple[str, str], int], rows: int) -> str | None:
     """Why the lane must stop after a batch: one same lasting error on all its rows, which is no fault of each row.
 
+    A model that does not exist is a fault of each row, as it is of a Messages call.
+
     Args:
         errors: Rows without an answer by (error type, message).
         rows: All rows of the batch.
 
     Returns:
-        The reason with its mend; None for a batch of one row, mixed ends, and errors that pass by themselves.
+        The reason with its mend; None for a batch of one row, mixed ends, and errors that pass by themselves. It has
+        the API's words only where they are about the account: others may quote the request.
     """
     if rows < 2 or len(errors) != 1:
         return None
     (((kind, message), count),) = errors.items()
     known = _kind(Fault(None, kind, message))
-    if count != rows or _TABLE[known].row is Verdict.RETRY:
+    rule = _TABLE[known]
+    if count != rows or rule.row is Verdict.RETRY or (known == "not_found_error" and _NO_MODEL.match(message)):
         return None
-    mend = _TABLE[known].mend or "mend what the requests share (model, betas, parameters) or the account, then resume()"
-    return f"all {rows} requests of a batch failed alike: {_reason(ResultError(kind, message, retryable=True), mend)}"
+    error = ResultError(kind, message, retryable=True)
+    mend = _SHARED if rule.mend in ("", _ENDPOINT) else rule.mend  # the create got through: the endpoint is right
+    told = _reason(error, mend) if rule.row is Verdict.SUSPEND else f"{error.type}; {mend}"
+    return f"all {rows} requests of a batch failed alike: {told}"
 
 
 def archived(archived_at: datetime | None, created_at: datetime, now: datetime) -> bool:

@@ -335,7 +335,7 @@ class Result:
         Returns:
             `key`, `job`, `index`, `custom_id`, `outcome`, `ok`, `text`, `stop_reason`, `truncated`, `error_type`,
             `error_message`, `model`, `lane`, `attempts`, `input_tokens`, `output_tokens`, `cache_read_tokens`,
-            `cache_write_tokens`, `cost` and `saved` (USD as floats; None: unknown price), `deadline` and `settled_at`
+            `cache_written_tokens`, `cost` and `saved` (USD as floats; None: unknown price), `deadline` and `settled_at`
             (ISO 8601, UTC), `met_deadline`, `cursor`, and `label_<name>` for each label. Outcome and lane are their
             stable strings.
         """
@@ -365,7 +365,7 @@ class Result:
             "input_tokens": _plain(tokens.get("input_tokens"), int),
             "output_tokens": _plain(tokens.get("output_tokens"), int),
             "cache_read_tokens": _plain(tokens.get("cache_read_input_tokens"), int),
-            "cache_write_tokens": _plain(tokens.get("cache_creation_input_tokens"), int),
+            "cache_written_tokens": _plain(tokens.get("cache_creation_input_tokens"), int),
             "cost": None if self.cost is None else float(self.cost),
             "saved": None if self.saved is None else float(self.saved),
             "deadline": None if self.deadline is None else self.deadline.isoformat(),

@@ -38,6 +38,7 @@ async def test_the_use_of_the_cache_is_shown(world: World):
     written = of_sync.cache_written_tokens
     assert (of_sync.cache_read_tokens, of_sync.cache_saved) == (0, -written * Decimal("0.9") / 10**6)
     assert (none.cache_read_tokens, none.cache_written_tokens, none.cache_saved) == (0, 0, 0)
+    assert of_sync.to_dict()["cache_written_tokens"] == written > 0
     readers = [result for result in results if result.cache_read_tokens]
     assert 0 < len(readers) < 40
     assert {result.cache_saved for result in readers} == {written * Decimal("1.35") / 10**6}

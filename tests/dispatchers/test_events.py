@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
-from batchwise import Lane, LaneSuspendedError, Limits, Outcome, Request, events
+from batchwise import InvalidValueError, Lane, LaneSuspendedError, Limits, Outcome, Request, events
 from batchwise.sandbox import Reply, echo
 from tests.strategies import params
 
@@ -37,7 +38,7 @@ async def test_the_life_of_a_batch_is_told(world: World):
     assert (submitted.batch, submitted.requests, submitted.jobs) == (batch, 4, ("j",))
     assert [(event.batch, event.requests) for event in seen if isinstance(event, events.Ended)] == [(batch, 4)]
     (collected,) = [event for event in seen if isinstance(event, events.Collected)]
-    assert (collected.batch, collected.requests, collected.missing) == (batch, 4, 0)
+    assert (collected.batch, collected.requests, collected.settled, collected.missing) == (batch, 4, 4, 0)
     settled = [event for event in seen if isinstance(event, events.Settled)]
     assert Counter({(e.lane, e.outcome, e.job): e.requests for e in settled}) == {
         (Lane.BATCH, Outcome.SUCCEEDED, "j"): 3,
@@ -63,6 +64,27 @@ async def test_a_hook_that_raises_harms_nothing_and_is_logged_once(world: World,
         assert (await (await d.dispatch(params("a"))).result()).ok
         assert (await d.progress()).last_error is None
     assert [record.levelname for record in caplog.records if "on_event" in record.message] == ["ERROR"]
+
+
+class AsyncHook:
+    async def __call__(self, _event: object) -> None: ...
+
+
+async def async_hook(_event: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        (5, "on_event=5 cannot be called; give a function that takes an event"),
+        (async_hook, "on_event is a coroutine function, which nobody would await; give a plain function"),
+        (AsyncHook(), "on_event is a coroutine function, which nobody would await; give a plain function"),
+    ],
+)
+async def test_a_hook_that_could_never_run_is_refused(world: World, hook: Any, said: str):
+    with pytest.raises(InvalidValueError, match=re.escape(said)):
+        async with world.open(on_event=hook):
+            pass
 
 
 async def test_a_suspended_lane_is_told_once_and_so_is_its_end(world: World, caplog: pytest.LogCaptureFixture):

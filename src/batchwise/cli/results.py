@@ -20,7 +20,7 @@ __all__ = ["COLUMNS", "check_path", "write_page", "write_results"]
 COLUMNS = {
     "key": str, "job": str, "index": int, "custom_id": str, "outcome": str, "ok": bool, "text": str,
     "stop_reason": str, "truncated": bool, "error_type": str, "error_message": str, "model": str, "lane": str,
-    "attempts": int, "input_tokens": int, "output_tokens": int, "cache_read_tokens": int, "cache_write_tokens": int,
+    "attempts": int, "input_tokens": int, "output_tokens": int, "cache_read_tokens": int, "cache_written_tokens": int,
     "cost": float, "saved": float, "deadline": str, "settled_at": str, "met_deadline": bool, "cursor": int,
     "labels": str,
 }  # fmt: skip

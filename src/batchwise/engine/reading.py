@@ -142,17 +142,21 @@ class Sorter:
         settled = [settlement.id for settlement in self.settlements]
         if self.settlements:
             ledger.settle(self.settlements, now=now, batch=batch)
-            self.ended += settled
-            self.settled += len(settled)
+            self.end(settled)
         for (lane, costs, doubtful), numbers in self.again.items():
             if doubtful:
-                self.ended += buy_again(self.engine, self.batch, numbers, lane=lane, costs_attempt=costs)
+                self.end(buy_again(self.engine, self.batch, numbers, lane=lane, costs_attempt=costs))
             else:
                 ledger.requeue(numbers, lane=lane, costs_attempt=costs, now=now, batch=batch)
             self.rescued += len(numbers) if lane is Lane.SYNC else 0
             gone += numbers
         self.settlements, self.again, self.turns = [], {}, []
         return gone + settled
+
+    def end(self, numbers: Sequence[int]) -> None:
+        """These have settled: they are counted, and told of later."""
+        self.ended += numbers
+        self.settled += len(numbers)
 
     def take_ended(self) -> list[int]:
         """The requests that settled since the last time."""
@@ -365,7 +369,7 @@ class Reader:
         numbers = [answer[0] for answer in answers]
         if roll is None or not engine.ledger.settle_answers(roll, answers, now=engine.now(), committing=committing):
             return False
-        self.sorter.ended += numbers
+        self.sorter.end(numbers)
         return True
 
     def _write(self) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from inspect import iscoroutinefunction
 from time import monotonic
 
+from batchwise.errors import InvalidValueError, shown
 from batchwise.events import AtRisk, Event
 from batchwise.planning.risk import SAFE, Risk
 
@@ -20,15 +22,27 @@ _AGAIN = 600.0
 Hook = Callable[[Event], object]
 
 
+def _check_hook(hook: object) -> None:
+    if not callable(hook):
+        raise InvalidValueError(f"on_event={shown(hook)} cannot be called; give a function that takes an event")
+    if iscoroutinefunction(hook) or iscoroutinefunction(type(hook).__call__):
+        raise InvalidValueError("on_event is a coroutine function, which nobody would await; give a plain function")
+
+
 class Telling:
     """Thread-safe. Call it outside of transactions and locks.
 
     Args:
         hook: What the caller listens with; None: he does not.
         now: The wall clock.
+
+    Raises:
+        InvalidValueError: The hook cannot be called, or would have to be awaited.
     """
 
     def __init__(self, hook: Hook | None, now: Callable[[], datetime]) -> None:
+        if hook is not None:
+            _check_hook(hook)
         self._hooks = [] if hook is None else [hook]
         self.now = now
         self._broken = False

@@ -933,6 +933,34 @@ def test_answers_on_a_roll_end_as_settlements_do(world: World, twin: World, chun
     assert by_request[0] == by_request[1]
 
 
+def test_what_has_settled_is_told_once_it_is_durable_and_once(world: World) -> None:
+    numbers = world.bulk([entry(str(n)) for n in range(3)])
+    batch = world.opened()
+    world.ledger.settle([settlement(numbers[0])], now=NOW, batch=batch.id)
+    with pytest.raises(KeyConflictError):
+        world.bulk([entry("0", body="other")])
+    assert [each.requests for each in world.ledger.take_sums()] == [1], "another transaction was given up since"
+
+    early: list[object] = []
+
+    def look() -> None:
+        early.extend(world.ledger.take_sums())
+
+    def look_and_fail() -> None:
+        look()
+        raise KeyboardInterrupt
+
+    roll = world.ledger.roll(batch.id)
+    assert roll is not None
+    answers: list[Answer] = [(number, line(number), 5, 5, 1, None) for number in numbers[1:]]
+    with pytest.raises(KeyboardInterrupt):
+        world.ledger.settle_answers(roll, list(answers), now=NOW, committing=look_and_fail)
+    assert early == world.ledger.take_sums() == []
+    assert world.ledger.settle_answers(roll, answers, now=NOW, committing=look)
+    assert not early, "it is not durable yet"
+    assert [each.requests for each in world.ledger.take_sums()] == [2]
+
+
 def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
     numbers = world.bulk([entry(str(n), NIGHTLY) for n in range(4)])
     batch = world.opened()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import sqlite3
 import stat
@@ -345,6 +346,21 @@ def test_calls_that_end_together_share_a_commit_and_the_fault_of_one_harms_no_ot
             one.result(10)
             assert ledger.result(number) is not None
         assert commits.count("settle") == (5 if broken else 1)
+
+
+def test_jobs_that_have_a_key_are_found_by_the_index_and_the_shared_scope_is_one(tmp_path: Path) -> None:
+    with closing(SqliteLedger(tmp_path / "ledger.db")) as ledger:
+        world = World(ledger)
+        for job in (None, "one", "two"):
+            world.accept("k", job=job)
+        world.accept("other", job="three")
+        statements: list[str] = []
+        ledger.database.connection.set_trace_callback(statements.append)
+        assert ledger.jobs_with("k") == [None, "one", "two"]
+        ledger.database.connection.set_trace_callback(None)
+        (select,) = [each for each in statements if each.startswith("SELECT") and "request" in each]
+        plan = ledger.database.connection.execute(f"EXPLAIN QUERY PLAN {select}", [b"k"] * select.count("?")).fetchall()
+        assert any(re.search(r"SEARCH (TABLE request AS )?q .*\(job=\? AND key=\?\)", row[3]) for row in plan), plan
 
 
 def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:

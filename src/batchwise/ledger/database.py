@@ -72,6 +72,8 @@ class Database(Protocol):
     """Where it is; for messages."""
     lock: threading.RLock
     """Held by the thread that uses the connection."""
+    done: list[Callable[[], None]]
+    """Called under the lock after a write transaction became durable."""
     undone: list[Callable[[], None]]
     """Called after a transaction was given up: numbers that were given in it are given again."""
 

@@ -60,6 +60,11 @@ _RESULT_OF = f"{_RESULT}, s.* FROM {REQUESTS} WHERE r.seq > 0 AND"
 _NUMBERS = (
     f"SELECT q.id FROM request q WHERE q.id > ? AND +q.job = ? AND {_VISIBLE} ORDER BY q.id LIMIT ?"  # by the numbers
 )
+# Job by job, by the index on jobs and keys: there is none on keys alone. The shared scope has its row in job, too.
+_JOBS_WITH = (
+    "SELECT j.id FROM job j "
+    f"WHERE EXISTS (SELECT 1 FROM request q WHERE q.job = j.id AND q.key = ? AND {_VISIBLE}) ORDER BY j.id LIMIT 3"
+)
 _COUNT = f"SELECT {LANE_NOW}, {STATUS_NOW}, s.outcome, count(*) FROM {REQUESTS} WHERE q.id"
 _REFUSED = OUTCOME_CODES[Outcome.REFUSED]
 _PICO = Decimal(1).scaleb(-12)
@@ -161,10 +166,7 @@ class Looking:
     def jobs_with(self, key: str) -> list[str | None]:
         """The names of jobs that have a request under this key, three at most; None: the shared scope does."""
         with self._database.read() as db:
-            found = db.execute(
-                f"SELECT DISTINCT q.job FROM request q WHERE q.key = ? AND {_VISIBLE} ORDER BY q.job LIMIT 3",
-                (encode_key(key),),
-            ).fetchall()
+            found = db.execute(_JOBS_WITH, (encode_key(key),)).fetchall()
             return [self._records.job_name(db, job) for (job,) in found]
 
     def row(self, request: int) -> RequestRow | None:

@@ -97,6 +97,7 @@ class PostgresDatabase:
         self.name = self._where.name
         self.lock = threading.RLock()
         self.pid = os.getpid()
+        self.done: list[Callable[[], None]] = []
         self.undone: list[Callable[[], None]] = []
         self._open = True
         self._commits = self._news = 0
@@ -150,6 +151,8 @@ class PostgresDatabase:
                 if self.changed:
                     self.commit(name)
                     self._commits += not quiet
+                    for tell in self.done:
+                        tell()
                 else:
                     self.connection.execute("ROLLBACK")
             except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import NamedTuple
@@ -87,14 +88,22 @@ class Settlements:
     def __init__(self, database: Database, records: Records, books: Books) -> None:
         self._database, self._records, self._books = database, records, books
         self._shared: SharedCommit[_Ended] = SharedCommit(database, "settle", self._settle_calls)
+        self._unsure: list[Sum] = []
+        """What the open transaction settles: nobody is told of it before it is durable."""
         self._sums: deque[Sum] = deque(maxlen=_SUMS)
-        database.undone.append(self._sums.clear)
+        database.done.append(self._keep_sums)
+        database.undone.append(self._unsure.clear)
+
+    def _keep_sums(self) -> None:
+        self._sums.extend(self._unsure)
+        self._unsure.clear()
 
     def take_sums(self) -> list[Sum]:
         """What this process has settled since the last time it was asked; for whoever tells of it."""
         found: list[Sum] = []
-        while self._sums:
-            found.append(self._sums.popleft())
+        with suppress(IndexError):  # another thread may take the last one
+            while True:
+                found.append(self._sums.popleft())
         return found
 
     def settle(
@@ -225,7 +234,7 @@ class Settlements:
             self._books.note_hits(db, about.prefix, batch, used, now)
         for label in about.labels:
             db.execute(_LABEL, (job, *label, str(paid)))
-        self._sums.append(
+        self._unsure.append(
             Sum(
                 self._records.job_name(db, job),
                 LANES[lane],

@@ -51,6 +51,7 @@ class SqliteDatabase:
         self.name = name if self._memory else os.path.realpath(name)
         self.lock = threading.RLock()
         self.pid = os.getpid()
+        self.done: list[Callable[[], None]] = []
         self.undone: list[Callable[[], None]] = []
         self._inside = 0
         """How deep the thread that holds the lock is in work with the connection."""
@@ -91,6 +92,8 @@ class SqliteDatabase:
                 else:
                     self.commit(name)
                     self._commits += not quiet
+                    for tell in self.done:
+                        tell()
             except BaseException:
                 for forget in self.undone:
                     forget()

@@ -24,6 +24,7 @@ from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.opening import migration_sql, open_ledger
 from batchwise.ledger.postgres_connection import target
 from batchwise.ledger.postgres_database import PostgresDatabase
+from batchwise.models import Lane
 from tests.postgres import Schemas
 from tests.waiting import until
 
@@ -57,6 +58,16 @@ def end_sessions(postgres: str, url: str) -> int:
     with admin(postgres) as db:
         return db.execute(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = %s",
+            (application(url),),
+        ).fetchone()[0]
+
+
+def end_listening(postgres: str, url: str) -> int:
+    """Have the server end those sessions of a ledger that hold its locks; the others go on."""
+    with admin(postgres) as db:
+        return db.execute(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = %s "
+            "AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory')",
             (application(url),),
         ).fetchone()[0]
 
@@ -238,6 +249,91 @@ def test_a_run_is_not_taken_for_dead_because_the_server_was_away(url: str, postg
         until(lambda: recovered(two), "it was never connected again")
         with two.database.read() as db:
             assert db.execute("SELECT count(*) FROM run").fetchone() == (1,), "the run was cleared away"
+
+
+def runs(ledger: Ledger) -> list[int]:
+    with ledger.database.read() as db:
+        return [row[0] for row in db.execute("SELECT id FROM run ORDER BY id")]
+
+
+def test_a_lost_session_takes_the_locks_of_its_runs_again_by_itself(url: str, postgres: str) -> None:
+    with closing(opened(named(url))) as one, closing(opened(f"{url}&application_name=other")) as two:
+        run = World(one).run
+        assert one.lease.acquire()
+        assert end_listening(postgres, url) == 1
+        until(lambda: not one.lease.held, "it did not see that its session was lost")
+        until(lambda: connected(one), "it was never connected again")
+        assert two.recover(now=NOW) == 0
+        assert not two.database.process_lock(f"run-{run}").acquire(), "the lock of a live run was free"
+        assert runs(two) == [run]
+        assert not one.lease.held, "the lease may have been another's meanwhile"
+
+
+def test_a_run_that_was_taken_for_dead_is_written_down_again(url: str) -> None:
+    with closing(opened(url)) as one, closing(opened(url)) as two:
+        run = World(one).run
+        with two.database.write("recover") as db:
+            db.execute("DELETE FROM run")
+        one.recover(now=NOW)
+        assert runs(two) == [run]
+
+
+def test_neither_settings_of_the_server_nor_of_the_url_change_how_a_ledger_works(url: str) -> None:
+    settings = {
+        "idle_session_timeout": "200",
+        "default_transaction_isolation": "repeatable\\ read",
+        "default_transaction_read_only": "on",
+        "client_encoding": "latin1",
+    }
+    options = "%20".join(f"-c%20{name}%3D{value.replace(' ', '%20')}" for name, value in settings.items())
+    theirs = f"{url}&client_encoding=latin1&options={options}"
+    with closing(opened(theirs)) as one, closing(opened(theirs)) as two:
+        assert one.lease.acquire()
+        failed: list[LedgerError] = []
+
+        def write(ledger: Ledger) -> None:
+            for _ in range(15):
+                try:
+                    ledger.suspend(Lane.SYNC, "für → x")
+                except LedgerError as error:
+                    failed.append(error)
+
+        threads = [threading.Thread(target=write, args=(each,)) for each in (one, two)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed
+        assert two.snapshot().suspended == {Lane.SYNC: "für → x"}
+        time.sleep(0.5)
+        assert one.lease.held, "the server ended a session that was idle"
+        assert not two.lease.acquire()
+
+
+@pytest.mark.parametrize(("encoding", "fits"), [("SQL_ASCII", True), ("LATIN1", False)])
+def test_a_database_that_cannot_keep_every_text_is_refused(encoding: str, fits: bool, postgres: str) -> None:
+    name = f"db_{encoding.lower()}_{os.getpid()}"
+    with admin(postgres) as db:
+        db.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'")
+        try:
+            where = postgres.replace("/postgres?", f"/{name}?")
+            assert where != postgres
+            if fits:
+                with closing(opened(where)) as ledger:
+                    ledger.suspend(Lane.SYNC, "für → x")
+                    assert ledger.snapshot().suspended == {Lane.SYNC: "für → x"}
+            else:
+                with pytest.raises(LedgerError, match="ENCODING 'UTF8'"):
+                    opened(where)
+        finally:
+            db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def connected(ledger: Ledger) -> bool:
+    try:
+        return ledger.database.process_lock("any").acquire()
+    except LedgerError:
+        return False
 
 
 def recovered(ledger: Ledger) -> bool:

@@ -130,10 +130,11 @@ class Database(Protocol):
     def listen(self, listener: Callable[[], None]) -> bool:
         """Have this method called, by some thread, when others changed something; False: nobody tells it."""
 
-    def process_lock(self, name: str, *, others: bool = False) -> Lock:
+    def process_lock(self, name: str, *, others: bool = False, again: bool = False) -> Lock:
         """The lock of this name; `close` gives it up.
 
-        `others`: it is somebody else's, and taken only to see that he is dead.
+        `others`: it is somebody else's, and taken only to see that he is dead. `again`: where a lock can be lost while
+        its process lives, it is taken again as soon as possible, and nobody is asked.
         """
 
     def wipe(self, *, again: bool = False) -> None:

@@ -42,7 +42,14 @@ _SETTINGS = {
     "tcp_keepalives_interval": "10s",
     "tcp_keepalives_count": "3",
     "client_min_messages": "warning",
+    "client_encoding": "UTF8",
+    # A writer waits for the lock, and then has to see what the one before it wrote.
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
 }
+"""Of each session, whatever the server, the role, the URL or the environment says."""
+_IDLE_SESSIONS_END = 140_000
+"""The first version of a server that may end an idle session."""
 
 
 @attrs.frozen(repr=False)
@@ -74,7 +81,9 @@ class Target:
             found = connection.execute("SHOW synchronous_commit").fetchone()
             # With `off`, a seal could be lost after its POST: a batch bought twice.
             durable = {"synchronous_commit": "on"} if found == ("off",) else {}
-            settings = {**_SETTINGS, **durable, "search_path": f'"{self.schema}"'}
+            # A session that stands still for long may be the one whose locks say that this process lives.
+            lasting = {"idle_session_timeout": "0"} if connection.info.server_version >= _IDLE_SESSIONS_END else {}
+            settings = {**_SETTINGS, **durable, **lasting, "search_path": f'"{self.schema}"'}
             _adapt(connection.adapters)
             connection.execute("; ".join(f"SET {name} TO {_value(name, value)}" for name, value in settings.items()))
         except BaseException:

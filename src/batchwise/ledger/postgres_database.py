@@ -304,9 +304,9 @@ class PostgresDatabase:
 
     # -- processes --------------------------------------------------------------------------------------------------
 
-    def process_lock(self, name: str, *, others: bool = False) -> SessionLock:
+    def process_lock(self, name: str, *, others: bool = False, again: bool = False) -> SessionLock:
         """The lock of this name: an advisory one of the session."""
-        return SessionLock(self._session, name, others=others)
+        return SessionLock(self._session, name, others=others, again=again)
 
     def disconnect(self) -> bool:
         """Before a fork: nothing. A child lets go of its copy without a word to the server."""

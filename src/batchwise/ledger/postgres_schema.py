@@ -16,6 +16,8 @@ __all__ = ["check_pooler", "migrate", "migration_sql"]
 
 _OLDEST = 130_000
 """The first version that tells what became of a transaction by a number of 64 bits."""
+_ENCODINGS = {"UTF8", "SQL_ASCII"}
+"""Of a database, those that keep every text as it is; with SQL_ASCII the server takes bytes for what they are."""
 _WORDS = {
     "integer": "BIGINT",
     "bytes": "BYTEA",
@@ -61,11 +63,18 @@ def migrate(connection: psycopg.Connection[Any], where: Target, *, must_exist: b
     """Bring the schema to the newest version, in one transaction, one process at a time.
 
     Raises:
-        LedgerError: It is newer than this batchwise, or somebody else's; the server is too old.
+        LedgerError: It is newer than this batchwise, or somebody else's; the server is too old, or the database's
+            encoding is no good.
         LedgerNotFoundError: It is not there, and has to be.
     """
     if connection.info.server_version < _OLDEST:
         raise LedgerError(f"the server of the ledger {where.name} is older than Postgres 13; use a newer one")
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in _ENCODINGS:
+        raise LedgerError(
+            f"the database of the ledger {where.name} has the encoding {encoding}, which does not hold every text; "
+            "make another one (CREATE DATABASE name TEMPLATE template0 ENCODING 'UTF8') and name it in the URL"
+        )
     if _version(connection, where) == len(schema.MIGRATIONS):
         return
     if must_exist and not _version(connection, where):

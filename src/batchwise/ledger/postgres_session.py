@@ -55,8 +55,8 @@ def discard(connection: psycopg.Connection[Any]) -> None:
 class SessionLock:
     """A lock that the server gives up when the session ends, however it ends. See `database.Lock`."""
 
-    def __init__(self, session: Session, name: str, *, others: bool) -> None:
-        self.key, self.others = key_of(session.schema, name), others
+    def __init__(self, session: Session, name: str, *, others: bool, again: bool) -> None:
+        self.key, self.others, self.again = key_of(session.schema, name), others, again
         self._session = session
 
     @property
@@ -92,6 +92,8 @@ class Session:
         self.schema = where.schema
         self._lock = threading.RLock()
         self._held: dict[int, SessionLock] = {}
+        self._lost: dict[int, SessionLock] = {}
+        """What was held by a session that was lost, and is to be taken again."""
         self._closed = False
         self._return = 0.0
         """Until when others' locks are let alone."""
@@ -127,11 +129,14 @@ class Session:
             taken: bool = self._ask("SELECT pg_try_advisory_lock($1)", lock.key)
             if taken:
                 self._held[lock.key] = lock
+                self._lost.pop(lock.key, None)
             return taken
 
     def give(self, lock: SessionLock) -> None:
         """Give a lock up."""
         with self._lock:
+            if self._lost.get(lock.key) is lock:
+                del self._lost[lock.key]
             if self.holds(lock):
                 del self._held[lock.key]
                 with suppress(LedgerError):  # then the session is gone, and the lock with it
@@ -156,6 +161,7 @@ class Session:
         with self._lock:
             if self._connection is connection:
                 self._connection = None
+                self._lost.update((lock.key, lock) for lock in self._held.values() if lock.again)
                 self._held.clear()
         connection.close()
         self._nudge()
@@ -174,16 +180,24 @@ class Session:
                 self._hear(connection)
                 continue
             try:
-                with self._lock:
-                    if not self._closed:
-                        self._connection = self._connect()
-                        self._return = monotonic() + _RETURN
+                self._connect_again()
                 pause = _FIRST_PAUSE
                 self._heard(None)  # whatever was told meanwhile
             except psycopg.Error as error:
                 _log.info("batchwise: %s", trouble(self._where.name, error))
                 self._wait(None, pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _connect_again(self) -> None:
+        """Have a session again, and with it at once the locks that say that this process lives."""
+        with self._lock:
+            if self._closed:
+                return
+            self._connection = self._connect()
+            self._return = monotonic() + _RETURN
+            with suppress(LedgerError):  # then this session is lost, too
+                for lock in list(self._lost.values()):
+                    self.take(lock)
 
     def _hear(self, connection: psycopg.Connection[Any]) -> None:
         """Wait for news, and tell them."""

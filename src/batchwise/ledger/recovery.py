@@ -58,13 +58,15 @@ class Recovery:
         doubles; those that could pass the cap if they were billed again fail. Batches in `posting` are not touched:
         that is the lease holder's work.
         """
-        for lock in self._runs.held.values():  # what sweeps old files away may have taken it
-            lock.acquire()
+        mine = self._runs.hold()
         for intake in list(self._intakes.left):
             self._intakes.abort(intake)
         with self._database.read() as db:
-            runs = [row[0] for row in db.execute("SELECT id FROM run ORDER BY id") if row[0] not in self._runs.held]
+            known = [row[0] for row in db.execute("SELECT id FROM run ORDER BY id")]
+            runs = [run for run in known if run not in self._runs.held]
             runs += [row[0] for row in db.execute("SELECT DISTINCT run FROM intake") if row[0] not in self._runs.held]
+        if gone := mine.difference(known):
+            self._runs.write_again(gone, now)
         self._books.set_right(now)
         self._database.wipe(again=True)
         touched = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from datetime import datetime
 
 from .database import Database, Lock
@@ -30,7 +32,23 @@ class Runs:
 
     def lock(self, run: int, *, others: bool = False) -> Lock:
         """The lock that says that a run lives; `others`: another process's."""
-        return self._database.process_lock(f"run-{run}", others=others)
+        return self._database.process_lock(f"run-{run}", others=others, again=not others)
+
+    def hold(self) -> set[int]:
+        """Take again the locks of our own runs that were lost; returns the runs whose locks are held.
+
+        What sweeps old files away may have taken a lock, and a connection may have been lost.
+        """
+        return {run for run, lock in list(self.held.items()) if lock.acquire()}
+
+    def write_again(self, runs: Iterable[int], now: datetime) -> None:
+        """Write down again runs of our own that somebody took for dead while their locks were lost."""
+        with self._database.write("start_run") as db:
+            for run in runs:
+                db.execute(
+                    "INSERT INTO run (id, pid, started) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                    (run, os.getpid(), micros(now)),
+                )
 
     def alive(self, run: int) -> bool:
         """Whether the process of a run lives."""

@@ -231,7 +231,13 @@ class SqliteDatabase:
 
     # -- processes --------------------------------------------------------------------------------------------------
 
-    def process_lock(self, name: str, *, others: bool = False) -> MemoryLock | ProcessLock:  # noqa: ARG002
+    def process_lock(
+        self,
+        name: str,
+        *,
+        others: bool = False,  # noqa: ARG002
+        again: bool = False,  # noqa: ARG002
+    ) -> MemoryLock | ProcessLock:
         """The lock of this name: a file beside the ledger's."""
         lock = MemoryLock() if self._memory else ProcessLock(self._folder / f"{name}.lock")
         self._locks.add(lock)

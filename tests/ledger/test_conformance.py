@@ -156,7 +156,7 @@ def test_content_is_what_params_betas_and_stream_say(world: World) -> None:
 def test_terms_of_a_bulk_that_failed_are_not_taken_for_others(world: World) -> None:
     dear = attrs.evolve(FLEXIBLE, reserve_each=7)
     with pytest.raises(KeyConflictError):
-        world.bulk([entry("a", dear, "1"), entry("a", dear, "2")])
+        world.bulk([entry("a", dear, '{"n":1}'), entry("a", dear, '{"n":2}')])
     world.accept("b", FLEXIBLE, cap=world.cap(0))
     assert world.ledger.snapshot().batch_queue[0].terms.reserve_each == 0
 

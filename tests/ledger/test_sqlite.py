@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from batchwise.errors import BatchwiseError, ForkedDispatcherError, KeyConflictError, LedgerError
-from batchwise.ledger import bulk, schema
+from batchwise.ledger import bulk, schema, sharing
 from batchwise.ledger.opening import open_ledger
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.sqlite_database import SqliteDatabase
@@ -346,6 +346,58 @@ def test_calls_that_end_together_share_a_commit_and_the_fault_of_one_harms_no_ot
             one.result(10)
             assert ledger.result(number) is not None
         assert commits.count("settle") == (5 if broken else 1)
+
+
+@pytest.mark.parametrize("when", ["begin", "commit"])
+def test_who_interrupts_one_thread_interrupts_no_other_whose_call_is_in_the_same_commit(
+    tmp_path: Path, when: str
+) -> None:
+    class Interrupted(SqliteDatabase):
+        at = ""
+
+        def _check_file(self) -> None:
+            self._interrupt("begin")
+            super()._check_file()
+
+        def commit(self, name: str) -> None:
+            self._interrupt("commit")
+            super().commit(name)
+
+        def _interrupt(self, place: str) -> None:
+            if self.at == place:
+                self.at = ""
+                raise KeyboardInterrupt
+
+    database = Interrupted(tmp_path / "ledger.db")
+    with closing(SqliteLedger(database)) as ledger, ThreadPoolExecutor(1) as threads:
+        world = World(ledger)
+        with database.lock:
+            other = threads.submit(world.accept, "other")
+            while not ledger._accepting._shared._waiting:
+                time.sleep(0.001)
+            database.at = when
+            with pytest.raises(KeyboardInterrupt):
+                world.accept("mine")
+        with nullcontext() if when == "begin" else pytest.raises(LedgerError, match="interrupted") as failed:
+            other.result(10)
+        assert failed is None or failed.value.passing
+        assert (ledger.find("other", job=None) is not None) is (when == "begin")
+        assert ledger.find("mine", job=None) is None
+        assert world.accept("other").row.key == "other"
+
+
+def test_a_call_behind_as_many_as_share_a_commit_is_carried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "_MOST", 1)
+    with closing(SqliteLedger(tmp_path / "ledger.db")) as ledger, ThreadPoolExecutor(1) as threads:
+        world = World(ledger)
+        with ledger.database.lock:
+            first = threads.submit(world.accept, "first")
+            while not ledger._accepting._shared._waiting:
+                time.sleep(0.001)
+            assert world.accept("second").created
+        assert first.result(10).created
 
 
 def test_jobs_that_have_a_key_are_found_by_the_index_and_the_shared_scope_is_one(tmp_path: Path) -> None:

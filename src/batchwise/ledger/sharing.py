@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import attrs
+
+from batchwise.errors import LedgerError
 
 from .database import Connection, Database
 
@@ -15,6 +18,11 @@ __all__ = ["Call", "SharedCommit"]
 _MOST = 256
 """Calls that share one transaction: other processes get their turn in between."""
 
+_INTERRUPTED = (
+    "another thread was interrupted while it wrote this step to the ledger {} together with its own. Unless that was "
+    "at the very end, nothing was stored; with a key it can be done again in any case"
+)
+
 
 @attrs.define(eq=False)
 class Call:
@@ -22,7 +30,7 @@ class Call:
 
     done: bool = attrs.field(default=False, init=False)
     """It is durable, or there is an error. Read under the database's lock."""
-    error: BaseException | None = attrs.field(default=None, init=False)
+    error: Exception | None = attrs.field(default=None, init=False)
 
 
 C = TypeVar("C", bound=Call)
@@ -34,7 +42,8 @@ class SharedCommit(Generic[C]):
     Args:
         database: The ledger's database.
         name: What its transactions do; see `Database.write`.
-        work: Carries calls out inside a transaction. What it raises, all of them get.
+        work: Carries calls out inside a transaction. The error that it raises, all of them get;
+            what interrupts a thread, such as KeyboardInterrupt, is raised in that thread alone.
         failed: Called when a transaction was given up.
     """
 
@@ -51,9 +60,14 @@ class SharedCommit(Generic[C]):
     def carry_out(self, call: C) -> None:
         """Return when it is done; `call.error` says what was wrong."""
         self._waiting.append(call)
-        with self._database.lock:
-            if not call.done:
-                self._share()
+        try:
+            with self._database.lock:
+                while not call.done:  # so many may be before it that the first commit leaves it out
+                    self._share()
+        except BaseException:  # what interrupts this thread; the others' calls are still theirs to carry out
+            with suppress(ValueError):
+                self._waiting.remove(call)
+            raise
 
     def _share(self) -> None:
         calls: list[C] = []
@@ -62,17 +76,21 @@ class SharedCommit(Generic[C]):
                 # Collected only now: waiting for another process's transaction lets more come together.
                 self._take(calls, _MOST)
                 self._work(db, calls)
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 (raised by those whose calls these are)
             if not calls:
-                self._take(calls, len(self._waiting))  # it did not even begin, and nobody else can answer these
-            for call in calls:
-                call.error = error
-            self._failed()
-            if not isinstance(error, Exception):
-                raise
+                self._take(calls, len(self._waiting))  # it did not even begin, and it would not for these
+            self._fail(calls, error)
+        except BaseException:
+            self._fail(calls, LedgerError(_INTERRUPTED.format(self._database.name), passing=True))
+            raise
         finally:
             for call in calls:
                 call.done = True
+
+    def _fail(self, calls: list[C], error: Exception) -> None:
+        for call in calls:
+            call.error = error
+        self._failed()
 
     def _take(self, calls: list[C], most: int) -> None:
         while self._waiting and len(calls) < most:

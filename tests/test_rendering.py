@@ -139,13 +139,27 @@ def test_a_value_is_read_as_words_and_as_a_table(value: Any, says: list[str], sh
         assert words in shown
 
 
+def test_one_request_and_a_deadline_that_a_refusal_missed_before_it_came_are_said_plainly() -> None:
+    one = attrs.evolve(
+        PROGRESS, total=1, at_risk=1, overdue=1, batches=(attrs.evolve(PROGRESS.batches[0], requests=1),)
+    )
+    report = str(attrs.evolve(REPORT, requests=1, attempts=1, unpriced=1, met=0, worst_lateness=timedelta(0)))
+    assert "0 met, 1 missed\n" in report, "nothing came late: there is no worst"
+    for text in (str(one), one._repr_html_(), report):
+        assert "1 request" in text
+        assert "1 requests" not in text
+    assert "1 request settled, 1 of them truncated; 1 attempt\n" in report
+
+
 def test_a_job_says_where_it_stands(tmp_path: Path) -> None:
     with Sandbox() as sandbox:
         with bw.Dispatcher(sandbox.client(), ledger=tmp_path / "ledger.db") as d:
             job = d.dispatch_all([bw.Request(params(f"p{n}"), latency=HOUR * 30) for n in range(3)], job=HOSTILE)
             job.wait()
             assert str(job).startswith(f"job {HOSTILE!a}: 3 requests: 3 settled")
-            assert "3 requests" in Checked(job._repr_html_()).words
+            shown = job._repr_html_()
+            assert "3 requests" in Checked(shown).words
+            assert "<tbody></tbody>" not in shown, "a table without a row"
             page = job.report().to_html()
         assert str(job) == f"job {HOSTILE!a}"
         assert "job" in Checked(job._repr_html_()).words

@@ -323,7 +323,9 @@ class Dispatcher:
         """Cancel one request (`key`, in `job`), a whole job, or all that is unsettled; returns how many settled now.
 
         What is queued settles CANCELED at once. A batch that holds nothing else is cancelled: what it finished is
-        delivered, since it is paid for. Sync calls that are running end by themselves.
+        delivered, since it is paid for. Requests in a batch with others, or in one that the API has not named yet,
+        settle CANCELED at once, and what they cost is in `Report.wasted`. Sync calls that are running end by
+        themselves.
 
         Raises:
             TicketNotFoundError: There is no such request.

@@ -15,6 +15,7 @@ import attrs
 
 from .errors import printable, shown
 from .models import Lane, Outcome
+from .wording import in_requests
 
 __all__ = [
     "Accepted",
@@ -36,10 +37,6 @@ __all__ = [
 
 def _of(job: str | None) -> str:
     return "" if job is None else f" of job {shown(job)}"
-
-
-def _requests(count: int) -> str:
-    return "1 request" if count == 1 else f"{count:,} requests"
 
 
 def _moment(at: datetime | None) -> str:
@@ -72,7 +69,9 @@ class Accepted(_Event):
     request: int | None = None
 
     def __str__(self) -> str:
-        return f"accepted {_requests(self.batch + self.sync)}{_of(self.job)}: {self.batch:,} batch, {self.sync:,} sync"
+        return (
+            f"accepted {in_requests(self.batch + self.sync)}{_of(self.job)}: {self.batch:,} batch, {self.sync:,} sync"
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -99,7 +98,7 @@ class Submitted(_Event):
 
     def __str__(self) -> str:
         return (
-            f"submitted batch {printable(self.batch)}: {_requests(self.requests)}, {self.size:,} bytes; its window "
+            f"submitted batch {printable(self.batch)}: {in_requests(self.requests)}, {self.size:,} bytes; its window "
             f"ends at {_moment(self.expires_at)}"
         )
 
@@ -118,7 +117,8 @@ class Hedged(_Event):
 
     def __str__(self) -> str:
         return (
-            f"hedged {_requests(self.requests)} with batch {printable(self.batch)}; a rescue before its end is planned"
+            f"hedged {in_requests(self.requests)} with batch {printable(self.batch)}; a rescue before its end is "
+            "planned"
         )
 
 
@@ -163,9 +163,10 @@ class Collected(_Event):
     created_at: datetime
 
     def __str__(self) -> str:
-        missing = f"; {_requests(self.missing)} missing, read again" if self.missing else ""
+        missing = f"; {in_requests(self.missing)} missing, read again" if self.missing else ""
         return (
-            f"collected batch {printable(self.batch)}: {self.settled:,} of {_requests(self.requests)} settled{missing}"
+            f"collected batch {printable(self.batch)}: {self.settled:,} of {in_requests(self.requests)} "
+            f"settled{missing}"
         )
 
 
@@ -185,9 +186,9 @@ class Rescued(_Event):
 
     def __str__(self) -> str:
         if self.canceled:
-            return f"rescue: batch {printable(self.batch or '')} is cancelled for {_requests(self.requests)} in it"
+            return f"rescue: batch {printable(self.batch or '')} is cancelled for {in_requests(self.requests)} in it"
         where = "" if self.batch is None else f" of batch {printable(self.batch)}"
-        return f"rescue: {_requests(self.requests)}{where} go to the sync lane"
+        return f"rescue: {in_requests(self.requests)}{where} go to the sync lane"
 
 
 @attrs.frozen(kw_only=True)
@@ -255,8 +256,8 @@ class AtRisk(_Event):
 
     def __str__(self) -> str:
         return (
-            f"{_requests(self.at_risk)} at risk of missing the deadline, {self.overdue:,} overdue; see that a process "
-            "runs and that no lane is suspended"
+            f"{in_requests(self.at_risk)} at risk of missing the deadline, {self.overdue:,} overdue; see that a "
+            "process runs and that no lane is suspended"
         )
 
 
@@ -286,7 +287,7 @@ class Settled(_Event):
     slack: timedelta | None
 
     def __str__(self) -> str:
-        return f"{_requests(self.requests)}{_of(self.job)} {self.outcome.value} on the {self.lane.value} lane"
+        return f"{in_requests(self.requests)}{_of(self.job)} {self.outcome.value} on the {self.lane.value} lane"
 
 
 @attrs.frozen(kw_only=True)
@@ -305,7 +306,7 @@ class Missed(_Event):
 
     def __str__(self) -> str:
         late = f" by {str(self.lateness).partition('.')[0]}" if self.lateness else ", without an answer"
-        return f"{_requests(self.requests)}{_of(self.job)} missed the deadline{late}"
+        return f"{in_requests(self.requests)}{_of(self.job)} missed the deadline{late}"
 
 
 @attrs.frozen(kw_only=True)

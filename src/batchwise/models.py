@@ -21,7 +21,7 @@ from .pictures import report_page
 from .rendering import moment, span, to_html
 from .tables import from_table, read_toml, to_table
 from .times import LONGEST, WINDOW, check_aware, check_duration, check_positive, check_reach, from_numpy
-from .wording import dollars, human
+from .wording import dollars, human, in_requests
 
 __all__ = [
     "GRAIN",
@@ -649,22 +649,22 @@ class Progress:
     def _lines(self) -> Iterator[str]:
         by_status = ", ".join(f"{number} {status.value}" for status, number in self.by_status.items() if number)
         by_outcome = ", ".join(f"{number} {outcome.value}" for outcome, number in self.by_outcome.items() if number)
-        yield f"{self.total} requests: {by_status or 'none'}"
+        yield f"{in_requests(self.total)}: {by_status or 'none'}"
         if by_outcome:
             yield f"outcomes: {by_outcome}"
         for batch in self.batches:
             first, last = map(_moment, batch.expected_end)
             rescue = "" if batch.rescue_at is None else f", rescue at {_moment(batch.rescue_at)}"
             yield (
-                f"batch {printable(batch.remote_id or '(id unknown)')}: {batch.requests} requests, {batch.status} for "
-                f"{span(batch.elapsed)}, expected to end between {first} and {last}{rescue}"
+                f"batch {printable(batch.remote_id or '(id unknown)')}: {in_requests(batch.requests)}, {batch.status} "
+                f"for {span(batch.elapsed)}, expected to end between {first} and {last}{rescue}"
             )
         for lane, reason in self.suspended.items():
             yield f"suspended: the {lane.value} lane: {reason}"
         if self.at_risk:
-            yield f"at risk: {self.at_risk} requests may miss their deadline"
+            yield f"at risk: {in_requests(self.at_risk)} may miss their deadline"
         if self.overdue:
-            yield f"overdue: {self.overdue} requests are not settled, and their deadline has passed"
+            yield f"overdue: {in_requests(self.overdue)} not settled after the deadline"
         if self.last_error is not None:
             yield f"failed last: {self.last_error}"
         if self.next_due is not None:
@@ -695,7 +695,7 @@ class Progress:
             for batch in self.batches
         ]
         head = "batch", "requests", "status", "runs for", "ends from", "ends by", "rescue at"
-        return to_html(counts, f"{self.total:,} requests") + (to_html(rows, head=head) if rows else "")
+        return to_html(counts, in_requests(self.total)) + (to_html(rows, head=head) if rows else "")
 
     @property
     def settled(self) -> int:
@@ -746,7 +746,7 @@ class Report:
         cost: What they cost.
         cost_by_lane: The same by lane.
         saved: What the sync lane would have cost beyond that.
-        wasted: Paid for rows that were not used (rescued twice, arrived late).
+        wasted: Paid for rows that were not used (rescued twice, arrived late, cancelled in a batch with others).
         unpriced: Settled requests whose model's price is unknown; they are in none of the amounts.
         met: Deadlines met: an answer came in time.
         missed: Deadlines missed: the answer came late, or none did. Cancelled requests are in neither.
@@ -801,9 +801,9 @@ class Report:
             f"{dollars(cost)} on the {lane.value} lane" for lane, cost in self.cost_by_lane.items() if cost
         )
         odd = "".join(f", {number} of them {word}" for word, number in self._odd if number)
-        yield f"{self.requests} requests settled{odd}; {self.attempts} attempts"
+        yield f"{in_requests(self.requests)} settled{odd}; {self.attempts:,} attempt{'s' * (self.attempts != 1)}"
         yield f"cost: {dollars(self.cost)}{f' ({lanes})' if lanes else ''}; saved: {dollars(self.saved)}"
-        worst = f", the worst by {human(self.worst_lateness)}" if self.missed else ""
+        worst = f", the worst by {human(self.worst_lateness)}" if self.worst_lateness else ""
         yield f"deadlines: {self.met} met, {self.missed} missed{worst}"
         if self.cache_hit_rate is not None:
             asked = self.cache_read_tokens + self.cache_written_tokens
@@ -816,7 +816,7 @@ class Report:
         if self.wasted:
             yield f"paid for rows that were not used: {dollars(self.wasted)}"
         if self.unpriced:
-            yield f"of unknown price, and in none of the amounts: {self.unpriced} requests"
+            yield f"of unknown price, and in none of the amounts: {in_requests(self.unpriced)}"
         if self.possible_doubles:
             yield f"possibly bought twice: {self.possible_doubles}"
 

@@ -35,7 +35,7 @@ class Ticket(TicketView):
 
         Raises:
             ResultTimeoutError: It was not settled in time. Nothing is lost.
-            TicketNotFoundError: It was purged.
+            TicketNotFoundError: It was purged, unless its result was seen.
             LaneSuspendedError: Its lane is suspended, so it cannot be settled before that is mended.
         """
         limit = seconds(timeout)
@@ -48,17 +48,22 @@ class Ticket(TicketView):
         return found
 
     def refresh(self) -> Ticket:
-        """Look at the ledger again; returns itself.
+        """Look at the ledger again; returns itself. A result that it has seen stays.
 
         Raises:
-            TicketNotFoundError: It was purged.
+            TicketNotFoundError: It was purged, unless its result was seen.
         """
         self._driver.check()
         self._read()
         return self
 
     def cancel(self) -> int:
-        """Cancel it if it is still queued, or alone in its batch; returns 1 if it settled now."""
+        """Cancel it; returns 1 if it settled now.
+
+        What is queued, or in a batch with others, settles CANCELED at once; what it cost there is in `Report.wasted`.
+        If it is alone in its batch, the batch is cancelled, and delivers what it finished. A sync call that is running
+        ends by itself.
+        """
         self._driver.check()
         return self._driver.cancel(request=self._row.id)
 

@@ -149,7 +149,7 @@ def test_jobs(batchwise, ledger):
     submit(ledger, 1, None)
     said = batchwise("jobs")
     assert said.out.splitlines() == [
-        "(no job): 1 requests: 1 in_flight",
+        "(no job): 1 request: 1 in_flight",
         "nightly: 3 requests: 3 in_flight",
         "audit: 2 requests: 2 in_flight",
     ]

@@ -20,7 +20,7 @@ from batchwise.planning.packing import MAX_BYTES, MAX_REQUESTS, entry_size
 from batchwise.planning.pricing import estimate, to_usd
 from batchwise.planning.state import BYTES_PER_TOKEN, Group, Terms
 from batchwise.request import Request
-from batchwise.wording import dollars, human
+from batchwise.wording import dollars, human, in_requests
 
 __all__ = ["Plan", "plan_of"]
 
@@ -115,7 +115,7 @@ class Plan:
 
     def _lines(self) -> Iterator[str]:
         yield (
-            f"{self.requests:,} requests of {self.bytes:,} bytes: about {self.input_tokens:,} tokens in, at most "
+            f"{in_requests(self.requests)} of {self.bytes:,} bytes: about {self.input_tokens:,} tokens in, at most "
             f"{self.output_tokens:,} out"
         )
         for route in self.routes:

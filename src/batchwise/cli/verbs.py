@@ -16,7 +16,7 @@ from batchwise.models import Latency, LatencyTag, Outcome, Policy, Progress
 from batchwise.planning.cadence import sla_cadence
 from batchwise.results import Result, as_settled
 from batchwise.timetext import parse_duration, parse_moment
-from batchwise.wording import human
+from batchwise.wording import human, in_requests
 
 from .answers import Answer, Exit, code_of, note, plain
 from .ledgers import looking, planning, working
@@ -276,7 +276,7 @@ def cancel(
         raise InvalidValueError("name a job, or a request with --key, or say --all; nothing was cancelled")
     with working(ledger, policy) as (dispatcher, _):
         count = dispatcher.cancel(key, job=job)
-    return _after(f"{count} requests cancelled", status(job, ledger=ledger, policy=policy), cancelled=count)
+    return _after(f"{in_requests(count)} cancelled", status(job, ledger=ledger, policy=policy), cancelled=count)
 
 
 def retry(
@@ -292,7 +292,7 @@ def retry(
         again = dispatcher.job(job)
         latency = None if within is None else _latency(within)
         count = again.retry(outcomes, latency=latency) if outcomes else again.retry(latency=latency)
-    return _after(f"{count} requests queued again", status(job, ledger=ledger, policy=policy), retried=count)
+    return _after(f"{in_requests(count)} queued again", status(job, ledger=ledger, policy=policy), retried=count)
 
 
 def _after(done: str, standing: Answer, **values: Any) -> Answer:
@@ -328,7 +328,9 @@ def purge(before: str, *, ledger: str | None = None) -> Answer:
     with looking(ledger) as engine:
         count = engine.ledger.purge(before=moment)
         values = {"ledger": engine.ledger.name, "before": plain(moment), "purged": count}
-        return Answer(f"{count} requests deleted that settled before {moment.isoformat(timespec='seconds')}", values)
+        return Answer(
+            f"{in_requests(count)} deleted that settled before {moment.isoformat(timespec='seconds')}", values
+        )
 
 
 # -- pure ---------------------------------------------------------------------------------------------------------

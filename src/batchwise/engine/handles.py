@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import wraps
+from html import escape
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -25,7 +26,6 @@ from batchwise.errors import (
 from batchwise.ledger.values import RequestRow, ResultRow
 from batchwise.models import Decision, Lane, LatencyTag, Outcome, Progress, Status, ToolUse, to_enum, to_latency
 from batchwise.planning.custom_ids import UNSEALED, custom_id
-from batchwise.rendering import to_html
 from batchwise.request import Request, check_one_dict
 from batchwise.results import Result
 from batchwise.times import LONGEST, check_duration, from_numpy
@@ -452,7 +452,7 @@ class JobView:
     def _repr_html_(self) -> str:
         """Tables of where it stands, for notebooks."""
         found = self._stands()
-        return to_html([], self._title()) + ("" if found is None else found._repr_html_())
+        return f"<p>{escape(self._title())}</p>" + ("" if found is None else found._repr_html_())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} name={shown(self._name)}>"

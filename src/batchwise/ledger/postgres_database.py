@@ -139,7 +139,7 @@ class PostgresDatabase:
     def write(self, name: str, *, quiet: bool = False) -> Iterator[Transaction]:
         """A write transaction. One that changed nothing is none."""
         with self._using():
-            cursor = self.connection.execute(self._begin)
+            cursor = self._start(self._begin)
             while cursor.nextset():
                 pass
             (self._transaction,) = cursor.fetchone() or ("",)
@@ -197,7 +197,7 @@ class PostgresDatabase:
     def read(self) -> Iterator[Transaction]:
         """One consistent state for several selects."""
         with self._using():
-            self.connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            self._start("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             yield Transaction(self)
 
     @contextmanager
@@ -212,6 +212,16 @@ class PostgresDatabase:
                 raise trouble(self.name, error) from None
             finally:
                 self._give_back()
+
+    def _start(self, begin: str) -> psycopg.Cursor[Any]:
+        """Begin a transaction; on another connection, if the server closed this one while it was idle."""
+        try:
+            return self.connection.execute(begin)
+        except psycopg.Error:
+            if self._connection is None or not self._connection.closed:
+                raise
+            self._drop()
+            return self.connection.execute(begin)
 
     def _give_back(self) -> None:
         """Leave no transaction open."""

@@ -7,6 +7,7 @@ import logging
 import os
 import selectors
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
@@ -21,6 +22,8 @@ from .postgres_connection import Target, trouble
 __all__ = ["Session", "SessionLock", "channel_of", "discard", "key_of"]
 
 _log = logging.getLogger("batchwise")
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+"""It needs no descriptor of its own: a process that has none left keeps its session."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
 """Seconds between two tries to connect again."""
 _RETURN = 5.0
@@ -50,6 +53,11 @@ def discard(connection: psycopg.Connection[Any]) -> None:
         os.dup2(nothing, connection.fileno())
         os.close(nothing)
     connection.close()
+
+
+def _said(error: Exception) -> str:
+    """An error without what it may tell of requests."""
+    return type(error).__name__
 
 
 class SessionLock:
@@ -84,17 +92,19 @@ class Session:
 
     Args:
         where: The database.
-        heard: Called when something was changed, with the number of the session that did; None: it may have been.
+        heard: A method that is called when something was changed, with the number of the session that did; None: it may
+            have been. Its object is not kept for it: when that is collected, the session ends.
     """
 
     def __init__(self, where: Target, heard: Callable[[int | None], None]) -> None:
-        self._where, self._heard = where, heard
+        self._where, self._heard = where, weakref.WeakMethod(heard, self._forget)
         self.schema = where.schema
         self._lock = threading.RLock()
         self._held: dict[int, SessionLock] = {}
         self._lost: dict[int, SessionLock] = {}
         """What was held by a session that was lost, and is to be taken again."""
-        self._closed = False
+        self._closed = self._forgotten = False
+        self._ended = threading.Event()
         self._return = 0.0
         """Until when others' locks are let alone."""
         self._connection: psycopg.Connection[Any] | None = self._connect()
@@ -106,7 +116,7 @@ class Session:
         connection = self._where.connect()
         try:
             # What comes while a statement runs is seen by psycopg first.
-            connection.add_notify_handler(lambda notice: self._heard(notice.pid))
+            connection.add_notify_handler(lambda notice: self._tell(notice.pid))
             connection.execute(f"LISTEN {channel_of(self.schema)}")
         except BaseException:
             connection.close()
@@ -175,29 +185,45 @@ class Session:
     def _listen(self) -> None:
         pause = _FIRST_PAUSE
         while not self._closed:
-            connection = self._connection
-            if connection is not None:
-                self._hear(connection)
-                continue
             try:
-                self._connect_again()
-                pause = _FIRST_PAUSE
-                self._heard(None)  # whatever was told meanwhile
-            except psycopg.Error as error:
-                _log.info("batchwise: %s", trouble(self._where.name, error))
-                self._wait(None, pause)
+                connection = self._connection
+                if connection is None:
+                    self._connect_again()
+                else:
+                    self._hear(connection)
+            except Exception as error:  # noqa: BLE001  # whatever it is: nobody else would connect again
+                if pause == _FIRST_PAUSE:
+                    said = trouble(self._where.name, error) if isinstance(error, psycopg.Error) else _said(error)
+                    _log.info("batchwise: the session of the ledger %s is tried again: %s", self._where.name, said)
+                self._ended.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                pause = _FIRST_PAUSE
+        if self._forgotten:
+            self._shut()
 
     def _connect_again(self) -> None:
         """Have a session again, and with it at once the locks that say that this process lives."""
+        connection = self._connect()
         with self._lock:
             if self._closed:
+                connection.close()
                 return
-            self._connection = self._connect()
+            self._connection = connection
             self._return = monotonic() + _RETURN
             with suppress(LedgerError):  # then this session is lost, too
                 for lock in list(self._lost.values()):
                     self.take(lock)
+        self._tell(None)  # whatever was told meanwhile
+
+    def _tell(self, pid: int | None) -> None:
+        """Say that something was changed. A listener that fails must not end what asked for a lock, or listens."""
+        heard = self._heard()
+        if heard is not None:
+            try:
+                heard(pid)
+            except Exception as error:  # noqa: BLE001  # see above
+                _log.warning("batchwise: a listener of the ledger %s failed (%s)", self._where.name, _said(error))
 
     def _hear(self, connection: psycopg.Connection[Any]) -> None:
         """Wait for news, and tell them."""
@@ -214,12 +240,12 @@ class Session:
             self._lose(connection)
             return
         for pid in pids:
-            self._heard(pid)
+            self._tell(pid)
         if pids:
             self._wait(None, _TOGETHER)
 
     def _wait(self, descriptor: int | None, timeout: float | None) -> None:
-        with selectors.DefaultSelector() as selector:
+        with _Selector() as selector:
             selector.register(self._woken, selectors.EVENT_READ)
             if descriptor is not None:
                 selector.register(descriptor, selectors.EVENT_READ)
@@ -245,9 +271,19 @@ class Session:
                 return
             self._closed = True
             self._held.clear()
+        self._ended.set()
         self._nudge()
         if self._thread is not threading.current_thread():
             self._thread.join()
+        self._shut()
+
+    def _forget(self, _: object) -> None:
+        """The ledger was collected, in the midst of anything: take no lock here. The thread ends the session."""
+        if not self._closed:
+            self._closed = self._forgotten = True
+            self._nudge()
+
+    def _shut(self) -> None:
         if self._connection is not None:
             with suppress(psycopg.Error):  # at once: the server notices the end of a session only when it comes to that
                 self._connection.execute("SELECT pg_advisory_unlock_all()")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
@@ -21,6 +22,7 @@ from batchwise.sandbox import Sandbox
 from tests.dispatchers.world import many
 
 HOURS_30 = timedelta(hours=30)
+MESSAGES = [{"role": "user", "content": "hi"}]
 NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 with closing(SqliteLedger(":memory:")) as ledger:
     REPORT = attrs.evolve(ledger.report(job=None), cost=Decimal("1.5"), saved=Decimal("1.4"), unpriced=3)
@@ -108,6 +110,52 @@ def test_tracking_waits_and_shows(sandbox, colour, is_terminal):
     assert "0 of 3 settled" in text
     assert "3 of 3 settled (3 succeeded)" in text
     assert ("╭" in text) is is_terminal
+
+
+@pytest.mark.parametrize("colour", ["sync", "asyncio"])
+def test_of_a_job_without_a_name_no_money_is_shown(sandbox, colour):
+    console = terminal(is_terminal=False)
+
+    async def tracked() -> None:
+        async with bw.AsyncDispatcher(sandbox.async_client(), ledger=":memory:") as d:
+            await (await d.dispatch({"model": "claude-sonnet-5", "max_tokens": 10, "messages": MESSAGES})).result()
+            await bw.track(await d.dispatch_all(many(3), latency=HOURS_30), console=console)
+
+    def wait() -> None:
+        with bw.Dispatcher(sandbox.client(), ledger=":memory:") as d:
+            d.dispatch({"model": "claude-sonnet-5", "max_tokens": 10, "messages": MESSAGES}).result()
+            bw.track(d.dispatch_all(many(3), latency=HOURS_30), console=console)
+
+    wait() if colour == "sync" else anyio.run(tracked)
+    text = console.file.getvalue()
+    assert "3 of 3 settled" in text
+    assert "$" not in text
+
+
+def test_a_panel_without_a_report_shows_no_money():
+    console = terminal(is_terminal=False)
+    console.print(view(bw.Progress(total=0, by_status={}, by_outcome={}, by_lane={}), None, name=None, now=NOW))
+    assert "money" not in console.file.getvalue()
+
+
+def test_without_rich_all_names_are_there_and_track_says_what_it_needs():
+    code = """
+import inspect, sys
+sys.modules["rich"] = None
+import batchwise as bw
+from batchwise import *
+assert "track" in dict(inspect.getmembers(bw))
+import anthropic
+d = bw.Dispatcher(anthropic.Anthropic(api_key="-", base_url="http://localhost:9"), ledger=":memory:")
+job = d.dispatch_all([], job="j")
+try:
+    track(job)
+except bw.BatchwiseError as error:
+    print(error)
+d.close()
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (found.stdout, found.returncode) == ("track needs rich; install batchwise-claude[cli]\n", 0), found.stderr
 
 
 @pytest.mark.parametrize("colour", ["sync", "asyncio"])

@@ -12,7 +12,7 @@ from .async_tickets import AsyncJob, AsyncTicket
 from .drivers.tasks import TaskDriver, on_asyncio
 from .engine.core import Engine
 from .engine.effects import AsyncPorts, Threads
-from .engine.handles import formatted, takes_one_dict, to_request, to_tags
+from .engine.handles import formatted, takes_one_dict, to_outcomes, to_request, to_tags
 from .engine.progress import progress, progress_of, report_of
 from .errors import ClosedDispatcherError, WrongLoopError
 from .lanes.batches import AsyncBatchLane
@@ -21,7 +21,7 @@ from .lanes.deprecations import Deprecations
 from .lanes.messages import AsyncMessageLane
 from .ledger.ledger import Ledger
 from .ledger.opening import open_ledger
-from .models import LatencyLike, Policy, Progress, Report, Status, ToolUseLike
+from .models import LatencyLike, Outcome, Policy, Progress, Report, Status, ToolUseLike
 from .request import Request
 from .results import Result
 from .times import check_aware
@@ -287,14 +287,18 @@ class AsyncDispatcher:
         self._driver.check()
         return AsyncTicket(self._driver, await self._driver.in_thread(self._engine.find, key, job), job)
 
-    async def results(self, *, job: str | None = None, after: int | None = None) -> AsyncIterator[Result]:
+    async def results(
+        self, *, job: str | None = None, after: int | None = None, outcomes: Outcome | Iterable[Outcome] | None = None
+    ) -> AsyncIterator[Result]:
         """What has settled so far, in the order of settling; does not wait. See `Dispatcher.results`."""
         self._driver.check()
+        wanted = to_outcomes(Outcome if outcomes is None else outcomes)
         number = None if job is None else await self._driver.in_thread(self._engine.job_number, job)
         cursor = after or 0
         while rows := await self._driver.in_thread(self._ledger.results, job=number, after=cursor, limit=1_000):
-            for row in rows:
-                yield Result(row)
+            for result in map(Result, rows):
+                if result.outcome in wanted:
+                    yield result
             cursor = rows[-1].cursor
 
     # -- acting -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .drivers.threads import ThreadDriver
 from .engine.core import Engine
 from .engine.effects import SyncPorts
-from .engine.handles import formatted, takes_one_dict, to_request, to_tags
+from .engine.handles import formatted, takes_one_dict, to_outcomes, to_request, to_tags
 from .engine.progress import progress, progress_of, report_of
 from .lanes.batches import BatchLane
 from .lanes.clients import base_url, check_client
@@ -20,7 +20,7 @@ from .lanes.deprecations import Deprecations
 from .lanes.messages import MessageLane
 from .ledger.ledger import Ledger
 from .ledger.opening import open_ledger
-from .models import LatencyLike, Policy, Progress, Report, Status, ToolUseLike
+from .models import LatencyLike, Outcome, Policy, Progress, Report, Status, ToolUseLike
 from .request import Request
 from .results import Result, as_settled
 from .tickets import Job, Ticket
@@ -268,19 +268,24 @@ class Dispatcher:
         self._driver.check()
         return Ticket(self._driver, self._engine.find(key, job), job)
 
-    def results(self, *, job: str | None = None, after: int | None = None) -> Iterator[Result]:
+    def results(
+        self, *, job: str | None = None, after: int | None = None, outcomes: Outcome | Iterable[Outcome] | None = None
+    ) -> Iterator[Result]:
         """What has settled so far, in the order of settling; does not wait.
 
         Args:
             job: Of this job only.
             after: Only those behind this cursor (`Result.cursor` of the last one seen).
+            outcomes: Only those that ended so; a single one, too.
 
         Raises:
             JobNotFoundError: The ledger has no such job.
+            InvalidValueError: An outcome is none.
         """
         self._driver.check()
+        wanted = to_outcomes(Outcome if outcomes is None else outcomes)
         number = None if job is None else self._engine.job_number(job)
-        return as_settled(self._ledger, number, after or 0)
+        return (result for result in as_settled(self._ledger, number, after or 0) if result.outcome in wanted)
 
     # -- acting -----------------------------------------------------------------------------------------------------
 

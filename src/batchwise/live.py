@@ -1,6 +1,6 @@
 """`track`: where work stands, shown live while it is waited for; in a terminal, a notebook, or line by line in a log.
 
-Needs rich (the extra `cli`).
+Needs rich (the extra `cli`), which is imported late: `batchwise.track` is there without it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import anyio
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
 from .async_tickets import AsyncJob
-from .errors import BatchwiseError, printable
+from .engine.handles import JobView
+from .errors import BatchwiseError, InvalidValueError, printable
 from .models import Progress, Report, RunningBatch
 from .wording import dollars, human
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.panel import Panel
+    from rich.table import Table
+
     from .tickets import Job
 
 __all__ = ["showing", "track", "view"]
@@ -86,6 +86,8 @@ def _warnings(progress: Progress) -> Iterator[str]:
 
 
 def _batches(batches: tuple[RunningBatch, ...], now: datetime) -> Table:
+    from rich.table import Table
+
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name, justify in (("batch", "left"), ("requests", "right"), ("state", "left"), ("since", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]  # one of the two
@@ -107,20 +109,26 @@ def _batches(batches: tuple[RunningBatch, ...], now: datetime) -> Table:
     return table
 
 
-def view(progress: Progress, report: Report, *, name: str | None, now: datetime) -> Panel:
+def view(progress: Progress, report: Report | None, *, name: str | None, now: datetime) -> Panel:
     """Where work stands, as rich shows it. No share of anything is shown that nobody knows.
 
     Args:
         progress: Where it stands.
-        report: What it has cost.
+        report: What it has cost; None: that is not known of it alone.
         name: The job's name.
         now: The moment it is.
     """
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_row("requests", _settled(progress))
     if left := _left(progress):
         facts.add_row("", left)
-    facts.add_row("money", _money(report))
+    if report is not None:
+        facts.add_row("money", _money(report))
     if rescue := _rescue(progress, now):
         facts.add_row("rescue", rescue)
     parts: list[RenderableType] = [facts]
@@ -130,8 +138,8 @@ def view(progress: Progress, report: Report, *, name: str | None, now: datetime)
     return Panel(Group(*parts), title=printable(name or "batchwise"), title_align="left", expand=False)
 
 
-def _line(progress: Progress, report: Report, now: datetime) -> str:
-    parts = [_settled(progress), _left(progress), _money(report)]
+def _line(progress: Progress, report: Report | None, now: datetime) -> str:
+    parts = [_settled(progress), _left(progress), "" if report is None else _money(report)]
     if rescue := _rescue(progress, now):
         parts.append(f"rescue {rescue}")
     return "; ".join([*filter(None, parts), *_warnings(progress)])
@@ -140,7 +148,7 @@ def _line(progress: Progress, report: Report, now: datetime) -> str:
 class _Surface(Protocol):
     """Where it is shown."""
 
-    def show(self, progress: Progress, report: Report, *, last: bool = False) -> None: ...
+    def show(self, progress: Progress, report: Report | None, *, last: bool = False) -> None: ...
     def close(self) -> None: ...
 
 
@@ -148,11 +156,13 @@ class _Terminal:
     """Redrawn in its place."""
 
     def __init__(self, console: Console, name: str | None) -> None:
+        from rich.live import Live
+
         self._name = name
         self._live = Live(console=console, auto_refresh=False)
         self._live.start()
 
-    def show(self, progress: Progress, report: Report, *, last: bool = False) -> None:  # noqa: ARG002  # drawn each time
+    def show(self, progress: Progress, report: Report | None, *, last: bool = False) -> None:  # noqa: ARG002  # drawn each time
         self._live.update(view(progress, report, name=self._name, now=_utc_now()), refresh=True)
 
     def close(self) -> None:
@@ -166,7 +176,7 @@ class _Notebook:
         self._name = name
         self._handle: Any = None
 
-    def show(self, progress: Progress, report: Report, *, last: bool = False) -> None:  # noqa: ARG002
+    def show(self, progress: Progress, report: Report | None, *, last: bool = False) -> None:  # noqa: ARG002
         from IPython.display import display  # notebooks bring it
 
         shown = view(progress, report, name=self._name, now=_utc_now())
@@ -187,7 +197,7 @@ class _Log:
         self._before: tuple[object, ...] = ()
         self._next = 0.0
 
-    def show(self, progress: Progress, report: Report, *, last: bool = False) -> None:
+    def show(self, progress: Progress, report: Report | None, *, last: bool = False) -> None:
         state = progress.settled, progress.total, dict(progress.suspended), progress.overdue
         if state == self._before and not last and monotonic() < self._next:
             return
@@ -201,6 +211,15 @@ class _Log:
 
 
 def _surface(console: Console | None, name: str | None) -> _Surface:
+    """Where it is shown.
+
+    Raises:
+        BatchwiseError: rich is not installed.
+    """
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise BatchwiseError("track needs rich; install batchwise-claude[cli]") from error
     console = Console(stderr=True) if console is None else console
     if console.is_jupyter:
         return _Notebook(name)
@@ -213,7 +232,7 @@ def _utc_now() -> datetime:
 
 @contextmanager
 def showing(
-    look: Callable[[], tuple[Progress, Report]], *, name: str | None = None, console: Console | None = None
+    look: Callable[[], tuple[Progress, Report | None]], *, name: str | None = None, console: Console | None = None
 ) -> Iterator[None]:
     """Show where work stands while the block runs, from a thread of its own.
 
@@ -262,7 +281,8 @@ def track(
     wait, and nothing is lost by it. Needs rich (`batchwise-claude[cli]`).
 
     Args:
-        job: The job; what it waits for is submitted, as by `job.wait`.
+        job: The job; what it waits for is submitted, as by `job.wait`. Of one without a name no money is shown: its
+            report is that of all work without a job.
         timeout: Seconds or a `timedelta`; None waits as long as it takes.
         console: Where rich shows it; None: on stderr, or in the notebook.
 
@@ -272,19 +292,24 @@ def track(
     Raises:
         ResultTimeoutError: It was not settled in time. Nothing is lost.
         LaneSuspendedError: A lane is suspended, and nothing of the job is on its way any more.
+        InvalidValueError: It is no job.
+        BatchwiseError: rich is not installed.
     """
+    if not isinstance(job, JobView):
+        raise InvalidValueError(f"track takes a job, as dispatch_all gives one, not a {type(job).__name__}")
     if isinstance(job, AsyncJob):
         return _track_async(job, timeout, console)
-    with showing(lambda: (job.progress(), job.report()), name=job.name, console=console):
+    named = job.name is not None
+    with showing(lambda: (job.progress(), job.report() if named else None), name=job.name, console=console):
         return job.wait(timeout)
 
 
 async def _track_async(job: AsyncJob, timeout: float | timedelta | None, console: Console | None) -> Progress:
-    surface = _surface(console, job.name)
+    surface, named = _surface(console, job.name), job.name is not None
 
     async def show(*, last: bool = False) -> None:
         try:
-            surface.show(await job.progress(), await job.report(), last=last)
+            surface.show(await job.progress(), await job.report() if named else None, last=last)
         except BatchwiseError:
             return
 

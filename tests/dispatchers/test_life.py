@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from batchwise import Lane, Latency, Limits, Request, Status
+from batchwise import InvalidValueError, Lane, Latency, Limits, Outcome, Request, Status
 from tests.strategies import params
 
 from .world import HOURS_30, SlowToLearn, World, listed, many
@@ -30,6 +31,40 @@ async def test_leaving_sends_what_is_queued_and_does_not_wait_for_batches(world:
         assert (await ticket.result()).text == "echo: p1"
         assert len(await listed(d.results())) == 3
     assert world.creates == 1
+
+
+def size(job: Any) -> int:
+    """Of a job of either colour."""
+    found = getattr(job, "_inner", job)
+    assert found  # one without requests is true, too
+    return len(found)
+
+
+async def test_a_job_is_as_long_as_it_has_requests(world: World):
+    async with world.open() as d:
+        named = await d.dispatch_all(many(3), job="j", latency=HOURS_30)
+        assert (size(named), size(await d.dispatch_all([], job="none"))) == (3, 0)
+        again = await d.dispatch_all([*many(2), many(1)[0]], latency=HOURS_30)
+        assert (size(again), size(await d.dispatch_all([]))) == (2, 0)
+        await named.wait()
+        assert size(named) == size(await d.job("j")) == 3
+
+
+async def test_results_of_some_outcomes(world: World):
+    async with world.open() as d:
+        world.sandbox.batch_latency = 60
+        await (await d.dispatch(params("a"), key="a")).result()
+        await (await d.dispatch(params("b"), key="b", latency=HOURS_30)).cancel()
+        for outcomes, keys in [
+            (None, ["a", "b"]),
+            (Outcome.SUCCEEDED, ["a"]),
+            ("canceled", ["b"]),
+            ([Outcome.CANCELED, "succeeded"], ["a", "b"]),
+            ((), []),
+        ]:
+            assert [result.key for result in await listed(d.results(outcomes=outcomes))] == keys
+        with pytest.raises(InvalidValueError, match="outcomes='lost'"):
+            await listed(d.results(outcomes="lost"))
 
 
 async def test_leaving_finishes_sync_calls(world: World):

@@ -208,6 +208,8 @@ def threads(ledger: Ledger) -> None:
         assert_type(bw.track(d.job("nightly"), timeout=3), bw.Progress)
         assert_type(d.ticket("a", job="nightly"), bw.Ticket)
         assert_type(d.results(job="nightly", after=12), Iterator[bw.Result])
+        assert_type(d.results(outcomes=[bw.Outcome.FAILED, bw.Outcome.EXPIRED]), Iterator[bw.Result])
+        assert_type(len(d.job("nightly")), int)
         look_over(d.advance(), d.report())
         look_over(d.progress("nightly"), d.report("nightly"))
         d.flush()
@@ -243,7 +245,7 @@ async def tasks(ledger: Ledger) -> None:
         assert_type(await d.jobs(), list[bw.AsyncJob])
         assert_type(await bw.track(await d.job("nightly")), bw.Progress)
         assert_type(await d.ticket("a"), bw.AsyncTicket)
-        async for result in d.results(after=0):
+        async for result in d.results(after=0, outcomes=bw.Outcome.FAILED):
             look_at(result)
         look_over(await d.advance(), await d.report())
         look_over(await d.progress(), await d.report("nightly"))

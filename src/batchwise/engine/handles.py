@@ -290,6 +290,16 @@ class JobView:
         """The job's name; None for a bulk dispatch without one."""
         return self._name
 
+    def __len__(self) -> int:
+        """How many requests it has; those that were purged do not count."""
+        ledger = self._engine.ledger
+        counts = ledger.counts(job=self._number) if self._requests is None else ledger.counts_of(self._requests)
+        return sum(counts.by.values())
+
+    def __bool__(self) -> bool:
+        """A job is true, one without requests, too."""
+        return True
+
     def _page(self, after: int) -> tuple[list[ResultRow], int]:
         """The next settled rows of it behind a cursor, and the cursor behind them."""
         rows = self._engine.ledger.results(job=self._number, after=after, limit=_PAGE)

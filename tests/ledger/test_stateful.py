@@ -24,6 +24,7 @@ from batchwise.ledger.roll import Roll
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.values import Claim
 from batchwise.models import Lane, Outcome, Status
+from batchwise.planning.capacity import Measured
 from batchwise.planning.state import BatchState, Group, Terms
 from tests.postgres import Schemas
 
@@ -52,6 +53,15 @@ TERMS = [
     attrs.evolve(NIGHTLY, deadline=NOW + 40 * HOUR, reserve_each=8, reserve_per_byte=4),
 ]
 JOBS = [None, "j", "'"]
+MOMENTS = ["batch_paused_until", "sync_answered_at", "sync_failed_at"]
+paces = st.builds(
+    Measured,
+    at=st.integers(0, 9).map(lambda hours: NOW + hours * HOUR),
+    share=st.none() | st.floats(0, 1),
+    requests_per_minute=st.none() | st.integers(1, 9),
+    input_tokens_per_minute=st.none() | st.integers(1, 9),
+    output_tokens_per_minute=st.none() | st.integers(1, 9),
+)
 keys = st.sampled_from(["a", "b", "c\0", "\ud800"])
 bodies = st.sampled_from([b'{"a":1}', b'{"a":22}'])
 specs = st.tuples(st.none() | keys, st.sampled_from(TERMS), bodies)
@@ -110,6 +120,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.late: set[tuple[int, int]] = set()
         self.rolls: dict[int, tuple[Roll, dict[int, Terms]]] = {}
         self.nonce = 0
+        self.noted: dict[str, Any] = {"clock_offset": timedelta(0), **dict.fromkeys(MOMENTS)}
+        self.measured: dict[str, Measured] = {}
         self._start()
 
     def _make_store(self) -> None:
@@ -391,6 +403,20 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.flush()
         assert all(group.flush for group in self.ledger.snapshot().batch_queue)
 
+    @rule(
+        offset=st.none() | st.integers(-5, 5),
+        moments=st.dictionaries(st.sampled_from(MOMENTS), st.integers(-9, 0)),
+        paces=st.dictionaries(st.sampled_from(["a", "b'%"]), paces, max_size=2),
+    )
+    def note(self, offset: int | None, moments: dict[str, int], paces: dict[str, Measured]) -> None:
+        """What was learnt of the API and the lanes is stored under its name; what was not learnt stays."""
+        new: dict[str, Any] = {name: self.now + ago * HOUR for name, ago in moments.items()}
+        if offset is not None:
+            new["clock_offset"] = offset * HOUR
+        self.ledger.note(**new, measured=paces)
+        self.noted |= new
+        self.measured |= paces
+
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.batches)
@@ -587,6 +613,12 @@ class LedgerMachine(RuleBasedStateMachine):
         sizes = sum(len(each.body) for each in self.requests.values() if each.status is not SETTLED)
         assert sum(group.size for group, *_ in places) == sizes
         assert {batch.id: batch.state for batch in snapshot.batches} == {n: self.batches[n] for n in self._alive()}
+
+    @invariant()
+    def what_was_noted_stands(self) -> None:
+        snapshot = self.ledger.snapshot()
+        assert {name: getattr(snapshot, name) for name in self.noted} == self.noted
+        assert dict(snapshot.measured) == self.measured
 
     @invariant()
     def counts_agree(self) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from batchwise import Lane, LaneSuspendedError, Latency, Status
 from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.sandbox import Reply, echo
 from tests.strategies import params
 
 from .world import World, listed, many
@@ -50,6 +52,31 @@ async def test_the_sync_lane_rests_until_resume(world: World, fault, advice):
         assert [(await t.result()).text for t in [*tickets, late]] == [*(f"echo: p{n}" for n in range(3)), "echo: late"]
         assert (await d.progress()).suspended == {}
     assert world.books.bought_twice() == {}
+
+
+async def test_a_refusal_of_a_call_that_began_before_the_resume_suspends_nothing(world: World):
+    refused: list[object] = []
+
+    def refuse_once(asked: dict[str, Any]) -> Any:
+        if asked["messages"] == params("slow")["messages"] and not refused:
+            refused.append(asked)
+            return Reply.error("authentication_error", "invalid x-api-key")
+        return echo(asked)
+
+    world.sandbox.reply = refuse_once
+    world.sandbox.fault("messages.slow", times=1, delay=0.5)
+    async with world.open() as d:
+        slow = await d.dispatch(params("slow"))
+        await world.until(lambda: world.books.running("sync"))
+        world.sandbox.fault("messages.unauthorized_401", times=1)
+        fast = await d.dispatch(params("fast"))
+        with pytest.raises(LaneSuspendedError):
+            await fast.result()
+        await d.resume()
+        assert (await slow.result()).text == "echo: slow"
+        assert (await fast.result()).text == "echo: fast"
+        assert (await d.progress()).suspended == {}
+    assert len(refused) == 1
 
 
 async def test_leaving_finishes_what_was_begun_although_the_sync_lane_is_suspended(world: World):

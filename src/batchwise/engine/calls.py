@@ -61,14 +61,14 @@ def _reply(engine: Engine, ticked: Ticked, claim: Claim) -> Procedure[Reply | No
     """The API's answer; None: there is none, and what that means for the request is stored."""
     try:
         yield from _check_workspace(engine, ticked)
-        begun = monotonic()
+        begun, resumed = monotonic(), engine.resumed
         try:
             reply: Reply = yield from api(partial(_ask, claim))
         except LaneFault as error:
             if engine.telling.wanted:
                 _tell_call(engine, claim, timedelta(seconds=monotonic() - begun), error=error.fault.type)
             if claim.durable:  # else nothing of it was sent, and the ledger knows nothing of it
-                yield from _faulted(engine, ticked, claim, error)
+                yield from _faulted(engine, ticked, claim, error, resumed)
             return None
     except Exception as error:
         if lasting(error) or passing(error):
@@ -267,7 +267,8 @@ def _failure(
     )
 
 
-def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> Procedure[None]:
+def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault, resumed: int) -> Procedure[None]:
+    """What a refused call comes to; `resumed`: `Engine.resumed` when it began."""
     ruling = rule_call(error.fault, bills_profile=error.fault.status == 402 and bills_profile(claim.body))
     refusal = refusal_of(error.fault)
     engine.queue.failed(ticked, monotonic(), refusal=refusal, retry_after=ruling.wait, headers=error.headers)
@@ -277,7 +278,7 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault) -> 
     elif engine.health.heard(answered=answered):
         yield from _tell(engine, answered=answered)
     if ruling.verdict is Verdict.SUSPEND:
-        yield from _suspend(engine, ticked, claim, ruling)
+        yield from _suspend(engine, ticked, claim, ruling, resumed)
         return
     unpaid = 0
     if refusal is not None or not error.fault.request_sent:
@@ -341,16 +342,24 @@ def _again(
     engine.push(claim, urgent=urgent, wait=max(0.001, wait / timedelta(seconds=1)) if wait else 0.0)
 
 
-def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling) -> Procedure[None]:
-    """No call can succeed now: this one is queued again and the lane rests until `resume` or a restart."""
-    if not _may_call(engine, _tried(claim, costs=ruling.costs_attempt)) and ruling.error is not None:
+def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling, resumed: int) -> Procedure[None]:
+    """No call can succeed now: this one is queued again and the lane rests until `resume` or a restart.
+
+    A call that began before a `resume` says nothing of the time since: it is tried again.
+    """
+    costs = ruling.costs_attempt
+    again = _tried(claim, costs=costs)
+    if not _may_call(engine, again) and ruling.error is not None:
         yield from _settle(engine, ticked, _failure(engine, claim, Outcome.FAILED, ruling.error))
+        return
+    if engine.resumed != resumed:
+        yield from _again(engine, ticked, again, timedelta(0), costs=costs, doubtful=False)
         return
     waiting = engine.queue.drain()
 
     def rest() -> None:
         engine.suspend(Lane.SYNC, ruling.reason or "the API refuses all work")
-        engine.give_back([claim], costs_attempt=ruling.costs_attempt)
+        engine.give_back([claim], costs_attempt=costs)
         engine.give_back(waiting)
 
     yield from store(rest)

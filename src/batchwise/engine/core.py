@@ -136,6 +136,8 @@ class Engine:
         self.greeted = False
         """Whether the client's workspace is known to be the ledger's."""
         self.suspended: dict[Lane, str] = {}
+        self.resumed = 0
+        """How often `resume` was called: a call that began before knows nothing of the time since."""
         self.stalled: frozenset[int] = frozenset()
         """Jobs none of whose batches could be read the last time."""
         self.backlog = False
@@ -432,6 +434,7 @@ class Engine:
 
     def resume(self) -> None:
         """Both lanes take work again."""
+        self.resumed += 1
         lanes = self.ledger.resume()
         self.suspended.clear()
         self._tell_resumed(lanes)

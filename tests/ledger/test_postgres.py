@@ -460,6 +460,48 @@ def test_a_child_lets_go_of_its_parents_sessions(url: str) -> None:
         assert world.accept("b").created
 
 
+def test_a_fork_waits_for_no_ledger_in_postgres_and_lets_go_of_each(url: str) -> None:
+    class Failing(PostgresDatabase):
+        def abandon(self) -> None:
+            super().abandon()
+            raise RuntimeError
+
+    inside, done = threading.Event(), threading.Event()
+    ledgers = [Ledger(Failing(url)) for _ in range(3)]
+
+    def write() -> None:
+        with ledgers[0].database.write("long"):
+            inside.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        assert inside.wait(30)
+        begin = time.monotonic()
+        child = os.fork()
+        if not child:
+            refused = 0
+            try:
+                for each in ledgers:
+                    try:
+                        each.database.version()
+                    except ForkedDispatcherError:
+                        refused += 1
+                with closing(opened(url)) as mine:
+                    refused += mine.marks() == (0, 0)
+            finally:
+                os._exit(refused)
+        waited = time.monotonic() - begin
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+        assert waited < 5, "it waited for the writer"
+    finally:
+        done.set()
+        thread.join()
+        for each in ledgers:
+            each.close()
+
+
 def test_a_dead_parents_locks_are_free_though_its_child_lives(url: str) -> None:
     reader, writer = os.pipe()
     parent = os.fork()

@@ -7,6 +7,8 @@ child inherits nothing of it, and may open the same file for itself.
 
 A ledger that is in use by the very code that forks (a signal handler), or that stays busy for long, cannot be closed.
 The parent goes on with it, and the child refuses its file for good.
+
+A ledger on a server has no such locks. The child lets go of its copy of the connections, and may open it anew at once.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Protocol
 
@@ -34,21 +36,27 @@ _PATIENCE = 10.0
 
 class _Ledger(Protocol):
     name: str
-    lock: Any
     pid: int
+    closes_before_fork: bool
+    """Whether it is a `_File`."""
+
+    def abandon(self) -> None: ...
+
+
+class _File(_Ledger, Protocol):
+    lock: Any
 
     @property
     def connection(self) -> Any: ...
 
     def disconnect(self) -> bool: ...
-    def abandon(self) -> None: ...
 
 
 _guard = threading.RLock()
 """Held while a ledger is opened, and during a fork."""
 _opened: weakref.WeakSet[Any] = weakref.WeakSet()
-_locked: list[_Ledger] = []
-_kept: list[_Ledger] = []
+_locked: list[_File] = []
+_kept: list[_File] = []
 """Ledgers that could not be closed for the fork under way."""
 _refused: dict[str, int] = {}
 """In a child: files that it must not open, and the process that it inherited them from."""
@@ -103,7 +111,7 @@ def opening(ledger: _Ledger) -> Iterator[None]:
 def _before() -> None:
     _guard.acquire()
     end = time.monotonic() + _PATIENCE
-    for ledger in list(_opened):
+    for ledger in [each for each in _opened if each.closes_before_fork]:
         if ledger.lock.acquire(timeout=max(0.0, end - time.monotonic())):
             _locked.append(ledger)
             if ledger.disconnect():
@@ -133,7 +141,8 @@ def _in_child() -> None:
     for ledger in _locked:
         ledger.lock.release()  # for code that waited for it when a signal's handler forked, and now goes on
     for ledger in list(_opened):
-        ledger.abandon()
+        with suppress(Exception):  # the others are to be let go of all the same
+            ledger.abandon()
     _opened.clear()
     _locked.clear()
     _kept.clear()

@@ -318,9 +318,7 @@ class PostgresDatabase:
         """The lock of this name: an advisory one of the session."""
         return SessionLock(self._session, name, others=others, again=again)
 
-    def disconnect(self) -> bool:
-        """Before a fork: nothing. A child lets go of its copy without a word to the server."""
-        return True
+    closes_before_fork = False
 
     def abandon(self) -> None:
         """In the child of a fork: never to be used again."""

@@ -243,6 +243,8 @@ class SqliteDatabase:
         self._locks.add(lock)
         return lock
 
+    closes_before_fork = True
+
     def disconnect(self) -> bool:
         """Before a fork, the lock held: close the connection, until it is needed again. False: it is in use.
 

@@ -175,7 +175,7 @@ def test_plan(sandbox, batchwise, ledger, file, tmp_path):
     assert said.code == 1
     assert "refused: " in said.out
     assert dict(sandbox.books.requests_by_path) == calls
-    assert batchwise("jobs").out.splitlines() == ["other: 1 requests: 1 in_flight"]
+    assert batchwise("jobs").out.splitlines() == ["other: 1 request: 1 in_flight"]
 
 
 def test_plan_needs_no_ledger_and_makes_none(sandbox, capsys, file, tmp_path):

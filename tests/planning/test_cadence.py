@@ -276,13 +276,21 @@ def test_the_shortest_sla_is_one_that_a_dispatcher_batches():
         at_once.cron(nearest=True)
 
 
-def test_an_infeasible_sla_names_all_that_takes_its_time():
+@pytest.mark.parametrize(
+    ("arguments", "reserve", "shortest"),
+    [
+        ({}, "", "1 day, 0:15:00"),  # a third of whatever buffer there is: no reserve stands in the way
+        ({"reserve": HOUR}, " and a reserve of at least 1:00:00", "1 day, 1:00:00"),
+        ({"policy": Policy()}, " and a reserve of at least 0:15:00", "1 day, 0:15:00"),
+    ],
+)
+def test_an_infeasible_sla_names_all_that_takes_its_time(arguments, reserve, shortest):
     with pytest.raises(InfeasibleSLAError) as raised:
-        sla_cadence(24 * HOUR)
+        sla_cadence(24 * HOUR, **arguments)
     assert str(raised.value) == (
-        "sla=1 day, 0:00:00 leaves no time beside the batch window of 1 day, 0:00:00 (rounds=1), an overhead of "
-        "0:00:00 and a reserve of at least 0:15:00. The shortest SLA that a dispatcher sends to a batch is "
-        "1 day, 0:15:00; each hour of interval asks for more on top"
+        "sla=1 day, 0:00:00 leaves no time beside the batch window of 1 day, 0:00:00 (rounds=1) and an overhead of "
+        f"0:00:00{reserve}. The shortest SLA that a dispatcher sends to a batch is {shortest}; each hour of interval "
+        "asks for more on top"
     )
 
 

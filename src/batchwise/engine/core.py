@@ -48,6 +48,7 @@ from batchwise.planning.risk import SAFE, Risk, risks
 from batchwise.planning.state import BatchState, Group, Snapshot, Terms
 from batchwise.planning.turns import failed
 from batchwise.request import Request
+from batchwise.wording import in_requests
 
 from .admissions import Admissions
 from .forecasts import Forecasts
@@ -634,8 +635,9 @@ class Engine:
             )
             if left:
                 _log.warning(
-                    "batchwise: %d requests stay queued in %s: the %s lane is suspended (%s)",
-                    left,
+                    "batchwise: %s %s queued in %s: the %s lane is suspended (%s)",
+                    in_requests(left),
+                    "stays" if left == 1 else "stay",
                     self.ledger.name,
                     lane.value,
                     reason,

@@ -80,7 +80,9 @@ class Cadence:
         sla: Time from dispatch to deadline.
         window: The batch API's processing window.
         buffer: `sla - rounds * window`.
-        reserve: The part of the buffer kept to redo on the sync lane what no batch finished.
+        reserve: The part of the buffer kept to redo on the sync lane what no batch finished: a batch that still runs
+            so long before the deadline is broken off. One that was sent by the interval has ended by `worst_case`, and
+            leaves `sla - worst_case`, which is more where `Policy.interval` is shorter than the buffer allows.
         interval: The longest a request waits for its batch to be sent, in each round; zero: it is sent at once.
         worst_case: `rounds * (interval + window) + overhead`: dispatch to the end of the last round, as
             `worst_case_latency` has it.
@@ -187,6 +189,8 @@ class Cadence:
 
     def with_interval(self, interval: timedelta) -> Cadence:
         """The same SLA with another interval, e.g. one that cron can express; the reserve takes the difference.
+
+        A dispatcher with `Policy(interval=)` keeps its own reserve: `sla_cadence(sla, policy=)` has that.
 
         Raises:
             InvalidValueError: `interval` is no positive timedelta, or too long for the SLA.
@@ -295,7 +299,10 @@ def sla_cadence(
     kept = thumb if policy is None else reserve_for(policy, buffer)
     interval = bounded(lambda: (buffer - kept - overhead) // rounds, f"reserve={kept} plus overhead={overhead}")
     if buffer <= ZERO or interval < ZERO:
-        raise _infeasible(sla, windows, rounds, overhead, policy or _default_policy(window, reserve))
+        ruling = policy or _default_policy(window, reserve)
+        # Without either of them a third of the buffer is kept, however short it is.
+        named = f" and a reserve of at least {least_reserve(ruling)}" if policy or reserve is not None else ""
+        raise _infeasible(sla, windows, rounds, overhead, ruling, named)
     if policy is not None and policy.interval is not None:
         interval = min(interval, policy.interval)
     return Cadence(
@@ -326,7 +333,7 @@ def _default_policy(window: timedelta | None, reserve: timedelta | None) -> Poli
 
 
 def _infeasible(
-    sla: timedelta, windows: timedelta, rounds: int, overhead: timedelta, policy: Policy
+    sla: timedelta, windows: timedelta, rounds: int, overhead: timedelta, policy: Policy, named: str
 ) -> InfeasibleSLAError:
     least = least_reserve(policy)
     # Beside the overhead either the least reserve has to fit, or a third of the buffer: b - b / 3 = overhead.
@@ -335,8 +342,8 @@ def _infeasible(
     derived = ZERO if policy.reserve is not None else (3 * pairs + odd) * _TICK
     shortest = bounded(lambda: windows + max(least + overhead, derived), "the shortest SLA")
     return InfeasibleSLAError(
-        f"sla={sla} leaves no time beside the batch window of {windows} (rounds={rounds}), an overhead of {overhead} "
-        f"and a reserve of at least {least}. The shortest SLA that a dispatcher sends to a batch is {shortest}; each "
+        f"sla={sla} leaves no time beside the batch window of {windows} (rounds={rounds}) and an overhead of "
+        f"{overhead}{named}. The shortest SLA that a dispatcher sends to a batch is {shortest}; each "
         "hour of interval asks for more on top",
         shortest=shortest,
     )

@@ -66,6 +66,8 @@ class WorkloadPlan:
             plus an interval, and the burst, in each round.
         queue_limit: How many may wait; None: no limit known.
         reserve: What the interval leaves for a rescue: `sla - overhead - rounds * (window + interval)`, at least 0.
+            With an interval that is shorter than need be it is more than a dispatcher keeps, which breaks a batch off
+            only when `sla_cadence(sla, policy=).reserve` is left.
         reserve_needed: The shortest reserve with which this interval keeps every deadline, if every batch expires. It
             is short where nothing but steady requests expire, since their deadlines come one after the other. With a
             policy it is never shorter than what a dispatcher keeps.
@@ -109,7 +111,7 @@ class WorkloadPlan:
     def __str__(self) -> str:
         cost = "an unknown price" if self.usd_per_month is None else f"{dollars(self.usd_per_month)} a month"
         sent = f"submit every {human(self.interval)}" if self.interval else "submit each request at once"
-        how = f"{sent}, {human(self.reserve)} kept for the rescue" if self.lane is Lane.BATCH else "call at once"
+        how = f"{sent}, {human(self.reserve)} left for a rescue" if self.lane is Lane.BATCH else "call at once"
         bad = f". It violates {', '.join(str(each) for each in self.violations)}" if self.violations else ""
         return (
             f"{self.arrivals_per_hour:g} requests an hour within {human(self.sla)} on the {self.lane.value} lane: {how}"

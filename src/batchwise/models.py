@@ -43,6 +43,7 @@ __all__ = [
     "Status",
     "ToolUse",
     "ToolUseLike",
+    "check_policy",
 ]
 
 
@@ -515,6 +516,19 @@ class Policy:
     def _check_late(self, _attribute: attrs.Attribute[str], value: str) -> None:
         if value not in {"run", "fail"}:
             raise InvalidValueError(f"late={value!r} is not one of 'run', 'fail'")
+
+
+def check_policy(policy: object) -> None:
+    """Refuse what a caller took for a policy.
+
+    Raises:
+        InvalidValueError: It is no `Policy`.
+    """
+    if not isinstance(policy, Policy):
+        raise InvalidValueError(
+            f"policy is a {type(policy).__name__}, not a Policy; write Policy(...), Policy.from_dict(...) of a dict, "
+            "or Policy.from_toml(...) of a file's path"
+        )
 
 
 _POLICY_PARTS: Mapping[str, Callable[[Any], Any]] = {"limits": _limits_of, "prices": _prices_of}

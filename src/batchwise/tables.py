@@ -54,8 +54,12 @@ def from_table(
         lenient: Pass over fields that this version does not know.
 
     Raises:
-        InvalidValueError: A field is unknown, missing, or cannot be what is written.
+        InvalidValueError: It is no mapping, or a field is unknown, missing, or cannot be what is written.
     """
+    if not isinstance(table, Mapping):
+        raise InvalidValueError(
+            f"{kind.__name__} is read from a mapping of its fields, not from a {type(table).__name__}"
+        )
     known = {field.name: str(field.type) for field in attrs.fields(kind)}  # type: ignore[arg-type]  # of attrs
     needed = {field.name for field in attrs.fields(kind) if field.default is attrs.NOTHING}  # type: ignore[arg-type]
     if missing := sorted(needed - table.keys()):
@@ -65,7 +69,7 @@ def from_table(
         if name not in known:
             if lenient:
                 continue
-            near = get_close_matches(name, known, 1)
+            near = get_close_matches(str(name), known, 1)
             meant = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
             raise InvalidValueError(f"{kind.__name__} has no field {shown(name)}; {meant}")
         if parts is not None and name in parts:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
 import batchwise
-from batchwise import InvalidRequestError, KeyConflictError, Latency, Request
+from batchwise import InvalidRequestError, InvalidValueError, KeyConflictError, Latency, Policy, Request
 from tests.strategies import params
 
 from .world import World
@@ -81,3 +83,44 @@ async def test_what_a_generator_raises_says_how_far_it_came(world: World, good: 
     assert raised.value is error
     if sys.version_info >= (3, 11):
         assert error.__notes__ == [f"dispatch_all had taken {good} items; nothing of it was accepted"]
+
+
+HOUR, NOW = timedelta(hours=1), datetime(2026, 11, 23, tzinfo=timezone.utc)
+OF_A_WRONG_KIND: list[tuple[Callable[[], Any], str]] = [
+    (lambda: batchwise.choose_lane(Request(params()), now=NOW, policy=None), "Policy.from_dict"),
+    (lambda: batchwise.choose_lane(params(), now=NOW), "request is a dict, not a Request"),
+    (lambda: batchwise.track("nightly"), "track takes a job, as dispatch_all gives one, not a str"),
+    (lambda: Policy.from_dict([]), "Policy is read from a mapping of its fields, not from a list"),
+    (lambda: Policy.from_dict({1: 2}), "Policy has no field 1"),
+    (lambda: batchwise.compare_slas(HOUR, arrivals_per_hour=1), "slas is a timedelta; give a list"),
+    (lambda: batchwise.compare_slas([HOUR], sla=HOUR, arrivals_per_hour=1), "leave sla= out"),
+]
+
+
+@pytest.mark.parametrize(("call", "said"), OF_A_WRONG_KIND, ids=[said for _, said in OF_A_WRONG_KIND])
+def test_what_a_function_cannot_take(call: Callable[[], Any], said: str):
+    with pytest.raises(InvalidValueError) as raised:
+        call()
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(("policy", "said"), [({"hedge": True}, "from_dict"), ("x.toml", "from_toml")])
+async def test_what_is_no_policy(world: World, policy: Any, said: str):
+    client = world.client()
+    with pytest.raises(InvalidValueError, match=f"policy is a .*Policy.{said}"):
+        async with world.colour.dispatcher(getattr(client, "_inner", client), world.path, policy):
+            pass
+
+
+async def test_what_is_no_job_s_name(world: World):
+    async with world.open() as d:
+        for call in (
+            lambda: d.dispatch(params(), job=5),
+            lambda: d.dispatch_all([Request(params())], job=5),
+            lambda: d.job(5),
+            lambda: d.ticket("k", job=5),
+            lambda: d.progress(5),
+        ):
+            with pytest.raises(InvalidValueError, match="job=5 is not a name"):
+                await call()
+        assert (await d.progress()).total == 0

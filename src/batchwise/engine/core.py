@@ -20,6 +20,7 @@ import tenacity
 from batchwise import events
 from batchwise.errors import (
     InvalidRequestError,
+    InvalidValueError,
     JobNotFoundError,
     LedgerError,
     TicketNotFoundError,
@@ -36,6 +37,7 @@ from batchwise.models import (
     ResultError,
     Status,
     ToolUse,
+    check_policy,
 )
 from batchwise.planning import agenda, planner
 from batchwise.planning.capacity import tail_of
@@ -83,6 +85,12 @@ def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+def _check_job(job: object) -> None:
+    """Refuse what cannot be a job's name."""
+    if not isinstance(job, str):
+        raise InvalidValueError(f"job={shown(job)} is not a name; give a str")
+
+
 class Engine:
     """One dispatcher's core. Thread-safe; blocks for ledger calls only.
 
@@ -103,6 +111,8 @@ class Engine:
         now: Callable[[], datetime] = _utc_now,
         on_event: Hook | None = None,
     ) -> None:
+        if policy is not None:
+            check_policy(policy)
         self.ledger, self.endpoint, self.now = ledger, endpoint or "", now
         self.telling = Telling(on_event, lambda: self.now())  # noqa: PLW0108  # the clock may be set anew
         kept = ledger.kept_policy()
@@ -172,6 +182,8 @@ class Engine:
         Raises:
             BatchwiseError: Whatever was wrong with it; nothing was stored or sent.
         """
+        if job is not None:
+            _check_job(job)
         now = self.now()
         decision, terms = self.router.recall(request, now)
         check_size(request, terms)
@@ -213,6 +225,8 @@ class Engine:
 
         Where `check_models` raises over the models asked for, nothing is accepted.
         """
+        if job is not None:
+            _check_job(job)
         self.rise()
         now = self.now()
         with self.ledger.intake(job=job, run=self.run) as intake:
@@ -583,6 +597,7 @@ class Engine:
         Raises:
             JobNotFoundError: There is none of this name.
         """
+        _check_job(name)
         number = self.ledger.job_id(name)
         if number is None:
             raise JobNotFoundError(f"no job {shown(name)} in the ledger {self.ledger.name}; is it the right ledger?")
@@ -594,6 +609,8 @@ class Engine:
         Raises:
             TicketNotFoundError: There is none.
         """
+        if job is not None:
+            _check_job(job)
         row = self.ledger.find(key, job=job)
         if row is None:
             where = "" if job is None else f" in job {shown(job)}"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import attrs
 
 from batchwise.errors import InvalidRequestError, InvalidValueError, RequestTooLargeError, shown
-from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Rates, Reason, ToolUse
+from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Rates, Reason, ToolUse, check_policy
 from batchwise.request import BILLED_TO_A_PROFILE, Request, Traits
 from batchwise.times import check_aware
 from batchwise.wording import dollars, dollars_apart, human, human_apart
@@ -531,10 +531,14 @@ def choose_lane(
         The decision; its `explanation` and `checks` are built when read.
 
     Raises:
-        InvalidValueError: `now` is naive, or too near to the years 1 or 9999.
+        InvalidValueError: The request is no `Request`, the policy no `Policy`; or `now` is naive, or too near to the
+            years 1 or 9999.
         InvalidRequestError: The deadline is past, `max_tokens` is 0 in a batch, or it fits neither lane in time.
         RequestTooLargeError: It exceeds what a lane that it needs may carry.
     """
+    if not isinstance(request, Request):
+        raise InvalidValueError(f"request is a {type(request).__name__}, not a Request; write Request(params)")
+    check_policy(policy)
     book = book_of(policy.prices if prices is None else prices)
     now, where = check_aware(now, "now"), named(request)
     try:

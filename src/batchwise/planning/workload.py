@@ -468,8 +468,12 @@ def compare_slas(slas: Iterable[timedelta], **workload: Unpack[Workload]) -> Pla
         A list of the plans, in the order given; `print` it for a table.
 
     Raises:
-        InvalidValueError: As for `plan_workload`.
+        InvalidValueError: The SLAs are no iterable, or one is given beside them; else as for `plan_workload`.
     """
+    if not isinstance(slas, Iterable):
+        raise InvalidValueError(f"slas is a {type(slas).__name__}; give a list of SLAs, such as [timedelta(hours=30)]")
+    if "sla" in workload:
+        raise InvalidValueError("compare_slas takes each SLA from its list; leave sla= out")
     if (sample := workload.get("sample")) is not None:
         workload["sample"] = list(sample)  # it is read for each SLA
     return PlanTable(plan_workload(sla=sla, **workload) for sla in slas)

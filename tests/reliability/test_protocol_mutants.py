@@ -136,7 +136,7 @@ def adopt_any_equal_count(patch: pytest.MonkeyPatch) -> None:
     def reconcile(engine: Engine, batch: BatchView) -> Procedure[None]:
         found = yield from reconciliation._candidates(engine, batch)
         if found:
-            yield from reconciliation._adopt(engine, batch, found[0])
+            yield from reconciliation._recognise(engine, batch, found[0])
 
     patch.setattr(actions, "reconcile", reconcile)
 

@@ -30,7 +30,7 @@ from .request import Request
 from .results import Result
 from .tagging import Tags
 
-__all__ = ["Answer", "Call", "Repeats", "answer_of", "read_call", "refusal"]
+__all__ = ["Answer", "Call", "Repeats", "answer_of", "failed", "read_call", "refusal"]
 
 _STATUS: Mapping[str, int] = {
     "invalid_request_error": 400,
@@ -177,10 +177,16 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any]) -
     return Answer(status, {**headers, **given, "content-type": "application/json"}, (encode(told),))
 
 
+def failed(status: int, kind: str, words: str) -> Answer:
+    """The response of a call that has no answer of the API's, shaped as the API's errors are."""
+    return _failure(status, {"x-should-retry": "false"}, _body(kind, words))
+
+
 def refusal(error: BatchwiseError) -> Answer:
     """The response that says why batchwise does not carry a call out; nothing of it was sent."""
-    status, kind = next(((status, kind) for known, status, kind in _REFUSALS if isinstance(error, known)), (500, ""))
-    return _failure(status, {"x-should-retry": "false"}, _body(kind or "api_error", str(error)))
+    found = ((status, kind) for known, status, kind in _REFUSALS if isinstance(error, known))
+    status, kind = next(found, (500, "api_error"))
+    return failed(status, kind, str(error))
 
 
 class Repeats:

@@ -23,10 +23,10 @@ import httpx2
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from .answering import refusal
+from .answering import Answer, failed, refusal
 from .async_dispatcher import AsyncDispatcher
 from .errors import BatchwiseError, InvalidValueError
 from .models import Latency, LatencyTag, Policy
@@ -108,9 +108,8 @@ def _is_allowed(headers: Mapping[str, str], token: str | None) -> bool:
     return hmac.compare_digest(shown.encode("latin-1"), token.encode())  # header bytes are read as latin-1
 
 
-def _refused(status: int, kind: str, words: str) -> Response:
-    body = {"type": "error", "error": {"type": kind, "message": words}}
-    return JSONResponse(body, status_code=status, headers={"x-should-retry": "false"})
+def _response(answer: Answer) -> Response:
+    return Response(b"".join(answer.body), status_code=answer.status, headers=dict(answer.headers))
 
 
 async def _body_of(response: httpx2.Response) -> AsyncIterator[bytes]:
@@ -178,18 +177,17 @@ class _Endpoint:
     async def answer(self, request: Request) -> Response:
         """The response to a request, errors included."""
         if not _is_allowed(request.headers, self._token):
-            return _refused(401, "authentication_error", "the API key is not this gateway's token")
+            return _response(failed(401, "authentication_error", "the API key is not this gateway's token"))
         try:
             return await self._answered(request)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         except anthropic.APITimeoutError:
-            return _refused(504, "timeout_error", "no answer within the time that the caller gave")
+            return _response(failed(504, "timeout_error", "no answer within the time that the caller gave"))
         except anthropic.APIConnectionError:
-            return _refused(502, "api_error", "the gateway cannot reach the API")
+            return _response(failed(502, "api_error", "the gateway cannot reach the API"))
         except BatchwiseError as error:
-            told = refusal(error)
-            return Response(b"".join(told.body), status_code=told.status, headers=dict(told.headers))
+            return _response(refusal(error))
 
     async def _answered(self, request: Request) -> Response:
         given, call = _tags_of(request.headers), await self._for_api(request)

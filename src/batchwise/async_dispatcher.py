@@ -280,7 +280,8 @@ class AsyncDispatcher:
     async def jobs(self) -> list[AsyncJob]:
         """All jobs that have a name, in the order of their beginning."""
         self._driver.check()
-        return [await self.job(name) for name in await self._driver.in_thread(self._ledger.jobs) if name is not None]
+        found = await self._driver.in_thread(self._ledger.jobs)
+        return [AsyncJob(self._driver, row.name, row.number) for row in found if row.name is not None]
 
     async def ticket(self, key: str, *, job: str | None = None) -> AsyncTicket:
         """A request by its key. See `Dispatcher.ticket`."""

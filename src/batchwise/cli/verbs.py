@@ -88,7 +88,7 @@ def jobs(*, ledger: str | None = None) -> Answer:
     """All jobs with their counts."""
     with looking(ledger) as engine:
         name = engine.ledger.name
-        found = {job: Progress(**tallies(counts.by.items())) for job, counts in engine.ledger.jobs().items()}
+        found = {row.name: Progress(**tallies(row.counts.by.items())) for row in engine.ledger.jobs()}
     lines = [f"{job or '(no job)'}: {str(progress).splitlines()[0]}" for job, progress in found.items()]
     values = [
         {

@@ -45,7 +45,7 @@ from .rows import (
     encode_key,
     from_micros,
 )
-from .values import Counts, RequestRow, ResultRow, Settled
+from .values import Counts, JobRow, RequestRow, ResultRow, Settled
 
 __all__ = ["Looking"]
 
@@ -83,8 +83,8 @@ class Looking:
             row = db.execute("SELECT id FROM job WHERE name = ? AND visible = 1", (encode_key(name),)).fetchone()
             return None if row is None else int(row[0])
 
-    def jobs(self) -> dict[str | None, Counts]:
-        """How many requests of each job are where, in the order of the jobs' beginning; None: those without a job."""
+    def jobs(self) -> list[JobRow]:
+        """All jobs, in the order of their beginning; the shared scope, too, if there are requests without a job."""
         with self._database.read() as db:
             names = dict(db.execute("SELECT id, name FROM job WHERE visible = 1 ORDER BY id").fetchall())
             unsettled = db.execute(
@@ -101,11 +101,11 @@ class Looking:
         for job, lane, outcome, count in settled:
             if job in found and count:
                 found[job][LANES[lane], Status.SETTLED, OUTCOMES[outcome]] = count
-        return {
-            None if names[job] is None else decode_key(names[job]): Counts(by)
+        return [
+            JobRow(job, None if names[job] is None else decode_key(names[job]), Counts(by))
             for job, by in found.items()
             if by or names[job] is not None
-        }
+        ]
 
     def job_name(self, job: int) -> str | None:
         """The name of a job by its number; None for 0, the shared scope."""

@@ -19,6 +19,7 @@ __all__ = [
     "Claim",
     "Counts",
     "Entry",
+    "JobRow",
     "Member",
     "RequestRow",
     "ResultRow",
@@ -185,3 +186,12 @@ class Counts(NamedTuple):
     """How many requests are where: (lane, status, outcome) to a number."""
 
     by: dict[tuple[Lane, Status, Outcome | None], int]
+
+
+class JobRow(NamedTuple):
+    """A job, and how far its requests are."""
+
+    number: int
+    name: str | None
+    """None: the shared scope of requests without a job."""
+    counts: Counts

@@ -142,7 +142,7 @@ class Engine:
             self.run = ledger.start_run(pid=os.getpid(), now=self.now())
             ledger.recover(now=self.now(), cap=self.cap())
         self.rested, self._rising = True, threading.Lock()
-        """Whether nobody has worked on with it yet; see `rise`."""
+        """True until the first call that does work; see `rise`."""
         self.failures: Counter[str] = Counter()
         self.greeted = False
         """Whether the client's workspace is known to be the ledger's."""
@@ -428,8 +428,8 @@ class Engine:
     def rise(self) -> bool:
         """Whoever works on calls this first; returns whether it was the first time.
 
-        A restart goes on with a lane that was suspended before it: dispatching, flushing, waiting and advancing do.
-        Only looking does not, nor does a pump that runs for nobody.
+        It lifts the suspensions of an earlier process: whoever dispatches, flushes, waits or advances has restarted
+        the work. Read-only calls and an idle pump do not call it.
         """
         lanes: Sequence[Lane] | None = None
         if self.rested:

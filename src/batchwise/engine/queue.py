@@ -307,5 +307,5 @@ class CallQueue:
             return len(self._storing)
 
     def holds(self, request: int) -> bool:
-        """Whether an end of this request has still to come from here, and is told. A False tells nothing."""
+        """True if this process will still announce the outcome of this request; False is inconclusive."""
         return request in self._held

@@ -286,9 +286,10 @@ class Batches:
             return frozenset(row[0] for row in known if row is not None)
 
     def roll(self, batch: int) -> Roll | None:
-        """The requests of a batch that are not ticked off; None for one that a roll does not suit.
+        """The requests of a batch that are not ticked off; None if they cannot be kept as a roll.
 
-        That is one of very many kinds of requests, or of requests far apart, or with turns among them.
+        That is so where they are of very many kinds, where their numbers lie far apart, and where a paused turn is
+        among them.
         """
         with self._database.read() as db:
             first, last, which = self._sent_in(db, batch)

@@ -50,7 +50,12 @@ def _close(first: int, last: int, count: int) -> bool:
 
 
 def _framing(number: int) -> tuple[int, int, int]:
-    """Up to which number ids are as long as this one's; bytes of an entry beside name and body; the name's room."""
+    """What the length of a request's number decides.
+
+    Returns:
+        The next number whose id needs one more hex digit; the bytes of an entry beside its key and its body; the
+        characters that are left for the key.
+    """
     nameless = custom_id_length(0, number)
     return 16 ** len(f"{number:x}"), entry_size(nameless, 0) + 1, MAX_LENGTH - nameless
 

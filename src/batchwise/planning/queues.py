@@ -224,9 +224,9 @@ def tend_sync_queue(agenda: Agenda) -> None:
 
 
 def _hand_out(agenda: Agenda, ready: Iterable[tuple[tuple[int, datetime], Group]]) -> None:
-    """As much as the lane does until the next look: what is claimed early would stand before what comes later.
+    """Claim no more than the lane does before the next pass: urgent work that comes later is not stuck behind it.
 
-    Something urgent is held up only by what the lane holds of no later deadline.
+    So urgent work waits only for claimed work whose deadline is no later.
     """
     by_class = agenda.rescues.capacity.by_class
     lanes = by_class(ready, lambda entry: entry[1].terms.model)

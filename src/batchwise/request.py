@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .params import Params
 
-__all__ = ["BILLED_TO_A_PROFILE", "MAX_KEY_LENGTH", "Request", "Traits", "check_key", "check_one_dict"]
+__all__ = ["BILLED_TO_A_PROFILE", "MAX_KEY_LENGTH", "Request", "Traits", "check_job", "check_key", "check_one_dict"]
 
 MAX_KEY_LENGTH = 1_024
 BILLED_TO_A_PROFILE = "billing_policy.bill_to"
@@ -86,6 +86,17 @@ def check_key(key: object) -> str:
             "(for longer names use a digest of them)"
         )
     return key
+
+
+def check_job(job: object) -> str:
+    """`job` if it can be a job's name.
+
+    Raises:
+        InvalidValueError: It is no string, or empty.
+    """
+    if not isinstance(job, str) or not job:
+        raise InvalidValueError(f"job={shown(job)} is not a name; give a str of one character or more, or leave it out")
+    return job
 
 
 def _to_params(params: object) -> dict[str, Any]:

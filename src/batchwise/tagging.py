@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import attrs
 
 from .models import LatencyLike, LatencyTag, ToolUse, ToolUseLike, to_enum, to_labels, to_latency
-from .request import check_key
+from .request import check_job, check_key
 
 __all__ = ["Tags", "current_tags", "tags"]
 
@@ -28,7 +28,7 @@ class Tags:
 
     latency: LatencyTag | None = attrs.field(default=None, converter=attrs.converters.optional(to_latency))
     key: str | None = attrs.field(default=None, converter=attrs.converters.optional(check_key))
-    job: str | None = None
+    job: str | None = attrs.field(default=None, converter=attrs.converters.optional(check_job))
     labels: Mapping[str, str] | None = attrs.field(default=None, converter=attrs.converters.optional(_to_labels))
     tool_use: ToolUse | None = attrs.field(default=None, converter=attrs.converters.optional(_to_tool_use))
 

@@ -86,9 +86,19 @@ async def test_what_a_generator_raises_says_how_far_it_came(world: World, good: 
 
 
 HOUR, NOW = timedelta(hours=1), datetime(2026, 11, 23, tzinfo=timezone.utc)
+LOAD: Any = {
+    "arrivals_per_hour": 1,
+    "mean_input_tokens": 1,
+    "mean_output_tokens": 1,
+    "model": "claude-sonnet-5",
+    "request_bytes": 9,
+}
 OF_A_WRONG_KIND: list[tuple[Callable[[], Any], str]] = [
     (lambda: batchwise.choose_lane(Request(params()), now=NOW, policy=None), "Policy.from_dict"),
     (lambda: batchwise.choose_lane(params(), now=NOW), "request is a dict, not a Request"),
+    (lambda: batchwise.sla_cadence(30 * HOUR, policy={}), "policy is a dict, not a Policy"),
+    (lambda: batchwise.plan_workload(sla=30 * HOUR, policy={}, **LOAD), "policy is a dict, not a Policy"),
+    (lambda: batchwise.compare_slas([30 * HOUR], policy="x.toml", **LOAD), "policy is a str, not a Policy"),
     (lambda: batchwise.track("nightly"), "track takes a job, as dispatch_all gives one, not a str"),
     (lambda: Policy.from_dict([]), "Policy is read from a mapping of its fields, not from a list"),
     (lambda: Policy.from_dict({1: 2}), "Policy has no field 1"),
@@ -112,15 +122,22 @@ async def test_what_is_no_policy(world: World, policy: Any, said: str):
             pass
 
 
-async def test_what_is_no_job_s_name(world: World):
+@pytest.mark.parametrize("job", [5, ""])
+async def test_what_is_no_job_s_name(world: World, job: Any):
     async with world.open() as d:
         for call in (
-            lambda: d.dispatch(params(), job=5),
-            lambda: d.dispatch_all([Request(params())], job=5),
-            lambda: d.job(5),
-            lambda: d.ticket("k", job=5),
-            lambda: d.progress(5),
+            lambda: d.dispatch(params(), job=job),
+            lambda: d.dispatch_all([Request(params())], job=job),
+            lambda: d.adopt("msgbatch_1", job=job),
+            lambda: d.job(job),
+            lambda: d.ticket("k", job=job),
+            lambda: d.progress(job),
+            lambda: d.report(job),
+            lambda: d.cancel(job=job),
+            lambda: d.cancel("k", job=job),
         ):
-            with pytest.raises(InvalidValueError, match="job=5 is not a name"):
+            with pytest.raises(InvalidValueError, match=f"job={job!r} is not a name"):
                 await call()
+        with pytest.raises(InvalidValueError, match=f"job={job!r} is not a name"):
+            batchwise.tags(job=job).__enter__()
         assert (await d.progress()).total == 0

@@ -14,7 +14,7 @@ from batchwise.lanes.values import BatchInfo
 from batchwise.models import Lane, Reason
 from batchwise.planning.custom_ids import new_nonce
 from batchwise.planning.state import BatchState, BatchView, Terms
-from batchwise.request import check_key
+from batchwise.request import check_job, check_key
 
 from .core import Engine
 from .effects import Procedure, api, store
@@ -58,8 +58,8 @@ def _checked(batch_id: object, keys: Mapping[str, str] | None, job: object) -> d
     """The keys by custom_id."""
     if not isinstance(batch_id, str) or not batch_id:
         raise InvalidValueError(f"batch_id={shown(batch_id)} is no batch's id; use the id that create returned")
-    if job is not None and (not isinstance(job, str) or not job):
-        raise InvalidValueError(f"job={shown(job)} is not a name; leave it out to name the job after the batch")
+    if job is not None:
+        check_job(job)
     if keys is not None and not isinstance(keys, Mapping):
         raise InvalidValueError(f"keys is a {type(keys).__name__}; give a mapping of custom_id to key")
     given = dict(keys or {})

@@ -20,7 +20,6 @@ import tenacity
 from batchwise import events
 from batchwise.errors import (
     InvalidRequestError,
-    InvalidValueError,
     JobNotFoundError,
     LedgerError,
     TicketNotFoundError,
@@ -49,7 +48,7 @@ from batchwise.planning.pricing import PICO, Tariff, book_of, to_usd
 from batchwise.planning.risk import SAFE, Risk, risks
 from batchwise.planning.state import BatchState, Group, Snapshot, Terms
 from batchwise.planning.turns import failed
-from batchwise.request import Request
+from batchwise.request import Request, check_job
 from batchwise.wording import in_requests
 
 from .admissions import Admissions
@@ -83,12 +82,6 @@ _NO_ROOM = (
 
 def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
-
-
-def _check_job(job: object) -> None:
-    """Refuse what cannot be a job's name."""
-    if not isinstance(job, str):
-        raise InvalidValueError(f"job={shown(job)} is not a name; give a str")
 
 
 class Engine:
@@ -183,7 +176,7 @@ class Engine:
             BatchwiseError: Whatever was wrong with it; nothing was stored or sent.
         """
         if job is not None:
-            _check_job(job)
+            check_job(job)
         now = self.now()
         decision, terms = self.router.recall(request, now)
         check_size(request, terms)
@@ -226,7 +219,7 @@ class Engine:
         Where `check_models` raises over the models asked for, nothing is accepted.
         """
         if job is not None:
-            _check_job(job)
+            check_job(job)
         self.rise()
         now = self.now()
         with self.ledger.intake(job=job, run=self.run) as intake:
@@ -597,7 +590,7 @@ class Engine:
         Raises:
             JobNotFoundError: There is none of this name.
         """
-        _check_job(name)
+        check_job(name)
         number = self.ledger.job_id(name)
         if number is None:
             raise JobNotFoundError(f"no job {shown(name)} in the ledger {self.ledger.name}; is it the right ledger?")
@@ -610,7 +603,7 @@ class Engine:
             TicketNotFoundError: There is none.
         """
         if job is not None:
-            _check_job(job)
+            check_job(job)
         row = self.ledger.find(key, job=job)
         if row is None:
             where = "" if job is None else f" in job {shown(job)}"

@@ -282,7 +282,8 @@ def sla_cadence(
     Raises:
         InfeasibleSLAError: Windows, reserve and overhead do not fit; `shortest` is the shortest SLA that a dispatcher
             (without a policy: a default one) sends to a batch: 24 h 15 min by default.
-        InvalidValueError: An argument is no duration, zero or negative; the message names it.
+        InvalidValueError: An argument is no duration, zero or negative, or the policy no `Policy`; the message names
+            it.
     """
     sla, rounds = check_positive(sla, "sla"), check_whole(rounds, "rounds", 1)
     overhead = check_duration(overhead, "overhead")
@@ -319,6 +320,9 @@ def sla_cadence(
 
 def _with(policy: Policy, window: timedelta | None, reserve: timedelta | None) -> Policy:
     """The policy with what the caller said beside it."""
+    from batchwise.models import check_policy  # it imports this module
+
+    check_policy(policy)
     return attrs.evolve(
         policy,
         window=policy.window if window is None else window,

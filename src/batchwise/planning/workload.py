@@ -17,7 +17,7 @@ import attrs
 
 from batchwise.errors import InvalidValueError
 from batchwise.figures import Number, check_whole, to_number
-from batchwise.models import Lane, Limits, Policy, Rates, Reason, ToolUse
+from batchwise.models import Lane, Limits, Policy, Rates, Reason, ToolUse, check_policy
 from batchwise.rendering import to_html, to_text
 from batchwise.request import Request, Traits
 from batchwise.times import WINDOW, ZERO, check_duration, check_positive
@@ -369,6 +369,8 @@ def plan_workload(
     mix = _mix(sample, model, mean_input_tokens, input_lengths, mean_output_tokens, mean_cached_tokens, request_bytes)
     if limits is not None:
         check_limits(limits)
+    if policy is not None:
+        check_policy(policy)
     queue = queue_limit(policy.limits if policy is not None and limits is None else limits)
     if policy is not None:
         window = policy.window if window is None else check_positive(window, "window")

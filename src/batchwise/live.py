@@ -161,6 +161,7 @@ class _Terminal:
         self._name = name
         self._live = Live(console=console, auto_refresh=False)
         self._live.start()
+        console.show_cursor(True)  # hidden, it would stay so after a signal that ends or stops the process
 
     def show(self, progress: Progress, report: Report | None, *, last: bool = False) -> None:  # noqa: ARG002  # drawn each time
         self._live.update(view(progress, report, name=self._name, now=_utc_now()), refresh=True)

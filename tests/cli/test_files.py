@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import tracemalloc
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -260,3 +262,31 @@ def test_run_is_broken_off_and_run_again(sandbox, batchwise, ledger, tmp_path, n
     assert len({row["key"] for row in read(out)}) == 200
     assert sandbox.books.billed() == 200
     assert sandbox.books.bought_twice() == {}
+
+
+def test_a_process_that_is_ended_in_the_middle_of_the_live_display_leaves_the_cursor_to_be_seen(file, ledger, sandbox):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "batchwise", "run", file, "--within", "30h", "--job", "nightly"]
+    with subprocess.Popen([*command, "--ledger", str(ledger)], stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        try:
+            os.close(theirs)
+            shown = b""
+            while b"in progress" not in shown:
+                shown += os.read(ours, 4096)
+            process.terminate()
+            assert process.wait(60) == -signal.SIGTERM
+        finally:
+            process.kill()
+    shown += _rest(ours)
+    os.close(ours)
+    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")
+    assert sandbox.books.batches, "it was submitted"
+
+
+def _rest(terminal: int) -> bytes:
+    """What a terminal still has to show, whose last process has ended."""
+    found = b""
+    with suppress(OSError):  # so Linux says that it is all
+        while chunk := os.read(terminal, 4096):
+            found += chunk
+    return found

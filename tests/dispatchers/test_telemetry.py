@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,6 +17,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from batchwise import events
+from batchwise.engine.core import Engine
+from batchwise.engine.progress import progress
+from batchwise.ledger.sqlite import SqliteLedger
+from tests.cli.conftest import process
+from tests.reliability import simulation
+from tests.reliability.simulation import HOUR, MINUTE
 from tests.strategies import params
 
 from .world import HOURS_30, World, many
@@ -92,3 +103,33 @@ async def test_without_a_provider_nothing_is_heard(world: World):
     async with world.open() as d:
         assert (await (await d.dispatch(params("x"))).result()).ok
         assert not d._engine.telling.wanted
+
+
+@pytest.mark.parametrize(("ago", "danger"), [(30 * HOUR - 5 * MINUTE, "at risk"), (31 * HOUR, "overdue")])
+def test_whoever_looks_at_what_nobody_advanced_is_told_once(
+    exported: Exported, tmp_path: Path, caplog: pytest.LogCaptureFixture, ago: timedelta, danger: str
+):
+    path = str(tmp_path / "ledger.db")
+    with closing(simulation.World(path=path)) as night:
+        night.true = datetime.now(timezone.utc) - ago
+        night.api.duration = 100 * HOUR
+        night.dispatch_all([f"a{n}" for n in range(10)], 30 * HOUR, "nightly")
+        night.run()
+    counts = (10, 0) if danger == "at risk" else (0, 10)
+
+    said = process("status", "--ledger", path)
+    assert said.code == 4
+    assert f"{danger}: 10 requests" in said.out
+    assert said.err.count("\n") == 1, "one line of the log"
+    assert f"{counts[0]} requests at risk of missing the deadline, {counts[1]} overdue" in said.err
+
+    told: list[events.Event] = []
+    with closing(SqliteLedger(path)) as ledger:
+        looking = Engine(ledger, None, endpoint=None, on_event=told.append)
+        for _ in range(3):
+            seen = progress(looking, None)
+            assert (seen.at_risk, seen.overdue) == counts
+        found = exported.metrics()
+    assert [(event.at_risk, event.overdue) for event in told if isinstance(event, events.AtRisk)] == [counts]
+    assert [record.levelname for record in caplog.records if record.levelno >= logging.WARNING] == ["WARNING"]
+    assert (found["batchwise.at_risk", ""], found["batchwise.overdue", ""]) == counts

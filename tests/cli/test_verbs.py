@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from batchwise import Dispatcher, Policy
+from batchwise import Dispatcher, Policy, __version__
 from batchwise.cli import main
 from batchwise.sandbox import Reply, Sandbox
 from tests.strategies import params
@@ -320,3 +320,19 @@ def test_late_work_is_told_by_each_verb_that_says_where_it_stands(sandbox, batch
     tight = submit_too_much(ledger, sandbox)
     assert batchwise("status", "nightly", "--policy", tight).code == 4
     assert batchwise("progress", "--job", "nightly", "--policy", tight).code == 4
+
+
+def test_the_version(capsys, monkeypatch):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"batchwise {__version__}\n"
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"batchwise {__version__}\n"
+
+
+def test_the_list_of_verbs_cuts_no_sentence_off(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    _, commands = capsys.readouterr().out.split("Options:")
+    assert "run  " in commands
+    assert "..." not in commands

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from batchwise import __version__
 from batchwise.errors import BatchwiseError
 from batchwise.models import Outcome
 
@@ -37,7 +38,10 @@ def _argument(*, help: str, metavar: str) -> Any:  # noqa: A002
 _Text = Optional[str]  # typer reads it at run time, on Python 3.10 too
 Ledger = Annotated[
     _Text,
-    _option(metavar="PATH", help="The ledger. Default: $BATCHWISE_LEDGER, else .batchwise/ledger.db."),
+    _option(
+        metavar="LEDGER",
+        help="The ledger: a path, or a postgresql:// URL. Default: $BATCHWISE_LEDGER, else .batchwise/ledger.db.",
+    ),
 ]
 PolicyFile = Annotated[
     _Text,
@@ -68,6 +72,22 @@ Outcomes = Annotated[
 ]
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"batchwise {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_the_verb(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """What stands before a verb."""
+
+
 def _answer(verb: str, ask: Callable[[], Answer], *, json: bool) -> None:
     raise typer.Exit(tell(verb, ask, json=json))
 
@@ -85,9 +105,9 @@ def run(
     policy: PolicyFile = None,
     json: Json = False,
 ) -> None:
-    """Submit a file of requests, wait for the results, and show live where they stand.
+    """Submit a file of requests, and wait for the results.
 
-    Ctrl-C loses nothing. Run again, it goes on and buys nothing twice.
+    Shows live where they stand. Ctrl-C loses nothing. Run again, it goes on and buys nothing twice.
     """
     where = {"ledger": ledger, "policy": policy}
     _answer("run", lambda: verbs.run(file, within=within, job=job, out=out, **where), json=json)
@@ -103,14 +123,20 @@ def submit(
     policy: PolicyFile = None,
     json: Json = False,
 ) -> None:
-    """Submit a file of requests, and exit. Run again, it buys nothing twice."""
+    """Submit a file of requests, and exit.
+
+    Run again, it buys nothing twice.
+    """
     where = {"ledger": ledger, "policy": policy}
     _answer("submit", lambda: verbs.submit(file, within=within, job=job, **where), json=json)
 
 
 @app.command()
 def plan(file: File, *, within: Within, ledger: Ledger = None, policy: PolicyFile = None, json: Json = False) -> None:
-    """Say what a file of requests would become: lanes and why, batches, tokens, dollars, deadlines. Sends nothing."""
+    """Say what a file of requests would become.
+
+    Lanes and why, batches, tokens, dollars, deadlines. Sends nothing.
+    """
     _answer("plan", lambda: verbs.plan(file, within=within, ledger=ledger, policy=policy), json=json)
 
 
@@ -135,7 +161,10 @@ def progress(
     policy: PolicyFile = None,
     json: Json = False,
 ) -> None:
-    """Say where the work stands, as `status` does; there without the extra `cli`, too."""
+    """Say where the work stands, as `status` does.
+
+    There without the extra `cli`, too.
+    """
     _answer("progress", lambda: verbs.status(job, ledger=ledger, policy=policy), json=json)
 
 
@@ -157,7 +186,10 @@ def results(
     ledger: Ledger = None,
     json: Annotated[bool, _option("--json", help="After the results, print one JSON object.")] = False,
 ) -> None:
-    """Write the results of a job that are there, one JSON object a line, in the order of settling."""
+    """Write the results of a job that are there.
+
+    One JSON object a line, in the order of settling.
+    """
     _answer("results", lambda: verbs.results(job, out=out, after=after, only=only, ledger=ledger), json=json)
 
 
@@ -172,7 +204,7 @@ def report(
     ledger: Ledger = None,
     json: Json = False,
 ) -> None:
-    """Say what the work has cost and saved, and which deadlines were met."""
+    """Say what the work cost and saved, and which deadlines it met."""
     _answer("report", lambda: verbs.report(job, html=html, ledger=ledger), json=json)
 
 
@@ -214,7 +246,10 @@ def retry(
     policy: PolicyFile = None,
     json: Json = False,
 ) -> None:
-    """Queue requests of a job anew that have no answer, and submit them. Without --only: failed, expired, canceled."""
+    """Queue what has no answer in a job anew, and submit it.
+
+    Without --only: failed, expired, canceled.
+    """
     _answer("retry", lambda: verbs.retry(job, outcomes=only, within=within, ledger=ledger, policy=policy), json=json)
 
 

@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from batchwise import __version__
+
 from . import verbs
 from .answers import Exit, note, tell
 
@@ -21,6 +23,9 @@ OTHERS = (
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="batchwise", description="Work on a ledger. More verbs come with batchwise-claude[cli]."
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"batchwise {__version__}", help="say which version this is"
     )
     commands = parser.add_subparsers(dest="verb", required=True)
     for name, help_ in (

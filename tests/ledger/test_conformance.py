@@ -1565,7 +1565,8 @@ def test_what_is_known_of_a_prefix_and_how_often_it_was_hit(world: World) -> Non
     assert world.ledger.snapshot().prefixes == {"p": Primed(tried_at=NOW)}
     assert world.ledger.snapshot().prefixes["p"].in_vain
     assert world.ledger.settle([settlement(numbers[0], cached=(0, 9, -9))], now=NOW + HOUR, batch=batch.id) == 1
-    assert world.ledger.snapshot().prefixes == {"p": Primed(tried_at=NOW, used_at=NOW + HOUR)}
+    primed = Primed(tried_at=NOW, used_at=NOW + HOUR, kept_until=NOW + 2 * HOUR)
+    assert world.ledger.snapshot().prefixes == {"p": primed}
     rest = world.seal(max_requests=4, caching=Caching.PRIMED)
     assert rest is not None
     used = [settlement(n, cached=(9, 0, 9) if n % 2 else (0, 9, -9)) for n in numbers[1:4]]
@@ -1574,3 +1575,17 @@ def test_what_is_known_of_a_prefix_and_how_often_it_was_hit(world: World) -> Non
     assert known.prefixes["p"].used_at == NOW + 2 * HOUR
     hit = sum(1 for n in numbers[1:4] if n % 2)
     assert known.hits == Hits({Caching.PRIMER: (0, 1), Caching.PRIMED: (hit, 3)})
+
+
+@pytest.mark.parametrize(("breakpoints", "kept"), [(1, False), (0, True)])
+def test_a_prefix_that_is_used_as_it_is_lasts_as_long_as_its_caller_asks_for(
+    world: World, breakpoints: int, kept: bool
+) -> None:
+    shared = attrs.evolve(FLEXIBLE, prefix="p", prefix_tokens=9_000, breakpoints=breakpoints)
+    numbers = world.bulk([entry(str(n), shared) for n in range(4)])
+    for caching, hours, part in ((Caching.PRIMED, 1, numbers[:1]), (Caching.AS_IS, 3, numbers[1:3])):
+        batch = world.seal(max_requests=len(part), caching=caching)
+        assert batch is not None
+        world.ledger.settle([settlement(n, cached=(0, 9, -9)) for n in part], now=NOW + hours * HOUR, batch=batch.id)
+    known = world.ledger.snapshot().prefixes["p"]
+    assert known == Primed(used_at=NOW + 3 * HOUR, kept_until=NOW + (4 if kept else 2) * HOUR)

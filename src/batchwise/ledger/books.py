@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from batchwise.errors import SpendLimitError
 from batchwise.planning.pricing import PICO
-from batchwise.planning.priming import Caching, Hits, Primed
+from batchwise.planning.priming import LIFE, Caching, Hits, Primed
 from batchwise.planning.state import Group, Terms
 
 from . import meta
@@ -22,7 +22,13 @@ from .values import Cap
 
 __all__ = ["Books", "Moves", "Place", "most_again", "most_of", "place_of", "reserve"]
 
-_MINUTE = timedelta(minutes=1) // timedelta(microseconds=1)
+_MICROSECOND = timedelta(microseconds=1)
+_MINUTE = timedelta(minutes=1) // _MICROSECOND
+_LATER = ", ".join(
+    f"{name} = CASE WHEN prefix.{name} > excluded.{name} OR excluded.{name} IS NULL THEN prefix.{name} "
+    f"ELSE excluded.{name} END"
+    for name in ("used", "kept")
+)
 
 
 class Place(NamedTuple):
@@ -156,12 +162,14 @@ class Books:
         """The batch that should write this prefix was not sent."""
         db.execute("UPDATE prefix SET tried = NULL WHERE digest = ?", (prefix,))
 
-    def note_hits(self, db: Connection, prefix: str, batch: int, used: Sequence[Cached], now: datetime) -> None:
-        """So rows of a batch used the API's cache, all of them with this prefix."""
+    def note_hits(self, db: Connection, terms: Terms, batch: int, used: Sequence[Cached], now: datetime) -> None:
+        """So rows of a batch used the API's cache, all of them on these terms, with their prefix."""
         caching, ended = db.execute("SELECT caching, ended_at FROM batch WHERE id = ?", (batch,)).fetchone()
+        moment = min(micros(now), ended or micros(now))
+        for_an_hour = caching != Caching.AS_IS.value or not terms.breakpoints
         db.execute(
-            "INSERT INTO prefix (digest, used) VALUES (?, ?) ON CONFLICT (digest) DO UPDATE SET used = excluded.used",
-            (prefix, min(micros(now), ended or micros(now))),
+            f"INSERT INTO prefix (digest, used, kept) VALUES (?, ?, ?) ON CONFLICT (digest) DO UPDATE SET {_LATER}",
+            (terms.prefix, moment, moment + LIFE // _MICROSECOND if for_an_hour else None),
         )
         db.execute(
             "INSERT INTO hits (caching, hit, requests) VALUES (?, ?, ?) ON CONFLICT (caching) DO UPDATE "
@@ -173,7 +181,7 @@ class Books:
         """What is known of these prefixes."""
         found: dict[str, Primed] = {}
         for prefix in prefixes:
-            row = db.execute("SELECT tried, used FROM prefix WHERE digest = ?", (prefix,)).fetchone()
+            row = db.execute("SELECT tried, used, kept FROM prefix WHERE digest = ?", (prefix,)).fetchone()
             if row is not None:
                 found[prefix] = Primed(*(None if each is None else from_micros(each) for each in row))
         return found

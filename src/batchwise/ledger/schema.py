@@ -26,8 +26,9 @@ __all__ = ["MIGRATIONS", "statements"]
 # - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
 # - Sums of money are text, added up by `plus`: SQLite's integers end at 9.2 million USD in pico-USD, and then become
 #   floats without a word.
-# - `prefix`: when a batch was sealed that writes a shared prefix of prompts to the API's cache, and when a row of a
-#   batch last used it; `hits`: how many rows of batches read theirs from the cache, by how the batch treats it.
+# - `prefix`: when a batch was sealed that writes a shared prefix of prompts to the API's cache, when a row of a batch
+#   last used it, and until when it is kept there for those that ask for an hour; `hits`: how many rows of batches read
+#   theirs from the cache, by how the batch treats it.
 # - `label` sums what settled requests cost by their labels, which their terms hold.
 # - `waste.unseen`: the most that possible doubles may have cost (pico-USD), which counts against a spend limit.
 # - `adopted`: the keys of a batch made elsewhere by their custom_ids, and which request each row was taken for (0: its
@@ -184,7 +185,7 @@ CREATE TABLE tally (
     cache_saved TEXT NOT NULL DEFAULT '0',
     PRIMARY KEY (job, lane, outcome)
 ){clustered};
-CREATE TABLE prefix (digest TEXT PRIMARY KEY, tried {integer}, used {integer}){clustered};
+CREATE TABLE prefix (digest TEXT PRIMARY KEY, tried {integer}, used {integer}, kept {integer}){clustered};
 CREATE TABLE hits (caching TEXT PRIMARY KEY, hit {integer} NOT NULL, requests {integer} NOT NULL){clustered};
 CREATE TABLE label (
     job {integer} NOT NULL,

@@ -231,7 +231,7 @@ class Settlements:
         )
         db.execute(_TALLY, (job, lane, outcome, *tally))
         if about.prefix and batch and used:
-            self._books.note_hits(db, about.prefix, batch, used, now)
+            self._books.note_hits(db, about, batch, used, now)
         for label in about.labels:
             db.execute(_LABEL, (job, *label, str(paid)))
         self._unsure.append(

@@ -16,7 +16,7 @@ from batchwise.models import Lane, Policy, Rates, Reason
 from batchwise.planning import admission, agenda, planner, routing
 from batchwise.planning.forecast import Forecast, Sample
 from batchwise.planning.pricing import PriceBook
-from batchwise.planning.priming import Caching, Primed
+from batchwise.planning.priming import LIFE, Caching, Primed
 from batchwise.planning.reserve import reserve_for
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 from batchwise.request import Request
@@ -393,10 +393,10 @@ class World:
             done = int(group.requests * share)
             if done and group.terms.prefix:
                 known = self.prefixes.get(group.terms.prefix, Primed())
-                self.prefixes = {
-                    **self.prefixes,
-                    group.terms.prefix: attrs.evolve(known, used_at=at(min(self.now, batch.end))),
-                }
+                used = at(min(self.now, batch.end))
+                kept = known.kept_until if batch.view.caching is Caching.AS_IS else used + LIFE
+                known = attrs.evolve(known, used_at=used, kept_until=kept)
+                self.prefixes = {**self.prefixes, group.terms.prefix: known}
             if done:
                 self._settle(group.terms.id, done, self.now, self.now, BATCH_PRICE)
             if done < group.requests:

@@ -217,13 +217,10 @@ class AsyncDispatcher:
         self._driver.check_working()
         latency, tool_use = to_tags(latency, tool_use)
         warn = self._deprecations.for_caller()
-        marks = await self._driver.in_thread(self._ledger.marks)
         wanted = formatted(requests, output_format)
-        numbers = await self._driver.in_thread(self._engine.accept_all, wanted, job, latency, tool_use, warn)
+        number = await self._driver.in_thread(self._engine.accept_all, wanted, job, latency, tool_use, warn)
         self._driver.wake()
-        if job is None:
-            return AsyncJob(self._driver, None, 0, numbers, marks)
-        return await self.job(job)
+        return AsyncJob(self._driver, job, number)
 
     # -- in front of the SDK ---------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
@@ -52,15 +52,8 @@ class AsyncTicket(TicketView):
 class AsyncJob(JobView):
     """A set of requests that were dispatched together."""
 
-    def __init__(
-        self,
-        driver: TaskDriver,
-        name: str | None,
-        number: int,
-        requests: Sequence[int] | None = None,
-        marks: tuple[int, int] = (0, 0),
-    ) -> None:
-        super().__init__(driver.engine, name, number, requests, marks)
+    def __init__(self, driver: TaskDriver, name: str | None, number: int) -> None:
+        super().__init__(driver.engine, name, number)
         self._driver, self._owner = driver, driver.owner
 
     async def to_jsonl(
@@ -87,8 +80,6 @@ class AsyncJob(JobView):
     ) -> AsyncGenerator[list[ResultRow], None]:
         limit = seconds(timeout)
         self._driver.check()
-        if not ordered:
-            yield await self._driver.in_thread(self._earlier)
         self._driver.wake(self._wanted())
         page, after = self._paged(ordered=ordered)
         while True:
@@ -117,14 +108,12 @@ class AsyncJob(JobView):
     async def report(self) -> Report:
         """Money and deadlines of what has settled of it; without a name, of all work without a job."""
         self._driver.check()
-        return await self._driver.in_thread(report, self._engine, self._number)
+        return await self._driver.in_thread(report, self._engine, self._scope)
 
     async def cancel(self) -> int:
         """Cancel what is unsettled of it; returns how many settled now."""
         self._driver.check()
-        if self._requests is None:
-            return await self._driver.cancel(job=self._number)
-        return await self._driver.cancel(requests=self._requests)
+        return await self._driver.cancel(job=self._number)
 
     async def retry(
         self,

@@ -183,13 +183,10 @@ class Dispatcher:
         """
         self._driver.check_working()
         latency, tool_use = to_tags(latency, tool_use)
-        marks = self._ledger.marks()
         wanted = formatted(requests, output_format)
-        numbers = self._engine.accept_all(wanted, job, latency, tool_use, self._deprecations.for_caller())
+        number = self._engine.accept_all(wanted, job, latency, tool_use, self._deprecations.for_caller())
         self._driver.wake()
-        if job is None:
-            return Job(self._driver, None, 0, numbers, marks)
-        return self.job(job)
+        return Job(self._driver, job, number)
 
     # -- in front of the SDK ---------------------------------------------------------------------------------------
 

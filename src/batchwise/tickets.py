@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from functools import partial
 
@@ -71,15 +71,8 @@ class Ticket(TicketView):
 class Job(JobView):
     """A set of requests that were dispatched together."""
 
-    def __init__(
-        self,
-        driver: ThreadDriver,
-        name: str | None,
-        number: int,
-        requests: Sequence[int] | None = None,
-        marks: tuple[int, int] = (0, 0),
-    ) -> None:
-        super().__init__(driver.engine, name, number, requests, marks)
+    def __init__(self, driver: ThreadDriver, name: str | None, number: int) -> None:
+        super().__init__(driver.engine, name, number)
         self._driver, self._owner = driver, driver.owner
 
     def results(self, timeout: float | timedelta | None = None, *, ordered: bool = False) -> Iterator[Result]:
@@ -121,7 +114,6 @@ class Job(JobView):
         return lines.lines
 
     def _stream(self, timeout: float | None, *, ordered: bool) -> Iterator[Result]:
-        yield from () if ordered else map(Result, self._earlier())
         self._driver.wake(self._wanted())
         page, after = self._paged(ordered=ordered)
         while True:
@@ -155,14 +147,12 @@ class Job(JobView):
     def report(self) -> Report:
         """Money and deadlines of what has settled of it; without a name, of all work without a job."""
         self._driver.check()
-        return report(self._engine, self._number)
+        return report(self._engine, self._scope)
 
     def cancel(self) -> int:
         """Cancel what is unsettled of it; returns how many settled now."""
         self._driver.check()
-        if self._requests is None:
-            return self._driver.cancel(job=self._number)
-        return self._driver.cancel(requests=self._requests)
+        return self._driver.cancel(job=self._number)
 
     def retry(
         self,

@@ -102,7 +102,7 @@ def reopen(where: str, requests: int) -> dict[str, Any]:
     assert row.result is not None
     numbers = [random.randrange(requests) for _ in range(_FINDS)]
     finds = [timed(lambda number=number: engine.find(f"r-{number}", "bench"))[0] for number in numbers]
-    reads = [timed(lambda number=number: ledger.result(number + 1))[0] for number in numbers]
+    reads = [timed(lambda number=number: ledger.results_of([number + 1]))[0] for number in numbers]
     found = {
         "open": opened,
         "start": begun,

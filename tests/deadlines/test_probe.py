@@ -83,7 +83,7 @@ def test_being_held_back_says_nothing_of_the_lane(world: World) -> None:
     world.api.order("call", "429")
     number = world.dispatch("held back", bw.Latency.BLOCKING)
     world.run()
-    assert world.ledger.result(number) is None
+    assert not world.ledger.results_of([number])
     assert (world.engine.health.answered_at, world.engine.health.failed_at) == (None, None)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from datetime import timedelta
+import tracemalloc
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -21,6 +22,8 @@ from batchwise import (
 )
 from batchwise.engine import handles
 from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.ledger.sqlite_database import SqliteDatabase
+from batchwise.ledger.values import Settlement
 from batchwise.sandbox import Reply, turns
 from tests.strategies import params
 
@@ -223,14 +226,18 @@ async def test_a_bulk_without_a_name_is_waited_for_whatever_is_queued_anew(world
         assert len(await listed(job.results())) == 5
 
 
-async def test_waiting_for_a_bulk_without_a_name_looks_at_few(world: World, monkeypatch):
+async def test_waiting_for_a_bulk_without_a_name_counts_nothing(world: World):
     class Counting(SqliteLedger):
-        def counts_of(self, requests):
-            asked.append(len(requests))
-            return super().counts_of(requests)
+        def counts(self, *, job):
+            asked.append(job)
+            return super().counts(job=job)
+
+        def unsettled(self, *, job, start=0):
+            starts.append(start)
+            return super().unsettled(job=job, start=start)
 
     asked: list[int] = []
-    monkeypatch.setattr(handles, "_PAGE", 2)
+    starts: list[int] = []
     world.sandbox.batch_latency = 60
     ledger = Counting(world.path)
     async with world.open(ledger=ledger) as d:
@@ -239,10 +246,50 @@ async def test_waiting_for_a_bulk_without_a_name_looks_at_few(world: World, monk
             asked.clear()
             with pytest.raises(ResultTimeoutError, match="7 requests"):
                 await wait()
-            assert asked == [2, 7]  # the last for the error's words
+            assert len(asked) == 1  # for the error's words
+        last = (await d.ticket("r-6"))._row.id
+        ended = [Settlement(number, Outcome.SUCCEEDED, Lane.BATCH, b"{}", 0, 0) for number in range(1, last)]
+        ledger.settle(ended, now=datetime.now(timezone.utc))
+        starts.clear()
+        for _ in range(2):
+            with pytest.raises(ResultTimeoutError, match="1 requests"):
+                await job.wait(timeout=0)
+        assert starts[-1] == last  # what was seen settled is not looked at again
         world.sandbox.finish((await world.until(lambda: world.books.batches))[0].id)
         await job.wait()
-        asked.clear()
-        await job.wait()
-        assert sum(asked) == 7 + 7  # whether any is left, and the progress that is given back
+    ledger.close()
+
+
+async def test_a_repeated_bulk_without_a_name_is_read_in_bounded_memory(world: World, monkeypatch):
+    monkeypatch.setattr(handles, "_PAGE", 20)
+    world.sandbox.reply = lambda _: Reply.text("x" * 20_000)
+    requests = many(300, latency=FLEXIBLE)
+    async with world.open() as d:
+        await (await d.dispatch_all(requests)).wait()
+        again = await d.dispatch_all(requests)
+        tracemalloc.start()
+        try:
+            seen = [result.key async for result in again.results()]
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert sorted(seen) == sorted(request.key for request in requests)
+    assert peak < 3_000_000  # 6 MB are 300 results, 0.4 MB a page of 20
+
+
+async def test_cancelling_a_bulk_without_a_name_is_a_few_transactions(world: World):
+    class Counting(SqliteDatabase):
+        def write(self, name: str, *, quiet: bool = False):
+            names.append(name)
+            return super().write(name, quiet=quiet)
+
+    names: list[str] = []
+    world.sandbox.batch_latency = 60
+    ledger = SqliteLedger(Counting(world.path))
+    async with world.open(ledger=ledger) as d:
+        job = await d.dispatch_all(many(50), latency=timedelta(days=30))
+        await world.until(lambda: world.creates)
+        await job.cancel()
+        assert names.count("cancel") == 1
+        assert {result.outcome for result in await listed(job.results())} == {Outcome.CANCELED}
     ledger.close()

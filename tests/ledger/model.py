@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from itertools import count
@@ -11,7 +12,8 @@ import attrs
 import orjson
 
 from batchwise.ledger.ledger import Ledger
-from batchwise.ledger.values import Accepted, Cap, Claim, Entry, Settlement
+from batchwise.ledger.records import Records
+from batchwise.ledger.values import Accepted, Cap, Claim, Entry, ResultRow, Settlement
 from batchwise.models import Lane, Outcome, Reason, Status
 from batchwise.planning.state import BatchState, BatchView, Terms
 
@@ -72,6 +74,20 @@ class World:
                 intake.stage(entries[start : start + chunk])
             return list(intake.accept(now=NOW, **more))
 
+    def unnamed(self, entries: Sequence[Entry], chunk: int = 3) -> int:
+        """A bulk dispatch without a name; its job."""
+        with self.ledger.intake(job=None, run=self.run) as intake:
+            for start in range(0, len(entries), chunk):
+                intake.stage(entries[start : start + chunk])
+            intake.accept(now=NOW, flush=False)
+        return intake.job
+
+    def number(self, key: str) -> int:
+        """Of a request without a job."""
+        row = self.ledger.find(key, job=None)
+        assert row is not None
+        return row.id
+
     def seal(self, taken: Iterable[int] = (), terms: Sequence[int] | None = None, **more: Any) -> BatchView | None:
         if terms is None:
             terms = sorted({group.terms.id for group in self.ledger.snapshot().batch_queue})
@@ -105,6 +121,27 @@ def posted(ledger: Ledger, batch: BatchView, *, now: datetime = NOW, **posting: 
     """Make durable that its POST may be on its way."""
     view = attrs.evolve(batch, state=BatchState.POSTING, posting_at=now, **posting)
     assert ledger.update_batch(view, was=batch)
+
+
+def marks(ledger: Ledger) -> tuple[int, int]:
+    """The highest numbers of a request and of a result that were ever given."""
+    with ledger.database.read() as db:
+        records = Records(ledger.database)
+        return records.last_request(db), records.last_result(db)
+
+
+def result_of(ledger: Ledger, request: int) -> ResultRow | None:
+    return next(iter(ledger.results_of([request])), None)
+
+
+def counted(ledger: Ledger, requests: Iterable[int]) -> dict[tuple[Lane, Status, Outcome | None], int]:
+    """How many of these requests are where, looked at one by one."""
+    places = []
+    for number in requests:
+        row, result = ledger.row(number), result_of(ledger, number)
+        assert row is not None
+        places.append((row.lane, row.status, None if result is None else result.how.outcome))
+    return dict(Counter(places))
 
 
 def total(ledger: Ledger, job: int | None = None) -> dict[Status, int]:

@@ -38,9 +38,12 @@ from .model import (
     SETTLED,
     SYNC,
     World,
+    counted,
     entry,
     line,
+    marks,
     posted,
+    result_of,
     settlement,
     total,
 )
@@ -86,7 +89,7 @@ def test_what_was_accepted_is_there_as_it_was(world: World) -> None:
     assert row.terms.id > 0
     assert world.ledger.row(row.id) == row
     assert world.ledger.bodies([row.id]) == [b'{"x":[1]}']
-    assert world.ledger.marks() == (row.id, 0)
+    assert marks(world.ledger) == (row.id, 0)
 
 
 def test_nothing_is_found_that_is_not_there(world: World) -> None:
@@ -94,11 +97,11 @@ def test_nothing_is_found_that_is_not_there(world: World) -> None:
     assert ledger.find("k", job=None) is None
     assert ledger.find("k", job="no") is None
     assert ledger.row(77) is None
-    assert ledger.result(77) is None
+    assert result_of(ledger, 77) is None
     assert ledger.job_id("no") is None
     assert ledger.results(job=None, after=0, limit=9) == []
     assert ledger.counts(job=None).by == {}
-    assert ledger.marks() == (0, 0)
+    assert marks(ledger) == (0, 0)
     assert world.seal() is None
     assert not ledger.snapshot().batch_queue
 
@@ -970,11 +973,11 @@ def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
 
     def refused(roll: Roll | None) -> bool:
         assert roll is not None
-        before = world.ledger.snapshot(), world.ledger.report(job=None), world.ledger.marks()
+        before = world.ledger.snapshot(), world.ledger.report(job=None), marks(world.ledger)
         answers = [answer(n) for n in numbers]
         assert not world.ledger.settle_answers(roll, answers, now=NOW)
         assert answers == [answer(n) for n in numbers], "they can be settled otherwise"
-        return before == (world.ledger.snapshot(), world.ledger.report(job=None), world.ledger.marks())
+        return before == (world.ledger.snapshot(), world.ledger.report(job=None), marks(world.ledger))
 
     roll = world.ledger.roll(batch.id)
     assert roll is not None
@@ -1040,7 +1043,7 @@ def test_results_come_in_the_order_of_settling(world: World) -> None:
     assert [each.request for each in world.ledger.results(job=0, after=0, limit=9)] == [alone]
     assert [each.request for each in world.ledger.results(job=job, after=everything[0].cursor, limit=1)] == [numbers[0]]
     first = everything[0]
-    assert first == world.ledger.result(numbers[3])
+    assert first == result_of(world.ledger, numbers[3])
     assert (first.key, first.line, first.cost, first.saved) == ("3", line(numbers[3], text="\u2028\U0001f600"), 5, 5)
     assert first.how == Settled(
         job="job",
@@ -1057,7 +1060,7 @@ def test_results_come_in_the_order_of_settling(world: World) -> None:
     assert row is not None
     assert (row.status, row.result) == (SETTLED, first.cursor)
     assert world.ledger.missing(batch.id) == [numbers[1], numbers[2]]
-    assert world.ledger.marks() == (alone, everything[-1].cursor)
+    assert marks(world.ledger) == (alone, everything[-1].cursor)
 
 
 def test_settling_twice_is_settling_once(world: World) -> None:
@@ -1100,10 +1103,76 @@ def test_the_report(world: World) -> None:
         (SYNC, SETTLED, Outcome.SUCCEEDED): 1,
         (BATCH, SETTLED, Outcome.FAILED): 1,
     }
-    assert world.ledger.counts_of([a.id, b.id, c.id, a.id, 99]).by == {
+    assert counted(world.ledger, [a.id, b.id, c.id]) == {
         (BATCH, SETTLED, Outcome.SUCCEEDED): 2,
         (SYNC, SETTLED, Outcome.SUCCEEDED): 1,
     }
+
+
+def test_a_bulk_without_a_name_is_a_job_that_is_nowhere_shown(world: World) -> None:
+    """Its requests stay in the shared scope, and may be in several such bulks."""
+    ledger = world.ledger
+    other = world.accept("other").row.id
+    first = world.unnamed([entry(key) for key in ("b", "x", "c")])
+    ledger.settle([settlement(world.number("b")), settlement(other)], now=NOW)
+    second = world.unnamed([entry(key) for key in ("a", "b", "c", "b", "d")])
+    places = {"a": 0, "b": 1, "c": 2, "d": 4}
+    numbers = [world.number(key) for key in places]
+
+    assert [job.name for job in ledger.jobs()] == [None]
+    assert ledger.counts(job=second).by == {(BATCH, QUEUED, None): 3, (BATCH, SETTLED, Outcome.SUCCEEDED): 1}
+    assert sum(ledger.counts(job=first).by.values()) == 3
+    assert [number for _, number in ledger.numbers(job=second, after=0, limit=9)] == numbers
+    marked = [
+        ledger.numbers(job=second, after=mark, limit=1) for mark in (0, *(place + 1 for place in places.values()))
+    ]
+    assert marked == [*([(places[key] + 1, world.number(key))] for key in places), []], "one by one"
+
+    found = ledger.results(job=second, after=0, limit=9)
+    assert [(each.key, each.place) for each in found] == [("b", 1)], "from before it was dispatched again"
+    assert not ledger.results(job=second, after=found.cursor, limit=9)
+    ledger.settle([settlement(world.number(key)) for key in ("x", "d", "c")], now=NOW)
+    more = ledger.results(job=second, after=found.cursor, limit=9)
+    assert {each.key: each.place for each in more} == {"c": 2, "d": 4}
+    assert {each.key: each.place for each in ledger.results(job=first, after=0, limit=9)} == {"b": 0, "x": 1, "c": 2}
+    one = ledger.results_of([world.number(key) for key in ("d", "a", "b")], job=second)
+    assert [(each.key, each.place) for each in one] == [("d", 4), ("b", 1)]
+
+    assert (ledger.unsettled(job=first), ledger.unsettled(job=second)) == (None, world.number("a"))
+    assert ledger.reopen(job=first, outcomes=[Outcome.SUCCEEDED], now=NOW) == 3
+    assert ledger.unsettled(job=first, start=world.number("c") + 1) is None
+    assert ledger.unsettled(job=first) == world.number("b")
+    assert result_of(ledger, other) is not None
+    ledger.flush(job=first)
+    assert sorted((group.requests, group.flush) for group in ledger.snapshot().batch_queue) == [(1, False), (3, True)]
+
+
+def test_cancelling_a_bulk_without_a_name_leaves_others(world: World) -> None:
+    ledger = world.ledger
+    job = world.unnamed([entry(key) for key in "abc"])
+    other = world.accept("other").row.id
+    batch = world.sealed(max_requests=2)
+    assert ledger.missing(batch.id, job=job) == [world.number("a"), world.number("b")]
+    assert ledger.missing(batch.id, job=world.unnamed([entry("b")])) == [world.number("b")]
+    assert ledger.missing(batch.id, job=world.unnamed([entry("new")])) == []
+    assert ledger.cancel(job=job, now=NOW) == (1, (batch.id,))
+    assert world.status(world.number("c")) is SETTLED
+    assert (world.status(world.number("a")), world.status(other)) == (IN_FLIGHT, QUEUED)
+    assert ledger.cancel(job=world.unnamed([entry("other")]), now=NOW) == (1, ())
+
+
+def test_a_bulk_without_a_name_goes_with_its_requests(world: World) -> None:
+    ledger = world.ledger
+    job, empty = world.unnamed([entry(key) for key in "ab"]), world.unnamed([])
+    ledger.settle([settlement(world.number("a"))], now=NOW)
+    again = world.unnamed([entry("a")])
+    assert ledger.purge(before=NOW + HOUR) == 1
+    assert sum(ledger.counts(job=job).by.values()) == 1
+    for gone in (again, empty):
+        assert not ledger.counts(job=gone).by
+        assert not ledger.results(job=gone, after=0, limit=9)
+    with ledger.database.read() as db:
+        assert db.execute("SELECT id FROM job WHERE behind IS NOT NULL").fetchall() == [(job,)]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 99])
@@ -1134,7 +1203,7 @@ def test_pages_of_results(world: World, limit: int) -> None:
             found += page
             after = page[-1].cursor
         assert found == [each for each in whole if job is None or each.how.job == named.get(job)]
-        assert [world.ledger.result(each.request) for each in found] == found
+        assert [result_of(world.ledger, each.request) for each in found] == found
 
 
 def test_cancel_settles_what_is_queued_and_names_the_batches(world: World) -> None:
@@ -1144,7 +1213,7 @@ def test_cancel_settles_what_is_queued_and_names_the_batches(world: World) -> No
     other = world.accept("other").row
     assert world.ledger.cancel(request=inside.id, now=NOW) == (0, (batch.id,))
     assert world.ledger.cancel(job=inside.job, now=NOW) == (1, (batch.id,))
-    result = world.ledger.result(queued.id)
+    result = result_of(world.ledger, queued.id)
     assert result is not None
     assert (result.how.outcome, result.cost, result.how.met, result.how.attempts) == (Outcome.CANCELED, 0, None, 0)
     decoded = orjson.loads(result.line)
@@ -1185,7 +1254,7 @@ def test_however_it_is_cancelled_no_deadline_is_met_or_missed(world: World, hour
 
 
 def met_of(world: World, number: int) -> bool | None:
-    result = world.ledger.result(number)
+    result = result_of(world.ledger, number)
     assert result is not None
     return result.how.met
 
@@ -1243,14 +1312,14 @@ def test_purge_takes_what_is_old_and_keeps_the_books(world: World) -> None:
 def test_numbers_of_what_was_purged_are_not_given_again(world: World) -> None:
     numbers = world.bulk([entry(str(n)) for n in range(3)])
     world.ledger.settle([settlement(number) for number in numbers], now=NOW)
-    marks = world.ledger.marks()
-    assert marks == (numbers[-1], world.ledger.result(numbers[-1]).cursor)  # type: ignore[union-attr]
+    last = marks(world.ledger)
+    assert last == (numbers[-1], result_of(world.ledger, numbers[-1]).cursor)  # type: ignore[union-attr]
     assert world.ledger.purge(before=NOW + HOUR) == 3
-    assert world.ledger.marks() == marks
+    assert marks(world.ledger) == last
     again = world.accept("again").row.id
     world.ledger.settle([settlement(again)], now=NOW)
-    assert world.ledger.marks() == (numbers[-1] + 1, marks[1] + 1)
-    assert [each.request for each in world.ledger.results(job=None, after=marks[1], limit=9)] == [again]
+    assert marks(world.ledger) == (numbers[-1] + 1, last[1] + 1)
+    assert [each.request for each in world.ledger.results(job=None, after=last[1], limit=9)] == [again]
 
 
 # -- lanes, clock, owner ------------------------------------------------------------------------------------------
@@ -1360,7 +1429,7 @@ def test_what_a_clock_that_was_ahead_spent_and_settled_counts_as_of_now(world: W
     world.ledger.settle([settlement(first)._replace(cost=7)], now=NOW + DAY)
     world.ledger.recover(now=NOW)
     world.ledger.recover(now=NOW + HOUR)
-    found = world.ledger.result(first)
+    found = result_of(world.ledger, first)
     assert found is not None
     assert found.how.settled_at == NOW
     cap = Cap(limit=6, since=NOW + HOUR)
@@ -1428,7 +1497,7 @@ def test_what_a_dead_run_leaves(backend: Backend) -> None:
     assert ledger.recover(now=NOW) == 3
     assert ledger.recover(now=NOW) == 0
     for number in (blocked, waiting):
-        result = ledger.result(number)
+        result = result_of(ledger, number)
         assert result is not None
         assert result.how.outcome is Outcome.CANCELED
         assert orjson.loads(result.line)["result"]["error"]["type"] == "abandoned"

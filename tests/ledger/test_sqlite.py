@@ -40,6 +40,7 @@ from .model import (
     World,
     entry,
     line,
+    result_of,
     settlement,
     total,
 )
@@ -344,7 +345,7 @@ def test_calls_that_end_together_share_a_commit_and_the_fault_of_one_harms_no_ot
             ending[0].result(10)
         for number, one in zip(numbers[1:], ending[1:], strict=True):
             one.result(10)
-            assert ledger.result(number) is not None
+            assert result_of(ledger, number) is not None
         assert commits.count("settle") == (5 if broken else 1)
 
 

@@ -40,6 +40,7 @@ from .model import (
     QUEUED,
     SETTLED,
     SYNC,
+    counted,
     entry,
     posted,
     settlement,
@@ -630,7 +631,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert self.ledger.counts(job=number).by == Counter(
                     (each.lane, each.status, each.outcome) for each in mine
                 )
-        assert self.ledger.counts_of(list(self.requests)) == self.ledger.counts(job=None)
+        assert counted(self.ledger, self.requests) == self.ledger.counts(job=None).by
 
     @invariant()
     def results_agree(self) -> None:

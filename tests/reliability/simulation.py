@@ -471,8 +471,9 @@ class World:
 
     def dispatch_all(self, texts: list[str], latency: Any, job: str | None = None) -> None:
         requests = [bw.Request(params(text), key=text[:100]) for text in texts]
-        numbers = self.engine.accept_all(requests, job, bw.models.to_latency(latency), None)
-        self.accepted.update(zip(numbers, texts, strict=True))
+        number = self.engine.accept_all(requests, job, bw.models.to_latency(latency), None)
+        found = self.ledger.numbers(job=number, after=0, limit=len(texts))
+        self.accepted.update(zip([each for _, each in found], texts, strict=True))
 
     def cancel(self, **which: Any) -> None:
         self.tasks.append(Task(withdraw(self.engine, **which), lambda: None))

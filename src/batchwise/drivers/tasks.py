@@ -175,11 +175,9 @@ class TaskDriver(Driver):
         """The first value that `check` (run in a thread) gives; None after `timeout` seconds."""
         return await drive_async(self._waiting(check, timeout, request, held), self._ports)
 
-    async def cancel(
-        self, *, request: int | None = None, job: int | None = None, requests: Sequence[int] | None = None
-    ) -> int:
+    async def cancel(self, *, request: int | None = None, job: int | None = None) -> int:
         """Cancel for the caller; returns how many settled now."""
-        settled = await drive_async(withdraw(self.engine, request=request, job=job, requests=requests), self._ports)
+        settled = await drive_async(withdraw(self.engine, request=request, job=job), self._ports)
         self.wake()
         return settled
 

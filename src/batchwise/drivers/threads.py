@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -111,11 +111,9 @@ class ThreadDriver(Driver):
         """The first value that `check` gives; None after `timeout` seconds."""
         return drive(self._waiting(check, timeout, request, held), self._ports)
 
-    def cancel(
-        self, *, request: int | None = None, job: int | None = None, requests: Sequence[int] | None = None
-    ) -> int:
+    def cancel(self, *, request: int | None = None, job: int | None = None) -> int:
         """Cancel for the caller; returns how many settled now."""
-        settled = drive(withdraw(self.engine, request=request, job=job, requests=requests), self._ports)
+        settled = drive(withdraw(self.engine, request=request, job=job), self._ports)
         self.wake()
         return settled
 

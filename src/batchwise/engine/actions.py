@@ -131,31 +131,20 @@ def _fail_late(engine: Engine, action: agenda.FailLate) -> Procedure[None]:
     engine.settled((yield from store(fail)))
 
 
-def withdraw(
-    engine: Engine, *, request: int | None = None, job: int | None = None, requests: Sequence[int] | None = None
-) -> Procedure[int]:
-    """Cancel for the caller: one request, a job, these requests, or everything. Returns how many settled now.
+def withdraw(engine: Engine, *, request: int | None = None, job: int | None = None) -> Procedure[int]:
+    """Cancel for the caller: one request, a job, or everything. Returns how many settled now.
 
     What is queued settles at once. A batch in which nobody else has rows is cancelled, and what it finished is still
     delivered; rows in a shared batch, or in one that the API has not named yet, settle at once, and what they may have
     cost is booked when they come.
     """
     ledger = engine.ledger
-    wanted = set(requests) if requests is not None else None if request is None else {request}
-
-    def settle_queued() -> tuple[int, set[int]]:
-        if requests is None:
-            count, batches = ledger.cancel(request=request, job=job, now=engine.now())
-            return count, set(batches)
-        found = [ledger.cancel(request=number, now=engine.now()) for number in requests]
-        return sum(count for count, _ in found), {batch for _, batches in found for batch in batches}
-
-    count, batches = yield from store(settle_queued)
-    for number in sorted(batches):
+    count, batches = yield from store(lambda: ledger.cancel(request=request, job=job, now=engine.now()))
+    for number in batches:
         batch = yield from store(lambda number=number: engine.ledger.batch(number))  # type: ignore[misc]
         if batch is None:
             continue
-        mine = yield from store(lambda batch=batch: _mine(engine, batch, job, wanted))  # type: ignore[misc]
+        mine = yield from store(lambda batch=batch: _mine(engine, batch, job, request))  # type: ignore[misc]
         whole = len(mine) == sum(group.requests for group in batch.groups)
         if batch.adopted and not whole:
             continue  # which of its rows is whose shows in its results alone
@@ -166,18 +155,12 @@ def withdraw(
         yield from store(lambda asked=asked, batch=batch: ledger.update_batch(asked, was=batch))  # type: ignore[misc]
         if asked.state is BatchState.OPEN:
             yield from cancel(engine, asked)
-    engine.settled(sorted(wanted) if wanted is not None else [])
+    engine.settled([] if request is None else [request])
     return count
 
 
-def _mine(engine: Engine, batch: BatchView, job: int | None, wanted: set[int] | None) -> list[int]:
-    numbers = engine.ledger.missing(batch.id)
-    if wanted is not None:
-        return [number for number in numbers if number in wanted]
-    if job is None:
-        return numbers
-    members = engine.ledger.members(numbers, batch=batch.id)
-    return [number for number, member in members.items() if member.terms.job == job]
+def _mine(engine: Engine, batch: BatchView, job: int | None, request: int | None) -> list[int]:
+    return [number for number in engine.ledger.missing(batch.id, job=job) if request in {None, number}]
 
 
 def _settle_shared(engine: Engine, batch: BatchView, mine: Sequence[int]) -> int:

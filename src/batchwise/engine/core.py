@@ -213,8 +213,8 @@ class Engine:
         latency: LatencyTag | None,
         tool_use: ToolUse | None,
         check_models: Callable[[Iterable[str]], None] | None = None,
-    ) -> Sequence[int]:
-        """Accept many, whole or not at all, in bounded memory; returns their numbers in order.
+    ) -> int:
+        """Accept many, whole or not at all, in bounded memory; returns the number of their job.
 
         Where `check_models` raises over the models asked for, nothing is accepted.
         """
@@ -228,7 +228,7 @@ class Engine:
             if check_models is not None:
                 check_models(group.terms.model for group in groups)
             moves = self.admissions.all(groups, now)
-            numbers = intake.accept(now=now, cap=self.cap(), flush=True, sync=moves)
+            intake.accept(now=now, cap=self.cap(), flush=True, sync=moves)
         self._keep_policy()
         self.admissions.forget()
         if self.telling.wanted:
@@ -236,7 +236,7 @@ class Engine:
             sync = sum(group.requests for group in groups if group.terms.lane is Lane.SYNC)
             sync += sum(moved for moved, _ in moves.values())
             self.telling.tell(events.Accepted(at=now, job=job, batch=count - sync, sync=sync))
-        return numbers
+        return intake.job
 
     def _keep_policy(self) -> None:
         """Have the ledger keep the policy that work was accepted under, once for each dispatcher that was given one."""
@@ -253,7 +253,6 @@ class Engine:
         self,
         job: int,
         outcomes: Sequence[Outcome],
-        requests: Sequence[int] | None,
         latency: LatencyTag | None = None,
     ) -> int:
         """Queue settled requests anew; returns how many. With a latency, which counts from now, they are routed anew.
@@ -265,22 +264,18 @@ class Engine:
         """
         cap = self.cap()
         reserved = None if cap is None else partial(self.router.reserved, now=self.now())
-        routed = None if latency is None else self._routed(job, outcomes, requests, latency)
-        return self.ledger.reopen(
-            job=job, outcomes=outcomes, now=self.now(), requests=requests, cap=cap, reserved=reserved, routed=routed
-        )
+        routed = None if latency is None else self._routed(job, outcomes, latency)
+        return self.ledger.reopen(job=job, outcomes=outcomes, now=self.now(), cap=cap, reserved=reserved, routed=routed)
 
-    def _routed(
-        self, job: int, outcomes: Sequence[Outcome], requests: Sequence[int] | None, latency: LatencyTag
-    ) -> dict[int, Terms]:
+    def _routed(self, job: int, outcomes: Sequence[Outcome], latency: LatencyTag) -> dict[int, Terms]:
         """New terms for settled requests that are tried again, by their numbers, as a bulk dispatch would have them."""
         now, after = self.now(), 0
-        wanted, routed, sums = None if requests is None else frozenset(requests), {}, Counter[Terms]()
+        routed, sums = {}, Counter[Terms]()
         while rows := self.ledger.results(job=job, after=after, limit=_PAGE):
             after = rows[-1].cursor
             for number in [row.request for row in rows if row.how.outcome in outcomes]:
                 known = self.ledger.row(number)
-                if known is None or not (wanted is None or number in wanted):
+                if known is None:
                     continue
                 routed[number] = terms = known.terms
                 if not terms.adopted:  # else there is no body, and the ledger refuses

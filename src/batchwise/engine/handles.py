@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import wraps
 from html import escape
@@ -219,8 +218,7 @@ class TicketView:
     def _look(self) -> Result | None:
         """Its result, if it is settled."""
         if self._found is None:
-            row = self._engine.ledger.result(self._row.id)
-            if row is not None:
+            for row in self._engine.ledger.results_of([self._row.id]):
                 self._found = Result(row)
         return self._found
 
@@ -268,22 +266,12 @@ class TicketView:
 class JobView:
     """A set of requests: a named job, or those of one bulk dispatch without a name."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        name: str | None,
-        number: int,
-        requests: Sequence[int] | None = None,
-        marks: tuple[int, int] = (0, 0),
-    ) -> None:
+    def __init__(self, engine: Engine, name: str | None, number: int) -> None:
         self._engine, self._name, self._number = engine, name, number
-        self._requests = None if requests is None else sorted(requests)
-        self._order = requests
-        """The same as they were given: with repetitions, and those that were there before where they stood."""
-        self._places: dict[int, int] | None = None
-        self._marks = marks
+        self._scope = 0 if name is None else number
+        """The job that its requests' keys and money belong to: without a name the shared scope."""
         self._seen = 0
-        """All of `_requests` before this index were seen settled."""
+        """Without a name: all of its requests below this number were seen settled."""
 
     @property
     def name(self) -> str | None:
@@ -292,9 +280,7 @@ class JobView:
 
     def __len__(self) -> int:
         """How many requests it has; those that were purged do not count."""
-        ledger = self._engine.ledger
-        counts = ledger.counts(job=self._number) if self._requests is None else ledger.counts_of(self._requests)
-        return sum(counts.by.values())
+        return sum(self._engine.ledger.counts(job=self._number).by.values())
 
     def __bool__(self) -> bool:
         """A job is true, one without requests, too."""
@@ -302,67 +288,32 @@ class JobView:
 
     def _page(self, after: int) -> tuple[list[ResultRow], int]:
         """The next settled rows of it behind a cursor, and the cursor behind them."""
-        rows = self._engine.ledger.results(job=self._number, after=after, limit=_PAGE)
-        last = rows[-1].cursor if rows else after
-        return self._placed(row for row in rows if self._has(row.request)), last
+        page = self._engine.ledger.results(job=self._number, after=after, limit=_PAGE)
+        return page, page.cursor
 
-    def _placed(self, rows: Iterable[ResultRow]) -> list[ResultRow]:
-        """Rows with their places, also in a bulk dispatch without a name."""
-        if self._order is None:
-            return list(rows)
-        if self._places is None:
-            self._places = {number: place for place, number in reversed([*enumerate(self._order)])}
-        return [row._replace(place=self._places[row.request]) for row in rows]
-
-    def _behind(self, place: int) -> list[int]:
-        """The next requests of it behind a place in its order; `_after` says which place is behind these."""
-        if self._order is None:
-            return self._engine.ledger.numbers(job=self._number, after=place, limit=_PAGE)
-        return list(self._order[place : place + _PAGE])
-
-    def _after(self, place: int, numbers: Sequence[int]) -> int:
-        return numbers[-1] if self._order is None else place + len(numbers)
-
-    def _next_in_order(self, place: int) -> tuple[list[ResultRow], int] | None:
+    def _next_in_order(self, after: int) -> tuple[list[ResultRow], int] | None:
         """As `_next`, in the order in which the requests were accepted: up to the first that is not settled."""
         done = False
-        while numbers := self._behind(place):
-            found = {row.request: row for row in self._engine.ledger.results_of(numbers)}
+        while marked := self._engine.ledger.numbers(job=self._number, after=after, limit=_PAGE):
+            numbers = [number for _, number in marked]
+            found = {row.request: row for row in self._engine.ledger.results_of(numbers, job=self._number)}
             ready = list(takewhile(found.__contains__, numbers))
             if ready:
-                return self._placed(found[number] for number in ready), self._after(place, ready)
+                return [found[number] for number in ready], marked[len(ready) - 1][0]
             if done:  # it was purged
-                place = self._after(place, numbers[:1])
+                after = marked[0][0]
             elif self._waits():
                 return None
             done = not done  # but for what settled since the page was read
-        return [], place
+        return [], after
 
     def _paged(self, *, ordered: bool) -> tuple[Callable[[int], tuple[list[ResultRow], int] | None], int]:
         """What gives its results page by page, and where it begins."""
-        return (self._next_in_order, 0) if ordered else (self._next, self._first())
-
-    def _earlier(self) -> list[ResultRow]:
-        """Rows that were settled before this bulk dispatch found its requests again."""
-        if self._requests is None:
-            return []
-        last, cursor = self._marks
-        found = (self._engine.ledger.result(n) for n in self._requests[: bisect_left(self._requests, last + 1)])
-        return self._placed(row for row in found if row is not None and row.cursor <= cursor)
-
-    def _first(self) -> int:
-        return 0 if self._requests is None else self._marks[1]
-
-    def _has(self, request: int) -> bool:
-        if self._requests is None:
-            return True
-        index = bisect_left(self._requests, request)
-        return index < len(self._requests) and self._requests[index] == request
+        return (self._next_in_order if ordered else self._next), 0
 
     def _unsettled(self) -> dict[Lane, int]:
         """How many of it are not settled, by lane; raises if they cannot be because a lane is suspended."""
-        ledger = self._engine.ledger
-        counts = ledger.counts(job=self._number) if self._requests is None else ledger.counts_of(self._requests)
+        counts = self._engine.ledger.counts(job=self._number)
         left: dict[Lane, int] = {}
         moving = False
         for (lane, status, _), number in counts.by.items():
@@ -370,7 +321,7 @@ class JobView:
                 continue
             left[lane] = left.get(lane, 0) + number
             sent = status is Status.IN_FLIGHT
-            moving = moving or (sent and not (lane is Lane.BATCH and self._number in self._engine.stalled))
+            moving = moving or (sent and not (lane is Lane.BATCH and self._scope in self._engine.stalled))
         for lane in () if moving else left:  # nothing of it is on its way any more
             error = suspended(self._engine, lane, f"job {shown(self._name)}")
             if error is not None:
@@ -379,21 +330,14 @@ class JobView:
 
     def _waits(self) -> bool:
         """Whether any of it is not settled; raises as `_unsettled` does. Cheap however many there are."""
-        if self._requests is None or self._engine.suspended:
+        if self._name is not None or self._engine.suspended:
             return bool(self._unsettled())
         for start in dict.fromkeys((self._seen, 0)):  # in the end all of it: some may have been queued anew meanwhile
-            self._seen = self._first_unsettled(self._requests, start)
-            if self._seen < len(self._requests):
+            found = self._engine.ledger.unsettled(job=self._number, start=start)
+            if found is not None:
+                self._seen = found
                 return True
         return False
-
-    def _first_unsettled(self, requests: Sequence[int], start: int) -> int:
-        """The index, to the page, of the first from `start` on that is not settled."""
-        for index in range(start, len(requests), _PAGE):
-            counts = self._engine.ledger.counts_of(requests[index : index + _PAGE])
-            if any(status is not Status.SETTLED for _, status, _ in counts.by):
-                return index
-        return len(requests)
 
     def _next(self, after: int) -> tuple[list[ResultRow], int] | None:
         """The next page, an empty one at the end, None if there is something to wait for."""
@@ -411,7 +355,7 @@ class JobView:
     def _wanted(self) -> datetime:
         """Somebody waits for it; returns when the pump has to look. What a bulk dispatch accepted is submitted."""
         engine = self._engine
-        if self._requests is not None:
+        if self._name is None:
             return engine.now()
         return engine.waits.add(engine.now(), jobs=[self._number])
 
@@ -422,20 +366,15 @@ class JobView:
         """Queue anew and mark as waited for, as a bulk dispatch is."""
         tag = None if latency is None else to_latency(latency)
         self._engine.rise()
-        ledger = self._engine.ledger
-        count = self._engine.reopen(self._number, outcomes, self._requests, tag)
-        if self._requests is None:
-            ledger.flush(job=self._number)
-        elif count:
-            rows = map(ledger.row, self._requests)
-            ledger.flush({row.terms.id for row in rows if row is not None and row.status is Status.QUEUED})
+        count = self._engine.reopen(self._number, outcomes, tag)
+        self._engine.ledger.flush(job=self._number)
         return count
 
     def _progress(self) -> Progress:
-        found = progress(self._engine, self._number)
-        if self._requests is None:
+        found = progress(self._engine, self._scope)
+        if self._name is not None:
             return found
-        counts = self._engine.ledger.counts_of(self._requests)
+        counts = self._engine.ledger.counts(job=self._number)
         return attrs.evolve(found, **tallies(counts.by.items()))
 
     def _late(self, timeout: float | None) -> ResultTimeoutError:

@@ -23,6 +23,7 @@ from .fitting import first_fitting, summed_up
 from .records import CHUNK, IN_BATCH, SENT_IN, Records, Row
 from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, QUEUED, SETTLED, decode_key, micros, view_of, view_values
+from .unnamed import REQUESTS_OF, Unnamed, is_in
 from .values import Member
 
 __all__ = ["Batches"]
@@ -58,8 +59,8 @@ def _runs(
 class Batches:
     """Seals and the life of a batch."""
 
-    def __init__(self, database: Database, records: Records, books: Books) -> None:
-        self._database, self._records, self._books = database, records, books
+    def __init__(self, database: Database, records: Records, books: Books, unnamed: Unnamed) -> None:
+        self._database, self._records, self._books, self._unnamed = database, records, books, unnamed
 
     def flush(
         self,
@@ -77,7 +78,9 @@ class Batches:
                 what = f"terms IN (SELECT terms FROM request WHERE id {self._database.among} AND status = 0)"
                 values = [(self._database.list_of(requests),)]
             elif job is not None:
-                what, values = "terms IN (SELECT id FROM terms WHERE job = ?)", [(job,)]
+                unnamed = self._unnamed.behind(db, job) is not None
+                of_job = f"q.terms FROM {REQUESTS_OF} AND q.status = 0" if unnamed else "id FROM terms WHERE job = ?"
+                what, values = f"terms IN (SELECT {of_job})", [(job,)]
             db.executemany(f"UPDATE cohort SET flush = 1 WHERE status = 0 AND flush = 0 AND {what}", values)
 
     def seal(
@@ -340,14 +343,12 @@ class Batches:
         with self._database.read() as db:
             return [db.execute("SELECT params FROM body WHERE id = ?", (number,)).fetchone()[0] for number in requests]
 
-    def missing(self, batch: int) -> list[int]:
-        """The batch's rows that are not ticked off."""
+    def missing(self, batch: int, *, job: int | None = None) -> list[int]:
+        """The batch's rows (those of this job) that are not ticked off."""
         with self._database.read() as db:
             first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
-            return [
-                row[0]
-                for row in db.execute(
-                    f"SELECT id FROM request WHERE {IN_BATCH} ORDER BY id",
-                    (first, last, batch),
-                )
-            ]
+            unnamed = self._unnamed.behind(db, job) is not None
+            which = "" if job is None else f" AND {is_in('request.id') if unnamed else 'request.job = ?'}"
+            values = (first, last, batch) if job is None else (first, last, batch, job)
+            found = db.execute(f"SELECT id FROM request WHERE {IN_BATCH}{which} ORDER BY id", values)
+            return [number for (number,) in found]

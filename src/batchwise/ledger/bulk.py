@@ -31,6 +31,7 @@ from .keys import Positions, StagedError, conflict, find
 from .records import CHUNK, Records
 from .rows import BATCH, LANE_CODES, QUEUED, SYNC, decode_key, encode_key
 from .runs import Runs
+from .unnamed import Unnamed
 from .values import Cap, Entry
 
 __all__ = ["Intake", "Intakes"]
@@ -135,6 +136,8 @@ class Intake:
         self._intakes, self._id, self._run = intakes, number, run
         self._database, self._records, self._books = intakes.database, intakes.records, intakes.books
         self._job, self._job_id = job, job_id
+        self.job = job_id
+        """The number of its job; without a name it is the shared scope until it is accepted, then one of its own."""
         self._prefix = b"~" + uuid4().hex.encode()
         self._terms: list[Terms] = []
         self._stored: list[int] = []
@@ -370,7 +373,8 @@ class Intake:
                 (positions, positions, self._job_id),
             )
             db.execute("DELETE FROM intake WHERE id = ?", (self._id,))
-        self._open = False
+            job = self._job_id if self._job is not None else self._intakes.unnamed.add(db, self._sum.numbers.ranges)
+        self.job, self._open = job, False
         self._intakes.accepted(self._id, self._job_id if self._job is not None else None, len(numbers))
         return numbers
 
@@ -416,6 +420,7 @@ class Intakes:
     joining: Joining
     runs: Runs
     positions: Positions
+    unnamed: Unnamed
     threads: dict[int, int] = attrs.field(factory=dict)
     """The threads that are within bulk dispatches of this ledger."""
     left: set[int] = attrs.field(factory=set)

@@ -13,9 +13,10 @@ from batchwise.planning.outcomes import UNAFFORDABLE
 from batchwise.planning.turns import failed
 
 from .database import Connection, Database
-from .records import BEHIND, CHUNK, RESULTS_BEHIND, Records, Row
-from .rows import IN_FLIGHT, LANES, SETTLED, canceled_line, decode_key, micros
+from .records import BEHIND, CHUNK, RESULTS_BEHIND, UNSETTLED_IN_BATCH, Records, Row
+from .rows import IN_FLIGHT, LANES, canceled_line, decode_key, micros
 from .settlements import Settlements
+from .unnamed import REQUESTS_OF, Unnamed
 from .values import Settlement
 
 __all__ = ["Cancelling", "Purging"]
@@ -26,8 +27,8 @@ _CANCELED = "it was cancelled before it was sent"
 class Cancelling:
     """Settles requests that were never sent, or that nobody may send again."""
 
-    def __init__(self, database: Database, records: Records, settlements: Settlements) -> None:
-        self._database, self._records, self._settlements = database, records, settlements
+    def __init__(self, database: Database, records: Records, settlements: Settlements, unnamed: Unnamed) -> None:
+        self._database, self._records, self._settlements, self._unnamed = database, records, settlements, unnamed
 
     def cancel_rows(self, db: Connection, ids: Iterable[int], kind: str, message: str, now: datetime) -> int:
         """Settle these as CANCELED. Those that were sent to the sync lane may have been billed."""
@@ -58,36 +59,40 @@ class Cancelling:
 
         Returns how many, and the batches in which other rows of it still are.
         """
-        values: tuple[int, ...]
-        if request is not None:
-            what, values = "id = ?", (request,)
-        elif job is not None:
-            what, values = (
-                "terms IN (SELECT c.terms FROM cohort c JOIN terms t ON t.id = c.terms WHERE t.job = ?)",
-                (job,),
-            )
-        else:
-            what, values = "terms IN (SELECT terms FROM cohort)", ()
+        with self._database.read() as db:
+            unnamed = self._unnamed.behind(db, job) is not None
+        queued, values = _queued(request, job, unnamed=unnamed)
         canceled, found = 0, CHUNK
         while found == CHUNK:
             with self._database.write("cancel") as db:
-                queued = db.execute(
-                    f"SELECT id FROM request WHERE status = 0 AND {what} LIMIT {CHUNK}",
-                    values,
-                ).fetchall()
-                found = len(queued)
-                canceled += self.cancel_rows(db, (row[0] for row in queued), "canceled", _CANCELED, now)
+                ids = [number for (number,) in db.execute(f"{queued} LIMIT {CHUNK}", values)]
+                found = len(ids)
+                canceled += self.cancel_rows(db, ids, "canceled", _CANCELED, now)
+        sent, values = _sent(request, job, unnamed=unnamed)
         with self._database.read() as db:
-            if request is not None:
-                row = self._records.rows(db, [request]).get(request)
-                inside = [(row.inside,)] if row is not None and row.status != SETTLED and row.inside else []
-            else:
-                which = "" if job is None else " AND terms IN (SELECT id FROM terms WHERE job = ?)"
-                inside = db.execute(
-                    f"SELECT DISTINCT batch FROM cohort WHERE batch > 0{which} ORDER BY batch",
-                    values,
-                ).fetchall()
-        return canceled, tuple(row[0] for row in inside)
+            return canceled, tuple(sorted(batch for (batch,) in db.execute(sent, values)))
+
+
+def _queued(request: int | None, job: int | None, *, unnamed: bool) -> tuple[str, tuple[int, ...]]:
+    """Selects what is queued of it, and what is bound to that."""
+    queued = "SELECT id FROM request WHERE status = 0 AND"
+    if request is not None:
+        return f"{queued} id = ?", (request,)
+    if job is None:
+        return f"{queued} terms IN (SELECT terms FROM cohort)", ()
+    if unnamed:
+        return f"SELECT q.id FROM {REQUESTS_OF} AND q.status = 0", (job,)
+    return f"{queued} terms IN (SELECT c.terms FROM cohort c JOIN terms t ON t.id = c.terms WHERE t.job = ?)", (job,)
+
+
+def _sent(request: int | None, job: int | None, *, unnamed: bool) -> tuple[str, tuple[int, ...]]:
+    """Selects the batches in which some of it is not settled, and what is bound to that."""
+    if request is not None:
+        return f"SELECT q.batch FROM request q WHERE q.id = ? AND {UNSETTLED_IN_BATCH}", (request,)
+    if unnamed and job is not None:
+        return f"SELECT DISTINCT q.batch FROM {REQUESTS_OF} AND {UNSETTLED_IN_BATCH}", (job,)
+    which = "" if job is None else " AND terms IN (SELECT id FROM terms WHERE job = ?)"
+    return f"SELECT DISTINCT batch FROM cohort WHERE batch > 0{which}", () if job is None else (job,)
 
 
 class Purging:
@@ -116,6 +121,7 @@ class Purging:
                     [each[2:] for each in settled],
                 )
                 if found < CHUNK:
+                    Unnamed.purge(db)
                     last = self._records.last_result(db)
                     db.execute("DELETE FROM settling WHERE settled_at < ?", (micros(before),))
                     db.execute("UPDATE deleted SET last = ? WHERE name = 'result'", (last,))

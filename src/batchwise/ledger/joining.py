@@ -10,7 +10,7 @@ from .books import Books, Moves, place_of, reserve
 from .database import Connection
 from .keys import differing, same_body
 from .records import Records, Row
-from .requeuing import Requeuing
+from .renewing import Renewing
 from .rows import LANE_CODES, QUEUED, SETTLED, merged
 from .values import Cap
 
@@ -20,8 +20,8 @@ __all__ = ["Joining"]
 class Joining:
     """Joins requests that are dispatched again with those that are there."""
 
-    def __init__(self, records: Records, books: Books, requeuing: Requeuing) -> None:
-        self._records, self._books, self._requeuing = records, books, requeuing
+    def __init__(self, records: Records, books: Books, renewing: Renewing) -> None:
+        self._records, self._books, self._renewing = records, books, renewing
 
     def same(self, db: Connection, request: int, terms: int, body: bytes, new: Terms) -> bool:
         """Whether a request has this content: its canonical params, betas and stream."""
@@ -57,7 +57,7 @@ class Joining:
             if not row.abandoned:
                 return False
             self._books.check_cap(db, cap, reserve(new, 1, row.size))
-            self._requeuing.renew(db, moves, row, new, now=now, run=run, flush=flush)
+            self._renewing.renew(db, moves, row, new, now=now, run=run, flush=flush)
             return True
         queued = row.status == QUEUED
         terms = merged(self._records.terms(db, row.terms), new, queued=queued)

@@ -24,9 +24,11 @@ from .keys import Positions
 from .looking import Looking
 from .records import Records
 from .recovery import Recovery
+from .renewing import Renewing
 from .requeuing import Requeuing
 from .runs import Runs
 from .settlements import Settlements
+from .unnamed import Unnamed
 
 __all__ = ["Ledger"]
 
@@ -58,18 +60,20 @@ class Ledger:
         self._lease, positions = database.process_lock("lease"), Positions()
         records = Records(database)
         self.books = books = Books(database, records)
+        unnamed = Unnamed(database, records)
         self._runs = Runs(database)
         self._conditions = Conditions(database)
-        self._batches = Batches(database, records, books)
-        self._looking = Looking(database, records, books, self._batches, self._lease)
+        self._batches = Batches(database, records, books, unnamed)
+        self._looking = Looking(database, records, books, unnamed, batches=self._batches, lease=self._lease)
         self._claims = Claims(database, records, books)
         self._settlements = Settlements(database, records, books)
         self._requeuing = Requeuing(database, records, books, self._batches)
-        self._cancelling = Cancelling(database, records, self._settlements)
+        self._renewing = Renewing(database, records, books, unnamed)
+        self._cancelling = Cancelling(database, records, self._settlements, unnamed)
         self._purging = Purging(database, records)
         self._adoption = Adoption(database, records, books)
-        joining = Joining(records, books, self._requeuing)
-        self._intakes = Intakes(database, records, books, joining, self._runs, positions)
+        joining = Joining(records, books, self._renewing)
+        self._intakes = Intakes(database, records, books, joining, self._runs, positions, unnamed)
         self._accepting = Accepting(
             database,
             records,
@@ -138,12 +142,10 @@ class Ledger:
     jobs_with = _by("_looking", Looking.jobs_with)
     row = _by("_looking", Looking.row)
     results = _by("_looking", Looking.results)
-    result = _by("_looking", Looking.result)
     results_of = _by("_looking", Looking.results_of)
     numbers = _by("_looking", Looking.numbers)
     counts = _by("_looking", Looking.counts)
-    counts_of = _by("_looking", Looking.counts_of)
-    marks = _by("_looking", Looking.marks)
+    unsettled = _by("_looking", Looking.unsettled)
     report = _by("_looking", Looking.report)
     records = _by("_looking", Looking.records)
     history = _by("_looking", Looking.history)
@@ -181,7 +183,7 @@ class Ledger:
     bodies = _by("_batches", Batches.bodies)
     book_stray = _by("_settlements", Settlements.book_stray)
     cancel = _by("_cancelling", Cancelling.cancel)
-    reopen = _by("_requeuing", Requeuing.reopen)
+    reopen = _by("_renewing", Renewing.reopen)
     suspend = _by("_conditions", Conditions.suspend)
     resume = _by("_conditions", Conditions.resume)
     note_failure = _by("_conditions", Conditions.note_failure)

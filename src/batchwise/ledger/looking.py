@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 from batchwise.models import Lane, Outcome, Report, Status
@@ -22,14 +23,12 @@ from .database import Connection, Database, Lock
 from .places import Places
 from .records import (
     ATTEMPTS_NOW,
-    BEHIND,
     LANE_NOW,
     REQUESTS,
     RESULTS_BEHIND,
     STATUS_NOW,
     Records,
     Settling,
-    settled_in,
 )
 from .rows import (
     BATCH,
@@ -45,7 +44,8 @@ from .rows import (
     encode_key,
     from_micros,
 )
-from .values import Counts, JobRow, RequestRow, ResultRow, Settled
+from .unnamed import REQUESTS_OF, Unnamed
+from .values import Counts, JobRow, Page, RequestRow, ResultRow, Settled
 
 __all__ = ["Looking"]
 
@@ -55,7 +55,7 @@ _REQUEST = (
 _VISIBLE = "EXISTS (SELECT 1 FROM terms t WHERE t.id = q.terms AND t.staged = 0)"
 # The batch whose nonce a request went under: the one that settled it, else the one that it was in before.
 _RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.cache_saved, r.line, CASE s.batch WHEN 0 THEN q.batch END"
-_RESULTS = f"{_RESULT} FROM {RESULTS_BEHIND} CROSS JOIN request q WHERE {BEHIND} AND q.id = r.request"
+_RESULTS = f"{_RESULT} FROM {RESULTS_BEHIND} CROSS JOIN request q WHERE q.id = r.request AND"
 _RESULT_OF = f"{_RESULT}, s.* FROM {REQUESTS} WHERE r.seq > 0 AND"
 _NUMBERS = (
     f"SELECT q.id FROM request q WHERE q.id > ? AND +q.job = ? AND {_VISIBLE} ORDER BY q.id LIMIT ?"  # by the numbers
@@ -65,7 +65,14 @@ _JOBS_WITH = (
     "SELECT j.id FROM job j "
     f"WHERE EXISTS (SELECT 1 FROM request q WHERE q.job = j.id AND q.key = ? AND {_VISIBLE}) ORDER BY j.id LIMIT 3"
 )
-_COUNT = f"SELECT {LANE_NOW}, {STATUS_NOW}, s.outcome, count(*) FROM {REQUESTS} WHERE q.id"
+_COUNT = (
+    f"SELECT {LANE_NOW}, {STATUS_NOW}, s.outcome, count(*) FROM part p CROSS JOIN {REQUESTS} "
+    "WHERE p.job = ? AND q.id BETWEEN p.first AND p.last GROUP BY 1, 2, 3"
+)
+_UNSETTLED = (
+    f"SELECT q.id FROM {REQUESTS_OF} AND p.last >= ? AND q.id >= ? AND q.status < 2 "
+    "AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = q.id) ORDER BY p.first, q.id LIMIT 1"
+)
 _REFUSED = OUTCOME_CODES[Outcome.REFUSED]
 _PICO = Decimal(1).scaleb(-12)
 
@@ -73,8 +80,10 @@ _PICO = Decimal(1).scaleb(-12)
 class Looking:
     """Answers questions, and changes nothing."""
 
-    def __init__(self, database: Database, records: Records, books: Books, batches: Batches, lease: Lock) -> None:
-        self._database, self._records, self._books = database, records, books
+    def __init__(
+        self, database: Database, records: Records, books: Books, unnamed: Unnamed, *, batches: Batches, lease: Lock
+    ) -> None:
+        self._database, self._records, self._books, self._unnamed = database, records, books, unnamed
         self._batches, self._lease, self._places = batches, lease, Places()
 
     def job_id(self, name: str) -> int | None:
@@ -111,11 +120,6 @@ class Looking:
         """The name of a job by its number; None for 0, the shared scope."""
         with self._database.read() as db:
             return self._records.job_name(db, job)
-
-    def marks(self) -> tuple[int, int]:
-        """The last request's number and the last result's cursor; 0 where there is none."""
-        with self._database.read() as db:
-            return self._records.last_request(db), self._records.last_result(db)
 
     def snapshot(self) -> Snapshot:
         """The unsettled work. Its cost does not grow with what has settled.
@@ -193,13 +197,14 @@ class Looking:
             result,
         )
 
-    def results(self, *, job: int | None, after: int, limit: int) -> list[ResultRow]:
+    def results(self, *, job: int | None, after: int, limit: int) -> Page:
         """Settled results in the order of settling, from behind the cursor `after`; job None: of all jobs."""
-        which = "" if job is None else f" AND {settled_in(job)}"
-        values = (after, after, after, limit) if job is None else (after, after, after, job, limit)
         with self._database.read() as db:
-            found = db.execute(f"{_RESULTS}{which} ORDER BY s.last, r.seq LIMIT ?", values)
-            return self._result_rows(db, found)
+            behind, values = self._unnamed.results_behind(db, job, after)
+            found = db.execute(f"{_RESULTS} {behind} ORDER BY s.last, r.seq LIMIT ?", (*values, limit))
+            rows = self._placed(db, self._result_rows(db, found), job)
+            last = rows[-1].cursor if len(rows) >= limit else max(after, self._records.last_result(db))
+        return Page(rows, last)
 
     def result(self, request: int) -> ResultRow | None:
         """The request's result; None: not settled."""
@@ -207,18 +212,38 @@ class Looking:
             found = db.execute(f"{_RESULT_OF} q.id = ?", (request,)).fetchone()
             return None if found is None else self._result_row(db, found)
 
-    def results_of(self, requests: Sequence[int]) -> list[ResultRow]:
-        """The results of those of these requests that are settled, in the order of the requests."""
+    def results_of(self, requests: Sequence[int], *, job: int | None = None) -> list[ResultRow]:
+        """The results of those of these requests (of this job) that are settled, in the order of the requests."""
         with self._database.read() as db:
-            found = {
-                row[1]: self._result_row(db, row) for row in self._records.select(db, f"{_RESULT_OF} q.id", requests)
-            }
-        return [found[number] for number in requests if number in found]
+            found = [self._result_row(db, row) for row in self._records.select(db, f"{_RESULT_OF} q.id", requests)]
+            by_number = {row.request: row for row in self._placed(db, found, job)}
+        return [by_number[number] for number in requests if number in by_number]
 
-    def numbers(self, *, job: int, after: int, limit: int) -> list[int]:
-        """The numbers of the next requests of a job behind one of them, in the order in which they were accepted."""
+    def _placed(self, db: Connection, rows: list[ResultRow], job: int | None) -> list[ResultRow]:
+        """Rows with their places in this job, if it is one without a name; those of others have theirs."""
+        if job is None or self._unnamed.behind(db, job) is None:
+            return rows
+        places = self._unnamed.places(db, job, [row.request for row in rows])
+        return [row._replace(place=place) for row, place in zip(rows, places, strict=True)]
+
+    def numbers(self, *, job: int, after: int, limit: int) -> list[tuple[int, int]]:
+        """The next requests of a job, in the order in which they were accepted.
+
+        Each is a mark, behind which the next ones are found (`after`, 0 in the beginning), and the request's number.
+        """
         with self._database.read() as db:
-            return [number for (number,) in db.execute(_NUMBERS, (after, job, limit))]
+            if self._unnamed.behind(db, job) is not None:
+                return list(islice(self._unnamed.numbers(db, job, after, limit), limit))
+            return [(number, number) for (number,) in db.execute(_NUMBERS, (after, job, limit))]
+
+    def unsettled(self, *, job: int, start: int = 0) -> int | None:
+        """The first request of a bulk dispatch without a name, from this number on, that is not settled; None: none.
+
+        Cheap where few of those before it are settled.
+        """
+        with self._database.read() as db:
+            found = db.execute(_UNSETTLED, (job, start, start)).fetchone()
+            return None if found is None else int(found[0])
 
     def _result_row(self, db: Connection, found: Sequence[Any]) -> ResultRow:
         cursor, number, key, cost, saved, gained, line, batch, *rest = found
@@ -266,12 +291,16 @@ class Looking:
         )
 
     def counts(self, *, job: int | None) -> Counts:
-        """How many requests are where: cohorts and tallies only."""
+        """How many requests are where, by cohorts and tallies. A bulk dispatch without a name is counted through."""
         by: dict[tuple[Lane, Status, Outcome | None], int] = {}
         unsettled = "" if job is None else "WHERE terms IN (SELECT id FROM terms WHERE job = ?)"
         settled = "" if job is None else "WHERE job = ?"
         values = () if job is None else (job,)
         with self._database.read() as db:
+            if self._unnamed.behind(db, job) is not None:
+                for lane, status, outcome, count in db.execute(_COUNT, values):
+                    by[LANES[lane], STATUSES[status], None if outcome is None else OUTCOMES[outcome]] = count
+                return Counts(by)
             for lane, status, count in db.execute(
                 f"SELECT lane, status, sum(requests) FROM cohort {unsettled} GROUP BY lane, status",
                 values,
@@ -283,16 +312,6 @@ class Looking:
             ):
                 if count:
                     by[LANES[lane], Status.SETTLED, OUTCOMES[outcome]] = count
-        return Counts(by)
-
-    def counts_of(self, requests: Sequence[int]) -> Counts:
-        """The same over these requests."""
-        by: dict[tuple[Lane, Status, Outcome | None], int] = {}
-        distinct = list(dict.fromkeys(requests))
-        with self._database.read() as db:
-            for lane, status, outcome, count in self._records.select(db, _COUNT, distinct, " GROUP BY 1, 2, 3"):
-                place = LANES[lane], STATUSES[status], None if outcome is None else OUTCOMES[outcome]
-                by[place] = by.get(place, 0) + count
         return Counts(by)
 
     def report(self, *, job: int | None) -> Report:

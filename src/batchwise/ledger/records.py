@@ -22,10 +22,10 @@ __all__ = [
     "RESULTS_BEHIND",
     "SENT_IN",
     "STATUS_NOW",
+    "UNSETTLED_IN_BATCH",
     "Records",
     "Row",
     "Settling",
-    "settled_in",
 ]
 
 CHUNK = 2_000
@@ -54,15 +54,12 @@ _LAST_REQUEST, _LAST_RESULT = (
     f"SELECT last FROM deleted WHERE name = '{name}') AS given"
     for name, column, table in (("request", "id", "request"), ("result", "last", "settling"))
 )
+UNSETTLED_IN_BATCH = "q.status = 1 AND q.lane = 1 AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = q.id)"
+"""A request q is in a batch, and not settled."""
 SENT_IN = "request.id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1"
 """The requests of a batch by its first and last number and its own, if none of them is settled."""
 IN_BATCH = f"{SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
 """The unsettled requests of a batch."""
-
-
-def settled_in(job: int) -> str:
-    """The condition that a settling s is this job's, to which its number is bound."""
-    return "s.job = ? AND s.job > 0" if job else "s.job = ?"  # named jobs have an index
 
 
 class Row(NamedTuple):

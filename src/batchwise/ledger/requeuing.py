@@ -1,25 +1,19 @@
-"""How requests are queued again, taken back out of a batch, moved to the other lane, and begun anew."""
-
-# ruff: noqa: S608 (statements are made of constants and question marks)
+"""How requests are queued again, taken back out of a batch, and moved to the other lane."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-import attrs
-
-from batchwise.errors import InvalidValueError
-from batchwise.models import Lane, Outcome
-from batchwise.planning.outcomes import was_cut
+from batchwise.models import Lane
 from batchwise.planning.priming import Caching
 from batchwise.planning.state import BatchState, Terms
 
 from .batches import Batches
-from .books import Books, Moves, Place, most_again, place_of, reserve
+from .books import Books, Place, most_again, place_of, reserve
 from .database import Connection, Database
-from .records import BEHIND, CHUNK, IN_BATCH, RESULTS_BEHIND, Records, Row, settled_in
-from .rows import BATCH, IN_FLIGHT, LANE_CODES, OUTCOME_CODES, QUEUED, SYNC
+from .records import IN_BATCH, Records, Row
+from .rows import BATCH, IN_FLIGHT, LANE_CODES, QUEUED, SYNC
 from .values import Cap
 
 __all__ = ["Requeuing"]
@@ -29,7 +23,7 @@ _KEPT_AT_ONCE = 500
 
 
 class Requeuing:
-    """Queues requests again: another attempt, the other lane, or all anew."""
+    """Queues requests again that are not settled: another attempt, or the other lane."""
 
     def __init__(self, database: Database, records: Records, books: Books, batches: Batches) -> None:
         self._database, self._records, self._books, self._batches = database, records, books, batches
@@ -206,134 +200,3 @@ class Requeuing:
                     db.execute("UPDATE request SET terms = ? WHERE id = ?", (onto, row.id))
                 moves.book()
             return sum(map(len, chosen.values()))
-
-    def reopen(
-        self,
-        *,
-        job: int,
-        outcomes: Sequence[Outcome],
-        now: datetime,
-        requests: Sequence[int] | None = None,
-        cap: Cap | None = None,
-        reserved: Callable[[Terms], Terms] | None = None,
-        routed: Mapping[int, Terms] | None = None,
-    ) -> int:
-        """Queue a job's settled requests of these outcomes anew; attempts, paused turns and refusals are forgotten.
-
-        With `requests`, only those of them. A deadline that has passed is dropped. What they cost stays in the books.
-        With `routed`, only those in it, on these terms. Under a cap, and with `routed`, it is one transaction, else one
-        for some at a time.
-
-        Raises:
-            SpendLimitError: They could pass the cap; none of them is queued.
-            InvalidValueError: Some of them were adopted; none is queued.
-        """
-        wanted = routed if routed is not None else None if requests is None else frozenset(requests)
-        codes = self._database.list_of(OUTCOME_CODES[outcome] for outcome in outcomes)
-
-        def terms_of(db: Connection, row: Row) -> Terms:
-            terms = self._records.terms(db, row.terms) if routed is None else routed[row.id]
-            if terms.refused_by:
-                terms = terms.asking(terms.asked[:1])
-            return terms if reserved is None else reserved(terms)
-
-        def settled(db: Connection, after: int) -> tuple[list[Row], int | None]:
-            """Some that ended so, behind a cursor, and the cursor behind them; None: there are no more."""
-            found = db.execute(
-                f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} "
-                f"WHERE {BEHIND} AND {settled_in(job)} AND s.outcome {self._database.among} "
-                f"ORDER BY s.last, r.seq LIMIT {CHUNK}",
-                (after, after, after, job, codes),
-            ).fetchall()
-            rows = self._records.rows(db, [each[1] for each in found if wanted is None or each[1] in wanted])
-            return list(rows.values()), found[-1][0] if len(found) == CHUNK else None
-
-        def renew(db: Connection, rows: Sequence[Row]) -> None:
-            moves = self._books.moves(db, now)
-            for row in rows:
-                self.renew(db, moves, row, terms_of(db, row), now=now)
-            moves.book()
-
-        def pages(db: Connection) -> Iterator[list[Row]]:
-            after: int | None = 0
-            while after is not None:
-                rows, after = settled(db, after)
-                yield rows
-
-        with self._database.read() as db:
-            adopted = db.execute("SELECT EXISTS (SELECT 1 FROM batch WHERE job = ? AND adopted = 1)", (job,))
-            mixed = adopted.fetchone()[0]
-            if mixed and any(self._records.terms(db, row.terms).adopted for page in pages(db) for row in page):
-                raise InvalidValueError(
-                    "requests of an adopted batch are among these, and the ledger does not have their prompts: nothing "
-                    "was queued. Dispatch them anew, under a job of their own"
-                )
-        if cap is not None or routed is not None:
-            with self._database.write("reopen") as db:
-                rows = [row for page in pages(db) for row in page]
-                more = sum(reserve(terms_of(db, row), 1, row.size) for row in rows)
-                self._books.check_cap(db, cap, more)
-                renew(db, rows)
-            return len(rows)
-        reopened = 0
-        after: int | None = 0
-        while after is not None:
-            with self._database.write("reopen") as db:
-                rows, after = settled(db, after)
-                renew(db, rows)
-            reopened += len(rows)
-        return reopened
-
-    def renew(
-        self,
-        db: Connection,
-        moves: Moves,
-        row: Row,
-        terms: Terms,
-        *,
-        now: datetime,
-        run: int = 0,
-        flush: bool = False,
-    ) -> None:
-        """A settled request is queued as if it were new; its result goes."""
-        if not run:
-            # Nobody is known to wait for it, so no process's end abandons it.
-            terms = attrs.evolve(terms, blocking=False)
-        if terms.deadline is not None and terms.deadline <= now:
-            terms = attrs.evolve(terms, deadline=None, submit_by=None, rescue_at=None)
-        number = (
-            row.terms if terms == self._records.terms(db, row.terms) else self._records.store_terms(db, terms, row.job)
-        )
-        lane = LANE_CODES[terms.lane]
-        self._forget_result(db, row)
-        size = self._forget_turns(db, row)
-        db.execute(
-            "UPDATE request SET terms = ?, lane = ?, status = 0, run = ?, attempts = 0, calls = 0, abandoned = 0 "
-            "WHERE id = ?",
-            (number, lane, run, row.id),
-        )
-        moves.add(Place(number, lane, QUEUED, 0), 1, size, flush=flush)
-
-    def _forget_result(self, db: Connection, row: Row) -> None:
-        """The result goes, and the request out of the counts; money, attempts and tokens stay in the books."""
-        cost, line = db.execute("SELECT cost, line FROM result WHERE seq = ?", (row.result,)).fetchone()
-        how = self._records.settling(db, row.result or 0)
-        db.execute(
-            "UPDATE tally SET requests = requests - 1, unpriced = unpriced - ?, met = met - ?, missed = missed - ?, "
-            "truncated = truncated - ? WHERE job = ? AND lane = ? AND outcome = ?",
-            (cost is None, how.met == 1, how.met == 0, was_cut(line), row.job, how.lane, how.outcome),
-        )
-        db.execute("DELETE FROM result WHERE seq = ?", (row.result,))
-
-    def _forget_turns(self, db: Connection, row: Row) -> int:
-        """Paused turns and refusals go, and the body is the first one again; returns its size."""
-        first = db.execute(
-            "SELECT body FROM turn WHERE request = ? AND body IS NOT NULL ORDER BY n LIMIT 1", (row.id,)
-        ).fetchone()
-        db.execute("DELETE FROM turn WHERE request = ?", (row.id,))
-        if first is None:
-            return row.size
-        size = len(first[0])
-        db.execute("UPDATE body SET params = ? WHERE id = ?", (first[0], row.id))
-        db.execute("UPDATE request SET size = ? WHERE id = ?", (size, row.id))
-        return size

@@ -21,6 +21,9 @@ __all__ = ["MIGRATIONS", "statements"]
 # - What results that settled together have in common stands once, in `settling`, whose results are those from `first`
 #   to `last`: a bulk's results come by the thousand. A job's results are found by its settlings, in order. What has
 #   no job settles one by one, and is looked for in the order of settling: an index would be one more page to write.
+# - A bulk dispatch without a name has a job without one. Its requests stay in the shared scope, where their keys are
+#   unique: `part` lists them by ranges of numbers, the first one of each at its place in the bulk. `job.behind` is the
+#   cursor behind which their results are; all other jobs have none.
 # - Numbers are those of the last row and one; `deleted` has the highest of rows that are gone, for none is given twice
 #   (a counter would be one page more that each transaction writes).
 # - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
@@ -44,9 +47,18 @@ CREATE TABLE job (
     id {numbered},
     name {bytes} UNIQUE,
     visible {integer} NOT NULL DEFAULT 0,
-    positions {integer} NOT NULL DEFAULT 0
+    positions {integer} NOT NULL DEFAULT 0,
+    behind {integer}
 );
 INSERT INTO job (id, name, visible) VALUES (0, NULL, 1);
+CREATE TABLE part (
+    job {integer} NOT NULL REFERENCES job,
+    first {integer} NOT NULL,
+    last {integer} NOT NULL,
+    place {integer} NOT NULL,
+    PRIMARY KEY (job, first)
+){clustered};
+CREATE INDEX part_place ON part (job, place);
 CREATE TABLE intake (id {numbered}, job {integer} NOT NULL REFERENCES job, run {integer} NOT NULL);
 CREATE TABLE terms (
     id {numbered},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ __all__ = [
     "Entry",
     "JobRow",
     "Member",
+    "Page",
     "RequestRow",
     "ResultRow",
     "Settled",
@@ -173,6 +174,19 @@ class ResultRow(NamedTuple):
     how: Settled
     place: int | None = None
     """In its job; None in the shared scope."""
+
+
+class Page(list[ResultRow]):
+    """Results in the order of settling.
+
+    Args:
+        rows: The results.
+        cursor: Behind the last of them, or where there are no more yet, behind all that has settled.
+    """
+
+    def __init__(self, rows: Iterable[ResultRow], cursor: int) -> None:
+        super().__init__(rows)
+        self.cursor = cursor
 
 
 class Streak(NamedTuple):

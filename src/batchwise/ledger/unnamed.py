@@ -1,0 +1,116 @@
+"""Bulk dispatches without a name: each is a job that no list shows, and only its handle knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
+
+from .database import Connection, Database
+from .records import BEHIND, Records
+
+__all__ = ["REQUESTS_OF", "Unnamed", "is_in"]
+
+REQUESTS_OF = "part p CROSS JOIN request q WHERE p.job = ? AND q.id BETWEEN p.first AND p.last"
+"""The parts p of such a job, to which its number is bound, with their requests q."""
+
+
+def is_in(column: str) -> str:
+    """The condition that the request of this number is in such a job, to which its number is bound."""
+    part = f"SELECT p.last FROM part p WHERE p.job = ? AND p.first <= {column} ORDER BY p.first DESC LIMIT 1"  # noqa: S608
+    return f"{column} <= ({part})"
+
+
+class Unnamed:
+    """Stores which requests belong to a bulk dispatch without a name, as ranges of numbers in the order of the bulk.
+
+    The requests stay in the shared scope, where their keys are unique. One may belong to several such bulks: it keeps
+    its number when it is dispatched again.
+    """
+
+    def __init__(self, database: Database, records: Records) -> None:
+        self._database, self._records = database, records
+        self._behind: dict[int, int | None] = {}
+        database.undone.append(self._behind.clear)
+
+    def add(self, db: Connection, given: Sequence[range]) -> int:
+        """Store a bulk of these requests, in this order; returns the number of its job."""
+        last = self._records.last_result(db)
+        job = self._database.insert(db, "INSERT INTO job (behind) VALUES (?)", (last,))
+        parts = [(job, part.start, part.stop - 1, place) for place, part in _parts(given)]
+        db.executemany("INSERT INTO part (job, first, last, place) VALUES (?, ?, ?, ?)", parts)
+        earlier = "SELECT min(seq) - 1 FROM part JOIN result ON request BETWEEN part.first AND part.last WHERE job = ?"
+        db.execute(f"UPDATE job SET behind = coalesce(({earlier}), behind) WHERE id = ?", (job, job))  # noqa: S608
+        return job
+
+    def behind(self, db: Connection, job: int | None) -> int | None:
+        """The cursor behind which all results of such a job are; None: the job is another one."""
+        if not job:
+            return None
+        if job not in self._behind:
+            found = db.execute("SELECT behind FROM job WHERE id = ?", (job,)).fetchone()
+            if found is None:
+                return None
+            (self._behind[job],) = found
+        return self._behind[job]
+
+    def results_behind(self, db: Connection, job: int | None, after: int) -> tuple[str, tuple[int, ...]]:
+        """The condition that results r of settlings s are behind a cursor, and a job's (None: any), and its values."""
+        behind = self.behind(db, job)
+        if behind is not None and job is not None:
+            start = max(after, behind)
+            return f"{BEHIND} AND s.job = 0 AND {is_in('r.request')}", (start, start, start, job)
+        if job is None:
+            return BEHIND, (after, after, after)
+        return f"{BEHIND} AND s.job = ?{' AND s.job > 0' if job else ''}", (after, after, after, job)  # has an index
+
+    def numbers(self, db: Connection, job: int, place: int, limit: int) -> Iterator[tuple[int, int]]:
+        """The next requests from a place on: of each the place behind it, and its number."""
+        begins = "SELECT coalesce(max(place), 0) FROM part WHERE job = ? AND place <= ?"
+        found = db.execute(
+            f"SELECT place, first, last FROM part WHERE job = ? AND place >= ({begins}) ORDER BY place LIMIT ?",  # noqa: S608
+            (job, job, place, limit + 1),
+        )
+        for begin, first, last in found.fetchall():
+            skipped = max(place - begin, 0)
+            for number in range(first + skipped, last + 1):
+                yield begin + number - first + 1, number
+
+    def places(self, db: Connection, job: int, requests: Sequence[int]) -> list[int]:
+        """The places of these requests of it, from 0."""
+        places = []
+        first, last, place = 0, -1, 0
+        for number in requests:
+            if not first <= number <= last:
+                first, last, place = db.execute(
+                    "SELECT first, last, place FROM part WHERE job = ? AND first <= ? ORDER BY first DESC LIMIT 1",
+                    (job, number),
+                ).fetchone()
+            places.append(place + number - first)
+        return places
+
+    @staticmethod
+    def purge(db: Connection) -> None:
+        """Forget parts, and jobs, all of whose requests are gone."""
+        db.execute("DELETE FROM part WHERE NOT EXISTS (SELECT 1 FROM request q WHERE q.id BETWEEN first AND last)")
+        db.execute("DELETE FROM job WHERE behind IS NOT NULL AND id NOT IN (SELECT job FROM part)")
+
+
+def _parts(given: Sequence[range]) -> list[tuple[int, range]]:
+    """Ranges with the places of their first requests; what comes again has the place where it came first."""
+    parts: list[tuple[int, range]] = []
+    if all(one.stop <= next_.start for one, next_ in pairwise(sorted(given, key=lambda part: part.start))):
+        place = 0
+        for part in given:
+            parts.append((place, part))
+            place += len(part)
+        return parts
+    places: dict[int, int] = {}
+    for place, number in enumerate(chain.from_iterable(given)):
+        places.setdefault(number, place)
+    for number, place in places.items():
+        begin, part = parts[-1] if parts else (0, range(0))
+        if parts and (number, place) == (part.stop, begin + len(part)):
+            parts[-1] = begin, range(part.start, number + 1)
+        else:
+            parts.append((place, range(number, number + 1)))
+    return parts

@@ -213,12 +213,12 @@ class Settlements:
         met, lateness = met_deadline(OUTCOMES[outcome], about.deadline, now)
         last = first + count - 1
         db.execute(_INSERT_SETTLING, (last, first, job, terms, outcome, lane, batch, attempts, micros(now), met))
-        paid = sum(filter(None, costs))
+        paid, saved, unpriced = sum(filter(None, costs)), sum(filter(None, savings)), costs.count(None)
         tally = (
             count,
             str(paid),
-            str(sum(filter(None, savings))),
-            costs.count(None),
+            str(saved),
+            unpriced,
             count if met else 0,
             count if met is False else 0,
             lateness // _MICROSECOND,
@@ -227,7 +227,7 @@ class Settlements:
             sum(read for read, _, _ in used),
             sum(map(was_cut, lines)),
             sum(written for _, written, _ in used),
-            str(sum(saved for _, _, saved in used)),
+            str(sum(gain for _, _, gain in used)),
         )
         db.execute(_TALLY, (job, lane, outcome, *tally))
         if about.prefix and batch and used:
@@ -241,8 +241,8 @@ class Settlements:
                 OUTCOMES[outcome],
                 count,
                 paid,
-                sum(filter(None, savings)),
-                costs.count(None),
+                saved,
+                unpriced,
                 about.deadline,
                 met,
                 lateness,
@@ -251,9 +251,10 @@ class Settlements:
         self._books.spend(db, paid, now)
         self._books.note_prices(db, now)
         kept_for = about.reserve_each or about.reserve_per_byte  # nothing is, without a spend limit
-        if kept_for and (unpriced := [number for number, cost in zip(numbers, costs, strict=True) if cost is None]):
-            size = sum(row.size for row in self._records.rows(db, unpriced).values())
-            self._books.unseen(db, about, len(unpriced), size, now, lane=lane)
+        if kept_for and unpriced:
+            without = [number for number, cost in zip(numbers, costs, strict=True) if cost is None]
+            size = sum(row.size for row in self._records.rows(db, without).values())
+            self._books.unseen(db, about, unpriced, size, now, lane=lane)
         return True
 
     def settle_in(

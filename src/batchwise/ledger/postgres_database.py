@@ -109,20 +109,17 @@ class PostgresDatabase:
         self._transaction = ""
         self.changed = False
         """Whether the transaction has changed anything so far."""
+        self._connection: psycopg.Connection[Any] | None = None
         with forks.opening(self):
             try:
-                self._connection: psycopg.Connection[Any] | None = self._where.connect()
-            except psycopg.Error as error:
-                raise trouble(self.name, error) from None
-            try:
-                check_pooler(self._connection, self._where)
-                migrate(self._connection, self._where, must_exist=must_exist)
+                check_pooler(self.connection, self._where)
+                migrate(self.connection, self._where, must_exist=must_exist)
                 self._session = Session(self._where, self._heard)
             except psycopg.Error as error:
-                self._connection.close()
+                self._drop()
                 raise trouble(self.name, error) from None
             except BaseException:
-                self._connection.close()
+                self._drop()
                 raise
 
     @property
@@ -153,8 +150,6 @@ class PostgresDatabase:
                     self._commits += not quiet
                     for tell in self.done:
                         tell()
-                else:
-                    self.connection.execute("ROLLBACK")
             except BaseException:
                 for forget in self.undone:
                     forget()
@@ -204,8 +199,6 @@ class PostgresDatabase:
     def _using(self) -> Iterator[None]:
         with self.lock:
             self._check_open()
-            if self._connection is not None and self._connection.closed:
-                self._drop()
             try:
                 yield
             except psycopg.Error as error:
@@ -214,7 +207,7 @@ class PostgresDatabase:
                 self._give_back()
 
     def _start(self, begin: str) -> psycopg.Cursor[Any]:
-        """Begin a transaction; on another connection, if the server closed this one while it was idle."""
+        """Begin a transaction; on another connection, if this one was closed while it was idle."""
         try:
             return self.connection.execute(begin)
         except psycopg.Error:

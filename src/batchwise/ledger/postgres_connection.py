@@ -83,9 +83,9 @@ class Target:
             durable = {"synchronous_commit": "on"} if found == ("off",) else {}
             # A session that stands still for long may be the one whose locks say that this process lives.
             lasting = {"idle_session_timeout": "0"} if connection.info.server_version >= _IDLE_SESSIONS_END else {}
-            settings = {**_SETTINGS, **durable, **lasting, "search_path": f'"{self.schema}"'}
+            settings = {**_SETTINGS, **durable, **lasting, "search_path": self.schema}
             _adapt(connection.adapters)
-            connection.execute("; ".join(f"SET {name} TO {_value(name, value)}" for name, value in settings.items()))
+            connection.execute("; ".join(f"SET {name} TO '{value}'" for name, value in settings.items()))
         except BaseException:
             connection.close()
             raise
@@ -148,10 +148,6 @@ def trouble(name: str, error: psycopg.Error) -> LedgerError:
     )
 
 
-def _value(name: str, value: str) -> str:
-    return value if name == "search_path" else f"'{value}'"
-
-
 def check_installed() -> None:
     """See that psycopg is there.
 
@@ -174,9 +170,7 @@ def target(url: str) -> Target:
 
     Raises:
         InvalidValueError: It cannot be read.
-        LedgerError: psycopg is not installed.
     """
-    check_installed()
     from psycopg import ProgrammingError, conninfo
 
     plain, _, query = url.partition("?")

@@ -46,7 +46,6 @@ def migration_sql(url: str) -> str:
 
     Raises:
         InvalidValueError: The URL cannot be read.
-        LedgerError: psycopg is not installed.
     """
     where = target(url)
     name = f'"{where.schema}"'
@@ -75,9 +74,10 @@ def migrate(connection: psycopg.Connection[Any], where: Target, *, must_exist: b
             f"the database of the ledger {where.name} has the encoding {encoding}, which does not hold every text; "
             "make another one (CREATE DATABASE name TEMPLATE template0 ENCODING 'UTF8') and name it in the URL"
         )
-    if _version(connection, where) == len(schema.MIGRATIONS):
+    version = _version(connection, where)
+    if version == len(schema.MIGRATIONS):
         return
-    if must_exist and not _version(connection, where):
+    if must_exist and not version:
         raise LedgerNotFoundError(
             f"there is no ledger {where.name}; nothing was made. Name another with --ledger or $BATCHWISE_LEDGER"
         )

@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-__all__ = ["Column", "Connection", "Cursor", "Database", "Lock"]
+from batchwise.errors import LedgerError, LedgerNotFoundError
+
+__all__ = ["BUSY_SECONDS", "Column", "Connection", "Cursor", "Database", "Lock", "busy", "not_there"]
+
+BUSY_SECONDS = 60
+"""How long a writer waits for another process. Transactions are short, so this is far beyond any queue of them."""
 
 
 class Cursor(Protocol):
@@ -142,3 +147,19 @@ class Database(Protocol):
 
     def close(self) -> None:
         """Close it and give up its locks; again is harmless."""
+
+
+def busy(name: str) -> LedgerError:
+    """The error for a writer of this ledger that has waited for another process as long as it may."""
+    return LedgerError(
+        f"another process has been writing to the ledger {name} for {BUSY_SECONDS} s; "
+        "nothing was changed. If that process hangs, end it: its work goes on from the ledger",
+        passing=True,
+    )
+
+
+def not_there(name: str) -> LedgerNotFoundError:
+    """The error for a ledger that has to exist, and does not."""
+    return LedgerNotFoundError(
+        f"there is no ledger {name}; nothing was made. Name another with --ledger or $BATCHWISE_LEDGER"
+    )

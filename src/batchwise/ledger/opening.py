@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from batchwise.errors import InvalidValueError, LedgerNotFoundError
+from batchwise.errors import InvalidValueError
 
+from .database import not_there
 from .files import path_of, scheme_of
 from .ledger import Ledger
 
@@ -78,6 +79,4 @@ def _meant(spec: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
 
 def _check_exists(path: str) -> None:
     if path != ":memory:" and not Path(path).exists():
-        raise LedgerNotFoundError(
-            f"there is no ledger {path}; nothing was made. Name another with --ledger or $BATCHWISE_LEDGER"
-        )
+        raise not_there(path)

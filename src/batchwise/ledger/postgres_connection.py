@@ -10,13 +10,12 @@ import attrs
 
 from batchwise.errors import InvalidValueError, LedgerError, printable
 
+from .database import BUSY_SECONDS, busy
+
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["BUSY_SECONDS", "Target", "check_installed", "target", "trouble"]
-
-BUSY_SECONDS = 60
-"""How long a writer waits for another process, and how long one that stands still keeps the others waiting."""
+__all__ = ["Target", "check_installed", "target", "trouble"]
 
 _SCHEMA = "batchwise"
 _SEARCH_PATH = re.compile(r"(?:^|\s)(?:-c\s*|--)search_path\s*=\s*((?:\\.|\S)*)")
@@ -130,11 +129,7 @@ def trouble(name: str, error: psycopg.Error) -> LedgerError:
 
     said = printable(error.diag.message_primary or str(error).partition("\n")[0])
     if isinstance(error, errors.LockNotAvailable):
-        return LedgerError(
-            f"another process has been writing to the ledger {name} for {BUSY_SECONDS} s; "
-            "nothing was changed. If that process hangs, end it: its work goes on from the ledger",
-            passing=True,
-        )
+        return busy(name)
     if isinstance(error, errors.InsufficientPrivilege):
         return LedgerError(
             f"the ledger {name} refused its user ({said}); grant it USAGE on the schema, and SELECT, INSERT, UPDATE "

@@ -6,9 +6,10 @@ from typing import Any
 
 import psycopg
 
-from batchwise.errors import LedgerError, LedgerNotFoundError
+from batchwise.errors import LedgerError
 
 from . import schema
+from .database import not_there
 from .postgres_connection import Target, target
 from .postgres_session import key_of
 
@@ -78,9 +79,7 @@ def migrate(connection: psycopg.Connection[Any], where: Target, *, must_exist: b
     if version == len(schema.MIGRATIONS):
         return
     if must_exist and not version:
-        raise LedgerNotFoundError(
-            f"there is no ledger {where.name}; nothing was made. Name another with --ledger or $BATCHWISE_LEDGER"
-        )
+        raise not_there(where.name)
     try:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock($1)", (key_of(where.schema, "migrate"),))
@@ -103,11 +102,7 @@ def _version(connection: psycopg.Connection[Any], where: Target) -> int:
         return 0
     row = connection.execute(f"SELECT value FROM \"{where.schema}\".meta WHERE name = 'schema'").fetchone()  # noqa: S608
     version = 0 if row is None else int(row[0])
-    if version > len(schema.MIGRATIONS):
-        raise LedgerError(
-            f"the ledger {where.name} has schema version {version}, this batchwise knows up to "
-            f"{len(schema.MIGRATIONS)}; upgrade the package batchwise-claude, or use another ledger"
-        )
+    schema.check_version(where.name, version)
     return version
 
 

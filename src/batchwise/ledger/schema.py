@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["MIGRATIONS", "statements"]
+from batchwise.errors import LedgerError
+
+__all__ = ["MIGRATIONS", "check_version", "statements"]
 
 # Words of the schema: status 0 queued, 1 in flight, 2 settled; lane 0 sync, 1 batch; outcome 0 succeeded, 1 failed,
-# 2 expired, 3 canceled, 4 refused; times in microseconds since 1970 (UTC); 0 in `batch`, `run`, `staged`:
-# none.
+# 2 expired, 3 canceled, 4 refused; times in microseconds since 1970 (UTC); 0 in `batch`, `run`, `staged`: none.
 #
 # Why it has this shape:
 # - Bodies and result lines are kept out of `request`, whose rows move often and are scanned.
@@ -218,6 +219,20 @@ CREATE TABLE late (request {integer} NOT NULL, batch {integer} NOT NULL, PRIMARY
 
 MIGRATIONS: tuple[str, ...] = (_FIRST,)
 """Each brings the schema one version on; never change one that was released, append."""
+
+
+def check_version(name: str, version: int) -> None:
+    """Refuse a ledger of a newer version than this batchwise knows.
+
+    Raises:
+        LedgerError: It is.
+    """
+    known = len(MIGRATIONS)
+    if version > known:
+        raise LedgerError(
+            f"the ledger {name} has schema version {version}, this batchwise knows up to {known}; "
+            "upgrade the package batchwise-claude, or use another ledger"
+        )
 
 
 def statements(migrations: Sequence[str], words: Mapping[str, str]) -> Iterator[str]:

@@ -16,10 +16,10 @@ import orjson
 from batchwise.errors import ClosedDispatcherError, LedgerError
 
 from . import forks
-from .database import Column, Connection
+from .database import BUSY_SECONDS, Column, Connection, busy
 from .files import file_id, path_of, refused, still
 from .locks import MemoryLock, ProcessLock
-from .sqlite_file import BUSY_SECONDS, connect
+from .sqlite_file import connect
 
 __all__ = ["SqliteDatabase"]
 
@@ -147,11 +147,7 @@ class SqliteDatabase:
 
     def _trouble(self, error: sqlite3.Error) -> LedgerError:
         if "locked" in str(error) or "busy" in str(error):
-            return LedgerError(
-                f"another process has been writing to the ledger {self.name} for {BUSY_SECONDS:.0f} s; "
-                "nothing was changed. If that process hangs, end it: its work goes on from the ledger",
-                passing=True,
-            )
+            return busy(self.name)
         return LedgerError(
             f"the ledger {self.name} failed ({error}); nothing of this step was changed. "
             "Check the disk's space and the file's permissions, then go on",
@@ -227,7 +223,7 @@ class SqliteDatabase:
             try:
                 self._wiped = not self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
             finally:
-                self.connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
+                self.connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
 
     # -- processes --------------------------------------------------------------------------------------------------
 

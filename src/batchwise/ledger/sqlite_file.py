@@ -8,12 +8,10 @@ import time
 from batchwise.errors import LedgerError
 
 from . import schema
+from .database import BUSY_SECONDS
 from .files import APPLICATION_ID, FileId, create, file_id, make_private, refused
 
-__all__ = ["BUSY_SECONDS", "connect", "migrate"]
-
-BUSY_SECONDS = 60.0
-"""How long a writer waits for another process. Transactions are short, so this is far beyond any queue of them."""
+__all__ = ["connect", "migrate"]
 
 _OPENING_PAUSE = 0.02
 _WORDS = {
@@ -122,7 +120,8 @@ def migrate(db: sqlite3.Connection, path: str) -> None:
     db.execute("BEGIN IMMEDIATE")
     try:
         version = _version(db)
-        _check_version(db, path, version)
+        schema.check_version(path, version)
+        _check_ours(db, path, version)
         for statement in schema.statements(schema.MIGRATIONS[version:], _WORDS):
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {known}")
@@ -133,13 +132,7 @@ def migrate(db: sqlite3.Connection, path: str) -> None:
         raise
 
 
-def _check_version(db: sqlite3.Connection, path: str, version: int) -> None:
-    known = len(schema.MIGRATIONS)
-    if version > known:
-        raise LedgerError(
-            f"the ledger {path} has schema version {version}, this batchwise knows up to {known}; "
-            "upgrade the package batchwise-claude, or use another ledger"
-        )
+def _check_ours(db: sqlite3.Connection, path: str, version: int) -> None:
     if version == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise LedgerError(f"{path} is a SQLite database, but no ledger; name another file")
 

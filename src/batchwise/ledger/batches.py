@@ -12,14 +12,14 @@ from typing import Any
 import orjson
 
 from batchwise.errors import LedgerError, printable
-from batchwise.planning.packing import MAX_REQUESTS, telling_count
+from batchwise.planning.packing import MAX_REQUESTS
 from batchwise.planning.priming import GROWTH, Caching, under_an_hour
 from batchwise.planning.state import BatchState, BatchView, Group
 
 from . import meta, transitions
 from .books import Books, Place
 from .database import Connection, Database
-from .fitting import first_fitting, summed_up
+from .fitting import looked_at, summed_up
 from .records import CHUNK, IN_BATCH, SENT_IN, Records, Row
 from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, QUEUED, SETTLED, decode_key, micros, view_of, view_values
@@ -109,12 +109,9 @@ class Batches:
             values = (accepted[0] if alone else self._database.list_of(accepted),)
             rows = summed_up(self._database, db, accepted[0], taken, max_requests, max_bytes) if alone else None
             if rows is None:
-                rows = first_fitting(db, queued, (*values, max_requests), max_bytes, sort=not alone)
-                if not rows.count:
-                    return None
-                telling = telling_count(rows.count, taken) or rows.count
-                if telling < rows.count:
-                    rows = first_fitting(db, queued, (*values, telling), max_bytes, sort=not alone)
+                rows = looked_at(db, queued, values, taken, max_requests, max_bytes, sort=not alone)
+            if not rows.count:
+                return None
             # By number, where they lie close together: an index that is read must not change under the update,
             # so all that it found would be held in memory first.
             queued = f"id BETWEEN ? AND ? AND {queued.replace('status', 'status + 0') if rows.close else queued}"

@@ -15,7 +15,7 @@ from batchwise.planning.packing import body_length, entry_size, telling_count
 from .database import Connection, Database
 from .rows import BATCH, decode_key
 
-__all__ = ["Fitting", "first_fitting", "summed_up"]
+__all__ = ["Fitting", "looked_at", "summed_up"]
 
 # One character of a key is one byte of its id; where the two counts differ, it is not in ASCII, or holds a NUL.
 _SUMS = (
@@ -96,7 +96,23 @@ def summed_up(
     return Fitting(first, last, count, whole, {terms: (count, size)})
 
 
-def first_fitting(db: Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool) -> Fitting:
+def looked_at(
+    db: Connection,
+    queued: str,
+    values: Sequence[Any],
+    taken: frozenset[int],
+    max_requests: int,
+    max_bytes: int,
+    *,
+    sort: bool,
+) -> Fitting:
+    """The queued rows that fit into a body, of a telling count if there is one. Each row is looked at."""
+    rows = _first_fitting(db, queued, (*values, max_requests), max_bytes, sort=sort)
+    telling = telling_count(rows.count, taken) or rows.count
+    return rows if telling == rows.count else _first_fitting(db, queued, (*values, telling), max_bytes, sort=sort)
+
+
+def _first_fitting(db: Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool) -> Fitting:
     """The queued rows that fit into a body, in order."""
     # Those of one terms come out of their index in order, and reading them ends at the limit. Others are sorted
     # without their keys, which are looked up in that order, one page after the other.

@@ -11,6 +11,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
 import psycopg
@@ -26,6 +27,7 @@ from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.opening import migration_sql, open_ledger
 from batchwise.ledger.postgres_connection import target
 from batchwise.ledger.postgres_database import PostgresDatabase
+from batchwise.ledger.postgres_schema import migrate
 from batchwise.models import Lane
 from tests.postgres import Schemas
 from tests.waiting import until
@@ -196,26 +198,20 @@ def test_a_role_without_create_works_on_a_prepared_schema(url: str, postgres: st
             db.execute(f'DROP ROLE "{role}"')
 
 
-def test_many_processes_make_one_ledger(url: str) -> None:
-    with closing(opened(url)):
-        pass
-    found: list[BaseException | Ledger] = []
+def test_processes_that_start_at_once_make_one_ledger(url: str) -> None:
+    where, start = target(url), threading.Barrier(4)
 
-    def make(where: str) -> None:
-        try:
-            found.append(opened(where))
-        except BaseException as error:  # noqa: BLE001
-            found.append(error)
+    def make() -> None:
+        # Not by opening ledgers: those of one process are opened one after the other.
+        with where.connect() as connection:
+            start.wait(30)
+            migrate(connection, where, must_exist=False)
 
-    fresh = f"{url}_more"
-    threads = [threading.Thread(target=make, args=(fresh,)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for each in found:
-        assert isinstance(each, Ledger), each
-        each.close()
+    with ThreadPoolExecutor(4) as threads:
+        for each in [threads.submit(make) for _ in range(4)]:
+            each.result(30)
+    with closing(opened(url)) as ledger:
+        assert ledger.marks() == (0, 0)
 
 
 # -- lost connections -------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from batchwise.errors import LedgerError, LedgerNotFoundError
+from batchwise.errors import ClosedDispatcherError, LedgerError, LedgerNotFoundError
 
-__all__ = ["BUSY_SECONDS", "Column", "Connection", "Cursor", "Database", "Lock", "busy", "not_there"]
+__all__ = ["BUSY_SECONDS", "Column", "Connection", "Cursor", "Database", "Lock", "busy", "closed", "not_there"]
 
 BUSY_SECONDS = 60
 """How long a writer waits for another process. Transactions are short, so this is far beyond any queue of them."""
@@ -138,8 +138,8 @@ class Database(Protocol):
     def process_lock(self, name: str, *, others: bool = False, again: bool = False) -> Lock:
         """The lock of this name; `close` gives it up.
 
-        `others`: it is somebody else's, and taken only to see that he is dead. `again`: where a lock can be lost while
-        its process lives, it is taken again as soon as possible, and nobody is asked.
+        `others`: it is another process's, and taken only to see whether that is dead. `again`: where a lock can be lost
+        while its process lives, it is taken again as soon as possible, and nobody has to ask for it.
         """
 
     def wipe(self, *, again: bool = False) -> None:
@@ -156,6 +156,11 @@ def busy(name: str) -> LedgerError:
         "nothing was changed. If that process hangs, end it: its work goes on from the ledger",
         passing=True,
     )
+
+
+def closed(name: str) -> ClosedDispatcherError:
+    """The error for a ledger that is used after it was closed."""
+    return ClosedDispatcherError(f"the ledger {name} is closed; open it again")
 
 
 def not_there(name: str) -> LedgerNotFoundError:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import errors
 
-from batchwise.errors import ClosedDispatcherError, LedgerError
+from batchwise.errors import LedgerError
 
 from . import forks
-from .database import Column, Connection
+from .database import Column, Connection, closed
 from .postgres_connection import target, trouble
 from .postgres_schema import check_pooler, migrate
 from .postgres_session import Session, SessionLock, channel_of, discard, key_of
@@ -235,7 +235,7 @@ class PostgresDatabase:
     def _check_open(self) -> None:
         if not self._open:
             forks.check_own(f"the ledger {self.name} was opened", self.pid)
-            raise ClosedDispatcherError(f"the ledger {self.name} is closed; open it again")
+            raise closed(self.name)
 
     # -- statements -------------------------------------------------------------------------------------------------
 

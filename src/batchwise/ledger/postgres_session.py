@@ -15,8 +15,9 @@ from typing import Any
 
 import psycopg
 
-from batchwise.errors import ClosedDispatcherError, LedgerError
+from batchwise.errors import LedgerError
 
+from .database import closed
 from .postgres_connection import Target, trouble
 
 __all__ = ["Session", "SessionLock", "channel_of", "discard", "key_of"]
@@ -27,7 +28,7 @@ _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
 """Seconds between two tries to connect again."""
 _RETURN = 5.0
-"""Seconds after a lost session in which nobody takes the lock of another one, who may be about to take it again."""
+"""For so many seconds after it has a session again, it takes no lock of another process: that may want it back."""
 _TOGETHER = 0.02
 """Seconds between two times that listeners are told, at least."""
 
@@ -154,7 +155,7 @@ class Session:
 
     def _ask(self, sql: str, key: int) -> Any:
         if self._closed:
-            raise ClosedDispatcherError(f"the ledger {self._where.name} is closed; open it again")
+            raise closed(self._where.name)
         if self._connection is None:
             raise LedgerError(
                 f"the connection to the ledger {self._where.name} was lost; it is opened again", passing=True

@@ -174,7 +174,7 @@ class Records:
         """The name of a job; None: it is the shared scope."""
         if number not in self._job_names:
             (name,) = db.execute("SELECT name FROM job WHERE id = ?", (number,)).fetchone()
-            self._job_names[number] = name.decode("utf-8", "surrogatepass")
+            self._job_names[number] = decode_key(name)
         return self._job_names[number]
 
     def nonce(self, db: Connection, batch: int) -> str | None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 
-from batchwise.errors import ClosedDispatcherError, LedgerError
+from batchwise.errors import LedgerError
 
 from . import forks
-from .database import BUSY_SECONDS, Column, Connection, busy
+from .database import BUSY_SECONDS, Column, Connection, busy, closed
 from .files import file_id, path_of, refused, still
 from .locks import MemoryLock, ProcessLock
 from .sqlite_file import connect
@@ -134,7 +134,7 @@ class SqliteDatabase:
     def _check_open(self) -> None:
         if not self._open:
             forks.check_own(f"the ledger {self.name} was opened", self.pid)
-            raise ClosedDispatcherError(f"the ledger {self.name} is closed; open it again")
+            raise closed(self.name)
 
     def _check_file(self) -> None:
         """Nothing goes on with a file that was deleted, moved or replaced: nobody would find what is written to it.

@@ -66,6 +66,14 @@ def end_sessions(postgres: str, url: str) -> int:
         ).fetchone()[0]
 
 
+def sessions(postgres: str, url: str) -> int:
+    """How many sessions of a ledger the server has."""
+    with admin(postgres) as db:
+        return db.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", (application(url),)
+        ).fetchone()[0]
+
+
 def end_listening(postgres: str, url: str) -> int:
     """Have the server end those sessions of a ledger that hold its locks; the others go on."""
     with admin(postgres) as db:
@@ -413,6 +421,21 @@ def test_a_process_without_free_descriptors_keeps_its_session(url: str) -> None:
     )
     said = subprocess.run([sys.executable, "-c", script, url], capture_output=True, text=True, check=True).stdout
     assert said == "True True\n"
+
+
+@pytest.mark.parametrize(("broken", "error"), [("thread", RuntimeError), ("pipe", OSError)])
+def test_a_session_that_cannot_begin_is_told_of_and_leaves_no_connection(
+    broken: str, error: type[Exception], url: str, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("the limit is reached")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((threading.Thread, "start") if broken == "thread" else (os, "pipe")), fail)
+        with pytest.raises(LedgerError, match="the limit is reached") as failure:
+            opened(named(url))
+    assert failure.value.passing
+    until(lambda: sessions(postgres, url) == 0, "a connection was left open")
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -95,6 +95,10 @@ class Session:
         where: The database.
         heard: A method that is called when something was changed, with the number of the session that did; None: it may
             have been. Its object is not kept for it: when that is collected, the session ends.
+
+    Raises:
+        psycopg.Error: There is no connection to be had now.
+        LedgerError: There is no thread, or no descriptor, to be had now.
     """
 
     def __init__(self, where: Target, heard: Callable[[int | None], None]) -> None:
@@ -108,10 +112,31 @@ class Session:
         self._ended = threading.Event()
         self._return = 0.0
         """Until when others' locks are let alone."""
-        self._connection: psycopg.Connection[Any] | None = self._connect()
-        self._woken, self._wake = os.pipe()
+        self._connection: psycopg.Connection[Any] | None = None
         self._thread = threading.Thread(target=self._listen, name="batchwise-listen", daemon=True)
-        self._thread.start()
+        self._begin()
+
+    def _begin(self) -> None:
+        try:
+            self._woken, self._wake = os.pipe()
+        except OSError as error:
+            raise self._lacking(error) from error
+        try:
+            self._connection = self._connect()
+            self._thread.start()
+        except BaseException as error:
+            self._closed = True
+            self._shut()
+            if isinstance(error, RuntimeError):
+                raise self._lacking(error) from error
+            raise
+
+    def _lacking(self, error: Exception) -> LedgerError:
+        return LedgerError(
+            f"the ledger {self._where.name} needs a thread and descriptors of its own, and the system gives this "
+            f"process no more ({error}; see ulimit -u and ulimit -n); try again when it has fewer, or raise the limit",
+            passing=True,
+        )
 
     def _connect(self) -> psycopg.Connection[Any]:
         connection = self._where.connect()

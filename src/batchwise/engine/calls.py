@@ -140,7 +140,7 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         workspace = reply.workspace
         yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace), sure=True)
         engine.greeted = True
-    engine.failures.pop(_unpaid(claim), None)
+    engine.unpaid.pop(claim.id, None)
     if news:
         yield from _tell(engine, answered=True)
     yield from _tell_pace(engine, claim)
@@ -241,11 +241,6 @@ def _tell_pace(engine: Engine, claim: Claim) -> Procedure[None]:
         yield from store(lambda: engine.ledger.note(measured={name: measured}))
 
 
-def _unpaid(claim: Claim) -> str:
-    """Under which name it is counted how often a request was refused for load, or not even sent."""
-    return f"unpaid {claim.id}"
-
-
 def _tried(claim: Claim, *, costs: bool) -> Claim:
     """The claim after a try, which counts among its attempts or does not."""
     return claim._replace(attempts=claim.attempts + costs, calls=claim.calls + costs, accepting=None)
@@ -282,7 +277,7 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault, res
         return
     unpaid = 0
     if refusal is not None or not error.fault.request_sent:
-        unpaid = engine.failures[_unpaid(claim)] = engine.failures[_unpaid(claim)] + 1
+        unpaid = engine.unpaid[claim.id] = engine.unpaid[claim.id] + 1
     costs = call_costs(
         claim.terms, engine.now(), unpaid=unpaid, refused=refusal is not None, costs=ruling.costs_attempt
     )
@@ -297,7 +292,7 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault, res
         engine.setbacks.refused(_CALLING, "calling the sync lane", error.fault, max(wait, ruling.wait or _ZERO))
         yield from _again(engine, ticked, again, wait, costs=costs, doubtful=ruling.doubtful)
         return
-    engine.failures.pop(_unpaid(claim), None)
+    engine.unpaid.pop(claim.id, None)
     outcome = ruling.outcome or Outcome.FAILED
     reason = ruling.error or ResultError("unknown_error", "the API gave no reason", retryable=True)
     end = _failure(engine, claim, outcome, reason, error)

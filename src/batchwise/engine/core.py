@@ -136,7 +136,8 @@ class Engine:
             ledger.recover(now=self.now(), cap=self.cap())
         self.rested, self._rising = True, threading.Lock()
         """True until the first call that does work; see `rise`."""
-        self.failures: Counter[str] = Counter()
+        self.unpaid: Counter[int] = Counter()
+        """How often a request's calls were refused for load, or not even sent, by its number."""
         self.greeted = False
         """Whether the client's workspace is known to be the ledger's."""
         self.suspended: dict[Lane, str] = {}

@@ -65,8 +65,7 @@ def _reply(engine: Engine, ticked: Ticked, claim: Claim) -> Procedure[Reply | No
         try:
             reply: Reply = yield from api(partial(_ask, claim))
         except LaneFault as error:
-            if engine.telling.wanted:
-                _tell_call(engine, claim, timedelta(seconds=monotonic() - begun), error=error.fault.type)
+            _tell_call(engine, claim, timedelta(seconds=monotonic() - begun), error=error.fault.type)
             if claim.durable:  # else nothing of it was sent, and the ledger knows nothing of it
                 yield from _faulted(engine, ticked, claim, error, resumed)
             return None
@@ -116,8 +115,7 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
             goes_on = claim._replace(body=body, terms=terms, turns=(*claim.turns, line))
         usage = usage_of(message) if ruling.billed else usage
         if goes_on is not None and ruling.verdict is Verdict.CONTINUE:
-            if engine.telling.wanted:
-                _tell_call(engine, claim, reply.latency, usage=usage)
+            _tell_call(engine, claim, reply.latency, usage=usage)
             return goes_on
         outcome = ruling.outcome or outcome
         # Before its request is settled: a planner that sees neither would send another row ahead.
@@ -134,8 +132,7 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         _log.error("batchwise: an answer could not be taken in; its request fails", exc_info=error)
         news = engine.health.heard(answered=True) or news
         yield from _settle(engine, ticked, _failed_within(engine, claim, error)._replace(cost=None, saved=None))
-    if engine.telling.wanted:
-        _tell_call(engine, claim, reply.latency, usage=usage, outcome=outcome)
+    _tell_call(engine, claim, reply.latency, usage=usage, outcome=outcome)
     if not engine.greeted and reply.workspace is not None:
         workspace = reply.workspace
         yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace), sure=True)
@@ -156,6 +153,8 @@ def _tell_call(
     outcome: Outcome | None = None,
     usage: Mapping[str, Any] | None = None,
 ) -> None:
+    if not engine.telling.wanted:
+        return
     fresh, read, cached, written = tokens_of(usage or {}) or (None, 0, 0, None)
     engine.telling.tell(
         Called(

@@ -125,10 +125,10 @@ class Engine:
         self.waits = Waits(policy.linger)
         self.setbacks = Setbacks(now)
         self.on_settled: Callable[[Sequence[int]], None] = lambda _requests: None
-        self._under_way = 0
+        self._sent_uncapped = 0
         """pico-USD that may be spent on what was sent without a spend limit, where there is one now."""
         if policy.max_spend is not None:
-            self._under_way = most_under_way(ledger.snapshot(), self.router, self.now())
+            self._sent_uncapped = most_under_way(ledger.snapshot(), self.router, self.now())
         self.claimed, self.run = False, 0
         if endpoint is not None:
             self.claimed = ledger.bind(endpoint=endpoint, workspace=None)
@@ -159,7 +159,7 @@ class Engine:
         if self.policy.max_spend is None:
             return None
         period = self.policy.max_spend_period
-        limit = int(self.policy.max_spend * PICO) - self._under_way
+        limit = int(self.policy.max_spend * PICO) - self._sent_uncapped
         return Cap(limit=limit, since=None if period is None else self.now() - period)
 
     def accept(
@@ -376,7 +376,7 @@ class Engine:
         """What may be sent under the spend limit; if work waits for room, when to look again, as a period moves on."""
         if self.policy.max_spend is None:
             return known, ()
-        self._under_way = most_under_way(known, self.router, now)
+        self._sent_uncapped = most_under_way(known, self.router, now)
         cap = self.cap()
         if cap is not None and kept_for(known, self.ledger, self.router, cap, now):
             known = self._set_right(self.snapshot(), now)

@@ -54,7 +54,7 @@ from batchwise.wording import in_requests
 from .admissions import Admissions
 from .forecasts import Forecasts
 from .health import Health
-from .queue import CallQueue, Ticked
+from .queue import BLOCKING, PATIENT, URGENT, CallQueue, Ticked
 from .routes import Router, check_size, decision_of
 from .setbacks import Setbacks
 from .telemetry import observe
@@ -71,7 +71,6 @@ _WATCH = 2.0
 """Seconds between two looks whether deadlines are in danger, at least."""
 _PAGE = 500
 """Results that are looked through at a time."""
-_URGENT, _BLOCKING, _PATIENT = 0, 1, 2
 _UNKEPT = "unkept"
 """Under which name it is noted that work waits for room under the spend limit."""
 _NO_ROOM = (
@@ -480,7 +479,7 @@ class Engine:
 
     def push(self, claim: Claim, *, urgent: bool = False, wait: float = 0.0) -> None:
         """Hand a claim to this process's sync lane."""
-        priority = _URGENT if urgent else _BLOCKING if claim.terms.blocking else _PATIENT
+        priority = URGENT if urgent else BLOCKING if claim.terms.blocking else PATIENT
         due = claim.terms.deadline
         self.queue.push(
             claim, priority=priority, due=math.inf if due is None else due.timestamp(), now=monotonic(), wait=wait

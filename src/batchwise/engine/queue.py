@@ -17,10 +17,10 @@ from batchwise.planning.outputs import OutputForecast, Writing
 from batchwise.planning.pacing import Pacer, Reservation
 from batchwise.planning.state import BYTES_PER_TOKEN
 
-__all__ = ["CallQueue", "Ticked"]
+__all__ = ["BLOCKING", "PATIENT", "URGENT", "CallQueue", "Ticked"]
 
-
-_BLOCKING, _PATIENT = 1, 2
+URGENT, BLOCKING, PATIENT = 0, 1, 2
+"""The priorities of claims: those that a deadline calls for now, those that somebody waits for, and the others."""
 _LONG, _TOLD = 1.0, 60.0
 """That calls wait for so many seconds is noted, once in so many seconds."""
 _FULL = 1.0
@@ -54,15 +54,15 @@ class _Class:
         """Since when calls have waited for the pacing without a break, and when that was last noted."""
 
     def put(self, priority: int, due: float, sequence: int, claim: Claim) -> None:
-        heapq.heappush(self.blocking if priority == _BLOCKING else self.dated, (due, sequence, claim, priority))
-        self._urgent += priority == 0
+        heapq.heappush(self.blocking if priority == BLOCKING else self.dated, (due, sequence, claim, priority))
+        self._urgent += priority == URGENT
 
     def pass_over(self, moment: float) -> None:
         """What was due by this moment, and has become late while it waited, comes last, and is urgent no more."""
         while self.dated and self.dated[0][0] <= moment:
             _, sequence, claim, priority = heapq.heappop(self.dated)
-            self._urgent -= priority == 0
-            self.put(_PATIENT, math.inf, sequence, claim)
+            self._urgent -= priority == URGENT
+            self.put(PATIENT, math.inf, sequence, claim)
 
     def line(self) -> list[tuple[float, int, Claim, int]]:
         return self.dated if self.dated and (self._urgent or not self.blocking) else self.blocking
@@ -75,7 +75,7 @@ class _Class:
 
     def pop(self) -> None:
         *_, priority = heapq.heappop(self.line())
-        self._urgent -= priority == 0
+        self._urgent -= priority == URGENT
 
     def clear(self) -> None:
         self.dated.clear()
@@ -129,7 +129,7 @@ class CallQueue:
         return found
 
     def push(self, claim: Claim, *, priority: int, due: float, now: float, wait: float = 0.0) -> None:
-        """Queue a claim of `priority` 0 (urgent), 1 (blocking) or 2 (neither); not before `wait` seconds from now."""
+        """Queue a claim of this priority (`URGENT`, ...); not before `wait` seconds from now."""
         with self._lock:
             self._sequence += 1
             self._held.add(claim.id)

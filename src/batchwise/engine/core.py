@@ -26,7 +26,7 @@ from batchwise.errors import (
     shown,
 )
 from batchwise.ledger.ledger import Ledger
-from batchwise.ledger.values import Accepted, Cap, Claim, Entry, RequestRow, Settlement, Sum
+from batchwise.ledger.values import Accepted, Cap, Claim, Entry, RequestRow, Settlement
 from batchwise.models import (
     Decision,
     Lane,
@@ -44,7 +44,7 @@ from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.moments import believed, longest_pause
 from batchwise.planning.outcomes import Fault
 from batchwise.planning.packing import MAX_CALL_BYTES
-from batchwise.planning.pricing import PICO, Tariff, book_of, to_usd
+from batchwise.planning.pricing import PICO, Tariff, book_of
 from batchwise.planning.risk import SAFE, Risk, risks
 from batchwise.planning.state import BatchState, Group, Snapshot, Terms
 from batchwise.planning.turns import failed
@@ -515,29 +515,9 @@ class Engine:
     def _tell_news(self) -> None:
         """What was noted inside of transactions and locks since the last time."""
         for each in self.ledger.take_sums():
-            self._tell_sum(each)
+            self.telling.settled(each)
         for name, limit, waiting in self.queue.take_news():
             self.telling.tell(events.Paced(at=self.now(), models=name, limit=limit, waiting=waiting))
-
-    def _tell_sum(self, each: Sum) -> None:
-        now = self.now()
-        if self.telling.wanted:
-            slack = None if each.outcome is Outcome.CANCELED or each.deadline is None else each.deadline - now
-            self.telling.tell(
-                events.Settled(
-                    at=now,
-                    job=each.job,
-                    lane=each.lane,
-                    outcome=each.outcome,
-                    requests=each.requests,
-                    cost=to_usd(each.cost),
-                    saved=to_usd(each.saved),
-                    unpriced=each.unpriced,
-                    slack=slack,
-                )
-            )
-        if each.met is False:
-            self.telling.tell(events.Missed(at=now, job=each.job, requests=each.requests, lateness=each.lateness))
 
     # -- deadlines in danger ----------------------------------------------------------------------------------------
 

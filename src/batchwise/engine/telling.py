@@ -9,7 +9,10 @@ from inspect import iscoroutinefunction
 from time import monotonic
 
 from batchwise.errors import InvalidValueError, shown
-from batchwise.events import AtRisk, Event
+from batchwise.events import AtRisk, Event, Missed, Settled
+from batchwise.ledger.values import Sum
+from batchwise.models import Outcome
+from batchwise.planning.pricing import to_usd
 from batchwise.planning.risk import SAFE, Risk
 
 __all__ = ["Hook", "Telling"]
@@ -72,6 +75,27 @@ class Telling:
                 if not self._broken:
                     self._broken = True
                     _log.exception("batchwise: on_event raised; it is called further, and this is logged once")
+
+    def settled(self, found: Sum) -> None:
+        """Tell of requests that settled, and of deadlines that they missed."""
+        now = self.now()
+        if self.wanted:
+            slack = None if found.outcome is Outcome.CANCELED or found.deadline is None else found.deadline - now
+            self.tell(
+                Settled(
+                    at=now,
+                    job=found.job,
+                    lane=found.lane,
+                    outcome=found.outcome,
+                    requests=found.requests,
+                    cost=to_usd(found.cost),
+                    saved=to_usd(found.saved),
+                    unpriced=found.unpriced,
+                    slack=slack,
+                )
+            )
+        if found.met is False:
+            self.tell(Missed(at=now, job=found.job, requests=found.requests, lateness=found.lateness))
 
     def risk(self, found: Risk) -> None:
         """Tell of deadlines in danger: when there are any, and now and then when they become more."""

@@ -26,7 +26,7 @@ from .core import Engine
 from .effects import Procedure, api, page, store
 from .reading import CHUNK, Reader, Sorter
 
-__all__ = ["cancel", "collect", "poll", "release"]
+__all__ = ["cancel", "collect", "poll", "probe", "release"]
 
 _log = logging.getLogger("batchwise")
 

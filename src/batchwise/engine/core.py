@@ -521,11 +521,11 @@ class Engine:
 
     # -- deadlines in danger ----------------------------------------------------------------------------------------
 
-    def risk(self, *, leeway: timedelta = timedelta(0)) -> Risk:
+    def risk(self) -> Risk:
         """How many requests are in danger, all jobs together."""
         now = self.now()
         known = believed(self.ledger.snapshot(), now, self.policy)
-        return sum(risks(known, now, self.policy, leeway=leeway).values(), SAFE)
+        return sum(risks(known, now, self.policy).values(), SAFE)
 
     def watch(self, known: Snapshot, now: datetime) -> None:
         """Tell of deadlines in danger. A rescue that begins in the next moment is none."""

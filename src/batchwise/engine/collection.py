@@ -120,14 +120,10 @@ def _tell_ended(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
             at=engine.now(),
             batch=info.id,
             requests=batch.requests,
-            model=_model(batch),
+            model=batch.model,
             duration=max(_ZERO, ended - info.created_at),
         )
     )
-
-
-def _model(batch: BatchView) -> str:
-    return batch.groups[0].terms.model if batch.groups else ""
 
 
 def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView) -> None:
@@ -273,7 +269,7 @@ def _tell_collected(engine: Engine, batch: BatchView, reader: Reader, missing: i
             requests=batch.requests,
             settled=reader.sorter.settled,
             missing=missing,
-            model=_model(batch),
+            model=batch.model,
             created_at=batch.created_at or batch.sealed_at,
         )
     )

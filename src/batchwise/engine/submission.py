@@ -202,7 +202,7 @@ def _tell_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
             at=engine.now(),
             batch=info.id,
             requests=batch.requests,
-            model=batch.groups[0].terms.model if batch.groups else "",
+            model=batch.model,
             jobs=tuple(map(engine.ledger.job_name, jobs)),
             size=batch.size,
             sealed_at=batch.sealed_at,

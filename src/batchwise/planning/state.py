@@ -214,6 +214,11 @@ class BatchView:
     groups: tuple[Group, ...] = ()
 
     @property
+    def model(self) -> str:
+        """The model of the first of its unsettled requests; "" where none is left, or where it was made elsewhere."""
+        return self.groups[0].terms.model if self.groups else ""
+
+    @property
     def whole(self) -> bool:
         """Whether all its requests are still in it, unsettled."""
         return sum(group.requests for group in self.groups) == self.requests

@@ -14,7 +14,7 @@ from batchwise import InvalidValueError, Lane, LaneSuspendedError, Limits, Outco
 from batchwise.sandbox import Reply, echo
 from tests.strategies import params
 
-from .world import HOURS_30, World, listed, many
+from .world import HOURS_30, World, clock_of, listed, many
 
 
 def kinds(seen: list[Any]) -> Counter[type]:
@@ -115,10 +115,9 @@ async def test_whoever_looks_tells_once_that_deadlines_are_at_risk_and_that_they
     seen: list[Any] = []
     async with world.open(on_event=seen.append) as d:
         d._ledger.suspend(Lane.SYNC, "no credit")  # no rescue can begin
-        rescue, skew = (await d.progress()).batches[0].rescue_at, [timedelta(0)]
-        d._engine.now = lambda: datetime.now(timezone.utc) + skew[0]
-        for ahead in (timedelta(minutes=2), HOURS_30):
-            skew[0] = rescue - datetime.now(timezone.utc) + ahead
+        rescue, set_clock = (await d.progress()).batches[0].rescue_at, clock_of(d)
+        for ahead in (rescue - datetime.now(timezone.utc) + timedelta(minutes=2), HOURS_30):
+            set_clock(ahead)
             for _ in range(3):
                 await d.progress()
     dangers = [(event.at_risk, event.overdue) for event in seen if isinstance(event, events.AtRisk)]

@@ -16,8 +16,9 @@ from batchwise import Dispatcher, InvalidValueError, Lane, Outcome, Policy, Unkn
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.sandbox import Reply, Sandbox
 from tests.strategies import params
+from tests.waiting import until
 
-from .world import FAST, HOURS_30, LATENCIES, LINGER, PATIENCE, World, listed
+from .world import FAST, HOURS_30, LATENCIES, LINGER, World, listed
 
 FIRST, SECOND, THIRD = "claude-opus-5-5", "claude-sonnet-5", "claude-haiku-4-5"
 DATED = "claude-haiku-4-5-20251001"
@@ -210,23 +211,17 @@ def test_work_for_a_fallback_model_counts_as_work_for_it(tmp_path: Path, lane: L
             places = (seen.batch_queue, seen.sync_queue, seen.sync_running, *(batch.groups for batch in seen.batches))
             return {group.terms.model for groups in places for group in groups}
 
-        def until(model: str) -> None:
-            end = time.monotonic() + PATIENCE
-            while models() != {model}:
-                assert time.monotonic() < end
-                time.sleep(0.01)
-
         job = d.dispatch_all([bw.Request(asked(), key="k")], job="j", latency=LATENCIES[lane])
-        until(SECOND)
+        until(lambda: models() == {SECOND})
         # Asked for again, and earlier: it is still the same request, at the model that it has reached.
         d.dispatch(asked(), key="k", job="j", latency=LATENCIES[lane] * 0.9)
         assert models() == {SECOND}
         (result,) = job.results()
         assert (result.message.model, result.deadline) == (SECOND, d.ticket("k", job="j").decision.deadline)
         assert job.retry([Outcome.SUCCEEDED]) == 1
-        until(FIRST)
+        until(lambda: models() == {FIRST})
         tightened = d.dispatch(asked(), key="k", job="j", latency=LATENCIES[lane] * 0.8)
-        until(SECOND)
+        until(lambda: models() == {SECOND})
         (result,) = job.results()
         assert (result.message.model, result.deadline) == (SECOND, tightened.decision.deadline)
 

@@ -8,8 +8,9 @@ import pytest
 
 import batchwise as bw
 from batchwise import events
+from batchwise.engine.collection import poll, release
 from batchwise.engine.progress import progress
-from tests.reliability.simulation import HOUR, MINUTE, SECOND, World
+from tests.reliability.simulation import HOUR, MINUTE, SECOND, Task, World
 
 FIRST, SECOND_JOB = "first", "second"
 
@@ -121,6 +122,17 @@ def test_a_rescue_that_goes_on_as_it_should_puts_nothing_at_risk_and_is_told(hed
     assert not any(isinstance(event, (events.AtRisk, events.Missed)) for event in told)
 
 
+@pytest.mark.parametrize("fault", ["dropped", "500"])
+def test_a_rescue_whose_cancel_has_to_be_asked_for_again_is_told_once(hedging: World, fault: str) -> None:
+    told: list[events.Event] = []
+    hedging.engine.telling.listen(told.append)
+    hedging.api.order("cancel", fault)
+    until_the_rescue(hedging)
+    hedging.pass_time(HOUR)
+    assert (hedging.api.calls["cancel"], hedging.ledger.report(job=None).met) == (2, 10)
+    assert [event.requests for event in told if isinstance(event, events.Rescued) and event.canceled] == [9]
+
+
 def test_a_sync_lane_that_does_not_work_puts_the_rescue_at_risk(hedging: World) -> None:
     hedging.api.order("call", "401", always=True)
     told: list[events.Event] = []
@@ -134,3 +146,30 @@ def test_a_sync_lane_that_does_not_work_puts_the_rescue_at_risk(hedging: World) 
     assert dangers[-1] == (0, 10)
     assert len(dangers) < 5
     assert seen(hedging) == (0, 10)
+
+
+def test_an_end_that_two_looks_see_is_told_once(world: World) -> None:
+    world.api.duration = HOUR
+    world.dispatch_all(["a"], 30 * HOUR, FIRST)
+    world.run()
+    told: list[events.Event] = []
+    world.engine.telling.listen(told.append)
+    world.true += 2 * HOUR
+    (batch,) = world.ledger.snapshot().batches
+    world.tasks += [Task(poll(world.engine, batch), lambda: None) for _ in range(2)]
+    world.run()
+    assert [event.requests for event in told if isinstance(event, events.Ended)] == [1]
+    assert world.ledger.report(job=None).met == 1
+
+
+def test_requests_that_two_looks_send_to_the_sync_lane_are_told_of_once(world: World) -> None:
+    world.dispatch_all(["a", "b", "c"], 30 * HOUR, FIRST)
+    world.run()
+    told: list[events.Event] = []
+    world.engine.telling.listen(told.append)
+    (batch,) = world.ledger.snapshot().batches
+    terms = tuple(group.terms.id for group in batch.groups)
+    world.tasks += [Task(release(world.engine, batch, terms), lambda: None) for _ in range(2)]
+    world.run()
+    assert [event.requests for event in told if isinstance(event, events.Rescued)] == [3]
+    assert world.ledger.report(job=None).met == 3

@@ -67,7 +67,7 @@ def _overdue(engine: Engine, info: BatchInfo) -> bool:
 def cancel(engine: Engine, batch: BatchView) -> Procedure[None]:
     """Cancel a batch; what it finished is collected when it has ended."""
     remote, now = batch.remote_id or "", engine.now()
-    if batch.groups and not batch.canceled:
+    if batch.groups and not batch.canceled and batch.cancel_at is None:  # else it is asked again, and was told
         requests = sum(group.requests for group in batch.groups)
         engine.telling.tell(Rescued(at=now, batch=remote, requests=requests, canceled=True))
     asked = attrs.evolve(batch, state=BatchState.CANCELING, cancel_at=batch.cancel_at or now, polled_at=now)
@@ -86,9 +86,10 @@ def release(engine: Engine, batch: BatchView, terms: tuple[int, ...]) -> Procedu
         if batch.state is BatchState.SEALED:  # never sent: back into the queue, where what is due changes lanes
             engine.ledger.unseal(batch.id, now=engine.now())
             return
-        engine.ledger.unseal(batch.id, lane=Lane.SYNC, now=engine.now(), keep=True, doubtful=True, terms=terms)
-        requests = sum(group.requests for group in batch.groups if group.terms.id in terms)
-        engine.telling.tell(Rescued(at=engine.now(), batch=batch.remote_id, requests=requests, canceled=False))
+        now = engine.now()
+        moved = engine.ledger.unseal(batch.id, lane=Lane.SYNC, now=now, keep=True, doubtful=True, terms=terms)
+        if moved:
+            engine.telling.tell(Rescued(at=now, batch=batch.remote_id, requests=moved, canceled=False))
         left = {group.terms.id for group in batch.groups} - set(terms)
         if batch.state is BatchState.DOUBT and not left:
             engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED), was=batch)
@@ -133,7 +134,7 @@ def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView
     now = engine.now()
     if info.server_time is not None:
         engine.ledger.note(clock_offset=info.server_time - now)
-    engine.ledger.update_batch(
+    stored = engine.ledger.update_batch(
         attrs.evolve(
             batch,
             state=state,
@@ -146,7 +147,7 @@ def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView
         ),
         was=was,
     )
-    if state is BatchState.ENDED and batch.state is not BatchState.ENDED:
+    if stored and state is BatchState.ENDED and batch.state is not BatchState.ENDED:
         _tell_ended(engine, batch, info)
 
 

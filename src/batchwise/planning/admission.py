@@ -19,11 +19,11 @@ from batchwise.models import Lane, Policy
 from .capacity import Capacity
 from .priming import Caching
 from .rescue import capacity_of, cohort_of, is_hedged
-from .reserve import margin_of, noticing_of
+from .reserve import longest_batch_of, margin_of
 from .schedule import Cohort, Shortfall, fits, servable, work
 from .state import BatchState, Group, Snapshot, Terms
 
-__all__ = ["Admission", "Promises", "admit", "may_wait", "promises_of"]
+__all__ = ["Admission", "Promises", "admit", "may_wait", "priming_ends", "promises_of"]
 
 _ZERO = timedelta(0)
 
@@ -108,7 +108,14 @@ def _release(terms: Terms, submitted: datetime, now: datetime, policy: Policy) -
     """When rows of these terms, submitted then, are on the sync lane in the worst case."""
     if is_hedged(terms, policy):
         return max(now, submitted) + policy.cancel_settle
-    return submitted + policy.window + noticing_of(policy)
+    return submitted + longest_batch_of(policy)
+
+
+def priming_ends(snapshot: Snapshot, policy: Policy) -> dict[str, datetime]:
+    """The prefixes that a batch is writing to the prompt cache, and by when it has done so or is over."""
+    longest = longest_batch_of(policy)
+    primers = (batch for batch in snapshot.batches if batch.caching is Caching.PRIMER)
+    return {group.terms.prefix: batch.sealed_at + longest for batch in primers for group in batch.groups}
 
 
 def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
@@ -123,16 +130,11 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
 
     for group in (*snapshot.sync_running, *snapshot.sync_queue):
         add(group, None)
-    primers = {
-        group.terms.prefix: batch.sealed_at + policy.window + noticing_of(policy)
-        for batch in snapshot.batches
-        if batch.caching is Caching.PRIMER
-        for group in batch.groups
-    }
+    priming = priming_ends(snapshot, policy)
     for group in snapshot.batch_queue:
         waits = now if group.flush else group.since + group.terms.interval
-        if group.terms.prefix in primers:  # it waits for its prefix to be in the cache
-            waits = max(waits, primers[group.terms.prefix])
+        if group.terms.prefix in priming:  # it waits for its prefix to be in the cache
+            waits = max(waits, priming[group.terms.prefix])
         add(group, _release(group.terms, max(now, waits), now, policy))
     for batch in snapshot.batches:
         for group in batch.groups:

@@ -10,14 +10,14 @@ from operator import attrgetter, itemgetter
 
 from batchwise.models import Lane, Reason
 
-from .admission import may_wait
+from .admission import may_wait, priming_ends
 from .agenda import Agenda, FailLate, Move, Run, Seal
 from .batch_size import best_size, expected_ends
 from .capacity import queue_limit
 from .packing import MAX_BYTES, MAX_REQUESTS, may_share
 from .priming import Caching, Primed, Step, next_step
 from .rescue import is_hedged
-from .reserve import noticing_of
+from .reserve import longest_batch_of
 from .state import BatchState, Group
 
 __all__ = ["divert", "tend_batch_queue", "tend_sync_queue"]
@@ -68,13 +68,13 @@ def _by_caching(agenda: Agenda, bundle: list[Group]) -> Iterator[tuple[Caching, 
     for group in bundle:
         shares.setdefault(group.terms.prefix, []).append(group)
     sent: dict[Caching, list[Group]] = {Caching.AS_IS: shares.pop("", [])}
-    primers = _primers(agenda)
+    priming = priming_ends(agenda.snapshot, agenda.policy)
     for prefix, groups in shares.items():
-        step, until = _step(agenda, groups, primers.get(prefix))
+        step, until = _step(agenda, groups, priming.get(prefix))
         if step.waits:
             agenda.note(until)
-        elif step.caching is Caching.PRIMER and len(primers) < _MOST_PRIMERS and _may_wait(agenda, groups):
-            primers[prefix] = until
+        elif step.caching is Caching.PRIMER and len(priming) < _MOST_PRIMERS and _may_wait(agenda, groups):
+            priming[prefix] = until
             yield Caching.PRIMER, groups[:1]
         else:
             way = Caching.AS_IS if step.caching is Caching.PRIMER else step.caching
@@ -82,25 +82,15 @@ def _by_caching(agenda: Agenda, bundle: list[Group]) -> Iterator[tuple[Caching, 
     yield from ((caching, groups) for caching, groups in sent.items() if groups)
 
 
-def _takes(agenda: Agenda) -> timedelta:
-    """What priming may take: a window, and noticing its end."""
-    return agenda.policy.window + noticing_of(agenda.policy)
-
-
-def _primers(agenda: Agenda) -> dict[str, datetime]:
-    """The prefixes that a batch is writing to the cache now, and by when it has done so or is over."""
-    primers = (batch for batch in agenda.snapshot.batches if batch.caching is Caching.PRIMER)
-    return {group.terms.prefix: batch.sealed_at + _takes(agenda) for batch in primers for group in batch.groups}
-
-
 def _may_wait(agenda: Agenda, groups: list[Group]) -> bool:
     """Whether every deadline can be kept in the worst case if these are sent only when a primer's window is over."""
-    return may_wait(agenda.snapshot, groups, agenda.horizon + _takes(agenda), agenda.now, agenda.policy)
+    until = agenda.horizon + longest_batch_of(agenda.policy)
+    return may_wait(agenda.snapshot, groups, until, agenda.now, agenda.policy)
 
 
 def _step(agenda: Agenda, groups: list[Group], primed_by: datetime | None) -> tuple[Step, datetime]:
     """What comes next for requests that share a prefix, and until when they wait at the longest, if they do."""
-    terms, snapshot = groups[0].terms, agenda.snapshot
+    terms, snapshot, takes = groups[0].terms, agenda.snapshot, longest_batch_of(agenda.policy)
     lasts = [last for group in groups for last in (group.terms.submit_by, agenda.rescues.last_seal(group))]
     last = min((each for each in lasts if each is not None), default=None)
     hedged = any(is_hedged(group.terms, agenda.policy) for group in groups)
@@ -115,9 +105,9 @@ def _step(agenda: Agenda, groups: list[Group], primed_by: datetime | None) -> tu
         now=agenda.now,
         asked_next=agenda.horizon,
         last=agenda.now if hedged else last,
-        takes=_takes(agenda),
+        takes=takes,
     )
-    until = agenda.now + _takes(agenda) if primed_by is None else primed_by
+    until = agenda.now + takes if primed_by is None else primed_by
     return step, until if last is None else min(until, last)
 
 

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # `import batchwise` brings this module, and neither of these
     from batchwise.models import Policy
 
-__all__ = ["least_reserve", "margin_of", "noticing_of", "overhead_of", "reading_of", "reserve_for"]
+__all__ = [
+    "least_reserve",
+    "longest_batch_of",
+    "margin_of",
+    "noticing_of",
+    "overhead_of",
+    "reading_of",
+    "reserve_for",
+]
 
 
 def reading_of(policy: Policy) -> timedelta:
@@ -23,6 +31,11 @@ def reading_of(policy: Policy) -> timedelta:
 def noticing_of(policy: Policy) -> timedelta:
     """Between a batch's expiry and its rows on the sync lane: two polls, and reading what it did finish."""
     return 2 * policy.poll_every[0] + reading_of(policy)
+
+
+def longest_batch_of(policy: Policy) -> timedelta:
+    """How long a batch takes at the longest, until its end is noticed and its rows are read."""
+    return policy.window + noticing_of(policy)
 
 
 def margin_of(policy: Policy) -> timedelta:

@@ -24,7 +24,7 @@ from .custom_ids import MAX_LENGTH
 from .forecast import Forecast
 from .pricing import PriceBook, Tariff, book_of, estimate, named_remedy, to_usd
 from .priming import Prefix, prefix_of, prefix_words
-from .reserve import least_reserve, noticing_of, reserve_for
+from .reserve import least_reserve, longest_batch_of, reserve_for
 from .state import BYTES_PER_TOKEN
 from .waiting import Hedge, best_hedge, delay_cost, longest_worthwhile
 
@@ -275,7 +275,7 @@ def _tolerant_words(case: Case) -> str:
 def _caching_words(case: Case) -> str:
     if case.prefix is None:
         return ""
-    needed = 2 * case.policy.window + case.reserve + noticing_of(case.policy)
+    needed = longest_batch_of(case.policy) + case.policy.window + case.reserve
     left = None if case.deadline is None else case.left
     return f"; {prefix_words(case.prefix.tokens, case.traits.model, left, needed)}"
 

@@ -14,6 +14,7 @@ from tests.benchmarks.caching import MODELS, REQUESTS, cases, guarantee
 from tests.strategies import HOUR, NOW
 
 from batchwise.models import Lane, Limits, Policy, Reason
+from batchwise.planning.admission import promises_of
 from batchwise.planning.agenda import Move, Seal, WaitUntil
 from batchwise.planning.planner import plan
 from batchwise.planning.pricing import PriceBook
@@ -224,9 +225,13 @@ def test_nothing_waits_or_goes_ahead_at_the_price_of_a_deadline(
 def queued(number: int, due: timedelta | None, *, requests: int = 100, share: str = "p", **others: Any) -> Group:
     deadline = None if due is None else NOW + due
     terms = Terms(
-        id=number, lane=Lane.BATCH, reason=Reason.LATENCY_TOLERANT, interval=HOUR, deadline=deadline, model=MODEL,
-        max_tokens=100, output_tokens=100, prefix=share, prefix_tokens=20_000,
-        **{"submit_by": None if deadline is None else deadline - 25 * HOUR, **others},
+        id=number, lane=Lane.BATCH, interval=HOUR, deadline=deadline, model=MODEL, max_tokens=100, output_tokens=100,
+        prefix=share, prefix_tokens=20_000,
+        **{
+            "reason": Reason.LATENCY_TOLERANT,
+            "submit_by": None if deadline is None else deadline - 25 * HOUR,
+            **others,
+        },
     )  # fmt: skip
     return Group(terms=terms, requests=requests, size=1_000, since=NOW, flush=True)
 
@@ -295,6 +300,32 @@ def test_groups_with_the_same_prefix_share_a_primer_and_a_batch() -> None:
     assert seals(snapshot(one, two, other)) == [((1,), 1, Caching.PRIMER), ((3,), 1, Caching.PRIMER)]
     used = dict.fromkeys("pq", Primed(used_at=NOW, kept_until=NOW + HOUR))
     assert seals(snapshot(one, other, two, prefixes=used)) == [((1, 2, 3), 100_000, Caching.PRIMED)]
+
+
+def test_groups_that_share_a_prefix_and_no_batch_share_a_primer() -> None:
+    one, two, other = queued(1, 80 * HOUR), queued(2, 120 * HOUR), queued(3, 120 * HOUR, share="q")
+    assert seals(snapshot(one, two, other)) == [((1,), 1, Caching.PRIMER), ((3,), 1, Caching.PRIMER)]
+    (wait,) = (action for action in plan(snapshot(one, two), NOW, POLICY) if isinstance(action, WaitUntil))
+    assert wait.moment <= NOW + TAKES
+
+
+def test_nothing_goes_ahead_where_the_rescues_of_another_group_that_would_wait_too_do_not_fit() -> None:
+    policy = attrs.evolve(POLICY, limits=Limits(requests_per_minute=10))  # 570 rescues an hour
+    early = queued(1, 50 * HOUR, requests=500, submit_by=NOW + 25 * HOUR)
+    later = attrs.evolve(queued(2, 52 * HOUR, requests=2_000, submit_by=NOW + 25 * HOUR), flush=False)
+    assert seals(snapshot(early, later), policy) == [((1,), 100_000, Caching.AS_IS)]
+    alone = attrs.evolve(later, terms=attrs.evolve(later.terms, prefix="q"))
+    assert seals(snapshot(early, alone), policy) == [((1,), 1, Caching.PRIMER)]
+
+
+def test_what_cannot_wait_for_a_primer_is_promised_as_if_there_was_none() -> None:
+    group = queued(1, 80 * HOUR)
+    at_once = queued(2, 80 * HOUR, submit_by=NOW)
+    soon = queued(3, 80 * HOUR, submit_by=NOW + 3 * HOUR)
+    hedged = queued(4, 20 * HOUR, reason=Reason.HEDGED)
+    found = snapshot(group, at_once, soon, hedged, batches=(primer(queued(5, None)),))
+    releases = [cohort.release for cohort in promises_of(found, NOW, POLICY).cohorts]
+    assert releases == [NOW + 2 * TAKES, NOW + TAKES, NOW + 3 * HOUR + TAKES, NOW + POLICY.cancel_settle]
 
 
 @given(st.integers(49, 120), st.integers(0, 72 * 60))

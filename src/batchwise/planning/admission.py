@@ -118,6 +118,16 @@ def priming_ends(snapshot: Snapshot, policy: Policy) -> dict[str, datetime]:
     return {group.terms.prefix: batch.sealed_at + longest for batch in primers for group in batch.groups}
 
 
+def _sent_by(group: Group, priming: Mapping[str, datetime], now: datetime, policy: Policy) -> datetime:
+    """When a queued group is sent at the latest: it waits for its interval, and for its prefix to be in the cache."""
+    sent = now if group.flush else group.since + group.terms.interval
+    primed = priming.get(group.terms.prefix)
+    if primed is not None and not is_hedged(group.terms, policy):
+        last = group.terms.submit_by
+        sent = max(sent, primed if last is None else min(primed, last))
+    return max(now, sent)
+
+
 def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
     """What the ledger's unsettled work with deadlines may ask of the sync lane, as far as it can still be in time."""
     capacity, margin = capacity_of(snapshot, now, policy), margin_of(policy)
@@ -132,10 +142,7 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
         add(group, None)
     priming = priming_ends(snapshot, policy)
     for group in snapshot.batch_queue:
-        waits = now if group.flush else group.since + group.terms.interval
-        if group.terms.prefix in priming:  # it waits for its prefix to be in the cache
-            waits = max(waits, priming[group.terms.prefix])
-        add(group, _release(group.terms, max(now, waits), now, policy))
+        add(group, _release(group.terms, _sent_by(group, priming, now, policy), now, policy))
     for batch in snapshot.batches:
         for group in batch.groups:
             if batch.state in {BatchState.CANCELING, BatchState.ENDED}:
@@ -154,15 +161,23 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
     return Promises.of(kept, capacity, now, margin)
 
 
-def may_wait(snapshot: Snapshot, groups: Sequence[Group], until: datetime, now: datetime, policy: Policy) -> bool:
-    """Whether every deadline can be kept in the worst case if these queued groups are sent no sooner than `until`."""
-    waiting = {group.terms.id for group in groups}
-    others = tuple(group for group in snapshot.batch_queue if group.terms.id not in waiting)
+def may_wait(snapshot: Snapshot, prefix: str, until: datetime, now: datetime, policy: Policy) -> bool:
+    """Whether every deadline can be kept in the worst case if all that shares a prefix waits for its primer.
+
+    Args:
+        snapshot: The unsettled work.
+        prefix: The digest of the prefix.
+        until: When its primer is over at the latest.
+        now: The moment.
+        policy: The rules' figures.
+    """
+    others = tuple(group for group in snapshot.batch_queue if group.terms.prefix != prefix)
     promises = promises_of(attrs.evolve(snapshot, batch_queue=others), now, policy)
-    for group in groups:
+    for group in snapshot.batch_queue:
         deadline = group.terms.deadline
-        if deadline is not None and not group.terms.batch_only:
-            promises = promises.with_one(cohort_of(group, deadline, _release(group.terms, until, now, policy)), now)
+        if group.terms.prefix == prefix and deadline is not None and not group.terms.batch_only and deadline > now:
+            release = _release(group.terms, _sent_by(group, {prefix: until}, now, policy), now, policy)
+            promises = promises.with_one(cohort_of(group, deadline, release), now)
     return promises.kept(now) is None
 
 

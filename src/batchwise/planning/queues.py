@@ -45,21 +45,24 @@ def tend_batch_queue(agenda: Agenda) -> None:
     ready = [group for group in snapshot.batch_queue if not divert(agenda, group, sendable=sendable)]
     if not sendable:
         return
+    priming = priming_ends(snapshot, agenda.policy)
     for bundle in sorted(_bundles(ready), key=_soonest):
         largest = _largest_batch(agenda, bundle)
         if room <= 0 or not _bundle_due(agenda, bundle, largest):
             continue
-        for caching, groups in _by_caching(agenda, bundle):
+        for caching, groups in _by_caching(agenda, bundle, priming):
             most_now = 1 if caching is Caching.PRIMER else min(largest, room)
             if room > 0:
                 agenda.add(Seal(tuple(group.terms.id for group in groups), bundle[0].terms.betas, most_now, caching))
             room -= min(most_now, sum(group.requests for group in groups)) if most is not None else 0
 
 
-def _by_caching(agenda: Agenda, bundle: list[Group]) -> Iterator[tuple[Caching, list[Group]]]:
+def _by_caching(
+    agenda: Agenda, bundle: list[Group], priming: dict[str, datetime]
+) -> Iterator[tuple[Caching, list[Group]]]:
     """A bundle that is due, by how its batches treat the prompt cache; what waits for a primer is left out.
 
-    Requests with the same prefix go together.
+    Requests with the same prefix go together. Prefixes for which one goes ahead are added to `priming`.
     """
     if agenda.policy.cache != "prime":
         yield Caching.AS_IS, bundle
@@ -68,12 +71,11 @@ def _by_caching(agenda: Agenda, bundle: list[Group]) -> Iterator[tuple[Caching, 
     for group in bundle:
         shares.setdefault(group.terms.prefix, []).append(group)
     sent: dict[Caching, list[Group]] = {Caching.AS_IS: shares.pop("", [])}
-    priming = priming_ends(agenda.snapshot, agenda.policy)
     for prefix, groups in shares.items():
         step, until = _step(agenda, groups, priming.get(prefix))
         if step.waits:
             agenda.note(until)
-        elif step.caching is Caching.PRIMER and len(priming) < _MOST_PRIMERS and _may_wait(agenda, groups):
+        elif step.caching is Caching.PRIMER and len(priming) < _MOST_PRIMERS and _may_wait(agenda, prefix):
             priming[prefix] = until
             yield Caching.PRIMER, groups[:1]
         else:
@@ -82,10 +84,10 @@ def _by_caching(agenda: Agenda, bundle: list[Group]) -> Iterator[tuple[Caching, 
     yield from ((caching, groups) for caching, groups in sent.items() if groups)
 
 
-def _may_wait(agenda: Agenda, groups: list[Group]) -> bool:
-    """Whether every deadline can be kept in the worst case if these are sent only when a primer's window is over."""
+def _may_wait(agenda: Agenda, prefix: str) -> bool:
+    """Whether every deadline can be kept in the worst case if all with this prefix waits for a primer's window."""
     until = agenda.horizon + longest_batch_of(agenda.policy)
-    return may_wait(agenda.snapshot, groups, until, agenda.now, agenda.policy)
+    return may_wait(agenda.snapshot, prefix, until, agenda.now, agenda.policy)
 
 
 def _step(agenda: Agenda, groups: list[Group], primed_by: datetime | None) -> tuple[Step, datetime]:

@@ -6,7 +6,7 @@ all that is due in time any more, however it goes about it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from fractions import Fraction
 
@@ -14,6 +14,7 @@ import attrs
 
 from batchwise.models import Policy
 
+from .capacity import Capacity
 from .rescue import Rescues, cohorts_of, groups_of
 from .schedule import Cohort, at_risk, servable
 from .state import BatchState, BatchView, Group, Snapshot
@@ -21,7 +22,6 @@ from .state import BatchState, BatchView, Group, Snapshot
 __all__ = ["SAFE", "Risk", "risks"]
 
 _ZERO = timedelta(0)
-_Place = tuple[Cohort, Group, BatchView | None]
 
 
 @attrs.frozen
@@ -70,11 +70,12 @@ def _in_danger(snapshot: Snapshot, now: datetime, policy: Policy, leeway: timede
     rescues = Rescues(snapshot, now, policy)
     running = snapshot.sync_running
     working = {rescues.class_of(group) for group in running}
-    for members in rescues.capacity.by_class(places, lambda place: place[0].model).values():
-        for (_, group, batch), lost in zip(members, _unserved(rescues, members, now), strict=True):
+    for name, members in rescues.capacity.by_class(places, lambda place: place[0].model).items():
+        unserved = _unserved(rescues.capacity, name, [cohort for cohort, _, _ in members], now)
+        for (_, group, batch), lost in zip(members, unserved, strict=True):
             moment = None if group in running else _rescue_moment(rescues, group, batch, working)
-            begun = moment is None or now <= moment + leeway
-            yield group, lost if begun else group.requests
+            missed = moment is not None and now > moment + leeway
+            yield group, group.requests if missed else lost
 
 
 def _rescue_moment(
@@ -88,12 +89,11 @@ def _rescue_moment(
     return rescues.start(group) if canceled else rescues.cancel_at(group)
 
 
-def _unserved(rescues: Rescues, members: list[_Place], now: datetime) -> list[int]:
+def _unserved(capacity: Capacity, name: str, cohorts: Iterable[Cohort], now: datetime) -> list[int]:
     """How many of each the lane cannot have in time, at the pace that it reaches, if all of it is taken up at once."""
-    (name,) = {rescues.class_of(group) for _, group, _ in members}
-    pace, tail = rescues.capacity.pace(name, Fraction(1)), rescues.capacity.tail(name)
+    pace, tail = capacity.pace(name, Fraction(1)), capacity.tail(name)
     # Whatever runs can be cancelled at once: only what even that could not save is lost.
-    at_once = [attrs.evolve(cohort, release=None) for cohort, _, _ in members]
+    at_once = [attrs.evolve(cohort, release=None) for cohort in cohorts]
     left = at_risk(at_once, pace, now=now, tail=tail)
     if not left:
         return [0] * len(at_once)

@@ -180,7 +180,7 @@ class Engine:
         now = self.now()
         decision, terms = self.router.recall(request, now)
         check_size(request, terms)
-        if terms.deadline is not None and not terms.batch_only:
+        if terms.due is not None:
             admitted = self.admissions.one(terms, len(request.body), now)
             if admitted is not terms:
                 decision, terms = decision_of(admitted), admitted

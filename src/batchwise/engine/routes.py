@@ -235,8 +235,7 @@ def check_size(request: Request, terms: Terms) -> None:
         RequestTooLargeError: It is.
     """
     if len(request.body) > packing.MAX_CALL_BYTES:  # hardly ever
-        rescue = terms.deadline is not None and not terms.batch_only
-        routing.check_size(len(request.body), terms.lane, rescue=rescue, where=routing.named(request))
+        routing.check_size(len(request.body), terms.lane, rescue=terms.due is not None, where=routing.named(request))
 
 
 def decision_of(terms: Terms) -> Decision:

@@ -134,9 +134,9 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
     found: list[Cohort] = []
 
     def add(group: Group, release: datetime | None) -> None:
-        deadline = group.terms.deadline
-        if deadline is not None and not group.terms.batch_only and deadline > now:
-            found.append(cohort_of(group, deadline, release))
+        due = group.terms.due
+        if due is not None and due > now:
+            found.append(cohort_of(group, due, release))
 
     for group in (*snapshot.sync_running, *snapshot.sync_queue):
         add(group, None)
@@ -174,10 +174,10 @@ def may_wait(snapshot: Snapshot, prefix: str, until: datetime, now: datetime, po
     others = tuple(group for group in snapshot.batch_queue if group.terms.prefix != prefix)
     promises = promises_of(attrs.evolve(snapshot, batch_queue=others), now, policy)
     for group in snapshot.batch_queue:
-        deadline = group.terms.deadline
-        if group.terms.prefix == prefix and deadline is not None and not group.terms.batch_only and deadline > now:
+        due = group.terms.due
+        if group.terms.prefix == prefix and due is not None and due > now:
             release = _release(group.terms, _sent_by(group, {prefix: until}, now, policy), now, policy)
-            promises = promises.with_one(cohort_of(group, deadline, release), now)
+            promises = promises.with_one(cohort_of(group, due, release), now)
     return promises.kept(now) is None
 
 
@@ -220,8 +220,8 @@ def admit(group: Group, promises: Promises, now: datetime, policy: Policy, *, at
     Raises:
         AdmissionError: Not even the sync lane can have them in time; the message has the figures.
     """
-    terms, deadline = group.terms, group.terms.deadline
-    if deadline is None or terms.batch_only:
+    terms, deadline = group.terms, group.terms.due
+    if deadline is None:
         return Admission(terms, 0, promises)
     if terms.lane is not Lane.BATCH:
         return Admission(terms, 0, _on_sync(group, deadline, promises, now))

@@ -17,7 +17,7 @@ _FREE_REFUSALS = 40
 
 def _may_meet(terms: Terms, now: datetime) -> bool:
     """Whether its deadline can still be met on the sync lane."""
-    return terms.deadline is not None and not terms.batch_only and terms.deadline > now
+    return terms.due is not None and terms.due > now
 
 
 def next_attempt(
@@ -41,8 +41,7 @@ def next_attempt(
     """
     if terms.adopted:
         return None
-    spent = attempts + costs
-    due = None if terms.batch_only else terms.deadline
+    spent, due = attempts + costs, terms.due
     if spent >= policy.max_attempts:
         return (Lane.SYNC, False) if _may_meet(terms, now) else None
     if due is None:

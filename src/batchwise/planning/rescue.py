@@ -36,10 +36,6 @@ def is_hedged(terms: Terms, policy: Policy) -> bool:
     return policy.hedge or terms.reason is Reason.HEDGED
 
 
-def _rescuable(group: Group) -> bool:
-    return group.terms.deadline is not None and not group.terms.batch_only
-
-
 def _places(snapshot: Snapshot) -> Iterator[tuple[Group, BatchView | None]]:
     """Every group that may need the sync lane, with the batch that it is in."""
     for group in (*snapshot.sync_running, *snapshot.sync_queue, *snapshot.batch_queue):
@@ -79,9 +75,9 @@ def cohort_of(group: Group, deadline: datetime, release: datetime | None) -> Coh
 def cohorts_of(snapshot: Snapshot, now: datetime) -> list[tuple[Cohort, Group, BatchView | None]]:
     """What may have to be on the sync lane before a deadline that is still to come."""
     return [
-        (cohort_of(group, group.terms.deadline, _release(batch, snapshot.clock_offset, now)), group, batch)
+        (cohort_of(group, due, _release(batch, snapshot.clock_offset, now)), group, batch)
         for group, batch in _places(snapshot)
-        if group.terms.deadline is not None and _rescuable(group) and group.terms.deadline > now
+        if (due := group.terms.due) is not None and due > now
     ]
 
 
@@ -131,10 +127,10 @@ class Rescues:
         return lost
 
     def _key(self, group: Group) -> tuple[str, datetime] | None:
-        deadline = group.terms.deadline
-        if deadline is None or group.terms.batch_only:
+        due = group.terms.due
+        if due is None:
             return None
-        key = self.class_of(group), deadline
+        key = self.class_of(group), due
         return None if key in self._lost else key
 
     def class_of(self, group: Group) -> str:

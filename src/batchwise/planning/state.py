@@ -85,6 +85,11 @@ class Terms:
     reserve_per_byte: int = 0
 
     @property
+    def due(self) -> datetime | None:
+        """The deadline that calls may keep; None: it has none, or only a batch takes it."""
+        return None if self.batch_only else self.deadline
+
+    @property
     def grows(self) -> int:
         """Bytes by which one of these grows where its breakpoints ask for an hour."""
         return self.breakpoints * GROWTH if self.prefix else 0

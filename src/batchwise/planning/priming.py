@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import attrs
 import orjson
 
+from batchwise.wording import human_apart
+
 from .pricing import Tariff
 
 __all__ = [
@@ -295,9 +297,14 @@ def next_step(
 
 
 def prefix_words(tokens: int, model: str, left: timedelta | None, needed: timedelta) -> str:
-    """What a decision says of a prefix, after "Policy.cache is 'prime': "."""
-    from batchwise.wording import human_apart
+    """What the explanation of a decision for a batch says of a prefix.
 
+    Args:
+        tokens: How long the prefix is.
+        model: Its model.
+        left: The time until the deadline; None: there is none.
+        needed: How much of it two batches, one after the other, and the reserve take.
+    """
     about = f"a prefix of about {tokens:,} tokens"
     least = minimum_tokens(model)
     if tokens < least:

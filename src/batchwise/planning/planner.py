@@ -79,13 +79,13 @@ def next_due(snapshot: Snapshot, now: datetime, policy: Policy, *, job: int | No
     asked = _asked(snapshot, now, policy, job)
     if not _undone(asked):
         return now if asked.actions else asked.next
-    comings = sorted(moment for moment in _comings(snapshot) if moment <= now)
-    at = comings[0] if comings else now
+    arrivals = sorted(moment for moment in _arrivals(snapshot) if moment <= now)
+    at = arrivals[0] if arrivals else now
     for _ in range(_STEPS):
         asked = _asked(_as_of(snapshot, at), at, policy, job)
         if _undone(asked):
             return at
-        later = [*comings[bisect_right(comings, at) :], *([asked.next] if asked.next is not None else ())]
+        later = [*arrivals[bisect_right(arrivals, at) :], *([asked.next] if asked.next is not None else ())]
         at = min((moment for moment in later if moment > at), default=now)
         if at >= now:
             break
@@ -101,13 +101,14 @@ def _undone(agenda: Agenda) -> bool:
     return any(not (isinstance(action, Run) and agenda.snapshot.sync_running) for action in agenda.actions)
 
 
-def _comings(snapshot: Snapshot) -> Iterator[datetime]:
-    """The moments at which what there is came to where it is."""
+def _arrivals(snapshot: Snapshot) -> Iterator[datetime]:
+    """Since when each group has been in its queue, and each batch as it was last seen."""
     yield from (group.since for group in (*snapshot.sync_running, *snapshot.sync_queue, *snapshot.batch_queue))
     yield from map(_since, snapshot.batches)
 
 
 def _since(batch: BatchView) -> datetime:
+    """Since when it is known to be as it is; an open one runs from its seal on."""
     return batch.sealed_at if batch.state is BatchState.OPEN else batch.polled_at or batch.sealed_at
 
 

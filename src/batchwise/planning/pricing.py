@@ -185,7 +185,7 @@ class PriceBook:
             return None if fast and batch else _listed(model, at, batch=batch, fast=fast)
         if fast:
             return None
-        told = _own(own, _multiples(model, at))
+        told = _own_tariff(own, _multiples(model, at))
         return told.scaled(_BATCH) if batch else told
 
 
@@ -286,7 +286,7 @@ def _listed(model: str, at: datetime, *, batch: bool, fast: bool) -> Tariff | No
     return rates.scaled(_BATCH) if rates is not None and batch else rates
 
 
-def _own(given: Rates, usual: _Multiples) -> Tariff:
+def _own_tariff(given: Rates, usual: _Multiples) -> Tariff:
     """A caller's rates; what is left out is the model's multiple, rounded up so that its parts are whole, too."""
     write = given.input * usual.write_5m if given.cache_write is None else given.cache_write
     hour = write * usual.write_1h / usual.write_5m

@@ -14,7 +14,7 @@ from tests.benchmarks.caching import MODELS, REQUESTS, cases, guarantee
 from tests.strategies import HOUR, NOW
 
 from batchwise.models import Lane, Limits, Policy, Reason
-from batchwise.planning.admission import promises_of
+from batchwise.planning.admission import admit, promises_of
 from batchwise.planning.agenda import Move, Seal, WaitUntil
 from batchwise.planning.planner import plan
 from batchwise.planning.pricing import PriceBook
@@ -326,6 +326,21 @@ def test_what_cannot_wait_for_a_primer_is_promised_as_if_there_was_none() -> Non
     found = snapshot(group, at_once, soon, hedged, batches=(primer(queued(5, None)),))
     releases = [cohort.release for cohort in promises_of(found, NOW, POLICY).cohorts]
     assert releases == [NOW + 2 * TAKES, NOW + TAKES, NOW + 3 * HOUR + TAKES, NOW + POLICY.cancel_settle]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_new_work_is_promised_as_waiting_for_a_primer_that_is_under_way(at_once: bool) -> None:
+    policy = attrs.evolve(POLICY, limits=Limits(requests_per_minute=10))  # 570 rescues an hour
+    waiting = promises_of(snapshot(batches=(primer(queued(9, None)),)), NOW, policy)
+    for requests, promises, release in (
+        (500, waiting, NOW + 2 * TAKES),
+        (2_000, waiting, NOW + TAKES),  # sent at once, for their rescue would not fit behind the primer
+        (2_000, promises_of(snapshot(), NOW, policy), NOW + (0 if at_once else 1) * HOUR + TAKES),
+    ):
+        new = attrs.evolve(queued(1, 50 * HOUR, requests=requests, submit_by=NOW + 26 * HOUR), flush=False)
+        admission = admit(new, promises, NOW, policy, at_once=at_once)
+        assert [cohort.release for cohort in admission.promises.cohorts] == [release]
+        assert (admission.terms.submit_by == NOW) == bool(admission.words) == (promises is waiting and requests > 500)
 
 
 @given(st.integers(49, 120), st.integers(0, 72 * 60))

@@ -49,17 +49,26 @@ class Promises:
     Attributes:
         capacity: What the lane can take.
         margin: How long before its deadline the last call has to be sent.
+        priming: As `priming_ends` has it: what shares these prefixes waits.
         by_class: What is promised.
     """
 
     capacity: Capacity
     margin: timedelta
+    priming: Mapping[str, datetime] = attrs.field(factory=dict)
     by_class: Mapping[str, Promised] = attrs.field(factory=dict)
 
     @classmethod
-    def of(cls, cohorts: Sequence[Cohort], capacity: Capacity, now: datetime, margin: timedelta) -> Promises:
+    def of(
+        cls,
+        cohorts: Sequence[Cohort],
+        capacity: Capacity,
+        now: datetime,
+        margin: timedelta,
+        priming: Mapping[str, datetime] | None = None,
+    ) -> Promises:
         """Those that have to be kept for these cohorts."""
-        promises = cls(capacity, margin)
+        promises = cls(capacity, margin, priming or {})
         found = capacity.by_class(cohorts, attrgetter("model"))
         return attrs.evolve(
             promises, by_class={name: promises._promised(name, members, now) for name, members in found.items()}
@@ -79,7 +88,7 @@ class Promises:
         """These and one more."""
         capacity = self.capacity.joined(cohort.model)
         if capacity is not self.capacity:  # the classes share the calls of a process: each may have fewer now
-            return Promises.of((*self.cohorts, cohort), capacity, now, self.margin)
+            return Promises.of((*self.cohorts, cohort), capacity, now, self.margin, self.priming)
         name = capacity.class_of(cohort.model)
         known = self.by_class.get(name, Promised())
         span = _span(cohort, now, self.margin)
@@ -118,13 +127,14 @@ def priming_ends(snapshot: Snapshot, policy: Policy) -> dict[str, datetime]:
     return {group.terms.prefix: batch.sealed_at + longest for batch in primers for group in batch.groups}
 
 
-def _sent_by(group: Group, priming: Mapping[str, datetime], now: datetime, policy: Policy) -> datetime:
-    """When a queued group is sent at the latest: it waits for its interval, and for its prefix to be in the cache."""
-    sent = now if group.flush else group.since + group.terms.interval
-    primed = priming.get(group.terms.prefix)
-    if primed is not None and not is_hedged(group.terms, policy):
-        last = group.terms.submit_by
-        sent = max(sent, primed if last is None else min(primed, last))
+def _sent_by(
+    terms: Terms, since: datetime, priming: Mapping[str, datetime], now: datetime, policy: Policy, *, flush: bool
+) -> datetime:
+    """When what is queued since then is sent at the latest: after its interval, and when its prefix is in the cache."""
+    sent = now if flush else since + terms.interval
+    primed = priming.get(terms.prefix)
+    if primed is not None and not is_hedged(terms, policy):
+        sent = max(sent, primed if terms.submit_by is None else min(primed, terms.submit_by))
     return max(now, sent)
 
 
@@ -142,14 +152,15 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
         add(group, None)
     priming = priming_ends(snapshot, policy)
     for group in snapshot.batch_queue:
-        add(group, _release(group.terms, _sent_by(group, priming, now, policy), now, policy))
+        sent = _sent_by(group.terms, group.since, priming, now, policy, flush=group.flush)
+        add(group, _release(group.terms, sent, now, policy))
     for batch in snapshot.batches:
         for group in batch.groups:
             if batch.state in {BatchState.CANCELING, BatchState.ENDED}:
                 add(group, now)
             else:
                 add(group, _release(group.terms, batch.created_at or batch.sealed_at, now, policy))
-    promises = Promises.of(found, capacity, now, margin)
+    promises = Promises.of(found, capacity, now, margin, priming)
     if promises.kept(now) is None:
         return promises
     # Its deadlines are lost already, or batches have to be cancelled before they expire: what is lost binds no more.
@@ -158,7 +169,7 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
         at_once = [attrs.evolve(cohort, release=None) for cohort in promised.cohorts]
         counts = servable(at_once, capacity.pace(name), now=now, tail=margin)
         kept += (_less(cohort, count) for cohort, count in zip(at_once, counts, strict=True) if count)
-    return Promises.of(kept, capacity, now, margin)
+    return Promises.of(kept, capacity, now, margin, priming)
 
 
 def may_wait(snapshot: Snapshot, prefix: str, until: datetime, now: datetime, policy: Policy) -> bool:
@@ -176,7 +187,8 @@ def may_wait(snapshot: Snapshot, prefix: str, until: datetime, now: datetime, po
     for group in snapshot.batch_queue:
         due = group.terms.due
         if group.terms.prefix == prefix and due is not None and due > now:
-            release = _release(group.terms, _sent_by(group, {prefix: until}, now, policy), now, policy)
+            sent = _sent_by(group.terms, group.since, {prefix: until}, now, policy, flush=group.flush)
+            release = _release(group.terms, sent, now, policy)
             promises = promises.with_one(cohort_of(group, due, release), now)
     return promises.kept(now) is None
 
@@ -225,7 +237,8 @@ def admit(group: Group, promises: Promises, now: datetime, policy: Policy, *, at
         return Admission(terms, 0, promises)
     if terms.lane is not Lane.BATCH:
         return Admission(terms, 0, _on_sync(group, deadline, promises, now))
-    waits = (now,) if at_once or terms.interval <= _ZERO else (now + terms.interval, now)
+    last = _sent_by(terms, now, promises.priming, now, policy, flush=at_once)
+    waits = (now,) if last == now else (last, now)
     shortfall: Shortfall | None = None
     for submitted in waits:
         cohort = cohort_of(group, deadline, _release(terms, submitted, now, policy))

@@ -86,7 +86,9 @@ def test_rows_beside_each_other_seldom_find_what_the_others_write(sandbox: Sandb
 
 
 @given(st.lists(st.sampled_from([None, "5m", "1h"]), min_size=1, max_size=4), st.integers(0, 3), st.booleans())
-def test_all_input_is_read_or_written_or_neither(lives: list[str | None], first: int, again: bool) -> None:
+def test_what_was_written_before_is_read_and_the_rest_up_to_the_last_breakpoint_is_written(
+    lives: list[str | None], first: int, again: bool
+) -> None:
     cache, first = PromptCache(), min(first, len(lives))
 
     def prompt(blocks: int) -> dict[str, Any]:

@@ -118,9 +118,12 @@ def test_other_content_under_the_same_key(batchwise, file, tmp_path):
         (("--within", "mon 08:00"), "no time zone"),
         (("--within", "30h", "--out", "results.txt"), ".jsonl, .csv or .parquet"),
         (("--within", "30h", "--out", "none/results.csv"), "no such folder"),
+        (("--within", "30h", "--out", "folder.csv"), "it is a folder"),
+        (("--within", "30h", "--out", "n" * 300 + ".csv"), "cannot be written"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_bought(sandbox, batchwise, file, arguments, words):
+def test_what_is_wrong_is_said_before_anything_is_bought(sandbox, batchwise, file, tmp_path, arguments, words):
+    (tmp_path / "folder.csv").mkdir()
     said = batchwise("run", file, "--job", "nightly", *arguments)
     assert said.code == 2
     assert words in said.err
@@ -225,6 +228,15 @@ def test_results(sandbox, batchwise, ledger, tmp_path):
     columns = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
     assert [{**row, "labels": None} for row in columns] == [{**row, "labels": None} for row in rows]
     assert batchwise("results", "nobody").code == 5
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_results_that_cannot_be_written_are_said_to_be(batchwise, ledger, tmp_path, ending):
+    submit(ledger)
+    long = tmp_path / f"{'n' * 245}.{ending}"  # too long for the file beside it, which becomes it
+    said = batchwise("results", "nightly", "--out", str(long))
+    assert (said.code, said.out) == (2, "")
+    assert "cannot be written" in said.err
 
 
 def test_the_columns_of_a_table_are_those_of_a_result(sandbox, batchwise, ledger):

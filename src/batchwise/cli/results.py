@@ -33,15 +33,22 @@ def check_path(path: str) -> None:
     """Refuse what no results can be written to, before anything is bought for it.
 
     Raises:
-        InvalidValueError: Its ending is none that is known, its folder is not there, or pyarrow is missing.
+        InvalidValueError: Its ending is none that is known, its folder is not there or cannot be looked at, it is a
+            folder itself, or pyarrow is missing.
     """
     if path == "-":
         return
     ending = Path(path).suffix.lower()
     if ending not in {".jsonl", ".csv", ".parquet"}:
         raise InvalidValueError(f"--out {shown(path)}: write a file that ends with .jsonl, .csv or .parquet, or -")
-    if not Path(path).expanduser().absolute().parent.is_dir():
-        raise InvalidValueError(f"--out {shown(path)}: there is no such folder")
+    whole = Path(path).expanduser().absolute()
+    try:
+        if not whole.parent.is_dir():
+            raise InvalidValueError(f"--out {shown(path)}: there is no such folder")
+        if whole.is_dir():
+            raise InvalidValueError(f"--out {shown(path)}: it is a folder; name a file")
+    except OSError as error:  # a name that is too long, say
+        raise _unwritable("--out", path, error) from error
     if ending == ".parquet":
         try:
             import pyarrow as pa  # whether it is there
@@ -54,13 +61,19 @@ def write_results(results: Iterable[Result], path: str) -> int:
     """Write results to a file of the kind that its ending names, or as JSON lines to stdout (`-`); returns how many.
 
     Raises:
-        InvalidValueError: It is no such file.
-        OSError: It cannot be written.
+        InvalidValueError: It is no such file, or cannot be written.
     """
     check_path(path)
     rows = map(Result.to_dict, results)
     if path == "-":
         return _print(rows)
+    try:
+        return _write(rows, path)
+    except OSError as error:
+        raise _unwritable("--out", path, error) from error
+
+
+def _write(rows: Iterable[dict[str, Any]], path: str) -> int:
     if path.lower().endswith(".jsonl"):
         with JsonLines(path) as lines:
             lines.write(rows)
@@ -79,7 +92,11 @@ def write_page(page: str, path: str) -> None:
         with WholeFile(path) as whole:
             whole.file.write(page.encode())
     except OSError as error:
-        raise InvalidValueError(f"--html {shown(path)} cannot be written ({error}); name another file") from error
+        raise _unwritable("--html", path, error) from error
+
+
+def _unwritable(option: str, path: str, error: OSError) -> InvalidValueError:
+    return InvalidValueError(f"{option} {shown(path)} cannot be written ({error}); name another file")
 
 
 def _print(rows: Iterable[Mapping[str, Any]]) -> int:

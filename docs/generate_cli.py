@@ -25,7 +25,8 @@ cron; other verbs say what to install.
   ledger.
 - **Working** (`run`, `submit`, `advance`, `cancel`, `retry`) reads the key and the base URL from the environment, as
   the SDK does. `resume` and `purge` change the ledger alone, and need no key.
-- **A ledger that is not there is an error** for all but `run`, `submit` and `gateway`, which make it.
+- **A ledger that is not there is an error** for all but `run`, `submit`, `migrate` and `gateway`, which make it, and
+  `plan`, which does without one if `--ledger` names none.
 - **The policy comes along**: what is not given with `--policy` is the policy that the ledger keeps, the last that work
   was accepted under. What differs is said on stderr.
 

@@ -15,6 +15,7 @@ import attrs
 
 from .errors import printable, shown
 from .models import Lane, Outcome
+from .rendering import moment, span
 from .wording import in_requests
 
 __all__ = [
@@ -37,10 +38,6 @@ __all__ = [
 
 def _of(job: str | None) -> str:
     return "" if job is None else f" of job {shown(job)}"
-
-
-def _moment(at: datetime | None) -> str:
-    return "unknown" if at is None else f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 @attrs.frozen(kw_only=True)
@@ -99,7 +96,7 @@ class Submitted(_Event):
     def __str__(self) -> str:
         return (
             f"submitted batch {printable(self.batch)}: {in_requests(self.requests)}, {self.size:,} bytes; its window "
-            f"ends at {_moment(self.expires_at)}"
+            f"ends at {moment(self.expires_at)}"
         )
 
 
@@ -139,7 +136,7 @@ class Ended(_Event):
     duration: timedelta
 
     def __str__(self) -> str:
-        return f"batch {printable(self.batch)} ended after {str(self.duration).partition('.')[0]}"
+        return f"batch {printable(self.batch)} ended after {span(self.duration)}"
 
 
 @attrs.frozen(kw_only=True)
@@ -305,7 +302,7 @@ class Missed(_Event):
     lateness: timedelta
 
     def __str__(self) -> str:
-        late = f" by {str(self.lateness).partition('.')[0]}" if self.lateness else ", without an answer"
+        late = f" by {span(self.lateness)}" if self.lateness else ", without an answer"
         return f"{in_requests(self.requests)}{_of(self.job)} missed the deadline{late}"
 
 

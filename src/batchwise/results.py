@@ -158,15 +158,19 @@ class Result:
         return self._counted("cache_creation_input_tokens")
 
     def _counted(self, name: str) -> int:
-        message = self._decoded.get("message")
-        count = usage_of(message).get(name) if isinstance(message, dict) else None
-        return count if type(count) is int else 0
+        return _plain(usage_of(self._message).get(name), int) or 0
 
     @property
     def _decoded(self) -> Mapping[str, Any]:
         if self._memo is None:
             self._memo = decode(self._row.line)["result"], None
         return self._memo[0]
+
+    @property
+    def _message(self) -> Mapping[str, Any]:
+        """The API's message, whatever the outcome; empty where none came."""
+        message = self._decoded.get("message")
+        return message if isinstance(message, dict) else {}
 
     def _answer(self) -> dict[str, Any]:
         if not self.ok:
@@ -259,8 +263,7 @@ class Result:
     @property
     def stop_reason(self) -> str | None:
         """Why the API's message stopped (`end_turn`, `refusal`, ...); None where none came, or it does not say."""
-        message = self._decoded.get("message")
-        stop = message.get("stop_reason") if isinstance(message, dict) else None
+        stop = self._message.get("stop_reason")
         return stop if isinstance(stop, str) else None
 
     @property
@@ -339,10 +342,7 @@ class Result:
             (ISO 8601, UTC), `met_deadline`, `cursor`, and `label_<name>` for each label. Outcome and lane are their
             stable strings.
         """
-        error, message = self.error, self._decoded.get("message")
-        message = message if isinstance(message, dict) else {}
-        tokens = message.get("usage")
-        tokens = tokens if isinstance(tokens, dict) else {}
+        error, tokens = self.error, usage_of(self._message)
         try:
             text = self.text if self.ok else None
         except RequestFailedError as unreadable:
@@ -359,7 +359,7 @@ class Result:
             "truncated": self.truncated,
             "error_type": None if error is None else error.type,
             "error_message": None if error is None else error.message,
-            "model": _plain(message.get("model"), str),
+            "model": _plain(self._message.get("model"), str),
             "lane": self.lane.value,
             "attempts": self.attempts,
             "input_tokens": _plain(tokens.get("input_tokens"), int),

@@ -211,9 +211,7 @@ def report(
 @app.command()
 def advance(*, watch: Watch = False, ledger: Ledger = None, policy: PolicyFile = None, json: Json = False) -> None:
     """Do all that is due (submit, poll, collect, rescue), and exit. For cron."""
-    if watch:
-        _answer("advance", lambda: verbs.advance_on(ledger=ledger, policy=policy), json=json)
-    _answer("advance", lambda: verbs.advance(ledger=ledger, policy=policy), json=json)
+    _answer("advance", lambda: (verbs.advance_on if watch else verbs.advance)(ledger=ledger, policy=policy), json=json)
 
 
 @app.command()

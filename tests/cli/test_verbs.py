@@ -253,7 +253,10 @@ def test_a_policy_of_a_file_and_what_differs(batchwise, ledger, tmp_path):
     assert "did you mean window" in said.err
 
 
-@pytest.mark.parametrize("arguments", [(), ("advance", "--jop", "nightly"), ("status", "a", "b"), ("retry",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("advance", "--jop", "nightly"), ("status", "a", "b"), ("retry",), ("gateway", "--port", "65536")],
+)
 def test_wrong_usage(capsys, arguments):
     assert main(list(arguments)) == 2
     said = capsys.readouterr()

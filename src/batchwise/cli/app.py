@@ -309,7 +309,7 @@ def sandbox(context: typer.Context) -> None:
 def gateway(
     *,
     host: Annotated[str, typer.Option(metavar="HOST", help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="PORT", help="The port; 0 takes a free one.")] = 8787,
+    port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65_535, help="The port; 0 takes a free one.")] = 8787,
     within: Annotated[
         str, typer.Option(metavar="TIME", help="How long a call can wait that does not say so: 30h, flexible, now.")
     ] = "now",

@@ -12,7 +12,7 @@ import attrs
 
 from batchwise.engine.core import Engine
 from batchwise.errors import AdmissionError, InfeasibleSLAError, printable
-from batchwise.models import Lane, LatencyTag
+from batchwise.models import Lane, LatencyTag, Limits
 from batchwise.planning.cadence import rescue_duration, sla_cadence
 from batchwise.planning.capacity import class_of, limits_of, queue_limit
 from batchwise.planning.custom_ids import MAX_LENGTH
@@ -177,6 +177,7 @@ def plan_of(engine: Engine, requests: Iterable[Request], latency: LatencyTag) ->
             per_header[terms.betas].add(part)
             per_class[class_of(terms.model, engine.policy.limits)].add(part)
     known = whole.sync is not None and whole.batch is not None
+    limits, measured = engine.policy.limits, engine.ledger.snapshot().measured
     return Plan(
         requests=whole.requests,
         routes=tuple(routes),
@@ -187,8 +188,10 @@ def plan_of(engine: Engine, requests: Iterable[Request], latency: LatencyTag) ->
         usd_sync=None if whole.sync is None else to_usd(whole.sync),
         usd_batch=None if whole.batch is None else to_usd(whole.batch),
         usd=to_usd(usd) if known else None,
-        capacity=tuple(_capacity(name, sum_, engine) for name, sum_ in per_class.items()),
-        queue_limit=queue_limit(engine.policy.limits),
+        capacity=tuple(
+            _capacity(name, sum_, limits_of(name, limits, measured.get(name))) for name, sum_ in per_class.items()
+        ),
+        queue_limit=queue_limit(limits),
         cadence=_cadence(latency, engine),
         refused=refused,
     )
@@ -241,8 +244,7 @@ def _batches(sum_: _Sum, engine: Engine) -> int:
     return max(-(-sum_.requests // min(most, MAX_REQUESTS)), -(-size // MAX_BYTES))
 
 
-def _capacity(name: str, sum_: _Sum, engine: Engine) -> Capacity:
-    limits = limits_of(name, engine.policy.limits, engine.ledger.snapshot().measured.get(name))
+def _capacity(name: str, sum_: _Sum, limits: Limits) -> Capacity:
     return Capacity(
         model=name,
         requests=sum_.requests,

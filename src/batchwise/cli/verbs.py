@@ -125,8 +125,6 @@ def results(
     """What has settled of a job so far, behind a cursor, as lines or a file."""
     with looking(ledger) as engine:
         name, cursor, wanted = engine.ledger.name, after, set(only or Outcome)
-        if out is not None:
-            check_path(out)
 
         def found() -> Iterator[Result]:
             nonlocal cursor

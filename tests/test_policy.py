@@ -114,8 +114,9 @@ def test_what_is_wrong_in_a_file_is_said_with_its_name(tmp_path, text, words):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(InvalidValueError, match=r"none\.toml"):
+    with pytest.raises(InvalidValueError, match=r"none\.toml") as caught:
         Policy.from_toml(tmp_path / "none.toml")
+    assert str(caught.value).count("none.toml") == 1, "its name is said once"
 
 
 @pytest.fixture

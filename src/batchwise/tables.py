@@ -93,7 +93,7 @@ def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
     """What a TOML file holds; its numbers with a point are decimals.
 
     Raises:
-        InvalidValueError: It cannot be read, or is no TOML.
+        InvalidValueError: It cannot be read, or is no TOML. Who asked names the file.
     """
     try:
         if sys.version_info >= (3, 11):
@@ -102,9 +102,11 @@ def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
             import tomli as tomllib
     except ImportError:
         raise InvalidValueError(
-            f"{shown(str(path))}: Python 3.10 reads no TOML by itself; install batchwise-claude[cli], or tomli"
+            "Python 3.10 reads no TOML by itself; install batchwise-claude[cli], or tomli"
         ) from None
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"), parse_float=Decimal)
-    except (OSError, ValueError) as error:
-        raise InvalidValueError(f"{shown(str(path))} cannot be read as TOML: {error}") from None
+    except OSError as error:
+        raise InvalidValueError(f"it cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InvalidValueError(f"it is no TOML: {error}") from None

@@ -74,6 +74,12 @@ def test_what_is_shown(monkeypatch):
     assert "\x1b" not in text
 
 
+def test_one_request_is_told_as_one():
+    text = drawn(bw.Progress(total=1, by_status={}, by_outcome={}, by_lane={}, at_risk=1, overdue=1))
+    assert "1 request is overdue" in text
+    assert "1 request may miss their deadline" in text
+
+
 def test_what_is_not_there_is_not_shown():
     text = drawn(bw.Progress(total=0, by_status={}, by_outcome={}, by_lane={}))
     assert "0 of 0 settled" in text

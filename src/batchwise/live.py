@@ -18,7 +18,7 @@ from .async_tickets import AsyncJob
 from .engine.handles import JobView
 from .errors import BatchwiseError, InvalidValueError, printable
 from .models import Progress, Report, RunningBatch
-from .wording import dollars, human
+from .wording import dollars, human, in_requests
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -78,9 +78,9 @@ def _warnings(progress: Progress) -> Iterator[str]:
     for lane, reason in progress.suspended.items():
         yield f"the {lane.value} lane is suspended: {printable(reason)}"
     if progress.overdue:
-        yield f"{_count(progress.overdue)} requests are overdue"
+        yield f"{in_requests(progress.overdue)} {'is' if progress.overdue == 1 else 'are'} overdue"
     if progress.at_risk:
-        yield f"{_count(progress.at_risk)} requests may miss their deadline"
+        yield f"{in_requests(progress.at_risk)} may miss their deadline"
     if progress.last_error is not None:
         yield f"failed last: {printable(progress.last_error)}"
 

@@ -240,7 +240,7 @@ def test_results_that_cannot_be_written_are_said_to_be(batchwise, ledger, tmp_pa
 
 
 def test_the_columns_of_a_table_are_those_of_a_result(sandbox, batchwise, ledger):
-    from batchwise.cli.results import COLUMNS
+    from batchwise.cli.files import COLUMNS
 
     submit(ledger, 1)
     sandbox.finish(sandbox.books.batches[0].id)

@@ -19,9 +19,9 @@ from batchwise.timetext import parse_duration, parse_moment
 from batchwise.wording import human, in_requests
 
 from .answers import Answer, Exit, code_of, note, plain
+from .files import check_path, write_page, write_results
 from .ledgers import looking, planning, working
 from .lines import Lines
-from .results import check_path, write_page, write_results
 
 __all__ = [
     "advance",

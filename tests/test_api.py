@@ -169,6 +169,7 @@ HEAVY = {
     "anyio",
     "asyncio",
     "batchwise.models",
+    "batchwise.pictures",
 }
 CADENCE = "import batchwise; from datetime import timedelta; batchwise.sla_cadence(timedelta(hours=30))"
 ROUTING = """

@@ -17,7 +17,6 @@ import attrs
 
 from .errors import InvalidValueError, printable, shown
 from .figures import check_whole
-from .pictures import report_page
 from .rendering import moment, span, to_html
 from .tables import from_table, read_toml, to_table
 from .times import LONGEST, WINDOW, check_aware, check_duration, check_positive, check_reach, from_numpy
@@ -873,6 +872,8 @@ class Report:
         Raises:
             BatchwiseError: matplotlib is not installed.
         """
+        from .pictures import report_page
+
         money = [*((f"{lane.value} lane", cost) for lane, cost in self.cost_by_lane.items())]
         money += [("saved", self.saved), ("wasted", self.wasted)]
         return report_page(title, self._repr_html_(), money, self.batches, datetime.now(timezone.utc))

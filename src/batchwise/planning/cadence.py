@@ -19,7 +19,6 @@ import attrs
 
 from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
 from batchwise.figures import Number, check_whole, to_number
-from batchwise.pictures import cadence_svg
 from batchwise.rendering import to_html
 from batchwise.times import WINDOW, ZERO, check_aware, check_duration, check_positive
 from batchwise.wording import human
@@ -149,6 +148,8 @@ class Cadence:
         Raises:
             BatchwiseError: matplotlib is not installed.
         """
+        from batchwise.pictures import cadence_svg
+
         return cadence_svg(self)
 
     @property

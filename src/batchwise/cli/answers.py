@@ -24,7 +24,7 @@ from batchwise.errors import (
 )
 from batchwise.models import Progress
 
-__all__ = ["Answer", "Exit", "as_json", "code_of", "note", "plain", "tell"]
+__all__ = ["Answer", "Exit", "as_json", "code_of", "jsonable", "note", "tell"]
 
 
 class Exit(IntEnum):
@@ -51,7 +51,7 @@ class Answer:
 
     Attributes:
         text: For people.
-        values: For programs, as `plain` makes them.
+        values: For programs, as `jsonable` makes them.
         code: The exit code.
     """
 
@@ -81,7 +81,7 @@ def code_of(found: Progress | BaseException) -> Exit:
     return next((code for kind, code in _CODES if isinstance(found, kind)), Exit.ERROR)
 
 
-def plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """A value as JSON has it: fields by their names, moments in ISO 8601, durations in seconds, money as text."""
     if isinstance(value, Progress):
         return {**_fields(value), "settled": value.settled, "done": value.done}
@@ -97,23 +97,23 @@ def plain(value: Any) -> Any:
         return f"{value:f}"
     if isinstance(value, Mapping):
         return _table(value)
-    return [plain(each) for each in value] if isinstance(value, (tuple, list)) else value
+    return [jsonable(each) for each in value] if isinstance(value, (tuple, list)) else value
 
 
 def _table(value: Mapping[Any, Any]) -> dict[str, Any]:
     """Names of several words become tables in tables: `{("team", "search"): 1}` is `{"team": {"search": 1}}`."""
     table: dict[str, Any] = {}
     for name, each in value.items():
-        *outer, last = name if isinstance(name, tuple) else (plain(name),)
+        *outer, last = name if isinstance(name, tuple) else (jsonable(name),)
         inner = table
         for word in outer:
             inner = inner.setdefault(word, {})
-        inner[last] = plain(each)
+        inner[last] = jsonable(each)
     return table
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return {field.name: plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
+    return {field.name: jsonable(getattr(value, field.name)) for field in attrs.fields(type(value))}
 
 
 def as_json(verb: str, code: int, values: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from batchwise.results import Result, as_settled
 from batchwise.timetext import parse_duration, parse_moment
 from batchwise.wording import human, in_requests
 
-from .answers import Answer, Exit, code_of, note, plain
+from .answers import Answer, Exit, code_of, jsonable, note
 from .files import check_path, write_page, write_results
 from .ledgers import looking, planning, working
 from .lines import Lines
@@ -58,7 +58,7 @@ def _utc_now() -> datetime:
 
 def _standing(progress: Progress, ledger: str, job: str | None) -> Answer:
     """How the work stands."""
-    values = {"ledger": ledger, "job": job, "progress": plain(progress)}
+    values = {"ledger": ledger, "job": job, "progress": jsonable(progress)}
     return Answer(str(progress), values, code_of(progress))
 
 
@@ -96,8 +96,8 @@ def jobs(*, ledger: str | None = None) -> Answer:
             "total": progress.total,
             "settled": progress.settled,
             "done": progress.done,
-            "by_status": plain(progress.by_status),
-            "by_outcome": plain(progress.by_outcome),
+            "by_status": jsonable(progress.by_status),
+            "by_outcome": jsonable(progress.by_outcome),
         }
         for job, progress in found.items()
     ]
@@ -111,7 +111,7 @@ def report(job: str | None = None, *, html: str | None = None, ledger: str | Non
         if html is not None:
             page = found.to_html() if job is None else found.to_html(f"batchwise report: {job}")
             write_page(page, html)
-        return Answer(str(found), {"ledger": engine.ledger.name, "job": job, "report": plain(found)})
+        return Answer(str(found), {"ledger": engine.ledger.name, "job": job, "report": jsonable(found)})
 
 
 def results(
@@ -150,7 +150,7 @@ def plan(file: str, *, within: str, ledger: str | None = None, policy: str | Non
             raise lines.named(error) from None
         name = engine.ledger.name
     code = Exit.DONE if found.refused is None else Exit.ERROR
-    return Answer(str(found), {"ledger": name, "plan": plain(found)}, code)
+    return Answer(str(found), {"ledger": name, "plan": jsonable(found)}, code)
 
 
 # -- accepting ----------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def run(
             ) from None
         report = accepted.report()
         written = None if out is None else write_results(accepted.results(ordered=True), out)
-    values = {"ledger": name, "job": job, "progress": plain(progress), "report": plain(report)}
+    values = {"ledger": name, "job": job, "progress": jsonable(progress), "report": jsonable(report)}
     lines = [str(progress), str(report)]
     if written is not None:
         values["written"] = written
@@ -325,7 +325,7 @@ def purge(before: str, *, ledger: str | None = None) -> Answer:
         raise InvalidValueError(f"--before {before} is in the future; nothing was deleted")
     with looking(ledger) as engine:
         count = engine.ledger.purge(before=moment)
-        values = {"ledger": engine.ledger.name, "before": plain(moment), "purged": count}
+        values = {"ledger": engine.ledger.name, "before": jsonable(moment), "purged": count}
         return Answer(
             f"{in_requests(count)} deleted that settled before {moment.isoformat(timespec='seconds')}", values
         )
@@ -342,5 +342,5 @@ def cadence(sla: str, *, rounds: int = 1, policy: str | None = None) -> Answer:
     cron = found.cron(nearest=True) if found.interval >= timedelta(minutes=1) else None
     if cron is not None:
         lines.append(f"cron (in UTC): {cron}")
-    values = {"cadence": {**plain(found), "check_every": plain(found.check_every), "cron": cron}}
+    values = {"cadence": {**jsonable(found), "check_every": jsonable(found.check_every), "cron": cron}}
     return Answer("\n".join(lines), values)

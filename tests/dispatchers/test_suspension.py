@@ -79,6 +79,50 @@ async def test_a_refusal_of_a_call_that_began_before_the_resume_suspends_nothing
     assert len(refused) == 1
 
 
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "by another process"])
+async def test_a_resume_while_a_refusal_is_noted_leaves_the_lane_at_work(
+    world: World, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+):
+    """The refusal was read before the resume, and would be stored after it."""
+    world.sandbox.fault("messages.unauthorized_401", times=1)
+    async with world.open() as d:
+        suspend = d._engine.suspend
+
+        def resumed_first(*args: Any, **others: Any) -> Any:
+            monkeypatch.undo()
+            if elsewhere:
+                with closing(SqliteLedger(world.path)) as ledger:
+                    ledger.resume()
+            else:
+                d._engine.resume()
+            return suspend(*args, **others)
+
+        monkeypatch.setattr(d._engine, "suspend", resumed_first)
+        assert (await (await d.dispatch(params("a"))).result()).text == "echo: a"
+        assert (await d.progress()).suspended == {}
+
+
+async def test_a_refusal_of_a_create_that_began_before_the_resume_suspends_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    world.sandbox.fault("create.unauthorized_401", times=1)
+    world.sandbox.batch_latency = 0.2
+    async with world.open() as d:
+        suspend, noted = d._engine.suspend, []
+
+        def resumed_first(lane: Lane, reason: str, **others: Any) -> Any:
+            d._engine.resume()
+            noted.append(suspend(lane, reason, **others))
+            return noted[-1]
+
+        monkeypatch.setattr(d._engine, "suspend", resumed_first)
+        job = await d.dispatch_all(many(3), job="j", latency=FLEXIBLE)
+        await d.flush()
+        assert len(await listed(job.results())) == 3
+        assert (await d.progress()).suspended == {}
+    assert noted == [False]
+
+
 async def test_leaving_finishes_what_was_begun_although_the_sync_lane_is_suspended(world: World):
     world.sandbox.sync_latency = 0.5
     async with world.open() as d:

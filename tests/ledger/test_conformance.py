@@ -1333,6 +1333,16 @@ def test_lanes_are_suspended_and_resumed(world: World) -> None:
     assert world.ledger.snapshot().suspended == {}
 
 
+def test_what_began_before_a_resume_suspends_nothing_after_it(world: World) -> None:
+    before = world.ledger.snapshot().resumes
+    assert world.ledger.suspend(SYNC, "key revoked", resumes=before) == (True, True, before)
+    assert world.ledger.suspend(SYNC, "key revoked", resumes=before) == (True, False, before)
+    assert world.ledger.resume() == (SYNC,)
+    assert world.ledger.suspend(SYNC, "key revoked", resumes=before) == (False, False, before + 1)
+    assert (world.ledger.snapshot().suspended, world.ledger.snapshot().resumes) == ({}, before + 1)
+    assert world.ledger.suspend(SYNC, "key revoked", resumes=before + 1) == (True, True, before + 1)
+
+
 def test_failures_are_counted_until_a_batch_is_created_or_the_lane_is_resumed_afresh(world: World) -> None:
     note = world.ledger.note_failure
     assert note("create", now=NOW) == (1, NOW)

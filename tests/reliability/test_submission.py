@@ -60,6 +60,7 @@ def test_uploads_that_are_cut_off_every_time_are_halved(world: World) -> None:
     cut = Fault(None, "connection_error", "WriteError: reset by peer", request_sent=False)
     sizes = refuse_if(world, lambda body: len(body) > 1_000_000, cut)
     world.settle_all()
+    world.check()
     assert set(outcomes(world).values()) == {"succeeded"}
     assert sizes[:5] == [8, 8, 8, 4, 2]
     assert len(sizes) < 15
@@ -70,6 +71,7 @@ def test_a_413_halves_and_batches_grow_again(world: World) -> None:
     world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
     sizes = refuse_if(world, lambda body: body.count(b"custom_id") > 3, REFUSALS["413"])
     world.settle_all()
+    world.check()
     assert set(outcomes(world).values()) == {"succeeded"}
     assert sizes[:2] == [6, 3]
     assert (world.ledger.snapshot().sizes.largest or 0) > 3
@@ -153,6 +155,30 @@ def test_the_lane_rests_before_anything_is_queued_for_it_again(
     world.api.order("create", fault)
     world.pass_time(HOUR)
     assert names.index(rests) < names.index("unseal")
+
+
+@pytest.mark.parametrize("operation", ["create", "list", "retrieve", "read"])
+def test_what_began_before_a_resume_suspends_no_lane_after_it(
+    operation: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspend, done = world.ledger.suspend, list[bool]()
+
+    def resumed_first(*arguments: Any, **keywords: Any) -> Any:
+        world.ledger.resume()  # as another process does
+        found = suspend(*arguments, **keywords)
+        done.append(found.done)
+        return found
+
+    monkeypatch.setattr(world.ledger, "suspend", resumed_first)
+    if operation == "list":
+        world.api.order("create", "dropped after")
+    world.api.faults[operation] = ["401"]
+    world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
+    for _ in range(30):
+        world.pass_time(HOUR)
+    assert done == [False]
+    world.check()
+    assert set(outcomes(world).values()) == {"succeeded"}
 
 
 def test_a_full_queue_is_waited_for_and_in_the_end_told(world: World) -> None:
@@ -246,6 +272,7 @@ def test_a_candidate_without_a_readable_row_is_not_struck_off(world: World) -> N
     world.api.duration = timedelta(0)
     world.settle_all()
     assert len(world.api.batches) == 1
+    world.check()
     assert set(outcomes(world).values()) == {"succeeded"}
 
 
@@ -294,6 +321,7 @@ def test_in_an_exclusive_workspace_two_candidates_have_to_be_proved() -> None:
     world.run()
     assert view(world).state is BatchState.DOUBT
     world.settle_all()
+    world.check()
     assert set(outcomes(world).values()) == {"succeeded"}
     world.close()
 
@@ -336,6 +364,7 @@ def test_a_batch_that_turns_up_late_is_cancelled_even_if_the_first_cancel_fails(
     assert world.api.calls["cancel"] == 2
     world.settle_all()
     assert world.ledger.report(job=None).possible_doubles == 6
+    world.check()
     assert set(outcomes(world).values()) == {"succeeded"}
     world.close()
 
@@ -350,6 +379,7 @@ def test_a_rescues_cancel_is_asked_for_again_if_it_did_not_take(world: World) ->
     world.check()
     assert world.api.calls["cancel"] == 2
     assert world.api.batches[0].cancel_at is not None
+    world.check()
     assert set(outcomes(world).values()) == {"succeeded"}
     assert world.ledger.report(job=None).missed == 0
 

@@ -61,13 +61,13 @@ def _reply(engine: Engine, ticked: Ticked, claim: Claim) -> Procedure[Reply | No
     """The API's answer; None: there is none, and what that means for the request is stored."""
     try:
         yield from _check_workspace(engine, ticked)
-        begun, resumed = monotonic(), engine.resumed
+        begun, resumes = monotonic(), engine.resumes
         try:
             reply: Reply = yield from api(partial(_ask, claim))
         except LaneFault as error:
             _tell_call(engine, claim, timedelta(seconds=monotonic() - begun), error=error.fault.type)
             if claim.durable:  # else nothing of it was sent, and the ledger knows nothing of it
-                yield from _faulted(engine, ticked, claim, error, resumed)
+                yield from _faulted(engine, ticked, claim, error, resumes)
             return None
     except Exception as error:
         if lasting(error) or passing(error):
@@ -261,8 +261,8 @@ def _failure(
     )
 
 
-def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault, resumed: int) -> Procedure[None]:
-    """What a refused call comes to; `resumed`: `Engine.resumed` when it began."""
+def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault, resumes: int) -> Procedure[None]:
+    """What a refused call comes to; `resumes`: `Engine.resumes` when it began."""
     ruling = rule_call(error.fault, bills_profile=error.fault.status == 402 and bills_profile(claim.body))
     refusal = refusal_of(error.fault)
     engine.queue.failed(ticked, monotonic(), refusal=refusal, retry_after=ruling.wait, headers=error.headers)
@@ -272,7 +272,7 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault, res
     elif engine.health.heard(answered=answered):
         yield from _tell(engine, answered=answered)
     if ruling.verdict is Verdict.SUSPEND:
-        yield from _suspend(engine, ticked, claim, ruling, resumed)
+        yield from _suspend(engine, ticked, claim, ruling, resumes)
         return
     unpaid = 0
     if refusal is not None or not error.fault.request_sent:
@@ -336,7 +336,7 @@ def _again(
     engine.push(claim, urgent=urgent, wait=max(0.001, wait / timedelta(seconds=1)) if wait else 0.0)
 
 
-def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling, resumed: int) -> Procedure[None]:
+def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling, resumes: int) -> Procedure[None]:
     """No call can succeed now: this one is queued again and the lane rests until `resume` or a restart.
 
     A call that began before a `resume` says nothing of the time since: it is tried again.
@@ -346,17 +346,18 @@ def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling, resum
     if not _may_call(engine, again) and ruling.error is not None:
         yield from _settle(engine, ticked, _failure(engine, claim, Outcome.FAILED, ruling.error))
         return
-    if engine.resumed != resumed:
-        yield from _again(engine, ticked, again, timedelta(0), costs=costs, doubtful=False)
-        return
-    waiting = engine.queue.drain()
 
-    def rest() -> None:
-        engine.suspend(Lane.SYNC, ruling.reason or "the API refuses all work")
+    def rest() -> list[Claim] | None:
+        if not engine.suspend(Lane.SYNC, ruling.reason or "the API refuses all work", resumes=resumes):
+            return None
+        waiting = engine.queue.drain()
         engine.give_back([claim], costs_attempt=costs)
         engine.give_back(waiting)
+        return waiting
 
-    yield from store(rest)
-    engine.suspended[Lane.SYNC] = ruling.reason or ""
+    waiting = yield from store(rest)
+    if waiting is None:
+        yield from _again(engine, ticked, again, timedelta(0), costs=costs, doubtful=False)
+        return
     _finish(engine, ticked)
     engine.settled([part.id for part in waiting])

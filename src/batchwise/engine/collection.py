@@ -41,11 +41,11 @@ _YOUNG = timedelta(minutes=5)
 
 def poll(engine: Engine, batch: BatchView) -> Procedure[None]:
     """Ask how a batch is doing."""
-    remote = batch.remote_id or ""
+    remote, resumes = batch.remote_id or "", engine.resumes
     try:
         info = yield from api(lambda ports: ports.retrieve(remote))
     except LaneFault as error:
-        yield from _unreadable(engine, batch, error)
+        yield from _unreadable(engine, batch, error, resumes)
         return
     yield from _seen(engine, batch, info)
 
@@ -156,7 +156,7 @@ def _asking(batch: BatchView) -> str:
     return f"batch {batch.id}"
 
 
-def _unreadable(engine: Engine, batch: BatchView, error: LaneFault) -> Procedure[None]:
+def _unreadable(engine: Engine, batch: BatchView, error: LaneFault, resumes: int) -> Procedure[None]:
     """A poll or a read failed: again later. A 404 alone loses nothing: the results may come later than the end."""
     fault, ruling = error.fault, rule_call(error.fault)
     words = f"{fault.type}: {fault.message}"
@@ -175,7 +175,7 @@ def _unreadable(engine: Engine, batch: BatchView, error: LaneFault) -> Procedure
         yield from store(lambda: engine.ledger.update_batch(noted, was=batch))
         return
     reason = (ruling.reason or "") if ruling.verdict is Verdict.SUSPEND else None
-    yield from _again(engine, batch, words, reason)
+    yield from _again(engine, batch, words, reason, resumes=resumes)
 
 
 def _unknown(engine: Engine, batch: BatchView, words: str) -> Procedure[None]:
@@ -213,7 +213,9 @@ def _listed(batch: BatchView) -> Procedure[tuple[BatchInfo | None, bool]]:
         after = listing.last_id
 
 
-def _again(engine: Engine, batch: BatchView, words: str, reason: str | None = None) -> Procedure[None]:
+def _again(
+    engine: Engine, batch: BatchView, words: str, reason: str | None = None, *, resumes: int | None = None
+) -> Procedure[None]:
     """Look again later, ever more seldom. Who waits is told in the end; nothing is bought again because of it."""
     failures = batch.failures + 1
     noted = attrs.evolve(batch, polled_at=engine.now(), failures=failures)
@@ -225,7 +227,7 @@ def _again(engine: Engine, batch: BatchView, words: str, reason: str | None = No
         )
     if reason is not None:
         told = reason
-        yield from store(lambda: engine.suspend(Lane.BATCH, told))
+        yield from store(lambda: engine.suspend(Lane.BATCH, told, resumes=resumes))
 
 
 def _gone(kind: str, words: str, *, verdict: Verdict) -> Ruling:
@@ -277,7 +279,7 @@ def _tell_collected(engine: Engine, batch: BatchView, reader: Reader, missing: i
 
 
 def _collect(engine: Engine, batch: BatchView, reader: Reader) -> Procedure[None]:
-    remote = batch.remote_id or ""
+    remote, resumes = batch.remote_id or "", engine.resumes
     fault: LaneFault | None = None
     try:
         yield from api(lambda ports: ports.read(remote, reader.feed))
@@ -298,7 +300,7 @@ def _collect(engine: Engine, batch: BatchView, reader: Reader) -> Procedure[None
         closed = attrs.evolve(batch, state=BatchState.CLOSED, polled_at=engine.now())
         yield from store(lambda: engine.ledger.update_batch(closed, was=batch))
     elif fault is not None:
-        yield from _unreadable(engine, batch, fault)
+        yield from _unreadable(engine, batch, fault, resumes)
     elif batch.failures < _REREADS:
         yield from _again(engine, batch, "rows are missing from its results, or differ from what the API counted")
     else:

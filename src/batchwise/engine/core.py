@@ -140,8 +140,8 @@ class Engine:
         self.greeted = False
         """Whether the client's workspace is known to be the ledger's."""
         self.suspended: dict[Lane, str] = {}
-        self.resumed = 0
-        """How often `resume` was called: a call that began before knows nothing of the time since."""
+        self.resumes = 0
+        """How often lanes were resumed, as last seen: what began before another one suspends nothing after it."""
         self.stalled: frozenset[int] = frozenset()
         """Jobs none of whose batches could be read the last time."""
         self.backlog = False
@@ -339,7 +339,7 @@ class Engine:
         """The ledger's snapshot with what only this process knows."""
         with self._rising:  # what was read before a rise is not told after it
             known = self.ledger.snapshot()
-            self.suspended = dict(known.suspended)
+            self.suspended, self.resumes = dict(known.suspended), known.resumes
         snapshot = attrs.evolve(
             self.health.seen_with(known),
             forecast=self.forecasts.of(),
@@ -424,23 +424,42 @@ class Engine:
             with self._rising:  # nobody works on before it is done: what is suspended from then on stays so
                 if self.rested:
                     lanes = self.ledger.resume(afresh=False)
-                    self.suspended, self.rested = {}, False
+                    self._lift()
+                    self.rested = False
         if lanes is not None:
             self._tell_resumed(lanes)
         return lanes is not None
 
-    def suspend(self, lane: Lane, reason: str) -> None:
-        """No more work for this lane until `resume`."""
-        known = self.ledger.suspend(lane, reason)
-        if known != reason:
+    def suspend(self, lane: Lane, reason: str, *, resumes: int | None = None) -> bool:
+        """No more work for this lane until `resume`.
+
+        Args:
+            lane: The lane.
+            reason: What whoever waits is told.
+            resumes: `resumes` as it was when that began which failed. It says nothing of the time after another resume.
+
+        Returns:
+            Whether the lane is suspended; False if it was resumed in between.
+        """
+        with self._rising:
+            found = self.ledger.suspend(lane, reason, resumes=resumes)
+            self.resumes = found.resumes
+            if found.done:
+                self.suspended = {**self.suspended, lane: reason}
+        if found.news:
             self.telling.tell(events.Suspended(at=self.now(), lane=lane, reason=reason))
+        return found.done
 
     def resume(self) -> None:
         """Both lanes take work again."""
-        self.resumed += 1
-        lanes = self.ledger.resume()
-        self.suspended.clear()
+        with self._rising:
+            lanes = self.ledger.resume()
+            self._lift()
         self._tell_resumed(lanes)
+
+    def _lift(self) -> None:
+        self.suspended = {}
+        self.resumes += 1
 
     def _tell_resumed(self, lanes: Sequence[Lane]) -> None:
         if lanes:

@@ -43,11 +43,11 @@ _SKEW = timedelta(minutes=5)
 
 def reconcile(engine: Engine, batch: BatchView) -> Procedure[None]:
     """Look for a batch whose create's outcome is unknown."""
-    now, policy = engine.now(), engine.policy
+    now, policy, resumes = engine.now(), engine.policy, engine.resumes
     try:
         found = yield from _candidates(engine, batch)
     except LaneFault as error:
-        yield from _unseen(engine, batch, batch, error.fault, now)
+        yield from _unseen(engine, batch, batch, error.fault, now, resumes)
         return
     engine.setbacks.mended(_LOOKING)
     certain = policy.exclusive_workspace and len(found) == 1 and (yield from store(lambda: _telling(engine, batch)))
@@ -74,7 +74,7 @@ def reconcile(engine: Engine, batch: BatchView) -> Procedure[None]:
         yield from store(lambda: engine.ledger.update_batch(looked, was=batch))
         yield from _recognise(engine, looked, ours)
     elif unread is not None:
-        yield from _unseen(engine, batch, looked, unread, now)
+        yield from _unseen(engine, batch, looked, unread, now, resumes)
     elif batch.state is BatchState.WATCHED and not candidates and _window_is_over(batch, policy, now, now + offset):
         yield from store(lambda: engine.ledger.update_batch(attrs.evolve(looked, state=BatchState.VOID), was=batch))
     else:
@@ -87,7 +87,9 @@ def _window_is_over(batch: BatchView, policy: Policy, now: datetime, server_now:
     return now > batch.sealed_at + lasts and (batch.posting_server is None or server_now > batch.posting_server + lasts)
 
 
-def _unseen(engine: Engine, batch: BatchView, looked: BatchView, fault: Fault, now: datetime) -> Procedure[None]:
+def _unseen(
+    engine: Engine, batch: BatchView, looked: BatchView, fault: Fault, now: datetime, resumes: int
+) -> Procedure[None]:
     """The listing, or a candidate, cannot be read: again later; requests that wait for it are told in the end."""
     failures = batch.failures + 1
     failed = attrs.evolve(looked, polled_at=now, failures=failures)
@@ -102,7 +104,7 @@ def _unseen(engine: Engine, batch: BatchView, looked: BatchView, fault: Fault, n
         )
     if reason is not None:
         words = reason
-        yield from store(lambda: engine.suspend(Lane.BATCH, words))
+        yield from store(lambda: engine.suspend(Lane.BATCH, words, resumes=resumes))
 
 
 def _telling(engine: Engine, batch: BatchView) -> bool:

@@ -62,10 +62,11 @@ def _clock() -> Callable[[], float]:
 
 def submit(engine: Engine, seal: Seal) -> Procedure[None]:
     """Seal queued requests into a batch and send it."""
+    resumes = engine.resumes
     try:
         listing = yield from page()
     except LaneFault as error:
-        yield from _trouble(engine, error.fault, rule_create(error.fault))
+        yield from _trouble(engine, error.fault, rule_create(error.fault), resumes)
         return
     yield from store(lambda: learn_from(engine, listing))
     batch = yield from store(lambda: _seal(engine, seal, listing))
@@ -135,6 +136,7 @@ def learn_from(engine: Engine, told: Listing | BatchInfo) -> None:
 
 
 def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
+    resumes = engine.resumes
     seal, clock, grace = sealer(batch.nonce), _clock(), engine.policy.create_grace / timedelta(seconds=1)
     seen = [clock()]
 
@@ -162,7 +164,7 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
     try:
         created = yield from api(lambda ports: ports.create(chunks, batch.size, batch.betas))
     except LaneFault as error:
-        yield from _not_answered(engine, batch, error.fault, engine.now())
+        yield from _not_answered(engine, batch, error.fault, engine.now(), resumes)
         return
     except FenceError:
         yield from store(lambda: engine.ledger.unseal(batch.id, now=engine.now()))
@@ -222,7 +224,7 @@ def _cut_off(engine: Engine, batch: BatchView, fault: Fault) -> Procedure[bool]:
     return cut_off.times >= _CUT_OFF
 
 
-def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: datetime) -> Procedure[None]:
+def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: datetime, resumes: int) -> Procedure[None]:
     ledger, ruling = engine.ledger, rule_create(fault)
     if (yield from _cut_off(engine, batch, fault)):
         ruling = attrs.evolve(ruling, outcome=CreateOutcome.TOO_LARGE)
@@ -244,7 +246,7 @@ def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: datetime
             if smaller:
                 yield from store(lambda: _resize(engine, batch, Sizes.full))
             # First: what is queued while the lane takes work is sent again at once.
-            yield from _trouble(engine, fault, ruling, smaller=smaller)
+            yield from _trouble(engine, fault, ruling, resumes, smaller=smaller)
             yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
 
 
@@ -293,7 +295,9 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
     engine.settled((yield from store(fail)))
 
 
-def _trouble(engine: Engine, fault: Fault, ruling: CreateRuling, *, smaller: bool = False) -> Procedure[None]:
+def _trouble(
+    engine: Engine, fault: Fault, ruling: CreateRuling, resumes: int, *, smaller: bool = False
+) -> Procedure[None]:
     """Nothing was created: wait, or suspend the lane. A `smaller` batch may fit into the queue, and is tried soon."""
     full = ruling.outcome is CreateOutcome.QUEUE_FULL
     reason, wait = ruling.reason, ruling.wait or timedelta(0)
@@ -317,7 +321,7 @@ def _trouble(engine: Engine, fault: Fault, ruling: CreateRuling, *, smaller: boo
         yield from store(lambda: engine.ledger.note(batch_paused_until=engine.now() + pause))
     else:
         engine.setbacks.mended(_SENDING)  # what is to be done about it says the suspended lane
-        yield from store(lambda: engine.suspend(Lane.BATCH, reason))
+        yield from store(lambda: engine.suspend(Lane.BATCH, reason, resumes=resumes))
 
 
 def reseal(engine: Engine, batch: BatchView) -> Procedure[None]:

@@ -19,7 +19,7 @@ from batchwise.planning.state import Snapshot
 from . import meta
 from .database import Database
 from .rows import encode_measured, from_micros, micros
-from .values import Streak
+from .values import Streak, Suspension
 
 __all__ = ["Conditions"]
 
@@ -72,12 +72,19 @@ class Conditions:
             )
             return None
 
-    def suspend(self, lane: Lane, reason: str) -> str | None:
-        """No more work for this lane until `resume`; returns the reason for which it was suspended before."""
+    def suspend(self, lane: Lane, reason: str, *, resumes: int | None = None) -> Suspension:
+        """No more work for this lane until `resume`.
+
+        `resumes`: how often `resume` had been called when that began which failed. It says nothing of the time after
+        another `resume`, and suspends nothing then.
+        """
         with self._database.write("suspend") as db:
             before = meta.get(db, f"suspended:{lane.value}")
-            meta.put(db, f"suspended:{lane.value}", reason)
-        return before
+            known = meta.resumes(db)
+            timely = resumes is None or resumes == known
+            if timely:
+                meta.put(db, f"suspended:{lane.value}", reason)
+        return Suspension(timely, timely and before != reason, known)
 
     def resume(self, *, afresh: bool = True) -> tuple[Lane, ...]:
         """Both lanes take work again; returns those that were suspended. `afresh`: failures are counted anew."""
@@ -87,6 +94,7 @@ class Conditions:
             suspended = tuple(lane for lane in Lane if meta.get(db, f"suspended:{lane.value}"))
             for lane in Lane:
                 meta.put(db, f"suspended:{lane.value}", None)
+            meta.put(db, "resumes", f"{meta.resumes(db) + 1}")
         return suspended
 
     def note_failure(self, name: str, *, now: datetime) -> Streak:

@@ -138,6 +138,7 @@ class Looking:
             queued = places.get((BATCH, QUEUED, 0), ())
             shared = {group.terms.prefix for group in queued if group.terms.prefix}
             prefixes, hits = (self._books.primed(db, shared), self._books.hits(db)) if shared else ({}, Hits())
+            resumes = meta.resumes(db)
             suspended = {lane: reason for lane in LANES if (reason := meta.get(db, f"suspended:{lane.value}"))}
         return Snapshot(
             batch_queue=tuple(queued),
@@ -145,6 +146,7 @@ class Looking:
             sync_running=tuple(places.get((SYNC, IN_FLIGHT, 0), ())),
             batches=batches,
             suspended=suspended,
+            resumes=resumes,
             clock_offset=timedelta(microseconds=int(offset or 0)),
             batch_paused_until=from_micros(int(paused)) if paused else None,
             sizes=sizes,

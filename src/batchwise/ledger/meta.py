@@ -8,7 +8,7 @@ from batchwise.planning.packing import Sizes
 
 from .database import Connection
 
-__all__ = ["FAILURES", "MEASURED", "POLICY", "PRICES", "beginning", "forget_failures", "get", "put", "sizes"]
+__all__ = ["FAILURES", "MEASURED", "POLICY", "PRICES", "beginning", "forget_failures", "get", "put", "resumes", "sizes"]
 
 FAILURES = "failures:"
 """Before the names of what `note_failure` counts."""
@@ -44,6 +44,11 @@ def put(db: Connection, name: str, value: str | None) -> None:
         db.execute(
             "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (name, value)
         )
+
+
+def resumes(db: Connection) -> int:
+    """How often suspended lanes were resumed."""
+    return int(get(db, "resumes") or 0)
 
 
 def forget_failures(db: Connection) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "Settled",
     "Settlement",
     "Streak",
+    "Suspension",
 ]
 
 
@@ -194,6 +195,16 @@ class Streak(NamedTuple):
 
     times: int
     since: datetime
+
+
+class Suspension(NamedTuple):
+    """What became of an order to suspend a lane."""
+
+    done: bool
+    news: bool
+    """Whether the lane was not suspended for this reason before."""
+    resumes: int
+    """How often lanes were resumed so far."""
 
 
 class Counts(NamedTuple):

@@ -239,6 +239,7 @@ class Snapshot:
         sync_running: Requests that the sync lane runs now.
         batches: Batches neither closed nor void.
         suspended: Suspended lanes with the reason.
+        resumes: How often suspended lanes were resumed.
         forecast: How long batches and cancels take.
         batch_ends: The mean time of a batch by its model and the number of digits of its size, where sizes are chosen.
         clock_offset: The server's clock minus ours, as last seen.
@@ -259,6 +260,7 @@ class Snapshot:
     sync_running: tuple[Group, ...] = ()
     batches: tuple[BatchView, ...] = ()
     suspended: Mapping[Lane, str] = attrs.field(factory=dict)
+    resumes: int = 0
     forecast: Forecast = attrs.field(factory=Forecast.prior)
     batch_ends: Mapping[tuple[str, int], timedelta] = attrs.field(factory=dict)
     clock_offset: timedelta = timedelta(0)

@@ -354,6 +354,31 @@ def test_a_cadence_in_words(cadence, words):
 # Numbers from a notebook
 
 
+@pytest.mark.parametrize(
+    ("cadence", "cells"),
+    [
+        (sla_cadence(30 * HOUR), ("30 h", "4 h", "24 h", "0 ms", "2 h", "28 h")),
+        (
+            sla_cadence(60 * HOUR, rounds=2, reserve=ZERO, overhead=12 * HOUR),
+            ("60 h", "at once", "2 times 24 h", "12 h", "0 ms", "60 h"),
+        ),
+    ],
+)
+def test_a_cadence_as_a_table(cadence, cells):
+    names = "SLA", "submit every", "window", "lost on the way", "reserve", "worst case"
+    rows = "".join(f"<tr><td>{name}</td><td>{cell}</td></tr>" for name, cell in zip(names, cells, strict=True))
+    assert cadence._repr_html_() == f"<table><caption>Cadence</caption><tbody>{rows}</tbody></table>"
+
+
+@given(instants, instants, st.timedeltas(TICK, 40 * HOUR))
+def test_the_first_submission_is_at_the_start_and_the_last_before_the_end(one, other, every):
+    start, end = sorted((one, min(one + 20 * every, max(one, other))))
+    found = list(sla_cadence(200 * HOUR, reserve=ZERO).with_interval(every).submissions(start, end))
+    assert found == [start + every * count for count in range(len(found))]
+    assert not found or found[-1] < end
+    assert start + every * len(found) >= end
+
+
 def test_numbers_of_numpy_are_taken_and_become_plain():
     limited = Limits(requests_per_minute=400)
     assert rescue_duration(np.int64(40_000), limited) == timedelta(minutes=100)

@@ -510,6 +510,82 @@ def test_looks_grow_rare_but_come_at_the_expiry_and_often_after_it() -> None:
     assert next_look(10 * HOUR, failures=1) == 2 * shortest
 
 
+@pytest.mark.parametrize(
+    "known", [{"remote_id": "msgbatch_1"}, {"state": BatchState.DOUBT}, {"state": BatchState.CANCELING}]
+)
+def test_the_first_look_at_an_open_batch_is_a_pause_after_its_create_and_at_others_at_once(known: Any) -> None:
+    begun = {"age": ZERO, "polled_at": None, "sealed_at": NOW - HOUR, "posting_at": NOW, **known}
+    snapshot = Snapshot(batches=(batch(group(due=None), **begun),))
+    first = NOW + POLICY.poll_every[0] if "remote_id" in known else NOW - HOUR
+    assert wait(snapshot, first - SECOND) == first
+    assert acts(snapshot, first - SECOND) == []
+    assert len(acts(snapshot, first)) == 1
+    unposted = Snapshot(batches=(batch(group(due=None), **{**begun, "posting_at": None}),))
+    assert len(acts(unposted, first - HOUR if "remote_id" in known else first)) == 1
+
+
+def test_looks_at_a_batch_that_is_cancelled_grow_rare_from_its_cancel_on() -> None:
+    for cancel, pause in (
+        (10 * HOUR - 10 * MINUTE, MINUTE),
+        (10 * HOUR, POLICY.poll_every[0]),
+        (None, POLICY.poll_every[1]),
+    ):
+        canceling = {"cancel_at": None if cancel is None else NOW + cancel, "polled_at": NOW + 10 * HOUR}
+        view = batch(group(due=None), state=BatchState.CANCELING, age=ZERO, **canceling)
+        assert wait(Snapshot(batches=(view,)), NOW + 10 * HOUR) == NOW + 10 * HOUR + pause
+    ended = batch(group(due=None), state=BatchState.ENDED, polled_at=NOW - HOUR, failures=1)
+    assert wait(Snapshot(batches=(ended,)), NOW - HOUR) == NOW - HOUR + 2 * POLICY.poll_every[0]
+
+
+def test_a_batch_is_looked_at_when_it_expires_by_our_clock() -> None:
+    polled = NOW + WINDOW - MINUTE
+    view = batch(group(due=None), age=ZERO, polled_at=polled)
+    for offset in (-20 * SECOND, ZERO, 20 * SECOND):
+        assert wait(Snapshot(batches=(view,), clock_offset=offset), polled) == NOW + WINDOW - offset
+    unknown = Snapshot(batches=(attrs.evolve(view, expires_at=None),))
+    assert wait(unknown, polled) == polled + POLICY.poll_every[1]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "over"), [(ZERO, True), (-MINUTE, False), (-SECOND, True), (-2 * SECOND, False), (MINUTE, True)]
+)
+def test_6_the_grace_is_over_only_when_the_server_s_clock_says_so_too(ahead: timedelta, over: bool) -> None:
+    """Our clock was set forwards by a minute while the create was sent: the server's has not moved as far."""
+    sent, server = NOW, NOW + 5 * HOUR
+    looked = sent + POLICY.create_grace
+    doubt = batch(
+        group(), state=BatchState.DOUBT, posting_at=sent, posting_server=server, last_byte_at=sent, polled_at=looked
+    )
+    snapshot = Snapshot(batches=(doubt,), clock_offset=5 * HOUR + ahead)
+    assert (acts(snapshot, looked) == [GiveUp(1)]) == over
+    fails = attrs.evolve(snapshot, batches=(attrs.evolve(doubt, failures=1),))
+    assert GiveUp(1) not in acts(fails, looked)
+
+
+def test_6_the_grace_begins_at_the_last_byte_or_else_at_the_create_or_the_seal() -> None:
+    begun = {"sealed_at": NOW - 2 * MINUTE, "posting_at": NOW - MINUTE, "last_byte_at": NOW}
+    for name in ("last_byte_at", "posting_at", "sealed_at"):
+        over = begun[name] + POLICY.create_grace
+        for polled, expected in ((over - MICROSECOND, False), (over, True)):
+            doubt = batch(group(), state=BatchState.DOUBT, **{**begun, "polled_at": polled})
+            assert (GiveUp(1) in acts(Snapshot(batches=(doubt,)), over)) == expected
+        begun[name] = None
+
+
+def test_10_what_a_stopped_lease_holder_has_not_read_is_taken_over_once_it_ought_to_be_read() -> None:
+    start = start_of(10, 30 * HOUR)
+    ended = batch(group(), state=BatchState.ENDED, polled_at=start)
+    stranded = Snapshot(batches=(ended,), leased=False)
+    read = start + POLICY.cancel_settle / 10
+    assert (acts(stranded, start), wait(stranded, start)) == ([], read)
+    assert acts(stranded, read) == [Release(1, (1,))]
+    unread = Snapshot(batches=(attrs.evolve(ended, failures=1),), leased=False)
+    assert acts(unread, start) == [Release(1, (1,))]
+    assert acts(unread, start - SECOND) == []
+    never = Snapshot(batches=(attrs.evolve(ended, polled_at=None, sealed_at=start - HOUR),), leased=False)
+    assert acts(never, start) == [Release(1, (1,))]
+
+
 @pytest.mark.parametrize("due", [-HOUR, ZERO, SECOND / 2])
 def test_8_what_cannot_be_in_time_holds_up_nothing_that_can(due: timedelta) -> None:
     urgent = group(1, MARGIN + 5 * SECOND, lane=Lane.SYNC, requests=1)
@@ -747,6 +823,33 @@ def test_an_open_batch_is_due_at_its_expiry_and_what_somebody_waits_for_at_once(
     assert next_due(Snapshot(sync_queue=(queued,)), NOW + 2 * HOUR, POLICY, job=7) is None
     busy = Snapshot(sync_queue=(queued,), sync_running=(attrs.evolve(queued, requests=1),))
     assert next_due(busy, NOW + 2 * HOUR + after, POLICY) == NOW + 2 * HOUR + after  # whoever runs calls comes to it
+
+
+def test_what_fell_due_while_nobody_came_is_due_since_then() -> None:
+    decided = NOW + 5 * HOUR
+    open_batch = batch(hedged(due=20 * HOUR, rescue_at=decided), polled_at=decided + HOUR)
+    assert next_due(Snapshot(batches=(open_batch,)), decided + 2 * HOUR, POLICY) == decided - TAIL
+    start = start_of(10, 20 * HOUR)
+    for polled, since in ((start + SECOND, start + SECOND), (None, start)):
+        canceling = batch(hedged(due=20 * HOUR), state=BatchState.CANCELING, polled_at=polled)
+        assert next_due(Snapshot(batches=(canceling,)), start + 2 * SECOND, POLICY) == since
+
+
+def test_a_job_is_due_since_its_own_work_was_and_no_other_job_hides_it() -> None:
+    first, second = group(1, job=1), group(2, since=NOW + 30 * MINUTE, job=2, submit_by=None)
+    queued = Snapshot(batch_queue=(first, second))
+    end = NOW + 4 * HOUR
+    assert [next_due(queued, end + 9 * HOUR, POLICY, job=job) for job in (1, 2)] == [end, end + 30 * MINUTE]
+    call = group(3, None, lane=Lane.SYNC, since=NOW + HOUR, job=3)
+    waiting = Snapshot(batch_queue=(first,), sync_queue=(call,))
+    assert [next_due(waiting, NOW + 2 * HOUR, POLICY, job=job) for job in (1, 2, 3)] == [end, None, NOW + HOUR]
+
+
+def test_calls_that_ran_before_anything_was_due_hide_nothing() -> None:
+    running = group(1, None, lane=Lane.SYNC)
+    queue = group(2, None, since=NOW + HOUR, interval=HOUR)
+    snapshot = Snapshot(sync_running=(running,), batch_queue=(queue,))
+    assert next_due(snapshot, NOW + 9 * HOUR, POLICY) == NOW + 2 * HOUR
 
 
 # -- performance ------------------------------------------------------------------------------------------------------

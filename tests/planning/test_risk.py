@@ -7,11 +7,14 @@ from typing import Any
 
 import attrs
 import pytest
-from tests.planning.test_planner import HOUR, LIMITS, NOW, POLICY, TAIL, batch, group, start_of
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.planning.test_planner import HOUR, LIMITS, NOW, POLICY, TAIL, batch, group, hedged, start_of
 
 from batchwise.models import Lane, Limits, Policy
 from batchwise.planning.planner import safe_moments
 from batchwise.planning.risk import SAFE, Risk, risks
+from batchwise.planning.schedule import Cohort, at_risk
 from batchwise.planning.state import BatchState, Snapshot
 
 TICK, MINUTE = timedelta(microseconds=1), timedelta(minutes=1)
@@ -93,3 +96,21 @@ def test_the_slowest_call_counts() -> None:
     policy = Policy(limits=Limits(requests_per_minute=LIMITS.requests_per_minute, latency=MINUTE))
     running = Snapshot(sync_running=(group(1, HOUR, requests=6_000, lane=Lane.SYNC),))
     assert risks(running, NOW, policy) == {0: Risk(at_risk=300)}  # three minutes at 100 a minute
+
+
+def test_a_batch_that_can_be_cancelled_in_time_is_safe_however_late_it_expires() -> None:
+    early = hedged(requests=10)  # due in 2 h, and the batch may run for 23 h
+    assert risks(Snapshot(batches=(batch(early),)), NOW, POLICY) == {}
+
+
+counts = st.lists(st.tuples(st.integers(1, 9_000), st.sampled_from([1, 2, 3])), min_size=1, max_size=5)
+
+
+@given(counts)
+def test_as_many_are_at_risk_as_no_order_of_calls_can_have_in_time(counted: list[tuple[int, int]]) -> None:
+    """All is at work, so that nothing is at risk for a rescue that has not begun."""
+    running = tuple(group(n, due * HOUR, requests=count, job=n) for n, (count, due) in enumerate(counted, 1))
+    found = risks(Snapshot(sync_running=running), NOW, POLICY)
+    cohorts = [Cohort(deadline=NOW + due * HOUR, requests=count) for count, due in counted]
+    assert sum(risk.at_risk for risk in found.values()) == at_risk(cohorts, LIMITS, now=NOW, tail=TAIL)
+    assert all(0 < found[number].at_risk <= counted[number - 1][0] for number in found)

@@ -289,6 +289,52 @@ def test_slas_side_by_side():
     assert len(compare_slas(slas, arrivals_per_hour=1, sample=iter([Request(params())]))) == 4
 
 
+@pytest.mark.parametrize(
+    ("changes", "words", "line"),
+    [
+        ({}, "30 h on the batch lane: submit every 4 h, 2 h left for a rescue; $4,860.00 a month", None),
+        (
+            {"sla": 24 * HOUR + 15 * MINUTE, "policy": Policy()},
+            "24 h 15 min on the batch lane: submit each request at once, 15 min left for a rescue; $4,860.00 a month",
+            ("24 h 15 min", "batch", "at once", "24,000", "15 min", "4,860.00", "-"),
+        ),
+        (
+            {"model": "unknown"},
+            "30 h on the batch lane: submit every 4 h, 2 h left for a rescue; an unknown price",
+            ("30 h", "batch", "4 h", "6", "2 h", "unknown", "-"),
+        ),
+        (
+            {"sla": 24 * HOUR, "request_bytes": 40_000_000},
+            (
+                "24 h on the sync lane: call at once; $9,720.00 a month. It violates sla (1 x 1 day, 0:00:00 window and "
+                "0:00:00 overhead take the whole SLA of 1 day, 0:00:00; allow more time); request_bytes (a request of "
+                "40,000,000 bytes cannot be rescued: a Messages call takes 32,000,000; upload large content with the "
+                "Files API)"
+            ),
+            ("24 h", "sync", "-", "-", "-", "9,720.00", "sla, request_bytes"),
+        ),
+    ],
+)
+def test_a_plan_in_words_and_as_a_table(changes, words, line):
+    found = plan(**changes)
+    said = f"1000 requests an hour within {words}."
+    assert str(found) == said
+    html = found._repr_html_()
+    assert html.startswith(f"<table><caption>{said}</caption><thead><tr><th>SLA</th><th>lane</th>")
+    if line is not None:
+        row = "".join(f"<td>{cell}</td>" for cell in line)
+        assert html.endswith(f"<tbody><tr>{row}</tr></tbody></table>")
+
+
+def test_slas_side_by_side_in_a_notebook():
+    table = compare_slas([24 * HOUR, 30 * HOUR], arrivals_per_hour=1, sample=[Request(params())])
+    rows = [line.split("  ") for line in str(table).splitlines()]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    head = "".join(f"<th>{cell}</th>" for cell in cells[0])
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells[1:])
+    assert table._repr_html_() == f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
 def test_a_sample_is_as_large_as_its_mean():
     one = Request(params("x" * 300_000))
     few = Request(params("x"))

@@ -112,7 +112,8 @@ class WorkloadPlan:
         cost = "an unknown price" if self.usd_per_month is None else f"{dollars(self.usd_per_month)} a month"
         sent = f"submit every {human(self.interval)}" if self.interval else "submit each request at once"
         how = f"{sent}, {human(self.reserve)} left for a rescue" if self.lane is Lane.BATCH else "call at once"
-        bad = f". It violates {', '.join(str(each) for each in self.violations)}" if self.violations else ""
+        broken = "; ".join(f"{each.name} ({each.message})" for each in self.violations)
+        bad = f". It violates {broken}" if broken else ""
         return (
             f"{self.arrivals_per_hour:g} requests an hour within {human(self.sla)} on the {self.lane.value} lane: {how}"
             f"; {cost}{bad}."

@@ -306,10 +306,10 @@ def test_slas_side_by_side():
         (
             {"sla": 24 * HOUR, "request_bytes": 40_000_000},
             (
-                "24 h on the sync lane: call at once; $9,720.00 a month. It violates sla (1 x 1 day, 0:00:00 window and "
-                "0:00:00 overhead take the whole SLA of 1 day, 0:00:00; allow more time); request_bytes (a request of "
-                "40,000,000 bytes cannot be rescued: a Messages call takes 32,000,000; upload large content with the "
-                "Files API)"
+                "24 h on the sync lane: call at once; $9,720.00 a month. It violates sla (1 x 1 day, 0:00:00 window "
+                "and 0:00:00 overhead take the whole SLA of 1 day, 0:00:00; allow more time); request_bytes (a request "
+                "of 40,000,000 bytes cannot be rescued: a Messages call takes 32,000,000; upload large content with "
+                "the Files API)"
             ),
             ("24 h", "sync", "-", "-", "-", "9,720.00", "sla, request_bytes"),
         ),

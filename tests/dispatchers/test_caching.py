@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from decimal import Decimal
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -97,6 +98,25 @@ async def test_nothing_goes_ahead_where_the_time_or_the_prefix_is_too_short(worl
             assert result.met_deadline
         assert words in (await d.ticket("q-7", job="j")).decision.explanation
     assert sizes(world) == [30]
+
+
+async def test_rows_of_a_batch_that_share_a_prefix_are_side_by_side(world: World):
+    prefixes = ["a" * 12_000, "b" * 12_000, "c" * 300_000]
+    mixed = [Request(shared(f"q-{n}", prefix=prefixes[n % 3]), key=f"q-{n}") for n in range(60)]
+    mixed[31:31] = [Request(params("plain"), key=f"plain-{n}") for n in range(3)]
+    async with world.open(cache="prime") as d:
+        job = await d.dispatch_all(mixed, job="j", latency=timedelta(hours=27))
+        assert {result.key: result.ok async for result in job.results()} == {each.key: True for each in mixed}
+    (batch,) = world.sandbox.books.batches
+
+    def sort(row: dict[str, Any]) -> str:
+        return row["params"]["system"][0]["text"][0] if "system" in row["params"] else "plain"
+
+    kinds = [sort(row) for row in batch.rows]
+    assert [kind for kind, _ in groupby(kinds)] == ["a", "b", "c", "plain"]
+    asked = [row["params"]["messages"][0]["content"] for row in batch.rows]
+    expected = [f"q-{n}" for first in range(3) for n in range(first, 60, 3)]
+    assert asked == [*expected, *["plain"] * 3]
 
 
 async def test_a_primer_that_came_to_nothing_is_not_followed_by_another(world: World):

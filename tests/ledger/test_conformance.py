@@ -1630,6 +1630,25 @@ def test_a_batch_under_an_hour_says_so_in_its_bodies_and_its_length(world: World
             assert bytes(body) == bodies.get(key, b"{%b}" % BREAKPOINT).replace(BREAKPOINT, written)
 
 
+@pytest.mark.parametrize("caching", [Caching.AS_IS, Caching.HOUR])
+def test_rows_that_share_a_prefix_are_sent_side_by_side(world: World, caching: Caching) -> None:
+    kinds = [attrs.evolve(FLEXIBLE, prefix=prefix, breakpoints=len(prefix)) for prefix in ("p", "q", "")]
+    shares: dict[str, list[str]] = {}
+    entries = []
+    for n in range(400):
+        kind = kinds[(n * n + n // 7) % 3]
+        pad = b" " * (3_000_000 if n == 200 else n)
+        entries.append(entry(f"k{n}", kind, body=b"{%b,%b}" % (BREAKPOINT, pad)))
+        shares.setdefault(kind.prefix, []).append(f"k{n}")
+    world.bulk(entries, chunk=100)
+    batch = world.seal(caching=caching)
+    assert batch is not None
+    rows = list(world.ledger.entries(batch.id))
+    assert [key for _, key, _ in rows] == [key for share in shares.values() for key in share]
+    name = sealer(batch.nonce)
+    assert sum(map(len, body_chunks((name(key, number), body) for number, key, body in rows))) == batch.size
+
+
 def test_what_is_known_of_a_prefix_and_how_often_it_was_hit(world: World) -> None:
     shared = attrs.evolve(FLEXIBLE, prefix="p", prefix_tokens=9_000)
     numbers = world.bulk([entry(str(n), shared) for n in range(8)])

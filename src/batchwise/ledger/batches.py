@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -183,36 +185,71 @@ class Batches:
         )
 
     def entries(self, batch: int) -> Iterator[tuple[int, str, bytes]]:
-        """The number, key and body of each row of the batch, in order.
+        """The number, key and body of each row of the batch, in order; those that share a prefix are side by side.
 
         In bounded memory: some rows at a time, in short reads without a lock in between.
         """
         with self._database.read() as db:
             first, last, which = self._sent_in(db, batch)
             (caching,) = db.execute("SELECT caching FROM batch WHERE id = ?", (batch,)).fetchone()
-        after = first - 1
-        while after < last:
-            part: list[tuple[int, str, bytes]] = []
+            parts = self._by_prefix(db, batch, which, (first, last, batch))
+        for numbers in parts or ():
             with self._database.read() as db:
-                size = 0
-                # CROSS JOIN keeps SQLite's order of the loops: requests by number, and each one's body.
-                found = db.execute(
-                    "SELECT request.id, key, params, terms FROM request CROSS JOIN body "
-                    f"WHERE body.id = request.id AND {which} ORDER BY request.id LIMIT {_ENTRIES}",
-                    (after + 1, last, batch),
-                )
-                for number, key, body, terms in found:
-                    if caching != Caching.AS_IS.value:
-                        body = self._under_an_hour(db, bytes(body), terms)  # noqa: PLW2901
-                    part.append((number, decode_key(key), body))
-                    size += len(body)
-                    if size >= _ENTRY_BYTES:
-                        break
-                found.close()
+                chosen = f"{which} AND request.id {self._database.among}"
+                values = min(numbers), max(numbers), batch, self._database.list_of(numbers)
+                found = {row[0]: row for row in self._bodies(db, chosen, values, caching, most=math.inf)}
+            yield from (found[number] for number in numbers if number in found)
+        after = first - 1
+        while parts is None and after < last:
+            with self._database.read() as db:
+                part = self._bodies(db, which, (after + 1, last, batch), caching)
             if not part:
                 return
             yield from part
             after = part[-1][0]
+
+    def _by_prefix(self, db: Connection, batch: int, which: str, values: Sequence[Any]) -> list[list[int]] | None:
+        """The numbers of a batch's rows in the order in which they are sent, some at a time; None: by number.
+
+        Rows that share a prefix come where the first of them would.
+        """
+        kinds = db.execute("SELECT DISTINCT terms FROM cohort WHERE batch = ?", (batch,)).fetchall()
+        prefixes = {number: self._records.terms(db, number).prefix for (number,) in kinds}
+        if len(set(prefixes.values())) < 2:
+            return None
+        shares: dict[str, list[tuple[int, int]]] = {}
+        for number, size, terms in db.execute(f"SELECT id, size, terms FROM request WHERE {which} ORDER BY id", values):
+            shares.setdefault(prefixes[terms], []).append((number, size))
+        parts, length = [[]], 0  # type: tuple[list[list[int]], int]
+        for number, size in chain.from_iterable(shares.values()):
+            if len(parts[-1]) == _ENTRIES or length >= _ENTRY_BYTES:
+                parts.append([])
+                length = 0
+            parts[-1].append(number)
+            length += size
+        return parts
+
+    def _bodies(
+        self, db: Connection, which: str, values: Sequence[Any], caching: str, *, most: float = _ENTRY_BYTES
+    ) -> list[tuple[int, str, bytes]]:
+        """The first of these rows, up to so many bytes, as they are sent in a batch that treats the cache so."""
+        part: list[tuple[int, str, bytes]] = []
+        size = 0
+        # CROSS JOIN keeps SQLite's order of the loops: requests by number, and each one's body.
+        found = db.execute(
+            "SELECT request.id, key, params, terms FROM request CROSS JOIN body "
+            f"WHERE body.id = request.id AND {which} ORDER BY request.id LIMIT {_ENTRIES}",
+            values,
+        )
+        for number, key, body, terms in found:
+            if caching != Caching.AS_IS.value:
+                body = self._under_an_hour(db, bytes(body), terms)  # noqa: PLW2901
+            part.append((number, decode_key(key), body))
+            size += len(body)
+            if size >= most:
+                break
+        found.close()
+        return part
 
     def _under_an_hour(self, db: Connection, body: bytes, terms: int) -> bytes:
         about = self._records.terms(db, terms)

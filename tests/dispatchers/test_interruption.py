@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from batchwise import Lane, Latency, Outcome, Status
-from batchwise.engine.effects import Procedure, drive, drive_async, pause
+from batchwise.engine.effects import drive, drive_async, pause
 from batchwise.lanes.batches import AsyncBatchLane
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.planning.state import BatchState
@@ -73,9 +73,9 @@ def test_a_procedure_that_is_interrupted_ends_at_once(driven):
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    def procedure() -> Procedure[None]:
+    async def procedure() -> None:
         try:
-            yield from pause(interrupt)
+            await pause(interrupt)
         finally:
             ended.append(True)
 

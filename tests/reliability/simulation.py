@@ -23,8 +23,7 @@ import batchwise as bw
 from batchwise.engine import calls, core
 from batchwise.engine.actions import carry_out, withdraw
 from batchwise.engine.core import Engine
-from batchwise.engine.effects import Api as ApiEffect
-from batchwise.engine.effects import Procedure
+from batchwise.engine.effects import Ask, Effect, Procedure
 from batchwise.engine.queue import Ticked
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo, Counts, Created, Listing, Reply
@@ -366,8 +365,10 @@ class Task:
     """A procedure under way, standing before its next effect."""
 
     def __init__(self, procedure: Procedure[Any], done: Callable[[], None]) -> None:
-        self._procedure, self.done, self._effect = procedure, done, next(procedure, None)
+        self._procedure, self.done = procedure, done
         self.value: Any = None
+        self._effect: Effect | None
+        self._go_on(procedure.send, None)
 
     @property
     def over(self) -> bool:
@@ -378,18 +379,21 @@ class Task:
         effect = self._effect
         assert effect is not None
         try:
-            try:
-                if isinstance(effect, ApiEffect):
-                    before = dict(api.calls)
-                    value = effect.call(api)
-                    if api.deadly is not None and api.calls[api.deadly[0]] > before.get(api.deadly[0], 0):
-                        raise Died  # noqa: TRY301  # the effect is done, and nobody hears of it
-                else:
-                    value = effect.call()
-            except Exception as error:  # noqa: BLE001  # the procedure decides
-                self._effect = self._procedure.throw(error)
+            if isinstance(effect, Ask):
+                before = dict(api.calls)
+                value = effect.call(api)
+                if api.deadly is not None and api.calls[api.deadly[0]] > before.get(api.deadly[0], 0):
+                    raise Died  # noqa: TRY301  # the effect is done, and nobody hears of it
             else:
-                self._effect = self._procedure.send(value)
+                value = effect.call()
+        except Exception as error:  # noqa: BLE001  # the procedure decides
+            self._go_on(self._procedure.throw, error)
+        else:
+            self._go_on(self._procedure.send, value)
+
+    def _go_on(self, resume: Callable[[Any], Effect], said: Any) -> None:
+        try:
+            self._effect = resume(said)
         except StopIteration as stop:
             self._effect, self.value = None, stop.value
 
@@ -398,7 +402,7 @@ class Task:
         effect = self._effect
         try:
             if effect is not None:
-                effect.call(api) if isinstance(effect, ApiEffect) else effect.call()
+                effect.call(api) if isinstance(effect, Ask) else effect.call()
         except Exception:  # noqa: BLE001, S110  # nobody hears of it
             pass
 

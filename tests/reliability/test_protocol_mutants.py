@@ -16,7 +16,6 @@ import pytest
 import batchwise as bw
 from batchwise.engine import actions, reading, reconciliation, submission
 from batchwise.engine.core import Engine
-from batchwise.engine.effects import Procedure
 from batchwise.ledger.locks import ProcessLock
 from batchwise.planning.custom_ids import new_nonce, parse, sealer
 from batchwise.planning.state import BatchView
@@ -133,10 +132,10 @@ def rows_of_a_copied_ledger(_folder: Path) -> None:
 
 
 def adopt_any_equal_count(patch: pytest.MonkeyPatch) -> None:
-    def reconcile(engine: Engine, batch: BatchView) -> Procedure[None]:
-        found = yield from reconciliation._candidates(engine, batch)
+    async def reconcile(engine: Engine, batch: BatchView) -> None:
+        found = await reconciliation._candidates(engine, batch)
         if found:
-            yield from reconciliation._recognise(engine, batch, found[0])
+            await reconciliation._recognise(engine, batch, found[0])
 
     patch.setattr(actions, "reconcile", reconcile)
 

@@ -1,7 +1,7 @@
 """What both drivers do, written once: the pump that asks the planner, waiting, advancing, and the end.
 
-These are procedures: they ask for ledger calls, calls of the API and waits as effects. Threads carry them out by
-calling, tasks by awaiting; a driver adds only how it waits and how it starts things.
+These are procedures (see `engine.effects`): they await ledger calls, calls of the API and waits as effects. A thread
+carries an effect out by calling, a task by awaiting. A driver adds only how it waits and how it starts things.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Driver(ABC):
         """See to it that somebody takes up what the call queue holds; returns whether there is anybody."""
 
     @abstractmethod
-    def _begin(self, procedure: Procedure[None]) -> bool:
+    def _begin(self, procedure: Callable[[], Procedure[None]]) -> bool:
         """Start it beside the pump; False if it cannot be started now: nothing of it has begun."""
 
     def _alone(self) -> bool:
@@ -162,13 +162,13 @@ class Driver(ABC):
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
-    def _waiting(
+    async def _waiting(
         self,
         check: Callable[[], T | None],
         timeout: float | None,
         request: int | None,
         held: Callable[[], bool] | None,
-    ) -> Procedure[T | None]:
+    ) -> T | None:
         """The first value that `check` gives; None after `timeout` seconds. A busy ledger is asked again until then.
 
         While `held` says so, there is nothing to look for in the ledger yet.
@@ -181,18 +181,18 @@ class Driver(ABC):
                 self.raise_fatal()
                 again = None
                 if held is None or not held():
-                    value, again = yield from self._looked(check, bell)
+                    value, again = await self._looked(check, bell)
                     if value is not None:
                         return value
                 left = None if end is None else end - monotonic()
                 if left is not None and left <= 0:
                     return None
                 if self._alone():
-                    yield from self._round()
+                    await self._round()
                     again = WATCH if again is None else min(again, WATCH)
                 if again is not None:
                     left = again if left is None else min(left, again)
-                yield from pause(partial(bell.wait, heard, left))
+                await pause(bell.wait, heard, left)
                 self.raise_fatal()  # first: it says why it is closed
                 self.check()
 
@@ -204,12 +204,12 @@ class Driver(ABC):
         finally:
             self.engine.setbacks.mended(waiter)
 
-    def _looked(self, check: Callable[[], T | None], waiter: object) -> Procedure[tuple[T | None, float | None]]:
+    async def _looked(self, check: Callable[[], T | None], waiter: object) -> tuple[T | None, float | None]:
         """What `check` gives; if the ledger cannot be read for now, None and the seconds until it is tried again."""
         try:
-            if self.engine.rested and (yield from store(self.engine.rise)):
+            if self.engine.rested and await store(self.engine.rise):
                 self.wake()
-            value = yield from store(check)
+            value = await store(check)
         except ClosedDispatcherError:  # of the ledger, which was closed meanwhile
             self.raise_fatal()
             raise
@@ -304,12 +304,12 @@ class Driver(ABC):
                     return
         self._pump_bell.ring()
 
-    def _pump(self) -> Procedure[None]:
+    async def _pump(self) -> None:
         while not self._over:
             heard = self._pump_bell.heard()
             with self._lock:
                 self._next, self._asked = None, NEVER
-            wait = yield from self._round()
+            wait = await self._round()
             if self._fatal is not None:
                 return
             now = self.engine.now()
@@ -318,19 +318,19 @@ class Driver(ABC):
                 self._next = min(self._asked, planned, self.engine.waits.end or NEVER)
                 wait = None if self._next is NEVER else (self._next - now) / timedelta(seconds=1)
             try:
-                yield from self._watch(heard, wait)
+                await self._watch(heard, wait)
             except Exception as error:  # noqa: BLE001  # tried again
-                yield from pause(partial(self._pump_bell.wait, heard, self._failed(_LOOKING, _LOOKING, error)))
+                await pause(self._pump_bell.wait, heard, self._failed(_LOOKING, _LOOKING, error))
 
-    def _round(self) -> Procedure[float | None]:
+    async def _round(self) -> float | None:
         """A pass and what belongs to it. Returns the seconds until the next one is due: after a pause if it failed."""
         try:
-            yield from self._notice()
+            await self._notice()
             if self.engine.waits.end is not None:
-                yield from store(self.engine.submit_waited)
+                await store(self.engine.submit_waited)
             begun = monotonic()
-            wait = yield from self._pass()
-            if (yield from self._call_here()):
+            wait = await self._pass()
+            if await self._call_here():
                 wait = 0.0
             self._gap = max(WATCH, PASS_SHARE * (monotonic() - begun))
             if self.engine.troubles != self._told:
@@ -353,11 +353,11 @@ class Driver(ABC):
         self._tell_all()  # they look for themselves: some of it is theirs to raise
         return seconds
 
-    def _rest(self, seconds: float) -> Procedure[None]:
+    async def _rest(self, seconds: float) -> None:
         """Sleep, but not beyond the begin of the end; after that only for a moment."""
-        yield from pause(partial(self._ending.wait, self._ending.heard(), min(seconds, 1.0) if self._over else seconds))
+        await pause(self._ending.wait, self._ending.heard(), min(seconds, 1.0) if self._over else seconds)
 
-    def _watch(self, heard: Any, wait: float | None) -> Procedure[None]:
+    async def _watch(self, heard: Any, wait: float | None) -> None:
         """Sleep until something is due, until the bell rings, or until another process changed the ledger or ended.
 
         What is due is due by the wall clock, which may be set, and goes on while the machine sleeps; the monotonic
@@ -366,12 +366,12 @@ class Driver(ABC):
         end = None if wait is None else monotonic() + wait
         while not self._pump_bell.rung(heard) and not self._over:
             until = self._look_at if end is None else min(self._look_at, end, monotonic() + CLOCK_LOOK)
-            yield from pause(partial(self._pump_bell.wait, heard, max(0.0, until - monotonic())))
+            await pause(self._pump_bell.wait, heard, max(0.0, until - monotonic()))
             due = end is not None and (monotonic() >= end or self.engine.now() >= (self._next or NEVER))
-            if (yield from self._notice()) or due:
+            if await self._notice() or due:
                 return
 
-    def _notice(self) -> Procedure[bool]:
+    async def _notice(self) -> bool:
         """Whether there is something new since the last look, by whomever: then whoever waits is told.
 
         Every change is told, those that fall between two passes too: a caller that looked just before one would
@@ -380,8 +380,8 @@ class Driver(ABC):
         if monotonic() < self._look_at:
             return False
         self._look_at = monotonic() + self._gap
-        left = (yield from store(self.engine.take_over)) if self._sweeps() else False
-        before, self._version = self._version, (yield from store(self.engine.ledger.version))
+        left = await store(self.engine.take_over) if self._sweeps() else False
+        before, self._version = self._version, await store(self.engine.ledger.version)
         if self._version == before and not left:
             return False
         self._tell_all()
@@ -397,11 +397,11 @@ class Driver(ABC):
         self._swept = monotonic()
         return True
 
-    def _pass(self) -> Procedure[float | None]:
+    async def _pass(self) -> float | None:
         """One look at the state; begins what is due. Returns the seconds until something is due again."""
         wait: float | None = None
-        before, moved = (yield from store(self.engine.ledger.version)), False
-        actions = yield from store(self.engine.plan)
+        before, moved = await store(self.engine.ledger.version), False
+        actions = await store(self.engine.plan)
         self.engine.setbacks.forget(tuple, {once(action) for action in actions})
         for action in actions:
             if isinstance(action, agenda.WaitUntil):
@@ -410,18 +410,18 @@ class Driver(ABC):
             elif resting := self.engine.setbacks.pause(once(action)):
                 wait = resting if wait is None else min(wait, resting)
             elif isinstance(action, QUICK):
-                moved |= yield from self._move(action)
+                moved |= await self._move(action)
             else:
-                yield from self._act_beside(action)
-        if moved and (yield from store(self.engine.ledger.version)) != before:
+                await self._act_beside(action)
+        if moved and await store(self.engine.ledger.version) != before:
             return 0.0  # rows moved: what is due now was not seen by this plan
         return wait
 
-    def _move(self, action: agenda.Action) -> Procedure[bool]:
+    async def _move(self, action: agenda.Action) -> bool:
         """Carry it out within the pass. A fault in it keeps nothing else of the pass from being done."""
         what = once(action)
         try:
-            moved = yield from self._carry_out_now(action)
+            moved = await self._carry_out_now(action)
         except Exception as error:
             if lasting(error) or passing(error):  # what comes next would meet the same
                 raise
@@ -430,19 +430,19 @@ class Driver(ABC):
         self.engine.setbacks.mended(what)
         return moved
 
-    def _carry_out_now(self, action: agenda.Action) -> Procedure[bool]:
+    async def _carry_out_now(self, action: agenda.Action) -> bool:
         token = self.engine.under_way.begin(action)
         if token is None:
             return False
         try:
-            yield from carry_out(self.engine, action)
+            await carry_out(self.engine, action)
         finally:
             self.engine.under_way.end(token)
         if isinstance(action, agenda.Run):
             self.call()
         return True
 
-    def _act_beside(self, action: agenda.Action, raised: list[Exception] | None = None) -> Procedure[bool]:
+    async def _act_beside(self, action: agenda.Action, raised: list[Exception] | None = None) -> bool:
         """Carry it out beside, or here if nothing can be started; False: it is under way, or its gate has no place.
 
         `raised`: takes what it raises, for whoever does not have it tried again.
@@ -453,18 +453,16 @@ class Driver(ABC):
                 return False
             mark = object()
             self._under_way[mark] = gate(action)
-        acting = self._act(action, token, mark, raised)
+        acting = partial(self._act, action, token, mark, raised)
         if not self._begin(acting):
-            yield from acting
+            await acting()
         return True
 
-    def _act(
-        self, action: agenda.Action, token: object, mark: object, raised: list[Exception] | None
-    ) -> Procedure[None]:
+    async def _act(self, action: agenda.Action, token: object, mark: object, raised: list[Exception] | None) -> None:
         """Carry it out. One that fails begins again after its pause, and keeps no place meanwhile."""
         what, words = once(action), words_for(action)
         try:
-            yield from self._storing(carry_out(self.engine, action), what, words, every=False)
+            await self._storing(carry_out(self.engine, action), what, words, every=False)
         except Exception as error:  # noqa: BLE001  # tried again, or raised by whoever asked for it
             if raised is None:
                 self._failed(what, words, error)
@@ -481,11 +479,11 @@ class Driver(ABC):
 
     # -- the sync lane ----------------------------------------------------------------------------------------------
 
-    def _call(self, ticked: Ticked) -> Procedure[None]:
+    async def _call(self, ticked: Ticked) -> None:
         what = f"call {ticked.place}"
         try:
             # All its ledger calls: nobody plans a call again, and an answer that came is paid for.
-            yield from self._storing(call(self.engine, ticked), what, "storing what became of a call", every=True)
+            await self._storing(call(self.engine, ticked), what, "storing what became of a call", every=True)
         except Exception as error:  # noqa: BLE001  # its request is cleared up after the end of this run
             if lasting(error):
                 self._fail(error)
@@ -498,43 +496,43 @@ class Driver(ABC):
         if self.engine.suspended:
             self._tell_all()
 
-    def _storing(self, procedure: Procedure[T], what: Hashable, words: str, *, every: bool) -> Procedure[T]:
+    async def _storing(self, procedure: Procedure[T], what: Hashable, words: str, *, every: bool) -> T:
         """Carry it out; ledger calls (the sure ones, or every one) that fail for a while are repeated."""
 
-        def again(effect: Effect, error: Exception) -> Procedure[bool]:
+        async def again(effect: Effect, error: Exception) -> bool:
             if not (isinstance(effect, Store) and (every or effect.sure) and passing(error)):
                 return False
-            yield from self._rest(self._failed(what, words, error))
+            await self._rest(self._failed(what, words, error))
             return True
 
-        return (yield from persist(procedure, again))
+        return await persist(procedure, again)
 
-    def _call_here(self) -> Procedure[bool]:
+    async def _call_here(self) -> bool:
         """Where no worker can be started, run one call of the queue; returns whether there was one."""
         if not self.engine.queue.waiting or self.call():
             return False
         got = self.engine.next_call()
         if not isinstance(got, Ticked):
             return False
-        yield from self._call(got)
+        await self._call(got)
         return True
 
     # -- until nothing is due, for advance and close ------------------------------------------------------------------
 
-    def _advancing(self, gap: timedelta, *, only_sending: bool = False) -> Procedure[None]:
+    async def _advancing(self, gap: timedelta, *, only_sending: bool = False) -> None:
         """Carry out what is due until nothing is and nothing of it goes on, calls of the sync lane included.
 
         An upload, a reading or a call may take minutes: what falls due meanwhile does not wait for it.
         """
-        yield from store(self.engine.rise)
+        await store(self.engine.rise)
         done: Counter[object] = Counter()
         raised: list[Exception] = []
         awaited = self._acting
         while self._fatal is None:
             meanwhile = self._going_on(awaited)
-            before = yield from store(self.engine.ledger.version)
+            before = await store(self.engine.ledger.version)
             began, due, moved, wait = False, False, False, CLOCK_LOOK
-            for action in one_by_one((yield from store(partial(self.engine.plan, timedelta(0) if meanwhile else gap)))):
+            for action in one_by_one(await store(self.engine.plan, timedelta(0) if meanwhile else gap)):
                 if isinstance(action, agenda.WaitUntil):
                     wait = min(wait, max(0.0, (action.moment - self.engine.now()) / timedelta(seconds=1)))
                     continue
@@ -543,17 +541,17 @@ class Driver(ABC):
                     continue
                 due, quick = True, isinstance(action, QUICK)
                 acts = self._carry_out_now(action) if quick else self._act_beside(action, raised)
-                if (yield from acts):
+                if await acts:
                     done[once(action)] += 1
                     began, moved = True, moved or quick
             if raised:
                 raise raised[0]
             if due:  # whoever does it: the pump may
                 awaited |= self._acting
-            if moved and (yield from store(self.engine.ledger.version)) != before:
+            if moved and await store(self.engine.ledger.version) != before:
                 continue
             if self._going_on(awaited):
-                yield from self._until_one_ends(wait)
+                await self._until_one_ends(wait)
             elif not began and not meanwhile:
                 return
 
@@ -561,14 +559,14 @@ class Driver(ABC):
         """Whether any of these actions, or a call, goes on."""
         return self._calling or not awaited.isdisjoint(self._acting)
 
-    def _until_one_ends(self, seconds: float) -> Procedure[None]:
+    async def _until_one_ends(self, seconds: float) -> None:
         """Wait until an action ends, or calls run out, so many seconds at most."""
         end, acting = monotonic() + seconds, self._acting
         while monotonic() < end and acting <= self._acting and (acting or self._calling):
             self._give_up()
-            if not (yield from self._call_here()):
+            if not await self._call_here():
                 heard = self._work_bell.heard()
-                yield from pause(partial(self._work_bell.wait, heard, min(0.05, max(0.0, end - monotonic()))))
+                await pause(self._work_bell.wait, heard, min(0.05, max(0.0, end - monotonic())))
             if self.engine.backlog and not self.engine.queue.waiting:
                 return
 
@@ -583,61 +581,61 @@ class Driver(ABC):
         if stuck is not None:
             raise stuck
 
-    def _finish_calls(self) -> Procedure[None]:
+    async def _finish_calls(self) -> None:
         """Run what the call queue holds, with the workers where there are threads to be had."""
         while self._calling and self._fatal is None:
             self._give_up()
-            if (yield from self._call_here()):
+            if await self._call_here():
                 continue
             heard = self._work_bell.heard()
             if self.engine.queue.busy:
-                yield from pause(partial(self._work_bell.wait, heard, 0.05))
+                await pause(self._work_bell.wait, heard, 0.05)
 
-    def _patiently(self, procedure: Procedure[None]) -> Procedure[None]:
+    async def _patiently(self, procedure: Procedure[None]) -> None:
         """Carry out what belongs to the end; ledger calls that fail for a while are repeated for so long."""
         end: float | None = None
 
-        def again(effect: Effect, error: Exception) -> Procedure[bool]:
+        async def again(effect: Effect, error: Exception) -> bool:
             nonlocal end
             end = monotonic() + SPARED if end is None else end
             if not (isinstance(effect, Store) and passing(error)) or monotonic() >= end:
                 return False
-            yield from self._rest(min(1.0, self._failed("end", "ending", error)))
+            await self._rest(min(1.0, self._failed("end", "ending", error)))
             return True
 
-        yield from persist(procedure, again)
+        await persist(procedure, again)
         self.engine.setbacks.mended("end")
 
-    def _drain(self) -> Procedure[None]:
+    async def _drain(self) -> None:
         """Let the pump and the calls send what is queued; then do here what they could not.
 
         Raises:
             LedgerError: What is left could not be stored, for as long as calls that run are given.
         """
-        yield from store(self.engine.flush)
+        await store(self.engine.flush)
         self.wake()
         while self._fatal is None:
             self._give_up()
             heard = self._news.heard()
             if not self._acting and not self.engine.queue.busy:
-                yield from self._advancing(timedelta(0), only_sending=True)
+                await self._advancing(timedelta(0), only_sending=True)
                 if not self._acting and not self.engine.queue.busy:
                     return
             if Lane.SYNC in self.engine.suspended:
-                yield from store(self.engine.put_back)
-            yield from self._finish_calls()
-            yield from pause(partial(self._news.wait, heard, 0.02))
+                await store(self.engine.put_back)
+            await self._finish_calls()
+            await pause(self._news.wait, heard, 0.02)
 
-    def _let_calls_end(self) -> Procedure[None]:
+    async def _let_calls_end(self) -> None:
         """Calls that run are paid for: let them end, and begin nothing more."""
         self._over = True
         self._ending.ring()
         self._pump_bell.ring()
         end = monotonic() + SPARED
-        yield from store(self.engine.put_back)
+        await store(self.engine.put_back)
         while self.engine.queue.busy and monotonic() < end:
-            yield from pause(partial(self._work_bell.wait, self._work_bell.heard(), 0.05))
-            yield from store(self.engine.put_back)
+            await pause(self._work_bell.wait, self._work_bell.heard(), 0.05)
+            await store(self.engine.put_back)
 
     def _begin_end(self) -> None:
         """Nothing more is taken, and no ResourceWarning is due any more."""

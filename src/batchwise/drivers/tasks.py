@@ -14,6 +14,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -133,7 +134,7 @@ class TaskDriver(Driver):
         """The task that all its tasks live in: until it is closed, or cancelled with the event loop's other tasks."""
         try:
             async with self._tasks:
-                self._begin(self._pump())
+                self._begin(self._pump)
                 self._tasks.start_soon(self._feed)
                 begun.set()
                 await self._leaving.wait()
@@ -212,11 +213,14 @@ class TaskDriver(Driver):
         else:
             anyio.from_thread.run_sync(super()._on_settled, requests)
 
-    def _begin(self, procedure: Procedure[None]) -> bool:
+    def _begin(self, procedure: Callable[[], Procedure[None]]) -> bool:
         if self._closed:
             return False
-        self._tasks.start_soon(drive_async, procedure, self._ports)
+        self._tasks.start_soon(self._drive, procedure)
         return True
+
+    async def _drive(self, procedure: Callable[[], Procedure[None]]) -> None:
+        await drive_async(procedure(), self._ports)
 
     async def _feed(self) -> None:
         """Start calls as the queue lets them through."""
@@ -224,7 +228,7 @@ class TaskDriver(Driver):
             heard = self._work_bell.heard()
             got = self.engine.next_call()
             if isinstance(got, Ticked):
-                self._begin(self._call(got))
+                self._begin(partial(self._call, got))
             else:
                 await self._work_bell.wait(heard, got)
 

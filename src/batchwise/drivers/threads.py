@@ -143,7 +143,7 @@ class ThreadDriver(Driver):
         if self._pumping is None and not self._over:
             with self._lock:
                 if self._pumping is None:
-                    self._pumping = self._thread(self._pump(), "batchwise-pump")
+                    self._pumping = self._thread(self._pump, "batchwise-pump")
                     if self._pumping is not None:
                         self.engine.setbacks.mended(_STARTING)
 
@@ -151,12 +151,15 @@ class ThreadDriver(Driver):
         self._start()
         return self._pumping is None and not self._over
 
-    def _begin(self, procedure: Procedure[None]) -> bool:
+    def _begin(self, procedure: Callable[[], Procedure[None]]) -> bool:
         return self._thread(procedure, "batchwise-batch") is not None
 
-    def _thread(self, procedure: Procedure[None], name: str) -> threading.Thread | None:
-        thread = threading.Thread(target=drive, args=(procedure, self._ports), name=name, daemon=True)
+    def _thread(self, procedure: Callable[[], Procedure[None]], name: str) -> threading.Thread | None:
+        thread = threading.Thread(target=self._drive, args=(procedure,), name=name, daemon=True)
         return thread if started(thread) else None
+
+    def _drive(self, procedure: Callable[[], Procedure[None]]) -> None:
+        drive(procedure(), self._ports)
 
     # -- the sync lane ----------------------------------------------------------------------------------------------
 

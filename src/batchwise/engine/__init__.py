@@ -1,5 +1,5 @@
-"""What both drivers do, written once: procedures that ask for effects, and the core that they work on.
+"""What both drivers do, written once: procedures that await effects, and the core that they work on.
 
-A procedure is a generator that yields an `Effect` and gets back what it gave. The sync driver carries effects out by
-calling, the async one by awaiting; neither decides anything.
+A procedure is an `async def` that awaits effects (see `effects`). The driver of threads carries effects out by calling,
+the driver of tasks by awaiting; neither decides anything.
 """

@@ -15,7 +15,7 @@ from batchwise.planning.state import BatchState, BatchView
 
 from .collection import cancel, collect, poll, probe, release
 from .core import Engine
-from .effects import Procedure, store
+from .effects import store
 from .reconciliation import give_up, reconcile
 from .submission import greet, reseal, submit
 
@@ -25,50 +25,50 @@ _BACKLOG = 256
 """Claims of a class that one process holds at once beyond what runs: few enough that urgent work need not wait."""
 
 
-def carry_out(engine: Engine, action: agenda.Action) -> Procedure[None]:
+async def carry_out(engine: Engine, action: agenda.Action) -> None:
     """Do what the planner asks for."""
     match action:
         case agenda.Seal():
-            yield from submit(engine, action)
+            await submit(engine, action)
         case agenda.Run():
-            yield from _run_claims(engine, action)
+            await _run_claims(engine, action)
         case agenda.Move():
-            yield from _move(engine, action)
+            await _move(engine, action)
         case agenda.FailLate():
-            yield from _fail_late(engine, action)
+            await _fail_late(engine, action)
         case agenda.WaitUntil():
             return
         case agenda.Release():
-            batch = yield from store(lambda: engine.ledger.batch(action.batch))
+            batch = await store(engine.ledger.batch, action.batch)
             if batch is not None:
-                yield from release(engine, batch, action.terms)
+                await release(engine, batch, action.terms)
         case agenda.Probe():
-            yield from probe(engine, action.batch, action.terms)
+            await probe(engine, action.batch, action.terms)
         case _:
-            yield from greet(engine)
-            batch = yield from store(lambda: engine.ledger.batch(action.batch))
+            await greet(engine)
+            batch = await store(engine.ledger.batch, action.batch)
             if batch is not None:
-                yield from _with_batch(engine, action, batch)
+                await _with_batch(engine, action, batch)
 
 
-def _with_batch(
+async def _with_batch(
     engine: Engine,
     action: agenda.Post | agenda.Reconcile | agenda.GiveUp | agenda.Poll | agenda.Cancel | agenda.Collect,
     batch: BatchView,
-) -> Procedure[None]:
+) -> None:
     match action:
         case agenda.Post() if batch.state is BatchState.SEALED:
-            yield from reseal(engine, batch)
+            await reseal(engine, batch)
         case agenda.Reconcile() if batch.state in {BatchState.DOUBT, BatchState.WATCHED}:
-            yield from reconcile(engine, batch)
+            await reconcile(engine, batch)
         case agenda.GiveUp() if batch.state is BatchState.DOUBT:
-            yield from give_up(engine, batch)
+            await give_up(engine, batch)
         case agenda.Poll() if batch.state in {BatchState.OPEN, BatchState.CANCELING}:
-            yield from poll(engine, batch)
+            await poll(engine, batch)
         case agenda.Cancel() if batch.state is BatchState.OPEN:
-            yield from cancel(engine, batch)
+            await cancel(engine, batch)
         case agenda.Collect() if batch.state is BatchState.ENDED:
-            yield from collect(engine, batch)
+            await collect(engine, batch)
         case agenda.Post() | agenda.Reconcile() | agenda.GiveUp():
             return  # it has moved on
         case agenda.Poll() | agenda.Cancel() | agenda.Collect():
@@ -81,26 +81,25 @@ def _unreachable(action: NoReturn) -> NoReturn:
     raise AssertionError(action)
 
 
-def _run_claims(engine: Engine, action: agenda.Run) -> Procedure[None]:
+async def _run_claims(engine: Engine, action: agenda.Run) -> None:
     """Hand queued requests to this process's sync lane, as many as it can take up soon."""
     most = calls_at_once(limits_of(action.model, engine.policy.limits, engine.queue.told_of(action.model)))
     room = (_BACKLOG if action.urgent else 0) + most + _BACKLOG - engine.queue.busy_with(action.model)
     if room <= 0:
         return
-    claims = yield from store(
-        lambda: engine.ledger.claim(action.terms, min(room, action.requests), run=engine.run, now=engine.now())
-    )
+    most = min(room, action.requests)
+    claims = await store(engine.ledger.claim, action.terms, most, run=engine.run, now=engine.now())
     for claim in claims:
         engine.push(claim, urgent=action.urgent)
 
 
-def _move(engine: Engine, action: agenda.Move) -> Procedure[None]:
-    moved = yield from store(lambda: engine.ledger.move([action.terms], lane=action.lane))
+async def _move(engine: Engine, action: agenda.Move) -> None:
+    moved = await store(engine.ledger.move, [action.terms], lane=action.lane)
     if moved and action.lane is Lane.SYNC:
         engine.telling.tell(Rescued(at=engine.now(), batch=None, requests=moved, canceled=False))
 
 
-def _fail_late(engine: Engine, action: agenda.FailLate) -> Procedure[None]:
+async def _fail_late(engine: Engine, action: agenda.FailLate) -> None:
     """Settle overdue queued requests unsent, as the policy says."""
     error = ResultError(
         "late", "its deadline passed before it could be sent, and Policy.late is 'fail'", retryable=True
@@ -128,10 +127,10 @@ def _fail_late(engine: Engine, action: agenda.FailLate) -> Procedure[None]:
             ended += [claim.id for claim in claims]
         return ended
 
-    engine.settled((yield from store(fail)))
+    engine.settled(await store(fail))
 
 
-def withdraw(engine: Engine, *, request: int | None = None, job: int | None = None) -> Procedure[int]:
+async def withdraw(engine: Engine, *, request: int | None = None, job: int | None = None) -> int:
     """Cancel for the caller: one request, a job, or everything. Returns how many settled now.
 
     What is queued settles at once. A batch in which nobody else has rows is cancelled, and what it finished is still
@@ -139,22 +138,22 @@ def withdraw(engine: Engine, *, request: int | None = None, job: int | None = No
     cost is booked when they come.
     """
     ledger = engine.ledger
-    count, batches = yield from store(lambda: ledger.cancel(request=request, job=job, now=engine.now()))
+    count, batches = await store(ledger.cancel, request=request, job=job, now=engine.now())
     for number in batches:
-        batch = yield from store(lambda number=number: engine.ledger.batch(number))  # type: ignore[misc]
+        batch = await store(ledger.batch, number)
         if batch is None:
             continue
-        mine = yield from store(lambda batch=batch: _mine(engine, batch, job, request))  # type: ignore[misc]
+        mine = await store(_mine, engine, batch, job, request)
         whole = len(mine) == sum(group.requests for group in batch.groups)
         if batch.adopted and not whole:
             continue  # which of its rows is whose shows in its results alone
         if batch.remote_id is None or not whole:
-            count += yield from store(lambda batch=batch, mine=mine: _settle_shared(engine, batch, mine))  # type: ignore[misc]
+            count += await store(_settle_shared, engine, batch, mine)
             continue
         asked = attrs.evolve(batch, canceled=True)
-        yield from store(lambda asked=asked, batch=batch: ledger.update_batch(asked, was=batch))  # type: ignore[misc]
+        await store(ledger.update_batch, asked, was=batch)
         if asked.state is BatchState.OPEN:
-            yield from cancel(engine, asked)
+            await cancel(engine, asked)
     engine.settled([] if request is None else [request])
     return count
 

@@ -6,7 +6,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 
 from batchwise.errors import InvalidValueError, RequestFailedError, printable, shown
 from batchwise.lanes.faults import LaneFault
@@ -17,7 +16,7 @@ from batchwise.planning.state import BatchState, BatchView, Terms
 from batchwise.request import check_job, check_key
 
 from .core import Engine
-from .effects import Procedure, api, store
+from .effects import api, store
 from .reconciliation import too_old
 from .submission import greet, learn_from
 
@@ -27,7 +26,7 @@ _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}\Z")
 _UNNAMED = {BatchState.POSTING, BatchState.DOUBT, BatchState.WATCHED}
 
 
-def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, job: str | None) -> Procedure[str]:
+async def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, job: str | None) -> str:
     """Take in a batch that was made elsewhere; returns its job's name. Again is harmless.
 
     Raises:
@@ -36,12 +35,12 @@ def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, job: st
         WrongWorkspaceError: The client's workspace is not the ledger's.
     """
     given = _checked(batch_id, keys, job)
-    known = yield from store(partial(engine.ledger.adopted, batch_id, job=job))
+    known = await store(engine.ledger.adopted, batch_id, job=job)
     if known is not None:
         return known
-    yield from greet(engine)
+    await greet(engine)
     try:
-        info = yield from api(lambda ports: ports.retrieve(batch_id))
+        info = await api.retrieve(batch_id)
     except LaneFault as error:
         fault = error.fault
         why = (
@@ -50,8 +49,8 @@ def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, job: st
             else f"the API answered {fault.type}: {shown(fault.message, 500)}; try again"
         )
         raise RequestFailedError(f"batch {shown(batch_id)} cannot be adopted: {why}", error_type=fault.type) from None
-    yield from store(partial(learn_from, engine, info))
-    return (yield from store(partial(_take_in, engine, info, given, job)))
+    await store(learn_from, engine, info)
+    return await store(_take_in, engine, info, given, job)
 
 
 def _checked(batch_id: object, keys: Mapping[str, str] | None, job: object) -> dict[str, str]:

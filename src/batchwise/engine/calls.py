@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from datetime import timedelta
-from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -30,7 +29,7 @@ from batchwise.planning.outcomes import (
 from batchwise.planning.turns import next_call, received, usage_of
 
 from .core import Engine
-from .effects import Ports, Procedure, api, store
+from .effects import Ask, api, store, store_surely
 from .money import Biller, answered, tokens_of
 from .queue import Ticked
 from .setbacks import lasting, passing
@@ -44,49 +43,49 @@ _CALLING = "calling"
 """Under which name it is noted that the sync lane does not answer."""
 
 
-def call(engine: Engine, ticked: Ticked) -> Procedure[None]:
+async def call(engine: Engine, ticked: Ticked) -> None:
     """Run one claim to its end, or give it back to the queue."""
     claim: Claim | None = ticked.claim
     try:
         while claim is not None:
-            reply = yield from _reply(engine, ticked, claim)
+            reply = await _reply(engine, ticked, claim)
             if reply is None:
                 return
-            claim = yield from _take_in(engine, ticked, claim, reply)
+            claim = await _take_in(engine, ticked, claim, reply)
     finally:
         _finish(engine, ticked)
 
 
-def _reply(engine: Engine, ticked: Ticked, claim: Claim) -> Procedure[Reply | None]:
+async def _reply(engine: Engine, ticked: Ticked, claim: Claim) -> Reply | None:
     """The API's answer; None: there is none, and what that means for the request is stored."""
     try:
-        yield from _check_workspace(engine, ticked)
+        await _check_workspace(engine, ticked)
         begun, resumes = monotonic(), engine.resumes
         try:
-            reply: Reply = yield from api(partial(_ask, claim))
+            reply = await _ask(claim)
         except LaneFault as error:
             _tell_call(engine, claim, timedelta(seconds=monotonic() - begun), error=error.fault.type)
             if claim.durable:  # else nothing of it was sent, and the ledger knows nothing of it
-                yield from _faulted(engine, ticked, claim, error, resumes)
+                await _faulted(engine, ticked, claim, error, resumes)
             return None
     except Exception as error:
         if lasting(error) or passing(error):
             raise
-        yield from _broke(engine, ticked, claim, error)
+        await _broke(engine, ticked, claim, error)
         return None
     return reply
 
 
-def _broke(engine: Engine, ticked: Ticked, claim: Claim, error: Exception) -> Procedure[None]:
+async def _broke(engine: Engine, ticked: Ticked, claim: Claim, error: Exception) -> None:
     """A fault within batchwise, not the API's: the request is tried again, and has its recorded end like any other."""
     if not claim.durable:
         return
     _log.error("batchwise: a call failed within batchwise; its request is tried again or fails", exc_info=error)
     again = _tried(claim, costs=True)
     if _may_call(engine, again):
-        yield from _again(engine, ticked, again, engine.backoff(again.attempts), costs=True, doubtful=True)
+        await _again(engine, ticked, again, engine.backoff(again.attempts), costs=True, doubtful=True)
         return
-    yield from _settle(engine, ticked, _failed_within(engine, claim, error))
+    await _settle(engine, ticked, _failed_within(engine, claim, error))
 
 
 def _failed_within(engine: Engine, claim: Claim, error: Exception) -> Settlement:
@@ -97,7 +96,7 @@ def _failed_within(engine: Engine, claim: Claim, error: Exception) -> Settlement
     return end._replace(doubtful=True)  # it may have been answered
 
 
-def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Procedure[Claim | None]:
+async def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Claim | None:
     """Settle an answer, or return the claim that goes on with its turn, if that was paused.
 
     The answer is paid: whatever fails within batchwise here, it is not bought again.
@@ -123,24 +122,24 @@ def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Proc
         engine.setbacks.mended(_CALLING)
         _note_pace(engine, ticked, reply, usage)
         if goes_on is not None:
-            yield from _fall_back(engine, ticked, goes_on, line)
+            await _fall_back(engine, ticked, goes_on, line)
         else:
-            yield from _settle(engine, ticked, _end(engine, claim, ruling, line, message))
+            await _settle(engine, ticked, _end(engine, claim, ruling, line, message))
     except Exception as error:
         if lasting(error) or passing(error):
             raise
         _log.error("batchwise: an answer could not be taken in; its request fails", exc_info=error)
         news = engine.health.heard(answered=True) or news
-        yield from _settle(engine, ticked, _failed_within(engine, claim, error)._replace(cost=None, saved=None))
+        await _settle(engine, ticked, _failed_within(engine, claim, error)._replace(cost=None, saved=None))
     _tell_call(engine, claim, reply.latency, usage=usage, outcome=outcome)
     if not engine.greeted and reply.workspace is not None:
         workspace = reply.workspace
-        yield from store(lambda: engine.ledger.bind(endpoint=engine.endpoint, workspace=workspace), sure=True)
+        await store_surely(engine.ledger.bind, endpoint=engine.endpoint, workspace=workspace)
         engine.greeted = True
     engine.unpaid.pop(claim.id, None)
     if news:
-        yield from _tell(engine, answered=True)
-    yield from _tell_pace(engine, claim)
+        await _tell(engine, answered=True)
+    await _tell_pace(engine, claim)
     return None
 
 
@@ -170,10 +169,10 @@ def _tell_call(
     )
 
 
-def _fall_back(engine: Engine, ticked: Ticked, claim: Claim, refusal: bytes) -> Procedure[None]:
+async def _fall_back(engine: Engine, ticked: Ticked, claim: Claim, refusal: bytes) -> None:
     """Ask the next model. The refusal is paid, so it is durable first."""
     again = _tried(claim, costs=True)
-    yield from _again(engine, ticked, again, timedelta(0), costs=True, doubtful=False, turn=refusal)
+    await _again(engine, ticked, again, timedelta(0), costs=True, doubtful=False, turn=refusal)
 
 
 def _note_pace(engine: Engine, ticked: Ticked, reply: Reply, usage: Mapping[str, Any]) -> None:
@@ -197,26 +196,26 @@ def _end(engine: Engine, claim: Claim, ruling: Ruling, line: bytes, message: Any
     return failure._replace(line=line, cost=None, saved=None, doubtful=True)
 
 
-def _check_workspace(engine: Engine, ticked: Ticked) -> Procedure[None]:
+async def _check_workspace(engine: Engine, ticked: Ticked) -> None:
     """Nothing of a ledger that belongs to a workspace is sent with the key of another."""
     if engine.greeted or not engine.claimed:
         return
     try:
-        yield from greet(engine)
+        await greet(engine)
     except BatchwiseError:
-        yield from store(lambda: engine.give_back([ticked.claim]))
+        await store(engine.give_back, [ticked.claim])
         raise
 
 
-def _ask(claim: Claim, ports: Ports) -> Reply:
+def _ask(claim: Claim) -> Ask[Reply]:
     terms = claim.terms
-    return ports.call(
+    return api.call(
         claim.body, model=terms.model, max_tokens=terms.max_tokens, betas=terms.betas, ready=claim.accepting
     )
 
 
-def _settle(engine: Engine, ticked: Ticked, settlement: Settlement) -> Procedure[None]:
-    yield from store(lambda: engine.ledger.settle_call(settlement, now=engine.now(), run=engine.run), sure=True)
+async def _settle(engine: Engine, ticked: Ticked, settlement: Settlement) -> None:
+    await store_surely(lambda: engine.ledger.settle_call(settlement, now=engine.now(), run=engine.run))
     _finish(engine, ticked)
 
 
@@ -226,18 +225,18 @@ def _finish(engine: Engine, ticked: Ticked) -> None:
         engine.settled([ticked.claim.id])
 
 
-def _tell(engine: Engine, *, answered: bool) -> Procedure[None]:
+async def _tell(engine: Engine, *, answered: bool) -> None:
     """Let whoever plans know how the lane does."""
     note, now = engine.ledger.note, engine.now()
-    yield from store(lambda: note(sync_answered_at=now) if answered else note(sync_failed_at=now))
+    await (store(note, sync_answered_at=now) if answered else store(note, sync_failed_at=now))
 
 
-def _tell_pace(engine: Engine, claim: Claim) -> Procedure[None]:
+async def _tell_pace(engine: Engine, claim: Claim) -> None:
     """Let whoever plans know how much the lane takes."""
     news = engine.health.paced(claim.terms.model)
     if news is not None:
         name, measured = news
-        yield from store(lambda: engine.ledger.note(measured={name: measured}))
+        await store(engine.ledger.note, measured={name: measured})
 
 
 def _tried(claim: Claim, *, costs: bool) -> Claim:
@@ -261,18 +260,18 @@ def _failure(
     )
 
 
-def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault, resumes: int) -> Procedure[None]:
+async def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault, resumes: int) -> None:
     """What a refused call comes to; `resumes`: `Engine.resumes` when it began."""
     ruling = rule_call(error.fault, bills_profile=error.fault.status == 402 and bills_profile(claim.body))
     refusal = refusal_of(error.fault)
     engine.queue.failed(ticked, monotonic(), refusal=refusal, retry_after=ruling.wait, headers=error.headers)
     answered = ruling.verdict is Verdict.SETTLE and error.fault.status is not None
     if refusal is not None:
-        yield from _tell_pace(engine, claim)
+        await _tell_pace(engine, claim)
     elif engine.health.heard(answered=answered):
-        yield from _tell(engine, answered=answered)
+        await _tell(engine, answered=answered)
     if ruling.verdict is Verdict.SUSPEND:
-        yield from _suspend(engine, ticked, claim, ruling, resumes)
+        await _suspend(engine, ticked, claim, ruling, resumes)
         return
     unpaid = 0
     if refusal is not None or not error.fault.request_sent:
@@ -289,16 +288,16 @@ def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault, res
         wait = _ZERO  # the lane pauses as long as it has to
     if ruling.verdict is Verdict.RETRY and _may_call(engine, again):
         engine.setbacks.refused(_CALLING, "calling the sync lane", error.fault, max(wait, ruling.wait or _ZERO))
-        yield from _again(engine, ticked, again, wait, costs=costs, doubtful=ruling.doubtful)
+        await _again(engine, ticked, again, wait, costs=costs, doubtful=ruling.doubtful)
         return
     engine.unpaid.pop(claim.id, None)
     outcome = ruling.outcome or Outcome.FAILED
     reason = ruling.error or ResultError("unknown_error", "the API gave no reason", retryable=True)
     end = _failure(engine, claim, outcome, reason, error)
-    yield from _settle(engine, ticked, end._replace(doubtful=ruling.doubtful))
+    await _settle(engine, ticked, end._replace(doubtful=ruling.doubtful))
 
 
-def _again(
+async def _again(
     engine: Engine,
     ticked: Ticked,
     claim: Claim,
@@ -307,28 +306,28 @@ def _again(
     costs: bool,
     doubtful: bool,
     turn: bytes | None = None,
-) -> Procedure[None]:
+) -> None:
     """Try again in this process; what the try cost is durable first. `turn`: a message that came, if it goes on."""
     if costs or doubtful:
-        body = None if turn is None else claim.body
-        try:
-            noted = yield from store(
-                lambda: engine.ledger.note_attempt(
-                    claim.id,
-                    run=engine.run,
-                    costs_attempt=costs,
-                    doubtful=doubtful,
-                    now=engine.now(),
-                    cap=engine.cap(),
-                    turn=turn,
-                    body=body,
-                    asked=claim.terms.asked,
-                ),
-                sure=turn is not None,
+
+        def note() -> bool:
+            return engine.ledger.note_attempt(
+                claim.id,
+                run=engine.run,
+                costs_attempt=costs,
+                doubtful=doubtful,
+                now=engine.now(),
+                cap=engine.cap(),
+                turn=turn,
+                body=None if turn is None else claim.body,
+                asked=claim.terms.asked,
             )
+
+        try:
+            noted = await (store(note) if turn is None else store_surely(note))
         except SpendLimitError:
             end = _failure(engine, claim, Outcome.FAILED, UNAFFORDABLE)
-            yield from _settle(engine, ticked, end._replace(doubtful=True))
+            await _settle(engine, ticked, end._replace(doubtful=True))
             return
         if not noted:
             return  # settled, or taken by another run
@@ -336,7 +335,7 @@ def _again(
     engine.push(claim, urgent=urgent, wait=max(0.001, wait / timedelta(seconds=1)) if wait else 0.0)
 
 
-def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling, resumes: int) -> Procedure[None]:
+async def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling, resumes: int) -> None:
     """No call can succeed now: this one is queued again and the lane rests until `resume` or a restart.
 
     A call that began before a `resume` says nothing of the time since: it is tried again.
@@ -344,7 +343,7 @@ def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling, resum
     costs = ruling.costs_attempt
     again = _tried(claim, costs=costs)
     if not _may_call(engine, again) and ruling.error is not None:
-        yield from _settle(engine, ticked, _failure(engine, claim, Outcome.FAILED, ruling.error))
+        await _settle(engine, ticked, _failure(engine, claim, Outcome.FAILED, ruling.error))
         return
 
     def rest() -> list[Claim] | None:
@@ -355,9 +354,9 @@ def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling, resum
         engine.give_back(waiting)
         return waiting
 
-    waiting = yield from store(rest)
+    waiting = await store(rest)
     if waiting is None:
-        yield from _again(engine, ticked, again, timedelta(0), costs=costs, doubtful=False)
+        await _again(engine, ticked, again, timedelta(0), costs=costs, doubtful=False)
         return
     _finish(engine, ticked)
     engine.settled([part.id for part in waiting])

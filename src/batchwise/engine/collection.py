@@ -23,7 +23,7 @@ from batchwise.planning.outcomes import Ruling, Verdict, archived, credible, rul
 from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
-from .effects import Procedure, api, page, store
+from .effects import api, store
 from .reading import CHUNK, Reader, Sorter
 
 __all__ = ["cancel", "collect", "poll", "probe", "release"]
@@ -39,24 +39,24 @@ _YOUNG = timedelta(minutes=5)
 """A batch just created may be unknown to `retrieve` for a moment (seen: a second or so)."""
 
 
-def poll(engine: Engine, batch: BatchView) -> Procedure[None]:
+async def poll(engine: Engine, batch: BatchView) -> None:
     """Ask how a batch is doing."""
     remote, resumes = batch.remote_id or "", engine.resumes
     try:
-        info = yield from api(lambda ports: ports.retrieve(remote))
+        info = await api.retrieve(remote)
     except LaneFault as error:
-        yield from _unreadable(engine, batch, error, resumes)
+        await _unreadable(engine, batch, error, resumes)
         return
-    yield from _seen(engine, batch, info)
+    await _seen(engine, batch, info)
 
 
-def _seen(engine: Engine, batch: BatchView, info: BatchInfo) -> Procedure[None]:
+async def _seen(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
     """Take over what the API says of a batch, unless that cannot be any more."""
     if info.status != "ended" and _overdue(engine, info):
-        yield from _again(engine, batch, f"it should have ended at {info.expires_at:%Y-%m-%d %H:%M} UTC")
+        await _again(engine, batch, f"it should have ended at {info.expires_at:%Y-%m-%d %H:%M} UTC")
         return
     engine.setbacks.mended(_asking(batch))
-    yield from store(lambda: _update(engine, batch, info, was=batch))
+    await store(_update, engine, batch, info, was=batch)
 
 
 def _overdue(engine: Engine, info: BatchInfo) -> bool:
@@ -64,7 +64,7 @@ def _overdue(engine: Engine, info: BatchInfo) -> bool:
     return info.server_time is not None and info.server_time > info.expires_at + engine.policy.create_grace
 
 
-def cancel(engine: Engine, batch: BatchView) -> Procedure[None]:
+async def cancel(engine: Engine, batch: BatchView) -> None:
     """Cancel a batch; what it finished is collected when it has ended."""
     remote, now = batch.remote_id or "", engine.now()
     if batch.groups and not batch.canceled and batch.cancel_at is None:  # else it is asked again, and was told
@@ -72,14 +72,14 @@ def cancel(engine: Engine, batch: BatchView) -> Procedure[None]:
         engine.telling.tell(Rescued(at=now, batch=remote, requests=requests, canceled=True))
     asked = attrs.evolve(batch, state=BatchState.CANCELING, cancel_at=batch.cancel_at or now, polled_at=now)
     try:
-        info = yield from api(lambda ports: ports.cancel(remote))
+        info = await api.cancel(remote)
     except LaneFault:  # it may have ended just now, or the cancel may have arrived: the next poll tells
-        yield from store(lambda: engine.ledger.update_batch(asked, was=batch))
+        await store(engine.ledger.update_batch, asked, was=batch)
         return
-    yield from store(lambda: _update(engine, asked, info, was=batch))
+    await store(_update, engine, asked, info, was=batch)
 
 
-def release(engine: Engine, batch: BatchView, terms: tuple[int, ...]) -> Procedure[None]:
+async def release(engine: Engine, batch: BatchView, terms: tuple[int, ...]) -> None:
     """Queue its rows for the sync lane, whatever becomes of it: their last safe moment has come."""
 
     def queue() -> None:
@@ -94,10 +94,10 @@ def release(engine: Engine, batch: BatchView, terms: tuple[int, ...]) -> Procedu
         if batch.state is BatchState.DOUBT and not left:
             engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED), was=batch)
 
-    yield from store(queue)
+    await store(queue)
 
 
-def probe(engine: Engine, batch: int, terms: int) -> Procedure[None]:
+async def probe(engine: Engine, batch: int, terms: int) -> None:
     """Queue one of its requests for the sync lane, to see that it works before the others need it."""
 
     def queue() -> None:
@@ -111,7 +111,7 @@ def probe(engine: Engine, batch: int, terms: int) -> Procedure[None]:
                 ledger.requeue([one], lane=Lane.SYNC, costs_attempt=False, now=now, doubtful=True, batch=batch)
                 return
 
-    yield from store(queue)
+    await store(queue)
 
 
 def _tell_ended(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
@@ -156,7 +156,7 @@ def _asking(batch: BatchView) -> str:
     return f"batch {batch.id}"
 
 
-def _unreadable(engine: Engine, batch: BatchView, error: LaneFault, resumes: int) -> Procedure[None]:
+async def _unreadable(engine: Engine, batch: BatchView, error: LaneFault, resumes: int) -> None:
     """A poll or a read failed: again later. A 404 alone loses nothing: the results may come later than the end."""
     fault, ruling = error.fault, rule_call(error.fault)
     words = f"{fault.type}: {fault.message}"
@@ -169,39 +169,39 @@ def _unreadable(engine: Engine, batch: BatchView, error: LaneFault, resumes: int
     if fault.status == 404:
         young = engine.now() - (batch.posting_at or batch.sealed_at) < _YOUNG
         if batch.failures >= _REREADS and not young:
-            yield from _unknown(engine, batch, words)
+            await _unknown(engine, batch, words)
             return
         noted = attrs.evolve(batch, polled_at=engine.now(), failures=batch.failures + 1)
-        yield from store(lambda: engine.ledger.update_batch(noted, was=batch))
+        await store(engine.ledger.update_batch, noted, was=batch)
         return
     reason = (ruling.reason or "") if ruling.verdict is Verdict.SUSPEND else None
-    yield from _again(engine, batch, words, reason, resumes=resumes)
+    await _again(engine, batch, words, reason, resumes=resumes)
 
 
-def _unknown(engine: Engine, batch: BatchView, words: str) -> Procedure[None]:
+async def _unknown(engine: Engine, batch: BatchView, words: str) -> None:
     """The API goes on not knowing the batch, or its results: what the listing shows decides."""
     try:
-        info, certain = yield from _listed(batch)
+        info, certain = await _listed(batch)
     except LaneFault as unlisted:
-        yield from _again(engine, batch, f"{unlisted.fault.type}: {unlisted.fault.message}")
+        await _again(engine, batch, f"{unlisted.fault.type}: {unlisted.fault.message}")
         return
     if info is None and certain:
-        yield from _lost(engine, batch, _gone("batch_gone", "the API knows the batch no more", verdict=Verdict.RETRY))
+        await _lost(engine, batch, _gone("batch_gone", "the API knows the batch no more", verdict=Verdict.RETRY))
     elif info is not None and batch.state is not BatchState.ENDED:
-        yield from _seen(engine, batch, info)
+        await _seen(engine, batch, info)
     elif info is not None and archived(info.archived_at, info.created_at, info.server_time or engine.now()):
         words = "the batch's results were not read within 29 days of its creation, and the API keeps them no longer"
-        yield from _lost(engine, batch, _gone("results_archived", words, verdict=Verdict.SETTLE))
+        await _lost(engine, batch, _gone("results_archived", words, verdict=Verdict.SETTLE))
     else:
-        yield from _again(engine, batch, words)
+        await _again(engine, batch, words)
 
 
-def _listed(batch: BatchView) -> Procedure[tuple[BatchInfo | None, bool]]:
+async def _listed(batch: BatchView) -> tuple[BatchInfo | None, bool]:
     """The batch as the listing shows it; None: not there, or, unless that is certain, there but not readable."""
     after: str | None = None
     certain = True
     while True:
-        listing = yield from page(after)
+        listing = await api.list(after_id=after)
         for info in listing.batches:
             if info.id == batch.remote_id:
                 return info, True
@@ -213,21 +213,20 @@ def _listed(batch: BatchView) -> Procedure[tuple[BatchInfo | None, bool]]:
         after = listing.last_id
 
 
-def _again(
+async def _again(
     engine: Engine, batch: BatchView, words: str, reason: str | None = None, *, resumes: int | None = None
-) -> Procedure[None]:
+) -> None:
     """Look again later, ever more seldom. Who waits is told in the end; nothing is bought again because of it."""
     failures = batch.failures + 1
     noted = attrs.evolve(batch, polled_at=engine.now(), failures=failures)
-    yield from store(lambda: engine.ledger.update_batch(noted, was=batch))
+    await store(engine.ledger.update_batch, noted, was=batch)
     if reason is None and failures >= _TROUBLES:
         reason = (
             f"batch {printable(batch.remote_id or '')} could not be read {failures} times in a row ({words}); "
             "see whether the API can be reached, then resume()"
         )
     if reason is not None:
-        told = reason
-        yield from store(lambda: engine.suspend(Lane.BATCH, told, resumes=resumes))
+        await store(engine.suspend, Lane.BATCH, reason, resumes=resumes)
 
 
 def _gone(kind: str, words: str, *, verdict: Verdict) -> Ruling:
@@ -236,7 +235,7 @@ def _gone(kind: str, words: str, *, verdict: Verdict) -> Ruling:
     return Ruling(verdict=verdict, outcome=Outcome.FAILED, error=error, doubtful=True)
 
 
-def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> Procedure[None]:
+async def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> None:
     """Its unsettled rows will not come."""
     engine.setbacks.mended(_asking(batch))
 
@@ -251,14 +250,14 @@ def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> Procedure[None]:
         engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.CLOSED), was=batch)
         return sorter.ended
 
-    engine.settled((yield from store(give_back)))
+    engine.settled(await store(give_back))
 
 
-def collect(engine: Engine, batch: BatchView) -> Procedure[None]:
+async def collect(engine: Engine, batch: BatchView) -> None:
     """Read an ended batch's rows, settle them, and tick them off."""
     last = batch.failures >= _REREADS
-    with closing((yield from store(lambda: Reader(engine, batch, last=last)))) as reader:
-        yield from _collect(engine, batch, reader)
+    with closing(await store(Reader, engine, batch, last=last)) as reader:
+        await _collect(engine, batch, reader)
 
 
 def _tell_collected(engine: Engine, batch: BatchView, reader: Reader, missing: int) -> None:
@@ -278,15 +277,15 @@ def _tell_collected(engine: Engine, batch: BatchView, reader: Reader, missing: i
     )
 
 
-def _collect(engine: Engine, batch: BatchView, reader: Reader) -> Procedure[None]:
+async def _collect(engine: Engine, batch: BatchView, reader: Reader) -> None:
     remote, resumes = batch.remote_id or "", engine.resumes
     fault: LaneFault | None = None
     try:
-        yield from api(lambda ports: ports.read(remote, reader.feed))
+        await api.read(remote, reader.feed)
     except LaneFault as error:
         fault = error
     whole = fault is None
-    missing = yield from store(lambda: reader.finish(whole=whole))
+    missing = await store(reader.finish, whole=whole)
     _tell_collected(engine, batch, reader, len(missing))
     if reader.off and whole and (batch.failures >= _REREADS or not missing):
         _log.warning(
@@ -298,11 +297,11 @@ def _collect(engine: Engine, batch: BatchView, reader: Reader) -> Procedure[None
         engine.setbacks.mended(_asking(batch))
     if not missing:
         closed = attrs.evolve(batch, state=BatchState.CLOSED, polled_at=engine.now())
-        yield from store(lambda: engine.ledger.update_batch(closed, was=batch))
+        await store(engine.ledger.update_batch, closed, was=batch)
     elif fault is not None:
-        yield from _unreadable(engine, batch, fault, resumes)
+        await _unreadable(engine, batch, fault, resumes)
     elif batch.failures < _REREADS:
-        yield from _again(engine, batch, "rows are missing from its results, or differ from what the API counted")
+        await _again(engine, batch, "rows are missing from its results, or differ from what the API counted")
     else:
         words = "the batch ended without a readable row for this request"
-        yield from _lost(engine, batch, _gone("missing_row", words, verdict=Verdict.RETRY))
+        await _lost(engine, batch, _gone("missing_row", words, verdict=Verdict.RETRY))

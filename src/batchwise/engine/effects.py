@@ -1,9 +1,14 @@
-"""The two effects that a procedure may ask for, and how each colour carries them out."""
+"""The two effects that a procedure may await, and how each colour carries them out.
+
+A procedure is an `async def` that is written once for threads and for tasks. To await an effect hands it to `drive`
+(which calls) or to `drive_async` (which awaits), or to a test, which may let each effect fail in turn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-from typing import Any, Protocol, TypeVar, Union
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from functools import partial
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -14,23 +19,25 @@ from batchwise.lanes.messages import AsyncMessageLane, MessageLane
 from batchwise.lanes.values import BatchInfo, Created, Listing, Reply
 
 __all__ = [
-    "Api",
+    "Ask",
     "AsyncPorts",
     "Effect",
     "Ports",
     "Procedure",
+    "Store",
     "SyncPorts",
     "Threads",
     "api",
     "drive",
     "drive_async",
-    "page",
     "pause",
     "persist",
     "store",
+    "store_surely",
 ]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 _PAGE = 100
 _THREADS = 40
 """Calls in worker threads at once, for each of a dispatcher's two purposes: as many as anyio gives an application."""
@@ -60,57 +67,87 @@ class Ports(Protocol):
         """One Messages call; never retried. `ready` waits until the body may be sent."""
 
 
-@attrs.frozen
-class Store:
-    """Run a function that works on the ledger (it blocks for a moment)."""
+class _Effect(Generic[T]):
+    """Awaiting one hands it to whoever carries the procedure out, who sends back its value or throws its error."""
 
-    call: Callable[[], Any]
+    def __await__(self) -> Generator[Any, Any, T]:
+        value: T = yield self
+        return value
+
+
+@attrs.frozen(eq=False)
+class Store(_Effect[T]):
+    """Call a function that works on the ledger. It blocks for a moment."""
+
+    call: Callable[[], T]
     sure: bool = False
-    """Run it even if the task was cancelled just before."""
+    """Whether it is called even if the task was cancelled just before."""
 
 
-@attrs.frozen
-class Api:
-    """Ask the API."""
+@attrs.frozen(eq=False)
+class Ask(_Effect[T]):
+    """Ask the API, or wait."""
 
-    call: Callable[[Ports], Any]
-
-
-Effect = Union[Store, Api]
-Procedure = Generator[Effect, Any, T]
+    call: Callable[[Ports], T]
 
 
-def store(call: Callable[[], T], *, sure: bool = False) -> Procedure[T]:
-    """Ask for a ledger call; returns its value. `sure`: for what the API has said, and would not say again."""
-    value: T = yield Store(call, sure)
-    return value
+Effect = Store[Any] | Ask[Any]
+Procedure = Coroutine[Effect, Any, T]
+"""What an `async def` returns that awaits only effects and other procedures. It needs no event loop."""
 
 
-def api(call: Callable[[Ports], T]) -> Procedure[T]:
-    """Ask for an API call; returns its value, or raises its `LaneFault`."""
-    value: T = yield Api(call)
-    return value
+def store(call: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> Store[T]:
+    """Call a function that works on the ledger; awaiting it gives the function's value."""
+    return Store(partial(call, *args, **keywords))
 
 
-def page(after: str | None = None) -> Procedure[Listing]:
-    """One page of the batches, newest first, from behind the id `after`."""
-    return api(lambda ports: ports.list(limit=_PAGE, after_id=after))
+def store_surely(call: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> Store[T]:
+    """The same for what the API said and would not say again: it is stored even if the task is being cancelled."""
+    return Store(partial(call, *args, **keywords), sure=True)
 
 
-def pause(wait: Callable[[], Any]) -> Procedure[None]:
-    """Ask for a wait; the async driver's gives an awaitable."""
-    yield Api(lambda _ports: wait())
+def pause(wait: Callable[P, Any], *args: P.args, **keywords: P.kwargs) -> Ask[None]:
+    """Wait by this function; where tasks are driven, it returns an awaitable."""
+    return Ask(lambda _ports: wait(*args, **keywords))
 
 
-def persist(procedure: Procedure[T], again: Callable[[Effect, Exception], Procedure[bool]]) -> Procedure[T]:
-    """Carry a procedure out; an effect that fails is asked for again as long as `again` says so, after its pause."""
+class _Api:
+    """The API as procedures ask it: `await api.retrieve(...)` gives what it says, or raises its `LaneFault`."""
+
+    def create(self, chunks: Iterator[bytes], length: int, betas: tuple[str, ...]) -> Ask[Created]:
+        return Ask(lambda ports: ports.create(chunks, length, betas))
+
+    def retrieve(self, remote_id: str) -> Ask[BatchInfo]:
+        return Ask(lambda ports: ports.retrieve(remote_id))
+
+    def cancel(self, remote_id: str) -> Ask[BatchInfo]:
+        return Ask(lambda ports: ports.cancel(remote_id))
+
+    def list(self, *, limit: int = _PAGE, after_id: str | None = None) -> Ask[Listing]:
+        return Ask(lambda ports: ports.list(limit=limit, after_id=after_id))
+
+    def read(self, remote_id: str, feed: Callable[[bytes], bool]) -> Ask[None]:
+        return Ask(lambda ports: ports.read(remote_id, feed))
+
+    def call(
+        self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...], ready: Callable[[], bool] | None
+    ) -> Ask[Reply]:
+        return Ask(lambda ports: ports.call(body, model=model, max_tokens=max_tokens, betas=betas, ready=ready))
+
+
+api = _Api()
+"""See `Ports` for what each call does."""
+
+
+async def persist(procedure: Procedure[T], again: Callable[[Effect, Exception], Procedure[bool]]) -> T:
+    """Carry a procedure out. Where an effect fails, `again` pauses and says whether the effect is tried again."""
     try:
-        effect = next(procedure)
+        effect = procedure.send(None)
         while True:
             try:
-                value = yield effect
+                value = await effect
             except Exception as error:  # noqa: BLE001  # the procedure decides what it means
-                if not (yield from again(effect, error)):
+                if not await again(effect, error):
                     effect = procedure.throw(error)
             else:
                 effect = procedure.send(value)
@@ -124,10 +161,10 @@ def persist(procedure: Procedure[T], again: Callable[[Effect, Exception], Proced
 def drive(procedure: Procedure[T], ports: SyncPorts) -> T:
     """Carry a procedure out by calling."""
     try:
-        effect = next(procedure)
+        effect = procedure.send(None)
         while True:
             try:
-                value = effect.call(ports) if isinstance(effect, Api) else effect.call()
+                value = effect.call(ports) if isinstance(effect, Ask) else effect.call()
             except Exception as error:  # noqa: BLE001  # the procedure decides what it means
                 effect = procedure.throw(error)
             else:
@@ -168,10 +205,10 @@ class Threads:
 async def drive_async(procedure: Procedure[T], ports: AsyncPorts) -> T:
     """Carry a procedure out by awaiting; the ledger is reached through a worker thread."""
     try:
-        effect = next(procedure)
+        effect = procedure.send(None)
         while True:
             try:
-                if isinstance(effect, Api):
+                if isinstance(effect, Ask):
                     asked: Awaitable[Any] = effect.call(ports)  # type: ignore[arg-type]  # the awaiting twin of Ports
                     value = await asked
                 elif effect.sure:

@@ -8,7 +8,6 @@ elsewhere, and it is watched for until its window has passed.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from functools import partial
 
 import attrs
 
@@ -26,7 +25,7 @@ from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
 from .doubts import buy_again
-from .effects import Procedure, api, page, store
+from .effects import api, store
 from .submission import learn_from, record_created
 
 __all__ = ["give_up", "reconcile", "too_old"]
@@ -41,16 +40,16 @@ _SKEW = timedelta(minutes=5)
 """How far behind the watermark's moment a listing is read where there is no watermark."""
 
 
-def reconcile(engine: Engine, batch: BatchView) -> Procedure[None]:
+async def reconcile(engine: Engine, batch: BatchView) -> None:
     """Look for a batch whose create's outcome is unknown."""
     now, policy, resumes = engine.now(), engine.policy, engine.resumes
     try:
-        found = yield from _candidates(engine, batch)
+        found = await _candidates(engine, batch)
     except LaneFault as error:
-        yield from _unseen(engine, batch, batch, error.fault, now, resumes)
+        await _unseen(engine, batch, batch, error.fault, now, resumes)
         return
     engine.setbacks.mended(_LOOKING)
-    certain = policy.exclusive_workspace and len(found) == 1 and (yield from store(lambda: _telling(engine, batch)))
+    certain = policy.exclusive_workspace and len(found) == 1 and await store(_telling, engine, batch)
     struck, ours = set(batch.struck), None
     unread: Fault | None = None
     for info in found:
@@ -58,7 +57,7 @@ def reconcile(engine: Engine, batch: BatchView) -> Procedure[None]:
             proof: bool | None = None
         else:
             try:
-                proof = yield from _proved(batch, info)
+                proof = await _proved(batch, info)
             except LaneFault as error:  # it stays a candidate
                 proof, unread = None, error.fault
         if proof or (proof is None and certain):
@@ -67,18 +66,18 @@ def reconcile(engine: Engine, batch: BatchView) -> Procedure[None]:
         if proof is False:
             struck.add(info.id)
     candidates = tuple(info.id for info in found if info.id not in struck)
-    offset = (yield from store(engine.ledger.snapshot)).clock_offset
+    offset = (await store(engine.ledger.snapshot)).clock_offset
     looked = attrs.evolve(batch, candidates=candidates, struck=tuple(sorted(struck)), polled_at=now, failures=0)
     looked = sent_by(looked, now + offset)
     if ours is not None:
-        yield from store(lambda: engine.ledger.update_batch(looked, was=batch))
-        yield from _recognise(engine, looked, ours)
+        await store(engine.ledger.update_batch, looked, was=batch)
+        await _recognise(engine, looked, ours)
     elif unread is not None:
-        yield from _unseen(engine, batch, looked, unread, now, resumes)
+        await _unseen(engine, batch, looked, unread, now, resumes)
     elif batch.state is BatchState.WATCHED and not candidates and _window_is_over(batch, policy, now, now + offset):
-        yield from store(lambda: engine.ledger.update_batch(attrs.evolve(looked, state=BatchState.VOID), was=batch))
+        await store(engine.ledger.update_batch, attrs.evolve(looked, state=BatchState.VOID), was=batch)
     else:
-        yield from store(lambda: engine.ledger.update_batch(looked, was=batch))
+        await store(engine.ledger.update_batch, looked, was=batch)
 
 
 def _window_is_over(batch: BatchView, policy: Policy, now: datetime, server_now: datetime) -> bool:
@@ -87,13 +86,13 @@ def _window_is_over(batch: BatchView, policy: Policy, now: datetime, server_now:
     return now > batch.sealed_at + lasts and (batch.posting_server is None or server_now > batch.posting_server + lasts)
 
 
-def _unseen(
+async def _unseen(
     engine: Engine, batch: BatchView, looked: BatchView, fault: Fault, now: datetime, resumes: int
-) -> Procedure[None]:
+) -> None:
     """The listing, or a candidate, cannot be read: again later; requests that wait for it are told in the end."""
     failures = batch.failures + 1
     failed = attrs.evolve(looked, polled_at=now, failures=failures)
-    yield from store(lambda: engine.ledger.update_batch(failed, was=batch))
+    await store(engine.ledger.update_batch, failed, was=batch)
     engine.setbacks.refused(_LOOKING, "looking for a batch", fault, pause_after_failures(failures, engine.policy))
     ruling = rule_call(fault)
     reason = ruling.reason if ruling.verdict is Verdict.SUSPEND else None
@@ -103,8 +102,7 @@ def _unseen(
             f"because of {fault.type}: {fault.message}; see whether the API can be reached, then resume()"
         )
     if reason is not None:
-        words = reason
-        yield from store(lambda: engine.suspend(Lane.BATCH, words, resumes=resumes))
+        await store(engine.suspend, Lane.BATCH, reason, resumes=resumes)
 
 
 def _telling(engine: Engine, batch: BatchView) -> bool:
@@ -115,19 +113,19 @@ def _telling(engine: Engine, batch: BatchView) -> bool:
     )
 
 
-def _candidates(engine: Engine, batch: BatchView) -> Procedure[list[BatchInfo]]:
+async def _candidates(engine: Engine, batch: BatchView) -> list[BatchInfo]:
     """Batches listed above the watermark that the ledger does not know, with our count, not struck off."""
     found: list[BatchInfo] = []
     after: str | None = None
     while True:
-        listing = yield from page(after)
-        yield from store(partial(learn_from, engine, listing))
+        listing = await api.list(after_id=after)
+        await store(learn_from, engine, listing)
         newer = []
         for info in listing.batches:
             if info.id == batch.watermark or too_old(batch, info):
                 break
             newer.append(info)
-        known = yield from store(partial(engine.ledger.known_remotes, [info.id for info in newer]))
+        known = await store(engine.ledger.known_remotes, [info.id for info in newer])
         found += [
             info
             for info in newer
@@ -143,7 +141,7 @@ def too_old(batch: BatchView, info: BatchInfo) -> bool:
     return batch.posting_server is not None and info.created_at < batch.posting_server - _SKEW
 
 
-def _proved(batch: BatchView, info: BatchInfo) -> Procedure[bool | None]:
+async def _proved(batch: BatchView, info: BatchInfo) -> bool | None:
     """Read one row of an ended candidate: does it carry our nonce? None: no row could be read, which proves nothing."""
     splitter, ids = LineSplitter(), list[str]()
 
@@ -151,7 +149,7 @@ def _proved(batch: BatchView, info: BatchInfo) -> Procedure[bool | None]:
         ids.extend(filter(None, map(_id_of, splitter.feed(chunk))))
         return not ids
 
-    yield from api(lambda ports: ports.read(info.id, feed))
+    await api.read(info.id, feed)
     ids.extend(filter(None, (_id_of(splitter.rest()),)))
     if not ids:
         return None
@@ -166,15 +164,15 @@ def _id_of(line: bytes) -> str | None:
         return None
 
 
-def _recognise(engine: Engine, batch: BatchView, info: BatchInfo) -> Procedure[None]:
+async def _recognise(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
     """The batch is ours, so it is open.
 
     The planner cancels one whose requests have gone elsewhere; what it did is booked when it ends.
     """
-    yield from store(lambda: record_created(engine, batch, info))
+    await store(record_created, engine, batch, info)
 
 
-def give_up(engine: Engine, batch: BatchView) -> Procedure[None]:
+async def give_up(engine: Engine, batch: BatchView) -> None:
     """Not seen within the grace: its requests go into another batch, and this one is watched for."""
 
     def queue() -> list[int]:
@@ -187,11 +185,11 @@ def give_up(engine: Engine, batch: BatchView) -> Procedure[None]:
         engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED, failures=0), was=batch)
         return ended
 
-    vanished = yield from store(lambda: engine.ledger.note_failure("vanished", now=engine.now()))
+    vanished = await store(engine.ledger.note_failure, "vanished", now=engine.now())
     if vanished.times >= _VANISHED:
         reason = (
             f"{vanished.times} create calls in a row were not answered, and their batches were never listed; "
             "see what lies between here and the API, then resume()"
         )
-        yield from store(lambda: engine.suspend(Lane.BATCH, reason))
-    engine.settled((yield from store(queue)))
+        await store(engine.suspend, Lane.BATCH, reason)
+    engine.settled(await store(queue))

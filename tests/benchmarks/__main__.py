@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import bulk, imports, latency, ledger, pacing, planning, stages
+from . import bulk, imports, latency, ledger, pacing, planning, postgres, stages
 from .bounds import table
 from .harness import Figure, machine
 from .simulation import figures as simulation
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[tuple[str, list[Figure]]]]] = {
     "ledger": ledger.run,
     "stages": stages.run,
     "bulk": bulk.run,
+    "postgres": postgres.run,
     "simulation": simulation.run,
 }
 

@@ -32,7 +32,7 @@ LATENCY = 0.1
 _LARGE = 500_000
 _PATIENCE = 600.0
 """Seconds to wait for a result before something is wrong."""
-_ANSWERED = (
+ANSWERED = (
     "SELECT count(DISTINCT request) FROM settling s JOIN result r ON r.seq BETWEEN s.first AND s.last "
     "WHERE s.outcome = 0 AND s.lane = 1"
 )
@@ -105,27 +105,29 @@ def ours(url: str, requests: int, size: int, where: str, *, decode: bool) -> dic
 
     client = anthropic.Anthropic(base_url=url, api_key="sandbox")
     with tempfile.TemporaryDirectory(dir=where) as first:
-        _job(client, 1, size, Path(first) / "ledger.db", decode=decode)
+        run_job(client, 1, size, Path(first) / "ledger.db", decode=decode)
     path, accepted = Path(where) / "ledger.db", Meter(within=True)
     with Meter() as meter:
-        found = _job(client, requests, size, path, decode=decode, accepted=accepted)
+        found = run_job(client, requests, size, path, decode=decode, accepted=accepted)
     figures = meter.figures()
     disk = sum(file.stat().st_size for file in Path(where).iterdir() if file.is_file())
     with closing(sqlite3.connect(path)) as db:  # what was claimed to be durable is read from the file
-        settled = db.execute(_ANSWERED).fetchone()[0]
+        settled = db.execute(ANSWERED).fetchone()[0]
     assert settled == requests, f"{settled} of {requests} were answered by a batch"
     assert decode or found == requests, f"{found} of {requests} came"
     return {**figures, "accepted": accepted.wall, "disk": disk / requests, "characters": found}
 
 
-def _job(client: Any, requests: int, size: int, path: Path, *, decode: bool, accepted: Meter | None = None) -> int:
+def run_job(
+    client: Any, requests: int, size: int, ledger: Path | str, *, decode: bool, accepted: Meter | None = None
+) -> int:
     """The number of characters of all texts; undecoded: how many succeeded."""
     import batchwise as bw
 
     # All settings are documented ones: the poll period of the bare loop, and an account as large as the job.
     poll, params = timedelta(seconds=POLL), maker(size)
     policy = bw.Policy(poll_every=(poll, poll), limits=bw.Limits.for_tier("scale"))
-    with bw.Dispatcher(client, ledger=path, policy=policy) as dispatcher:
+    with bw.Dispatcher(client, ledger=ledger, policy=policy) as dispatcher:
         with accepted or Meter(within=True):
             job = dispatcher.dispatch_all(
                 (bw.Request(params(number), key=f"r-{number}") for number in range(requests)),

@@ -22,7 +22,7 @@ from . import meta, transitions
 from .books import Books, Place
 from .database import Connection, Database
 from .fitting import looked_at, summed_up
-from .records import CHUNK, IN_BATCH, SENT_IN, Records, Row
+from .records import CHUNK, IN_BATCH, SENT_IN, UNSETTLED_OF_JOB, Records, Row
 from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, QUEUED, SETTLED, decode_key, micros, view_of, view_values
 from .unnamed import REQUESTS_OF, Unnamed, is_in
@@ -81,8 +81,8 @@ class Batches:
                 values = [(self._database.list_of(requests),)]
             elif job is not None:
                 unnamed = self._unnamed.behind(db, job) is not None
-                of_job = f"q.terms FROM {REQUESTS_OF} AND q.status = 0" if unnamed else "id FROM terms WHERE job = ?"
-                what, values = f"terms IN (SELECT {of_job})", [(job,)]
+                theirs = f"terms IN (SELECT q.terms FROM {REQUESTS_OF} AND q.status = 0)"
+                what, values = theirs if unnamed else UNSETTLED_OF_JOB, [(job,)]
             db.executemany(f"UPDATE cohort SET flush = 1 WHERE status = 0 AND flush = 0 AND {what}", values)
 
     def seal(

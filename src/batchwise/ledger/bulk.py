@@ -7,11 +7,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from itertools import accumulate, chain, islice
+from itertools import accumulate, islice
 from types import TracebackType
 from uuid import uuid4
 
@@ -28,6 +27,7 @@ from .forks import check_own
 from .jobs import add_job, job_of
 from .joining import Joining
 from .keys import Positions, StagedError, conflict, find
+from .ranges import Ranges
 from .records import CHUNK, Records
 from .rows import BATCH, LANE_CODES, QUEUED, SYNC, decode_key, encode_key
 from .runs import Runs
@@ -88,31 +88,11 @@ class _Chunk:
         return (terms for terms, places in self.alike() for _ in places)
 
 
-class _Numbers:
-    """Numbers in order, those that follow each other held as one range: nearly always all of them."""
-
-    def __init__(self, numbers: range | None = None) -> None:
-        self.ranges = [] if numbers is None else [numbers]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.ranges))
-
-    def add(self, numbers: range) -> None:
-        """These follow."""
-        if self.ranges and self.ranges[-1].stop == numbers.start:
-            numbers = range(self.ranges.pop().start, numbers.stop)
-        self.ranges.append(numbers)
-
-    def all(self) -> Sequence[int]:
-        """Each of them."""
-        return self.ranges[0] if len(self.ranges) == 1 else array("q", chain.from_iterable(self.ranges))
-
-
 @attrs.frozen
 class _Staged:
     """What became of a chunk: the numbers of its requests, and what of it is new, by terms (requests, bytes)."""
 
-    numbers: _Numbers = attrs.field(factory=_Numbers)
+    numbers: Ranges = attrs.field(factory=Ranges)
     counts: dict[int, list[int]] = attrs.field(factory=dict)
     flush: set[int] = attrs.field(factory=set)
 
@@ -276,7 +256,7 @@ class Intake:
             numbers = range(first, first + len(chunk.keys))
             if not self._insert(db, chunk, numbers):
                 raise _CollidedError  # no savepoint: it would keep a copy of each page that is changed
-            staged = _Staged(_Numbers(numbers))
+            staged = _Staged(Ranges(numbers))
             for index, places in chunk.alike():
                 staged.add(index, sum(chunk.bodies.sizes[places.start : places.stop]), len(places))
             return staged

@@ -13,7 +13,7 @@ from batchwise.planning.outcomes import UNAFFORDABLE
 from batchwise.planning.turns import failed
 
 from .database import Connection, Database
-from .records import BEHIND, CHUNK, RESULTS_BEHIND, UNSETTLED_IN_BATCH, Records, Row
+from .records import BEHIND, CHUNK, RESULTS_BEHIND, UNSETTLED_IN_BATCH, UNSETTLED_OF_JOB, Records, Row
 from .rows import IN_FLIGHT, LANES, canceled_line, decode_key, micros
 from .settlements import Settlements
 from .unnamed import REQUESTS_OF, Unnamed
@@ -82,7 +82,7 @@ def _queued(request: int | None, job: int | None, *, unnamed: bool) -> tuple[str
         return f"{queued} terms IN (SELECT terms FROM cohort)", ()
     if unnamed:
         return f"SELECT q.id FROM {REQUESTS_OF} AND q.status = 0", (job,)
-    return f"{queued} terms IN (SELECT c.terms FROM cohort c JOIN terms t ON t.id = c.terms WHERE t.job = ?)", (job,)
+    return f"{queued} terms IN (SELECT terms FROM cohort WHERE {UNSETTLED_OF_JOB})", (job,)
 
 
 def _sent(request: int | None, job: int | None, *, unnamed: bool) -> tuple[str, tuple[int, ...]]:
@@ -91,7 +91,7 @@ def _sent(request: int | None, job: int | None, *, unnamed: bool) -> tuple[str, 
         return f"SELECT q.batch FROM request q WHERE q.id = ? AND {UNSETTLED_IN_BATCH}", (request,)
     if unnamed and job is not None:
         return f"SELECT DISTINCT q.batch FROM {REQUESTS_OF} AND {UNSETTLED_IN_BATCH}", (job,)
-    which = "" if job is None else " AND terms IN (SELECT id FROM terms WHERE job = ?)"
+    which = "" if job is None else f" AND {UNSETTLED_OF_JOB}"
     return f"SELECT DISTINCT batch FROM cohort WHERE batch > 0{which}", () if job is None else (job,)
 
 

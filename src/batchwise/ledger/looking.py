@@ -21,12 +21,14 @@ from .batches import Batches
 from .books import Books
 from .database import Connection, Database, Lock
 from .places import Places
+from .ranges import Ranges
 from .records import (
     ATTEMPTS_NOW,
+    CHUNK,
     LANE_NOW,
     REQUESTS,
-    RESULTS_BEHIND,
     STATUS_NOW,
+    UNSETTLED_OF_JOB,
     Records,
     Settling,
 )
@@ -52,10 +54,9 @@ __all__ = ["Looking"]
 _REQUEST = (
     f"SELECT q.id, q.key, q.job, q.terms, {LANE_NOW}, {STATUS_NOW}, {ATTEMPTS_NOW}, q.batch, r.seq FROM {REQUESTS}"
 )
-_VISIBLE = "EXISTS (SELECT 1 FROM terms t WHERE t.id = q.terms AND t.staged = 0)"
-# The batch whose nonce a request went under: the one that settled it, else the one that it was in before.
-_RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.cache_saved, r.line, CASE s.batch WHEN 0 THEN q.batch END"
-_RESULTS = f"{_RESULT} FROM {RESULTS_BEHIND} CROSS JOIN request q WHERE q.id = r.request AND"
+_VISIBLE = "(SELECT t.staged FROM terms t WHERE t.id = q.terms) = 0"
+_RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.cache_saved, r.line, q.batch"
+_RESULTS = f"{_RESULT} FROM result r CROSS JOIN request q WHERE q.id = r.request AND r.seq"
 _RESULT_OF = f"{_RESULT}, s.* FROM {REQUESTS} WHERE r.seq > 0 AND"
 _NUMBERS = (
     f"SELECT q.id FROM request q WHERE q.id > ? AND +q.job = ? AND {_VISIBLE} ORDER BY q.id LIMIT ?"  # by the numbers
@@ -75,6 +76,19 @@ _UNSETTLED = (
 )
 _REFUSED = OUTCOME_CODES[Outcome.REFUSED]
 _PICO = Decimal(1).scaleb(-12)
+_SETTLINGS = 8
+"""Settlings that are looked at together: a page of a bulk's results lies in one or two, others settle one by one."""
+
+
+def _cursors(settlings: Sequence[Settling], after: int, limit: int) -> Ranges:
+    """Those of the first results behind a cursor, at most so many."""
+    found = Ranges()
+    for each in settlings:
+        cursors = range(max(each.first, after + 1), each.last + 1)[:limit]
+        if cursors:
+            found.add(cursors)
+        limit -= len(cursors)
+    return found
 
 
 class Looking:
@@ -97,8 +111,8 @@ class Looking:
         with self._database.read() as db:
             names = dict(db.execute("SELECT id, name FROM job WHERE visible = 1 ORDER BY id").fetchall())
             unsettled = db.execute(
-                "SELECT t.job, c.lane, c.status, sum(c.requests) FROM cohort c JOIN terms t ON t.id = c.terms "
-                "GROUP BY t.job, c.lane, c.status"
+                "SELECT (SELECT t.job FROM terms t WHERE t.id = c.terms), lane, status, sum(requests) FROM cohort c "
+                "GROUP BY 1, 2, 3"
             ).fetchall()
             settled = db.execute(
                 "SELECT job, lane, outcome, sum(requests - purged) FROM tally GROUP BY job, lane, outcome"
@@ -201,12 +215,21 @@ class Looking:
 
     def results(self, *, job: int | None, after: int, limit: int) -> Page:
         """Settled results in the order of settling, from behind the cursor `after`; job None: of all jobs."""
+        rows: list[ResultRow] = []
         with self._database.read() as db:
-            behind, values = self._unnamed.results_behind(db, job, after)
-            found = db.execute(f"{_RESULTS} {behind} ORDER BY s.last, r.seq LIMIT ?", (*values, limit))
-            rows = self._placed(db, self._result_rows(db, found), job)
-            last = rows[-1].cursor if len(rows) >= limit else max(after, self._records.last_result(db))
-        return Page(rows, last)
+            last = max(after, self._unnamed.behind(db, job) or 0)
+            which, values = self._unnamed.settlings(db, job)
+            select = f"SELECT s.* FROM settling s WHERE s.last > ? AND {which} ORDER BY s.last LIMIT ?"
+            most = _SETTLINGS
+            while len(rows) < limit:
+                settlings = list(map(Settling._make, db.execute(select, (last, *values, most)).fetchall()))
+                if not settlings:
+                    last = max(last, self._records.last_result(db))
+                    break
+                found, last = self._page(db, job, settlings, last, limit - len(rows))
+                rows += found
+                most = min(4 * most, CHUNK)
+            return Page(self._placed(db, rows, job), last)
 
     def result(self, request: int) -> ResultRow | None:
         """The request's result; None: not settled."""
@@ -255,14 +278,33 @@ class Looking:
             cursor, number, decode_key(key), line, cost, saved, gained, self._settled(db, how, batch), place
         )
 
-    def _result_rows(self, db: Connection, found: Iterable[tuple[Any, ...]]) -> list[ResultRow]:
+    def _page(
+        self, db: Connection, job: int | None, settlings: Sequence[Settling], after: int, limit: int
+    ) -> tuple[list[ResultRow], int]:
+        """The first results of a job behind a cursor in these settlings, and how far they were looked for."""
+        mine, values = self._unnamed.results(db, job)
+        cursors = _cursors(settlings, after, CHUNK if values else limit).all()
+        if isinstance(cursors, range):
+            which, listed = "BETWEEN ? AND ?", [cursors[0], cursors[-1]]
+        else:
+            which, listed = self._database.among, [self._database.list_of(cursors)]
+        found = db.execute(f"{_RESULTS} {which} AND {mine} ORDER BY r.seq LIMIT ?", (*listed, *values, limit))
+        rows = self._result_rows(db, settlings, found)
+        return rows, rows[-1].cursor if len(rows) == limit else cursors[-1]
+
+    def _result_rows(
+        self, db: Connection, settlings: Sequence[Settling], found: Iterable[tuple[Any, ...]]
+    ) -> list[ResultRow]:
+        """Results, in order, which these settlings hold."""
         rows: list[ResultRow] = []
         jobs: dict[int, list[int]] = {}
-        last, before = 0, None
+        last, before, following = 0, None, iter(settlings)
         for cursor, request, key, cost, saved, gained, line, batch in found:
             if cursor > last or batch != before:  # mostly they are alike
-                settling = self._records.settling(db, cursor)
-                last, before, how = settling.last, batch, self._settled(db, settling, batch)
+                while cursor > last:
+                    settling = next(following)
+                    last = settling.last
+                before, how = batch, self._settled(db, settling, batch)
                 here = jobs.setdefault(settling.job, [])
             here.append(len(rows))
             # Past the constructor of named tuples, which costs as much as all the rest.
@@ -275,15 +317,16 @@ class Looking:
                     rows[index] = tuple.__new__(ResultRow, (*rows[index][:-1], place))
         return rows
 
-    def _settled(self, db: Connection, how: Settling, batch: int | None) -> Settled:
-        """What the results of a settling have in common; `batch`: the one that they were in before."""
+    def _settled(self, db: Connection, how: Settling, batch: int) -> Settled:
+        """What the results of a settling have in common; `batch`: the one that they are in, or were in last."""
         terms = self._records.terms(db, how.terms)
         return Settled(
             job=self._records.job_name(db, how.job),
             outcome=OUTCOMES[how.outcome],
             lane=LANES[how.lane],
             attempts=how.attempts,
-            nonce=self._records.nonce(db, batch or how.batch),
+            # It went under that of the batch that settled it, else of the one that it was in before.
+            nonce=self._records.nonce(db, how.batch or batch),
             adopted=terms.adopted,
             deadline=terms.deadline,
             settled_at=from_micros(how.settled_at),
@@ -295,7 +338,7 @@ class Looking:
     def counts(self, *, job: int | None) -> Counts:
         """How many requests are where, by cohorts and tallies. A bulk dispatch without a name is counted through."""
         by: dict[tuple[Lane, Status, Outcome | None], int] = {}
-        unsettled = "" if job is None else "WHERE terms IN (SELECT id FROM terms WHERE job = ?)"
+        unsettled = "" if job is None else f"WHERE {UNSETTLED_OF_JOB}"
         settled = "" if job is None else "WHERE job = ?"
         values = () if job is None else (job,)
         with self._database.read() as db:

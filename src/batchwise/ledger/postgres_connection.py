@@ -32,8 +32,12 @@ _DEFAULTS = {
 """Of libpq's parameters (seconds; `tcp_user_timeout` in ms), where the URL does not say otherwise."""
 _SETTINGS = {
     "jit": "off",
-    # Every statement has an index to go by. A bulk that has just come has no statistics, and would be scanned.
+    # Every statement has indices to go by, which give its rows in its order, one by one as they are wanted. A bulk that
+    # has just come has no statistics, and would be scanned, or all of it sorted for each page that is read.
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_mergejoin": "off",
+    "enable_hashjoin": "off",
     # What holds the ledger's lock and stands still, or is cut off, is ended: others go on.
     "lock_timeout": f"{BUSY_SECONDS}s",
     "idle_in_transaction_session_timeout": f"{BUSY_SECONDS}s",

@@ -23,6 +23,7 @@ __all__ = [
     "SENT_IN",
     "STATUS_NOW",
     "UNSETTLED_IN_BATCH",
+    "UNSETTLED_OF_JOB",
     "Records",
     "Row",
     "Settling",
@@ -60,6 +61,9 @@ SENT_IN = "request.id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1"
 """The requests of a batch by its first and last number and its own, if none of them is settled."""
 IN_BATCH = f"{SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
 """The unsettled requests of a batch."""
+
+UNSETTLED_OF_JOB = "(SELECT t.job FROM terms t WHERE t.id = cohort.terms) = ?"
+"""The cohorts of a job: few, and looked up one by one, for terms are as many as there ever were."""
 
 
 class Row(NamedTuple):

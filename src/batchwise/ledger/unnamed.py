@@ -53,15 +53,25 @@ class Unnamed:
             (self._behind[job],) = found
         return self._behind[job]
 
+    def settlings(self, db: Connection, job: int | None) -> tuple[str, tuple[int, ...]]:
+        """The condition that settlings s may hold results of a job (None: any), and its values."""
+        if job is None:
+            return "TRUE", ()
+        if self.behind(db, job) is not None:
+            return "s.job = 0", ()
+        return f"s.job = ?{' AND s.job > 0' if job else ''}", (job,)  # has an index
+
+    def results(self, db: Connection, job: int | None) -> tuple[str, tuple[int, ...]]:
+        """The condition that results r of such settlings are the job's, and its values."""
+        if job is None or self.behind(db, job) is None:
+            return "TRUE", ()
+        return is_in("r.request"), (job,)
+
     def results_behind(self, db: Connection, job: int | None, after: int) -> tuple[str, tuple[int, ...]]:
         """The condition that results r of settlings s are behind a cursor, and a job's (None: any), and its values."""
-        behind = self.behind(db, job)
-        if behind is not None and job is not None:
-            start = max(after, behind)
-            return f"{BEHIND} AND s.job = 0 AND {is_in('r.request')}", (start, start, start, job)
-        if job is None:
-            return BEHIND, (after, after, after)
-        return f"{BEHIND} AND s.job = ?{' AND s.job > 0' if job else ''}", (after, after, after, job)  # has an index
+        (which, values), (mine, more) = self.settlings(db, job), self.results(db, job)
+        start = max(after, self.behind(db, job) or 0)
+        return f"{BEHIND} AND {which} AND {mine}", (start, start, start, *values, *more)
 
     def numbers(self, db: Connection, job: int, place: int, limit: int) -> Iterator[tuple[int, int]]:
         """The next requests from a place on: of each the place behind it, and its number."""

@@ -16,3 +16,8 @@ def test_pauses_grow_up_to_a_limit(failures: int):
     assert timedelta(milliseconds=250) <= pause <= longer <= timedelta(seconds=15)
     assert longer == min(2 * pause, timedelta(seconds=15))
     assert pause_after(1) == timedelta(milliseconds=250)
+
+
+def test_pauses_double_from_a_quarter_of_a_second() -> None:
+    pauses = [pause_after(failures) / timedelta(milliseconds=250) for failures in (1, 2, 3, 6, 7, 100)]
+    assert pauses == [1, 2, 4, 32, 60, 60]

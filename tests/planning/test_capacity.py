@@ -175,3 +175,30 @@ def test_of_two_words_on_a_class_at_the_same_moment_ones_own_counts() -> None:
 
 def test_a_share_is_believed_for_ten_minutes() -> None:
     assert share(Measured(at=NOW - 10 * MINUTE, share=0.25)) == Fraction(1, 4)
+
+
+def test_a_lane_is_planned_with_what_the_headers_said_of_its_class() -> None:
+    policy = Policy(limits={"claude-haiku": Limits(requests_per_minute=100)})
+    told = {"claude-haiku": Measured(at=NOW, share=0.5, requests_per_minute=50)}
+    lane = Capacity(policy, NOW, told, ["claude-haiku-4-5"])
+    assert lane.class_of("claude-haiku-4-5") == "claude-haiku"
+    assert lane.classes == {"claude-haiku"}
+    for capacity in (lane, lane.joined("claude-sonnet-5"), Capacity(policy, NOW, told)):
+        assert capacity.limits("claude-haiku").requests_per_minute == 50
+        assert capacity.share("claude-haiku") == Fraction(1, 2)
+        assert capacity.pace("claude-haiku").limits.requests_per_minute == 50
+    other = lane.joined("claude-sonnet-5")
+    assert other.classes == {"claude-haiku", "claude-sonnet-5"}
+    assert other.limits("claude-sonnet-5").requests_per_minute == START.requests_per_minute
+    assert other.by_class(["claude-haiku-4-5", "claude-sonnet-5", "claude-haiku-5"], str) == {
+        "claude-haiku": ["claude-haiku-4-5", "claude-haiku-5"],
+        "claude-sonnet-5": ["claude-sonnet-5"],
+    }
+
+
+def test_the_slowest_call_of_a_class_is_three_times_its_mean() -> None:
+    policy = Policy(limits={"slow": Limits(latency=MINUTE), "fast": Limits(latency=timedelta(seconds=1))})
+    lane = Capacity(policy, NOW)
+    assert (lane.tail("slow"), lane.tail("fast"), lane.tail("other")) == (
+        3 * MINUTE, timedelta(seconds=3), 3 * START.latency
+    )  # fmt: skip

@@ -147,3 +147,14 @@ def test_what_a_refused_create_halves() -> None:
     assert Sizes().spoiled(9) == Sizes(portion=4)
     assert Sizes().full(1) == Sizes(room=1)
     assert [Sizes(largest=3, portion=2, room=5).most(asked) for asked in (9, 1)] == [2, 1]
+
+
+def test_a_chunk_is_handed_on_as_soon_as_it_is_full() -> None:
+    pairs = [(b"a", b"{}"), (b"b", b"{}"), (b"c", b"{}")]
+    each = entry_size(1, 2)
+    assert [len(list(body_chunks(pairs, size))) for size in (each, each + 1, 2 * each, 2 * each + 1)] == [4, 2, 2, 2]
+    assert len(list(body_chunks(pairs, 3 * each + 1))) == 1
+
+
+def test_what_was_too_large_grows_by_a_quarter_and_one() -> None:
+    assert [Sizes(largest=most).worked(most).largest for most in (1, 5, 8)] == [2, 7, 11]

@@ -320,8 +320,9 @@ def test_a_price_that_is_no_whole_number_is_none_rather_than_rounded(own_data: l
 
 
 def test_threshold_and_above_belong_together() -> None:
-    with pytest.raises(InvalidValueError, match="together"):
-        Tariff(1, 1, 1, 1, 1, threshold=5)
+    for half in ({"threshold": 5}, {"above": Tariff(1, 1, 1, 1, 1)}):
+        with pytest.raises(InvalidValueError, match=r"^Tariff: give threshold and above together, or neither$"):
+            Tariff(1, 1, 1, 1, 1, **half)
 
 
 def test_tiers_of_the_rates_are_scaled_and_chained() -> None:
@@ -411,3 +412,38 @@ def test_what_was_not_used_costs_nothing() -> None:
     assert cost({**counted, "cache_creation_input_tokens": 10, "cache_creation": written}, rates) == (
         10 * rates.cache_write_5m
     )
+
+
+def test_each_kind_has_the_price_that_the_data_list_for_it(own_data: list[ModelInfo]) -> None:
+    plain = {"input_mtok": Decimal(1), "output_mtok": Decimal(5)}
+    every = {
+        "cache_write_mtok": Decimal(3),
+        "cache_write_5m_mtok": Decimal(4),
+        "cache_write_1h_mtok": Decimal(6),
+        "cache_read_mtok": Decimal(7),
+        "web_searches_kcount": Decimal(8),
+    }
+    own_data += [listed("usual", **plain), listed("all", **plain, **every)]
+    own_data.append(listed("one write", **plain, cache_write_mtok=Decimal(3)))
+    found = {name: PriceBook().rates(name, Lane.SYNC, at=AT) for name in ("usual", "all", "one write")}
+    micro, search = 10**6, 10**10
+    assert found["usual"] == Tariff(micro, 5 * micro, 1_250_000, 2 * micro, 100_000, search)
+    assert found["all"] == Tariff(micro, 5 * micro, 4 * micro, 6 * micro, 7 * micro, 8 * 10**9)
+    assert found["one write"] == Tariff(micro, 5 * micro, 3 * micro, 2 * micro, 100_000, search)
+
+
+@pytest.mark.parametrize(
+    ("split", "hour"), [(None, 0), ({}, 0), ({"ephemeral_1h_input_tokens": None}, 0),
+                        ({"ephemeral_1h_input_tokens": 4}, 4), ({"ephemeral_1h_input_tokens": 99}, 10)]
+)  # fmt: skip
+def test_what_is_written_for_an_hour_is_at_most_all_that_is_written(split: Any, hour: int) -> None:
+    rates = Tariff(1, 10, 100, 1_000, 10_000)
+    usage = {"input_tokens": 0, "output_tokens": 0, "cache_creation_input_tokens": 10, "cache_creation": split}
+    assert cost(usage, rates) == hour * 1_000 + (10 - hour) * 100
+
+
+def test_own_prices_of_a_listed_model_have_its_own_multiples(own_data: list[ModelInfo]) -> None:
+    dear = {"cache_write_mtok": Decimal(3), "cache_write_1h_mtok": Decimal(5), "cache_read_mtok": Decimal("0.5")}
+    own_data.append(listed("m", input_mtok=Decimal(1), output_mtok=Decimal(1), **dear))
+    found = PriceBook({"m": Rates(input=2, output=4)}).rates("m", Lane.SYNC, at=AT)
+    assert found == Tariff(2 * MICRO, 4 * MICRO, 6 * MICRO, 10 * MICRO, MICRO)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from fractions import Fraction
 from typing import Any
 
 import attrs
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tests.benchmarks.caching import MODELS, REQUESTS, cases, guarantee
 from tests.strategies import HOUR, NOW
 
-from batchwise.models import Lane, Limits, Policy, Reason
+from batchwise.models import Lane, Latency, Limits, Policy, Reason
 from batchwise.planning.admission import admit, promises_of
 from batchwise.planning.agenda import Move, Seal, WaitUntil
 from batchwise.planning.planner import plan
@@ -30,11 +31,14 @@ from batchwise.planning.priming import (
     minimum_tokens,
     next_step,
     prefix_of,
+    prefix_words,
     under_an_hour,
 )
-from batchwise.planning.reserve import noticing_of
+from batchwise.planning.reserve import noticing_of, reserve_for
+from batchwise.planning.routing import choose_lane
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 from batchwise.request import Request
+from batchwise.wording import human
 
 MODEL = "claude-sonnet-5"
 TARIFF = PriceBook().rates(MODEL, Lane.BATCH, at=NOW)
@@ -354,3 +358,64 @@ def test_what_waits_is_sent_when_its_deadline_asks_for_it(due: int, later: int) 
     assert gone == (at >= limit)
     if not gone:
         assert min(action.moment for action in found if isinstance(action, WaitUntil)) <= limit
+
+
+@given(st.integers(1, 10_000), tokens, records, st.booleans())
+def test_what_a_way_is_expected_to_cost(n: int, size: int, hits: Hits, warm: bool) -> None:
+    rates = TARIFF.at_length(size)
+    for way in (Caching.AS_IS, Caching.HOUR, Caching.PRIMED):
+        write = rates.cache_write_5m if way is Caching.AS_IS else rates.cache_write_1h
+        hit, rows = hits.counts.get(way, (0, 0))
+        assert hits.rate(way) == (4 * Hits().rate(way) + hit) / (4 + rows)
+        writers = 0 if warm and way is Caching.PRIMED else 1
+        others = (n - writers) * (hits.rate(way) * rates.cache_read + (1 - hits.rate(way)) * write)
+        assert expected_cost(way, n, size, TARIFF, hits, warm=warm) == size * (writers * write + others)
+
+
+def test_the_length_of_a_prefix_is_that_of_its_blocks() -> None:
+    one = block("a" * 3_000, MARK)
+    bare = json.dumps(block("a" * 3_000), separators=(",", ":"), sort_keys=True)
+    assert prefix(asked("q", one)).tokens == len(bare) // 4
+    for extra in range(4):
+        text = "a" * (3_000 + extra)
+        assert prefix(asked("q", block(text, MARK))).tokens == (len(bare) + extra) // 4
+
+
+@pytest.mark.parametrize(
+    ("size", "left", "words"),
+    [
+        (2_047, None, "is under the 2,048 from which on it is cached, so nothing is sent ahead"),
+        (2_048, None, "is written to the cache by one request ahead, where enough of them share it"),
+        (2_048, 50 * HOUR, "is written to the cache by one request ahead, where enough of them share it"),
+        (2_048, 49 * HOUR, "is not primed: that takes a window more, 50 h in all, and the deadline is in 49 h"),
+    ],
+)
+def test_what_a_decision_says_of_a_prefix(size: int, left: timedelta | None, words: str) -> None:
+    assert prefix_words(size, MODEL, left, 50 * HOUR) == f"a prefix of about {size:,} tokens {words}"
+
+
+def test_a_prefix_is_spoken_of_where_the_policy_primes() -> None:
+    shared = asked("q", block("a" * 20_000, MARK)).params
+    for latency, primed in ((30 * HOUR, False), (80 * HOUR, True), (Latency.FLEXIBLE, True)):
+        for policy in (POLICY, attrs.evolve(POLICY, cache="as_is")):
+            said = choose_lane(Request(shared, latency=latency), now=NOW, policy=policy).explanation
+            assert ("; a prefix of about 5," in said) == (policy is POLICY)
+            assert ("is written to the cache by one request ahead" in said) == (policy is POLICY and primed)
+    needed = 48 * HOUR + reserve_for(POLICY, 6 * HOUR) + noticing_of(POLICY)
+    short = choose_lane(Request(shared, latency=30 * HOUR), now=NOW, policy=POLICY).explanation
+    assert f"that takes a window more, {human(needed)} in all, and the deadline is in 30 h" in short
+
+
+def test_what_waits_for_a_primer_waits_until_its_window_is_over_or_its_last_moment() -> None:
+    def until(group: Group) -> list[Any]:
+        return [act.moment for act in plan(snapshot(group, batches=(primer(queued(9, None)),)), NOW, POLICY)
+                if isinstance(act, WaitUntil)]  # fmt: skip
+
+    polled = NOW + POLICY.poll_every[0]
+    assert until(queued(1, None)) == [polled]
+    quiet = attrs.evolve(primer(queued(9, None)), state=BatchState.SEALED, polled_at=None)
+    assert [
+        act for act in plan(snapshot(queued(1, None), batches=(quiet,)), NOW, POLICY) if isinstance(act, WaitUntil)
+    ] == [WaitUntil(NOW + TAKES)]
+    soon = queued(1, 80 * HOUR, submit_by=NOW + 2 * HOUR)
+    assert WaitUntil(NOW + 2 * HOUR) in plan(snapshot(soon, batches=(quiet,)), NOW, POLICY)

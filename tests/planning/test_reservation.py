@@ -63,6 +63,9 @@ def kept(request: Request, lane: Lane = Lane.SYNC, prices: PriceBook = BOOK) -> 
         content({"type": "document", "source": {**PNG, "media_type": "application/pdf"}}),
         content({"type": "document", "source": {"type": "file", "file_id": "file_1"}}),
         content({"type": "container_upload", "file_id": "file_1"}),
+        content({"type": "container_upload"}),
+        content({"type": "document", "source": {"type": "file"}}),
+        content({"type": "document", "source": {"type": "new", "file_id": "file_1"}}),
         content({"type": "image", "source": PNG}, {"type": "document", "source": PNG}),
         content({"type": "tool_result", "tool_use_id": "t", "content": [{"type": "document", "source": PNG}]}),
         Request(params(container="container_1")),
@@ -261,3 +264,23 @@ def test_what_nothing_bounds_is_refused_with_what_to_do() -> None:
         "it: nothing bounds what 'mcp_servers' can cost, as far as batchwise knows, so Policy.max_spend cannot be "
         "kept; leave it out, or dispatch it with a ledger whose policy has no max_spend. Nothing was stored or sent"
     )
+
+
+def test_a_compaction_is_refused_by_its_name() -> None:
+    request = Request(params(context_management={"edits": [{"type": "compact_20260112"}]}))
+    with pytest.raises(
+        SpendLimitError, match=r"^it: nothing bounds what 'context_management \(a compaction\)' can cost"
+    ):
+        refuse_unbounded(request, "it")
+
+
+def test_what_the_api_adds_counts_for_the_length_class() -> None:
+    """Without media a request is as long as its bytes and what the API adds: a class begins above the threshold."""
+    rates = BOOK.rates("claude-haiku-5-5", Lane.SYNC, at=NOW)
+    assert rates is not None
+    assert rates.threshold is not None
+    empty = len(content(text_block(""), tools=[OWN]).body)
+    for more, dear in ((0, False), (1, True)):
+        request = content(text_block("x" * (rates.threshold - empty - 2_000 + more)), tools=[OWN])
+        expected = rates.above.input if dear and rates.above is not None else rates.input
+        assert length_class(BOOK, request, ["claude-haiku-5-5"], at=NOW) == (0, expected)

@@ -16,6 +16,7 @@ from batchwise.errors import AdmissionError
 from batchwise.models import Lane, Limits, Policy, Reason
 from batchwise.planning.admission import Admission, Promises, admit, promises_of
 from batchwise.planning.capacity import Capacity
+from batchwise.planning.priming import Caching
 from batchwise.planning.reserve import least_reserve, margin_of, overhead_of, reserve_for
 from batchwise.planning.schedule import Cohort, fits
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
@@ -287,3 +288,41 @@ def test_what_is_lost_is_reckoned_by_the_limits_of_its_class() -> None:
     policy = Policy(limits={"m": Limits(requests_per_minute=100)})
     promises = promises_of(Snapshot(sync_queue=(group(100_000, HOUR),)), NOW, policy)
     assert sum(cohort.requests for cohort in promises.cohorts) == int((HOUR - margin_of(policy)) / HOUR * RATE)
+
+
+def test_what_waits_for_a_primer_is_free_only_when_its_own_window_is_over_too() -> None:
+    """A primer that was sealed two hours ago writes the prefix "p"; what shares it goes after the primer's window."""
+    primer = attrs.evolve(batch(BatchState.OPEN, group(1, None, prefix="p")), sealed_at=NOW - 2 * HOUR)
+    follows, other = group(10, 60 * HOUR, prefix="p"), group(10, 60 * HOUR, prefix="q")
+    for caching, waits in ((Caching.PRIMER, 22 * HOUR + OVERHEAD), (Caching.PRIMED, 4 * HOUR)):
+        view = attrs.evolve(primer, caching=caching)
+        found = promises_of(Snapshot(batch_queue=(follows, other), batches=(view,)), NOW, POLICY).cohorts
+        window = 24 * HOUR + OVERHEAD
+        assert [cohort.release for cohort in found] == [NOW + waits + window, NOW + 4 * HOUR + window]
+    late = attrs.evolve(follows, terms=attrs.evolve(follows.terms, interval=30 * HOUR))
+    (cohort,) = promises_of(
+        Snapshot(batch_queue=(late,), batches=(attrs.evolve(primer, caching=Caching.PRIMER),)), NOW, POLICY
+    ).cohorts
+    assert cohort.release == NOW + 54 * HOUR + OVERHEAD
+
+
+def test_a_second_class_takes_its_share_of_the_calls_from_the_first() -> None:
+    """Each class alone could use 800 of the 1,000 calls that a process runs at once."""
+    policy = Policy(limits=Limits(requests_per_minute=4_800, latency=timedelta(seconds=10)))
+    nothing = promises_of(Snapshot(), NOW, policy)
+    one = Cohort(deadline=NOW + HOUR, requests=10, model="m")
+    first = nothing.with_one(one, NOW)
+    second = first.with_one(attrs.evolve(one, model="n"), NOW)
+    third = second.with_one(attrs.evolve(one, model="n", requests=30), NOW)
+    assert (first.capacity.classes, second.capacity.classes) == ({"m"}, {"m", "n"})
+    assert third.capacity is second.capacity
+    assert [promises.capacity.limits("m").concurrency for promises in (first, second, third)] == [1_000, 500, 500]
+    for promises in (first, second, third):
+        assert promises == Promises.of(promises.cohorts, promises.capacity, NOW, promises.margin)
+
+
+def test_what_no_batch_can_have_in_time_goes_to_the_sync_lane_whole() -> None:
+    admission = admit(group(100, 20 * HOUR), NOTHING, NOW, POLICY, at_once=True)
+    assert admission.sync == 100
+    assert admission.words.startswith("100 of 100 run on the sync lane now")
+    assert [(cohort.requests, cohort.release) for cohort in admission.promises.cohorts] == [(100, NOW)]

@@ -656,3 +656,23 @@ def test_importing_it_is_cheap_for_a_planner():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_tokens_that_are_not_named_take_no_time():
+    for name in ("input_tokens_per_minute", "output_tokens_per_minute"):
+        assert rescue_duration(10, Limits(**{name: 60})) == ZERO
+        assert largest_rescuable(HOUR, Limits(**{name: 60})) is None
+    assert rescue_duration(10, Limits(input_tokens_per_minute=60), mean_input_tokens=1) == timedelta(seconds=10)
+    assert rescue_duration(10, Limits(output_tokens_per_minute=60), mean_output_tokens=2) == timedelta(seconds=20)
+
+
+@pytest.mark.parametrize("window", [HOUR, 30 * HOUR])
+@pytest.mark.parametrize("reserve", [ZERO, 2 * HOUR])
+def test_without_a_policy_the_shortest_sla_is_that_of_a_default_one_with_what_was_said(window, reserve):
+    said = {"window": window, "reserve": reserve}
+    shortest = []
+    for policy in (None, Policy()):
+        with pytest.raises(InfeasibleSLAError) as raised:
+            sla_cadence(window / 2, **said, policy=policy)
+        shortest.append(raised.value.shortest)
+    assert shortest[0] == shortest[1] == window + max(reserve, overhead_of(Policy()))

@@ -317,3 +317,9 @@ class TestHistory:
 def test_what_makes_no_sense_is_refused_by_name(call, said):
     with pytest.raises(InvalidValueError, match=f"^{said}"):
         call()
+
+
+@pytest.mark.parametrize("method", ["expected", "steps"])
+def test_a_cap_that_is_no_duration_is_refused_by_name(method):
+    with pytest.raises(InvalidValueError, match=r"^cap="):
+        getattr(Forecast.prior(), method)(-HOUR)

@@ -552,3 +552,33 @@ def test_a_line_tells_whether_its_answer_was_cut_off(stop, cut):
     assert was_cut(orjson.dumps({"custom_id": "a", "result": {"type": "succeeded", "message": message}})) is cut
     assert not was_cut(b'{"stop_reason":"max_tokens"}')
     assert not was_cut(b'"stop_reason":"max_tokens"')
+
+
+@pytest.mark.parametrize("answer", [None, 5, [], {}, {"content": "text"}, {"content": None}])
+def test_what_is_no_message_says_so_and_is_not_bought_again(answer: object) -> None:
+    error = rule_answer(answer).error
+    assert error is not None
+    assert (error.type, error.message, error.retryable) == (
+        "malformed_response",
+        "the API's answer is no message; it may have been billed, so it is not tried again unasked",
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "mend"),
+    [
+        (401, "authentication_error", "check the API key and its workspace, then resume()"),
+        (402, "billing_error", "mend the account's credit, billing or spend limit in the Console, then resume()"),
+    ],
+)
+def test_a_suspended_create_says_what_happened_and_what_to_do(status: int, kind: str, mend: str) -> None:
+    ruling = rule_create(Fault(status, kind, "some words."))
+    assert (ruling.outcome, ruling.reason) == (CreateOutcome.SUSPENDED, f"{kind}: some words; {mend}")
+    assert rule_create(Fault(400, "invalid_request_error", "some words.")).reason is None
+
+
+@pytest.mark.parametrize("words", ["Your Credit Balance Is Too Low", "This ORGANIZATION HAS BEEN DISABLED."])
+def test_words_about_the_account_hold_the_lane_however_they_are_written(words: str) -> None:
+    assert rule_call(Fault(400, "invalid_request_error", words)).verdict is SUSPEND
+    assert rule_call(Fault(400, "invalid_request_error", "unlike them")).verdict is not SUSPEND

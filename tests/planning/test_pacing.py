@@ -587,3 +587,67 @@ def test_after_a_refusal_calls_wait_for_its_pause() -> None:
     assert isinstance(reserved, Reservation)
     pacer.refused(1.0, reserved, Refusal.TOO_FAST, 5.0)
     assert pacer.limited_by(2.0) == "refusals"
+
+
+def reserved(pacer: Pacer, now: float, tokens_in: int, tokens_out: int) -> Reservation:
+    got = pacer.ask(now, input_tokens=tokens_in, output_tokens=tokens_out)
+    assert isinstance(got, Reservation)
+    return got
+
+
+def test_what_a_call_used_beyond_its_reservation_is_repaid_first_and_what_it_left_lowers_that() -> None:
+    pacer = Pacer(Limits(output_tokens_per_minute=6_000), now=0.0)  # 100 a second; 120 may start at once
+    first, second = reserved(pacer, 0.0, 0, 120), reserved(pacer, 0.0, 0, 100)
+    assert ask(pacer, 0.0) == 1.0
+    pacer.done(0.0, first, output_tokens_used=220)
+    assert ask(pacer, 0.0) == 2.0
+    pacer.done(0.0, second, output_tokens_used=50)
+    assert ask(pacer, 0.0) == 1.5  # 50 of the 100 owed are repaid
+    third = reserved(pacer, 1.5, 0, 300)
+    assert ask(pacer, 1.5) == 3.0
+    pacer.done(1.5, third, output_tokens_used=100)
+    assert ask(pacer, 1.5) == 1.0
+
+
+def test_a_debt_is_repaid_at_the_whole_limit_and_what_is_booked_at_the_share() -> None:
+    pacer = Pacer(Limits(output_tokens_per_minute=6_000), now=0.0)
+    first, second = reserved(pacer, 0.0, 0, 120), reserved(pacer, 0.0, 0, 100)
+    pacer.refused(0.0, second, Refusal.TOO_FAST, 1.0)
+    assert pacer.share == pytest.approx(0.8)
+    pacer.done(1.0, first, output_tokens_used=320)
+    assert ask(pacer, 1.0) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("jitter", "factor"), [(0.0, 0.75), (0.5, 0.875), (1.0, 1.0)])
+def test_an_outage_pauses_for_twice_as_long_each_time_less_up_to_a_quarter(jitter: float, factor: float) -> None:
+    pacer = Pacer(Limits(), now=0.0, jitter=lambda: jitter)
+    for _ in range(5):
+        go(pacer)
+    now = 0.0
+    for _ in range(5):
+        refuse(pacer, now, refusal=Refusal.OVERLOADED)
+    for pause in (2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0):
+        assert pacer.paused_until - now == pytest.approx(pause * factor)
+        assert pacer.limited_by(now) == "refusals"
+        now = pacer.paused_until
+        assert go(pacer, now) == 0.0
+        refuse(pacer, now, refusal=Refusal.OVERLOADED)
+
+
+@pytest.mark.parametrize(("remaining", "more"), [(500, False), (501, True)])
+def test_what_remains_is_believed_upwards_only_beyond_all_that_runs(remaining: int, more: bool) -> None:
+    """Nothing runs but a call of 400 tokens, and 100 are left of the bucket of 500."""
+    pacer = Pacer(Limits(output_tokens_per_minute=500), now=0.0, follows=True)
+    reserved(pacer, 0.0, 0, 400)
+    pacer.observe(0.0, headers("output-tokens", remaining=remaining))
+    reserved(pacer, 0.0, 0, 100)
+    reserved(pacer, 0.0, 0, 120)
+    assert ask(pacer, 0.0) == pytest.approx((119 if more else 120) * 60 / 500)
+
+
+def test_of_several_limits_the_one_that_takes_longest_is_waited_for() -> None:
+    for few, binds in ((10, "input_tokens_per_minute"), (1_000, "output_tokens_per_minute")):
+        limits = Limits(requests_per_minute=1_000, input_tokens_per_minute=few * 10, output_tokens_per_minute=1_000)
+        pacer = Pacer(limits, now=0.0)
+        reserved(pacer, 0.0, 100, 100)
+        assert pacer.limited_by(0.0) == binds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from fractions import Fraction
 from time import perf_counter
 from typing import Any
 
@@ -30,6 +31,8 @@ from batchwise.planning.agenda import (
     WaitUntil,
 )
 from batchwise.planning.capacity import Capacity, Measured, tail_of, usable
+from batchwise.planning.lane import Pace
+from batchwise.planning.packing import MAX_BYTES
 from batchwise.planning.planner import next_due, plan, safe_moments
 from batchwise.planning.rescue import Rescues, cohorts_of
 from batchwise.planning.reserve import margin_of
@@ -148,11 +151,13 @@ def test_1_an_ended_batch_is_read_before_anything_is_bought_again() -> None:
     assert acts(ended, start + POLICY.cancel_settle / 10) == [Release(1, (1,)), Collect(1)]
 
 
-def test_1_while_there_is_time_a_look_goes_before_a_release() -> None:
+@pytest.mark.parametrize(("state", "look"), [(BatchState.CANCELING, Poll(1)), (BatchState.DOUBT, Reconcile(1))])
+def test_1_while_there_is_time_a_look_goes_before_a_release(state: BatchState, look: Action) -> None:
     start, gap = start_of(10, 30 * HOUR), 20 * MINUTE
-    canceling = batch(group(), state=BatchState.CANCELING, cancel_at=start - HOUR, polled_at=start - HOUR)
-    assert acts(Snapshot(batches=(canceling,)), start - MINUTE, wake_gap=gap) == [Poll(1)]
-    looked = attrs.evolve(canceling, polled_at=start - MINUTE)
+    waiting = batch(group(), state=state, cancel_at=start - HOUR, polled_at=start - HOUR)
+    assert acts(Snapshot(batches=(waiting,)), start - MINUTE, wake_gap=gap) == [look]
+    assert acts(Snapshot(batches=(waiting,)), start, wake_gap=gap) == [Release(1, (1,))]
+    looked = attrs.evolve(waiting, polled_at=start - MINUTE)
     assert acts(Snapshot(batches=(looked,)), start - MINUTE, wake_gap=gap) == [Release(1, (1,))]
 
 
@@ -346,6 +351,27 @@ def test_4_the_account_s_queue_limits_a_seal() -> None:
     assert acts(Snapshot(batch_queue=queue, batches=(attrs.evolve(running, requests=100),)), policy=policy) == []
 
 
+def test_4_or_when_its_bytes_fill_a_batch() -> None:
+    for size, full in ((MAX_BYTES - 1, False), (MAX_BYTES, True)):
+        one, two = group(1, None), group(2, None)
+        queue = attrs.evolve(one, size=size - 1_000), two
+        assert (acts(Snapshot(batch_queue=queue)) == [Seal((1, 2), (), 100_000)]) == full
+
+
+def test_4_where_there_is_little_room_the_nearest_deadline_goes_first() -> None:
+    policy = Policy(limits=Limits(requests_per_minute=100, batch_requests_in_queue=10))
+    due = {1: 60 * HOUR, 2: 40 * HOUR, 3: None, 4: 80 * HOUR}
+    waits = {1: 2 * HOUR, 2: HOUR, 3: 3 * HOUR, 4: 4 * HOUR}
+    queue = tuple(group(n, due[n], since=NOW - waits[n], flush=True) for n in due)
+    left = {1, 2, 3, 4}
+    for number in (2, 1, 4, 3):
+        waiting = Snapshot(batch_queue=tuple(each for each in queue if each.terms.id in left))
+        assert acts(waiting, policy=policy) == [Seal((number,), (), 10)]
+        left.remove(number)
+    older = group(5, None, since=NOW - 9 * HOUR, flush=True, betas=("b",))
+    assert acts(Snapshot(batch_queue=(queue[2], older)), policy=policy) == [Seal((5,), ("b",), 10)]
+
+
 # -- rule 5 ------------------------------------------------------------------------------------------------------------
 
 
@@ -468,6 +494,20 @@ def test_8_the_lane_is_handed_a_minute_of_work_and_what_is_urgent() -> None:
     assert acts(Snapshot(sync_queue=(late,), sync_running=(running,))) == [Run(1, 5, urgent=False)]
     full = attrs.evolve(running, requests=900)
     assert acts(Snapshot(sync_queue=(late, soon), sync_running=(full,))) == [Run(2, 10, urgent=True)]
+
+
+def test_8_what_one_group_is_handed_is_not_there_for_the_next() -> None:
+    """The lane does 95 calls in the minute that is handed out."""
+    first, second, third = (group(n, (8 + n) * HOUR, requests=40) for n in (1, 2, 3))
+    assert acts(Snapshot(sync_queue=(third, second, first))) == [
+        Run(1, 40, urgent=False), Run(2, 40, urgent=False), Run(3, 15, urgent=False)
+    ]  # fmt: skip
+    running = Snapshot(sync_queue=(first, second), sync_running=(group(9, 30 * HOUR, requests=20),))
+    assert acts(running) == [Run(1, 40, urgent=False), Run(2, 35, urgent=False)]
+    other = group(4, 9 * HOUR, requests=90, model="n")
+    assert acts(attrs.evolve(running, sync_queue=(first, second, other))) == [
+        Run(4, 90, urgent=False), Run(1, 40, urgent=False), Run(2, 35, urgent=False)
+    ]  # fmt: skip
 
 
 # -- rule 9 ------------------------------------------------------------------------------------------------------------
@@ -771,6 +811,15 @@ def test_10_what_a_stopped_lease_holder_leaves_to_its_last_safe_moment_is_taken_
     assert acts(stranded, start) == [Release(1, (1,)), Move(2, Lane.SYNC)]
 
 
+def test_10_what_is_queued_behind_a_stopped_lease_holder_is_left_to_it_until_its_last_safe_moment() -> None:
+    """Until its last seal it can still go into a batch; after that its way is the sync lane's."""
+    queued = group(submit_by=None, interval=9 * HOUR)
+    last = start_of(10, 30 * HOUR) - WINDOW
+    stranded = Snapshot(batch_queue=(queued,), leased=False)
+    assert acts(stranded, last) == []
+    assert acts(stranded, last + SECOND) == [Move(1, Lane.SYNC)]
+
+
 # -- when somebody must come ------------------------------------------------------------------------------------------
 
 
@@ -860,3 +909,13 @@ def test_thousands_of_groups_are_planned_in_well_under_a_second() -> None:
     started = perf_counter()
     plan(Snapshot(batch_queue=queue), NOW, POLICY)
     assert perf_counter() - started < 2.0  # 0.1 s on an idle core
+
+
+def test_2_hedged_work_counts_on_less_of_the_lane_than_urgent_work() -> None:
+    """A batch that may be broken off is, while seven tenths of the limits are enough."""
+    policy = attrs.evolve(POLICY, hedge=True)
+    view = batch(group(requests=4_200))
+    pace = Pace(limits=Capacity(policy, NOW, models=["m"]).limits("m"), share=Fraction(7, 10))
+    (start,) = latest_starts([Cohort(deadline=NOW + 30 * HOUR, requests=4_200)], pace, tail=MARGIN)
+    assert safe_moments(Snapshot(batches=(view,)), NOW, policy) == {1: start - LEAD}
+    assert safe_moments(Snapshot(batches=(view,)), NOW, POLICY) == {1: start_of(4_200, 30 * HOUR) - LEAD}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from fractions import Fraction
 from typing import Any
 
 import attrs

@@ -284,3 +284,14 @@ def test_what_the_api_adds_counts_for_the_length_class() -> None:
         request = content(text_block("x" * (rates.threshold - empty - 2_000 + more)), tools=[OWN])
         expected = rates.above.input if dear and rates.above is not None else rates.input
         assert length_class(BOOK, request, ["claude-haiku-5-5"], at=NOW) == (0, expected)
+
+
+def test_the_tokens_of_media_are_all_its_input() -> None:
+    """Its bytes count already: 65,536 tokens are under the 100,000 from which on input is dearer."""
+    traits = Request(params(model="claude-haiku-5-5", max_tokens=10)).traits
+    for media in (65_536, None):
+        small, large = (most_cost(BOOK, traits, at=NOW, size=size, media=media, where="it") for size in (0, 90_000))
+        assert small == large
+        assert small[1] == 0
+    by_byte = [most_cost(BOOK, traits, at=NOW, size=size, media=0, where="it")[1] for size in (100_000, 100_001)]
+    assert by_byte[0] < by_byte[1]

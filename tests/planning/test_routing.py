@@ -14,6 +14,8 @@ from tests.strategies import HOUR, NOW, durations, params
 
 import batchwise as bw
 from batchwise import Lane, Latency, Policy, Reason, ToolUse
+from batchwise.planning.forecast import Forecast
+from batchwise.planning.pricing import PriceBook
 from batchwise.planning.reserve import reserve_for
 from batchwise.planning.routing import BATCH_ONLY_BETA, case_of, check_size, decide, infer_tool_use
 from batchwise.wording import human
@@ -355,3 +357,33 @@ def test_a_client_tool_is_one_wherever_it_is_declared(tool: dict[str, Any], lane
     body = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": content}]}
     request = bw.Request(body, latency=Latency.FLEXIBLE, betas=["inline-tools-2026-09-15"])
     assert bw.choose_lane(request, now=datetime(2026, 11, 27, tzinfo=timezone.utc)).lane is lane
+
+
+def test_what_only_a_batch_takes_is_sent_a_window_before_its_deadline_or_at_once() -> None:
+    for hours in (24, 30, 48):
+        decision = choose(latency=hours * HOUR, betas=[BATCH_ONLY_BETA])
+        assert (decision.submit_by, decision.rescue_at) == (NOW + (hours - 24) * HOUR, None)
+
+
+def window_words(latency: Any) -> str:
+    return next(c.verdict for c in choose(latency=latency).checks if c.rule is Reason.DEADLINE_INSIDE_WINDOW)
+
+
+def test_a_deadline_at_the_end_of_the_window_is_not_inside_it() -> None:
+    tick = timedelta.resolution
+    reserve = "too little for the reserve of 15 min"
+    assert window_words(24 * HOUR) == f"deadline in 24 h leaves 0 ms past the 24 h window, {reserve}"
+    assert window_words(24 * HOUR - tick).endswith("is inside the 24 h window of a batch")
+
+
+@pytest.mark.parametrize(("step", "lane"), [("-1E-12", Lane.BATCH), ("1E-12", Lane.SYNC)])
+def test_a_batch_that_is_worth_just_its_own_time_is_sent_at_once(step: str, lane: Lane) -> None:
+    run = Forecast.prior().expected(24 * HOUR)
+    case = case_of(request(latency=30 * HOUR), now=NOW, policy=Policy(), forecast=None, prices=PriceBook())
+    saving = case.saving()
+    assert saving is not None
+    worth = saving * (HOUR // timedelta.resolution) / (run // timedelta.resolution)
+    policy = Policy(delay_cost_per_hour=worth * (1 + Decimal(step)))
+    decision = choose(policy, latency=30 * HOUR)
+    assert decision.lane is lane
+    assert "at once" in decision.explanation

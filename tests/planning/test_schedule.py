@@ -350,3 +350,36 @@ def test_ten_thousand_cohorts_take_a_linear_number_of_steps():
     assert fits(cohorts, UNIT, now=NOW, tail=ZERO) is None
     assert at_risk(cohorts, UNIT, now=NOW, tail=ZERO) == 0
     assert servable(cohorts, UNIT, now=NOW, tail=ZERO) == (1,) * 10_000
+
+
+def test_a_shortfall_names_the_limit_that_takes_most_of_the_time() -> None:
+    """An hour of requests and two hours of input tokens, all due in two hours."""
+    limits = Limits(requests_per_minute=10, input_tokens_per_minute=1_000)
+    cohorts = [
+        Cohort(deadline=NOW + 2 * HOUR, requests=600),
+        Cohort(deadline=NOW + 2 * HOUR, requests=1, input_tokens=120_000),
+    ]
+    for some in (cohorts, cohorts[::-1]):
+        shortfall = fits(some, limits, now=NOW, tail=ZERO)
+        assert shortfall is not None
+        assert (shortfall.resource, shortfall.requests) == ("input_tokens_per_minute", 601)
+        assert (shortfall.needed, shortfall.available, shortfall.missing) == (3 * HOUR, 2 * HOUR, HOUR)
+
+
+def test_what_is_lost_before_a_release_and_after_it_is_counted_together() -> None:
+    """Three calls of 20 min are due in 10 min; later ten of 1 min are free together, 5 min before they are due."""
+    minute = timedelta(minutes=1)
+    limits = Limits(input_tokens_per_minute=1)
+    lost = Cohort(deadline=NOW + 10 * minute, requests=3, input_tokens=60)
+    later = [
+        Cohort(deadline=NOW + 105 * minute, requests=5, input_tokens=5, release=NOW + 100 * minute) for _ in range(2)
+    ]
+    assert at_risk([lost, *later], limits, now=NOW, tail=ZERO) == 3 + 5
+    assert sum(servable([lost, *later], limits, now=NOW, tail=ZERO)) == 5
+
+
+def test_a_tail_that_is_no_duration_is_refused_by_name() -> None:
+    for call in (latest_starts, fits, at_risk, servable):
+        moment = {} if call is latest_starts else {"now": NOW}
+        with pytest.raises(InvalidValueError, match=r"^tail="):
+            call([Cohort(deadline=NOW, requests=1)], Limits(), tail=-HOUR, **moment)

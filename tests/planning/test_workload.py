@@ -20,6 +20,7 @@ from batchwise.errors import InfeasibleSLAError, InvalidValueError
 from batchwise.models import Lane, Limits, Policy, Rates, Reason
 from batchwise.planning.cadence import rescue_duration, sla_cadence
 from batchwise.planning.capacity import FILLED, MOST_CALLS
+from batchwise.planning.constraints import Load
 from batchwise.planning.pricing import PriceBook, Tariff, estimate, to_usd
 from batchwise.planning.reserve import overhead_of
 from batchwise.planning.routing import case_of, choose_lane
@@ -856,3 +857,58 @@ def test_a_policy_brings_its_window_limits_and_size_of_batches():
     assert plan(sla=30 * HOUR, policy=policy, window=24 * HOUR).interval == 4 * HOUR
     assert names(plan(policy=Policy(), interval=5 * HOUR)) == ["reserve"]  # 2 h are kept, 1 h is left
     assert plan(policy=Policy(), interval=5 * HOUR).nearest.changed == ("interval",)
+
+
+def test_the_fewest_arrivals_that_a_plan_keeps_are_found_to_the_last():
+    slow = Limits(concurrency=1, latency=40 * MINUTE)  # 1.5 requests an hour
+    for arrivals in (2, 3, 50):
+        near = plan(arrivals_per_hour=arrivals, sla=40 * HOUR, limits=slow).nearest
+        assert (near.arrivals_per_hour, near.changed, near.violations) == (1, ("arrivals_per_hour",), ())
+    assert plan(arrivals_per_hour=2, sla=40 * HOUR, limits=attrs.evolve(slow, latency=61 * MINUTE)).nearest is None
+
+
+def load(**changes):
+    usual = {
+        "arrivals": Fraction(5, 2), "burst": 50, "sla": 60 * HOUR, "window": 24 * HOUR, "rounds": 1, "overhead": ZERO,
+        "mean_input_tokens": Fraction(0), "mean_output_tokens": Fraction(0), "request_bytes": 1,
+        "limits": Limits(concurrency=1, latency=15 * MINUTE),
+    }  # fmt: skip
+    return Load(**{**usual, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "minutes"),
+    [
+        # In the hour before it 2.5 arrive: 53 calls of 15 min by the end of the interval, or 54 by the next arrival.
+        ({}, 54 * 15 - 72),
+        ({"arrivals": Fraction(2)}, 53 * 15 - 60),
+        ({"limits": Limits(concurrency=1, latency=MINUTE)}, 53 - 60),
+        ({"arrivals": Fraction(0)}, 50 * 15 - 60),
+    ],
+)
+def test_the_reserve_of_a_burst_is_that_of_what_came_before_it_and_right_after(changes, minutes):
+    assert load(**changes).burst_reserve(HOUR) == minutes * MINUTE
+    kept = load(**changes, policy=Policy())
+    assert kept.burst_reserve(HOUR) == minutes * MINUTE + overhead_of(Policy())
+
+
+def test_the_limits_of_the_slowest_class_of_a_sample_rule_under_a_policy():
+    few, many = Limits(requests_per_minute=10), Limits(requests_per_minute=1_000)
+    policy = Policy(limits={"claude-haiku": few, "claude-sonnet": many})
+    models = {"claude-haiku-4-5": 10, "claude-sonnet-5": 1_000}
+    for asked in (["claude-haiku-4-5"], ["claude-sonnet-5"], list(models), list(models)[::-1]):
+        sample = [Request(params(model=model)) for model in asked]
+        found = plan_workload(arrivals_per_hour=1, sla=30 * HOUR, sample=sample, policy=policy)
+        assert found.sync_per_hour == pytest.approx(min(models[model] for model in asked) * 60 * 0.95)
+
+
+@pytest.mark.parametrize(
+    ("slas", "more", "said"),
+    [
+        (5, {}, r"^slas is a int; give a list of SLAs, such as \[timedelta\(hours=30\)\]$"),
+        ([HOUR], {"sla": HOUR}, r"^compare_slas takes each SLA from its list; leave sla= out$"),
+    ],
+)
+def test_slas_are_a_list_and_none_beside_it(slas, more, said):
+    with pytest.raises(InvalidValueError, match=said):
+        compare_slas(slas, arrivals_per_hour=1, sample=[Request(params())], **more)

@@ -10,6 +10,7 @@ from datetime import datetime
 from decimal import Context, Decimal
 from fractions import Fraction
 from math import ceil
+from operator import mul
 from typing import TYPE_CHECKING
 
 import attrs
@@ -90,9 +91,7 @@ class Mix:
 
     def _mean(self, figures: Iterable[Fraction]) -> Fraction:
         weights = [kind.weight for kind in self.kinds]
-        return sum((weight * figure for weight, figure in zip(weights, figures, strict=True)), Fraction(0)) / sum(
-            weights
-        )
+        return sum(map(mul, weights, figures), Fraction(0)) / sum(weights)
 
 
 def mix_of(

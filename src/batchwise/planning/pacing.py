@@ -23,6 +23,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from operator import add, sub, truediv
 from typing import NamedTuple
 
 from batchwise.models import Limits
@@ -212,14 +213,14 @@ class _Reach:
                 self._seconds += elapsed
 
     def book(self, *amounts: float) -> None:
-        self._done = [done + amount for done, amount in zip(self._done, amounts, strict=True)]
+        self._done = list(map(add, self._done, amounts))
 
     def share(self, limits: tuple[float, float, float], calls_per_minute: float) -> float | None:
         """None: not known."""
         if self._seconds < _REACH_SECONDS:
             return None
-        minutes = [done / limit for done, limit in zip(self._done, limits, strict=True)]
-        return min(1.0, max(0.0, *minutes, self._done[0] / calls_per_minute) * 60.0 / self._seconds)
+        minutes: float = max(0.0, *map(truediv, self._done, limits), self._done[0] / calls_per_minute)
+        return min(1.0, minutes * 60.0 / self._seconds)
 
 
 class Pacer:
@@ -290,7 +291,7 @@ class Pacer:
         """The share of the limits at which calls get their answers, to plan with."""
         self._advance(now)
         expected = self.share * self._crowd.value * self._overload.accepted
-        calls = math.inf if math.isinf(self._ceiling) else self._ceiling * 60.0 / self._planned_latency
+        calls = self._ceiling * 60.0 / self._planned_latency
         requests, tokens_in, tokens_out = (bucket.limit for bucket in self._buckets)
         measured = self._reach.share((requests, tokens_in, tokens_out), calls)
         return expected if measured is None else min(expected, measured)
@@ -316,7 +317,7 @@ class Pacer:
         amounts = (1, input_tokens, output_tokens)
         for bucket, amount in zip(self._buckets, amounts, strict=True):
             bucket.level -= amount
-        self._running = [held + amount for held, amount in zip(self._running, amounts, strict=True)]
+        self._running = list(map(add, self._running, amounts))
         self._overload.made()
         if waited:
             self._reach.book(*amounts)
@@ -450,7 +451,7 @@ class Pacer:
 
     def _end(self, reserved: Reservation) -> None:
         held = (1, reserved.input_tokens, reserved.output_tokens)
-        self._running = [running - amount for running, amount in zip(self._running, held, strict=True)]
+        self._running = list(map(sub, self._running, held))
         if reserved.single:
             self._single = False
 

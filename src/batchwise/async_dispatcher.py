@@ -336,7 +336,7 @@ class AsyncDispatcher:
     async def resume(self) -> None:
         """Go on after a suspended lane's cause was mended. See `Dispatcher.resume`."""
         self._driver.check()
-        await self._driver.in_thread(self._engine.resume)
+        await self._driver.in_thread(self._engine.suspensions.resume)
         self._driver.wake()
 
     async def purge(self, *, before: datetime) -> int:

@@ -341,7 +341,7 @@ class Dispatcher:
     def resume(self) -> None:
         """Go on after a suspended lane's cause was mended."""
         self._driver.check()
-        self._engine.resume()
+        self._engine.suspensions.resume()
         self._driver.wake()
 
     def purge(self, *, before: datetime) -> int:

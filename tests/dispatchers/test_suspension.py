@@ -86,7 +86,7 @@ async def test_a_resume_while_a_refusal_is_noted_leaves_the_lane_at_work(
     """The refusal was read before the resume, and would be stored after it."""
     world.sandbox.fault("messages.unauthorized_401", times=1)
     async with world.open() as d:
-        suspend = d._engine.suspend
+        suspend = d._engine.suspensions.suspend
 
         def resumed_first(*args: Any, **others: Any) -> Any:
             monkeypatch.undo()
@@ -94,10 +94,10 @@ async def test_a_resume_while_a_refusal_is_noted_leaves_the_lane_at_work(
                 with closing(SqliteLedger(world.path)) as ledger:
                     ledger.resume()
             else:
-                d._engine.resume()
+                d._engine.suspensions.resume()
             return suspend(*args, **others)
 
-        monkeypatch.setattr(d._engine, "suspend", resumed_first)
+        monkeypatch.setattr(d._engine.suspensions, "suspend", resumed_first)
         assert (await (await d.dispatch(params("a"))).result()).text == "echo: a"
         assert (await d.progress()).suspended == {}
 
@@ -108,14 +108,14 @@ async def test_a_refusal_of_a_create_that_began_before_the_resume_suspends_nothi
     world.sandbox.fault("create.unauthorized_401", times=1)
     world.sandbox.batch_latency = 0.2
     async with world.open() as d:
-        suspend, noted = d._engine.suspend, []
+        suspend, noted = d._engine.suspensions.suspend, []
 
         def resumed_first(lane: Lane, reason: str, **others: Any) -> Any:
-            d._engine.resume()
+            d._engine.suspensions.resume()
             noted.append(suspend(lane, reason, **others))
             return noted[-1]
 
-        monkeypatch.setattr(d._engine, "suspend", resumed_first)
+        monkeypatch.setattr(d._engine.suspensions, "suspend", resumed_first)
         job = await d.dispatch_all(many(3), job="j", latency=FLEXIBLE)
         await d.flush()
         assert len(await listed(job.results())) == 3

@@ -602,7 +602,7 @@ class World:
         self.ledger.resume()
         for _ in range(200):
             self.pass_time(HOUR)
-            if self.engine.suspended:
+            if self.engine.suspensions.lanes:
                 self.ledger.resume()
             self.check()
             if len(self.seen) == len(self.accepted):

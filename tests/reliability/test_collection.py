@@ -291,7 +291,7 @@ def test_rows_that_always_go_missing_fail_with_their_reason(world: World) -> Non
 def test_reads_that_fail_for_ever_suspend_the_lane_and_buy_nothing(world: World) -> None:
     world.api.order("read", "500", always=True)
     world.pass_time(12 * HOUR)
-    assert bw.Lane.BATCH in world.engine.suspended
+    assert bw.Lane.BATCH in world.engine.suspensions.lanes
     assert len(world.api.batches) == 1
     assert world.api.calls["read"] < 200
     world.api.heal()
@@ -414,7 +414,7 @@ def test_a_batch_that_only_the_listing_knows_is_read_all_the_same() -> None:
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert sum(batch.ours for batch in world.api.batches) == 1, "bought again"
     assert world.ledger.report(job=None).possible_doubles == 0
-    assert not world.engine.suspended
+    assert not world.engine.suspensions.lanes
     world.close()
 
 
@@ -441,7 +441,7 @@ def test_a_cut_reading_does_not_hide_a_stop_sign() -> None:
     world.pass_time(HOUR)
     world.check()
     assert not world.seen, "requests failed for what is not their fault"
-    assert "all 6 requests of a batch failed alike" in world.engine.suspended[bw.Lane.BATCH]
+    assert "all 6 requests of a batch failed alike" in world.engine.suspensions.lanes[bw.Lane.BATCH]
     world.close()
 
 
@@ -454,7 +454,7 @@ def test_a_batch_of_a_model_that_does_not_exist_fails_and_stops_no_lane(world: W
     serve(world, b"".join(failed))
     finish(world)
     assert outcomes(world) == {bw.Outcome.FAILED: ROWS}
-    assert not world.engine.suspended
+    assert not world.engine.suspensions.lanes
 
 
 def test_a_row_that_comes_twice_does_not_hide_a_stop_sign(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,7 +467,7 @@ def test_a_row_that_comes_twice_does_not_hide_a_stop_sign(world: World, monkeypa
     world.pass_time(HOUR)
     world.check()
     assert not world.seen, "requests failed for what is not their fault"
-    assert bw.Lane.BATCH in world.engine.suspended
+    assert bw.Lane.BATCH in world.engine.suspensions.lanes
     assert names.index("suspend") < names.index("requeue"), "or they go out again at once"
 
 

@@ -64,7 +64,7 @@ def test_uploads_that_are_cut_off_every_time_are_halved(world: World) -> None:
     assert set(outcomes(world).values()) == {"succeeded"}
     assert sizes[:5] == [8, 8, 8, 4, 2]
     assert len(sizes) < 15
-    assert not world.engine.suspended
+    assert not world.engine.suspensions.lanes
 
 
 def test_a_413_halves_and_batches_grow_again(world: World) -> None:
@@ -95,7 +95,7 @@ def test_a_full_queue_gets_what_fits(world: World) -> None:
         world.pass_time(10 * MINUTE)
     world.check()
     assert Counter(outcomes(world).values()) == {"succeeded": 40}
-    assert not world.engine.suspended
+    assert not world.engine.suspensions.lanes
     assert taken[False] < 150, "it was asked more often than every two minutes while the queue was full"
 
 
@@ -128,7 +128,7 @@ def test_requests_that_are_all_refused_alike_suspend_the_lane(world: World) -> N
     world.dispatch_all(names, bw.Latency.FLEXIBLE)
     sizes = refuse_if(world, lambda _body: True, REFUSALS["400"])
     world.pass_time(3 * HOUR)
-    assert "10 requests in a row were refused" in world.engine.suspended[bw.Lane.BATCH]
+    assert "10 requests in a row were refused" in world.engine.suspensions.lanes[bw.Lane.BATCH]
     world.check()
     assert len(outcomes(world)) == 10
     assert len(sizes) < 20
@@ -185,9 +185,9 @@ def test_a_full_queue_is_waited_for_and_in_the_end_told(world: World) -> None:
     world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
     world.api.order("create", "queue", always=True)
     world.pass_time(20 * HOUR, wakes=1_000)
-    assert not world.engine.suspended
+    assert not world.engine.suspensions.lanes
     world.pass_time(6 * HOUR, wakes=1_000)
-    assert "for a whole window" in world.engine.suspended[bw.Lane.BATCH]
+    assert "for a whole window" in world.engine.suspensions.lanes[bw.Lane.BATCH]
     world.settle_all()
     assert world.ledger.report(job=None).attempts == len(NAMES), "it cost an attempt"
 
@@ -196,7 +196,7 @@ def test_creates_that_vanish_again_and_again_suspend_the_lane(world: World) -> N
     world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
     world.api.order("create", "dropped before", always=True)
     world.pass_time(6 * HOUR, wakes=1_000)
-    assert "never listed" in world.engine.suspended[bw.Lane.BATCH]
+    assert "never listed" in world.engine.suspensions.lanes[bw.Lane.BATCH]
     assert world.api.calls["create"] < 8
     world.settle_all()
     assert world.api.bought() == dict.fromkeys(NAMES, 1)
@@ -215,7 +215,7 @@ def test_a_process_that_ends_after_each_pass_comes_to_the_same_end(
     fault: str, words: str, most: int, world: World
 ) -> None:
     world.api.order("create", fault, always=True)
-    while not world.engine.suspended:
+    while not world.engine.suspensions.lanes:
         if len(world.seen) == len(world.accepted):
             world.dispatch("prompt", bw.Latency.FLEXIBLE, f"job {len(world.accepted)}")
             world.ledger.flush()
@@ -224,14 +224,14 @@ def test_a_process_that_ends_after_each_pass_comes_to_the_same_end(
         world.check()
         world.true += 30 * MINUTE
         assert world.api.calls["create"] <= most
-    assert words in world.engine.suspended[bw.Lane.BATCH]
+    assert words in world.engine.suspensions.lanes[bw.Lane.BATCH]
     world.true += HOUR
     made = world.api.calls["create"]
     world.dispatch("one more", bw.Latency.FLEXIBLE)
     world.ledger.flush()
     world.restart()
     world.pass_time(5 * HOUR)
-    assert world.engine.suspended, "it begins to count anew"
+    assert world.engine.suspensions.lanes, "it begins to count anew"
     assert world.api.calls["create"] <= made + 2
 
 

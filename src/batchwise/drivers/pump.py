@@ -207,7 +207,7 @@ class Driver(ABC):
     async def _looked(self, check: Callable[[], T | None], waiter: object) -> tuple[T | None, float | None]:
         """What `check` gives; if the ledger cannot be read for now, None and the seconds until it is tried again."""
         try:
-            if self.engine.rested and await store(self.engine.rise):
+            if not self.engine.suspensions.used and await store(self.engine.suspensions.resume_on_first_use):
                 self.wake()
             value = await store(check)
         except ClosedDispatcherError:  # of the ledger, which was closed meanwhile
@@ -493,7 +493,7 @@ class Driver(ABC):
         self._work_bell.ring()
         if self.engine.backlog and self.engine.queue.waiting == 0:
             self._pump_bell.ring()
-        if self.engine.suspended:
+        if self.engine.suspensions.lanes:
             self._tell_all()
 
     async def _storing(self, procedure: Procedure[T], what: Hashable, words: str, *, every: bool) -> T:
@@ -524,7 +524,7 @@ class Driver(ABC):
 
         An upload, a reading or a call may take minutes: what falls due meanwhile does not wait for it.
         """
-        await store(self.engine.rise)
+        await store(self.engine.suspensions.resume_on_first_use)
         done: Counter[object] = Counter()
         raised: list[Exception] = []
         awaited = self._acting
@@ -573,7 +573,7 @@ class Driver(ABC):
     @property
     def _calling(self) -> bool:
         """Whether calls of the sync lane wait or run, and can end."""
-        return self.engine.queue.busy > 0 and Lane.SYNC not in self.engine.suspended
+        return self.engine.queue.busy > 0 and Lane.SYNC not in self.engine.suspensions.lanes
 
     def _give_up(self) -> None:
         """Raise what has kept failing for so long that whoever wants an end is not kept longer."""
@@ -621,7 +621,7 @@ class Driver(ABC):
                 await self._advancing(timedelta(0), only_sending=True)
                 if not self._acting and not self.engine.queue.busy:
                     return
-            if Lane.SYNC in self.engine.suspended:
+            if Lane.SYNC in self.engine.suspensions.lanes:
                 await store(self.engine.put_back)
             await self._finish_calls()
             await pause(self._news.wait, heard, 0.02)

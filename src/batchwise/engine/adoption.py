@@ -74,7 +74,7 @@ def _checked(batch_id: object, keys: Mapping[str, str] | None, job: object) -> d
 
 def _take_in(engine: Engine, info: BatchInfo, keys: Mapping[str, str], job: str | None) -> str:
     _refuse(info, engine.ledger.snapshot().batches)
-    engine.rise()
+    engine.suspensions.resume_on_first_use()
     terms = Terms(
         lane=Lane.BATCH,
         reason=Reason.LATENCY_TOLERANT,

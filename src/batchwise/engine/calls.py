@@ -60,7 +60,7 @@ async def _reply(engine: Engine, ticked: Ticked, claim: Claim) -> Reply | None:
     """The API's answer; None: there is none, and what that means for the request is stored."""
     try:
         await _check_workspace(engine, ticked)
-        begun, resumes = monotonic(), engine.resumes
+        begun, resumes = monotonic(), engine.suspensions.resumes
         try:
             reply = await _ask(claim)
         except LaneFault as error:
@@ -261,7 +261,7 @@ def _failure(
 
 
 async def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault, resumes: int) -> None:
-    """What a refused call comes to; `resumes`: `Engine.resumes` when it began."""
+    """What a refused call comes to; `resumes`: `Suspensions.resumes` when it began."""
     ruling = rule_call(error.fault, bills_profile=error.fault.status == 402 and bills_profile(claim.body))
     refusal = refusal_of(error.fault)
     engine.queue.failed(ticked, monotonic(), refusal=refusal, retry_after=ruling.wait, headers=error.headers)
@@ -347,7 +347,7 @@ async def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling,
         return
 
     def rest() -> list[Claim] | None:
-        if not engine.suspend(Lane.SYNC, ruling.reason or "the API refuses all work", resumes=resumes):
+        if not engine.suspensions.suspend(Lane.SYNC, ruling.reason or "the API refuses all work", resumes=resumes):
             return None
         waiting = engine.queue.drain()
         engine.give_back([claim], costs_attempt=costs)

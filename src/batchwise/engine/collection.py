@@ -41,7 +41,7 @@ _YOUNG = timedelta(minutes=5)
 
 async def poll(engine: Engine, batch: BatchView) -> None:
     """Ask how a batch is doing."""
-    remote, resumes = batch.remote_id or "", engine.resumes
+    remote, resumes = batch.remote_id or "", engine.suspensions.resumes
     try:
         info = await api.retrieve(remote)
     except LaneFault as error:
@@ -226,7 +226,7 @@ async def _again(
             "see whether the API can be reached, then resume()"
         )
     if reason is not None:
-        await store(engine.suspend, Lane.BATCH, reason, resumes=resumes)
+        await store(engine.suspensions.suspend, Lane.BATCH, reason, resumes=resumes)
 
 
 def _gone(kind: str, words: str, *, verdict: Verdict) -> Ruling:
@@ -278,7 +278,7 @@ def _tell_collected(engine: Engine, batch: BatchView, reader: Reader, missing: i
 
 
 async def _collect(engine: Engine, batch: BatchView, reader: Reader) -> None:
-    remote, resumes = batch.remote_id or "", engine.resumes
+    remote, resumes = batch.remote_id or "", engine.suspensions.resumes
     fault: LaneFault | None = None
     try:
         await api.read(remote, reader.feed)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -57,6 +56,7 @@ from .health import Health
 from .queue import BLOCKING, PATIENT, URGENT, CallQueue, Ticked
 from .routes import Router, check_size, decision_of
 from .setbacks import Setbacks
+from .suspensions import Suspensions
 from .telemetry import observe
 from .telling import Hook, Telling
 from .uncapped import kept_for, most_under_way, withheld
@@ -107,6 +107,7 @@ class Engine:
             check_policy(policy)
         self.ledger, self.endpoint, self.now = ledger, endpoint or "", now
         self.telling = Telling(on_event, lambda: self.now())  # noqa: PLW0108  # the clock may be set anew
+        self.suspensions = Suspensions(ledger, self.telling)
         kept = ledger.kept_policy()
         self._untold = None if policy == kept else policy
         """The policy that the ledger has to be told once work is accepted under it."""
@@ -133,15 +134,10 @@ class Engine:
             self.claimed = ledger.bind(endpoint=endpoint, workspace=None)
             self.run = ledger.start_run(pid=os.getpid(), now=self.now())
             ledger.recover(now=self.now(), cap=self.cap())
-        self.rested, self._rising = True, threading.Lock()
-        """True until the first call that does work; see `rise`."""
         self.unpaid: Counter[int] = Counter()
         """How often a request's calls were refused for load, or not even sent, by its number."""
         self.greeted = False
         """Whether the client's workspace is known to be the ledger's."""
-        self.suspended: dict[Lane, str] = {}
-        self.resumes = 0
-        """How often lanes were resumed, as last seen: what began before another one suspends nothing after it."""
         self.stalled: frozenset[int] = frozenset()
         """Jobs none of whose batches could be read the last time."""
         self.backlog = False
@@ -184,9 +180,9 @@ class Engine:
             admitted = self.admissions.one(terms, len(request.body), now)
             if admitted is not terms:
                 decision, terms = decision_of(admitted), admitted
-        self.rise()
+        self.suspensions.resume_on_first_use()
         begun: list[Claim] = []
-        claim = (begin or begun.append) if terms.lane is Lane.SYNC and Lane.SYNC not in self.suspended else None
+        claim = (begin or begun.append) if terms.lane is Lane.SYNC and Lane.SYNC not in self.suspensions.lanes else None
         entry = Entry(request.key, request.body, terms)
         accepted = self.ledger.accept(entry, job=job, run=self.run, now=now, claim=claim, cap=self.cap())
         for each in begun:
@@ -220,7 +216,7 @@ class Engine:
         """
         if job is not None:
             check_job(job)
-        self.rise()
+        self.suspensions.resume_on_first_use()
         now = self.now()
         with self.ledger.intake(job=job, run=self.run) as intake:
             intake.stage(self.entries(requests, now, latency, tool_use))
@@ -337,9 +333,7 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """The ledger's snapshot with what only this process knows."""
-        with self._rising:  # what was read before a rise is not told after it
-            known = self.ledger.snapshot()
-            self.suspended, self.resumes = dict(known.suspended), known.resumes
+        known = self.suspensions.read()
         snapshot = attrs.evolve(
             self.health.seen_with(known),
             forecast=self.forecasts.of(),
@@ -355,9 +349,9 @@ class Engine:
         return snapshot
 
     @property
-    def troubles(self) -> tuple[dict[Lane, str], frozenset[int]]:
+    def troubles(self) -> tuple[Mapping[Lane, str], frozenset[int]]:
         """What whoever waits may have to be told: suspended lanes, and jobs whose batches cannot be read."""
-        return self.suspended, self.stalled
+        return self.suspensions.lanes, self.stalled
 
     def plan(self, wake_gap: timedelta = timedelta(0)) -> tuple[agenda.Action, ...]:
         """Take the lease if it is free, and ask the planner."""
@@ -413,61 +407,9 @@ class Engine:
         lease = self.ledger.lease
         return not lease.held and lease.acquire()
 
-    def rise(self) -> bool:
-        """Whoever works on calls this first; returns whether it was the first time.
-
-        It lifts the suspensions of an earlier process: whoever dispatches, flushes, waits or advances has restarted
-        the work. Read-only calls and an idle pump do not call it.
-        """
-        lanes: Sequence[Lane] | None = None
-        if self.rested:
-            with self._rising:  # nobody works on before it is done: what is suspended from then on stays so
-                if self.rested:
-                    lanes = self.ledger.resume(afresh=False)
-                    self._lift()
-                    self.rested = False
-        if lanes is not None:
-            self._tell_resumed(lanes)
-        return lanes is not None
-
-    def suspend(self, lane: Lane, reason: str, *, resumes: int | None = None) -> bool:
-        """No more work for this lane until `resume`.
-
-        Args:
-            lane: The lane.
-            reason: What whoever waits is told.
-            resumes: `resumes` as it was when that began which failed. It says nothing of the time after another resume.
-
-        Returns:
-            Whether the lane is suspended; False if it was resumed in between.
-        """
-        with self._rising:
-            found = self.ledger.suspend(lane, reason, resumes=resumes)
-            self.resumes = found.resumes
-            if found.done:
-                self.suspended = {**self.suspended, lane: reason}
-        if found.news:
-            self.telling.tell(events.Suspended(at=self.now(), lane=lane, reason=reason))
-        return found.done
-
-    def resume(self) -> None:
-        """Both lanes take work again."""
-        with self._rising:
-            lanes = self.ledger.resume()
-            self._lift()
-        self._tell_resumed(lanes)
-
-    def _lift(self) -> None:
-        self.suspended = {}
-        self.resumes += 1
-
-    def _tell_resumed(self, lanes: Sequence[Lane]) -> None:
-        if lanes:
-            self.telling.tell(events.Resumed(at=self.now(), lanes=tuple(lanes)))
-
     def flush(self) -> None:
         """Have all that is queued for a batch sent now."""
-        self.rise()
+        self.suspensions.resume_on_first_use()
         self.ledger.flush()
 
     def submit_waited(self) -> None:

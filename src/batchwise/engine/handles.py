@@ -138,7 +138,7 @@ def to_tags(latency: object, tool_use: object) -> tuple[LatencyTag | None, ToolU
 
 def suspended(engine: Engine, lane: Lane, name: str) -> LaneSuspendedError | None:
     """The error for somebody who waits for work on this lane, if the lane is suspended."""
-    reason = engine.suspended.get(lane)
+    reason = engine.suspensions.lanes.get(lane)
     if reason is None:
         return None
     return LaneSuspendedError(f"{name}: the {lane.value} lane is suspended ({reason}). Queued work stays queued.")
@@ -246,7 +246,7 @@ class TicketView:
         if result is not None:
             return result
         row = self._known()
-        if self._engine.suspended:
+        if self._engine.suspensions.lanes:
             stuck = row.status is Status.QUEUED or (row.lane is Lane.BATCH and row.job in self._engine.stalled)
             error = suspended(self._engine, row.lane, self._named()) if stuck else None
             if error is not None:
@@ -330,7 +330,7 @@ class JobView:
 
     def _waits(self) -> bool:
         """Whether any of it is not settled; raises as `_unsettled` does. Cheap however many there are."""
-        if self._name is not None or self._engine.suspended:
+        if self._name is not None or self._engine.suspensions.lanes:
             return bool(self._unsettled())
         for start in dict.fromkeys((self._seen, 0)):  # in the end all of it: some may have been queued anew meanwhile
             found = self._engine.ledger.unsettled(job=self._number, start=start)
@@ -365,7 +365,7 @@ class JobView:
     def _reopen(self, outcomes: tuple[Outcome, ...], latency: object) -> int:
         """Queue anew and mark as waited for, as a bulk dispatch is."""
         tag = None if latency is None else to_latency(latency)
-        self._engine.rise()
+        self._engine.suspensions.resume_on_first_use()
         count = self._engine.reopen(self._number, outcomes, tag)
         self._engine.ledger.flush(job=self._number)
         return count

@@ -118,7 +118,7 @@ class Sorter:
 
     def _next(self, member: Member, *, costs: bool) -> tuple[Lane, bool] | None:
         engine = self.engine
-        works = Lane.SYNC not in engine.suspended
+        works = Lane.SYNC not in engine.suspensions.lanes
         return next_attempt(member.terms, member.attempts, engine.now(), engine.policy, costs=costs, sync_works=works)
 
     def write(self) -> list[int]:
@@ -280,7 +280,7 @@ class Reader:
             return missing
         stop = None if self.batch.adopted else stop_sign(self._kinds, self.batch.requests)
         if stop is not None:  # first: what is queued while the lane takes work is sent again at once
-            self.engine.suspend(Lane.BATCH, stop)
+            self.engine.suspensions.suspend(Lane.BATCH, stop)
         self._let_go(forgiven=stop is not None, doubtful=doubtful)
         return self._missing()
 

@@ -42,7 +42,7 @@ _SKEW = timedelta(minutes=5)
 
 async def reconcile(engine: Engine, batch: BatchView) -> None:
     """Look for a batch whose create's outcome is unknown."""
-    now, policy, resumes = engine.now(), engine.policy, engine.resumes
+    now, policy, resumes = engine.now(), engine.policy, engine.suspensions.resumes
     try:
         found = await _candidates(engine, batch)
     except LaneFault as error:
@@ -102,7 +102,7 @@ async def _unseen(
             f"because of {fault.type}: {fault.message}; see whether the API can be reached, then resume()"
         )
     if reason is not None:
-        await store(engine.suspend, Lane.BATCH, reason, resumes=resumes)
+        await store(engine.suspensions.suspend, Lane.BATCH, reason, resumes=resumes)
 
 
 def _telling(engine: Engine, batch: BatchView) -> bool:
@@ -191,5 +191,5 @@ async def give_up(engine: Engine, batch: BatchView) -> None:
             f"{vanished.times} create calls in a row were not answered, and their batches were never listed; "
             "see what lies between here and the API, then resume()"
         )
-        await store(engine.suspend, Lane.BATCH, reason)
+        await store(engine.suspensions.suspend, Lane.BATCH, reason)
     engine.settled(await store(queue))

@@ -62,7 +62,7 @@ def _clock() -> Callable[[], float]:
 
 async def submit(engine: Engine, seal: Seal) -> None:
     """Seal queued requests into a batch and send it."""
-    resumes = engine.resumes
+    resumes = engine.suspensions.resumes
     try:
         listing = await api.list()
     except LaneFault as error:
@@ -136,7 +136,7 @@ def learn_from(engine: Engine, told: Listing | BatchInfo) -> None:
 
 
 async def _post(engine: Engine, batch: BatchView) -> None:
-    resumes = engine.resumes
+    resumes = engine.suspensions.resumes
     seal, clock, grace = sealer(batch.nonce), _clock(), engine.policy.create_grace / timedelta(seconds=1)
     seen = [clock()]
 
@@ -291,7 +291,7 @@ async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> No
                 f"{refused.times} requests in a row were refused, each alone in its batch, the last with "
                 f"{ruling.error.type}: {ruling.error.message}; mend what the requests share, then resume()"
             )
-            await store(engine.suspend, Lane.BATCH, reason)
+            await store(engine.suspensions.suspend, Lane.BATCH, reason)
     engine.settled(await store(fail))
 
 
@@ -319,7 +319,7 @@ async def _trouble(engine: Engine, fault: Fault, ruling: CreateRuling, resumes: 
         await store(engine.ledger.note, batch_paused_until=engine.now() + pause)
     else:
         engine.setbacks.mended(_SENDING)  # what is to be done about it says the suspended lane
-        await store(engine.suspend, Lane.BATCH, reason, resumes=resumes)
+        await store(engine.suspensions.suspend, Lane.BATCH, reason, resumes=resumes)
 
 
 async def reseal(engine: Engine, batch: BatchView) -> None:

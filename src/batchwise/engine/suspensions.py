@@ -1,0 +1,92 @@
+"""Which lanes take no work until somebody resumes them, as this process knows it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+from batchwise import events
+from batchwise.ledger.ledger import Ledger
+from batchwise.models import Lane
+from batchwise.planning.state import Snapshot
+
+from .telling import Telling
+
+__all__ = ["Suspensions"]
+
+
+class Suspensions:
+    """Thread-safe. The ledger holds the truth, for all processes.
+
+    Args:
+        ledger: Where the suspensions are recorded.
+        telling: Is told of each suspension, and of its end.
+    """
+
+    def __init__(self, ledger: Ledger, telling: Telling) -> None:
+        self._ledger, self._telling, self._lock = ledger, telling, threading.Lock()
+        self.lanes: Mapping[Lane, str] = {}
+        """The reasons of the suspended lanes, as last seen."""
+        self.resumes = 0
+        """How often lanes were resumed, as last seen: what began before another one suspends nothing after it."""
+        self.used = False
+        """Whether this dispatcher has begun to work; see `resume_on_first_use`."""
+
+    def read(self) -> Snapshot:
+        """The ledger's snapshot, whose suspensions are the known ones from now on."""
+        with self._lock:  # else what was read before a resume could be taken over after it
+            snapshot = self._ledger.snapshot()
+            self.lanes, self.resumes = snapshot.suspended, snapshot.resumes
+        return snapshot
+
+    def resume_on_first_use(self) -> bool:
+        """Lift the suspensions of an earlier process; returns whether this was the first use.
+
+        Whoever dispatches, flushes, waits or advances has restarted the work, so each of these calls this first.
+        Read-only calls and an idle pump do not.
+        """
+        lanes: Sequence[Lane] | None = None
+        if not self.used:
+            with self._lock:  # nobody works on before it is done: what is suspended from then on stays so
+                if not self.used:
+                    lanes = self._ledger.resume(afresh=False)
+                    self._lift()
+                    self.used = True
+        if lanes is not None:
+            self._tell_resumed(lanes)
+        return lanes is not None
+
+    def suspend(self, lane: Lane, reason: str, *, resumes: int | None = None) -> bool:
+        """No more work for this lane until `resume`.
+
+        Args:
+            lane: The lane.
+            reason: What whoever waits is told.
+            resumes: `resumes` as it was when that began which failed. It says nothing of the time after another resume.
+
+        Returns:
+            Whether the lane is suspended; False if it was resumed in between.
+        """
+        with self._lock:
+            found = self._ledger.suspend(lane, reason, resumes=resumes)
+            self.resumes = found.resumes
+            if found.done:
+                self.lanes = {**self.lanes, lane: reason}
+        if found.news:
+            self._telling.tell(events.Suspended(at=self._telling.now(), lane=lane, reason=reason))
+        return found.done
+
+    def resume(self) -> None:
+        """Both lanes take work again."""
+        with self._lock:
+            lanes = self._ledger.resume()
+            self._lift()
+        self._tell_resumed(lanes)
+
+    def _lift(self) -> None:
+        self.lanes = {}
+        self.resumes += 1
+
+    def _tell_resumed(self, lanes: Sequence[Lane]) -> None:
+        if lanes:
+            self._telling.tell(events.Resumed(at=self._telling.now(), lanes=tuple(lanes)))

@@ -155,6 +155,33 @@ async def test_the_log_of_a_run_with_faults_tells_what_happened_without_content(
     assert "echo" not in text
 
 
+async def test_each_call_of_the_batch_api_has_a_line_at_debug_without_content(
+    world: World, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.DEBUG, logger="batchwise")
+    world.sandbox.fault("create.rate_limited_429", times=1)
+    async with world.open() as d:
+        job = await d.dispatch_all([Request(params("secret"))], latency=HOURS_30)
+        await job.wait()
+        world.sandbox.batch_latency = 3600
+        left = await d.dispatch_all(many(2), job="left", latency=HOURS_30)
+        await world.until(lambda: len(world.books.batches) == 2)
+        await world.until(lambda: caplog.text.count("bytes: msgbatch_") == 2)
+        await left.cancel()
+        await world.until(lambda: "cancel of batch" in caplog.text)
+    first, second = (batch.id for batch in world.books.batches)
+    for line in (
+        r"list of batches: 0 of them, after \d\.\d{3} s",
+        r"create of a batch of [\d,]+ bytes: the API answered 429 rate_limit_error, after ",
+        rf"create of a batch of [\d,]+ bytes: {first}, after ",
+        rf"poll of batch {first}: ended, after ",
+        rf"results of batch {first}: read, after ",
+        rf"cancel of batch {second}: canceling, after ",
+    ):
+        assert re.search(f"DEBUG.*batchwise: {line}", caplog.text), (line, caplog.text)
+    assert "secret" not in caplog.text
+
+
 async def test_what_calls_wait_for_is_told_once_in_a_while(world: World):
     seen: list[Any] = []
     world.sandbox.sync_latency = 0.3

@@ -398,6 +398,22 @@ def test_any_failed_call_gets_a_ruling(fault: Fault) -> None:
     assert ruling.verdict is not RETRY or ruling.costs_attempt or fault.status == 429
 
 
+@pytest.mark.parametrize(
+    ("status", "kind", "told"),
+    [
+        (404, "not_found_error", "not_found_error; check the client's base URL"),
+        (418, "teapot_error", "teapot_error; check the client's base URL"),
+        (403, "permission_error", "permission_error: 'prompt' is quoted; give the API key access"),
+    ],
+)
+def test_a_create_that_suspends_the_lane_has_the_api_s_words_only_about_the_account(
+    status: int, kind: str, told: str
+) -> None:
+    reason = rule_create(Fault(status, kind, "'prompt' is quoted.")).reason
+    assert reason is not None
+    assert reason.startswith(told)
+
+
 @given(faults)
 def test_a_create_is_unknown_exactly_when_nothing_is_proved(fault: Fault) -> None:
     proved = not fault.request_sent or (fault.status is not None and 400 <= fault.status < 500)

@@ -129,6 +129,7 @@ def test_requests_that_are_all_refused_alike_suspend_the_lane(world: World) -> N
     sizes = refuse_if(world, lambda _body: True, REFUSALS["400"])
     world.pass_time(3 * HOUR)
     assert "10 requests in a row were refused" in world.engine.suspensions.lanes[bw.Lane.BATCH]
+    assert REFUSALS["400"].message not in world.engine.suspensions.lanes[bw.Lane.BATCH], "it may quote a request"
     world.check()
     assert len(outcomes(world)) == 10
     assert len(sizes) < 20
@@ -187,7 +188,7 @@ def test_a_full_queue_is_waited_for_and_in_the_end_told(world: World) -> None:
     world.pass_time(20 * HOUR, wakes=1_000)
     assert not world.engine.suspensions.lanes
     world.pass_time(6 * HOUR, wakes=1_000)
-    assert "for a whole window" in world.engine.suspensions.lanes[bw.Lane.BATCH]
+    assert "for a whole window (the API answered 429 rate_limit_error)" in world.engine.suspensions.lanes[bw.Lane.BATCH]
     world.settle_all()
     assert world.ledger.report(job=None).attempts == len(NAMES), "it cost an attempt"
 
@@ -200,6 +201,30 @@ def test_creates_that_vanish_again_and_again_suspend_the_lane(world: World) -> N
     assert world.api.calls["create"] < 8
     world.settle_all()
     assert world.api.bought() == dict.fromkeys(NAMES, 1)
+
+
+@pytest.mark.parametrize(
+    ("operation", "fault", "first"),
+    [
+        ("retrieve", "500", None),
+        ("list", "500", "dropped after"),
+        ("read", "500", None),
+    ],
+)
+def test_a_suspended_lane_does_not_tell_what_the_api_quoted(
+    operation: str, fault: str, first: str | None, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = REFUSALS[fault]
+    monkeypatch.setitem(REFUSALS, fault, attrs.evolve(refusal, message=f"{refusal.message}: 'prompt\x1b 3'"))
+    world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
+    if first is not None:
+        world.api.order("create", first)
+        world.run()
+    world.api.lasting.add((operation, fault))
+    world.pass_time(6 * HOUR, wakes=1_000)
+    reason = world.engine.suspensions.lanes[bw.Lane.BATCH]
+    assert refusal.type in reason
+    assert "prompt" not in reason
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,19 @@ A procedure is an `async def` that is written once for threads and for tasks. To
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from functools import partial
+from time import monotonic
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 import attrs
 
+from batchwise.errors import printable
 from batchwise.lanes.batches import AsyncBatchLane, BatchLane
+from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.messages import AsyncMessageLane, MessageLane
 from batchwise.lanes.values import BatchInfo, Created, Listing, Reply
 
@@ -38,6 +42,7 @@ __all__ = [
 
 T = TypeVar("T")
 P = ParamSpec("P")
+_log = logging.getLogger("batchwise")
 _PAGE = 100
 _THREADS = 40
 """Calls in worker threads at once, for each of a dispatcher's two purposes: as many as anyio gives an application."""
@@ -111,23 +116,54 @@ def pause(wait: Callable[P, Any], *args: P.args, **keywords: P.kwargs) -> Ask[No
     return Ask(lambda _ports: wait(*args, **keywords))
 
 
+async def _logged(words: str, asked: Ask[T]) -> T:
+    """Ask it; the log has a line at DEBUG: what was asked, what came of it, how long that took."""
+    begun, came = monotonic(), "broken off"
+    try:
+        answer = await asked
+        came = _brief(answer)
+    except LaneFault as error:
+        came = error.fault.told
+        raise
+    finally:
+        _log.debug("batchwise: %s: %s, after %.3f s", words, came, monotonic() - begun)
+    return answer
+
+
+def _brief(answer: object) -> str:
+    match answer:
+        case Created():
+            return printable(answer.batch.id)
+        case BatchInfo():
+            return answer.status
+        case Listing():
+            return f"{len(answer.batches)} of them"
+        case _:
+            return "read"
+
+
 class _Api:
-    """The API as procedures ask it: `await api.retrieve(...)` gives what it says, or raises its `LaneFault`."""
+    """The API as procedures ask it: `await api.retrieve(...)` gives what it says, or raises its `LaneFault`.
 
-    def create(self, chunks: Iterator[bytes], length: int, betas: tuple[str, ...]) -> Ask[Created]:
-        return Ask(lambda ports: ports.create(chunks, length, betas))
+    Calls of the sync lane are logged as events; see `calls`.
+    """
 
-    def retrieve(self, remote_id: str) -> Ask[BatchInfo]:
-        return Ask(lambda ports: ports.retrieve(remote_id))
+    async def create(self, chunks: Iterator[bytes], length: int, betas: tuple[str, ...]) -> Created:
+        asked = Ask(lambda ports: ports.create(chunks, length, betas))
+        return await _logged(f"create of a batch of {length:,} bytes", asked)
 
-    def cancel(self, remote_id: str) -> Ask[BatchInfo]:
-        return Ask(lambda ports: ports.cancel(remote_id))
+    async def retrieve(self, remote_id: str) -> BatchInfo:
+        return await _logged(f"poll of batch {printable(remote_id)}", Ask(lambda ports: ports.retrieve(remote_id)))
 
-    def list(self, *, limit: int = _PAGE, after_id: str | None = None) -> Ask[Listing]:
-        return Ask(lambda ports: ports.list(limit=limit, after_id=after_id))
+    async def cancel(self, remote_id: str) -> BatchInfo:
+        return await _logged(f"cancel of batch {printable(remote_id)}", Ask(lambda ports: ports.cancel(remote_id)))
 
-    def read(self, remote_id: str, feed: Callable[[bytes], bool]) -> Ask[None]:
-        return Ask(lambda ports: ports.read(remote_id, feed))
+    async def list(self, *, limit: int = _PAGE, after_id: str | None = None) -> Listing:
+        return await _logged("list of batches", Ask(lambda ports: ports.list(limit=limit, after_id=after_id)))
+
+    async def read(self, remote_id: str, feed: Callable[[bytes], bool]) -> None:
+        asked = Ask(lambda ports: ports.read(remote_id, feed))
+        await _logged(f"results of batch {printable(remote_id)}", asked)
 
     def call(
         self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...], ready: Callable[[], bool] | None

@@ -98,8 +98,8 @@ async def _unseen(
     reason = ruling.reason if ruling.verdict is Verdict.SUSPEND else None
     if reason is None and failures >= _TROUBLES and batch.state is BatchState.DOUBT:
         reason = (
-            f"a batch whose create was not answered could not be looked for {failures} times in a row, the last time "
-            f"because of {fault.type}: {fault.message}; see whether the API can be reached, then resume()"
+            f"a batch whose create was not answered could not be looked for {failures} times in a row, the last time: "
+            f"{fault.told}; see whether the API can be reached, then resume()"
         )
     if reason is not None:
         await store(engine.suspensions.suspend, Lane.BATCH, reason, resumes=resumes)

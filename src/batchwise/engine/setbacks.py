@@ -62,13 +62,6 @@ def _cause(error: Exception) -> str:
     return f"{type(error).__name__} within batchwise; the log says where"
 
 
-def _said(fault: Fault) -> str:
-    """What the API's failure was, without its words: they may quote the request."""
-    if fault.status is None:  # the lane's words
-        return f"{fault.type}: {fault.message.rstrip('.')}"
-    return f"the API answered {fault.status} {fault.type}"
-
-
 class Setbacks:
     """Thread-safe.
 
@@ -109,7 +102,7 @@ class Setbacks:
         """
         with self._lock:
             times = self._times(what)
-            found = self._note(what, words, _said(fault), None, times, pause)
+            found = self._note(what, words, fault.told, None, times, pause)
         if times & (times - 1) == 0:  # once, twice, four times, ...: an outage does not fill the log
             _log.warning("batchwise: %s", found)
 

@@ -289,7 +289,7 @@ async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> No
         if refused.times >= _REFUSED:
             reason = (
                 f"{refused.times} requests in a row were refused, each alone in its batch, the last with "
-                f"{ruling.error.type}: {ruling.error.message}; mend what the requests share, then resume()"
+                f"{ruling.error.type}; their results say why. Mend what the requests share, then resume()"
             )
             await store(engine.suspensions.suspend, Lane.BATCH, reason)
     engine.settled(await store(fail))
@@ -304,13 +304,13 @@ async def _trouble(engine: Engine, fault: Fault, ruling: CreateRuling, resumes: 
         wait = ruling.wait or (engine.policy.poll_every[0] if smaller else engine.backoff(failed.times))
         if not full and failed.times >= _TROUBLES:
             reason = (
-                f"{failed.times} create calls in a row failed, the last with {ruling.error.type}: "
-                f"{ruling.error.message}; see whether the API can be reached, then resume()"
+                f"{failed.times} create calls in a row failed, the last time: {fault.told}; see whether the API can be "
+                "reached, then resume()"
             )
         lasts = engine.now() - failed.since > engine.policy.window  # whatever filled the queue has ended by now
         if full and lasts and failed.times >= _TROUBLES:  # the clock may have been set: one refusal lasts no window
             reason = (
-                f"the API has refused every batch for a whole window ({ruling.error.message}); see what fills the "
+                f"the API has refused every batch for a whole window ({fault.told}); see what fills the "
                 "account's queue, then resume()"
             )
     if reason is None:

@@ -136,6 +136,13 @@ class Fault:
     error_code: str | None = None
     request_sent: bool = True
 
+    @property
+    def told(self) -> str:
+        """What it was, without the API's words, which may quote the request."""
+        if self.status is None:  # the lane's words
+            return f"{self.type}: {self.message.rstrip('.')}"
+        return f"the API answered {self.status} {self.type}"
+
 
 @attrs.frozen(kw_only=True)
 class Ruling:
@@ -382,7 +389,7 @@ def rule_create(fault: Fault) -> CreateRuling:
         culprits=culprits(fault.message) if invalid else (),
         everyone=invalid and _BETA_WORDS.search(fault.message) is not None,
         wait=fault.retry_after,
-        reason=_reason(error, rule.mend) if outcome is CreateOutcome.SUSPENDED else None,
+        reason=_reason(error, rule.mend, rule.call) if outcome is CreateOutcome.SUSPENDED else None,
     )
 
 
@@ -396,8 +403,7 @@ def stop_sign(errors: Mapping[tuple[str, str], int], rows: int) -> str | None:
         rows: All rows of the batch.
 
     Returns:
-        The reason with its mend; None for a batch of one row, mixed ends, and errors that pass by themselves. It has
-        the API's words only where they are about the account: others may quote the request.
+        The reason with its mend; None for a batch of one row, mixed ends, and errors that pass by themselves.
     """
     if rows < 2 or len(errors) != 1:
         return None
@@ -408,8 +414,7 @@ def stop_sign(errors: Mapping[tuple[str, str], int], rows: int) -> str | None:
         return None
     error = ResultError(kind, message, retryable=True)
     mend = _SHARED if rule.mend in ("", _ENDPOINT) else rule.mend  # the create got through: the endpoint is right
-    told = _reason(error, mend) if rule.row is Verdict.SUSPEND else f"{error.type}; {mend}"
-    return f"all {rows} requests of a batch failed alike: {told}"
+    return f"all {rows} requests of a batch failed alike: {_reason(error, mend, rule.row)}"
 
 
 def archived(archived_at: datetime | None, created_at: datetime, now: datetime) -> bool:
@@ -550,12 +555,18 @@ def _ruling(fault: Fault, verdict: Verdict, mend: str, *, costs_attempt: bool) -
         outcome=None if suspended else Outcome.FAILED,
         error=error,
         costs_attempt=costs_attempt,
-        reason=_reason(error, mend) if suspended else None,
+        reason=_reason(error, mend, verdict) if suspended else None,
     )
 
 
-def _reason(error: ResultError, mend: str) -> str:
-    return f"{error.type}: {error.message.rstrip('.')}; {mend}"
+def _reason(error: ResultError, mend: str, verdict: Verdict) -> str:
+    """Why a lane is suspended, and the mend.
+
+    It has the API's words only where the error is the account's, whose verdict suspends the lane: the API looks at key,
+    access and credit before it reads the request. Others may quote the request.
+    """
+    words = f": {error.message.rstrip('.')}" if verdict is Verdict.SUSPEND else ""
+    return f"{error.type}{words}; {mend}"
 
 
 def was_cut(line: bytes) -> bool:

@@ -14,7 +14,7 @@ from tests.strategies import HOUR, NOW
 
 from batchwise.errors import AdmissionError
 from batchwise.models import Lane, Limits, Policy, Reason
-from batchwise.planning.admission import Admission, Promises, admit, promises_of
+from batchwise.planning.admission import Admission, Promises, admit, may_wait, promises_of
 from batchwise.planning.capacity import Capacity
 from batchwise.planning.priming import Caching
 from batchwise.planning.reserve import least_reserve, margin_of, overhead_of, reserve_for
@@ -313,7 +313,8 @@ def test_a_second_class_takes_its_share_of_the_calls_from_the_first() -> None:
     one = Cohort(deadline=NOW + HOUR, requests=10, model="m")
     first = nothing.with_one(one, NOW)
     second = first.with_one(attrs.evolve(one, model="n"), NOW)
-    third = second.with_one(attrs.evolve(one, model="n", requests=30), NOW)
+    third = second.with_one(Cohort(deadline=NOW + 2 * HOUR, requests=30, model="n"), NOW)
+    third = third.with_one(Cohort(deadline=NOW + HOUR / 2, requests=30, model="n"), NOW)
     assert (first.capacity.classes, second.capacity.classes) == ({"m"}, {"m", "n"})
     assert third.capacity is second.capacity
     assert [promises.capacity.limits("m").concurrency for promises in (first, second, third)] == [1_000, 500, 500]
@@ -326,3 +327,31 @@ def test_what_no_batch_can_have_in_time_goes_to_the_sync_lane_whole() -> None:
     assert admission.sync == 100
     assert admission.words.startswith("100 of 100 run on the sync lane now")
     assert [(cohort.requests, cohort.release) for cohort in admission.promises.cohorts] == [(100, NOW)]
+
+
+def test_what_is_lost_in_one_class_takes_nothing_from_another() -> None:
+    def of(model: str, requests: int, due: timedelta) -> Group:
+        found = group(requests, due, lane=Lane.SYNC)
+        return attrs.evolve(found, terms=attrs.evolve(found.terms, model=model))
+
+    lost, fine = of("m", 2 * RATE, HOUR), of("n", 7, 2 * HOUR)
+    for queue in ((lost, fine), (fine, lost)):
+        promises = promises_of(Snapshot(sync_queue=queue), NOW, POLICY)
+        kept = {model: sum(each.requests for each in promises.by_class[model].cohorts) for model in "mn"}
+        assert kept == {"m": int((HOUR - margin_of(POLICY)) / HOUR * RATE), "n": 7}
+    hopeless = promises_of(Snapshot(sync_queue=(of("m", 3, MINUTE), of("m", 2 * RATE, HOUR))), NOW, POLICY)
+    assert [cohort.deadline for cohort in hopeless.cohorts] == [NOW + HOUR]
+
+
+def test_what_waits_for_a_primer_is_promised_from_its_end_on_and_only_once() -> None:
+    first, second = (group(hours * RATE, prefix="p", interval=ZERO) for hours in (2, 1))
+    second = attrs.evolve(second, terms=attrs.evolve(second.terms, id=2))
+    free = 30 * HOUR - margin_of(POLICY) - 24 * HOUR - OVERHEAD
+    for queue, hours in (((first,), 2), ((first, second), 3)):
+        latest = NOW + free - hours * HOUR
+        waiting = Snapshot(batch_queue=queue)
+        assert may_wait(waiting, "p", latest, NOW, POLICY)
+        assert not may_wait(waiting, "p", latest + MINUTE, NOW, POLICY)
+        assert may_wait(waiting, "q", latest + HOUR, NOW, POLICY)
+    alone = group(1, None, prefix="p"), group(1, batch_only=True, prefix="p")
+    assert may_wait(Snapshot(batch_queue=alone), "p", NOW + 99 * HOUR, NOW, POLICY)

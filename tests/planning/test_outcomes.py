@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.strategies import params
 
-from batchwise.models import Outcome
+from batchwise.models import Outcome, ResultError
 from batchwise.planning.outcomes import (
     CreateOutcome,
     Fault,
@@ -598,3 +598,14 @@ def test_a_suspended_create_says_what_happened_and_what_to_do(status: int, kind:
 def test_words_about_the_account_hold_the_lane_however_they_are_written(words: str) -> None:
     assert rule_call(Fault(400, "invalid_request_error", words)).verdict is SUSPEND
     assert rule_call(Fault(400, "invalid_request_error", "unlike them")).verdict is not SUSPEND
+
+
+def test_an_answer_that_was_cut_off_is_one_unless_a_schema_is_asked_for() -> None:
+    cut = {"content": [{"type": "text", "text": "x"}], "stop_reason": "max_tokens"}
+    assert rule_answer(cut).outcome is Outcome.SUCCEEDED
+    assert rule_answer(cut, structured=True).outcome is Outcome.FAILED
+
+
+def test_an_expired_row_says_why() -> None:
+    error = rule_row({"type": "expired"}).error
+    assert error == ResultError("expired", "the batch's window ended before this request's turn", retryable=True)

@@ -651,3 +651,18 @@ def test_of_several_limits_the_one_that_takes_longest_is_waited_for() -> None:
         pacer = Pacer(limits, now=0.0)
         reserved(pacer, 0.0, 100, 100)
         assert pacer.limited_by(0.0) == binds
+
+
+def test_what_is_planned_with_after_refusals_is_what_is_let_go_and_answered() -> None:
+    busy = Pacer(Limits(requests_per_minute=1_000), now=0.0)
+    for _ in range(5):
+        go(busy)
+    refuse(busy, 0.0, refusal=Refusal.OVERLOADED)  # one of five, and five more are taken to have been answered
+    assert busy.share == pytest.approx(0.9)
+    assert busy.reached(0.0) == pytest.approx(0.9 * 0.9)
+    refuse(busy, 0.0, refusal=Refusal.OVERLOADED)
+    assert busy.share == pytest.approx(0.8)
+    crowded = Pacer(Limits(concurrency=10), now=0.0)
+    go(crowded)
+    refuse(crowded, 0.0, 1.0, Refusal.TOO_MANY_AT_ONCE)
+    assert (crowded.share, crowded.reached(0.0)) == (1.0, pytest.approx(0.8))

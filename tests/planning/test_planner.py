@@ -457,6 +457,11 @@ def test_7_a_pause_is_sat_out_up_to_the_last_moment() -> None:
     assert acts(snapshot, last) == [Move(1, Lane.SYNC)]
 
 
+def test_7_a_pause_is_over_at_its_end() -> None:
+    for until, done in ((NOW, [Seal((1,), (), 100_000)]), (NOW + MICROSECOND, [])):
+        assert acts(Snapshot(batch_queue=(group(flush=True),), batch_paused_until=until)) == done
+
+
 def test_7_work_stays_in_the_batch_queue_while_no_lane_works() -> None:
     snapshot = Snapshot(batch_queue=(group(),), suspended={**DOWN, **BATCH_DOWN})
     assert acts(snapshot, start_of(10, 30 * HOUR)) == []
@@ -508,6 +513,15 @@ def test_8_what_one_group_is_handed_is_not_there_for_the_next() -> None:
     assert acts(attrs.evolve(running, sync_queue=(first, second, other))) == [
         Run(4, 90, urgent=False), Run(1, 40, urgent=False), Run(2, 35, urgent=False)
     ]  # fmt: skip
+
+
+def test_8_what_has_to_start_within_the_margin_is_urgent() -> None:
+    for gap in (ZERO, MINUTE):
+        for more, urgent in ((ZERO, True), (MICROSECOND, False)):
+            soon = group(1, requests=1, lane=Lane.SYNC)
+            due = NOW + (NOW + 30 * HOUR - start_of(1, 30 * HOUR)) + MARGIN + gap + more
+            soon = attrs.evolve(soon, terms=attrs.evolve(soon.terms, deadline=due))
+            assert acts(Snapshot(sync_queue=(soon,)), wake_gap=gap) == [Run(1, 1, urgent=urgent)]
 
 
 # -- rule 9 ------------------------------------------------------------------------------------------------------------
@@ -919,3 +933,14 @@ def test_2_hedged_work_counts_on_less_of_the_lane_than_urgent_work() -> None:
     (start,) = latest_starts([Cohort(deadline=NOW + 30 * HOUR, requests=4_200)], pace, tail=MARGIN)
     assert safe_moments(Snapshot(batches=(view,)), NOW, policy) == {1: start - LEAD}
     assert safe_moments(Snapshot(batches=(view,)), NOW, POLICY) == {1: start_of(4_200, 30 * HOUR) - LEAD}
+
+
+def test_3_a_row_goes_ahead_by_as_much_as_the_slowest_call_may_take() -> None:
+    policy = Policy(limits=attrs.evolve(LIMITS, latency=MINUTE))
+    asked = safe_moments(Snapshot(batches=(batch(hedged()),)), NOW, policy)[1] - 3 * MINUTE
+    waiting = Snapshot(batches=(batch(hedged(), polled_at=asked),))
+    assert acts(waiting, asked, policy) == [Probe(1, 1)]
+    assert (
+        wait(attrs.evolve(waiting, batches=(batch(hedged(), polled_at=asked - SECOND),)), asked - SECOND, policy)
+        == asked
+    )

@@ -447,3 +447,12 @@ def test_own_prices_of_a_listed_model_have_its_own_multiples(own_data: list[Mode
     own_data.append(listed("m", input_mtok=Decimal(1), output_mtok=Decimal(1), **dear))
     found = PriceBook({"m": Rates(input=2, output=4)}).rates("m", Lane.SYNC, at=AT)
     assert found == Tariff(2 * MICRO, 4 * MICRO, 6 * MICRO, 10 * MICRO, MICRO)
+
+
+def test_searches_come_on_top_of_tokens() -> None:
+    rates = Tariff(1, 10, 100, 1_000, 10_000, web_search=100_000)
+    usage = {
+        "input_tokens": 2, "output_tokens": 3, "cache_creation_input_tokens": 4, "cache_read_input_tokens": 5,
+        "server_tool_use": {"web_search_requests": 6},
+    }  # fmt: skip
+    assert cost(usage, rates) == 2 + 30 + 400 + 50_000 + 600_000

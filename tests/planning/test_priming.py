@@ -418,3 +418,12 @@ def test_what_waits_for_a_primer_waits_until_its_window_is_over_or_its_last_mome
     ] == [WaitUntil(NOW + TAKES)]
     soon = queued(1, 80 * HOUR, submit_by=NOW + 2 * HOUR)
     assert WaitUntil(NOW + 2 * HOUR) in plan(snapshot(soon, batches=(quiet,)), NOW, POLICY)
+
+
+def test_a_prefix_is_primed_from_the_fewest_tokens_on_that_are_cached_and_never_for_a_hedge() -> None:
+    group = queued(1, 80 * HOUR)
+    for size, way in ((2_047, Caching.AS_IS), (2_048, Caching.PRIMER)):
+        terms = attrs.evolve(group.terms, prefix_tokens=size)
+        assert [caching for _, _, caching in seals(snapshot(attrs.evolve(group, terms=terms)))] == [way]
+    bet = attrs.evolve(group, terms=attrs.evolve(group.terms, reason=Reason.HEDGED, rescue_at=NOW + 70 * HOUR))
+    assert [caching for _, _, caching in seals(snapshot(bet))] == [Caching.AS_IS]

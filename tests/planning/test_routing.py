@@ -387,3 +387,17 @@ def test_a_batch_that_is_worth_just_its_own_time_is_sent_at_once(step: str, lane
     decision = choose(policy, latency=30 * HOUR)
     assert decision.lane is lane
     assert "at once" in decision.explanation
+
+
+def test_a_size_is_refused_only_above_what_a_call_takes() -> None:
+    check_size(32_000_000, Lane.SYNC, rescue=False, where="it")
+    check_size(32_000_000, Lane.BATCH, rescue=True, where="it")
+    check_size(32_000_001, Lane.BATCH, rescue=False, where="it")
+    for lane, rescue in ((Lane.SYNC, False), (Lane.BATCH, True)):
+        with pytest.raises(bw.RequestTooLargeError, match=r"^it has 32,000,001 bytes"):
+            check_size(32_000_001, lane, rescue=rescue, where="it")
+
+
+def test_what_is_no_request_is_refused_with_what_to_write() -> None:
+    with pytest.raises(bw.InvalidValueError, match=r"^request is a dict, not a Request; write Request\(params\)"):
+        bw.choose_lane(params(), now=NOW)  # type: ignore[arg-type]

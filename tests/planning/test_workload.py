@@ -912,3 +912,8 @@ def test_the_limits_of_the_slowest_class_of_a_sample_rule_under_a_policy():
 def test_slas_are_a_list_and_none_beside_it(slas, more, said):
     with pytest.raises(InvalidValueError, match=said):
         compare_slas(slas, arrivals_per_hour=1, sample=[Request(params())], **more)
+
+
+def test_a_burst_is_not_blamed_where_the_sla_leaves_no_time_at_all():
+    assert names(plan(sla=24 * HOUR, burst=5)) == ["sla"]
+    assert names(plan(sla=24 * HOUR, burst=0)) == ["sla"]

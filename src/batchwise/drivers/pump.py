@@ -19,7 +19,7 @@ from copy import copy
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from batchwise.engine.actions import carry_out
 from batchwise.engine.calls import call
@@ -48,27 +48,13 @@ from batchwise.ledger.forks import check_own
 from batchwise.models import Lane
 from batchwise.planning import agenda
 
-__all__ = ["Bell", "Driver"]
+from .waiters import Bell, Waiters
+
+__all__ = ["Driver"]
 
 _log = logging.getLogger("batchwise")
 _LOOKING = "a pass"
 T = TypeVar("T")
-
-
-class Bell(Protocol):
-    """Wakes whoever waits for a change; a ring is never missed."""
-
-    def ring(self) -> None:
-        """Wake whoever waits."""
-
-    def heard(self) -> Any:
-        """Which rings there were so far, for `rung` and `wait`."""
-
-    def rung(self, heard: Any) -> bool:
-        """Whether it has rung since."""
-
-    def wait(self, heard: Any, timeout: float | None) -> Any:
-        """Return when it has rung since, or after `timeout` seconds; the tasks' gives an awaitable."""
 
 
 class Driver(ABC):
@@ -82,14 +68,12 @@ class Driver(ABC):
 
     def __init__(self, engine: Engine, bell: Callable[[], Bell], *, owns_ledger: bool) -> None:
         self.engine, self._owns_ledger = engine, owns_ledger
-        self._make_bell = bell
-        self._pump_bell, self._work_bell, self._news = bell(), bell(), bell()
+        self._pump_bell, self._work_bell, self._waiters = bell(), bell(), Waiters(bell)
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closing = self._closed = self._over = False
         self._under_way: dict[object, object] = {}
         """The gates of batch actions under way, each by a mark of its own."""
-        self._waiters: dict[int, list[Bell]] = {}
         self._ending = bell()
         """Rings when the end begins: what waits to be tried again is tried at once."""
         self._fatal: Exception | None = None
@@ -102,8 +86,8 @@ class Driver(ABC):
         self._gap, self._version, self._look_at = WATCH, -1, 0.0
         self._hears = engine.ledger.listen(self._changed_by_others)
         """Whether the ledger tells what others do."""
-        self._swept, self._listening_now = 0.0, 0
-        """When it last looked for what dead processes left (monotonic), and how many wait."""
+        self._swept = 0.0
+        """When it last looked for what dead processes left (monotonic)."""
         self._told = engine.troubles
         engine.on_settled = self._on_settled
 
@@ -175,7 +159,7 @@ class Driver(ABC):
         """
         self._check_own()  # a child may go on with an iteration over results
         end = None if timeout is None else monotonic() + timeout
-        with self._listening(request) as bell, self._asking(bell):
+        with self._waiters.listening(request) as bell, self._asking(bell):
             while True:
                 heard = bell.heard()
                 self.raise_fatal()
@@ -220,46 +204,13 @@ class Driver(ABC):
         self.engine.setbacks.mended(waiter)
         return value, None
 
-    @contextmanager
-    def _listening(self, request: int | None) -> Iterator[Bell]:
-        """A bell that rings when this request settles, or when anything does (None), and for all that waiters hear."""
-        with self._lock:
-            self._listening_now += 1
-        try:
-            if request is None:
-                yield self._news
-                return
-            bell = self._make_bell()
-            with self._lock:
-                self._waiters.setdefault(request, []).append(bell)
-            try:
-                yield bell
-            finally:
-                with self._lock:
-                    self._waiters[request].remove(bell)
-                    if not self._waiters[request]:
-                        del self._waiters[request]
-        finally:
-            with self._lock:
-                self._listening_now -= 1
-
     def _on_settled(self, requests: Sequence[int]) -> None:
-        with self._lock:
-            bells = [bell for number in requests for bell in self._waiters.get(number, ())] if self._waiters else []
-        for bell in (*bells, self._news):
-            bell.ring()
-
-    def _tell_all(self) -> None:
-        """Something changed that any waiter may have to know."""
-        with self._lock:
-            bells = [bell for waiting in self._waiters.values() for bell in waiting]
-        for bell in (*bells, self._news):
-            bell.ring()
+        self._waiters.settled(requests)
 
     def _fail(self, error: Exception) -> None:
         """Something that ends this dispatcher: whoever waits is told."""
         self._fatal = error
-        self._tell_all()
+        self._waiters.ring_all()
 
     def raise_fatal(self) -> None:
         """Raise what ended this dispatcher, if something did."""
@@ -335,7 +286,7 @@ class Driver(ABC):
             self._gap = max(WATCH, PASS_SHARE * (monotonic() - begun))
             if self.engine.troubles != self._told:
                 self._told = self.engine.troubles
-                self._tell_all()
+                self._waiters.ring_all()
         except Exception as error:  # noqa: BLE001  # tried again
             if isinstance(error, LedgerError) and not passing(error):  # its file is gone, or broken
                 self._fail(error)
@@ -350,7 +301,7 @@ class Driver(ABC):
             self._fail(error)
             return 0.0
         seconds = self.engine.setbacks.failed(what, words, error)
-        self._tell_all()  # they look for themselves: some of it is theirs to raise
+        self._waiters.ring_all()  # they look for themselves: some of it is theirs to raise
         return seconds
 
     async def _rest(self, seconds: float) -> None:
@@ -384,14 +335,14 @@ class Driver(ABC):
         before, self._version = self._version, await store(self.engine.ledger.version)
         if self._version == before and not left:
             return False
-        self._tell_all()
+        self._waiters.ring_all()
         return True
 
     def _sweeps(self) -> bool:
         """Whether it is time to look for what dead processes left: of a ledger on a server, that asks the server."""
         if self._hears:
             with self._lock:
-                idle = not self._listening_now and self._next in {None, NEVER}
+                idle = self._next in {None, NEVER} and not self._waiters.waiting
             if monotonic() < self._swept + (IDLE_SWEEP if idle else SWEEP):
                 return False
         self._swept = monotonic()
@@ -494,7 +445,7 @@ class Driver(ABC):
         if self.engine.backlog and self.engine.queue.waiting == 0:
             self._pump_bell.ring()
         if self.engine.suspensions.lanes:
-            self._tell_all()
+            self._waiters.ring_all()
 
     async def _storing(self, procedure: Procedure[T], what: Hashable, words: str, *, every: bool) -> T:
         """Carry it out; ledger calls (the sure ones, or every one) that fail for a while are repeated."""
@@ -616,7 +567,7 @@ class Driver(ABC):
         self.wake()
         while self._fatal is None:
             self._give_up()
-            heard = self._news.heard()
+            heard = self._waiters.news.heard()
             if not self._acting and not self.engine.queue.busy:
                 await self._advancing(timedelta(0), only_sending=True)
                 if not self._acting and not self.engine.queue.busy:
@@ -624,7 +575,7 @@ class Driver(ABC):
             if Lane.SYNC in self.engine.suspensions.lanes:
                 await store(self.engine.put_back)
             await self._finish_calls()
-            await pause(self._news.wait, heard, 0.02)
+            await pause(self._waiters.news.wait, heard, 0.02)
 
     async def _let_calls_end(self) -> None:
         """Calls that run are paid for: let them end, and begin nothing more."""

@@ -111,9 +111,9 @@ class TaskDriver(Driver):
     def _changed_by_others(self) -> None:
         with suppress(RuntimeError):  # the loop has ended, and with it all who waited
             if isinstance(self._loop, asyncio.AbstractEventLoop):
-                self._loop.call_soon_threadsafe(self._tell_all)
+                self._loop.call_soon_threadsafe(self._waiters.ring_all)
             else:
-                self._loop.run_sync_soon(self._tell_all)
+                self._loop.run_sync_soon(self._waiters.ring_all)
 
     async def start(self) -> None:
         """Start the host, and in it the pump."""
@@ -149,7 +149,7 @@ class TaskDriver(Driver):
             self._fail(fault)
         finally:
             self._closing = self._closed = self._over = True
-            self._tell_all()
+            self._waiters.ring_all()
             begun.set()
             with anyio.CancelScope(shield=True):
                 await self._let_go()
@@ -271,7 +271,7 @@ class TaskDriver(Driver):
 
     async def _stop(self) -> None:
         self._closed = True
-        self._tell_all()
+        self._waiters.ring_all()
         self._leaving.set()
         with anyio.CancelScope(shield=True):
             await self._gone.wait()

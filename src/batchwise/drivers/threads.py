@@ -169,7 +169,7 @@ class ThreadDriver(Driver):
         self.unserved = not self.call()
 
     def _changed_by_others(self) -> None:
-        self._tell_all()
+        self._waiters.ring_all()
 
     def call(self) -> bool:
         """See to it that somebody takes up what the call queue holds; returns whether there is anybody."""
@@ -293,7 +293,7 @@ class ThreadDriver(Driver):
         self._ending.ring()
         self._pump_bell.ring()
         self._work_bell.ring()
-        self._tell_all()
+        self._waiters.ring_all()
         threads = [*self._workers, *([self._pumping] if self._pumping else [])]
         for thread in threads:
             if thread is not threading.current_thread():
@@ -310,4 +310,4 @@ class ThreadDriver(Driver):
         """Wait until nothing of it goes on, so many seconds at most."""
         end = monotonic() + seconds
         while going_on() and monotonic() < end:
-            self._news.wait(self._news.heard(), 0.01)
+            self._waiters.news.wait(self._waiters.news.heard(), 0.01)

@@ -584,11 +584,20 @@ class World:
         twice = {prompt: times for prompt, times in bought.items() if times > 1}
         excess = sum(times - 1 for times in twice.values())
         assert excess <= report.possible_doubles, f"bought twice unbooked: {twice}, books {report.possible_doubles}"
-        paid = sum(self._bill(lane, usage_of(prompt)) for lane, prompt in self.api.billed())
+        paid = self.paid()
         booked = int((report.cost + report.wasted).scaleb(12))
         cap = self.policy.max_spend
         assert cap is None or paid <= cap.scaleb(12), f"{paid} paid, over the cap of {cap}"
         assert booked <= paid, f"the books have more than the bill: {report} {paid}"
+
+    def paid(self) -> int:
+        """pico-USD that the API has billed."""
+        return sum(self._bill(lane, usage_of(prompt)) for lane, prompt in self.api.billed())
+
+    def cost_on_the_books(self) -> int:
+        """pico-USD that count against a spend limit, those among them that may have been billed at most."""
+        with self.ledger.database.read() as db:
+            return self.ledger.books.spent(db, None)
 
     def _bill(self, lane: str, usage: dict[str, Any]) -> int:
         geo = usage.get("inference_geo")

@@ -114,6 +114,50 @@ def test_a_limit_that_comes_later_holds_for_what_was_accepted_before(tmp_path: P
         before.close()
 
 
+@pytest.mark.parametrize(
+    ("losses", "latency"),
+    [
+        ([("call", "dropped after")] * 5, bw.Latency.BLOCKING),
+        ([("read", "missing")] * 20, bw.Latency.FLEXIBLE),
+        ([], bw.Latency.FLEXIBLE),  # a whole batch
+    ],
+)
+def test_a_limit_that_comes_later_counts_what_was_lost_before(tmp_path: Path, losses: Any, latency: Any) -> None:
+    """Answers that were billed are lost, one by one or with a whole batch, and bought again; then there is a limit."""
+    path = str(tmp_path / "ledger.db")
+    before = World(path=path)
+    for loss in losses:
+        before.api.order(*loss)
+    for number in range(6):
+        before.dispatch(f"lost {number}", latency)
+    before.ledger.flush()
+    before.run()
+    if not losses:
+        (batch,) = before.ledger.snapshot().batches
+        before.ledger.unseal(batch.id, lane=bw.Lane.SYNC, now=before.now(), keep=True, doubtful=True)
+        before.api.batches[0].gone = True
+    before.pass_time(30 * HOUR, wakes=1_000)
+    before.settle_all()
+    assert before.ledger.report(job=None).possible_doubles > 0
+    paid = before.paid()
+    after = World(bw.Policy(max_spend=Decimal(paid * 3).scaleb(-12)), path=path, beside=before)
+    try:
+        before.engine.close()
+        after.accepted, after.seen = before.accepted, before.seen
+        assert after.cost_on_the_books() >= paid
+        refused = False
+        while not refused:
+            try:
+                after.dispatch(f"more {len(after.accepted)}", bw.Latency.BLOCKING)
+            except bw.SpendLimitError:
+                refused = True
+            after.pass_time(MINUTE)
+            after.check()  # the limit among it
+    finally:
+        after.close()
+        before.close()
+
+
 def test_a_limit_with_room_keeps_nobody_waiting(tmp_path: Path) -> None:
     path = str(tmp_path / "ledger.db")
     before = World(path=path)

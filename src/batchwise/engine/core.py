@@ -59,7 +59,7 @@ from .setbacks import Setbacks
 from .suspensions import Suspensions
 from .telemetry import observe
 from .telling import Hook, Telling
-from .uncapped import kept_for, most_under_way, withheld
+from .uncapped import bounded, kept_for, most_under_way, withheld
 from .under_way import UnderWay
 from .waits import Waits
 
@@ -116,9 +116,9 @@ class Engine:
             words = policy.differs_from(kept)
             _log.info("batchwise: other policy than the work in %s was accepted under: %s", ledger.name, words)
         self.prices = book_of(policy.prices)
-        ledger.reckon_by(lambda: self.prices.source)
         self.forecasts = Forecasts(ledger, policy)
         self.router = Router(policy, self.prices, self.forecasts.of)
+        ledger.reckon_by(lambda: self.prices.source, lambda terms, body: bounded(terms, body, self.router, self.now()))
         self.admissions = Admissions(ledger, policy)
         self.queue = CallQueue(policy.limits)
         self.health = Health(self.queue, lambda: self.now())  # noqa: PLW0108  # the clock may be set anew

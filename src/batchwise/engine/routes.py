@@ -201,12 +201,13 @@ class Router:
             UnknownPriceError: A price is unknown.
         """
         request = Request(decode(body), betas=terms.betas)
-        each, per_byte = self._reserve(request, now, f"a request for {shown(terms.model)}")
+        each, per_byte = self._bound(request, now, f"a request for {shown(terms.model)}")
         return attrs.evolve(terms, reserve_each=each, reserve_per_byte=per_byte)
 
     def _reserve(self, request: Request, now: datetime, where: str) -> tuple[int, int]:
-        if self._policy.max_spend is None:
-            return 0, 0
+        return (0, 0) if self._policy.max_spend is None else self._bound(request, now, where)
+
+    def _bound(self, request: Request, now: datetime, where: str) -> tuple[int, int]:
         refuse_unbounded(request, where)
         return self._most(
             request.traits,

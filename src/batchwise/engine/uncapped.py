@@ -1,7 +1,8 @@
 """Work that was accepted without a spend limit, under a dispatcher that has one: the limit holds for it, too.
 
 Nothing is kept for such work. What is queued is not sent before so much as it can cost is kept for it, and waits until
-there is room for that. What was sent already counts with the most that it can cost while it is under way.
+there is room for that. What was sent already counts with the most that it can cost while it is under way. What may have
+been billed and was never seen counts for good, whether or not there was a limit when it was lost.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from batchwise.planning.state import Group, Snapshot, Terms
 
 from .routes import Router
 
-__all__ = ["kept_for", "most_under_way", "withheld"]
+__all__ = ["bounded", "kept_for", "most_under_way", "withheld"]
 
 
 def _bare(groups: Iterable[Group], router: Router, now: datetime) -> Iterator[tuple[Group, Terms | None]]:
@@ -44,6 +45,13 @@ def most_under_way(snapshot: Snapshot, router: Router, now: datetime) -> int:
         for group, terms in _bare(groups, router, now)
         if terms is not None
     )
+
+
+def bounded(terms: Terms, body: bytes, router: Router, now: datetime) -> Terms:
+    """Terms with the most that their request with this body can cost; as they are where nothing bounds that."""
+    with suppress(BatchwiseError):
+        return router.reserved_for(terms, body, now=now)
+    return terms
 
 
 def kept_for(snapshot: Snapshot, ledger: Ledger, router: Router, cap: Cap, now: datetime) -> int:

@@ -15,14 +15,15 @@ from batchwise.planning.state import Group, Terms
 
 from . import meta
 from .database import Connection, Database
-from .records import Records, Row
+from .records import IN_BATCH, Records, Row
 from .roll import Cached
-from .rows import LANE_CODES, SETTLED, SYNC, from_micros, micros
+from .rows import BATCH, LANE_CODES, SETTLED, SYNC, from_micros, micros
 from .values import Cap
 
 __all__ = ["Books", "Moves", "Place", "most_again", "most_of", "place_of", "reserve"]
 
 _MICROSECOND = timedelta(microseconds=1)
+_BODIES = 128
 _MINUTE = timedelta(minutes=1) // _MICROSECOND
 _LATER = ", ".join(
     f"{name} = CASE WHEN prefix.{name} > excluded.{name} OR excluded.{name} IS NULL THEN prefix.{name} "
@@ -73,15 +74,22 @@ class Books:
     def __init__(self, database: Database, records: Records) -> None:
         self._database, self._records = database, records
         self._source: Callable[[], str] | None = None
+        self._bound: Callable[[Terms, bytes], Terms] | None = None
         database.undone.append(self._forget)
         self._forget()
 
     def _forget(self) -> None:
         self._noted: tuple[str, str] | None = None
 
-    def reckon_by(self, source: Callable[[], str]) -> None:
-        """From now on answers are reckoned by the prices that this names."""
-        self._source = source
+    def reckon_by(self, source: Callable[[], str], bound: Callable[[Terms, bytes], Terms]) -> None:
+        """From now on answers are reckoned by the prices that this names.
+
+        Args:
+            source: Names them.
+            bound: Terms with what one of their requests can cost at most, by its body; as they are where that is
+                not known.
+        """
+        self._source, self._bound = source, bound
 
     def note_prices(self, db: Connection, now: datetime) -> None:
         """Answers are reckoned by these prices today."""
@@ -200,21 +208,48 @@ class Books:
                 (job, str(wasted), doubles),
             )
 
-    def unseen(self, db: Connection, terms: Terms, requests: int, size: int, now: datetime, *, lane: int) -> None:
-        """These requests may have been billed on this lane without a priced answer: at most that counts for the cap."""
-        most = most_of(terms, requests, size, lane=lane)
+    def most_unseen(self, db: Connection, terms: Terms, row: Row) -> int:
+        """pico-USD that one call or batch row of a request may have cost at most of which no priced answer came."""
+        return self._most(db, terms, 1, row.size, lane=row.lane, which="request.id = ?", values=(row.id,))
+
+    def most_unseen_of(self, db: Connection, group: Group, batch: Sequence[int]) -> int:
+        """The same for a group of a batch, given as its first and last number and its own."""
+        which, values = f"{IN_BATCH} AND terms = ?", (*batch, group.terms.id)
+        return self._most(db, group.terms, group.requests, group.size, lane=BATCH, which=which, values=values)
+
+    def _most(
+        self, db: Connection, terms: Terms, requests: int, size: int, *, lane: int, which: str, values: Sequence[int]
+    ) -> int:
+        kept = terms.reserve_each or terms.reserve_per_byte
+        if kept or self._bound is None or terms.adopted:
+            return most_of(terms, requests, size, lane=lane)
+        # They were accepted without a spend limit; one that is set later counts them as well.
+        most, after = 0, -1
+        while True:
+            found = db.execute(
+                "SELECT request.id, params FROM request CROSS JOIN body "
+                f"WHERE body.id = request.id AND {which} AND request.id > ? ORDER BY request.id LIMIT {_BODIES}",
+                (*values, after),
+            ).fetchall()
+            most += sum(most_of(self._bound(terms, bytes(body)), 1, len(body), lane=lane) for _, body in found)
+            if len(found) < _BODIES:
+                return most
+            after = found[-1][0]
+
+    def unseen(self, db: Connection, job: int, most: int, now: datetime) -> None:
+        """So much may have been billed at most without a priced answer: that counts for the cap."""
         if most:
             db.execute(
                 "INSERT INTO waste VALUES (?, '0', 0, ?) "
                 "ON CONFLICT (job) DO UPDATE SET unseen = plus(waste.unseen, excluded.unseen)",
-                (terms.job, str(most)),
+                (job, str(most)),
             )
             self.spend(db, most, now)
 
-    def doubt(self, db: Connection, terms: Terms, requests: int, size: int, now: datetime, *, lane: int) -> None:
-        """These requests may have been bought on this lane, and may be bought again."""
-        self.waste(db, terms.job, doubles=requests)
-        self.unseen(db, terms, requests, size, now, lane=lane)
+    def doubt(self, db: Connection, job: int, requests: int, most: int, now: datetime) -> None:
+        """So many requests may have been bought, for so much at most, and may be bought again."""
+        self.waste(db, job, doubles=requests)
+        self.unseen(db, job, most, now)
 
     def room(self, db: Connection, cap: Cap) -> int:
         """pico-USD that a spend limit leaves beside what was spent and what is kept."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from .books import Books, Place, most_again, place_of
+from .books import Books, Place, place_of
 from .database import Connection, Database
 from .records import Records, Row
 from .rows import BATCH, IN_FLIGHT, SYNC, decode_key
@@ -60,8 +60,9 @@ class Claims:
                 db.execute("UPDATE request SET attempts = attempts + 1, calls = calls + 1 WHERE id = ?", (request,))
             if doubtful:
                 terms = self._records.terms(db, row.terms)
-                self._books.check_again(db, cap, most_again(terms, 1, row.size, before=SYNC, lane=SYNC))
-                self._books.doubt(db, terms, 1, row.size, now, lane=SYNC)
+                most = self._books.most_unseen(db, terms, row)
+                self._books.check_again(db, cap, most)
+                self._books.doubt(db, row.job, 1, most, now)
             if turn is not None:
                 moves = self._books.moves(db, now)
                 number, size = self._records.keep_turn(db, row, turn, body, asked)

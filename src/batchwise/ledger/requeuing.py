@@ -75,7 +75,7 @@ class Requeuing:
         more = sum(most_again(terms, 1, row.size, before=row.lane, lane=lane) for terms, row in known)
         self._books.check_again(db, cap, more)
         for terms, row in known:
-            self._books.doubt(db, terms, 1, row.size, now, lane=row.lane)
+            self._books.doubt(db, row.job, 1, self._books.most_unseen(db, terms, row), now)
 
     def queue(
         self,
@@ -138,7 +138,8 @@ class Requeuing:
                 if caching == Caching.PRIMER.value and not doubtful:
                     self._books.forget_primer(db, group.terms.prefix)
                 if doubtful:
-                    self._books.doubt(db, group.terms, group.requests, group.size, now, lane=BATCH)
+                    most = self._books.most_unseen_of(db, group, (first, last, batch))
+                    self._books.doubt(db, group.terms.job, group.requests, most, now)
             which = "" if wanted is None else f" AND terms {self._database.among}"
             values = () if wanted is None else (self._database.list_of(wanted),)
             db.execute(

@@ -16,7 +16,7 @@ from batchwise.jsontext import decode
 from batchwise.models import Outcome
 from batchwise.planning.outcomes import met_deadline, was_cut
 
-from .books import Books, Place
+from .books import Books, Place, most_of
 from .database import Connection, Database
 from .records import Records, Row
 from .roll import Answer, Kind, Roll
@@ -254,7 +254,7 @@ class Settlements:
         if kept_for and unpriced:
             without = [number for number, cost in zip(numbers, costs, strict=True) if cost is None]
             size = sum(row.size for row in self._records.rows(db, without).values())
-            self._books.unseen(db, about, unpriced, size, now, lane=lane)
+            self._books.unseen(db, job, most_of(about, unpriced, size, lane=lane), now)
         return True
 
     def settle_in(
@@ -294,7 +294,8 @@ class Settlements:
             if each.doubtful:
                 self._books.waste(db, row.job, doubles=1)
             if (each.doubtful or each.unseen) and each.cost is not None:  # what has no price is booked with its kind
-                self._books.unseen(db, self._records.terms(db, row.terms), 1, row.size, now, lane=row.lane)
+                most = self._books.most_unseen(db, self._records.terms(db, row.terms), row)
+                self._books.unseen(db, row.job, most, now)
             abandoned = each.outcome is Outcome.CANCELED and _is_abandoned(each.line)
             if abandoned or not row.inside:
                 updates.append((abandoned, row.id))

@@ -13,7 +13,10 @@ from uuid import uuid4
 import psycopg
 from filelock import FileLock
 
-__all__ = ["QUICK", "Schemas", "start"]
+from batchwise.ledger.ledger import Ledger
+from batchwise.ledger.opening import open_ledger
+
+__all__ = ["QUICK", "Schemas", "opened_without_grace", "start"]
 
 _TRIES = 5
 QUICK = """
@@ -50,6 +53,13 @@ def start(folder: Path, settings: str = QUICK) -> Any:
             except subprocess.SubprocessError:  # it is given ten seconds, which a busy machine may need
                 time.sleep(1)
         return server
+
+
+def opened_without_grace(url: str) -> Ledger:
+    """A ledger for which a process is dead as soon as its session has ended, as a closed one's has."""
+    ledger = open_ledger(url)
+    ledger.database.grace = 0.0
+    return ledger
 
 
 class Schemas:

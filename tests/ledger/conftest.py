@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from batchwise.ledger.ledger import Ledger
-from batchwise.ledger.opening import open_ledger
 from batchwise.ledger.sqlite import SqliteLedger
+from tests.postgres import opened_without_grace
 
 from .model import World
 
@@ -46,7 +46,7 @@ def _sqlite_memory(request: pytest.FixtureRequest) -> Backend:
 
 def _postgres(request: pytest.FixtureRequest) -> Backend:
     url = request.getfixturevalue("schemas").url()
-    return Backend(lambda: open_ledger(url), shared=True)
+    return Backend(lambda: opened_without_grace(url), shared=True)
 
 
 BACKENDS = {"sqlite file": _sqlite_file, "sqlite memory": _sqlite_memory, "postgres": _postgres}

@@ -1477,6 +1477,35 @@ def test_a_closed_ledger_says_so(world: World) -> None:
         world.accept("a")
 
 
+# -- the lease ------------------------------------------------------------------------------------------------------
+
+
+def test_who_lost_the_lease_sends_nothing_of_what_was_sealed_before(backend: Backend) -> None:
+    if not backend.shared:
+        pytest.skip("one process only")
+    one, two = World(backend.open()), World(backend.open())
+    assert one.ledger.lease.acquire()
+    one.accept("a")
+    batch = one.sealed()
+    one.accept("b")
+    posting = posted(one.ledger, batch, watermark="w", posting_server=NOW)
+    assert one.ledger.still_posting(batch.id)
+    later = one.sealed()
+    one.accept("c")
+    one.ledger.lease.release()  # as if its session had ended, and it did not know yet
+    assert one.ledger.still_posting(batch.id), "nobody else has led"
+    assert two.ledger.lease.acquire()
+    two.ledger.lease.release()
+    assert one.seal() is None
+    assert one.ledger.lease.acquire()
+    assert not one.ledger.still_posting(batch.id), "another one has led in between"
+    assert not one.ledger.update_batch(attrs.evolve(later, state=BatchState.POSTING, posting_at=NOW), was=later)
+    assert one.view(later.id).state is BatchState.SEALED
+    one.ledger.created(posting.id, remote_id="msgbatch_1", created_at=NOW, expires_at=NOW, now=NOW)
+    assert one.view(batch.id).remote_id == "msgbatch_1", "what the API said is true all the same"
+    assert one.sealed().requests == 1
+
+
 # -- runs ---------------------------------------------------------------------------------------------------------
 
 

@@ -28,11 +28,11 @@ from batchwise.ledger.opening import migration_sql, open_ledger
 from batchwise.ledger.postgres_connection import target
 from batchwise.ledger.postgres_database import PostgresDatabase
 from batchwise.ledger.postgres_schema import migrate
-from batchwise.models import Lane
+from batchwise.models import Lane, Status
 from tests.postgres import Schemas
 from tests.waiting import until
 
-from .model import NOW, World, marks
+from .model import NOW, PATIENT, World, marks
 from .proxies import Pooler, Proxy
 
 SECRET = "hunter2-not-for-logs"
@@ -252,6 +252,46 @@ def test_a_run_is_not_taken_for_dead_because_the_server_was_away(url: str, postg
         until(lambda: recovered(two), "it was never connected again")
         with two.database.read() as db:
             assert db.execute("SELECT count(*) FROM run").fetchone() == (1,), "the run was cleared away"
+
+
+def test_a_run_that_connects_again_within_the_grace_keeps_its_calls(
+    url: str, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(opened(named(url))) as one, closing(opened(f"{url}&application_name=other")) as two:
+        world = World(one)
+        world.accept("a", PATIENT, claim=True)
+        back = threading.Event()
+        session = one.database._session
+        real = session._connect
+
+        def connect() -> psycopg.Connection:
+            if not back.is_set():
+                raise psycopg.OperationalError
+            return real()
+
+        monkeypatch.setattr(session, "_connect", connect)
+        end_listening(postgres, url)
+        until(lambda: two.recover(now=NOW) == 0 and two.unsure, "it never looked while the lock was free")
+        with closing(opened(url)) as fresh:
+            assert fresh.recover(now=NOW) == 0, "who has just come cannot know more"
+        assert two.recover(now=NOW) == 0
+        back.set()
+        until(lambda: two.recover(now=NOW) == 0 and not two.unsure, "it never had its lock again")
+        assert world.status(1) is Status.IN_FLIGHT
+        # Now it dies.
+        two.database.grace = 0.3
+        one.close()
+        assert two.recover(now=NOW) == 0
+        until(lambda: two.recover(now=NOW) == 1, "what it left was never taken over")
+
+
+def test_who_ends_in_order_is_dead_at_once(url: str) -> None:
+    with closing(opened(url)) as one, closing(opened(url)) as two:
+        world = World(one)
+        world.accept("a", PATIENT, claim=True)
+        one.end_run(world.run)
+        assert two.recover(now=NOW) == 1
+        assert runs(two) == []
 
 
 def runs(ledger: Ledger) -> list[int]:

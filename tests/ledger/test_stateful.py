@@ -19,14 +19,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from batchwise.errors import KeyConflictError, LedgerError
 from batchwise.ledger import transitions
 from batchwise.ledger.ledger import Ledger
-from batchwise.ledger.opening import open_ledger
 from batchwise.ledger.roll import Roll
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.values import Claim
 from batchwise.models import Lane, Outcome, Status
 from batchwise.planning.capacity import Measured
 from batchwise.planning.state import BatchState, Group, Terms
-from tests.postgres import Schemas
+from tests.postgres import Schemas, opened_without_grace
 
 from .model import (
     BATCH,
@@ -674,7 +673,7 @@ def test_the_same_in_postgres(schemas: Schemas) -> None:
             """The fixture does."""
 
         def _open(self) -> Ledger:
-            return open_ledger(self.url)
+            return opened_without_grace(self.url)
 
     few = max(5, settings().max_examples // 20)  # after each step the server is asked a hundred times
     run_state_machine_as_test(PostgresMachine, settings=settings(max_examples=few, stateful_step_count=20))

@@ -14,8 +14,10 @@ import orjson
 import pytest
 
 import batchwise as bw
-from batchwise.engine import actions, reading, reconciliation, submission
+from batchwise.engine import actions, reading, reconciliation
 from batchwise.engine.core import Engine
+from batchwise.ledger.lease import Lease
+from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.locks import ProcessLock
 from batchwise.planning.custom_ids import new_nonce, parse, sealer
 from batchwise.planning.state import BatchView
@@ -156,7 +158,8 @@ def blind_resend_after_crash(patch: pytest.MonkeyPatch) -> None:
 def no_lock(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ProcessLock, "acquire", lambda _lock: True)
     patch.setattr(ProcessLock, "held", property(lambda _lock: True))
-    patch.setattr(submission, "_still_posting", lambda _engine, _batch: True)
+    patch.setattr(Lease, "epoch", lambda *_: 0)
+    patch.setattr(Ledger, "still_posting", lambda _ledger, _batch: True)
 
 
 def collect_without_ticking_off(patch: pytest.MonkeyPatch) -> None:

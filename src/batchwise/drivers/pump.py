@@ -331,22 +331,28 @@ class Driver(ABC):
         if monotonic() < self._look_at:
             return False
         self._look_at = monotonic() + self._gap
-        left = await store(self.engine.take_over) if self._sweeps() else False
+        sweep = self._sweep()
+        left = await store(sweep) if sweep is not None else False
         before, self._version = self._version, await store(self.engine.ledger.version)
         if self._version == before and not left:
             return False
         self._waiters.ring_all()
         return True
 
-    def _sweeps(self) -> bool:
-        """Whether it is time to look for what dead processes left: of a ledger on a server, that asks the server."""
+    def _sweep(self) -> Callable[[], bool] | None:
+        """How to look for what dead processes left; None: not yet. Of a ledger on a server, that asks the server.
+
+        An idle dispatcher asks one question: a dead holder of the lease is found by the lock of its run, too.
+        """
+        idle = False
         if self._hears:
+            unsure = self.engine.ledger.unsure
             with self._lock:
-                idle = self._next in {None, NEVER} and not self._waiters.waiting
+                idle = self._next in {None, NEVER} and not (self._waiters.waiting or unsure)
             if monotonic() < self._swept + (IDLE_SWEEP if idle else SWEEP):
-                return False
+                return None
         self._swept = monotonic()
-        return True
+        return self.engine.clear_up if idle else self.engine.take_over
 
     async def _pass(self) -> float | None:
         """One look at the state; begins what is due. Returns the seconds until something is due again."""
@@ -501,8 +507,11 @@ class Driver(ABC):
                 awaited |= self._acting
             if moved and await store(self.engine.ledger.version) != before:
                 continue
-            if self._going_on(awaited):
-                await self._until_one_ends(wait)
+            unsure = not only_sending and self.engine.ledger.unsure
+            if unsure:  # what a dead process left is done in this go
+                await store(self.engine.take_over)
+            if self._going_on(awaited) or unsure:
+                await self._until_one_ends(wait, unsure=unsure)
             elif not began and not meanwhile:
                 return
 
@@ -510,10 +519,10 @@ class Driver(ABC):
         """Whether any of these actions, or a call, goes on."""
         return self._calling or not awaited.isdisjoint(self._acting)
 
-    async def _until_one_ends(self, seconds: float) -> None:
-        """Wait until an action ends, or calls run out, so many seconds at most."""
+    async def _until_one_ends(self, seconds: float, *, unsure: bool) -> None:
+        """Wait until an action ends, or calls run out, so many seconds at most; `unsure`: so many, if nothing runs."""
         end, acting = monotonic() + seconds, self._acting
-        while monotonic() < end and acting <= self._acting and (acting or self._calling):
+        while monotonic() < end and acting <= self._acting and (acting or self._calling or unsure):
             self._give_up()
             if not await self._call_here():
                 heard = self._work_bell.heard()

@@ -399,8 +399,12 @@ class Engine:
 
         A process that ends need not write anything, so this has to be looked for again and again.
         """
-        recovered = self.ledger.recover(now=self.now(), cap=self.cap())
-        return self._lead() or recovered > 0
+        recovered = self.clear_up()
+        return self._lead() or recovered
+
+    def clear_up(self) -> bool:
+        """Go on with the calls of a process that has ended; returns whether there were any."""
+        return self.ledger.recover(now=self.now(), cap=self.cap()) > 0
 
     def _lead(self) -> bool:
         """Take the lease if it is free; returns whether it was taken now."""

@@ -17,7 +17,7 @@ from time import monotonic
 
 import attrs
 
-from batchwise.errors import BatchwiseError
+from batchwise.errors import BatchwiseError, LedgerError
 from batchwise.events import Hedged, Submitted
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo, Listing
@@ -97,7 +97,7 @@ def _seal(engine: Engine, seal: Seal, listing: Listing) -> BatchView | None:
 
 
 def _begin(engine: Engine, batch: BatchView, listing: Listing) -> bool:
-    """Make `posting` durable; False if the batch's requests have gone elsewhere since it was sealed."""
+    """Make `posting` durable; False if its requests have gone elsewhere since it was sealed, or another one leads."""
     posting = attrs.evolve(
         batch,
         state=BatchState.POSTING,
@@ -157,7 +157,7 @@ async def _post(engine: Engine, batch: BatchView) -> None:
 
     def fence() -> None:
         go_on()
-        if not (engine.ledger.lease.held and _still_posting(engine, batch.id)):
+        if not engine.ledger.still_posting(batch.id):
             raise FenceError("a batch's requests had gone elsewhere before its create was sent; it was broken off")
 
     chunks = body_chunks(entries(), before_last=fence)  # type: ignore[arg-type]  # a generator of pairs
@@ -166,16 +166,10 @@ async def _post(engine: Engine, batch: BatchView) -> None:
     except LaneFault as error:
         await _not_answered(engine, batch, error.fault, engine.now(), resumes)
         return
-    except FenceError:
-        await store(engine.ledger.unseal, batch.id, now=engine.now())
+    except (FenceError, LedgerError):  # the last chunk was not handed over: nothing is created
+        await store_surely(engine.ledger.unseal, batch.id, now=engine.now())
         return
     await store_surely(record_created, engine, batch, created.batch)
-
-
-def _still_posting(engine: Engine, batch: int) -> bool:
-    """Whether a batch is in `posting` with all its rows: nobody has taken them for lost and sent them otherwise."""
-    known = engine.ledger.batch(batch)
-    return known is not None and known.state is BatchState.POSTING and known.whole
 
 
 def _resize(engine: Engine, batch: BatchView, because: Callable[[Sizes, int], Sizes]) -> None:

@@ -22,6 +22,7 @@ from . import meta, transitions
 from .books import Books, Place
 from .database import Connection, Database
 from .fitting import looked_at, summed_up
+from .lease import Lease
 from .records import CHUNK, IN_BATCH, SENT_IN, UNSETTLED_OF_JOB, Records, Row
 from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, QUEUED, SETTLED, decode_key, micros, view_of, view_values
@@ -61,8 +62,9 @@ def _runs(
 class Batches:
     """Seals and the life of a batch."""
 
-    def __init__(self, database: Database, records: Records, books: Books, unnamed: Unnamed) -> None:
-        self._database, self._records, self._books, self._unnamed = database, records, books, unnamed
+    def __init__(self, database: Database, records: Records, books: Books, unnamed: Unnamed, *, lease: Lease) -> None:
+        self._database, self._records, self._books = database, records, books
+        self._unnamed, self._lease = unnamed, lease
 
     def flush(
         self,
@@ -96,7 +98,9 @@ class Batches:
         max_bytes: int,
         caching: Caching = Caching.AS_IS,
     ) -> BatchView | None:
-        """Seal queued requests of these terms, in order, into one batch of a telling count; None: nothing to seal.
+        """Seal queued requests of these terms, in order, into one batch of a telling count.
+
+        None: there is nothing to seal, or another process leads by now.
 
         Where every count up to what is there is taken, all of it is sealed: no rows are padded, and the nonce tells
         whose the batch is once it has ended.
@@ -104,6 +108,8 @@ class Batches:
         if caching is not Caching.AS_IS:
             max_bytes -= min(max_requests, MAX_REQUESTS) * _MOST_BREAKPOINTS * GROWTH
         with self._database.write("seal") as db:
+            if not self._lease.leads(db):
+                return None
             accepted = [number for (number,) in self._records.select(db, _ACCEPTED_TERMS, terms)]
             alone = len(accepted) == 1
             which = "= ?" if alone else self._database.among
@@ -128,8 +134,8 @@ class Batches:
                 self._books.note_primer(db, about.prefix, now)
             batch = self._database.insert(
                 db,
-                "INSERT INTO batch (nonce, state, requests, size, betas, caching, sealed_at, job, model, first, last) "
-                "VALUES (?, 'sealed', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO batch (nonce, state, requests, size, betas, caching, sealed_at, job, model, first, last, "
+                "epoch) VALUES (?, 'sealed', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     nonce,
                     rows.count,
@@ -141,6 +147,7 @@ class Batches:
                     about.model,
                     rows.first,
                     rows.last,
+                    self._lease.epoch(db),
                 ),
             )
             db.execute(
@@ -159,6 +166,22 @@ class Batches:
         with self._database.read() as db:
             row = db.execute(f"{_LIVE} AND id = ?", (batch,)).fetchone()
             return None if row is None else self._view(db, row)
+
+    def still_posting(self, batch: int) -> bool:
+        """Whether a batch is in `posting` with all its rows, and no other epoch of the lease has begun.
+
+        Then nobody has taken them for lost and sent them otherwise.
+        """
+        with self._database.read() as db:
+            row = db.execute(f"{_LIVE} AND id = ?", (batch,)).fetchone()
+            if row is None or not self._in_its_epoch(db, batch):
+                return False
+            view = self._view(db, row)
+            return view.state is BatchState.POSTING and view.whole
+
+    def _in_its_epoch(self, db: Connection, batch: int) -> bool:
+        (epoch,) = db.execute("SELECT epoch FROM batch WHERE id = ?", (batch,)).fetchone()
+        return bool(epoch == self._lease.epoch(db))
 
     def views(self, db: Connection, groups: Callable[[int], Sequence[Group]]) -> tuple[BatchView, ...]:
         """All batches that are not over; `groups` gives the groups of a batch."""
@@ -264,7 +287,10 @@ class Batches:
         expires_at: datetime | None,
         now: datetime,
     ) -> None:
-        """Record that it is this one: state `open`. What `note_failure` counted is over."""
+        """Record that it is this one: state `open`. What `note_failure` counted is over.
+
+        Whoever leads by now: what the API said is true, and the batch is looked for no longer.
+        """
         with self._database.write("created") as db:
             meta.forget_failures(db)
             (known,) = db.execute("SELECT remote_id FROM batch WHERE id = ?", (batch,)).fetchone()
@@ -284,8 +310,8 @@ class Batches:
     def update_batch(self, view: BatchView, *, was: BatchView | None = None) -> bool:
         """Store the fields of a view (its groups aside); with `was`, what was read, only those that differ from it.
 
-        With `was`, nothing is stored if the batch has another state by now and this would change it. Returns whether
-        it was stored.
+        With `was`, nothing is stored if the batch has another state by now and this would change it. Nor does a batch
+        become `posting` in another epoch of the lease. Returns whether it was stored.
 
         Raises:
             LedgerError: It would close a batch that still has requests: they would be lost from sight.
@@ -299,6 +325,8 @@ class Batches:
                 if not values or ("state" in values and state != was.state.value):
                     return not values
             to = BatchState(values.pop("state", state))
+            if to is BatchState.POSTING and not self._in_its_epoch(db, view.id):
+                return False
             if to in transitions.OVER:
                 self._check_empty(db, view)
             self.move(db, view.id, to, **values)

@@ -135,12 +135,28 @@ class Database(Protocol):
     def listen(self, listener: Callable[[], None]) -> bool:
         """Have this method called, by some thread, when others changed something; False: nobody tells it."""
 
-    def process_lock(self, name: str, *, others: bool = False, again: bool = False) -> Lock:
+    grace: float
+    """Seconds for which a lock may be free although its process lives: it was lost, and is about to be taken again."""
+
+    def process_lock(self, name: str, *, again: bool = False) -> Lock:
         """The lock of this name; `close` gives it up.
 
-        `others`: it is another process's, and taken only to see whether that is dead. `again`: where a lock can be lost
-        while its process lives, it is taken again as soon as possible, and nobody has to ask for it.
+        `again`: where a lock can be lost while its process lives, it is taken again as soon as possible, and nobody has
+        to ask for it.
         """
+
+    def free(self, names: Sequence[str]) -> list[str]:
+        """Which of these locks of others may be taken: their processes have ended, for all that is known.
+
+        Where the grace is over zero, those that were free in it each time that this was asked, a question at a time.
+
+        Raises:
+            LedgerError: The database cannot be reached.
+        """
+
+    @property
+    def unsure(self) -> bool:
+        """Whether a lock was free at the last question, but may not be taken yet: ask again soon."""
 
     def wipe(self, *, again: bool = False) -> None:
         """See to it that what was deleted is in no file any more; `again`: only if that failed the last time."""

@@ -18,9 +18,10 @@ from .bulk import Intakes
 from .cancelling import Cancelling, Purging
 from .claims import Claims
 from .conditions import Conditions
-from .database import Database, Lock
+from .database import Database
 from .joining import Joining
 from .keys import Positions
+from .lease import Lease
 from .looking import Looking
 from .records import Records
 from .recovery import Recovery
@@ -57,13 +58,13 @@ class Ledger:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._lease, positions = database.process_lock("lease"), Positions()
+        self._lease, positions = Lease(database), Positions()
         records = Records(database)
         self.books = books = Books(database, records)
         unnamed = Unnamed(database, records)
         self._runs = Runs(database)
         self._conditions = Conditions(database)
-        self._batches = Batches(database, records, books, unnamed)
+        self._batches = Batches(database, records, books, unnamed, lease=self._lease)
         self._looking = Looking(database, records, books, unnamed, batches=self._batches, lease=self._lease)
         self._claims = Claims(database, records, books)
         self._settlements = Settlements(database, records, books)
@@ -100,13 +101,18 @@ class Ledger:
         return self.database.name
 
     @property
-    def lease(self) -> Lock:
-        """The lock of batch actions: the process that holds it does them. It ends with its process, not with time."""
+    def lease(self) -> Lease:
+        """The lease of batch actions: the process that holds it does them. It ends with its process, not with time."""
         return self._lease
 
     def version(self) -> int:
         """A number that changes when anything in the ledger changed, by whomever."""
         return self.database.version()
+
+    @property
+    def unsure(self) -> bool:
+        """Whether some process seems to have ended, and is taken for dead if it goes on seeming so: `recover` soon."""
+        return self.database.unsure
 
     def listen(self, listener: Callable[[], None]) -> bool:
         """Have this method called, by some thread, when others changed something; False: nobody tells it."""
@@ -160,6 +166,7 @@ class Ledger:
     flush = _by("_batches", Batches.flush)
     seal = _by("_batches", Batches.seal)
     entries = _by("_batches", Batches.entries)
+    still_posting = _by("_batches", Batches.still_posting)
     created = _by("_batches", Batches.created)
     update_batch = _by("_batches", Batches.update_batch)
     known_remotes = _by("_batches", Batches.known_remotes)

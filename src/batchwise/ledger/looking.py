@@ -19,7 +19,8 @@ from batchwise.planning.state import Group, Snapshot
 from . import meta
 from .batches import Batches
 from .books import Books
-from .database import Connection, Database, Lock
+from .database import Connection, Database
+from .lease import Lease
 from .places import Places
 from .ranges import Ranges
 from .records import (
@@ -95,7 +96,7 @@ class Looking:
     """Answers questions, and changes nothing."""
 
     def __init__(
-        self, database: Database, records: Records, books: Books, unnamed: Unnamed, *, batches: Batches, lease: Lock
+        self, database: Database, records: Records, books: Books, unnamed: Unnamed, *, batches: Batches, lease: Lease
     ) -> None:
         self._database, self._records, self._books, self._unnamed = database, records, books, unnamed
         self._batches, self._lease, self._places = batches, lease, Places()

@@ -307,9 +307,21 @@ class PostgresDatabase:
 
     # -- processes --------------------------------------------------------------------------------------------------
 
-    def process_lock(self, name: str, *, others: bool = False, again: bool = False) -> SessionLock:
+    grace = 5.0
+    """A session that was lost is opened again in less than half of it, where the server can be reached."""
+
+    def process_lock(self, name: str, *, again: bool = False) -> SessionLock:
         """The lock of this name: an advisory one of the session."""
-        return SessionLock(self._session, name, others=others, again=again)
+        return SessionLock(self._session, name, again=again)
+
+    def free(self, names: Sequence[str]) -> list[str]:
+        """Which of others' locks have been free for the grace."""
+        return self._session.free(names, self.grace)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether some of them were free when it was asked last, but not for the grace."""
+        return self._session.unsure(self.grace)
 
     closes_before_fork = False
 

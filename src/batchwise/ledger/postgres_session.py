@@ -8,7 +8,7 @@ import os
 import selectors
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -25,12 +25,16 @@ __all__ = ["Session", "SessionLock", "channel_of", "discard", "key_of"]
 _log = logging.getLogger("batchwise")
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 """It needs no descriptor of its own: a process that has none left keeps its session."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
-"""Seconds between two tries to connect again."""
-_RETURN = 5.0
-"""For so many seconds after it has a session again, it takes no lock of another process: that may want it back."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
+"""Seconds between two tries to connect again. They are shorter than the grace in which nobody takes its locks."""
 _TOGETHER = 0.02
 """Seconds between two times that listeners are told, at least."""
+_HELD = """
+SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks
+WHERE locktype = 'advisory' AND granted AND objsubid = 1
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND (classid::bigint << 32) | objid::bigint = ANY($1::bigint[])
+"""
 
 
 def key_of(schema: str, name: str) -> int:
@@ -64,8 +68,8 @@ def _said(error: Exception) -> str:
 class SessionLock:
     """A lock that the server gives up when the session ends, however it ends. See `database.Lock`."""
 
-    def __init__(self, session: Session, name: str, *, others: bool, again: bool) -> None:
-        self.key, self.others, self.again = key_of(session.schema, name), others, again
+    def __init__(self, session: Session, name: str, *, again: bool) -> None:
+        self.key, self.again = key_of(session.schema, name), again
         self._session = session
 
     @property
@@ -110,8 +114,8 @@ class Session:
         """What was held by a session that was lost, and is to be taken again."""
         self._closed = self._forgotten = False
         self._ended = threading.Event()
-        self._return = 0.0
-        """Until when others' locks are let alone."""
+        self._free: dict[int, float] = {}
+        """Since when (monotonic) others' locks were free each time that it was asked."""
         self._connection: psycopg.Connection[Any] | None = None
         self._thread = threading.Thread(target=self._listen, name="batchwise-listen", daemon=True)
         self._begin()
@@ -160,13 +164,31 @@ class Session:
         with self._lock:
             if lock.key in self._held:
                 return self._held[lock.key] is lock
-            if lock.others and monotonic() < self._return:
-                return False
-            taken: bool = self._ask("SELECT pg_try_advisory_lock($1)", lock.key)
+            taken: bool = self._ask("SELECT pg_try_advisory_lock($1)", lock.key)[0][0]
             if taken:
                 self._held[lock.key] = lock
                 self._lost.pop(lock.key, None)
             return taken
+
+    def free(self, names: Sequence[str], grace: float) -> list[str]:
+        """Which of others' locks were free each time that it was asked, in the last `grace` seconds or for longer.
+
+        They are only looked at: whoever takes his lock again is not kept from it.
+        """
+        keys = {key_of(self.schema, name): name for name in names}
+        with self._lock:
+            held = {key for (key,) in self._ask(_HELD, list(keys))} if keys else set()
+            now = monotonic()
+            asked_before = {key: since for key, since in self._free.items() if key in keys or now - since < 2 * grace}
+            self._free = {
+                key: since for key, since in {**dict.fromkeys(keys, now), **asked_before}.items() if key not in held
+            }
+            return [name for key, name in keys.items() if now - self._free.get(key, now) >= grace]
+
+    def unsure(self, grace: float) -> bool:
+        """Whether it has to be asked again soon: a lock was free, and has not been for long."""
+        with self._lock:
+            return any(monotonic() - since < 2 * grace for since in self._free.values())
 
     def give(self, lock: SessionLock) -> None:
         """Give a lock up."""
@@ -178,7 +200,7 @@ class Session:
                 with suppress(LedgerError):  # then the session is gone, and the lock with it
                     self._ask("SELECT pg_advisory_unlock($1)", lock.key)
 
-    def _ask(self, sql: str, key: int) -> Any:
+    def _ask(self, sql: str, value: int | list[int]) -> list[Any]:
         if self._closed:
             raise closed(self._where.name)
         if self._connection is None:
@@ -186,11 +208,10 @@ class Session:
                 f"the connection to the ledger {self._where.name} was lost; it is opened again", passing=True
             )
         try:
-            row = self._connection.execute(sql, (key,)).fetchone()
+            return self._connection.execute(sql, (value,)).fetchall()
         except psycopg.Error as error:
             self._lose(self._connection)
             raise trouble(self._where.name, error) from None
-        return row[0] if row is not None else None
 
     def _lose(self, connection: psycopg.Connection[Any]) -> None:
         """The connection is broken: its locks are gone."""
@@ -199,6 +220,7 @@ class Session:
                 self._connection = None
                 self._lost.update((lock.key, lock) for lock in self._held.values() if lock.again)
                 self._held.clear()
+                self._free.clear()  # they may have lost theirs, too
         connection.close()
         self._nudge()
 
@@ -236,7 +258,6 @@ class Session:
                 connection.close()
                 return
             self._connection = connection
-            self._return = monotonic() + _RETURN
             with suppress(LedgerError):  # then this session is lost, too
                 for lock in list(self._lost.values()):
                     self.take(lock)

@@ -37,6 +37,10 @@ class Recovery:
     ) -> None:
         self._database, self._records, self._books = database, records, books
         self._runs, self._intakes, self._cancelling, self._requeuing = runs, intakes, cancelling, requeuing
+        self._others: dict[int, bool] = {}
+        """The runs of others at the last look, and whether they have said that they ended."""
+        self._looked: tuple[int, datetime] | None = None
+        """At which version that was, and when."""
 
     def end_run(self, run: int) -> None:
         """The dispatcher is done. What it leaves unfinished is cleared up by the next `recover`."""
@@ -46,9 +50,7 @@ class Recovery:
             for (intake,) in mine:
                 self._intakes.abort(intake)
         finally:  # whatever failed: a run whose lock is held is taken for alive
-            lock = self._runs.held.pop(run, None)
-            if lock is not None:
-                lock.remove()
+            self._runs.end(run)
 
     def recover(self, *, now: datetime, cap: Cap | None = None) -> int:
         """Clear up after dead runs; returns how many requests were touched, staged ones (never accepted) aside.
@@ -61,16 +63,10 @@ class Recovery:
         mine = self._runs.hold()
         for intake in list(self._intakes.left):
             self._intakes.abort(intake)
-        with self._database.read() as db:
-            known = [row[0] for row in db.execute("SELECT id FROM run ORDER BY id")]
-            runs = [run for run in known if run not in self._runs.held]
-            runs += [row[0] for row in db.execute("SELECT DISTINCT run FROM intake") if row[0] not in self._runs.held]
-        if gone := mine.difference(known):
-            self._runs.write_again(gone, now)
-        self._books.set_right(now)
+        self._look(mine, now)
         self._database.wipe(again=True)
         touched = 0
-        for run in dict.fromkeys(runs):
+        for run in self._runs.ended(self._others):
             lock = self._runs.lock(run, others=True)
             if not lock.acquire():
                 continue
@@ -79,6 +75,24 @@ class Recovery:
             finally:
                 lock.remove()
         return touched
+
+    def _look(self, mine: set[int], now: datetime) -> None:
+        """See which runs there are, and set the books right: both only if something has changed, or our clock was set.
+
+        So a process that is idle asks for nothing but the locks of others.
+        """
+        version = self._database.version()  # first: what changes meanwhile is looked at the next time
+        if self._looked is not None and self._looked[0] == version and self._looked[1] <= now:
+            return
+        with self._database.read() as db:
+            known = {run: bool(ended) for run, ended in db.execute("SELECT id, ended FROM run ORDER BY id")}
+            staging = [run for (run,) in db.execute("SELECT DISTINCT run FROM intake")]
+        if gone := mine.difference(known):
+            self._runs.write_again(gone, now)
+        self._books.set_right(now)
+        runs = {**dict.fromkeys(staging, False), **known}
+        self._others = {run: ended for run, ended in runs.items() if run not in self._runs.held}
+        self._looked = version, now
 
     def _recover_run(self, run: int, now: datetime, cap: Cap | None) -> int:
         with self._database.read() as db:

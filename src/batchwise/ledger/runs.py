@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
+
+from batchwise.errors import LedgerError
 
 from .database import Database, Lock
 from .rows import micros
 
 __all__ = ["Runs"]
+
+
+def _name(run: int) -> str:
+    return f"run-{run}"
 
 
 class Runs:
@@ -32,7 +39,26 @@ class Runs:
 
     def lock(self, run: int, *, others: bool = False) -> Lock:
         """The lock that says that a run lives; `others`: another process's."""
-        return self._database.process_lock(f"run-{run}", others=others, again=not others)
+        return self._database.process_lock(_name(run), again=not others)
+
+    def ended(self, runs: Mapping[int, bool]) -> list[int]:
+        """Which of these runs of others have ended, if their locks can be had. True: it has said so itself."""
+        names = {_name(run): run for run, said in runs.items() if not said}
+        free = [names[name] for name in self._database.free(list(names))]
+        return sorted([*free, *(run for run, said in runs.items() if said)])
+
+    def end(self, run: int) -> None:
+        """Give up the lock of a run of our own.
+
+        Where that alone proves nothing for a while, it is written down, so that nobody has to wait for what it leaves.
+        """
+        lock = self.held.pop(run, None)
+        if lock is None:
+            return
+        lock.remove()
+        if self._database.grace:
+            with suppress(LedgerError), self._database.write("end_run") as db:
+                db.execute("UPDATE run SET ended = 1 WHERE id = ?", (run,))
 
     def hold(self) -> set[int]:
         """Take again the locks of our own runs that were lost; returns the runs whose locks are held.
@@ -52,7 +78,7 @@ class Runs:
 
     def alive(self, run: int) -> bool:
         """Whether the process of a run lives."""
-        if run in self.held:
+        if run in self.held or not self.ended({run: False}):
             return True
         lock = self.lock(run, others=True)
         if lock.acquire():

@@ -37,13 +37,19 @@ __all__ = ["MIGRATIONS", "check_version", "statements"]
 # - `waste.unseen`: the most that possible doubles may have cost (pico-USD), which counts against a spend limit.
 # - `adopted`: the keys of a batch made elsewhere by their custom_ids, and which request each row was taken for (0: its
 #   row has not been seen). Gone when the batch is closed.
+# - `epoch`: how often the lease had gone to another holder when a batch was sealed; `meta` has how often by now.
 # - There are foreign keys where the lookup they need is cheap in both directions. `request.terms` has none: it would
 #   need one more index over all requests. `body` has none: bulks insert both, and `Records.delete` deletes both.
 _FIRST = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL){clustered};
 CREATE TABLE deleted (name TEXT PRIMARY KEY, last {integer} NOT NULL){clustered};
 INSERT INTO deleted VALUES ('request', 0), ('result', 0);
-CREATE TABLE run (id {numbered}, pid {integer} NOT NULL, started {integer} NOT NULL);
+CREATE TABLE run (
+    id {numbered},
+    pid {integer} NOT NULL,
+    started {integer} NOT NULL,
+    ended {integer} NOT NULL DEFAULT 0
+);
 CREATE TABLE job (
     id {numbered},
     name {bytes} UNIQUE,
@@ -132,7 +138,8 @@ CREATE TABLE batch (
     job {integer} NOT NULL,
     model TEXT NOT NULL,
     first {integer} NOT NULL,
-    last {integer} NOT NULL
+    last {integer} NOT NULL,
+    epoch {integer} NOT NULL DEFAULT 0
 );
 CREATE INDEX batch_live ON batch (id) WHERE live = 1;
 CREATE INDEX batch_remote ON batch (remote_id) WHERE remote_id IS NOT NULL;

@@ -227,13 +227,15 @@ class SqliteDatabase:
 
     # -- processes --------------------------------------------------------------------------------------------------
 
-    def process_lock(
-        self,
-        name: str,
-        *,
-        others: bool = False,  # noqa: ARG002
-        again: bool = False,  # noqa: ARG002
-    ) -> MemoryLock | ProcessLock:
+    grace = 0.0
+    unsure = False
+
+    @staticmethod
+    def free(names: Sequence[str]) -> list[str]:
+        """All: whoever gets a lock knows."""
+        return list(names)
+
+    def process_lock(self, name: str, *, again: bool = False) -> MemoryLock | ProcessLock:  # noqa: ARG002
         """The lock of this name: a file beside the ledger's."""
         lock = MemoryLock() if self._memory else ProcessLock(self._folder / f"{name}.lock")
         self._locks.add(lock)

@@ -45,7 +45,7 @@ DRAWN = {
         st.sampled_from(["my-model", "claude.5", "é"]),
         st.builds(Rates, input=rate, output=rate, cache_write=st.none() | rate, cache_read=st.none() | rate),
     ),
-    "fallback_models": st.lists(st.text(min_size=1), max_size=3),
+    "fallback_models": st.lists(st.text(min_size=1).filter(str.isprintable), max_size=3),
 }
 policies = st.builds(Policy, **DRAWN)
 

@@ -33,6 +33,7 @@ json_values = st.recursive(
     ("changes", "words"),
     [
         ({"model": None}, "model"),
+        ({"model": "claude\0"}, "model"),
         ({"model": ""}, "model"),
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),

@@ -360,7 +360,7 @@ def _to_poll_every(value: object) -> tuple[timedelta, timedelta]:
 
 def _to_models(value: object) -> tuple[str, ...]:
     models = None if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
-    if models is None or not all(isinstance(model, str) and model for model in models):
+    if models is None or not all(isinstance(model, str) and model and model.isprintable() for model in models):
         raise InvalidValueError(f"fallback_models={shown(value)} is no list of models' ids; give e.g. ['claude-...']")
     return models
 

@@ -119,7 +119,7 @@ def _without_options(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _to_model(model: object) -> str:
     model = bare(model)
-    if not isinstance(model, str) or not model:
+    if not isinstance(model, str) or not model or not model.isprintable():
         raise InvalidRequestError(f"params['model'] is {shown(model)}; give a model's id")
     return model
 
@@ -142,7 +142,7 @@ def _traits(params: Mapping[str, Any]) -> Traits:
         model, max_tokens, messages = params["model"], params["max_tokens"], params["messages"]
     except KeyError as error:
         raise InvalidRequestError(f"params lack {error}; a Messages call needs it") from None
-    if type(model) is not str or not model:
+    if type(model) is not str or not model or not model.isprintable():
         model = _to_model(model)
     if type(max_tokens) is not int or not 0 <= max_tokens <= _MOST_TOKENS:
         max_tokens = _to_max_tokens(max_tokens)

@@ -243,6 +243,7 @@ def without(key):
         without("id"),
         {**BATCH, "id": 7},
         {**BATCH, "id": ""},
+        {**BATCH, "id": "a\u0000b"},
         {**BATCH, "processing_status": "paused"},
         {**BATCH, "processing_status": []},
         {**BATCH, "created_at": "yesterday"},

@@ -1477,6 +1477,20 @@ def test_a_closed_ledger_says_so(world: World) -> None:
         world.accept("a")
 
 
+def test_texts_with_what_no_database_may_take_harm_nothing(world: World) -> None:
+    world.ledger.suspend(SYNC, "a server said \0 and \ud800")
+    assert world.ledger.snapshot().suspended == {SYNC: r"a server said \x00 and \ud800"}
+    number = world.accept("a\0b\ud800", body=b'{"a":"\\u0000"}', job="j\0").row.id
+    found = world.ledger.find("a\0b\ud800", job="j\0")
+    assert found is not None
+    assert found.id == number
+    theirs = attrs.evolve(FLEXIBLE, adopted=True)
+    named = {"keys": {}, "requests": 3, "terms": theirs, "nonce": "n", "created_at": NOW, "expires_at": NOW, "now": NOW}
+    world.ledger.adopt("msgbatch_1", job=None, **named)
+    (batch,) = world.ledger.snapshot().batches
+    assert list(world.ledger.name_adopted(batch.id, ["x\0", "good", "\ud800"])) == ["good"]
+
+
 # -- the lease ------------------------------------------------------------------------------------------------------
 
 
@@ -1488,7 +1502,7 @@ def test_who_lost_the_lease_sends_nothing_of_what_was_sealed_before(backend: Bac
     one.accept("a")
     batch = one.sealed()
     one.accept("b")
-    posting = posted(one.ledger, batch, watermark="w", posting_server=NOW)
+    posted(one.ledger, batch, watermark="w", posting_server=NOW)
     assert one.ledger.still_posting(batch.id)
     later = one.sealed()
     one.accept("c")
@@ -1501,7 +1515,7 @@ def test_who_lost_the_lease_sends_nothing_of_what_was_sealed_before(backend: Bac
     assert not one.ledger.still_posting(batch.id), "another one has led in between"
     assert not one.ledger.update_batch(attrs.evolve(later, state=BatchState.POSTING, posting_at=NOW), was=later)
     assert one.view(later.id).state is BatchState.SEALED
-    one.ledger.created(posting.id, remote_id="msgbatch_1", created_at=NOW, expires_at=NOW, now=NOW)
+    one.ledger.created(batch.id, remote_id="msgbatch_1", created_at=NOW, expires_at=NOW, now=NOW)
     assert one.view(batch.id).remote_id == "msgbatch_1", "what the API said is true all the same"
     assert one.sealed().requests == 1
 

@@ -324,6 +324,8 @@ def test_a_run_that_was_taken_for_dead_is_written_down_again(url: str) -> None:
 def test_neither_settings_of_the_server_nor_of_the_url_change_how_a_ledger_works(url: str) -> None:
     settings = {
         "idle_session_timeout": "200",
+        "statement_timeout": "100",
+        "lock_timeout": "10",
         "default_transaction_isolation": "repeatable\\ read",
         "default_transaction_read_only": "on",
         "client_encoding": "latin1",
@@ -348,7 +350,9 @@ def test_neither_settings_of_the_server_nor_of_the_url_change_how_a_ledger_works
             thread.join()
         assert not failed
         assert two.snapshot().suspended == {Lane.SYNC: "für → x"}
-        time.sleep(0.5)
+        with one.database.write("slow") as db:
+            db.execute("SELECT pg_sleep(0.3)")
+        time.sleep(0.2)
         assert one.lease.held, "the server ended a session that was idle"
         assert not two.lease.acquire()
 

@@ -55,7 +55,7 @@ async def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, j
 
 def _checked(batch_id: object, keys: Mapping[str, str] | None, job: object) -> dict[str, str]:
     """The keys by custom_id."""
-    if not isinstance(batch_id, str) or not batch_id:
+    if not isinstance(batch_id, str) or not batch_id or not batch_id.isprintable():
         raise InvalidValueError(f"batch_id={shown(batch_id)} is no batch's id; use the id that create returned")
     if job is not None:
         check_job(job)

@@ -169,11 +169,13 @@ def _maybe_moment(text: str | None) -> datetime | None:
 
 def _batch(value: Any, time: datetime | None, workspace: str | None) -> BatchInfo:
     status = value["processing_status"]
-    if not value["id"] or not isinstance(value["id"], str) or status not in {"in_progress", "canceling", "ended"}:
+    name = value["id"]
+    named = isinstance(name, str) and name and name.isprintable()  # with a NUL, no database would take it
+    if not named or status not in {"in_progress", "canceling", "ended"}:
         raise ValueError("not a batch")
     counts = value["request_counts"]
     return BatchInfo(
-        id=value["id"],
+        id=name,
         status=cast("BatchStatus", status),
         counts=Counts(
             processing=int(counts["processing"]),

@@ -123,8 +123,10 @@ class Adoption:
         """The requests of rows of an adopted batch, by their custom_ids.
 
         One that has not been seen before takes the next of the batch's requests, and gives it its key: the one that
-        was given for it, else its custom_id. Ids beyond the number of the batch's requests are left out.
+        was given for it, else its custom_id. Ids beyond the number of the batch's requests are left out, and so are
+        those that hold what cannot be seen, which the API takes for none.
         """
+        custom_ids = [each for each in custom_ids if each.isprintable()]
         with self._database.write("name_adopted") as db:
             first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
             known = {

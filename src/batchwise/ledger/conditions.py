@@ -78,6 +78,8 @@ class Conditions:
         `resumes`: how often `resume` had been called when that began which failed. It says nothing of the time after
         another `resume`, and suspends nothing then.
         """
+        # It may hold a server's words, and among them what no database keeps.
+        reason = reason.encode("utf-8", "backslashreplace").decode().replace("\0", r"\x00")
         with self._database.write("suspend") as db:
             before = meta.get(db, f"suspended:{lane.value}")
             known = meta.resumes(db)

@@ -40,6 +40,8 @@ _SETTINGS = {
     "enable_hashjoin": "off",
     # What holds the ledger's lock and stands still, or is cut off, is ended: others go on.
     "lock_timeout": f"{BUSY_SECONDS}s",
+    # One that is meant for pages of a site would end a bulk, the same one at each try.
+    "statement_timeout": "0",
     "idle_in_transaction_session_timeout": f"{BUSY_SECONDS}s",
     "tcp_keepalives_idle": "30s",
     "tcp_keepalives_interval": "10s",
@@ -51,8 +53,12 @@ _SETTINGS = {
     "default_transaction_read_only": "off",
 }
 """Of each session, whatever the server, the role, the URL or the environment says."""
-_IDLE_SESSIONS_END = 140_000
-"""The first version of a server that may end an idle session."""
+_LATER_SETTINGS = {
+    # A session that stands still for long may be the one whose locks say that this process lives.
+    "idle_session_timeout": 140_000,
+    "transaction_timeout": 170_000,
+}
+"""Limits that are switched off, and the first version of a server that has them."""
 
 
 @attrs.frozen(repr=False)
@@ -84,8 +90,8 @@ class Target:
             found = connection.execute("SHOW synchronous_commit").fetchone()
             # With `off`, a seal could be lost after its POST: a batch bought twice.
             durable = {"synchronous_commit": "on"} if found == ("off",) else {}
-            # A session that stands still for long may be the one whose locks say that this process lives.
-            lasting = {"idle_session_timeout": "0"} if connection.info.server_version >= _IDLE_SESSIONS_END else {}
+            version = connection.info.server_version
+            lasting = {name: "0" for name, since in _LATER_SETTINGS.items() if version >= since}
             settings = {**_SETTINGS, **durable, **lasting, "search_path": self.schema}
             _adapt(connection.adapters)
             connection.execute("; ".join(f"SET {name} TO '{value}'" for name, value in settings.items()))

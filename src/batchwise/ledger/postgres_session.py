@@ -187,8 +187,8 @@ class Session:
 
     def unsure(self, grace: float) -> bool:
         """Whether it has to be asked again soon: a lock was free, and has not been for long."""
-        with self._lock:
-            return any(monotonic() - since < 2 * grace for since in self._free.values())
+        found = self._free  # without the lock: whoever asks for it may hold one that a listener takes
+        return any(monotonic() - since < 2 * grace for since in found.values())
 
     def give(self, lock: SessionLock) -> None:
         """Give a lock up."""
@@ -220,7 +220,7 @@ class Session:
                 self._connection = None
                 self._lost.update((lock.key, lock) for lock in self._held.values() if lock.again)
                 self._held.clear()
-                self._free.clear()  # they may have lost theirs, too
+                self._free = {}  # they may have lost theirs, too
         connection.close()
         self._nudge()
 

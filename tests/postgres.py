@@ -16,7 +16,7 @@ from filelock import FileLock
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.opening import open_ledger
 
-__all__ = ["QUICK", "Schemas", "opened_without_grace", "start"]
+__all__ = ["QUICK", "Schemas", "opened_without_grace", "restart", "start"]
 
 _TRIES = 5
 QUICK = """
@@ -53,6 +53,13 @@ def start(folder: Path, settings: str = QUICK) -> Any:
             except subprocess.SubprocessError:  # it is given ten seconds, which a busy machine may need
                 time.sleep(1)
         return server
+
+
+def restart(server: Any, how: str) -> None:
+    """Stop a server (`fast`: it ends all sessions; `immediate`: as a crash does) and start it again."""
+    program = str(server.bin_path / "pg_ctl")
+    arguments = ["-D", str(server.pgdata), "-m", how, "-l", str(server.log), "-w", "restart"]
+    subprocess.run([program, *arguments], user=server.system_user, check=True, stdout=subprocess.DEVNULL)
 
 
 def opened_without_grace(url: str) -> Ledger:

@@ -31,6 +31,7 @@ from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.planning import agenda
 from batchwise.planning.outcomes import Fault
 from batchwise.planning.pricing import cost
+from tests.postgres import opened_without_grace
 from tests.strategies import params
 
 START = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
@@ -427,7 +428,7 @@ class World:
         self.skew, self.server_skew = timedelta(0), server_skew
         self.policy = policy or bw.Policy()
         self.api = beside.api if beside is not None else Api(lambda: self.true + self.server_skew)
-        self.ledger = SqliteLedger(path)
+        self.ledger = opened_without_grace(path) if "://" in path else SqliteLedger(path)
         self.tasks: list[Task] = []
         self.random = random.Random(0)
         self.next_due: datetime | None = None
@@ -539,7 +540,8 @@ class World:
         if done and self.tasks:
             self.random.choice(self.tasks).do_and_die(self.api)
         self.tasks.clear()
-        self.ledger._runs.held.clear()
+        while self.ledger._runs.held:
+            self.ledger._runs.held.popitem()[1].release()
         self.ledger._lease.release()
         self.engine = self._start()
 
@@ -553,11 +555,12 @@ class World:
 
     def _look_back(self) -> None:
         """Nothing that is known of a batch is forgotten, as when an old view of it is written over a newer one."""
-        rows = self.ledger.database.connection.execute(
+        with self.ledger.database.read() as db:
             # When the cancel was asked for may be set right, but not forgotten.
-            "SELECT id, state, remote_id, cancel_at IS NOT NULL, canceled, nonce, struck FROM batch"
-        )
-        for number, *fact, nonce, struck in rows.fetchall():
+            rows = db.execute(
+                "SELECT id, state, remote_id, cancel_at IS NOT NULL, canceled, nonce, struck FROM batch"
+            ).fetchall()
+        for number, *fact, nonce, struck in rows:
             state, *rest = fact
             was, *before = self._facts.get(number, fact)
             back = ORDER.index(state) < ORDER.index(was)

@@ -16,6 +16,7 @@ import pytest
 
 import batchwise as bw
 from batchwise.sandbox import Reply, Sandbox
+from tests.postgres import Schemas
 from tests.reliability.conftest import Store
 from tests.reliability.crossing import POLICY, context
 from tests.reliability.simulation import HOUR, MINUTE, World
@@ -39,7 +40,7 @@ LATENCIES = (bw.Latency.BLOCKING, bw.Latency.FLEXIBLE, 2 * HOUR, 26 * HOUR, 30 *
 SPANS = (MINUTE, HOUR, 6 * HOUR, 25 * HOUR)
 
 
-def live_through(seed: int) -> str:
+def live_through(seed: int, path: str = ":memory:") -> str:
     """A world of this seed, checked after each thing that happens; returns what went on in it, for the log."""
     chance = random.Random(seed)
     cap = chance.choice(["0.015", "0.02", "0.04", "0.07"])
@@ -49,7 +50,7 @@ def live_through(seed: int) -> str:
         hedge=chance.random() < 0.5,
         max_attempts=chance.choice([2, 3, 5]),
     )
-    world = World(policy)
+    world = World(policy, path=path)
     world.random.seed(seed)
     refused = accepted = 0
     try:
@@ -82,6 +83,11 @@ def live_through(seed: int) -> str:
 @pytest.mark.parametrize("seed", [*range(12), *(pytest.param(n, marks=pytest.mark.soak) for n in range(12, 212))])
 def test_the_spend_limit_is_passed_in_no_world(seed: int) -> None:
     print(live_through(seed))
+
+
+@pytest.mark.parametrize("seed", [12, *(pytest.param(n, marks=pytest.mark.soak) for n in range(13, 212))])
+def test_the_spend_limit_is_passed_in_no_world_in_postgres(seed: int, schemas: Schemas) -> None:
+    print(live_through(seed, schemas.url()))
 
 
 @pytest.mark.parametrize("latency", [bw.Latency.FLEXIBLE, 2 * HOUR, 30 * HOUR])

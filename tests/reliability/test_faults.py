@@ -1,6 +1,6 @@
 """The fault matrix: every fault of the sandbox, once and for ever, against a real dispatcher over real sockets.
 
-It runs against `Dispatcher`, and against `AsyncDispatcher` on asyncio and on trio.
+It runs against `Dispatcher`, and against `AsyncDispatcher` on asyncio and on trio, and on a ledger in Postgres.
 
 Once: everything settles right, nothing is lost, nothing is bought twice but in the cases that EXCEPTIONS names, which
 the books admit. For ever: it ends in an answer, a failed request with its reason, or a suspended lane that whoever
@@ -26,6 +26,7 @@ import batchwise as bw
 from batchwise.engine import collection
 from batchwise.sandbox import KNOWN_FAULTS, Sandbox
 from tests.dispatchers.world import Async, Colour, Sync, listed
+from tests.reliability.conftest import Store
 from tests.reliability.crossing import MILLISECOND, POLICY
 from tests.strategies import params
 
@@ -87,11 +88,11 @@ def rescued(policy: bw.Policy) -> tuple[bw.Policy, timedelta]:
 class Run:
     """One run of a small job and some sync calls against a sandbox."""
 
-    def __init__(self, folder: Path, fault: str, colour: Colour | None = None, **settings: Any) -> None:
+    def __init__(self, ledger: Path | str, fault: str, colour: Colour | None = None, **settings: Any) -> None:
         self.colour = colour or Sync()
         self.rescue = fault.startswith("cancel.")
         self.sandbox = Sandbox(**{"batch_latency": 60.0 if self.rescue else 0.15, "sync_latency": 0.01, **settings})
-        self.ledger = folder / "ledger.db"
+        self.ledger = ledger
         self.policy, self.sla = rescued(POLICY) if self.rescue else (POLICY, None)
         # A hang that lasts must not hold the test; on a busy machine any other answer may take more than a second.
         self.timeout = 1.0 if fault == "create.hang" else 10.0
@@ -178,13 +179,32 @@ def _few_retries() -> dict[str, Any]:
     }
 
 
-COLOURS = pytest.mark.parametrize("colour", [Sync(), Async("asyncio"), Async("trio")], ids=lambda colour: colour.name)
+_ALL = [Sync(), Async("asyncio"), Async("trio")]
+COLOURS = pytest.mark.parametrize("colour", _ALL, ids=lambda colour: colour.name)
+OFTEN_IN_POSTGRES = {"create.drop_after", "messages.drop_after_billing"}
+"""Faults that each run of the tests has on Postgres, too; the soak has all."""
+MATRIX = [
+    *(
+        pytest.param(fault, each, "sqlite", id=f"{fault}-{each.name}")
+        for fault in sorted(KNOWN_FAULTS)
+        for each in _ALL
+    ),
+    *(
+        pytest.param(
+            fault,
+            _ALL[0],
+            "postgres",
+            id=f"{fault}-postgres",
+            marks=[] if fault in OFTEN_IN_POSTGRES else [pytest.mark.soak],
+        )
+        for fault in sorted(KNOWN_FAULTS)
+    ),
+]
 
 
-@COLOURS
-@pytest.mark.parametrize("fault", sorted(KNOWN_FAULTS))
-def test_once(fault: str, colour: Colour, tmp_path: Path) -> None:
-    run = Run(tmp_path, fault, colour)
+@pytest.mark.parametrize(("fault", "colour", "store"), MATRIX, indirect=["store"])
+def test_once(fault: str, colour: Colour, store: Store) -> None:
+    run = Run(store.ledger(), fault, colour)
     with run.sandbox as sandbox:
         order = sandbox.fault(fault, **ONCE.get(fault, {}))
         run.go(resume=True)
@@ -278,11 +298,10 @@ def ending(run: Run, prefix: str, lane: str) -> str | set[str]:
     return {result.error.type for result in found if result.error is not None} or ANSWERED
 
 
-@COLOURS
-@pytest.mark.parametrize("fault", sorted(KNOWN_FAULTS))
-def test_for_ever(fault: str, colour: Colour, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fault", "colour", "store"), MATRIX, indirect=["store"])
+def test_for_ever(fault: str, colour: Colour, store: Store) -> None:
     settings: dict[str, Any] = {"window": 1.0} if fault == "retrieve.stale" else {}
-    run = Run(tmp_path, fault, colour, **settings)
+    run = Run(store.ledger(), fault, colour, **settings)
     if fault in {"retrieve.stale", "create.rate_limited_429"}:
         run.policy = attrs.evolve(run.policy, window=timedelta(seconds=1))
     with run.sandbox as sandbox:
@@ -327,7 +346,7 @@ def test_the_documentation_lists_the_same_exceptions() -> None:
 
 @pytest.mark.parametrize("hours", [-30.0, -0.1, 0.1, 30.0])
 def test_skewed_clocks(hours: float, tmp_path: Path) -> None:
-    run = Run(tmp_path, "", clock_skew=hours * 3600)
+    run = Run(tmp_path / "ledger.db", "", clock_skew=hours * 3600)
     with run.sandbox as sandbox:
         sandbox.fault("create.drop_after")
         run.go()
@@ -339,7 +358,7 @@ def test_skewed_clocks(hours: float, tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["create.drop_after", "create.drop_before"])
 @pytest.mark.parametrize("ended", [True, False])
 def test_other_tools_batches_of_equal_counts(fault: str, ended: bool, tmp_path: Path) -> None:
-    run = Run(tmp_path, "")
+    run = Run(tmp_path / "ledger.db", "")
     with run.sandbox as sandbox:
         foreign = []
 
@@ -360,7 +379,7 @@ def test_other_tools_batches_of_equal_counts(fault: str, ended: bool, tmp_path: 
 
 
 def test_the_server_restarts_while_everything_runs(tmp_path: Path) -> None:
-    run = Run(tmp_path, "", batch_latency=0.5)
+    run = Run(tmp_path / "ledger.db", "", batch_latency=0.5)
     # On a busy machine the calls may begin just when it is away: then they are refused at once, again and again.
     run.policy = attrs.evolve(POLICY, max_attempts=50)
     with run.sandbox as sandbox:
@@ -375,7 +394,7 @@ def test_the_server_restarts_while_everything_runs(tmp_path: Path) -> None:
 def test_a_batch_that_turns_up_after_the_grace_is_cancelled_and_what_it_did_is_booked(
     colour: Colour, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path, "", colour, batch_latency=20.0)
+    run = Run(tmp_path / "ledger.db", "", colour, batch_latency=20.0)
     run.policy = attrs.evolve(POLICY, create_grace=300 * MILLISECOND, exclusive_workspace=True)
     with run.sandbox as sandbox:
         sandbox.fault("create.accepted_late", delay=3.0)

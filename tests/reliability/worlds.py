@@ -1,6 +1,6 @@
 """Random worlds: a user's script on a host that fails and an API that fails, both drawn from one seed.
 
-The script runs in a real process on a real ledger file against the sandbox. Something befalls its host while it works.
+The script runs in a real process on a real ledger against the sandbox. Something befalls its host while it works.
 A second process then runs the same script on a sound host. The sandbox's books say what was bought.
 """
 
@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -23,16 +23,20 @@ from typing import Any
 import anthropic
 import anyio
 import attrs
+import psycopg
 
 import batchwise as bw
 from batchwise.engine.core import Engine
 from batchwise.ledger import sqlite_file
+from batchwise.ledger.postgres_session import key_of
 from batchwise.sandbox import Sandbox
 from tests.reliability.crossing import context, run, short_window
 from tests.strategies import params
 
 HOSTS = ("sound", "kill", "stop", "fork", "threads", "busy", "full", "ahead", "behind")
 """What may befall the process; `ahead` and `behind`: its clock is set."""
+HOSTS_IN_POSTGRES = tuple("cut" if host == "full" else host for host in HOSTS)
+"""The same with a ledger in Postgres. No disk of ours can be full there, but connections are cut."""
 
 PASSING: tuple[tuple[str, dict[str, Any]], ...] = (
     ("create.drop_before", {}),
@@ -79,6 +83,7 @@ LASTING: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 """Faults that suspend a lane until somebody resumes it: a deadline may be missed meanwhile."""
 
+_RUNS = [f"run-{number}" for number in range(1, 9)]
 SLA = 18.0
 POLICY = attrs.evolve(short_window(SLA), max_attempts=5)
 PATIENCE = 75.0
@@ -100,14 +105,17 @@ class World:
     moment: float
     """Seconds after the script's begin at which the host fails."""
 
+    folder: str = ""
+    """Where the process leaves word."""
+
     @classmethod
-    def drawn(cls, seed: int) -> World:
+    def drawn(cls, seed: int, hosts: Sequence[str] = HOSTS) -> World:
         """The world of this seed."""
         chance = random.Random(seed)
         fault, options = chance.choice(PASSING + LASTING)
         return cls(
             seed=seed,
-            host=HOSTS[seed % len(HOSTS)],  # a few seeds in a row have each of them
+            host=hosts[seed % len(hosts)],  # a few seeds in a row have each of them
             fault=fault,
             options=options,
             colour=chance.choice(("threads", "tasks")),
@@ -259,8 +267,25 @@ def _busy_database(ledger: str) -> None:
 def hold_the_ledger(ledger: str, moment: float) -> None:
     """In a process of its own: SQLite's locks do not exclude a process from itself in the same way."""
     time.sleep(moment)
-    if Path(ledger).exists():
+    if "://" in ledger:
+        with psycopg.connect(ledger.rpartition("&")[0]) as db:
+            db.execute("SELECT pg_advisory_xact_lock(%s)", (key_of(ledger.rpartition("=")[2], "write"),))
+            time.sleep(2.0)
+    elif Path(ledger).exists():
         _busy_database(ledger)
+
+
+def cut_the_sessions(ledger: str, moment: float) -> None:
+    """End all sessions of a ledger in Postgres, three times."""
+    with psycopg.connect(ledger.rpartition("&")[0], autocommit=True) as db:
+        for _ in range(3):
+            time.sleep(moment)
+            db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks "
+                "WHERE locktype = 'advisory' AND pid <> pg_backend_pid() "
+                "AND (classid::bigint << 32) | objid::bigint = ANY(%s)",
+                ([key_of(ledger.rpartition("=")[2], name) for name in ("lease", "write", *_RUNS)],),
+            )
 
 
 def _load_clients(base_url: str) -> None:
@@ -281,7 +306,7 @@ def _forked(world: World, base_url: str, ledger: str) -> None:
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
-    Path(ledger).with_name("fork").write_text(str(os.waitstatus_to_exitcode(status)), encoding="ascii")
+    Path(world.folder, "fork").write_text(str(os.waitstatus_to_exitcode(status)), encoding="ascii")
 
 
 @contextmanager
@@ -353,7 +378,8 @@ class Verdict:
 def _first_life(world: World, base_url: str, ledger: str) -> str | None:
     """The befallen process; what is wrong about how it ended."""
     process = context().Process(target=live_befallen, args=(world, base_url, ledger))
-    holder = context().Process(target=hold_the_ledger, args=(ledger, world.moment)) if world.host == "busy" else None
+    beside = {"busy": hold_the_ledger, "cut": cut_the_sessions}.get(world.host)
+    holder = None if beside is None else context().Process(target=beside, args=(ledger, world.moment))
     process.start()
     if holder is not None:
         holder.start()
@@ -379,10 +405,11 @@ def _first_life(world: World, base_url: str, ledger: str) -> str | None:
     return None
 
 
-def judged(world: World, folder: Path) -> Verdict:
-    """Live through a world, and look at what became of it."""
+def judged(world: World, folder: Path, ledger: str | None = None) -> Verdict:
+    """Live through a world, and look at what became of it; the ledger is a file in the folder, or this one."""
     folder.mkdir()
-    ledger, verdict = str(folder / "ledger.db"), Verdict()
+    world, verdict = attrs.evolve(world, folder=str(folder)), Verdict()
+    ledger = ledger or str(folder / "ledger.db")
     with Sandbox(
         batch_latency=world.duration, sync_latency=0.02, cancel_latency=0.05, window=POLICY.window, seed=world.seed
     ) as sandbox:

@@ -609,3 +609,15 @@ def test_an_answer_that_was_cut_off_is_one_unless_a_schema_is_asked_for() -> Non
 def test_an_expired_row_says_why() -> None:
     error = rule_row({"type": "expired"}).error
     assert error == ResultError("expired", "the batch's window ended before this request's turn", retryable=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "lost"),
+    [
+        (None, True), (200, True), (399, True), (400, False), (429, False), (499, False), (500, False), (501, False),
+        (502, True), (503, False), (504, True), (505, False), (524, True), (529, False), (599, True),
+    ],
+)  # fmt: skip
+def test_a_call_whose_answer_may_be_lost_is_doubtful(status: int | None, lost: bool) -> None:
+    for sent in (True, False):
+        assert rule_call(Fault(status, "api_error", "words", request_sent=sent)).doubtful == (lost and sent)

@@ -666,3 +666,21 @@ def test_what_is_planned_with_after_refusals_is_what_is_let_go_and_answered() ->
     go(crowded)
     refuse(crowded, 0.0, 1.0, Refusal.TOO_MANY_AT_ONCE)
     assert (crowded.share, crowded.reached(0.0)) == (1.0, pytest.approx(0.8))
+
+
+@pytest.mark.parametrize("origin", [0.0, 5_000.0])
+def test_what_a_model_writes_is_learned_by_any_clock(origin: float) -> None:
+    """Five calls of 10 s wrote a tenth, and one that runs for 20 s may write all of its 1,000 tokens."""
+    forecast = OutputForecast()
+    forecast.begin("m", 1_000, origin)
+    calls = [forecast.begin("m", 1_000, origin) for _ in range(5)]
+    for call in calls:
+        forecast.end(call, 1_000, 100, origin + 10.0)
+    # The mean is (5 * 0.1 + 1) / 6 = 0.25; the mean square 0.175, so two standard errors are 0.3.
+    spread = math.sqrt((5 * 0.01 + 1) / 6 - 0.25**2)
+    assert forecast.expect("m", 1_000, origin + 20.0) == math.ceil(1_000 * (0.25 + 2 * spread / math.sqrt(5)))
+    young = OutputForecast()
+    for call in [young.begin("m", 1_000, origin) for _ in range(5)]:
+        young.end(call, 1_000, 100, origin + 10.0)
+    young.begin("m", 1_000, origin + 15.0)  # it has run for 5 s, which says nothing
+    assert young.expect("m", 1_000, origin + 20.0) == pytest.approx(100, abs=1)

@@ -343,6 +343,19 @@ def test_4_near_deadlines_share_a_batch_and_others_do_not() -> None:
     assert sorted(sealed) == [(1, 2), (3,), (4,), (5,)]
 
 
+def test_4_what_shares_a_batch_goes_by_deadlines_whenever_it_came() -> None:
+    queue = (
+        group(1, 30 * HOUR, flush=True, since=NOW - 3 * HOUR),
+        group(2, 60 * HOUR, flush=True, since=NOW - 2 * HOUR),
+        group(3, 31 * HOUR, flush=True, since=NOW - HOUR),
+    )
+    assert acts(Snapshot(batch_queue=queue)) == [Seal((1, 3), (), 100_000), Seal((2,), (), 100_000)]
+    late = hedged(4, 2 * HOUR, flush=True), group(5, 2 * HOUR, flush=True), group(6, None, flush=True)
+    policy = attrs.evolve(POLICY, hedge=True)
+    sealed = [action.terms for action in acts(Snapshot(batch_queue=late), policy=policy) if isinstance(action, Seal)]
+    assert sorted(sealed) == [(4,), (5,), (6,)]
+
+
 def test_4_the_account_s_queue_limits_a_seal() -> None:
     policy = Policy(limits=Limits(batch_requests_in_queue=100))
     queue = group(1, None, requests=80, flush=True), group(2, requests=80, flush=True)

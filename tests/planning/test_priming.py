@@ -27,6 +27,7 @@ from batchwise.planning.priming import (
     Primed,
     cheapest,
     expected_cost,
+    is_never_cached,
     minimum_tokens,
     next_step,
     prefix_of,
@@ -427,3 +428,18 @@ def test_a_prefix_is_primed_from_the_fewest_tokens_on_that_are_cached_and_never_
         assert [caching for _, _, caching in seals(snapshot(attrs.evolve(group, terms=terms)))] == [way]
     bet = attrs.evolve(group, terms=attrs.evolve(group.terms, reason=Reason.HEDGED, rescue_at=NOW + 70 * HOUR))
     assert [caching for _, _, caching in seals(snapshot(bet))] == [Caching.AS_IS]
+
+
+def test_a_breakpoint_behind_an_equal_beginning_is_counted() -> None:
+    known, shared = Prefixes(), block("p" * 100, MARK)
+    first = asked("a", shared).body
+    marked = asked("q", shared, messages=[{"role": "user", "content": [block("x", MARK)]}]).body
+    for body, count in ((first, 1), (marked, 2), (first, 1)):
+        found = known.of(MODEL, body)
+        assert found is not None
+        assert found.breakpoints == count
+
+
+def test_no_model_caches_less_than_1024_tokens() -> None:
+    assert (is_never_cached(1_023), is_never_cached(1_024)) == (True, False)
+    assert minimum_tokens("claude-opus-5") == minimum_tokens("claude-haiku-5") == minimum_tokens("other") == 4_096

@@ -295,3 +295,12 @@ def test_the_tokens_of_media_are_all_its_input() -> None:
         assert small[1] == 0
     by_byte = [most_cost(BOOK, traits, at=NOW, size=size, media=0, where="it")[1] for size in (100_000, 100_001)]
     assert by_byte[0] < by_byte[1]
+
+
+def test_an_unknown_price_is_said_with_what_to_write() -> None:
+    with pytest.raises(UnknownPriceError) as raised:
+        kept(Request(params(model="nobody-knows-1")))
+    assert str(raised.value) == (
+        "it: the price of 'nobody-knows-1' is unknown, so Policy.max_spend cannot be kept; give it, in USD per million "
+        "tokens: Policy(prices={'nobody-knows-1': Rates(input=3, output=15)}), or drop max_spend"
+    )

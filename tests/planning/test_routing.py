@@ -401,3 +401,12 @@ def test_a_size_is_refused_only_above_what_a_call_takes() -> None:
 def test_what_is_no_request_is_refused_with_what_to_write() -> None:
     with pytest.raises(bw.InvalidValueError, match=r"^request is a dict, not a Request; write Request\(params\)"):
         bw.choose_lane(params(), now=NOW)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("more", "hedges"), [(timedelta(0), False), (timedelta.resolution, True)])
+def test_a_hedge_needs_some_time_to_run_before_its_rescue(more: timedelta, hedges: bool) -> None:
+    """Of two hours 5 min are waited, and 1 h 45 min and 10 min for the cancel are kept."""
+    policy = Policy(hedge=True, min_reserve=timedelta(minutes=105))
+    decision = choose(policy, latency=2 * HOUR + more)
+    said = next(check.verdict for check in decision.checks if check.rule is Reason.HEDGED)
+    assert ("leaves no time for a batch before a rescue had to begin" in said) == (not hedges)

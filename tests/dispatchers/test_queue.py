@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
 
 from batchwise import Limits
-from batchwise.engine.queue import CallQueue, Ticked
+from batchwise.engine.queue import CallQueue, Slot
 from batchwise.ledger.values import Claim
 from batchwise.planning.capacity import Measured
 from batchwise.planning.outcomes import Refusal
@@ -27,17 +27,17 @@ SECOND = timedelta(seconds=1)
 class Calls(RuleBasedStateMachine):
     """Claims go in, run, are answered or fail or are given up, and finish; requests may have several at once."""
 
-    running: Bundle[Ticked] = Bundle("running")
-    answered: Bundle[Ticked] = Bundle("answered")
-    finished: Bundle[Ticked] = Bundle("finished")
+    running: Bundle[Slot] = Bundle("running")
+    answered: Bundle[Slot] = Bundle("answered")
+    finished: Bundle[Slot] = Bundle("finished")
 
     def __init__(self) -> None:
         super().__init__()
         self.queue = CallQueue(Limits(concurrency=CONCURRENCY))
         self.now = 0.0
         self.waiting: list[int] = []
-        self.run: list[Ticked] = []
-        self.storing: list[Ticked] = []
+        self.run: list[Slot] = []
+        self.storing: list[Slot] = []
         self.numbers = count()
 
     @rule(request=st.integers(1, 3), priority=st.integers(0, 2), wait=st.sampled_from([0.0, 5.0]))
@@ -50,33 +50,33 @@ class Calls(RuleBasedStateMachine):
     def take(self) -> object:
         self.now += 10.0
         got = self.queue.next(self.now)
-        if not isinstance(got, Ticked):
+        if not isinstance(got, Slot):
             assert not self.waiting or len(self.run) == CONCURRENCY, "a reservation was lost"
             return multiple()
         self.waiting.remove(got.claim.id)
         self.run.append(got)
         return got
 
-    @rule(target=answered, ticked=consumes(running), well=st.booleans())
-    def answer(self, ticked: Ticked, well: bool) -> Ticked:
+    @rule(target=answered, slot=consumes(running), well=st.booleans())
+    def answer(self, slot: Slot, well: bool) -> Slot:
         if well:
-            self.queue.done(ticked, self.now, headers={}, used_in=1, used_out=1, took=SECOND)
+            self.queue.done(slot, self.now, headers={}, used_in=1, used_out=1, took=SECOND)
         else:
-            self.queue.failed(ticked, self.now, refusal=None, retry_after=None, headers={})
-        self.run.remove(ticked)
-        self.storing.append(ticked)
-        return ticked
+            self.queue.failed(slot, self.now, refusal=None, retry_after=None, headers={})
+        self.run.remove(slot)
+        self.storing.append(slot)
+        return slot
 
-    @rule(target=finished, ticked=consumes(answered) | consumes(running))
-    def finish(self, ticked: Ticked) -> Ticked:
-        assert self.queue.finish(ticked, self.now)
-        assert not self.queue.holds(ticked.claim.id), "whoever is told now would not look"
-        (self.run if ticked in self.run else self.storing).remove(ticked)
-        return ticked
+    @rule(target=finished, slot=consumes(answered) | consumes(running))
+    def finish(self, slot: Slot) -> Slot:
+        assert self.queue.finish(slot, self.now)
+        assert not self.queue.holds(slot.claim.id), "whoever is told now would not look"
+        (self.run if slot in self.run else self.storing).remove(slot)
+        return slot
 
-    @rule(ticked=finished)
-    def finish_again(self, ticked: Ticked) -> None:
-        assert not self.queue.finish(ticked, self.now)
+    @rule(slot=finished)
+    def finish_again(self, slot: Slot) -> None:
+        assert not self.queue.finish(slot, self.now)
 
     @precondition(lambda self: self.waiting)
     @rule()
@@ -89,7 +89,7 @@ class Calls(RuleBasedStateMachine):
         queue, unfinished = self.queue, [*self.run, *self.storing]
         assert (queue.waiting, queue.storing) == (len(self.waiting), len(self.storing))
         assert queue.busy == len(self.waiting) + len(unfinished)
-        known = {*self.waiting, *(ticked.claim.id for ticked in unfinished)}
+        known = {*self.waiting, *(slot.claim.id for slot in unfinished)}
         assert not any(queue.holds(request) for request in {1, 2, 3} - known), "its end would never be told"
 
 
@@ -100,7 +100,7 @@ def claim(number: int, model: str) -> Claim:
 def gone(queue: CallQueue, now: float) -> list[int]:
     """The requests of the calls that go now."""
     found = []
-    while isinstance(got := queue.next(now), Ticked):
+    while isinstance(got := queue.next(now), Slot):
         found.append(got.claim.id)
     return found
 
@@ -109,7 +109,7 @@ def test_a_class_of_models_that_is_paused_holds_up_no_other() -> None:
     queue = CallQueue(None)
     queue.push(claim(1, "slow"), priority=0, due=1.0, now=0.0)
     refused = queue.next(0.0)
-    assert isinstance(refused, Ticked)
+    assert isinstance(refused, Slot)
     queue.failed(refused, 0.0, refusal=Refusal.TOO_FAST, retry_after=60 * SECOND, headers={})
     for number in range(2, 6):
         queue.push(claim(number, ("slow", "fast")[number % 2]), priority=2, due=1.0, now=0.0)
@@ -147,7 +147,7 @@ def test_nothing_late_runs_before_what_can_be_in_time(work: list[tuple[int, int]
     for step in steps[: len(work)]:
         passed += step
         got = queue.next(1_000.0 + passed, clock + passed)
-        assert isinstance(got, Ticked)
+        assert isinstance(got, Slot)
         left.remove(got.claim.id)
         if dues[got.claim.id] <= clock + passed:
             assert not [number for number in left if dues[number] > clock + passed]
@@ -159,7 +159,7 @@ def test_a_claim_that_becomes_late_in_the_queue_lets_others_go_first() -> None:
         terms = attrs.evolve(FLEXIBLE, deadline=world.now() + due)
         world.engine.push(Claim(number, f"k{number}", terms, b"{}", 0, ()), urgent=True)
     world.true += HOUR
-    order = [ticked.claim.id for _ in range(2) if isinstance(ticked := world.engine.next_call(), Ticked)]
+    order = [slot.claim.id for _ in range(2) if isinstance(slot := world.engine.next_call(), Slot)]
     world.close()
     assert order == [2, 1]
 
@@ -169,6 +169,6 @@ def test_what_is_late_already_runs_after_what_can_be_in_time() -> None:
     for number, due in enumerate((-SECOND, timedelta(0), SECOND), 1):
         terms = attrs.evolve(FLEXIBLE, deadline=world.now() + due)
         world.engine.push(Claim(number, f"k{number}", terms, b"{}", 0, ()), urgent=True)
-    order = [ticked.claim.id for _ in range(3) if isinstance(ticked := world.engine.next_call(), Ticked)]
+    order = [slot.claim.id for _ in range(3) if isinstance(slot := world.engine.next_call(), Slot)]
     world.close()
     assert order[0] == 3

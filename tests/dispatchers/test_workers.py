@@ -11,7 +11,7 @@ import pytest
 import batchwise as bw
 from batchwise.drivers import pump
 from batchwise.engine import actions
-from batchwise.engine.queue import Ticked
+from batchwise.engine.queue import Slot
 from batchwise.sandbox import Sandbox
 from tests.reliability.crossing import POLICY
 from tests.strategies import params
@@ -30,7 +30,7 @@ def test_a_call_that_comes_while_a_worker_takes_another_up_gets_a_worker_of_its_
 
         def meanwhile(*now: float) -> Any:
             taken = take(*now)
-            if isinstance(taken, Ticked) and not second:
+            if isinstance(taken, Slot) and not second:
                 second.append(threads.submit(d.dispatch, params("second")))
                 wait(second, timeout=0.5)  # with the fault, it has been dispatched by now
             return taken

@@ -24,7 +24,7 @@ from batchwise.engine import calls, core
 from batchwise.engine.actions import carry_out, withdraw
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Ask, Effect, Procedure
-from batchwise.engine.queue import Ticked
+from batchwise.engine.queue import Slot
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo, Counts, Created, Listing, Reply
 from batchwise.ledger.sqlite import SqliteLedger
@@ -497,8 +497,8 @@ class World:
                 self.tasks.append(
                     Task(carry_out(engine, action), lambda token=token, engine=engine: engine.under_way.end(token))  # type: ignore[misc]
                 )
-        while isinstance(ticked := self.engine.next_call(), Ticked):
-            self.tasks.append(Task(calls.call(self.engine, ticked), lambda: None))
+        while isinstance(slot := self.engine.next_call(), Slot):
+            self.tasks.append(Task(calls.call(self.engine, slot), lambda: None))
 
     def run(self, steps: int = 3_000, *, unfinished: int = 0) -> None:
         """Carry out what is due, effects interleaved; `steps` effects at most, the last `unfinished` tasks left."""

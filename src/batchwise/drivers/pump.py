@@ -41,7 +41,7 @@ from batchwise.engine.passes import (
     repeats,
     words_for,
 )
-from batchwise.engine.queue import Ticked
+from batchwise.engine.queue import Slot
 from batchwise.engine.setbacks import lasting, passing
 from batchwise.errors import ClosedDispatcherError, LedgerError
 from batchwise.ledger.forks import check_own
@@ -82,7 +82,7 @@ class Driver(ABC):
         self._next: datetime | None = None
         """When it looks again; None while it does."""
         self._asked = NEVER
-        """When it has to, for what was accepted since it began to look."""
+        """When it has to look at the latest, for what was accepted while it was looking."""
         self._gap, self._version, self._look_at = WATCH, -1, 0.0
         self._hears = engine.ledger.listen(self._changed_by_others)
         """Whether the ledger tells what others do."""
@@ -99,7 +99,7 @@ class Driver(ABC):
 
     @abstractmethod
     def _begin(self, procedure: Callable[[], Procedure[None]]) -> bool:
-        """Start it beside the pump; False if it cannot be started now: nothing of it has begun."""
+        """Start a procedure in the background; False, and nothing is started, if that is impossible now."""
 
     def _alone(self) -> bool:
         """Whether the pump cannot be started now, so that whoever waits does its work."""
@@ -182,7 +182,7 @@ class Driver(ABC):
 
     @contextmanager
     def _asking(self, waiter: object) -> Iterator[None]:
-        """What could not be looked at does not matter any more when nobody waits for it."""
+        """Forget at the end that this waiter could not look: nobody waits any more."""
         try:
             yield
         finally:
@@ -323,7 +323,7 @@ class Driver(ABC):
                 return
 
     async def _notice(self) -> bool:
-        """Whether there is something new since the last look, by whomever: then whoever waits is told.
+        """Look whether anybody has changed the ledger since the last look. If so, whoever waits is told.
 
         Every change is told, those that fall between two passes too: a caller that looked just before one would
         wait for ever.
@@ -369,7 +369,7 @@ class Driver(ABC):
             elif isinstance(action, QUICK):
                 moved |= await self._move(action)
             else:
-                await self._act_beside(action)
+                await self._act_in_background(action)
         if moved and await store(self.engine.ledger.version) != before:
             return 0.0  # rows moved: what is due now was not seen by this plan
         return wait
@@ -399,10 +399,11 @@ class Driver(ABC):
             self.call()
         return True
 
-    async def _act_beside(self, action: agenda.Action, raised: list[Exception] | None = None) -> bool:
-        """Carry it out beside, or here if nothing can be started; False: it is under way, or its gate has no place.
+    async def _act_in_background(self, action: agenda.Action, raised: list[Exception] | None = None) -> bool:
+        """Start an action in the background, or carry it out here if nothing can be started.
 
-        `raised`: takes what it raises, for whoever does not have it tried again.
+        Returns False if it is under way already, or if too many of its kind are. `raised` takes what it raises, for
+        callers who do not have it tried again.
         """
         with self._lock:
             crowd = sum(each == gate(action) for each in self._under_way.values())
@@ -416,7 +417,7 @@ class Driver(ABC):
         return True
 
     async def _act(self, action: agenda.Action, token: object, mark: object, raised: list[Exception] | None) -> None:
-        """Carry it out. One that fails begins again after its pause, and keeps no place meanwhile."""
+        """Carry an action out. One that fails begins again after its pause; its place is free meanwhile."""
         what, words = once(action), words_for(action)
         try:
             await self._storing(carry_out(self.engine, action), what, words, every=False)
@@ -436,11 +437,11 @@ class Driver(ABC):
 
     # -- the sync lane ----------------------------------------------------------------------------------------------
 
-    async def _call(self, ticked: Ticked) -> None:
-        what = f"call {ticked.place}"
+    async def _call(self, slot: Slot) -> None:
+        what = f"call {slot.place}"
         try:
             # All its ledger calls: nobody plans a call again, and an answer that came is paid for.
-            await self._storing(call(self.engine, ticked), what, "storing what became of a call", every=True)
+            await self._storing(call(self.engine, slot), what, "storing what became of a call", every=True)
         except Exception as error:  # noqa: BLE001  # its request is cleared up after the end of this run
             if lasting(error):
                 self._fail(error)
@@ -454,7 +455,7 @@ class Driver(ABC):
             self._waiters.ring_all()
 
     async def _storing(self, procedure: Procedure[T], what: Hashable, words: str, *, every: bool) -> T:
-        """Carry it out; ledger calls (the sure ones, or every one) that fail for a while are repeated."""
+        """Carry a procedure out. Ledger calls that fail in passing are repeated: the sure ones, or every one."""
 
         async def again(effect: Effect, error: Exception) -> bool:
             if not (isinstance(effect, Store) and (every or effect.sure) and passing(error)):
@@ -469,7 +470,7 @@ class Driver(ABC):
         if not self.engine.queue.waiting or self.call():
             return False
         got = self.engine.next_call()
-        if not isinstance(got, Ticked):
+        if not isinstance(got, Slot):
             return False
         await self._call(got)
         return True
@@ -497,7 +498,7 @@ class Driver(ABC):
                 if most == 0 or (done[once(action)] >= most and not meanwhile):  # time passes, and it is due again
                     continue
                 due, quick = True, isinstance(action, QUICK)
-                acts = self._carry_out_now(action) if quick else self._act_beside(action, raised)
+                acts = self._carry_out_now(action) if quick else self._act_in_background(action, raised)
                 if await acts:
                     done[once(action)] += 1
                     began, moved = True, moved or quick
@@ -536,7 +537,7 @@ class Driver(ABC):
         return self.engine.queue.busy > 0 and Lane.SYNC not in self.engine.suspensions.lanes
 
     def _give_up(self) -> None:
-        """Raise what has kept failing for so long that whoever wants an end is not kept longer."""
+        """Raise what has been failing for too long for somebody who waits for the end."""
         stuck = self.engine.setbacks.stuck(SPARED)
         if stuck is not None:
             raise stuck
@@ -551,8 +552,8 @@ class Driver(ABC):
             if self.engine.queue.busy:
                 await pause(self._work_bell.wait, heard, 0.05)
 
-    async def _patiently(self, procedure: Procedure[None]) -> None:
-        """Carry out what belongs to the end; ledger calls that fail for a while are repeated for so long."""
+    async def _repeating_to_the_end(self, procedure: Procedure[None]) -> None:
+        """Carry out a part of the end. Ledger calls that fail in passing are repeated, for `SPARED` seconds in all."""
         end: float | None = None
 
         async def again(effect: Effect, error: Exception) -> bool:

@@ -25,7 +25,7 @@ from batchwise.engine.actions import withdraw
 from batchwise.engine.adoption import adopt
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import AsyncPorts, Procedure, Threads, drive_async
-from batchwise.engine.queue import Ticked
+from batchwise.engine.queue import Slot
 from batchwise.errors import ClosedDispatcherError, WrongLoopError
 
 from .pump import Driver
@@ -227,7 +227,7 @@ class TaskDriver(Driver):
         while not self._over:
             heard = self._work_bell.heard()
             got = self.engine.next_call()
-            if isinstance(got, Ticked):
+            if isinstance(got, Slot):
                 self._begin(partial(self._call, got))
             else:
                 await self._work_bell.wait(heard, got)
@@ -252,10 +252,10 @@ class TaskDriver(Driver):
             if not first:
                 await self._gone.wait()
             elif finish and self._fatal is None:
-                await drive_async(self._patiently(self._drain()), self._ports)
+                await drive_async(self._repeating_to_the_end(self._drain()), self._ports)
             elif spare_calls:
                 with anyio.CancelScope(shield=True):
-                    await drive_async(self._patiently(self._let_calls_end()), self._ports)
+                    await drive_async(self._repeating_to_the_end(self._let_calls_end()), self._ports)
         finally:
             if first:
                 await self._stop()

@@ -17,7 +17,7 @@ from batchwise.engine.adoption import adopt
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure, SyncPorts, drive
 from batchwise.engine.passes import SPARED
-from batchwise.engine.queue import Ticked
+from batchwise.engine.queue import Slot
 from batchwise.errors import BatchwiseError
 from batchwise.ledger.values import Claim
 from batchwise.planning.capacity import MOST_CALLS
@@ -192,9 +192,9 @@ class ThreadDriver(Driver):
                 heard = self._work_bell.heard()
                 with self._lock:  # in one step: `call` counts on whoever is idle for what still waits
                     got = self.engine.next_call()
-                    if isinstance(got, Ticked):
+                    if isinstance(got, Slot):
                         self._idle -= 1
-                if isinstance(got, Ticked):
+                if isinstance(got, Slot):
                     self._call_more()
                     try:
                         drive(self._call(got), self._ports)
@@ -274,9 +274,9 @@ class ThreadDriver(Driver):
         self.engine.setbacks.mended(_STARTING)  # what could not be done beside is done here
         try:
             if finish and self._fatal is None:
-                drive(self._patiently(self._drain()), self._ports)
+                drive(self._repeating_to_the_end(self._drain()), self._ports)
             elif spare_calls:
-                drive(self._patiently(self._let_calls_end()), self._ports)
+                drive(self._repeating_to_the_end(self._let_calls_end()), self._ports)
         except BatchwiseError:
             wait = False  # for what could not be ended there is no use in waiting
             raise

@@ -17,7 +17,7 @@ from .collection import cancel, collect, poll, probe, release
 from .core import Engine
 from .effects import store
 from .reconciliation import give_up, reconcile
-from .submission import greet, reseal, submit
+from .submission import check_workspace, reseal, submit
 
 __all__ = ["carry_out", "withdraw"]
 
@@ -45,7 +45,7 @@ async def carry_out(engine: Engine, action: agenda.Action) -> None:
         case agenda.Probe():
             await probe(engine, action.batch, action.terms)
         case _:
-            await greet(engine)
+            await check_workspace(engine)
             batch = await store(engine.ledger.batch, action.batch)
             if batch is not None:
                 await _with_batch(engine, action, batch)

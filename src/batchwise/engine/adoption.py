@@ -18,7 +18,7 @@ from batchwise.request import check_job, check_key
 from .core import Engine
 from .effects import api, store
 from .reconciliation import too_old
-from .submission import greet, learn_from
+from .submission import check_workspace, learn_from
 
 __all__ = ["adopt"]
 
@@ -38,7 +38,7 @@ async def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, j
     known = await store(engine.ledger.adopted, batch_id, job=job)
     if known is not None:
         return known
-    await greet(engine)
+    await check_workspace(engine)
     try:
         info = await api.retrieve(batch_id)
     except LaneFault as error:

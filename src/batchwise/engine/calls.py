@@ -31,9 +31,9 @@ from batchwise.planning.turns import next_call, received, usage_of
 from .core import Engine
 from .effects import Ask, api, store, store_surely
 from .money import Biller, answered, tokens_of
-from .queue import Ticked
+from .queue import Slot
 from .setbacks import lasting, passing
-from .submission import greet
+from .submission import check_workspace
 
 __all__ = ["call"]
 
@@ -43,49 +43,49 @@ _CALLING = "calling"
 """Under which name it is noted that the sync lane does not answer."""
 
 
-async def call(engine: Engine, ticked: Ticked) -> None:
+async def call(engine: Engine, slot: Slot) -> None:
     """Run one claim to its end, or give it back to the queue."""
-    claim: Claim | None = ticked.claim
+    claim: Claim | None = slot.claim
     try:
         while claim is not None:
-            reply = await _reply(engine, ticked, claim)
+            reply = await _reply(engine, slot, claim)
             if reply is None:
                 return
-            claim = await _take_in(engine, ticked, claim, reply)
+            claim = await _take_in(engine, slot, claim, reply)
     finally:
-        _finish(engine, ticked)
+        _finish(engine, slot)
 
 
-async def _reply(engine: Engine, ticked: Ticked, claim: Claim) -> Reply | None:
+async def _reply(engine: Engine, slot: Slot, claim: Claim) -> Reply | None:
     """The API's answer; None: there is none, and what that means for the request is stored."""
     try:
-        await _check_workspace(engine, ticked)
+        await _check_workspace(engine, slot)
         begun, resumes = monotonic(), engine.suspensions.resumes
         try:
             reply = await _ask(claim)
         except LaneFault as error:
             _tell_call(engine, claim, timedelta(seconds=monotonic() - begun), error=error.fault.type)
             if claim.durable:  # else nothing of it was sent, and the ledger knows nothing of it
-                await _faulted(engine, ticked, claim, error, resumes)
+                await _faulted(engine, slot, claim, error, resumes)
             return None
     except Exception as error:
         if lasting(error) or passing(error):
             raise
-        await _broke(engine, ticked, claim, error)
+        await _broke(engine, slot, claim, error)
         return None
     return reply
 
 
-async def _broke(engine: Engine, ticked: Ticked, claim: Claim, error: Exception) -> None:
+async def _broke(engine: Engine, slot: Slot, claim: Claim, error: Exception) -> None:
     """A fault within batchwise, not the API's: the request is tried again, and has its recorded end like any other."""
     if not claim.durable:
         return
     _log.error("batchwise: a call failed within batchwise; its request is tried again or fails", exc_info=error)
     again = _tried(claim, costs=True)
     if _may_call(engine, again):
-        await _again(engine, ticked, again, engine.backoff(again.attempts), costs=True, doubtful=True)
+        await _again(engine, slot, again, engine.backoff(again.attempts), costs=True, doubtful=True)
         return
-    await _settle(engine, ticked, _failed_within(engine, claim, error))
+    await _settle(engine, slot, _failed_within(engine, claim, error))
 
 
 def _failed_within(engine: Engine, claim: Claim, error: Exception) -> Settlement:
@@ -96,7 +96,7 @@ def _failed_within(engine: Engine, claim: Claim, error: Exception) -> Settlement
     return end._replace(doubtful=True)  # it may have been answered
 
 
-async def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -> Claim | None:
+async def _take_in(engine: Engine, slot: Slot, claim: Claim, reply: Reply) -> Claim | None:
     """Settle an answer, or return the claim that goes on with its turn, if that was paused.
 
     The answer is paid: whatever fails within batchwise here, it is not bought again.
@@ -120,22 +120,20 @@ async def _take_in(engine: Engine, ticked: Ticked, claim: Claim, reply: Reply) -
         # Before its request is settled: a planner that sees neither would send another row ahead.
         news = engine.health.heard(answered=True)
         engine.setbacks.mended(_CALLING)
-        _note_pace(engine, ticked, reply, usage)
+        _note_pace(engine, slot, reply, usage)
         if goes_on is not None:
-            await _fall_back(engine, ticked, goes_on, line)
+            await _fall_back(engine, slot, goes_on, line)
         else:
-            await _settle(engine, ticked, _end(engine, claim, ruling, line, message))
+            await _settle(engine, slot, _end(engine, claim, ruling, line, message))
     except Exception as error:
         if lasting(error) or passing(error):
             raise
         _log.error("batchwise: an answer could not be taken in; its request fails", exc_info=error)
         news = engine.health.heard(answered=True) or news
-        await _settle(engine, ticked, _failed_within(engine, claim, error)._replace(cost=None, saved=None))
+        await _settle(engine, slot, _failed_within(engine, claim, error)._replace(cost=None, saved=None))
     _tell_call(engine, claim, reply.latency, usage=usage, outcome=outcome)
-    if not engine.greeted and reply.workspace is not None:
-        workspace = reply.workspace
-        await store_surely(engine.ledger.bind, endpoint=engine.endpoint, workspace=workspace)
-        engine.greeted = True
+    if not engine.workspace_known and reply.workspace is not None:
+        await store_surely(engine.bind, reply.workspace)
     engine.unpaid.pop(claim.id, None)
     if news:
         await _tell(engine, answered=True)
@@ -169,18 +167,18 @@ def _tell_call(
     )
 
 
-async def _fall_back(engine: Engine, ticked: Ticked, claim: Claim, refusal: bytes) -> None:
+async def _fall_back(engine: Engine, slot: Slot, claim: Claim, refusal: bytes) -> None:
     """Ask the next model. The refusal is paid, so it is durable first."""
     again = _tried(claim, costs=True)
-    await _again(engine, ticked, again, timedelta(0), costs=True, doubtful=False, turn=refusal)
+    await _again(engine, slot, again, timedelta(0), costs=True, doubtful=False, turn=refusal)
 
 
-def _note_pace(engine: Engine, ticked: Ticked, reply: Reply, usage: Mapping[str, Any]) -> None:
+def _note_pace(engine: Engine, slot: Slot, reply: Reply, usage: Mapping[str, Any]) -> None:
     """Let the queue learn from an answer. If it cannot, what was reserved is given back when the claim is finished."""
     try:
         fresh, _, cached, written = tokens_of(usage) or (0, 0, 0, 0)
         engine.queue.done(
-            ticked, monotonic(), headers=reply.headers, used_in=fresh + cached, used_out=written, took=reply.latency
+            slot, monotonic(), headers=reply.headers, used_in=fresh + cached, used_out=written, took=reply.latency
         )
     except Exception:  # noqa: BLE001  # whatever stands in foreign headers
         _log.exception("batchwise: the pace could not be learned from an answer")
@@ -196,14 +194,14 @@ def _end(engine: Engine, claim: Claim, ruling: Ruling, line: bytes, message: Any
     return failure._replace(line=line, cost=None, saved=None, doubtful=True)
 
 
-async def _check_workspace(engine: Engine, ticked: Ticked) -> None:
+async def _check_workspace(engine: Engine, slot: Slot) -> None:
     """Nothing of a ledger that belongs to a workspace is sent with the key of another."""
-    if engine.greeted or not engine.claimed:
+    if engine.workspace_known or not engine.claimed:
         return
     try:
-        await greet(engine)
+        await check_workspace(engine)
     except BatchwiseError:
-        await store(engine.give_back, [ticked.claim])
+        await store(engine.give_back, [slot.claim])
         raise
 
 
@@ -214,25 +212,25 @@ def _ask(claim: Claim) -> Ask[Reply]:
     )
 
 
-async def _settle(engine: Engine, ticked: Ticked, settlement: Settlement) -> None:
+async def _settle(engine: Engine, slot: Slot, settlement: Settlement) -> None:
     await store_surely(lambda: engine.ledger.settle_call(settlement, now=engine.now(), run=engine.run))
-    _finish(engine, ticked)
+    _finish(engine, slot)
 
 
-def _finish(engine: Engine, ticked: Ticked) -> None:
-    """It is over, whatever became of it. Whoever waits is told after that: they do not look while it is held."""
-    if engine.queue.finish(ticked, monotonic()):
-        engine.settled([ticked.claim.id])
+def _finish(engine: Engine, slot: Slot) -> None:
+    """The claim is finished, whatever became of it. Whoever waits is told after that: before it, they do not look."""
+    if engine.queue.finish(slot, monotonic()):
+        engine.settled([slot.claim.id])
 
 
 async def _tell(engine: Engine, *, answered: bool) -> None:
-    """Let whoever plans know how the lane does."""
+    """Store for the planner of whatever process whether the lane answers."""
     note, now = engine.ledger.note, engine.now()
     await (store(note, sync_answered_at=now) if answered else store(note, sync_failed_at=now))
 
 
 async def _tell_pace(engine: Engine, claim: Claim) -> None:
-    """Let whoever plans know how much the lane takes."""
+    """Store for the planner of whatever process how much the lane takes, if that is news."""
     news = engine.health.paced(claim.terms.model)
     if news is not None:
         name, measured = news
@@ -260,18 +258,18 @@ def _failure(
     )
 
 
-async def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFault, resumes: int) -> None:
+async def _faulted(engine: Engine, slot: Slot, claim: Claim, error: LaneFault, resumes: int) -> None:
     """What a refused call comes to; `resumes`: `Suspensions.resumes` when it began."""
     ruling = rule_call(error.fault, bills_profile=error.fault.status == 402 and bills_profile(claim.body))
     refusal = refusal_of(error.fault)
-    engine.queue.failed(ticked, monotonic(), refusal=refusal, retry_after=ruling.wait, headers=error.headers)
+    engine.queue.failed(slot, monotonic(), refusal=refusal, retry_after=ruling.wait, headers=error.headers)
     answered = ruling.verdict is Verdict.SETTLE and error.fault.status is not None
     if refusal is not None:
         await _tell_pace(engine, claim)
     elif engine.health.heard(answered=answered):
         await _tell(engine, answered=answered)
     if ruling.verdict is Verdict.SUSPEND:
-        await _suspend(engine, ticked, claim, ruling, resumes)
+        await _suspend(engine, slot, claim, ruling, resumes)
         return
     unpaid = 0
     if refusal is not None or not error.fault.request_sent:
@@ -283,23 +281,23 @@ async def _faulted(engine: Engine, ticked: Ticked, claim: Claim, error: LaneFaul
     if refusal is None:
         wait = ruling.wait or engine.backoff(max(again.attempts, unpaid))
     elif refusal is Refusal.OVERLOADED:  # how long this call waits; how much it slows the lane is the pacer's
-        wait = max(ruling.wait or _ZERO, engine.patience(unpaid))
+        wait = max(ruling.wait or _ZERO, engine.overload_pause(unpaid))
     else:
         wait = _ZERO  # the lane pauses as long as it has to
     if ruling.verdict is Verdict.RETRY and _may_call(engine, again):
         engine.setbacks.refused(_CALLING, "calling the sync lane", error.fault, max(wait, ruling.wait or _ZERO))
-        await _again(engine, ticked, again, wait, costs=costs, doubtful=ruling.doubtful)
+        await _again(engine, slot, again, wait, costs=costs, doubtful=ruling.doubtful)
         return
     engine.unpaid.pop(claim.id, None)
     outcome = ruling.outcome or Outcome.FAILED
     reason = ruling.error or ResultError("unknown_error", "the API gave no reason", retryable=True)
     end = _failure(engine, claim, outcome, reason, error)
-    await _settle(engine, ticked, end._replace(doubtful=ruling.doubtful))
+    await _settle(engine, slot, end._replace(doubtful=ruling.doubtful))
 
 
 async def _again(
     engine: Engine,
-    ticked: Ticked,
+    slot: Slot,
     claim: Claim,
     wait: timedelta,
     *,
@@ -327,7 +325,7 @@ async def _again(
             noted = await (store(note) if turn is None else store_surely(note))
         except SpendLimitError:
             end = _failure(engine, claim, Outcome.FAILED, UNAFFORDABLE)
-            await _settle(engine, ticked, end._replace(doubtful=True))
+            await _settle(engine, slot, end._replace(doubtful=True))
             return
         if not noted:
             return  # settled, or taken by another run
@@ -335,7 +333,7 @@ async def _again(
     engine.push(claim, urgent=urgent, wait=max(0.001, wait / timedelta(seconds=1)) if wait else 0.0)
 
 
-async def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling, resumes: int) -> None:
+async def _suspend(engine: Engine, slot: Slot, claim: Claim, ruling: Ruling, resumes: int) -> None:
     """No call can succeed now: this one is queued again and the lane rests until `resume` or a restart.
 
     A call that began before a `resume` says nothing of the time since: it is tried again.
@@ -343,7 +341,7 @@ async def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling,
     costs = ruling.costs_attempt
     again = _tried(claim, costs=costs)
     if not _may_call(engine, again) and ruling.error is not None:
-        await _settle(engine, ticked, _failure(engine, claim, Outcome.FAILED, ruling.error))
+        await _settle(engine, slot, _failure(engine, claim, Outcome.FAILED, ruling.error))
         return
 
     def rest() -> list[Claim] | None:
@@ -356,7 +354,7 @@ async def _suspend(engine: Engine, ticked: Ticked, claim: Claim, ruling: Ruling,
 
     waiting = await store(rest)
     if waiting is None:
-        await _again(engine, ticked, again, timedelta(0), costs=costs, doubtful=False)
+        await _again(engine, slot, again, timedelta(0), costs=costs, doubtful=False)
         return
-    _finish(engine, ticked)
+    _finish(engine, slot)
     engine.settled([part.id for part in waiting])

@@ -53,7 +53,7 @@ from batchwise.wording import in_requests
 from .admissions import Admissions
 from .forecasts import Forecasts
 from .health import Health
-from .queue import BLOCKING, PATIENT, URGENT, CallQueue, Ticked
+from .queue import BLOCKING, PATIENT, URGENT, CallQueue, Slot
 from .routes import Router, check_size, decision_of
 from .setbacks import Setbacks
 from .suspensions import Suspensions
@@ -136,7 +136,7 @@ class Engine:
             ledger.recover(now=self.now(), cap=self.cap())
         self.unpaid: Counter[int] = Counter()
         """How often a request's calls were refused for load, or not even sent, by its number."""
-        self.greeted = False
+        self.workspace_known = False
         """Whether the client's workspace is known to be the ledger's."""
         self.stalled: frozenset[int] = frozenset()
         """Jobs none of whose batches could be read the last time."""
@@ -146,6 +146,17 @@ class Engine:
         self._watched = -1e9
         """When it was last looked whether deadlines are in danger, by the monotonic clock."""
         observe(self)
+
+    # -- whose it is ------------------------------------------------------------------------------------------------
+
+    def bind(self, workspace: str | None) -> None:
+        """Learn whose workspace the client's is; None: the API did not say.
+
+        Raises:
+            WrongWorkspaceError: It is not the ledger's.
+        """
+        self.ledger.bind(endpoint=self.endpoint, workspace=workspace)
+        self.workspace_known = True
 
     # -- accepting --------------------------------------------------------------------------------------------------
 
@@ -417,7 +428,7 @@ class Engine:
         self.ledger.flush()
 
     def submit_waited(self) -> None:
-        """Have sent what is waited for, if nothing has joined for the linger."""
+        """Have what is waited for sent, unless something joined it within the last `Policy.linger`."""
         waited = self.waits.take(self.now())
         if waited is None:
             return
@@ -450,7 +461,7 @@ class Engine:
             claim, priority=priority, due=math.inf if due is None else due.timestamp(), now=monotonic(), wait=wait
         )
 
-    def next_call(self) -> Ticked | float | None:
+    def next_call(self) -> Slot | float | None:
         """The call to begin now, seconds to wait for it, or None when nothing is queued; what is late comes last."""
         return self.queue.next(monotonic(), self.now().timestamp())
 
@@ -461,7 +472,7 @@ class Engine:
             tenacity.wait_exponential(multiplier=shortest, max=longest) + tenacity.wait_random(0, shortest), failures
         )
 
-    def patience(self, refusals: int) -> timedelta:
+    def overload_pause(self, refusals: int) -> timedelta:
         """How long a call waits that the API was too busy for so often: full jitter, up to 1 s, 2 s, 4 s, ... 16 s."""
         return _drawn(tenacity.wait_random_exponential(multiplier=1, max=16), refusals)
 
@@ -498,7 +509,7 @@ class Engine:
         self.telling.risk(sum(risks(known, now, self.policy, leeway=leeway).values(), SAFE))
 
     def _watch(self, known: Snapshot, now: datetime) -> None:
-        """The same now and then: it takes its part of the time that planning takes, however much is queued."""
+        """Do that now and then only: it takes a small share of the time, however much is queued."""
         begun = monotonic()
         if begun >= self._watched:
             self.watch(known, now)

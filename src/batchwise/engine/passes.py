@@ -36,7 +36,7 @@ SWEEP, IDLE_SWEEP = 1.0, 60.0
 """Seconds between two questions to a server whether a process has died: while something is waited for or falls due,
 and while nothing is."""
 PASS_SHARE = 10
-"""Planning anew takes one part in so many of the time, however much is queued, unless something is due."""
+"""Planning takes one part in so many of the time at most, however much is queued, unless something is due."""
 SPARED = 60.0
 """Seconds that calls which run are given after an exception, and the storing of answers at any end."""
 QUICK = (agenda.Run, agenda.Move, agenda.FailLate, agenda.Release, agenda.Probe)
@@ -61,12 +61,12 @@ _REPEATS: Mapping[type, int] = {
 
 
 def gate(action: agenda.Action) -> object:
-    """What it shares its places with: slow uploads and readings hold up no question, and nothing holds up a cancel."""
+    """Which actions share `MAX_ACTIONS` places: slow uploads and reads hold up no poll, nothing holds up a cancel."""
     return type(action) if isinstance(action, (agenda.Seal, agenda.Collect, agenda.Cancel)) else None
 
 
 def one_by_one(actions: Iterable[agenda.Action]) -> list[agenda.Action]:
-    """In which order to do them where nothing goes on beside: what may take minutes holds up nothing else."""
+    """The order in which to begin actions where each may have to be done in turn: what may take minutes comes last."""
     return sorted(actions, key=lambda action: isinstance(action, (agenda.Seal, agenda.Collect)))
 
 

@@ -17,7 +17,7 @@ from batchwise.planning.outputs import OutputForecast, Writing
 from batchwise.planning.pacing import Pacer, Reservation
 from batchwise.planning.state import BYTES_PER_TOKEN
 
-__all__ = ["BLOCKING", "PATIENT", "URGENT", "CallQueue", "Ticked"]
+__all__ = ["BLOCKING", "PATIENT", "URGENT", "CallQueue", "Slot"]
 
 URGENT, BLOCKING, PATIENT = 0, 1, 2
 """The priorities of claims: those that a deadline calls for now, those that somebody waits for, and the others."""
@@ -27,7 +27,7 @@ _FULL = 1.0
 """Seconds after which to ask again when a process runs as many calls as it can; earlier if one ends."""
 
 
-class Ticked(NamedTuple):
+class Slot(NamedTuple):
     """A claim let through, with what the pacing reserved for it."""
 
     claim: Claim
@@ -58,7 +58,7 @@ class _Class:
         self._urgent += priority == URGENT
 
     def pass_over(self, moment: float) -> None:
-        """What was due by this moment, and has become late while it waited, comes last, and is urgent no more."""
+        """Put last what has become late while it waited: what was due by this moment. It is urgent no more."""
         while self.dated and self.dated[0][0] <= moment:
             _, sequence, claim, priority = heapq.heappop(self.dated)
             self._urgent -= priority == URGENT
@@ -139,7 +139,7 @@ class CallQueue:
             else:
                 self._class(claim, now).put(priority, due, self._sequence, claim)
 
-    def next(self, now: float, moment: float = -math.inf) -> Ticked | float | None:
+    def next(self, now: float, moment: float = -math.inf) -> Slot | float | None:
         """The next claim to run (booked as running), seconds to wait for it, or None when nothing is queued.
 
         `moment`: what was due by then is late; of the clock that `push` is told by when a claim is due.
@@ -160,12 +160,12 @@ class CallQueue:
             waits = [self._later[0][0] - now] if self._later else []
             for lane in ready:
                 got = self._ask(lane, now)
-                if isinstance(got, Ticked):
+                if isinstance(got, Slot):
                     return got
                 waits.append(got)
             return min(waits, default=None)
 
-    def _ask(self, lane: _Class, now: float) -> Ticked | float:
+    def _ask(self, lane: _Class, now: float) -> Slot | float:
         _, place, claim, _ = lane.line()[0]
         terms = claim.terms
         tokens_in = max(1, len(claim.body) // BYTES_PER_TOKEN)
@@ -185,18 +185,18 @@ class CallQueue:
             lane.held_since = math.inf
         lane.running += 1
         self._running.add(place)
-        return Ticked(claim, got, self._outputs.begin(terms.model, terms.max_tokens, now), place)
+        return Slot(claim, got, self._outputs.begin(terms.model, terms.max_tokens, now), place)
 
     def done(
-        self, ticked: Ticked, now: float, *, headers: Mapping[str, str], used_in: int, used_out: int, took: timedelta
+        self, slot: Slot, now: float, *, headers: Mapping[str, str], used_in: int, used_out: int, took: timedelta
     ) -> None:
-        """The claim has its answer. It is unfinished until that is stored."""
+        """The claim has its answer. It stays unfinished until `finish` says that the answer is stored."""
         with self._lock:
-            lane = self._has_ended(ticked, now)
-            self._outputs.end(ticked.writing, ticked.claim.terms.max_tokens, used_out, now)
+            lane = self._has_ended(slot, now)
+            self._outputs.end(slot.writing, slot.claim.terms.max_tokens, used_out, now)
             lane.pacer.done(
                 now,
-                ticked.reserved,
+                slot.reserved,
                 input_tokens_used=used_in,
                 output_tokens_used=used_out,
                 latency=took / timedelta(seconds=1),
@@ -205,7 +205,7 @@ class CallQueue:
 
     def failed(
         self,
-        ticked: Ticked,
+        slot: Slot,
         now: float,
         *,
         refusal: Refusal | None,
@@ -215,12 +215,12 @@ class CallQueue:
         """The claim's call failed, or was refused for load."""
         with self._lock:
             if refusal is None:
-                self._release(ticked, now)
+                self._release(slot, now)
             else:
-                lane = self._has_ended(ticked, now)
-                self._drop(ticked)
+                lane = self._has_ended(slot, now)
+                self._drop(slot)
                 wait = None if retry_after is None else retry_after / timedelta(seconds=1)
-                lane.pacer.refused(now, ticked.reserved, refusal, wait)
+                lane.pacer.refused(now, slot.reserved, refusal, wait)
                 lane.pacer.observe(now, headers)
 
     def measured(self, model: str, now: float, at: datetime) -> tuple[str, Measured]:
@@ -238,20 +238,20 @@ class CallQueue:
                 output_tokens_per_minute=tokens_out or before.output_tokens_per_minute,
             )
 
-    def _has_ended(self, ticked: Ticked, now: float) -> _Class:
-        self._running.remove(ticked.place)
-        self._storing.add(ticked.place)
-        lane = self._class(ticked.claim, now)
+    def _has_ended(self, slot: Slot, now: float) -> _Class:
+        self._running.remove(slot.place)
+        self._storing.add(slot.place)
+        lane = self._class(slot.claim, now)
         lane.running -= 1
         return lane
 
-    def _drop(self, ticked: Ticked) -> None:
-        self._outputs.drop(ticked.claim.terms.model, ticked.claim.terms.max_tokens, ticked.writing)
+    def _drop(self, slot: Slot) -> None:
+        self._outputs.drop(slot.claim.terms.model, slot.claim.terms.max_tokens, slot.writing)
 
-    def _release(self, ticked: Ticked, now: float) -> None:
-        lane = self._has_ended(ticked, now)
-        self._drop(ticked)
-        lane.pacer.done(now, ticked.reserved)
+    def _release(self, slot: Slot, now: float) -> None:
+        lane = self._has_ended(slot, now)
+        self._drop(slot)
+        lane.pacer.done(now, slot.reserved)
 
     def drain(self) -> list[Claim]:
         """Take out everything that has not begun."""
@@ -264,15 +264,15 @@ class CallQueue:
             self._held.difference_update(claim.id for claim in claims)
             return claims
 
-    def finish(self, ticked: Ticked, now: float) -> bool:
+    def finish(self, slot: Slot, now: float) -> bool:
         """What became of the claim is stored, or it is given up. False: it was finished before."""
         with self._lock:
-            if ticked.place in self._running:
-                self._release(ticked, now)
-            if ticked.place not in self._storing:
+            if slot.place in self._running:
+                self._release(slot, now)
+            if slot.place not in self._storing:
                 return False
-            self._storing.remove(ticked.place)
-            self._held.discard(ticked.claim.id)
+            self._storing.remove(slot.place)
+            self._held.discard(slot.claim.id)
             return True
 
     def _waiting(self) -> int:

@@ -75,7 +75,7 @@ class Sorter:
         self.look(engine.now())
 
     def look(self, now: datetime) -> None:
-        """The moment from which on rows are judged."""
+        """Price the rows from now on as of this moment."""
         self.biller = Biller(self.engine.prices, now)
 
     def answered(
@@ -299,7 +299,7 @@ class Reader:
             self._tell()
 
     def _tell(self) -> None:
-        """Tell of what has settled; only while nothing goes on beside, in a thread that an event loop knows."""
+        """Tell of what has settled, while nothing is committed in the background: no event loop knows that thread."""
         self.engine.settled(self.sorter.take_ended())
 
     def _tell_apart(self, lines: Iterable[bytes]) -> None:

@@ -49,7 +49,7 @@ async def reconcile(engine: Engine, batch: BatchView) -> None:
         await _unseen(engine, batch, batch, error.fault, now, resumes)
         return
     engine.setbacks.mended(_LOOKING)
-    certain = policy.exclusive_workspace and len(found) == 1 and await store(_telling, engine, batch)
+    certain = policy.exclusive_workspace and len(found) == 1 and await store(_alone_with_its_count, engine, batch)
     struck, ours = set(batch.struck), None
     unread: Fault | None = None
     for info in found:
@@ -105,7 +105,7 @@ async def _unseen(
         await store(engine.suspensions.suspend, Lane.BATCH, reason, resumes=resumes)
 
 
-def _telling(engine: Engine, batch: BatchView) -> bool:
+def _alone_with_its_count(engine: Engine, batch: BatchView) -> bool:
     """Whether no other batch of ours that the API has not named yet has the same count."""
     return not any(
         other.id != batch.id and other.remote_id is None and other.requests == batch.requests

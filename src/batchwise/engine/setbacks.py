@@ -125,7 +125,7 @@ class Setbacks:
                 self._open.pop(what, None)
 
     def forget(self, kind: type, but: Collection[Hashable]) -> None:
-        """What of this kind is not to be done any more is mended."""
+        """Forget the failures of things of this kind that are not to be done any more: all `but` these."""
         if self._open:
             with self._lock:
                 self._open = {what: it for what, it in self._open.items() if not isinstance(what, kind) or what in but}

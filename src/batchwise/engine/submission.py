@@ -32,7 +32,7 @@ from batchwise.planning.state import BatchState, BatchView
 from .core import Engine
 from .effects import api, store, store_surely
 
-__all__ = ["FenceError", "greet", "learn_from", "record_created", "reseal", "submit"]
+__all__ = ["FenceError", "check_workspace", "learn_from", "record_created", "reseal", "submit"]
 
 _SENDING = "sending"
 """Under which name it is noted that the API takes no batch."""
@@ -108,13 +108,13 @@ def _begin(engine: Engine, batch: BatchView, listing: Listing) -> bool:
     return engine.ledger.update_batch(posting, was=batch)
 
 
-async def greet(engine: Engine) -> None:
+async def check_workspace(engine: Engine) -> None:
     """Learn whose workspace the client's is, before anything of the ledger's is touched with it.
 
     Raises:
         WrongWorkspaceError: It is not the ledger's.
     """
-    if engine.greeted:
+    if engine.workspace_known:
         return
     try:
         listing = await api.list(limit=1)
@@ -129,8 +129,7 @@ def learn_from(engine: Engine, told: Listing | BatchInfo) -> None:
     Raises:
         WrongWorkspaceError: It is not the ledger's.
     """
-    engine.ledger.bind(endpoint=engine.endpoint, workspace=told.workspace)
-    engine.greeted = True
+    engine.bind(told.workspace)
     if told.server_time is not None:
         engine.ledger.note(clock_offset=told.server_time - engine.now())
 

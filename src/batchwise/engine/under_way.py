@@ -18,7 +18,7 @@ class UnderWay:
         self._sealing: object | None = None
 
     def begin(self, action: agenda.Action) -> object | None:
-        """A token for an action that may begin now, None for one that is under way. Give it to `end`."""
+        """A token for an action that may begin now; give it to `end`. None: the action is under way already."""
         match action:
             case agenda.Seal():
                 token: object = object()
@@ -42,7 +42,7 @@ class UnderWay:
         return token
 
     def sealed(self, batch: int) -> object:
-        """The seal under way became this batch: the next seal may begin. Gives the token of the batch's sending."""
+        """The seal under way has become this batch, so the next seal may begin. Returns the token for sending it."""
         with self._lock:
             token = ("batch", batch)
             self._tokens.add(token)

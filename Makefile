@@ -41,10 +41,10 @@ bench: $(VENV)/.installed-dev  ## the benchmarks, beside the bare SDK in the sam
 	$(PY) -m tests.benchmarks $(ARGS)
 
 docs: $(VENV)/.installed-docs  ## the documentation into site/, strictly
-	$(PY) -m mkdocs build --strict
+	$(PY) -m zensical build --strict --clean
 
 clean:  ## remove .venv and all that is built or cached
-	rm -rf $(VENV) .nox build dist site mutants .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \
+	rm -rf $(VENV) .cache .nox build dist site mutants .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \
 		.pytest_cache .ruff_cache
 	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -21,6 +21,7 @@ from batchwise.planning.outcomes import (
     bills_profile,
     credible,
     culprits,
+    met_deadline,
     refusal_of,
     rule_answer,
     rule_call,
@@ -621,3 +622,13 @@ def test_an_expired_row_says_why() -> None:
 def test_a_call_whose_answer_may_be_lost_is_doubtful(status: int | None, lost: bool) -> None:
     for sent in (True, False):
         assert rule_call(Fault(status, "api_error", "words", request_sent=sent)).doubtful == (lost and sent)
+
+
+def test_only_an_answer_meets_a_deadline_and_lateness_is_never_negative() -> None:
+    due, hour, zero = datetime(2026, 11, 1, tzinfo=timezone.utc), timedelta(hours=1), timedelta(0)
+    for outcome in Outcome:
+        answered = outcome is Outcome.SUCCEEDED
+        assert met_deadline(outcome, None, due) == (None, zero)
+        for settled, late in ((due - hour, zero), (due, zero), (due + hour, hour)):
+            found = met_deadline(outcome, due, settled)
+            assert found == ((None, zero) if outcome is Outcome.CANCELED else (answered and not late, late))

@@ -103,6 +103,14 @@ def test_a_batch_that_can_be_cancelled_in_time_is_safe_however_late_it_expires()
     assert risks(Snapshot(batches=(batch(early),)), NOW, POLICY) == {}
 
 
+def test_what_one_group_has_lost_is_not_counted_again_for_the_next() -> None:
+    """Both lose calls in whatever order they run, but no more than the lane lacks for both together."""
+    for counted in ((IN_AN_HOUR + 10, IN_AN_HOUR), (IN_AN_HOUR, IN_AN_HOUR + 10), (20, 2 * IN_AN_HOUR)):
+        running = tuple(group(n, HOUR, requests=count, job=n) for n, count in enumerate(counted, 1))
+        found = risks(Snapshot(sync_running=running), NOW, POLICY)
+        assert sum(risk.at_risk for risk in found.values()) == sum(counted) - IN_AN_HOUR
+
+
 counts = st.lists(st.tuples(st.integers(1, 9_000), st.sampled_from([1, 2, 3])), min_size=1, max_size=5)
 
 

@@ -410,3 +410,26 @@ def test_a_hedge_needs_some_time_to_run_before_its_rescue(more: timedelta, hedge
     decision = choose(policy, latency=2 * HOUR + more)
     said = next(check.verdict for check in decision.checks if check.rule is Reason.HEDGED)
     assert ("leaves no time for a batch before a rescue had to begin" in said) == (not hedges)
+
+
+def test_the_callers_forecast_is_the_one_that_is_asked() -> None:
+    slow = Forecast.prior(window=48 * HOUR)
+    case = case_of(request(latency=2 * HOUR), now=NOW, policy=Policy(), forecast=slow, prices=None)
+    assert case.forecast is slow
+    assert case.run == slow.expected(24 * HOUR) > Forecast.prior().expected(24 * HOUR)
+    assert case_of(request(), now=NOW, policy=Policy(), forecast=None, prices=None).forecast == Forecast.prior()
+
+
+def test_no_saving_is_known_where_the_price_on_one_lane_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    prices = PriceBook()
+    rates = prices.rates
+    for unknown in Lane:
+        monkeypatch.setattr(prices, "rates", lambda *a, lane=unknown, **k: None if lane in a else rates(*a, **k))
+        asked = case_of(request(latency=30 * HOUR), now=NOW, policy=Policy(), forecast=None, prices=prices)
+        assert asked.saving() is None
+
+
+def test_a_moment_near_the_end_of_all_dates_is_refused_by_name() -> None:
+    last = datetime.max.replace(tzinfo=timezone.utc)
+    with pytest.raises(bw.InvalidValueError, match=r"^request 'k': now=9999-12-31T.* is too near to the end of all"):
+        bw.choose_lane(request(key="k", latency=HOUR), now=last)

@@ -26,6 +26,16 @@ def test_the_map_names_each_module_once() -> None:
     assert sorted(named) == sorted(there)
 
 
+def test_what_decides_is_where_the_table_says() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## Where it is decided")[1].split("##")[0]
+    places = re.findall(r"((?:`\w+`(?:,| and)? )+)in `([\w/]+\.py)`", table)
+    assert len(places) > 10
+    for names, path in places:
+        code = (PACKAGE / path).read_text()
+        for name in re.findall(r"\w+", names.replace(" and ", " ")):
+            assert re.search(rf"^\s*(?:(?:async )?def |class )?{name}\b[(:]", code, re.MULTILINE), (name, path)
+
+
 def test_the_picture_shows_the_floors_of_the_import_contracts() -> None:
     script = ROOT / "docs" / "explanation" / "architecture.py"
     drawing = runpy.run_path(str(script))

@@ -73,7 +73,7 @@ class Driver(ABC):
         self._pid = os.getpid()
         self._closing = self._closed = self._over = False
         self._under_way: dict[object, object] = {}
-        """The gates of batch actions under way, each by a mark of its own."""
+        """For each batch action under way, by a mark of its own: the `gate` whose places it takes one of."""
         self._ending = bell()
         """Rings when the end begins: what waits to be tried again is tried at once."""
         self._fatal: Exception | None = None
@@ -85,7 +85,7 @@ class Driver(ABC):
         """When it has to look at the latest, for what was accepted while it was looking."""
         self._gap, self._version, self._look_at = WATCH, -1, 0.0
         self._hears = engine.ledger.listen(self._changed_by_others)
-        """Whether the ledger tells what others do."""
+        """Whether the database notifies this process of what others change."""
         self._swept = 0.0
         """When it last looked for what dead processes left (monotonic)."""
         self._told = engine.troubles
@@ -219,7 +219,7 @@ class Driver(ABC):
             raise copy(self._fatal) from self._fatal.__cause__
 
     def check_working(self) -> None:
-        """Raise what a user has to know who hands in work: nothing is taken in silence that nobody will do."""
+        """Raise if nobody would do work that is handed in now: this dispatcher has ended, or is ending."""
         self.check()
         self.raise_fatal()
         if self._closing:
@@ -236,7 +236,7 @@ class Driver(ABC):
         return self._pid != os.getpid()
 
     def check(self) -> None:
-        """Raise what a user of a dispatcher in the wrong state has to know."""
+        """Raise if this dispatcher is closed, or belongs to the process that this one was forked from."""
         self._check_own()
         if self._closed:
             raise ClosedDispatcherError("this dispatcher is closed; open a new one: the ledger has all its work")
@@ -305,7 +305,7 @@ class Driver(ABC):
         return seconds
 
     async def _rest(self, seconds: float) -> None:
-        """Sleep, but not beyond the begin of the end; after that only for a moment."""
+        """Sleep so long, or until the end begins; while it ends, for a second at most."""
         await pause(self._ending.wait, self._ending.heard(), min(seconds, 1.0) if self._over else seconds)
 
     async def _watch(self, heard: Any, wait: float | None) -> None:

@@ -193,7 +193,7 @@ class TaskDriver(Driver):
         await drive_async(self._advancing(gap), self._ports)
 
     def check(self) -> None:
-        """Raise what a user of a dispatcher in the wrong state has to know."""
+        """Raise if this dispatcher is closed, or belongs to another process or event loop."""
         super().check()
         self._check_loop()
 

@@ -37,7 +37,7 @@ _NO_THREAD = (
 _SPARE = 8
 """Workers at most that stand idle while calls wait for the pacing: each looks at the queue when it is told to."""
 _LOOK = 2.0
-"""Seconds after which who waits looks whether it is in a child."""
+"""Seconds between two looks whether this is a forked child, in which nobody rings."""
 
 
 class _Bell:
@@ -97,7 +97,7 @@ class ThreadDriver(Driver):
         self.unserved = False
         """Whether nobody could be found for the claim that was begun last: the pump has to be woken for it."""
         self._made_within = interrupted()
-        """The work of another dispatcher within which this one was made: not its own, so it can end there."""
+        """The frame of another dispatcher's work within which this one was made: it may end there."""
         self._first, self._ended = threading.Lock(), threading.Event()
         """Taken for good by the one who ends it; set when it has ended."""
 

@@ -201,11 +201,11 @@ class TicketView:
 
     @property
     def _called(self) -> bool:
-        """Whether this process has it on the sync lane, as far as known: there is nothing to submit."""
+        """True if it was being called when it was last looked at, so there is nothing to submit."""
         return self._row.status is Status.IN_FLIGHT and self._row.lane is Lane.SYNC
 
     def _wanted(self) -> datetime:
-        """Somebody waits for it; returns when it is submitted."""
+        """Note that somebody waits for it; returns the moment at which it is submitted."""
         return self._engine.waits.add(self._engine.now(), requests=[self._row.id])
 
     def _settled(self) -> bool:
@@ -237,7 +237,7 @@ class TicketView:
         return row
 
     def _held(self) -> bool:
-        """Whether it has not ended, as is known without a look: it is never in a batch, so it ends with its call."""
+        """True if it surely has not ended: this process holds its call, and it ends with that."""
         return self._row.terms.blocking and self._engine.queue.holds(self._row.id)
 
     def _ready(self) -> Result | None:
@@ -283,7 +283,7 @@ class JobView:
         return sum(self._engine.ledger.counts(job=self._number).by.values())
 
     def __bool__(self) -> bool:
-        """A job is true, one without requests, too."""
+        """A job is true even if it has no requests."""
         return True
 
     def _page(self, after: int) -> tuple[list[ResultRow], int]:
@@ -308,7 +308,7 @@ class JobView:
         return [], after
 
     def _paged(self, *, ordered: bool) -> tuple[Callable[[int], tuple[list[ResultRow], int] | None], int]:
-        """What gives its results page by page, and where it begins."""
+        """The function that reads the page behind a cursor, and the cursor to begin at."""
         return (self._next_in_order if ordered else self._next), 0
 
     def _unsettled(self) -> dict[Lane, int]:
@@ -353,7 +353,7 @@ class JobView:
             after = last
 
     def _wanted(self) -> datetime:
-        """Somebody waits for it; returns when the pump has to look. What a bulk dispatch accepted is submitted."""
+        """Note that somebody waits for it; returns the moment at which it is submitted: at once for an unnamed bulk."""
         engine = self._engine
         if self._name is None:
             return engine.now()

@@ -22,7 +22,7 @@ __all__ = ["BLOCKING", "PATIENT", "URGENT", "CallQueue", "Slot"]
 URGENT, BLOCKING, PATIENT = 0, 1, 2
 """The priorities of claims: those that a deadline calls for now, those that somebody waits for, and the others."""
 _LONG, _TOLD = 1.0, 60.0
-"""That calls wait for so many seconds is noted, once in so many seconds."""
+"""Seconds that calls wait before that is told, and seconds until it is told again."""
 _FULL = 1.0
 """Seconds after which to ask again when a process runs as many calls as it can; earlier if one ends."""
 

@@ -56,7 +56,7 @@ def _nanoseconds(moment: datetime) -> int:
 
 
 class _Spans:
-    """One for each dispatch, for each batch from its creation until it is collected, and for each sync call."""
+    """Makes a span of each dispatch, of each batch from its creation until it is collected, and of each sync call."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
@@ -68,7 +68,7 @@ class _Spans:
         """Those that a batch is linked to, by the batch."""
 
     def hear(self, event: Event) -> None:
-        """Make what belongs to it."""
+        """Begin or end the spans of what this event tells."""
         match event:
             case Accepted():
                 self._accepted(event)
@@ -158,7 +158,7 @@ def _metrics(provider: Any) -> _Metrics:
 
 
 class _Metrics:
-    """The instruments. What is a state and no event is asked of the ledgers when it is exported."""
+    """The instruments. Events are counted as they come; states are read from the ledgers at each export."""
 
     def __init__(self, meter: Any) -> None:
         self.engines: WeakSet[Engine] = WeakSet()
@@ -182,7 +182,7 @@ class _Metrics:
             meter.create_observable_gauge(name, [self._asking(look)], unit, words)
 
     def hear(self, event: Event) -> None:
-        """Count what belongs to it."""
+        """Count what this event tells."""
         match event:
             case Settled():
                 lane = {"batchwise.lane": event.lane.value}

@@ -219,7 +219,7 @@ def test_processes_that_start_at_once_make_one_ledger(url: str) -> None:
         for each in [threads.submit(make) for _ in range(4)]:
             each.result(30)
     with closing(opened(url)) as ledger:
-        assert ledger.marks() == (0, 0)
+        assert marks(ledger) == (0, 0)
 
 
 # -- lost connections -------------------------------------------------------------------------------------------------
@@ -563,6 +563,28 @@ def test_a_fork_waits_for_no_ledger_in_postgres_and_lets_go_of_each(url: str) ->
         thread.join()
         for each in ledgers:
             each.close()
+
+
+def test_a_child_closes_no_descriptor_that_took_the_number_of_a_closed_ledgers(url: str) -> None:
+    closed = opened(url)
+    numbers = {closed.database._session._woken, closed.database._session._wake}
+    closed.close()
+    reader, writer = os.pipe()
+    try:
+        assert numbers & {reader, writer}, "the numbers were not given again: this shows nothing"
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                os.write(writer, b"still open")
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        os.close(reader)
+        os.close(writer)
+    closed.close()
 
 
 def test_a_dead_parents_locks_are_free_though_its_child_lives(url: str) -> None:

@@ -117,6 +117,7 @@ class Session:
         self._free: dict[int, float] = {}
         """Since when (monotonic) others' locks were free each time that it was asked."""
         self._connection: psycopg.Connection[Any] | None = None
+        self._woken = self._wake = -1
         self._thread = threading.Thread(target=self._listen, name="batchwise-listen", daemon=True)
         self._begin()
 
@@ -338,6 +339,8 @@ class Session:
         self._close_pipe()
 
     def _close_pipe(self) -> None:
-        for descriptor in (self._woken, self._wake):
+        """Once: the numbers are given again, to whoever opens something next."""
+        pipe, self._woken, self._wake = (self._woken, self._wake), -1, -1
+        for descriptor in pipe:
             with suppress(OSError):
                 os.close(descriptor)

@@ -306,6 +306,15 @@ def test_groups_with_the_same_prefix_share_a_primer_and_a_batch() -> None:
     assert seals(snapshot(one, other, two, prefixes=used)) == [((1, 2, 3), 100_000, Caching.PRIMED)]
 
 
+def test_a_prefix_is_divided_among_batches_only_where_one_does_not_hold_it() -> None:
+    policy = attrs.evolve(POLICY, max_batch_requests=200)
+    sizes = {1: ("p", 150), 2: ("q", 40), 3: ("r", 30), 4: ("p", 20), 5: ("s", 500), 6: ("", 7)}
+    groups = [queued(number, 27 * HOUR, requests=count, share=share) for number, (share, count) in sizes.items()]
+    expected = [(6, 1, 4), (2, 3), (5,)]
+    assert seals(snapshot(*groups), policy) == [(numbers, 200, Caching.AS_IS) for numbers in expected]
+    assert seals(snapshot(*groups), attrs.evolve(policy, cache="as_is")) == [((1, 2, 3, 4, 5, 6), 200, Caching.AS_IS)]
+
+
 def test_groups_that_share_a_prefix_and_no_batch_share_a_primer() -> None:
     one, two, other = queued(1, 80 * HOUR), queued(2, 120 * HOUR), queued(3, 120 * HOUR, share="q")
     assert seals(snapshot(one, two, other)) == [((1,), 1, Caching.PRIMER), ((3,), 1, Caching.PRIMER)]

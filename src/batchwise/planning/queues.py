@@ -50,7 +50,7 @@ def tend_batch_queue(agenda: Agenda) -> None:
         largest = _largest_batch(agenda, bundle)
         if room <= 0 or not _bundle_due(agenda, bundle, largest):
             continue
-        for caching, groups in _by_caching(agenda, bundle, priming):
+        for caching, groups in _by_caching(agenda, bundle, priming, largest):
             most_now = 1 if caching is Caching.PRIMER else min(largest, room)
             if room > 0:
                 agenda.add(Seal(tuple(group.terms.id for group in groups), bundle[0].terms.betas, most_now, caching))
@@ -58,11 +58,12 @@ def tend_batch_queue(agenda: Agenda) -> None:
 
 
 def _by_caching(
-    agenda: Agenda, bundle: list[Group], priming: dict[str, datetime]
+    agenda: Agenda, bundle: list[Group], priming: dict[str, datetime], largest: int
 ) -> Iterator[tuple[Caching, list[Group]]]:
     """A bundle that is due, by how its batches treat the prompt cache; what waits for a primer is left out.
 
-    Requests with the same prefix go together. Prefixes for which one goes ahead are added to `priming`.
+    Requests with the same prefix go together, into the same batches. Prefixes for which one goes ahead are added to
+    `priming`.
     """
     if agenda.policy.cache != "prime":
         yield Caching.AS_IS, bundle
@@ -70,7 +71,7 @@ def _by_caching(
     shares: dict[str, list[Group]] = {}
     for group in bundle:
         shares.setdefault(group.terms.prefix, []).append(group)
-    sent: dict[Caching, list[Group]] = {Caching.AS_IS: shares.pop("", [])}
+    sent: dict[Caching, list[list[Group]]] = {Caching.AS_IS: [shares.pop("", [])]}
     for prefix, groups in shares.items():
         step, until = _step(agenda, groups, priming.get(prefix))
         if step.waits:
@@ -80,8 +81,21 @@ def _by_caching(
             yield Caching.PRIMER, groups[:1]
         else:
             way = Caching.AS_IS if step.caching is Caching.PRIMER else step.caching
-            sent.setdefault(way, []).extend(groups)
-    yield from ((caching, groups) for caching, groups in sent.items() if groups)
+            sent.setdefault(way, []).append(groups)
+    for caching, found in sent.items():
+        yield from ((caching, groups) for groups in _filled(found, largest) if groups)
+
+
+def _filled(shares: Iterable[list[Group]], largest: int) -> Iterator[list[Group]]:
+    """Shares put together as long as a batch has room for all of them: none is split that fits into one."""
+    together, count = list[Group](), 0
+    for groups in shares:
+        requests = sum(group.requests for group in groups)
+        if together and count + requests > largest:
+            yield together
+            together, count = [], 0
+        together, count = [*together, *groups], count + requests
+    yield together
 
 
 def _may_wait(agenda: Agenda, prefix: str) -> bool:

@@ -163,6 +163,8 @@ def test_plan(sandbox, batchwise, ledger, file, tmp_path):
     assert sent < rescue < due
     assert float(found["usd"]) == float(found["usd_batch"]) == float(found["usd_sync"]) / 2
     assert found["output_tokens"] == 3 * 1_024
+    assert found["prices"].startswith("genai-prices ")
+    assert (found["priced_on"], found["unpriced"]) == (datetime.now(timezone.utc).date().isoformat(), [])
     (capacity,) = found["capacity"]
     assert (capacity["model"], capacity["requests"]) == ("claude-sonnet-5", 3)
     assert capacity["redone_in"] > 0
@@ -181,6 +183,19 @@ def test_plan(sandbox, batchwise, ledger, file, tmp_path):
     assert "refused: " in said.out
     assert dict(sandbox.books.requests_by_path) == calls
     assert batchwise("jobs").out.splitlines() == ["other: 1 request: 1 in_flight"]
+
+
+def test_a_plan_names_the_prices_and_the_models_that_have_none(sandbox, batchwise, ledger, tmp_path):
+    submit(ledger, 1, "other")
+    file, own = tmp_path / "in.jsonl", tmp_path / "policy.toml"
+    lines = [{"custom_id": model, "params": {**params(), "model": model}} for model in ("nova-1", "nova-2")]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = batchwise("plan", str(file), "--within", "30h")
+    assert "the price of 'nova-1' and of 1 more is unknown; give it" in said.out
+    assert "Policy(prices={'nova-1': Rates(input=3, output=15)})" in said.out
+    own.write_text("[prices]\nnova-1 = {input = 3, output = 15}\nnova-2 = {input = 1, output = 5}\n")
+    said = batchwise("plan", str(file), "--within", "30h", "--policy", str(own))
+    assert "by the prices of Policy.prices before genai-prices " in said.out
 
 
 def test_plan_needs_no_ledger_and_makes_none(sandbox, capsys, file, tmp_path):

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import attrs
 
 from batchwise.engine.core import Engine
-from batchwise.errors import AdmissionError, InfeasibleSLAError, printable
+from batchwise.errors import AdmissionError, InfeasibleSLAError, printable, shown
 from batchwise.models import Lane, LatencyTag, Limits
 from batchwise.planning.cadence import rescue_duration, sla_cadence
 from batchwise.planning.capacity import class_of, limits_of, queue_limit
 from batchwise.planning.custom_ids import MAX_LENGTH
 from batchwise.planning.packing import MAX_BYTES, MAX_REQUESTS, entry_size
-from batchwise.planning.pricing import estimate, to_usd
+from batchwise.planning.pricing import estimate, named_remedy, to_usd
 from batchwise.planning.state import BYTES_PER_TOKEN, Group, Terms
 from batchwise.request import Request
 from batchwise.wording import dollars, human, in_requests
@@ -90,6 +90,9 @@ class Plan:
         usd_sync: At most, if all ran on the sync lane; None: the price of some is unknown.
         usd_batch: The same in batches.
         usd: The same on the lanes that they would go to, without rescues.
+        prices: Whose prices these are.
+        priced_on: The day whose prices hold.
+        unpriced: The models whose price is unknown.
         capacity: What the limits say.
         queue_limit: Batch requests that may wait in the account's queue; None: not limited.
         cadence: The arithmetic of the deadline, in words; None: there is none.
@@ -105,6 +108,9 @@ class Plan:
     usd_sync: Decimal | None
     usd_batch: Decimal | None
     usd: Decimal | None
+    prices: str
+    priced_on: date
+    unpriced: tuple[str, ...]
     capacity: tuple[Capacity, ...]
     queue_limit: int | None
     cadence: str | None
@@ -126,11 +132,14 @@ class Plan:
         if self.batches:
             yield f"{self.batches:,} {'batches' if self.batches > 1 else 'batch'}"
         if self.usd is None or self.usd_sync is None or self.usd_batch is None:
-            yield "dollars: the price of a model is unknown; give it in Policy.prices"
+            unknown = self.unpriced[0]
+            others = f" and of {len(self.unpriced) - 1} more" if len(self.unpriced) > 1 else ""
+            yield f"dollars: the price of {shown(unknown)}{others} is unknown; {named_remedy(unknown)}"
         else:
             yield (
                 f"at most {dollars(self.usd)} so; {dollars(self.usd_sync)} on the sync lane alone, "
-                f"{dollars(self.usd_batch)} in batches alone"
+                f"{dollars(self.usd_batch)} in batches alone, by the prices of {self.prices} on "
+                f"{self.priced_on.isoformat()}"
             )
         if self.cadence is not None:
             yield self.cadence
@@ -176,7 +185,7 @@ def plan_of(engine: Engine, requests: Iterable[Request], latency: LatencyTag) ->
             part = _scaled(sum_, on_batch)
             per_header[terms.betas].add(part)
             per_class[class_of(terms.model, engine.policy.limits)].add(part)
-    known = whole.sync is not None and whole.batch is not None
+    unpriced = tuple(sorted({terms.model for terms, sum_ in by_terms.items() if None in (sum_.sync, sum_.batch)}))
     limits, measured = engine.policy.limits, engine.ledger.snapshot().measured
     return Plan(
         requests=whole.requests,
@@ -187,7 +196,10 @@ def plan_of(engine: Engine, requests: Iterable[Request], latency: LatencyTag) ->
         output_tokens=whole.output_tokens,
         usd_sync=None if whole.sync is None else to_usd(whole.sync),
         usd_batch=None if whole.batch is None else to_usd(whole.batch),
-        usd=to_usd(usd) if known else None,
+        usd=None if unpriced else to_usd(usd),
+        prices=engine.prices.source,
+        priced_on=now.date(),
+        unpriced=unpriced,
         capacity=tuple(
             _capacity(name, sum_, limits_of(name, limits, measured.get(name))) for name, sum_ in per_class.items()
         ),

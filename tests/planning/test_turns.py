@@ -109,6 +109,13 @@ def test_a_spend_limit_keeps_for_the_refusal_too_by_its_bytes() -> None:
     assert decode(sent) == without_thinking({**decode(body), "model": "b"})
 
 
+def test_under_a_spend_limit_a_paused_turn_is_the_answer() -> None:
+    body, pause = encode(params(model="a")), line_of("pause_turn", TEXT)
+    for kept, goes_on in ((0, True), (2, False)):
+        terms = attrs.evolve(TERMS, reserve_each=kept)
+        assert (followed(body, pause, [], terms=terms) is not None) == goes_on
+
+
 def test_only_refusals_and_pauses_go_on() -> None:
     body = encode(params(model="a"))
     for stop in ("end_turn", "max_tokens", "tool_use", "unheard of"):

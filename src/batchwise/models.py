@@ -640,7 +640,8 @@ class Progress:
         next_due: When some process must run next (UTC) so that every deadline is kept; None: nothing waits. In the
             past: some process should have run then, and none did.
         last_error: What this process tried last that failed and has not worked since, how often, and when it tries
-            again (a busy database, a full disk); None: nothing is in the way. Without any content.
+            again (a busy database, a full disk, an API that does not answer); else what another process told the
+            ledger so. None: nothing is in the way. Without any content.
         last_advance: When `advance` was last called on this ledger, by whatever process (UTC); None: never.
     """
 

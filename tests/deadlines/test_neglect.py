@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 import batchwise as bw
 from batchwise import events
 from batchwise.engine.collection import poll, release
+from batchwise.engine.core import Engine
 from batchwise.engine.progress import progress
+from batchwise.ledger.sqlite import SqliteLedger
 from tests.reliability.simulation import HOUR, MINUTE, SECOND, Task, World
 
 FIRST, SECOND_JOB = "first", "second"
@@ -173,3 +177,32 @@ def test_requests_that_two_looks_send_to_the_sync_lane_are_told_of_once(world: W
     world.run()
     assert [event.requests for event in told if isinstance(event, events.Rescued)] == [3]
     assert world.ledger.report(job=None).met == 3
+
+
+def test_what_fails_in_one_process_is_seen_by_another_until_it_works_or_nobody_renews_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "ledger.db")
+    with closing(World(path=path)) as world, closing(SqliteLedger(path)) as ledger:
+        looking = Engine(ledger, None, endpoint=None, now=world.now)
+        world.api.duration = 10 * HOUR
+        world.dispatch_all(["secret"], bw.Latency.FLEXIBLE)
+        world.run()
+        assert progress(looking, None).last_error is None
+        world.api.order("retrieve", "500", always=True)
+        world.pass_time(10 * MINUTE)
+        seen = progress(looking, None).last_error or ""
+        assert seen.startswith("asking about batch msgbatch_0001 failed ")
+        assert seen.endswith(" UTC (told by another process)")
+        assert "secret" not in seen
+        assert progress(world.engine, None).last_error in seen
+
+        world.api.heal()
+        world.pass_time(HOUR)
+        assert progress(looking, None).last_error is None
+
+        world.api.order("retrieve", "500", always=True)
+        world.pass_time(10 * MINUTE)
+        assert progress(looking, None).last_error is not None
+        world.restart()
+        world.api.heal()
+        world.pass_time(HOUR)
+        assert progress(looking, None).last_error is None

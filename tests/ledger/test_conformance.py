@@ -22,7 +22,7 @@ from batchwise.planning.moments import believed, longest_pause
 from batchwise.planning.packing import Sizes, body_chunks
 from batchwise.planning.priming import BREAKPOINT, Caching, Hits, Primed
 from batchwise.planning.priming import HOUR as HOUR_BLOCK
-from batchwise.planning.state import BatchState, BatchView
+from batchwise.planning.state import BatchState, BatchView, Setback
 
 from .conftest import Backend
 from .model import (
@@ -1359,6 +1359,15 @@ def test_failures_are_counted_until_a_batch_is_created_or_the_lane_is_resumed_af
     world.ledger.created(batch.id, remote_id="b", created_at=NOW, expires_at=NOW, now=NOW)
     assert note("create", now=NOW) == (1, NOW)
     assert note("full", now=NOW) == (1, NOW)
+
+
+def test_what_a_process_told_that_failed(world: World) -> None:
+    told = Setback(3, NOW + HOUR, "polling failed 2 times in a row: a reason with spaces")
+    assert world.ledger.snapshot().setback is None
+    world.ledger.note_setback(told)
+    assert world.ledger.snapshot().setback == told
+    world.ledger.note_setback(None)
+    assert world.ledger.snapshot().setback is None
 
 
 def test_pause_and_pass(world: World) -> None:

@@ -67,6 +67,8 @@ __all__ = ["Engine"]
 
 _log = logging.getLogger("batchwise")
 _SOON = timedelta(seconds=1)
+_RENEWED = timedelta(minutes=1)
+"""After its next try a process has so long to tell again what still fails."""
 _WATCH = 2.0
 """Seconds between two looks whether deadlines are in danger, at least."""
 _PAGE = 500
@@ -509,10 +511,11 @@ class Engine:
         self.telling.risk(sum(risks(known, now, self.policy, leeway=leeway).values(), SAFE))
 
     def _watch(self, known: Snapshot, now: datetime) -> None:
-        """Do that now and then only: it takes a small share of the time, however much is queued."""
+        """Do that, and tell what fails, now and then: it takes a small share of the time, however much is queued."""
         begun = monotonic()
         if begun >= self._watched:
             self.watch(known, now)
+            self._tell_setback(known)
             self._watched = begun + max(_WATCH, 20 * (monotonic() - begun))
 
     def failure(
@@ -611,6 +614,22 @@ class Engine:
             steps.callback(self._resign)
             steps.callback(self.warn_of_rest)
             steps.callback(self.put_back)
+            steps.callback(self._tell_setback)
+
+    def _tell_setback(self, known: Snapshot | None = None) -> None:
+        """Have the ledger know what fails here, for other processes to see. What has not been renewed in time is over.
+
+        Args:
+            known: The ledger's snapshot; None: it is read.
+        """
+        try:
+            kept = (self.ledger.snapshot() if known is None else known).setback
+            ours = self.setbacks.told(self.run)
+            over = kept is not None and (kept.run == self.run or self.now() > kept.next_try + _RENEWED)
+            if ours != kept and (ours is not None or over):
+                self.ledger.note_setback(ours)
+        except LedgerError:  # that is what fails; this process knows it
+            _log.debug("batchwise: what fails could not be stored yet", exc_info=True)
 
     def _resign(self) -> None:
         if self.ledger.lease.held:

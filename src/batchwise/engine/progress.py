@@ -67,9 +67,14 @@ def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)
         overdue=risk.overdue,
         suspended=snapshot.suspended,
         next_due=due if due is None or due < now else max(now, due - wake_gap),
-        last_error=engine.setbacks.last,
+        last_error=engine.setbacks.last or _told_by_another(engine, snapshot),
         last_advance=snapshot.advanced_at,
     )
+
+
+def _told_by_another(engine: Engine, snapshot: Snapshot) -> str | None:
+    told = snapshot.setback
+    return None if told is None or told.run == engine.run else f"{told.words} (told by another process)"
 
 
 def _running(engine: Engine, snapshot: Snapshot, job: int | None, now: datetime) -> Iterator[RunningBatch]:

@@ -19,6 +19,7 @@ from batchwise.errors import (
 )
 from batchwise.planning.backoff import pause_after
 from batchwise.planning.outcomes import Fault
+from batchwise.planning.state import Setback
 
 __all__ = ["Setbacks", "lasting", "passing"]
 
@@ -138,10 +139,19 @@ class Setbacks:
     @property
     def last(self) -> str | None:
         """What failed last and has not worked since, how often, and when it is tried again."""
+        found = self._last()
+        return None if found is None else str(found)
+
+    def told(self, run: int) -> Setback | None:
+        """The same for the ledger, which other processes look at; `run` is this one's."""
+        found = self._last()
+        return None if found is None else Setback(run, found.next_try, str(found))
+
+    def _last(self) -> _Setback | None:
         clock = monotonic()
         with self._lock:
             found = [it for it in self._open.values() if it.error is not None or clock < it.again + _OVER]
-        return str(found[-1]) if found else None
+        return found[-1] if found else None
 
     def stuck(self, seconds: float) -> BatchwiseError | None:
         """The error for whoever will not wait longer for something that has been failing for so long."""

@@ -14,11 +14,11 @@ from batchwise.errors import InvalidValueError, WrongWorkspaceError, printable
 from batchwise.models import Lane, Policy
 from batchwise.planning.capacity import Measured
 from batchwise.planning.packing import Sizes
-from batchwise.planning.state import Snapshot
+from batchwise.planning.state import Setback, Snapshot
 
 from . import meta
 from .database import Database
-from .rows import encode_measured, from_micros, micros
+from .rows import encode_measured, encode_setback, from_micros, micros
 from .values import Streak, Suspension
 
 __all__ = ["Conditions"]
@@ -119,6 +119,11 @@ class Conditions:
             meta.put(db, "advanced_at", str(micros(now)))
             meta.put(db, "advance_gap", str(gap))
         return None if gap < 0 else timedelta(microseconds=gap)
+
+    def note_setback(self, setback: Setback | None) -> None:
+        """Remember what failed last and is tried again, for other processes to see; None: nothing does any more."""
+        with self._database.write("note_setback", quiet=True) as db:
+            meta.put(db, meta.SETBACK, None if setback is None else encode_setback(setback))
 
     def set_right(self, right: Snapshot, *, now: datetime, latest: datetime) -> None:
         """Store what is believed (`planning.moments.believed`) of the lanes and queues, batches aside.

@@ -195,6 +195,7 @@ class Ledger:
     resume = _by("_conditions", Conditions.resume)
     note_failure = _by("_conditions", Conditions.note_failure)
     note_advance = _by("_conditions", Conditions.note_advance)
+    note_setback = _by("_conditions", Conditions.note_setback)
     note = _by("_conditions", Conditions.note)
     resize = _by("_conditions", Conditions.resize)
     set_right = _by("_conditions", Conditions.set_right)

@@ -44,6 +44,7 @@ from .rows import (
     SYNC,
     decode_key,
     decode_measured,
+    decode_setback,
     encode_key,
     from_micros,
 )
@@ -148,6 +149,7 @@ class Looking:
             batches = self._batches.views(db, lambda batch: places.get((BATCH, IN_FLIGHT, batch), ()))
             offset, paused = meta.get(db, "clock_offset"), meta.get(db, "batch_paused_until")
             answered, failed = meta.get(db, "sync_answered_at"), meta.get(db, "sync_failed_at")
+            setback = meta.get(db, meta.SETBACK)
             advanced, sizes = meta.get(db, "advanced_at"), meta.sizes(db)
             measured = {name: decode_measured(value) for name, value in meta.beginning(db, meta.MEASURED).items()}
             queued = places.get((BATCH, QUEUED, 0), ())
@@ -169,6 +171,7 @@ class Looking:
             sync_answered_at=from_micros(int(answered)) if answered else None,
             sync_failed_at=from_micros(int(failed)) if failed else None,
             advanced_at=from_micros(int(advanced)) if advanced else None,
+            setback=None if setback is None else decode_setback(setback),
             measured=measured,
             prefixes=prefixes,
             hits=hits,

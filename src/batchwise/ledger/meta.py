@@ -8,7 +8,19 @@ from batchwise.planning.packing import Sizes
 
 from .database import Connection
 
-__all__ = ["FAILURES", "MEASURED", "POLICY", "PRICES", "beginning", "forget_failures", "get", "put", "resumes", "sizes"]
+__all__ = [
+    "FAILURES",
+    "MEASURED",
+    "POLICY",
+    "PRICES",
+    "SETBACK",
+    "beginning",
+    "forget_failures",
+    "get",
+    "put",
+    "resumes",
+    "sizes",
+]
 
 FAILURES = "failures:"
 """Before the names of what `note_failure` counts."""
@@ -17,6 +29,9 @@ MEASURED = "measured:"
 
 POLICY = "policy"
 """The name of the policy under which work was last accepted."""
+
+SETBACK = "setback"
+"""The name of what some process told that failed last."""
 
 PRICES = "prices:"
 """Before the words for the prices by which answers were reckoned."""

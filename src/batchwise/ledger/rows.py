@@ -14,7 +14,7 @@ from batchwise.models import Lane, Outcome, Reason, Status, ToolUse
 from batchwise.planning.capacity import Measured
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.priming import Caching
-from batchwise.planning.state import BatchState, BatchView, Group, Terms
+from batchwise.planning.state import BatchState, BatchView, Group, Setback, Terms
 
 __all__ = [
     "BATCH",
@@ -31,10 +31,12 @@ __all__ = [
     "canceled_line",
     "decode_key",
     "decode_measured",
+    "decode_setback",
     "decode_terms",
     "digest_of",
     "encode_key",
     "encode_measured",
+    "encode_setback",
     "encode_terms",
     "from_micros",
     "merged",
@@ -145,6 +147,17 @@ def decode_measured(value: str) -> Measured:
     """What `encode_measured` encoded."""
     values = orjson.loads(value)
     return Measured(**{**values, "at": from_micros(values["at"])})
+
+
+def encode_setback(setback: Setback) -> str:
+    """As it stands in `meta`."""
+    return f"{setback.run} {micros(setback.next_try)} {setback.words}"
+
+
+def decode_setback(value: str) -> Setback:
+    """What `encode_setback` encoded."""
+    run, next_try, words = value.split(" ", 2)
+    return Setback(int(run), from_micros(int(next_try)), words)
 
 
 def digest_of(job: int, data: bytes) -> bytes:

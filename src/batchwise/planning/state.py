@@ -229,6 +229,21 @@ class BatchView:
         return sum(group.requests for group in self.groups) == self.requests
 
 
+@attrs.frozen
+class Setback:
+    """What failed and is tried again, as a process told the ledger.
+
+    Attributes:
+        run: The run of that process.
+        next_try: When it tries again (our clock).
+        words: What failed, how often, why, and when it is tried again; no content.
+    """
+
+    run: int
+    next_try: datetime
+    words: str
+
+
 @attrs.frozen(kw_only=True)
 class Snapshot:
     """All that the planner looks at.
@@ -249,6 +264,7 @@ class Snapshot:
         sync_answered_at: When a call of the sync lane was last answered (our clock).
         sync_failed_at: When one was last refused for good or not answered (our clock).
         advanced_at: When a process last called `advance` (our clock).
+        setback: What some process told that failed last and had not worked since.
         measured: How the sync lane does, by class of models.
         prefixes: What is known of the prefixes of queued requests, by their digests.
         hits: How often rows of batches have hit the prompt cache.
@@ -270,6 +286,7 @@ class Snapshot:
     sync_answered_at: datetime | None = None
     sync_failed_at: datetime | None = None
     advanced_at: datetime | None = None
+    setback: Setback | None = None
     measured: Mapping[str, Measured] = attrs.field(factory=dict)
     prefixes: Mapping[str, Primed] = attrs.field(factory=dict)
     hits: Hits = attrs.field(factory=Hits)

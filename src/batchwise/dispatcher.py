@@ -153,10 +153,13 @@ class Dispatcher:
 
     def _accept(self, request: Request, job: str | None) -> Ticket:
         self._driver.check_working()
-        accepted, decision = self._engine.accept(request, job, self._driver.begin)
+        try:
+            accepted, decision = self._engine.accept(request, job)
+        finally:
+            served = self._driver.call()
         if accepted.row.status is Status.QUEUED:
             self._driver.wake(self._engine.due(accepted.row))
-        elif self._driver.unserved:
+        elif not served:
             self._driver.wake()
         return Ticket(self._driver, accepted.row, job, decision)
 

@@ -1,21 +1,19 @@
-"""A blocking call is prepared while its request is being accepted, and sent only when that is durable."""
+"""A blocking call begins when its request is durable: not before, and whatever happens just after."""
 
 from __future__ import annotations
 
 import sqlite3
-import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import anthropic
-import httpx2
 import pytest
 
-from batchwise import Dispatcher, LedgerError, Policy, Request, Status
+from batchwise import Dispatcher, LedgerError, Request, Status
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.sqlite_database import SqliteDatabase
-from batchwise.ledger.values import Claim
-from batchwise.models import Limits
 from batchwise.sandbox import Sandbox
 from tests.strategies import params
 
@@ -23,117 +21,96 @@ from .world import PATIENCE
 
 
 class Database(SqliteDatabase):
-    """Does something else instead of committing an acceptance, once it has been told to."""
+    """Does something else before or after it commits an acceptance, once it has been told to."""
 
-    instead: Any = None
+    before: Any = None
+    after: Any = None
 
     def commit(self, name: str) -> None:
-        if name == "accept" and self.instead is not None:
-            self.instead()
+        if name == "accept" and self.before is not None:
+            self.before()
         super().commit(name)
+        if name == "accept" and self.after is not None:
+            self.after()
 
 
-class Transport(httpx2.HTTPTransport):
-    """Says when a call is asked for, and when its body has been taken."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked, self.events = threading.Event(), list[str]()
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        if request.url.path == "/v1/messages":
-            whole = request.stream
-            assert isinstance(whole, httpx2.SyncByteStream)
-            request.stream = _Told(whole, self.events)
-            self.asked.set()
-        return super().handle_request(request)
-
-
-class _Told(httpx2.SyncByteStream):
-    def __init__(self, whole: httpx2.SyncByteStream, events: list[str]) -> None:
-        self._whole, self._events = whole, events
-
-    def __iter__(self) -> Any:
-        for chunk in self._whole:
-            self._events.append("body")
-            yield chunk
-
-
-def opened(sandbox: Sandbox, ledger: SqliteLedger, transport: Transport, **policy: Any) -> Dispatcher:
-    client = anthropic.Anthropic(
-        base_url=sandbox.base_url, api_key="sandbox", http_client=httpx2.Client(transport=transport)
-    )
-    return Dispatcher(client, ledger=ledger, policy=Policy(**policy))
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[SqliteLedger]:
+    made = SqliteLedger(Database(tmp_path / "ledger.db"))
+    yield made
+    made.close()
 
 
 def fail() -> None:
     raise sqlite3.OperationalError("disk full")
 
 
-def test_a_call_is_prepared_while_its_request_is_committed(tmp_path: Path) -> None:
-    ledger, transport = SqliteLedger(Database(tmp_path / "ledger.db")), Transport()
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
-    def committing() -> None:
-        assert transport.asked.wait(PATIENCE), "the call waits for the commit"
-        transport.events.append("commit")
 
-    with Sandbox() as sandbox, opened(sandbox, ledger, transport) as dispatcher:
-        ledger.database.instead = committing
+def test_nothing_of_a_call_is_prepared_before_its_request_is_durable(ledger: SqliteLedger) -> None:
+    with Sandbox() as sandbox, sandbox.client() as client, Dispatcher(client, ledger=ledger) as dispatcher:
+        queue = dispatcher._engine.queue
+        ledger.database.before = lambda: busy.append(queue.busy)
+        busy: list[int] = []
         assert dispatcher.dispatch(params("x")).result(PATIENCE).text == "echo: x"
-    ledger.close()
-    assert transport.events == ["commit", "body"]
+        assert busy == [0]
 
 
-def test_what_could_not_be_accepted_is_not_sent(tmp_path: Path) -> None:
-    ledger, transport = SqliteLedger(Database(tmp_path / "ledger.db")), Transport()
-    with Sandbox() as sandbox:
-        with opened(sandbox, ledger, transport, limits=Limits(concurrency=1)) as dispatcher:
-            ledger.database.instead = lambda: (transport.asked.wait(PATIENCE), fail())
-            with pytest.raises(LedgerError, match="disk full"):
-                dispatcher.dispatch(params("lost"))
-            ledger.database.instead = None
-            assert dispatcher.progress().total == 0
-            # Its number is given again; what was prepared for it must not touch that one's request.
-            tickets = [dispatcher.dispatch(params(f"kept {n}")) for n in range(3)]
-            assert [ticket.result(PATIENCE).text for ticket in tickets] == [f"echo: kept {n}" for n in range(3)]
-            assert dispatcher._engine.health.failed_at is None, "the lane did not fail"
-        assert sandbox.books.bought_by_prompt("sync") == {f"kept {n}": 1 for n in range(3)}
-    ledger.close()
-
-
-def test_whoever_waits_is_told_while_a_call_for_nothing_has_the_same_number(tmp_path: Path) -> None:
-    connected = threading.Event()
-
-    class Slow(Transport):
-        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-            first = request.url.path == "/v1/messages" and not self.asked.is_set()
-            self.asked.set()
-            if first:
-                connected.wait(2 * PATIENCE)
-            return super().handle_request(request)
-
-    ledger, transport = SqliteLedger(Database(tmp_path / "ledger.db")), Slow()
-    with Sandbox() as sandbox, opened(sandbox, ledger, transport) as dispatcher:
-        ledger.database.instead = lambda: (transport.asked.wait(PATIENCE), fail())
+def test_what_could_not_be_accepted_is_not_sent(ledger: SqliteLedger) -> None:
+    with Sandbox() as sandbox, sandbox.client() as client, Dispatcher(client, ledger=ledger) as dispatcher:
+        ledger.database.before = fail
         with pytest.raises(LedgerError, match="disk full"):
             dispatcher.dispatch(params("lost"))
-        ledger.database.instead = None
-        assert dispatcher.dispatch(params("kept")).result(PATIENCE).text == "echo: kept"
-        assert dispatcher._engine.queue.busy == 1, "the other one still connects"
-        connected.set()
-    ledger.close()
+        assert dispatcher._engine.queue.busy == 0
+        ledger.database.before = None
+        assert dispatcher.progress().total == 0
+        # Its number is given again.
+        tickets = [dispatcher.dispatch(params(f"kept {n}")) for n in range(3)]
+        assert [ticket.result(PATIENCE).text for ticket in tickets] == [f"echo: kept {n}" for n in range(3)]
+        assert sandbox.books.bought_by_prompt("sync") == {f"kept {n}": 1 for n in range(3)}
 
 
-def test_a_claim_that_was_never_accepted_does_not_go_back_to_the_ledger(tmp_path: Path) -> None:
-    ledger = SqliteLedger(Database(tmp_path / "ledger.db"))
-    with Sandbox() as sandbox, opened(sandbox, ledger, Transport()) as dispatcher:
-        engine, begun = dispatcher._engine, list[Claim]()
-        engine.accept(Request(params("x"), key="x"), None, begun.append)
-        engine.push(begun[0]._replace(accepting=lambda: False))  # of one that had this number before
-        engine.put_back()
-        assert dispatcher.ticket("x").status is Status.IN_FLIGHT
-        engine.push(begun[0])
+@pytest.mark.parametrize("key", ["k", None])
+def test_ctrl_c_during_the_commit_loses_no_request(ledger: SqliteLedger, key: str | None) -> None:
+    """What was interrupted is in the ledger, in flight in this run: it is called, or it would wait for ever."""
+    with Sandbox() as sandbox, sandbox.client() as client, Dispatcher(client, ledger=ledger) as dispatcher:
+        ledger.database.after = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            dispatcher.dispatch(params("x"), key=key)
+        ledger.database.after = None
+        if key is not None:
+            assert dispatcher.dispatch(params("x"), key=key).result(PATIENCE).text == "echo: x"
+        dispatcher.close()
+        assert sandbox.books.bought("x") == 1
+    assert len(ledger.results(job=None, after=0, limit=9)) == 1
+
+
+def test_ctrl_c_in_one_thread_loses_no_request_of_another(ledger: SqliteLedger) -> None:
+    def dispatched(name: str) -> None:
+        with suppress(KeyboardInterrupt, LedgerError):
+            dispatcher.dispatch(params(name), key=name)
+
+    with Sandbox() as sandbox, sandbox.client() as client, Dispatcher(client, ledger=ledger) as dispatcher:
+        names = [f"r-{n}" for n in range(6)]
+        ledger.database.after = interrupt
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(dispatched, names))
+        ledger.database.after = None
+        for name in names:
+            assert dispatcher.dispatch(params(name), key=name).result(PATIENCE).text == f"echo: {name}"
+        assert sandbox.books.bought_by_prompt("sync") == dict.fromkeys(names, 1)
+
+
+def test_an_interrupted_acceptance_touches_no_request_of_another(ledger: SqliteLedger) -> None:
+    with Sandbox() as sandbox, sandbox.client() as client, Dispatcher(client, ledger=ledger) as dispatcher:
+        engine, queue = dispatcher._engine, dispatcher._engine.queue
+        ledger.database.before = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            engine.accept(Request(params("lost"), key="lost"), None)
+        ledger.database.before = None
+        assert queue.busy == 0, "it was not stored"
+        engine.accept(Request(params("x"), key="x"), None)
         engine.put_back()
         assert dispatcher.ticket("x").status is Status.QUEUED
-        assert engine.queue.busy == 0
-    ledger.close()

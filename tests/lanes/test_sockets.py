@@ -13,7 +13,7 @@ from batchwise.lanes.faults import LaneFault
 from batchwise.planning.outcomes import CreateOutcome, rule_create
 from tests.lanes.harness import KEY, ScriptedServer
 from tests.lanes.test_faults import caught
-from tests.lanes.test_requests import BATCH, MESSAGE
+from tests.lanes.test_requests import BATCH
 
 MEGABYTE = b"x" * 1_000_000
 
@@ -138,38 +138,6 @@ def test_a_lane_fault_of_the_source_is_the_sources(make_lanes):
 
     with ScriptedServer(lambda peer: peer.body()) as server, pytest.raises(OSError, match="the ledger's disk"):
         make_lanes(base_url=server.url).create(chunks(), 100)
-
-
-def test_a_call_is_prepared_before_its_body_may_be_sent(make_lanes):
-    body, headed, seen = b'{"model":"m"}', threading.Event(), list[bool]()
-
-    def ready():
-        seen.append(headed.wait(10))
-        return True
-
-    def script(peer):
-        headed.set()
-        got = peer.body(len(body))
-        peer.answer(200, orjson.dumps(MESSAGE))
-        return got
-
-    with ScriptedServer(script) as server:
-        reply = make_lanes(base_url=server.url).call(body, model="m", max_tokens=1, ready=ready)
-        server.handled.acquire(timeout=10)
-        assert (seen, server.told) == ([True], [len(body)])
-        assert b"content-length: %d" % len(body) in server.heads[0].lower()
-        assert b"transfer-encoding" not in server.heads[0].lower()
-    assert orjson.loads(reply.body) == MESSAGE
-
-
-@pytest.mark.parametrize("max_tokens", [1, 64_000])
-def test_a_body_that_may_not_be_sent_is_not(max_tokens, make_lanes):
-    with ScriptedServer(lambda peer: peer.body()) as server:
-        lanes = make_lanes(base_url=server.url)
-        fault = caught(lanes.call, b'{"model":"m"}', model="m", max_tokens=max_tokens, ready=lambda: False).fault
-        server.handled.acquire(timeout=10)
-        assert server.told == [0]
-    assert (fault.status, fault.type, fault.request_sent) == (None, "connection_error", False)
 
 
 CALLS = {

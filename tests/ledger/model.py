@@ -64,9 +64,9 @@ class World:
         self, key: str | None = None, terms: Terms = FLEXIBLE, body: bytes | str = b'{"a":1}', **more: Any
     ) -> Accepted:
         job = more.pop("job", None)
-        claim = self.claims.append if more.pop("claim", False) else None
+        claims = self.claims if more.pop("claim", False) else None
         now = more.pop("now", NOW)
-        return self.ledger.accept(entry(key, terms, body), job=job, run=self.run, now=now, claim=claim, **more)
+        return self.ledger.accept(entry(key, terms, body), job=job, run=self.run, now=now, claims=claims, **more)
 
     def bulk(self, entries: Sequence[Entry], job: str | None = "job", chunk: int = 3, **more: Any) -> list[int]:
         with self.ledger.intake(job=job, run=self.run) as intake:

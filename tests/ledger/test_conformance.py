@@ -226,7 +226,6 @@ def test_claiming_at_once(world: World) -> None:
     assert world.ledger.claim(row.terms.id, 9, run=world.run, now=NOW) == [], "nobody gets it again"
     (claim,) = world.claims
     assert claim[:6] == (row.id, "k", row.terms, b'{"a":1}', 0, ())
-    assert claim.durable
     assert not world.accept("k", BLOCKING, claim=True).created
     with pytest.raises(KeyConflictError):
         world.accept("k", BLOCKING, "other", claim=True)
@@ -1581,7 +1580,6 @@ def test_an_abandoned_request_is_accepted_anew(backend: Backend) -> None:
     cursors = [each.cursor for each in again.ledger.results(job=None, after=0, limit=9)]
     one = again.accept("a", BLOCKING, claim=True)
     assert [claim[:6] for claim in again.claims] == [(number, "a", one.row.terms, b'{"a":1}', 0, ())]
-    assert again.claims[0].durable
     assert (one.created, one.row.id, one.row.status, one.row.attempts, one.row.result) == (
         True,
         number,

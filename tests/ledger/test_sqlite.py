@@ -14,8 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -295,29 +294,6 @@ def test_a_commit_that_fails_changes_nothing(tmp_path: Path) -> None:
     world.accept(body="a", job="j")
     assert world.accept(body="b", job="j").row.key == "#1"
     ledger.close()
-
-
-@pytest.mark.parametrize("broken", [False, True])
-def test_a_claim_is_given_before_it_is_durable(tmp_path: Path, broken: bool) -> None:
-    told: list[Future[bool]] = []
-
-    class Slow(SqliteDatabase):
-        def commit(self, name: str) -> None:
-            if name == "accept":
-                (claim,) = world.claims
-                told.append(asking.submit(lambda: claim.durable))
-                with pytest.raises(FutureTimeoutError):
-                    told[0].result(0.05)
-                if broken:
-                    raise sqlite3.OperationalError("disk full")
-            super().commit(name)
-
-    with closing(SqliteLedger(Slow(tmp_path / "ledger.db"))) as ledger, ThreadPoolExecutor(1) as asking:
-        world = World(ledger)
-        with pytest.raises(LedgerError, match="disk full") if broken else nullcontext():
-            world.accept("a", BLOCKING, claim=True)
-        assert told[0].result(10) is not broken
-        assert (ledger.find("a", job=None) is None) is broken
 
 
 @pytest.mark.parametrize("broken", [False, True])

@@ -231,20 +231,18 @@ class LedgerMachine(RuleBasedStateMachine):
         found = None if key is None else self._find(job, key)
         offer = entry(key, terms, body)
         begun: list[Claim] = []
-        begin = begun.append if claim else None
         if found is not None and self.requests[found].body != body:
             try:
-                self.ledger.accept(offer, job=job, run=self.run, now=self.now, claim=begin)
+                self.ledger.accept(offer, job=job, run=self.run, now=self.now, claims=begun if claim else None)
             except KeyConflictError:
                 assert not begun
                 return
             raise AssertionError("a taken key was given again")
-        got = self.ledger.accept(offer, job=job, run=self.run, now=self.now, claim=begin)
+        got = self.ledger.accept(offer, job=job, run=self.run, now=self.now, claims=begun if claim else None)
         number = got.row.id
         assert [each[:6] for each in begun] == [(number, got.row.key, got.row.terms, body, 0, ())] * (
             claim and got.created
         )
-        assert all(each.durable for each in begun)
         if key is None and number in self.requests:
             request = self.requests[number]
             assert job is not None

@@ -7,6 +7,7 @@ unsynced, the seal and `posting` least of all; nor when a result is handed over.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -95,6 +96,9 @@ def run(folder: Path) -> tuple[Record, list[tuple[str, list[str]]]]:
             for result in job.results(timeout=30):
                 loose.append((f"result {result.key}", record.unsynced()))
                 record.events.append("hand over")
+            while "commit closed" not in record.events:  # else that would be written meanwhile
+                time.sleep(0.01)
+            dispatcher.progress()  # waits for its end
             called = dispatcher.dispatch(params("now")).result(timeout=30)
             loose.append((f"result {called.key}", record.unsynced()))
     return record, loose

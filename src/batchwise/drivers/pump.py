@@ -95,7 +95,7 @@ class Driver(ABC):
 
     @abstractmethod
     def call(self) -> bool:
-        """See to it that somebody takes up what the call queue holds; returns whether there is anybody."""
+        """See to it that somebody takes up what the call queue holds; False: there is nobody."""
 
     @abstractmethod
     def _begin(self, procedure: Callable[[], Procedure[None]]) -> bool:

@@ -19,7 +19,6 @@ from batchwise.engine.effects import Procedure, SyncPorts, drive
 from batchwise.engine.passes import SPARED
 from batchwise.engine.queue import Slot
 from batchwise.errors import BatchwiseError
-from batchwise.ledger.values import Claim
 from batchwise.planning.capacity import MOST_CALLS
 
 from .pump import Driver
@@ -94,8 +93,6 @@ class ThreadDriver(Driver):
         self._pumping: threading.Thread | None = None
         self._workers: set[threading.Thread] = set()
         self._idle = 0
-        self.unserved = False
-        """Whether nobody could be found for the claim that was begun last: the pump has to be woken for it."""
         self._made_within = interrupted()
         """The frame of another dispatcher's work within which this one was made: it may end there."""
         self._first, self._ended = threading.Lock(), threading.Event()
@@ -163,18 +160,16 @@ class ThreadDriver(Driver):
 
     # -- the sync lane ----------------------------------------------------------------------------------------------
 
-    def begin(self, claim: Claim) -> None:
-        """Queue a claim, and see to it that somebody takes it up."""
-        self.engine.push(claim)
-        self.unserved = not self.call()
-
     def _changed_by_others(self) -> None:
         self._waiters.ring_all()
 
     def call(self) -> bool:
-        """See to it that somebody takes up what the call queue holds; returns whether there is anybody."""
+        """See to it that somebody takes up what the call queue holds; False: there is nobody."""
+        waiting = self.engine.queue.waiting
+        if not waiting:
+            return True
         with self._lock:
-            need = min(self.engine.queue.waiting, _SPARE) - self._idle
+            need = min(waiting, _SPARE) - self._idle
             need = min(need, MOST_CALLS - len(self._workers))
             for _ in range(max(0, need)):
                 worker = threading.Thread(target=self._work, name="batchwise-call", daemon=True)

@@ -65,8 +65,7 @@ async def _reply(engine: Engine, slot: Slot, claim: Claim) -> Reply | None:
             reply = await _ask(claim)
         except LaneFault as error:
             _tell_call(engine, claim, timedelta(seconds=monotonic() - begun), error=error.fault.type)
-            if claim.durable:  # else nothing of it was sent, and the ledger knows nothing of it
-                await _faulted(engine, slot, claim, error, resumes)
+            await _faulted(engine, slot, claim, error, resumes)
             return None
     except Exception as error:
         if lasting(error) or passing(error):
@@ -78,8 +77,6 @@ async def _reply(engine: Engine, slot: Slot, claim: Claim) -> Reply | None:
 
 async def _broke(engine: Engine, slot: Slot, claim: Claim, error: Exception) -> None:
     """A fault within batchwise, not the API's: the request is tried again, and has its recorded end like any other."""
-    if not claim.durable:
-        return
     _log.error("batchwise: a call failed within batchwise; its request is tried again or fails", exc_info=error)
     again = _tried(claim, costs=True)
     if _may_call(engine, again):
@@ -207,9 +204,7 @@ async def _check_workspace(engine: Engine, slot: Slot) -> None:
 
 def _ask(claim: Claim) -> Ask[Reply]:
     terms = claim.terms
-    return api.call(
-        claim.body, model=terms.model, max_tokens=terms.max_tokens, betas=terms.betas, ready=claim.accepting
-    )
+    return api.call(claim.body, model=terms.model, max_tokens=terms.max_tokens, betas=terms.betas)
 
 
 async def _settle(engine: Engine, slot: Slot, settlement: Settlement) -> None:
@@ -239,7 +234,7 @@ async def _tell_pace(engine: Engine, claim: Claim) -> None:
 
 def _tried(claim: Claim, *, costs: bool) -> Claim:
     """The claim after a try, which counts among its attempts or does not."""
-    return claim._replace(attempts=claim.attempts + costs, calls=claim.calls + costs, accepting=None)
+    return claim._replace(attempts=claim.attempts + costs, calls=claim.calls + costs)
 
 
 def _may_call(engine: Engine, claim: Claim) -> bool:

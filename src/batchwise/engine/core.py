@@ -7,7 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from time import monotonic
@@ -18,6 +18,7 @@ import tenacity
 
 from batchwise import events
 from batchwise.errors import (
+    BatchwiseError,
     InvalidRequestError,
     JobNotFoundError,
     LedgerError,
@@ -170,16 +171,8 @@ class Engine:
         limit = int(self.policy.max_spend * PICO) - self._sent_uncapped
         return Cap(limit=limit, since=None if period is None else self.now() - period)
 
-    def accept(
-        self, request: Request, job: str | None, begin: Callable[[Claim], None] | None = None
-    ) -> tuple[Accepted, Decision]:
-        """Accept one request; a new one for the sync lane begins at once.
-
-        Args:
-            request: The request.
-            job: The job to append it to.
-            begin: Takes the claim of one that begins before it is durable, so that its call is prepared meanwhile.
-                None: it is queued when it is.
+    def accept(self, request: Request, job: str | None) -> tuple[Accepted, Decision]:
+        """Accept one request; once it is durable, a new one for the sync lane is queued there.
 
         Raises:
             BatchwiseError: Whatever was wrong with it; nothing was stored or sent.
@@ -194,12 +187,17 @@ class Engine:
             if admitted is not terms:
                 decision, terms = decision_of(admitted), admitted
         self.suspensions.resume_on_first_use()
-        begun: list[Claim] = []
-        claim = (begin or begun.append) if terms.lane is Lane.SYNC and Lane.SYNC not in self.suspensions.lanes else None
+        claims: list[Claim] | None = None
+        if terms.lane is Lane.SYNC and Lane.SYNC not in self.suspensions.lanes:
+            claims = []
         entry = Entry(request.key, request.body, terms)
-        accepted = self.ledger.accept(entry, job=job, run=self.run, now=now, claim=claim, cap=self.cap())
-        for each in begun:
-            self.push(each._replace(accepting=None))
+        try:
+            accepted = self.ledger.accept(entry, job=job, run=self.run, now=now, claims=claims, cap=self.cap())
+        except BaseException:
+            self._take_up_stored(claims or [])
+            raise
+        for claim in claims or ():
+            self.push(claim)
         self._keep_policy()
         if accepted.row.lane is Lane.BATCH:
             self.waits.joined(now)
@@ -207,6 +205,18 @@ class Engine:
             batch, number = accepted.row.lane is Lane.BATCH, accepted.row.id
             self.telling.tell(events.Accepted(at=now, job=job, batch=int(batch), sync=int(not batch), request=number))
         return accepted, decision if accepted.created else _decided_before(decision, accepted.row.terms)
+
+    def _take_up_stored(self, claims: Iterable[Claim]) -> None:
+        """Queue what was accepted though its acceptance failed: a thread that waits for the disk may be interrupted."""
+        for claim in claims:
+            with suppress(BatchwiseError):
+                row = self.ledger.row(claim.id)
+                if row is None or row.key != claim.key or self.queue.holds(claim.id):
+                    continue  # its number was given again
+                if self.ledger.note_attempt(
+                    claim.id, run=self.run, costs_attempt=False, doubtful=False, now=self.now()
+                ):
+                    self.push(claim)
 
     def due(self, row: RequestRow) -> datetime | None:
         """By when the pump has to look at a request just accepted; None: at once."""
@@ -584,8 +594,8 @@ class Engine:
             raise
 
     def give_back(self, claims: Iterable[Claim], *, costs_attempt: bool = False) -> None:
-        """Queue claims anew, in the ledger; it knows nothing of those that were never accepted."""
-        numbers = [claim.id for claim in claims if claim.durable]
+        """Queue claims anew, in the ledger."""
+        numbers = [claim.id for claim in claims]
         if numbers:
             self.ledger.requeue(numbers, lane=Lane.SYNC, costs_attempt=costs_attempt, now=self.now())
 

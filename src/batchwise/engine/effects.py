@@ -66,10 +66,8 @@ class Ports(Protocol):
     def read(self, remote_id: str, feed: Callable[[bytes], bool]) -> None:
         """Feed the raw chunks of a batch's results; a False from `feed` ends the reading."""
 
-    def call(
-        self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...], ready: Callable[[], bool] | None
-    ) -> Reply:
-        """One Messages call; never retried. `ready` waits until the body may be sent."""
+    def call(self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...]) -> Reply:
+        """One Messages call; never retried."""
 
 
 class _Effect(Generic[T]):
@@ -165,10 +163,8 @@ class _Api:
         asked = Ask(lambda ports: ports.read(remote_id, feed))
         await _logged(f"results of batch {printable(remote_id)}", asked)
 
-    def call(
-        self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...], ready: Callable[[], bool] | None
-    ) -> Ask[Reply]:
-        return Ask(lambda ports: ports.call(body, model=model, max_tokens=max_tokens, betas=betas, ready=ready))
+    def call(self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...]) -> Ask[Reply]:
+        return Ask(lambda ports: ports.call(body, model=model, max_tokens=max_tokens, betas=betas))
 
 
 api = _Api()

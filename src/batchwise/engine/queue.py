@@ -34,7 +34,7 @@ class Slot(NamedTuple):
     reserved: Reservation
     writing: Writing
     place: int
-    """Its own number in the queue: a claim that was never accepted may share its request's with another."""
+    """The claim's own number in the queue."""
 
 
 class _Class:

@@ -119,8 +119,6 @@ def translate(error: Exception, *, sent_whole: bool = True) -> LaneFault:
         )
     if isinstance(error, anthropic.APIConnectionError):
         cause = error.__cause__
-        if isinstance(cause, LaneFault):  # the body's own
-            return cause
         return _of_transport(cause if isinstance(cause, Exception) else error, sent_whole=sent_whole)
     if isinstance(error, (httpx2.RequestError, httpx2.StreamError, httpx2.InvalidURL)):
         return _of_transport(error, sent_whole=sent_whole)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import anthropic
@@ -13,7 +12,6 @@ from . import wire
 from .clients import must_stream
 from .faults import translate
 from .streams import Assembly, dialect, translate_stream
-from .uploads import AsyncUpload, Upload, held, held_async
 from .values import Reply
 
 __all__ = ["AsyncMessageLane", "MessageLane"]
@@ -36,7 +34,6 @@ class MessageLane:
         model: str,
         max_tokens: int,
         betas: tuple[str, ...] = (),
-        ready: Callable[[], bool] | None = None,
     ) -> Reply:
         """One Messages call, tried once. One that may take over ten minutes is streamed and put together here.
 
@@ -45,15 +42,13 @@ class MessageLane:
             model: The model that they ask for.
             max_tokens: The most output tokens that they ask for.
             betas: `anthropic-beta` values.
-            ready: Waits until the body may be sent, while the rest of the call is prepared; False: it may not.
 
         Raises:
             LaneFault: There is no answer.
         """
         streams = must_stream(self._client, model, max_tokens)
-        whole = wire.streamed(body) if streams else wire.Body(body)
-        content = whole if ready is None else Upload(held(whole, ready), len(whole))
-        options = wire.message_options(self._client, len(whole), betas)
+        content = wire.streamed(body) if streams else wire.Body(body)
+        options = wire.message_options(self._client, betas)
         started = time.perf_counter()
         if streams:
             response, message = self._streamed(content, options, betas)
@@ -62,14 +57,14 @@ class MessageLane:
             message = response.content
         return wire.reply(response, message, time.perf_counter() - started)
 
-    def _post(self, content: bytes | Upload, options: Any) -> httpx2.Response:
+    def _post(self, content: bytes, options: Any) -> httpx2.Response:
         try:
             return self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=content, options=options)
         except Exception as error:  # noqa: BLE001  (translate raises again what it does not know)
             failure = translate(error)
         raise failure
 
-    def _streamed(self, content: bytes | Upload, options: Any, betas: tuple[str, ...]) -> tuple[httpx2.Response, bytes]:
+    def _streamed(self, content: bytes, options: Any, betas: tuple[str, ...]) -> tuple[httpx2.Response, bytes]:
         kind, assembly = dialect(betas), Assembly()
         try:
             events = self._client.post(
@@ -97,13 +92,11 @@ class AsyncMessageLane:
         model: str,
         max_tokens: int,
         betas: tuple[str, ...] = (),
-        ready: Callable[[], bool] | None = None,
     ) -> Reply:
-        """See `MessageLane.call`; `ready` is asked in a worker thread."""
+        """See `MessageLane.call`."""
         streams = must_stream(self._client, model, max_tokens)
-        whole = wire.streamed(body) if streams else wire.Body(body)
-        content = whole if ready is None else AsyncUpload(held_async(whole, ready), len(whole))
-        options = wire.message_options(self._client, len(whole), betas)
+        content = wire.streamed(body) if streams else wire.Body(body)
+        options = wire.message_options(self._client, betas)
         started = time.perf_counter()
         if streams:
             response, message = await self._streamed(content, options, betas)
@@ -112,16 +105,14 @@ class AsyncMessageLane:
             message = response.content
         return wire.reply(response, message, time.perf_counter() - started)
 
-    async def _post(self, content: bytes | AsyncUpload, options: Any) -> httpx2.Response:
+    async def _post(self, content: bytes, options: Any) -> httpx2.Response:
         try:
             return await self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=content, options=options)
         except Exception as error:  # noqa: BLE001
             failure = translate(error)
         raise failure
 
-    async def _streamed(
-        self, content: bytes | AsyncUpload, options: Any, betas: tuple[str, ...]
-    ) -> tuple[httpx2.Response, bytes]:
+    async def _streamed(self, content: bytes, options: Any, betas: tuple[str, ...]) -> tuple[httpx2.Response, bytes]:
         kind, assembly = dialect(betas), Assembly()
         try:
             events = await self._client.post(

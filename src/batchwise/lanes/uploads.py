@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 
-import anyio.to_thread
-
-from batchwise.planning.outcomes import Fault
-
-from .faults import LaneFault
-
-__all__ = ["AsyncUpload", "Upload", "held", "held_async"]
+__all__ = ["AsyncUpload", "Upload"]
 
 
 class _Counted:
@@ -78,29 +72,3 @@ class AsyncUpload(_Counted):
                 self.error = error
                 raise
             yield chunk
-
-
-def _withheld() -> LaneFault:
-    return LaneFault(
-        Fault(
-            status=None, type="connection_error", message="the call was given up before it was sent", request_sent=False
-        )
-    )
-
-
-def held(body: bytes, ready: Callable[[], bool]) -> Iterator[bytes]:
-    """A body that is given out when it is `ready`.
-
-    Raises:
-        LaneFault: It will not be.
-    """
-    if not ready():
-        raise _withheld()
-    yield body
-
-
-async def held_async(body: bytes, ready: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """The same for an event loop, which goes on meanwhile."""
-    if not await anyio.to_thread.run_sync(ready):
-        raise _withheld()
-    yield body

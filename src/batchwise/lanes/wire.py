@@ -91,9 +91,9 @@ def results_options(client: Any) -> Any:
     return _options(client.timeout, {"Accept": "application/x-jsonl", "Accept-Encoding": "identity"})
 
 
-def message_options(client: Any, length: int, betas: tuple[str, ...]) -> Any:
-    """Options of a Messages call whose body has `length` bytes."""
-    return _options(client.timeout, {"Content-Length": str(length), **_beta_header(betas)})
+def message_options(client: Any, betas: tuple[str, ...]) -> Any:
+    """Options of a Messages call."""
+    return _options(client.timeout, _beta_header(betas))
 
 
 def batch_path(remote_id: str, *tail: str) -> str:

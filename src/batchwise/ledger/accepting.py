@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from datetime import datetime
 from uuid import uuid4
 
@@ -36,22 +35,10 @@ class _Pending(Call):
     job: str | None
     run: int
     now: datetime
-    claim: Callable[[Claim], None] | None
+    claims: list[Claim] | None
     cap: Cap | None
-    lock: threading.RLock
-    """Held until it is answered, by whoever takes it along."""
-    begun: Claim | None = None
     accepted: Accepted | None = None
     """What becomes of it once the transaction is durable."""
-
-    def begin(self) -> None:
-        """Give out the claim, if there is one."""
-        if self.claim is not None and self.begun is not None:
-            self.claim(self.begun._replace(accepting=self._durable))
-
-    def _durable(self) -> bool:
-        with self.lock:
-            return self.done and self.error is None
 
 
 class Accepting:
@@ -81,13 +68,13 @@ class Accepting:
         job: str | None,
         run: int,
         now: datetime,
-        claim: Callable[[Claim], None] | None = None,
+        claims: list[Claim] | None = None,
         cap: Cap | None = None,
     ) -> Accepted:
         """Accept one request.
 
-        With `claim` the run starts a new one on the sync lane at once, without a queue in between. It is given the
-        claim just before that is durable, so that the call is prepared meanwhile, and must not use the ledger.
+        With `claims` the run starts a new one on the sync lane at once, without a queue in between: its claim is added
+        to them. If this raises, the claim counts only if the ledger has the request.
 
         The same key with the same content gives the existing row; an earlier deadline tightens it (new terms;
         where it is still queued, also their lane). An abandoned row is accepted anew. In a named job an entry
@@ -101,7 +88,7 @@ class Accepting:
             SpendLimitError: It could pass the cap.
         """
         while True:
-            call = _Pending(entry, job, run, now, claim, cap, self._database.lock)
+            call = _Pending(entry, job, run, now, claims, cap)
             self._shared.carry_out(call)
             if call.error is None and call.accepted is not None:
                 return call.accepted
@@ -116,8 +103,6 @@ class Accepting:
                 call.accepted = self._accept(db, call)
             except (BatchwiseError, StagedError) as error:
                 call.error = error
-        for call in calls:
-            call.begin()
 
     def _accept(self, db: Connection, call: _Pending) -> Accepted:
         entry, cap = call.entry, call.cap
@@ -163,8 +148,8 @@ class Accepting:
         entry = call.entry
         terms = self._records.store_terms(db, entry.terms, job)
         number = self._records.last_request(db) + 1
-        lane = SYNC if call.claim else LANE_CODES[entry.terms.lane]
-        status = IN_FLIGHT if call.claim else QUEUED
+        lane = LANE_CODES[entry.terms.lane] if call.claims is None else SYNC
+        status = QUEUED if call.claims is None else IN_FLIGHT
         size = len(entry.body)
         db.execute(
             "INSERT INTO request (id, job, key, terms, size, lane, run, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -177,8 +162,8 @@ class Accepting:
         row = RequestRow(
             number, decode_key(key), job, self._records.terms(db, terms), LANES[lane], STATUSES[status], 0, None, None
         )
-        if call.claim is not None:
-            call.begun = Claim(number, row.key, row.terms, entry.body, 0, ())
+        if call.claims is not None:
+            call.claims.append(Claim(number, row.key, row.terms, entry.body, 0, ()))
         return row
 
     def _position(self, db: Connection, job: int | None, entry: Entry) -> int:
@@ -215,6 +200,7 @@ class Accepting:
         moves = self._books.moves(db, call.now)
         anew = self._joining.join(db, moves, row, new, run=call.run, now=call.now, cap=call.cap)
         moves.book()
-        if anew and call.claim is not None:
-            (call.begun,) = self._claims.hand_over(db, [self._records.rows(db, [number])[number]], call.run, call.now)
+        if anew and call.claims is not None:
+            row = self._records.rows(db, [number])[number]
+            call.claims += self._claims.hand_over(db, [row], call.run, call.now)
         return anew

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -80,18 +80,8 @@ class Claim(NamedTuple):
     attempts: int
     turns: tuple[bytes, ...]
     """Result lines of the messages after which the request went on, first first: paused turns and refusals."""
-    accepting: Callable[[], bool] | None = None
-    """Waits for the end of its acceptance and tells whether the request is durable; None: it is.
-
-    Until then its call may be prepared, but nothing of it may be sent, and the ledger must not be asked about it.
-    """
     calls: int = 0
     """How many of its attempts were calls."""
-
-    @property
-    def durable(self) -> bool:
-        """Whether the request is durable. Waits for the end of its acceptance; False: it never was, nor will be."""
-        return self.accepting is None or self.accepting()
 
 
 class Member(NamedTuple):

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .async_tickets import AsyncJob, AsyncTicket
+from .client import Shared, async_client, async_transport
 from .drivers.tasks import TaskDriver, on_asyncio
 from .engine.core import Engine
 from .engine.effects import AsyncPorts, Threads
@@ -24,6 +25,7 @@ from .ledger.opening import open_ledger
 from .models import LatencyLike, Outcome, Policy, Progress, Report, Status, ToolUseLike
 from .request import Request
 from .results import Result
+from .tagging import Tags
 from .times import check_aware
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     import httpx2
     from typing_extensions import Self
 
-    from .client import Shared
     from .events import Event
     from .params import Params
 
@@ -74,7 +75,6 @@ class AsyncDispatcher:
         self._client, self._spec, self._policy, self._on_event = client, ledger, policy, on_event
         self._own_ledger = not hasattr(ledger, "snapshot")
         self._entered: TaskDriver | None = None
-        self._fronts: Shared | None = None
         self._deprecations = Deprecations()
 
     # -- life -------------------------------------------------------------------------------------------------------
@@ -145,6 +145,7 @@ class AsyncDispatcher:
             owns_ledger=self._own_ledger,
             release=self._client.close if self._own_client else None,
         )
+        self._fronts = Shared(self._engine.policy, self._engine.now)
         self._entered.serve(self)
         await self._entered.start()
         return self
@@ -229,8 +230,6 @@ class AsyncDispatcher:
     ) -> anthropic.AsyncAnthropic:
         """The dispatcher's client, each Messages call of which is dispatched. See `Dispatcher.client`."""
         self._driver.check()
-        from .client import async_client
-
         return async_client(self._client, **self._front(latency, job, tool_use))
 
     def transport(
@@ -249,16 +248,9 @@ class AsyncDispatcher:
             InvalidValueError: A tag is not one.
         """
         self._driver.check()
-        from .client import async_transport
-
         return async_transport(self._client, **self._front(latency, job, tool_use))
 
     def _front(self, latency: LatencyLike | None, job: str | None, tool_use: ToolUseLike | None) -> dict[str, Any]:
-        from .client import Shared
-        from .tagging import Tags
-
-        if self._fronts is None:
-            self._fronts = Shared(self._engine.policy, self._engine.now)
         tags = Tags(latency=latency, job=job, tool_use=tool_use)
         return {"accept": self._accept, "shared": self._fronts, "tags": tags}
 

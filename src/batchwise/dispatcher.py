@@ -9,6 +9,8 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from .client import Shared
+from .client import client as front
 from .drivers.threads import ThreadDriver
 from .engine.core import Engine
 from .engine.effects import SyncPorts
@@ -23,6 +25,7 @@ from .ledger.opening import open_ledger
 from .models import LatencyLike, Outcome, Policy, Progress, Report, Status, ToolUseLike
 from .request import Request
 from .results import Result, as_settled
+from .tagging import Tags
 from .tickets import Job, Ticket
 from .times import check_aware
 
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     import anthropic
     from typing_extensions import Self
 
-    from .client import Shared
     from .events import Event
     from .params import Params
 
@@ -73,7 +75,6 @@ class Dispatcher:
         check_client(client, async_=False)
         self._client = client
         stopping = threading.Event()
-        self._fronts: Shared | None = None
         self._deprecations = Deprecations()
         self._own_ledger = not hasattr(ledger, "snapshot")
         self._ledger = open_ledger(ledger)
@@ -95,6 +96,7 @@ class Dispatcher:
             owns_ledger=self._own_ledger,
             release=client.close if self._own_client else None,
         )
+        self._fronts = Shared(self._engine.policy, self._engine.now)
         self._driver.serve(self)
 
     # -- accepting --------------------------------------------------------------------------------------------------
@@ -212,13 +214,8 @@ class Dispatcher:
             InvalidValueError: A tag is not one.
         """
         self._driver.check()
-        from .client import Shared, client
-        from .tagging import Tags
-
-        if self._fronts is None:
-            self._fronts = Shared(self._engine.policy, self._engine.now)
         tags = Tags(latency=latency, job=job, tool_use=tool_use)
-        return client(self._client, accept=self._accept, shared=self._fronts, tags=tags)
+        return front(self._client, accept=self._accept, shared=self._fronts, tags=tags)
 
     def adopt(self, batch_id: str, *, keys: Mapping[str, str] | None = None, job: str | None = None) -> Job:
         """Take in a batch that was made elsewhere (a loop over the bare SDK), by its id; buys nothing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import sys
 import threading
 import time
 import warnings
@@ -19,6 +20,7 @@ import pytest
 
 import batchwise as bw
 from batchwise import AsyncDispatcher, Dispatcher, Lane, Policy, Request, ToolUse
+from batchwise.answering import Repeats
 from batchwise.sandbox import Sandbox
 from tests.strategies import params
 
@@ -253,3 +255,26 @@ def test_calls_that_wait_together_cost_no_thread_each_and_share_their_terms(sand
     with contextlib.closing(sqlite3.connect(tmp_path / "l.db")) as database:
         (terms,) = database.execute("SELECT count(*) FROM terms").fetchone()
     assert 1 <= terms <= seconds + 2
+
+
+def test_two_threads_that_ask_for_the_first_client_at_once_share_what_clients_share(sandbox, tmp_path):
+    """Else the first call of each has the same key, and one answer is given for two purchases."""
+    together = threading.Barrier(2)
+
+    def making(frame, event, _):
+        if event == "call" and frame.f_code is Repeats.__init__.__code__:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(5)
+
+    def asking(_):
+        sys.settrace(making)
+        try:
+            client = d.client(job="j")
+        finally:
+            sys.settrace(None)
+        return client.messages.create(**asked("same")).id
+
+    with sandbox.client() as inner, Dispatcher(inner, ledger=tmp_path / "l.db", policy=POLICY) as d:
+        with ThreadPoolExecutor(2) as pool:
+            assert len(set(pool.map(asking, range(2)))) == 2
+        assert d.progress("j").total == calls(sandbox) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from .lanes.batches import AsyncBatchLane
 from .lanes.clients import base_url, check_client
 from .lanes.deprecations import Deprecations
 from .lanes.messages import AsyncMessageLane
+from .ledger.keys import StagedError
 from .ledger.ledger import Ledger
 from .ledger.opening import open_ledger
 from .models import LatencyLike, Outcome, Policy, Progress, Report, Status, ToolUseLike
@@ -198,7 +200,10 @@ class AsyncDispatcher:
     async def _accept(self, request: Request, job: str | None) -> AsyncTicket:
         self._driver.check_working()
         try:
-            accepted, decision = await self._driver.in_thread(self._engine.accept, request, job)
+            try:
+                accepted, decision = await self._driver.together(partial(self._engine.accepting, request, job))
+            except StagedError:  # it waits for a bulk dispatch, and none of the others waits with it
+                accepted, decision = await self._driver.in_thread(self._engine.accept, request, job)
         finally:
             self._driver.call()
         if accepted.row.status is Status.QUEUED:

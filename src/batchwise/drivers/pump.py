@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from batchwise.engine.actions import carry_out
 from batchwise.engine.calls import call
 from batchwise.engine.core import Engine
-from batchwise.engine.effects import Effect, Procedure, Store, pause, persist, store
+from batchwise.engine.effects import Effect, Procedure, Store, pause, persist, store, store_together
 from batchwise.engine.passes import (
     CLOCK_LOOK,
     IDLE_SWEEP,
@@ -193,7 +193,7 @@ class Driver(ABC):
         try:
             if not self.engine.suspensions.used and await store(self.engine.suspensions.resume_on_first_use):
                 self.wake()
-            value = await store(check)
+            value = await store_together(lambda: check)
         except ClosedDispatcherError:  # of the ledger, which was closed meanwhile
             self.raise_fatal()
             raise

@@ -60,21 +60,33 @@ class _Bell:
     """Wakes whoever waits for a change; a ring is never missed. For the event loop's thread only."""
 
     def __init__(self) -> None:
-        self._event = anyio.Event()
+        self._rings = 0
+        self._event: anyio.Event | None = None
+        """Of those who wait now: most rings are heard by nobody."""
 
     def ring(self) -> None:
-        self._event.set()
-        self._event = anyio.Event()
+        self._rings += 1
+        event, self._event = self._event, None
+        if event is not None:
+            event.set()
 
-    def heard(self) -> anyio.Event:
-        return self._event
+    def heard(self) -> int:
+        return self._rings
 
-    def rung(self, heard: anyio.Event) -> bool:
-        return heard.is_set()
+    def rung(self, heard: int) -> bool:
+        return self._rings != heard
 
-    async def wait(self, heard: anyio.Event, timeout: float | None) -> None:
+    async def wait(self, heard: int, timeout: float | None) -> None:
+        if self._rings != heard:
+            await anyio.lowlevel.checkpoint()
+            return
+        if self._event is None:
+            self._event = anyio.Event()
+        if timeout is None:
+            await self._event.wait()
+            return
         with anyio.move_on_after(timeout):
-            await heard.wait()
+            await self._event.wait()
 
 
 class TaskDriver(Driver):
@@ -100,7 +112,7 @@ class TaskDriver(Driver):
         self._thread, self._loop = threading.get_ident(), _loop()
         super().__init__(engine, _Bell, owns_ledger=owns_ledger)
         self._ports, self._release = ports, release
-        self.in_thread = threads.run
+        self.in_thread, self.together = threads.run, threads.together
         self._tasks = anyio.create_task_group()
         self._leaving, self._gone = anyio.Event(), anyio.Event()
         self._end_error: Exception | None = None

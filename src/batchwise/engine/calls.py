@@ -29,7 +29,7 @@ from batchwise.planning.outcomes import (
 from batchwise.planning.turns import next_call, received, usage_of
 
 from .core import Engine
-from .effects import Ask, api, store, store_surely
+from .effects import Ask, api, store, store_surely, store_together
 from .money import Biller, answered, tokens_of
 from .queue import Slot
 from .setbacks import lasting, passing
@@ -208,7 +208,7 @@ def _ask(claim: Claim) -> Ask[Reply]:
 
 
 async def _settle(engine: Engine, slot: Slot, settlement: Settlement) -> None:
-    await store_surely(lambda: engine.ledger.settle_call(settlement, now=engine.now(), run=engine.run))
+    await store_together(lambda: engine.ledger.settling_call(settlement, now=engine.now(), run=engine.run), sure=True)
     _finish(engine, slot)
 
 

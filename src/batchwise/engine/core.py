@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from time import monotonic
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import attrs
 import tenacity
@@ -84,6 +84,30 @@ _NO_ROOM = (
 
 def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
+
+
+class _Offer(NamedTuple):
+    """One request as the ledger is asked to accept it."""
+
+    entry: Entry
+    job: str | None
+    now: datetime
+    decision: Decision
+    claims: list[Claim] | None
+    run: int
+    cap: Cap | None
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """What the ledger's `accept` takes."""
+        return {
+            "entry": self.entry,
+            "job": self.job,
+            "run": self.run,
+            "now": self.now,
+            "claims": self.claims,
+            "cap": self.cap,
+        }
 
 
 class Engine:
@@ -177,6 +201,15 @@ class Engine:
         Raises:
             BatchwiseError: Whatever was wrong with it; nothing was stored or sent.
         """
+        offer = self._offer(request, job)
+        return self._accepted(offer, partial(self.ledger.accept, **offer.tags))
+
+    def accepting(self, request: Request, job: str | None) -> Callable[[], tuple[Accepted, Decision]]:
+        """The same in two steps: what this gives waits for the commit. See `Accepting.accepting`."""
+        offer = self._offer(request, job)
+        return partial(self._accepted, offer, self.ledger.accepting(**offer.tags))
+
+    def _offer(self, request: Request, job: str | None) -> _Offer:
         if job is not None:
             check_job(job)
         now = self.now()
@@ -190,13 +223,16 @@ class Engine:
         claims: list[Claim] | None = None
         if terms.lane is Lane.SYNC and Lane.SYNC not in self.suspensions.lanes:
             claims = []
-        entry = Entry(request.key, request.body, terms)
+        return _Offer(Entry(request.key, request.body, terms), job, now, decision, claims, self.run, self.cap())
+
+    def _accepted(self, offer: _Offer, store: Callable[[], Accepted]) -> tuple[Accepted, Decision]:
+        job, now, decision = offer.job, offer.now, offer.decision
         try:
-            accepted = self.ledger.accept(entry, job=job, run=self.run, now=now, claims=claims, cap=self.cap())
+            accepted = store()
         except BaseException:
-            self._take_up_stored(claims or [])
+            self._take_up_stored(offer.claims or [])
             raise
-        for claim in claims or ():
+        for claim in offer.claims or ():
             self.push(claim)
         self._keep_policy()
         if accepted.row.lane is Lane.BATCH:

@@ -7,12 +7,13 @@ A procedure is an `async def` that is written once for threads and for tasks. To
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import attrs
 
@@ -38,6 +39,7 @@ __all__ = [
     "persist",
     "store",
     "store_surely",
+    "store_together",
 ]
 
 T = TypeVar("T")
@@ -82,9 +84,11 @@ class _Effect(Generic[T]):
 class Store(_Effect[T]):
     """Call a function that works on the ledger. It blocks for a moment."""
 
-    call: Callable[[], T]
+    call: Callable[[], Any]
     sure: bool = False
     """Whether it is called even if the task was cancelled just before."""
+    together: bool = False
+    """Whether it only begins the work, and gives what ends it: with those that are asked for at the same time."""
 
 
 @attrs.frozen(eq=False)
@@ -107,6 +111,11 @@ def store(call: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> Store[T]
 def store_surely(call: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> Store[T]:
     """The same for what the API said and would not say again: it is stored even if the task is being cancelled."""
     return Store(partial(call, *args, **keywords), sure=True)
+
+
+def store_together(begin: Callable[[], Callable[[], T]], *, sure: bool = False) -> Store[T]:
+    """The same for what `begin` begins and what it gives ends: many of them may share a thread, and a commit."""
+    return Store(begin, sure, together=True)
 
 
 def pause(wait: Callable[P, Any], *args: P.args, **keywords: P.kwargs) -> Ask[None]:
@@ -196,7 +205,10 @@ def drive(procedure: Procedure[T], ports: SyncPorts) -> T:
         effect = procedure.send(None)
         while True:
             try:
-                value = effect.call(ports) if isinstance(effect, Ask) else effect.call()
+                if isinstance(effect, Ask):
+                    value = effect.call(ports)
+                else:
+                    value = effect.call()() if effect.together else effect.call()
             except Exception as error:  # noqa: BLE001  # the procedure decides what it means
                 effect = procedure.throw(error)
             else:
@@ -208,6 +220,34 @@ def drive(procedure: Procedure[T], ports: SyncPorts) -> T:
         procedure.close()  # what interrupts it (Ctrl-C, a cancelled task) leaves nothing half done
 
 
+@attrs.define(eq=False)
+class _Asked:
+    """Some work that is done together with other work; see `Threads.together`."""
+
+    begin: Callable[[], Callable[[], Any]]
+    end: Callable[[], Any] | None = None
+    done: bool = False
+    value: Any = None
+    error: Exception | None = None
+
+    def __call__(self) -> None:
+        """Begin it; again, end it."""
+        if self.done:
+            return
+        try:
+            if self.end is None:
+                self.end = self.begin()
+            else:
+                self.value, self.done = self.end(), True
+        except Exception as error:  # noqa: BLE001  # raised where it was asked for
+            self.error, self.done = error, True
+
+
+def _do_together(work: Sequence[_Asked]) -> None:
+    for each in (*work, *work):
+        each()
+
+
 class Threads:
     """Worker threads for calls that block for a moment, apart from those that the application keeps busy.
 
@@ -216,6 +256,9 @@ class Threads:
 
     def __init__(self) -> None:
         self._limiter = anyio.CapacityLimiter(_THREADS)
+        self._asked: list[_Asked] = []
+        self._turn: anyio.Event | None = None
+        """Set when what is being done together is done."""
 
     async def run(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
         """Call it in a worker thread; where none can be started, here: the event loop waits for it then."""
@@ -233,6 +276,31 @@ class Threads:
                 raise
         return function(*args, **keywords)
 
+    async def together(self, begin: Callable[[], Callable[[], T]]) -> T:
+        """Begin something in a worker thread, with all that is asked for by then, and then end it there.
+
+        A thread for each would cost more than most of what they do.
+        """
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        asked = _Asked(begin)
+        self._asked.append(asked)
+        with anyio.CancelScope(shield=True):
+            while not asked.done:
+                if self._turn is not None:
+                    await self._turn.wait()
+                    continue
+                self._turn = turn = anyio.Event()
+                work, self._asked = self._asked, []
+                try:
+                    await self.run(_do_together, work)
+                finally:
+                    self._turn = None
+                    turn.set()
+        if asked.error is not None:
+            raise asked.error
+        value: T = asked.value
+        return value
+
 
 async def drive_async(procedure: Procedure[T], ports: AsyncPorts) -> T:
     """Carry a procedure out by awaiting; the ledger is reached through a worker thread."""
@@ -243,11 +311,13 @@ async def drive_async(procedure: Procedure[T], ports: AsyncPorts) -> T:
                 if isinstance(effect, Ask):
                     asked: Awaitable[Any] = effect.call(ports)  # type: ignore[arg-type]  # the awaiting twin of Ports
                     value = await asked
-                elif effect.sure:
-                    with anyio.CancelScope(shield=True):
-                        value = await ports.threads.run(effect.call)
                 else:
-                    value = await ports.threads.run(effect.call)
+                    run = ports.threads.together if effect.together else ports.threads.run
+                    if effect.sure:
+                        with anyio.CancelScope(shield=True):
+                            value = await run(effect.call)
+                    else:
+                        value = await run(effect.call)
             except Exception as error:  # noqa: BLE001  # the procedure decides what it means
                 effect = procedure.throw(error)
             else:

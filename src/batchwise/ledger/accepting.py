@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from uuid import uuid4
 
 import attrs
@@ -88,13 +90,35 @@ class Accepting:
             SpendLimitError: It could pass the cap.
         """
         while True:
-            call = _Pending(entry, job, run, now, claims, cap)
-            self._shared.carry_out(call)
-            if call.error is None and call.accepted is not None:
-                return call.accepted
-            if not isinstance(call.error, StagedError):
-                raise call.error or LedgerError("the request was not accepted")
-            self._intakes.wait_for(call.error.intake, threading.get_ident())
+            try:
+                return self._accepted(_Pending(entry, job, run, now, claims, cap))
+            except StagedError as error:
+                self._intakes.wait_for(error.intake, threading.get_ident())
+
+    def accepting(
+        self,
+        entry: Entry,
+        *,
+        job: str | None,
+        run: int,
+        now: datetime,
+        claims: list[Claim] | None = None,
+        cap: Cap | None = None,
+    ) -> Callable[[], Accepted]:
+        """Ask for an acceptance; what this gives waits for it, and has to be called.
+
+        One thread that asks for many before it waits for the first has one commit for all. As `accept`, but for a key
+        that a bulk dispatch is about to store it raises StagedError.
+        """
+        call = _Pending(entry, job, run, now, claims, cap)
+        self._shared.ask(call)
+        return partial(self._accepted, call)
+
+    def _accepted(self, call: _Pending) -> Accepted:
+        self._shared.carry_out(call)
+        if call.error is not None or call.accepted is None:
+            raise call.error or LedgerError("the request was not accepted")
+        return call.accepted
 
     def _accept_all(self, db: Connection, calls: list[_Pending]) -> None:
         for call in calls:

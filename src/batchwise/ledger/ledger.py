@@ -135,6 +135,7 @@ class Ledger:
     # -- intake -----------------------------------------------------------------------------------------------------
 
     accept = _by("_accepting", Accepting.accept)
+    accepting = _by("_accepting", Accepting.accepting)
     intake = _by("_intakes", Intakes.intake)
     job_id = _by("_looking", Looking.job_id)
     job_name = _by("_looking", Looking.job_name)
@@ -183,6 +184,7 @@ class Ledger:
 
     settle = _by("_settlements", Settlements.settle)
     settle_call = _by("_settlements", Settlements.settle_call)
+    settling_call = _by("_settlements", Settlements.settling_call)
     settle_answers = _by("_settlements", Settlements.settle_answers)
     take_sums = _by("_settlements", Settlements.take_sums)
     requeue = _by("_requeuing", Requeuing.requeue)

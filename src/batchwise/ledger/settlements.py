@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -123,12 +124,20 @@ class Settlements:
 
     def settle_call(self, settlement: Settlement, *, now: datetime, run: int) -> None:
         """Settle the end of one of the run's calls, as `settle` does. Those that end together share a commit."""
+        self._call_settled(_Ended(settlement, now, run))
+
+    def settling_call(self, settlement: Settlement, *, now: datetime, run: int) -> Callable[[], None]:
+        """Ask for `settle_call`; what this gives waits for it, and has to be called."""
         call = _Ended(settlement, now, run)
+        self._shared.ask(call)
+        return partial(self._call_settled, call)
+
+    def _call_settled(self, call: _Ended) -> None:
         self._shared.carry_out(call)
         if call.error is not None:
             if not call.company:
                 raise call.error
-            self.settle([settlement], now=now, run=run)  # the fault may be another's
+            self.settle([call.settlement], now=call.now, run=call.run)  # the fault may be another's
 
     def _settle_calls(self, db: Connection, calls: list[_Ended]) -> None:
         for call in calls:

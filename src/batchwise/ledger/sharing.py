@@ -28,6 +28,8 @@ _INTERRUPTED = (
 class Call:
     """What one thread asks for."""
 
+    asked: bool = attrs.field(default=False, init=False)
+    """It is among those that the next commit takes along, or was."""
     done: bool = attrs.field(default=False, init=False)
     """It is durable, or there is an error. Read under the database's lock."""
     error: Exception | None = attrs.field(default=None, init=False)
@@ -57,10 +59,16 @@ class SharedCommit(Generic[C]):
         self._database, self._name, self._work, self._failed = database, name, work, failed
         self._waiting: deque[C] = deque()
 
+    def ask(self, call: C) -> None:
+        """Have it carried out with the next commit. `carry_out` has to follow: there may be no other."""
+        call.asked = True
+        self._waiting.append(call)
+
     def carry_out(self, call: C) -> None:
         """Return when it is done; `call.error` says what was wrong."""
-        self._waiting.append(call)
         try:
+            if not call.asked:
+                self.ask(call)
             with self._database.lock:
                 while not call.done:  # so many may be before it that the first commit leaves it out
                     self._share()

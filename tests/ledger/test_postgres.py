@@ -634,3 +634,26 @@ def test_subclasses_see_each_commit(url: str) -> None:
         World(ledger).accept("a")
         ledger.flush()
     assert names == ["start_run", "accept", "flush"]
+
+
+def test_an_insertion_waits_for_the_next_statement_and_fails_with_it(url: str) -> None:
+    insert, select = "INSERT INTO meta VALUES (?, ?)", "SELECT value FROM meta WHERE name = ?"
+    with closing(PostgresDatabase(url)) as database:
+        with database.write("two") as db:
+            db.execute(insert, ("one", "1"))
+            assert db.execute(select, ("one",)).fetchone() == ("1",), "it went ahead of the question"
+            db.execute(insert, ("two", "2"))
+
+        def write(*, ask: bool) -> None:
+            with database.write("again") as db:
+                db.execute(insert, ("three", "3"))
+                db.execute(insert, ("two", "3"))
+                if ask:
+                    db.execute(select, ("three",))
+
+        for ask in (True, False):
+            with pytest.raises(LedgerError):
+                write(ask=ask)
+            with database.read() as db:
+                found = [db.execute(select, (name,)).fetchone() for name in ("one", "two", "three")]
+            assert found == [("1",), ("2",), None], "all of it, or none"

@@ -8,7 +8,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from time import monotonic, sleep
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from psycopg import errors
 from batchwise.errors import LedgerError
 
 from . import forks
-from .database import Column, Connection, closed
+from .database import Column, Connection, Cursor, closed
 from .postgres_connection import target, trouble
 from .postgres_schema import check_pooler, migrate
 from .postgres_session import Session, SessionLock, channel_of, discard, key_of
@@ -30,6 +30,7 @@ _PATIENCE = 15.0
 """Seconds in which a lost commit is asked for, once its connection is opened again."""
 _PAUSE = 0.25
 _PLACE = re.compile(r"'[^']*'|\?")
+_UNSURE = re.compile(r"\b(?:SELECT|DO NOTHING|RETURNING)\b")
 _HEADER, _TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
 _INTEGER, _LENGTH, _WIDTH = struct.Struct("!iq"), struct.Struct("!i"), struct.Struct("!h")
 _NULL = b"\xff\xff\xff\xff"
@@ -40,6 +41,8 @@ class _Statement(NamedTuple):
 
     sql: str
     writes: bool
+    inserts: bool
+    """It is known to write a row: nobody has to wait for what it did."""
     prepare: bool | None
     """False: planned anew each time. A plan for any list walks along all of it for each row."""
 
@@ -51,31 +54,75 @@ def _translated(sql: str) -> _Statement:
     return _Statement(
         numbered,
         writes=not sql.lstrip().startswith("SELECT"),
+        inserts=sql.lstrip().startswith("INSERT") and not _UNSURE.search(sql),
         prepare=False if PostgresDatabase.among in sql else None,
     )
 
 
+class _Inserted:
+    """What a statement gives that inserts one row."""
+
+    rowcount = 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def fetchone(self) -> None:
+        """There is none."""
+
+    def fetchall(self) -> list[Any]:
+        """There are none."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to read."""
+
+
 class Transaction:
-    """Runs statements inside a transaction. See `database.Connection`."""
+    """Runs statements inside a transaction. See `database.Connection`.
+
+    An insertion waits, to be sent together with the next statement that is waited for, mostly the commit: with each
+    trip to the server less, other processes wait less for the ledger's lock.
+    """
 
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
+        self._waiting: list[tuple[str, Sequence[Any]]] = []
 
-    def execute(self, sql: str, values: Sequence[Any] = (), /) -> psycopg.Cursor[Any]:
+    def execute(self, sql: str, values: Sequence[Any] = (), /) -> Cursor:
         """Run one statement."""
         statement = _translated(sql)
-        cursor = self._database.connection.execute(statement.sql, values, prepare=statement.prepare, binary=True)
+        if statement.inserts:
+            self.send_later(statement.sql, values)
+            self._database.changed = True
+            return _Inserted()
+        with self.sending() as connection:
+            cursor = connection.execute(statement.sql, values, prepare=statement.prepare, binary=True)
         if statement.writes and cursor.rowcount:
             self._database.changed = True
         return cursor
 
-    def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> psycopg.Cursor[Any]:
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> Cursor:
         """Run one statement once for each row of values, without waiting for each."""
-        cursor = self._database.connection.cursor()
-        cursor.executemany(_translated(sql).sql, rows)
+        with self.sending() as connection:
+            cursor = connection.cursor()
+            cursor.executemany(_translated(sql).sql, rows)
         if cursor.rowcount:
             self._database.changed = True
         return cursor
+
+    def send_later(self, sql: str, values: Sequence[Any] = ()) -> None:
+        """Send this with what is sent next. Its error comes out there."""
+        self._waiting.append((sql, values))
+
+    @contextmanager
+    def sending(self) -> Iterator[psycopg.Connection[Any]]:
+        """Send what waits, and what is executed in the block, in one go."""
+        connection, (waiting, self._waiting) = self._database.connection, (self._waiting, [])
+        with connection.pipeline() if waiting else nullcontext():
+            for sql, values in waiting:
+                connection.execute(sql, values)
+            yield connection
 
 
 class PostgresDatabase:
@@ -104,9 +151,9 @@ class PostgresDatabase:
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         key, channel = key_of(self._where.schema, "write"), channel_of(self._where.schema)
         self._begin = f"BEGIN; SELECT pg_advisory_xact_lock({key}); SELECT pg_current_xact_id()::text"
-        self._end, self._end_quietly = f"NOTIFY {channel}; COMMIT", "COMMIT"
-        self._commit = self._end
-        self._transaction = ""
+        self._notify = f"NOTIFY {channel}"
+        self._quiet = False
+        self._transaction, self._number = Transaction(self), ""
         self.changed = False
         """Whether the transaction has changed anything so far."""
         self._connection: psycopg.Connection[Any] | None = None
@@ -139,11 +186,11 @@ class PostgresDatabase:
             cursor = self._start(self._begin)
             while cursor.nextset():
                 pass
-            (self._transaction,) = cursor.fetchone() or ("",)
-            self._commit = self._end_quietly if quiet else self._end
-            self.changed = False
+            (self._number,) = cursor.fetchone() or ("",)
+            self._quiet, self.changed = quiet, False
+            self._transaction = Transaction(self)
             try:
-                yield Transaction(self)
+                yield self._transaction
                 self._check_open()  # a child that a signal's handler forked in here commits nothing
                 if self.changed:
                     self.commit(name)
@@ -158,7 +205,10 @@ class PostgresDatabase:
     def commit(self, name: str) -> None:  # noqa: ARG002 (for subclasses, which tell commits apart by it)
         """Every change to the ledger becomes durable here and nowhere else."""
         try:
-            self.connection.execute(self._commit)
+            if not self._quiet:
+                self._transaction.send_later(self._notify)
+            with self._transaction.sending() as connection:
+                connection.execute("COMMIT")
         except psycopg.Error:
             if self._connection is not None and not self._connection.closed:
                 raise
@@ -176,7 +226,7 @@ class PostgresDatabase:
         while True:
             with suppress(psycopg.Error):
                 self._drop()
-                found = self.connection.execute("SELECT pg_xact_status($1::xid8)", (self._transaction,)).fetchone()
+                found = self.connection.execute("SELECT pg_xact_status($1::xid8)", (self._number,)).fetchone()
                 status = None if found is None else found[0]
                 if status != "in progress":
                     return status == "committed"
@@ -194,6 +244,8 @@ class PostgresDatabase:
         with self._using():
             self._start("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             yield Transaction(self)
+            # No rollback: after each, psycopg would prepare all statements anew.
+            self.connection.execute("COMMIT")
 
     @contextmanager
     def _using(self) -> Iterator[None]:
@@ -272,6 +324,8 @@ class PostgresDatabase:
         ]
         begin = [_WIDTH.pack(len(columns))] * count
         rows = b"".join([piece for row in zip(begin, *pieces, strict=True) for piece in row])
+        with self._transaction.sending():
+            pass  # no COPY goes with others
         try:
             with self.connection.cursor().copy(f"COPY {into} FROM STDIN (FORMAT BINARY)") as copy:
                 copy.write(_HEADER + rows + _TRAILER)

@@ -97,8 +97,9 @@ def migrate(connection: psycopg.Connection[Any], where: Target, *, must_exist: b
 
 
 def _version(connection: psycopg.Connection[Any], where: Target) -> int:
-    row = connection.execute("SELECT to_regclass($1)::text", (f'"{where.schema}".meta',)).fetchone()
-    if row is None or row[0] is None:
+    # Not to_regclass: it would repeat what it found before others, who are waited for meanwhile, made the schema.
+    made = "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = $2"
+    if connection.execute(made, (where.schema, "meta")).fetchone() is None:
         return 0
     row = connection.execute(f"SELECT value FROM \"{where.schema}\".meta WHERE name = 'schema'").fetchone()  # noqa: S608
     version = 0 if row is None else int(row[0])

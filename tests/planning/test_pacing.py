@@ -684,3 +684,11 @@ def test_what_a_model_writes_is_learned_by_any_clock(origin: float) -> None:
         young.end(call, 1_000, 100, origin + 10.0)
     young.begin("m", 1_000, origin + 15.0)  # it has run for 5 s, which says nothing
     assert young.expect("m", 1_000, origin + 20.0) == pytest.approx(100, abs=1)
+
+
+def test_a_refusal_of_the_same_event_that_asks_for_no_pause_prolongs_none() -> None:
+    pacer = Pacer(Limits(), now=0.0)
+    assert [go(pacer), go(pacer)] == [0.0, 0.0]
+    refuse(pacer, 1.0, 7.0)
+    refuse(pacer, 7.5)
+    assert pacer.paused_until == 8.0

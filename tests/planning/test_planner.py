@@ -470,6 +470,17 @@ def test_7_a_pause_is_sat_out_up_to_the_last_moment() -> None:
     assert acts(snapshot, last) == [Move(1, Lane.SYNC)]
 
 
+@pytest.mark.parametrize(
+    ("state", "done"),
+    [(BatchState.SEALED, Post(1)), (BatchState.DOUBT, GiveUp(1)), (BatchState.CANCELING, Poll(1))],
+)
+def test_7_while_the_sync_lane_is_suspended_a_batch_goes_its_way(state: BatchState, done: Action) -> None:
+    start = start_of(10, 30 * HOUR)
+    view = batch(group(), state=state, polled_at=NOW)
+    assert acts(Snapshot(batches=(view,), suspended=DOWN), start) == [done]
+    assert acts(Snapshot(batches=(view,)), start) == [Release(1, (1,))]
+
+
 def test_7_a_pause_is_over_at_its_end() -> None:
     for until, done in ((NOW, [Seal((1,), (), 100_000)]), (NOW + MICROSECOND, [])):
         assert acts(Snapshot(batch_queue=(group(flush=True),), batch_paused_until=until)) == done

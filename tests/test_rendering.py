@@ -209,3 +209,16 @@ def test_a_cadence_is_drawn_the_same_each_time() -> None:
     for words in ("waiting 4 h", "window 24 h", "reserve 2 h", "deadline 30 h"):
         assert words in shown
     assert cadence.to_svg() == cadence.to_svg()
+
+
+def test_numbers_are_worded_alike_large_and_small():
+    many = bw.Progress(
+        total=2_000,
+        by_status={bw.Status.SETTLED: 2_000},
+        by_outcome={bw.Outcome.SUCCEEDED: 2_000},
+        by_lane={},
+    )
+    assert str(many) == "2,000 requests: 2,000 settled\noutcomes: 2,000 succeeded"
+    little = attrs.evolve(REPORT, cost_by_lane={bw.Lane.BATCH: Decimal("0.00036")}, met=2_000)
+    assert "deadlines: 2,000 met" in str(little)
+    assert "batch lane $0.00036" in little.to_html()

@@ -661,8 +661,8 @@ class Progress:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        by_status = ", ".join(f"{number} {status.value}" for status, number in self.by_status.items() if number)
-        by_outcome = ", ".join(f"{number} {outcome.value}" for outcome, number in self.by_outcome.items() if number)
+        by_status = ", ".join(f"{number:,} {status.value}" for status, number in self.by_status.items() if number)
+        by_outcome = ", ".join(f"{number:,} {outcome.value}" for outcome, number in self.by_outcome.items() if number)
         yield f"{in_requests(self.total)}: {by_status or 'none'}"
         if by_outcome:
             yield f"outcomes: {by_outcome}"
@@ -818,7 +818,7 @@ class Report:
         yield f"{in_requests(self.requests)} settled{odd}; {self.attempts:,} attempt{'s' * (self.attempts != 1)}"
         yield f"cost: {dollars(self.cost)}{f' ({lanes})' if lanes else ''}; saved: {dollars(self.saved)}"
         worst = f", the worst by {human(self.worst_lateness)}" if self.worst_lateness else ""
-        yield f"deadlines: {self.met} met, {self.missed} missed{worst}"
+        yield f"deadlines: {self.met:,} met, {self.missed:,} missed{worst}"
         if self.cache_hit_rate is not None:
             asked = self.cache_read_tokens + self.cache_written_tokens
             rate = f"{self.cache_hit_rate:.1%} of {asked:,} tokens read"

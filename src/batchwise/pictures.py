@@ -14,6 +14,7 @@ from html import escape
 from typing import Any, NamedTuple, Protocol
 
 from .errors import BatchwiseError
+from .wording import dollars
 
 __all__ = ["Batch", "cadence_svg", "report_page"]
 
@@ -184,12 +185,12 @@ def _money(parts: Sequence[tuple[str, Decimal]]) -> str:
     figure, axes = _figure(7, 0.8 + 0.4 * len(parts))
     names, amounts = [name for name, _ in parts], [float(amount) for _, amount in parts]
     bars = axes.barh(names, amounts, height=0.6, color=[_WINDOW, _WAITING, _GOOD, _BAD][: len(parts)])
-    axes.bar_label(bars, [f"${amount:,.2f}" for amount in amounts], padding=4)
+    axes.bar_label(bars, [dollars(amount) for _, amount in parts], padding=4)
     axes.invert_yaxis()
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.margins(x=0.15)
-    return _svg(figure, ", ".join(f"{name} ${amount:,.2f}" for name, amount in parts))
+    return _svg(figure, ", ".join(f"{name} {dollars(amount)}" for name, amount in parts))
 
 
 def _forecast(batches: Sequence[Batch]) -> str:

@@ -79,6 +79,13 @@ def test_requests_share_a_prefix_up_to_the_last_breakpoint_before_their_messages
     assert len({prefix(asked("q", messages=messages)).digest for messages in in_messages}) == 1
 
 
+def test_who_asks_for_five_minutes_has_no_prefix_that_is_kept_for_an_hour() -> None:
+    short, unnamed = {"type": "ephemeral", "ttl": "5m"}, {"type": "ephemeral"}
+    assert prefix(asked("q", block("a" * 9_000, short))) is None
+    assert prefix(asked("q", block("a" * 9_000, short), block("b", unnamed))) is None, "an hour behind it is refused"
+    assert prefix(asked("q", block('"ttl":"5m"', unnamed))) is not None, "the words alone say nothing"
+
+
 def test_without_a_breakpoint_there_is_none() -> None:
     assert prefix(asked("q", block('{"cache_control":{"type":"ephemeral"}}'))) is None
     assert prefix(Request({"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]})) is None
@@ -90,7 +97,8 @@ def test_a_body_under_an_hour_says_the_same_and_grows_as_told(blocks: list[Any],
     body = asked(question, *(block(*each) for each in blocks)).body
     unnamed = sum(control == {"type": "ephemeral"} for _, control in blocks)
     found = prefix_of(MODEL, body)
-    assert (0 if found is None else found.breakpoints) == unnamed
+    short = any(control is not None and control.get("ttl") == "5m" for _, control in blocks)
+    assert (0 if found is None else found.breakpoints) == (0 if short else unnamed)
     made = under_an_hour(body, unnamed + fewer)  # it was continued, and has fewer than when it was accepted
     assert len(made) == len(body) + (unnamed + fewer) * GROWTH
     expected = json.loads(body)

@@ -153,6 +153,17 @@ REFUSED = [
 ]
 
 
+@pytest.mark.parametrize("lives", [["1h", "5m"], ["1h", None], [None, "5m"], ["5m", "1h"], [None, "1h"]])
+def test_an_hour_may_not_stand_behind_five_minutes(make, lives):
+    _, client = make()
+    blocks = [
+        {"type": "text", "text": "x", "cache_control": {"type": "ephemeral", **({"ttl": life} if life else {})}}
+        for life in lives
+    ]
+    batch = client.messages.batches.create(requests=[{"custom_id": "a", "params": {**params(), "system": blocks}}])
+    assert (results(client, batch.id)["a"].type == "errored") == (lives[-1] == "1h")
+
+
 def test_refused_params_are_errored_rows(make):
     sandbox, client = make()
     requests = rows(1)

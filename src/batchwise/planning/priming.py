@@ -48,6 +48,7 @@ LIFE = timedelta(hours=1)
 BREAKPOINT, HOUR = b'"cache_control":{"type":"ephemeral"}', b'"cache_control":{"type":"ephemeral","ttl":"1h"}'
 """A breakpoint as the encoder writes it that names no life, and one that asks for an hour."""
 GROWTH = len(HOUR) - len(BREAKPOINT)
+_FIVE_MINUTES = b'"ttl":"5m"'
 _BYTES_PER_TOKEN = 4
 _MINIMA = {"claude-opus": 4_096, "claude-haiku": 4_096, "claude-sonnet": 2_048}
 _LEAST, _MOST = 1_024, 4_096
@@ -83,12 +84,15 @@ class Prefix(NamedTuple):
 
 
 def prefix_of(model: str, body: bytes) -> Prefix | None:
-    """The prefix that a request declares cacheable; None: it has no breakpoint at a block.
+    """The prefix that a request declares cacheable; None: it has no breakpoint at a block, or asks for five minutes.
+
+    Five minutes are over before a batch that wrote the prefix is seen to have ended, and the API refuses an hour behind
+    them, so nothing of such a request is asked for an hour.
 
     Its last breakpoint in the tools and the system prompt, which requests of a kind share; without one there, the
     first in its messages.
     """
-    if b'"cache_control"' not in body:
+    if b'"cache_control"' not in body or _FIVE_MINUTES in body:
         return None
     params: Mapping[str, Any] = orjson.loads(body)
     digest, size, found = sha256(model.encode()), 0, None

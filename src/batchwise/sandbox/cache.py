@@ -135,6 +135,12 @@ def _prefixes(params: Mapping[str, Any]) -> Iterator[_Prefix]:
             yield _Prefix(digest.digest(), size // 4, life)
 
 
+def misordered(params: Mapping[str, Any]) -> bool:
+    """Whether a breakpoint for an hour stands behind one for five minutes."""
+    lives = [life for _, life in _blocks(params) if life is not None]
+    return "5m" in lives and "1h" in lives[lives.index("5m") :]
+
+
 def _blocks(params: Mapping[str, Any]) -> Iterator[tuple[Any, str | None]]:
     """The blocks of a prompt without their breakpoints, each with the life that its breakpoint asks for."""
     for tool in params.get("tools") or ():

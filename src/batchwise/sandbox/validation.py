@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from . import types
+from .cache import misordered
 from .errors import ApiError, invalid
 
 BATCH_BYTES = 256_000_000
@@ -156,6 +157,8 @@ def params_error(params: Mapping[str, Any], *, batch: bool, limit: int | None, b
         return refused
     if not plain and (wrong := _parameter_error(params, beta=bool(betas))):
         return wrong
+    if not plain and misordered(params):
+        return "a ttl='1h' cache_control block must not come after a ttl='5m' cache_control block"
     return _output_error(model, max_tokens, batch=batch, limit=limit, betas=betas)
 
 

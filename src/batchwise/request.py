@@ -164,7 +164,7 @@ def _traits(params: Mapping[str, Any]) -> Traits:
         policy = params["billing_policy"]
         if isinstance(policy, Mapping) and bare(policy.get("bill_to")) == "user_profile":
             names = (*names, BILLED_TO_A_PROFILE)
-    return tuple.__new__(Traits, (model, max_tokens, names, types, chosen, speed, structured))
+    return Traits(model, max_tokens, names, types, chosen, speed, structured)
 
 
 def _added_tools(messages: Iterable[Any]) -> Iterator[str]:

@@ -367,7 +367,7 @@ class Engine:
                     last, terms = signature, found
                 if len(request.body) > MAX_CALL_BYTES:
                     _check_size(request, terms, position)
-                yield tuple.__new__(Entry, (request.key, request.body, terms))
+                yield Entry(request.key, request.body, terms)
         except Exception as error:
             # Most come out of the caller's own iterable, which does not know what has become of the items before.
             if add_note := getattr(error, "add_note", None):  # Python 3.11

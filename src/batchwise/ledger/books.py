@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
 def place_of(row: Row) -> Place:
     """The cohort in which an unsettled row is counted."""
-    return tuple.__new__(Place, row[3:7])
+    return Place(*row[3:7])
 
 
 def most_of(terms: Terms, requests: int, size: int, *, lane: int) -> int:

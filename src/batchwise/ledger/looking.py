@@ -311,14 +311,13 @@ class Looking:
                 before, how = batch, self._settled(db, settling, batch)
                 here = jobs.setdefault(settling.job, [])
             here.append(len(rows))
-            # Past the constructor of named tuples, which costs as much as all the rest.
-            row = cursor, request, key.decode("utf-8", "surrogatepass"), line, cost, saved, gained, how, None
-            rows.append(tuple.__new__(ResultRow, row))
+            name = key.decode("utf-8", "surrogatepass")
+            rows.append(ResultRow(cursor, request, name, line, cost, saved, gained, how, None))
         for job, here in jobs.items():
             if job:
                 places = self._places.of(db, job, [rows[index].request for index in here])
                 for index, place in zip(here, places, strict=True):
-                    rows[index] = tuple.__new__(ResultRow, (*rows[index][:-1], place))
+                    rows[index] = ResultRow(*rows[index][:-1], place)
         return rows
 
     def _settled(self, db: Connection, how: Settling, batch: int) -> Settled:

@@ -139,7 +139,7 @@ class Records:
 
     def rows(self, db: Connection, ids: Sequence[int]) -> dict[int, Row]:
         """The rows of these numbers, by number."""
-        return {row[0]: tuple.__new__(Row, row) for row in self.select(db, _SELECT_ROWS, ids)}
+        return {row[0]: Row(*row) for row in self.select(db, _SELECT_ROWS, ids)}
 
     def settling(self, db: Connection, result: int) -> Settling:
         """The settling of a result."""

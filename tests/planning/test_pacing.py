@@ -692,3 +692,10 @@ def test_a_refusal_of_the_same_event_that_asks_for_no_pause_prolongs_none() -> N
     refuse(pacer, 1.0, 7.0)
     refuse(pacer, 7.5)
     assert pacer.paused_until == 8.0
+
+
+def test_at_its_end_a_pause_holds_nothing_up() -> None:
+    pacer = Pacer(Limits(concurrency=1), now=0.0)
+    go(pacer)
+    refuse(pacer, 0.0, 5.0)
+    assert [pacer.limited_by(now) for now in (4.9, 5.0)] == ["refusals", "requests_per_minute"]

@@ -968,3 +968,13 @@ def test_3_a_row_goes_ahead_by_as_much_as_the_slowest_call_may_take() -> None:
         wait(attrs.evolve(waiting, batches=(batch(hedged(), polled_at=asked - SECOND),)), asked - SECOND, policy)
         == asked
     )
+
+
+def test_work_that_came_later_was_not_there_before() -> None:
+    """Somebody has waited for an hour; what was there before has time."""
+    early = group(1, None, interval=9 * HOUR)
+    for place in ("batch_queue", "sync_queue"):
+        late = group(2, None, since=NOW + HOUR, flush=True)
+        queues = {"batch_queue": (early,)}
+        queues[place] = (*queues.get(place, ()), late)
+        assert next_due(Snapshot(**queues), NOW + 2 * HOUR, POLICY) == NOW + HOUR

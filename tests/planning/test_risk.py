@@ -122,3 +122,9 @@ def test_as_many_are_at_risk_as_no_order_of_calls_can_have_in_time(counted: list
     cohorts = [Cohort(deadline=NOW + due * HOUR, requests=count) for count, due in counted]
     assert sum(risk.at_risk for risk in found.values()) == at_risk(cohorts, LIMITS, now=NOW, tail=TAIL)
     assert all(0 < found[number].at_risk <= counted[number - 1][0] for number in found)
+
+
+def test_each_class_is_reckoned_with_its_own_limits() -> None:
+    policy = Policy(limits={"slow": Limits(requests_per_minute=10), "fast": Limits(requests_per_minute=1_000)})
+    running = tuple(group(n, HOUR, requests=3_000, job=n, model=model) for n, model in ((1, "slow"), (2, "fast")))
+    assert risks(Snapshot(sync_running=running), NOW, policy) == {1: Risk(at_risk=3_000 - IN_AN_HOUR // 10)}

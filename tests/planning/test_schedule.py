@@ -383,3 +383,9 @@ def test_a_tail_that_is_no_duration_is_refused_by_name() -> None:
         moment = {} if call is latest_starts else {"now": NOW}
         with pytest.raises(InvalidValueError, match=r"^tail="):
             call([Cohort(deadline=NOW, requests=1)], Limits(), tail=-HOUR, **moment)
+
+
+def test_a_shortfall_in_words_at_the_end_of_the_time_there_is() -> None:
+    for due, words in ((ZERO, "which is 0:00:00: 0:01:00 too short"), (-HOUR / 60, "0:01:00 after they had to")):
+        shortfall = fits([Cohort(deadline=NOW + due, requests=10)], Limits(requests_per_minute=10), now=NOW, tail=ZERO)
+        assert words in str(shortfall)

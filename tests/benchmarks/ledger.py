@@ -35,7 +35,7 @@ def fill(where: str, requests: int) -> dict[str, Any]:
     import batchwise as bw
     from batchwise.engine.core import Engine
     from batchwise.ledger.sqlite import SqliteLedger
-    from batchwise.ledger.values import Settlement
+    from batchwise.ledger.values import Settlement, Which
     from batchwise.planning.custom_ids import new_nonce
     from batchwise.planning.state import BatchState
 
@@ -66,7 +66,7 @@ def fill(where: str, requests: int) -> dict[str, Any]:
             now = engine.now()
             ledger.update_batch(attrs.evolve(batch, state=BatchState.POSTING, posting_at=now), was=batch)
             ledger.created(batch.id, remote_id=f"msgbatch_{batch.id}", created_at=now, expires_at=now, now=now)
-            numbers = ledger.missing(batch.id)
+            numbers = ledger.numbers(Which(batch=batch.id))
             random.Random(batch.id).shuffle(numbers)
             for start in range(0, len(numbers), _CHUNK):
                 part = [

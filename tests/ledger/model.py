@@ -13,7 +13,7 @@ import orjson
 
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.records import Records
-from batchwise.ledger.values import Accepted, Cap, Claim, Entry, ResultRow, Settlement
+from batchwise.ledger.values import Accepted, Cap, Claim, Entry, RequestRow, ResultRow, Settlement, Which
 from batchwise.models import Lane, Outcome, Reason, Status
 from batchwise.planning.state import BatchState, BatchView, Terms
 
@@ -84,7 +84,7 @@ class World:
 
     def number(self, key: str) -> int:
         """Of a request without a job."""
-        row = self.ledger.find(key, job=None)
+        row = find(self.ledger, key, job=None)
         assert row is not None
         return row.id
 
@@ -109,7 +109,7 @@ class World:
         return next(each for each in self.ledger.snapshot().batches if each.id == batch)
 
     def status(self, number: int) -> Status:
-        row = self.ledger.row(number)
+        row = row_of(self.ledger, number)
         assert row is not None
         return row.status
 
@@ -130,6 +130,20 @@ def marks(ledger: Ledger) -> tuple[int, int]:
         return records.last_request(db), records.last_result(db)
 
 
+def row_of(ledger: Ledger, request: int) -> RequestRow | None:
+    return ledger.rows(Which(requests=[request])).get(request)
+
+
+def find(ledger: Ledger, key: str, *, job: str | None) -> RequestRow | None:
+    number = 0 if job is None else ledger.job_id(job)
+    return None if number is None else next(iter(ledger.rows(Which(key=key, job=number)).values()), None)
+
+
+def missing(ledger: Ledger, batch: int, job: int | None = None) -> list[int]:
+    """The requests of a batch that are not settled."""
+    return ledger.numbers(Which(batch=batch, job=job))
+
+
 def result_of(ledger: Ledger, request: int) -> ResultRow | None:
     return next(iter(ledger.results_of([request])), None)
 
@@ -138,7 +152,7 @@ def counted(ledger: Ledger, requests: Iterable[int]) -> dict[tuple[Lane, Status,
     """How many of these requests are where, looked at one by one."""
     places = []
     for number in requests:
-        row, result = ledger.row(number), result_of(ledger, number)
+        row, result = row_of(ledger, number), result_of(ledger, number)
         assert row is not None
         places.append((row.lane, row.status, None if result is None else result.how.outcome))
     return dict(Counter(places))

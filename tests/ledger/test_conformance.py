@@ -14,7 +14,7 @@ import pytest
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.roll import Answer, Roll
-from batchwise.ledger.values import Cap, Claim, Settled
+from batchwise.ledger.values import Cap, Claim, Settled, Which
 from batchwise.models import Lane, Outcome, Policy
 from batchwise.planning.capacity import Measured
 from batchwise.planning.custom_ids import new_nonce, sealer
@@ -40,10 +40,13 @@ from .model import (
     World,
     counted,
     entry,
+    find,
     line,
     marks,
+    missing,
     posted,
     result_of,
+    row_of,
     settlement,
     total,
 )
@@ -69,7 +72,7 @@ KEYS = [
 def test_any_key_comes_back_as_it_was(world: World, key: str) -> None:
     one = world.accept(key, job=key)
     assert one.row.key == key
-    assert world.ledger.find(key, job=key) == one.row
+    assert find(world.ledger, key, job=key) == one.row
     assert world.ledger.job_id(key) == one.row.job
     batch = world.sealed()
     assert [each[1] for each in world.ledger.entries(batch.id)] == [key]
@@ -87,16 +90,16 @@ def test_what_was_accepted_is_there_as_it_was(world: World) -> None:
     assert attrs.evolve(row.terms, id=0, job=0) == NIGHTLY
     assert row.terms.job == row.job > 0
     assert row.terms.id > 0
-    assert world.ledger.row(row.id) == row
+    assert row_of(world.ledger, row.id) == row
     assert world.ledger.bodies([row.id]) == [b'{"x":[1]}']
     assert marks(world.ledger) == (row.id, 0)
 
 
 def test_nothing_is_found_that_is_not_there(world: World) -> None:
     ledger = world.ledger
-    assert ledger.find("k", job=None) is None
-    assert ledger.find("k", job="no") is None
-    assert ledger.row(77) is None
+    assert find(ledger, "k", job=None) is None
+    assert find(ledger, "k", job="no") is None
+    assert row_of(ledger, 77) is None
     assert result_of(ledger, 77) is None
     assert ledger.job_id("no") is None
     assert ledger.results(job=None, after=0, limit=9) == []
@@ -178,7 +181,7 @@ def test_a_second_run_finds_its_positions_again(backend: Backend) -> None:
 
 def test_positions_go_on_behind_a_bulk(world: World) -> None:
     world.bulk([entry(None, body='"a"'), entry("named", body='"b"'), entry(None, body='"c"')])
-    assert [world.ledger.find(key, job="job") is not None for key in ("#0", "#1", "#2")] == [True, False, True]
+    assert [find(world.ledger, key, job="job") is not None for key in ("#0", "#1", "#2")] == [True, False, True]
     assert world.accept(body="d", job="job").row.key == "#3"
 
 
@@ -240,8 +243,8 @@ def test_a_bulk_is_invisible_until_it_is_accepted(world: World) -> None:
     with ledger.intake(job="job", run=world.run) as intake:
         intake.stage([entry("a", NIGHTLY), entry("b", BLOCKING)])
         assert ledger.job_id("job") is None
-        assert ledger.find("a", job="job") is None
-        assert ledger.row(1) is None
+        assert find(ledger, "a", job="job") is None
+        assert row_of(ledger, 1) is None
         assert total(ledger) == {QUEUED: 0, IN_FLIGHT: 0, SETTLED: 0}
         assert not ledger.snapshot().batch_queue
         assert world.seal(terms=range(10)) is None
@@ -250,7 +253,7 @@ def test_a_bulk_is_invisible_until_it_is_accepted(world: World) -> None:
         ledger.flush()
         ledger.move([1, 2], lane=SYNC)
         numbers = list(intake.accept(now=NOW))
-    assert ledger.find("a", job="job") is not None
+    assert find(ledger, "a", job="job") is not None
     assert len(numbers) == 2
     assert total(ledger)[QUEUED] == 2
     assert [(g.terms.deadline, g.requests, g.flush) for g in ledger.snapshot().batch_queue] == [
@@ -289,7 +292,7 @@ def test_twice_in_one_bulk_is_once(world: World) -> None:
     assert numbers[0] == numbers[2]
     assert numbers[1] == numbers[3]
     assert total(world.ledger)[QUEUED] == 2
-    row = world.ledger.row(numbers[1])
+    row = row_of(world.ledger, numbers[1])
     assert row is not None
     assert row.terms.deadline == NIGHTLY.deadline
 
@@ -299,7 +302,7 @@ def test_requests_of_one_bulk_keep_their_own_terms(world: World, which: str) -> 
     terms = {"a": FLEXIBLE, "b": NIGHTLY, "c": PATIENT}
     entries = [entry(None, terms[each], "1" * (2**place)) for place, each in enumerate(which)]
     numbers = world.bulk(entries, chunk=10)
-    rows = [world.ledger.row(number) for number in numbers]
+    rows = [row_of(world.ledger, number) for number in numbers]
     assert [(row.lane, row.terms.deadline) for row in rows if row is not None] == [
         (terms[each].lane, terms[each].deadline) for each in which
     ]
@@ -315,11 +318,11 @@ def test_a_bulk_tightens_only_when_it_is_accepted(world: World) -> None:
     number = world.accept("a", job="job").row.id
     with world.ledger.intake(job="job", run=world.run) as intake:
         intake.stage([entry("a", NIGHTLY)])
-    row = world.ledger.row(number)
+    row = row_of(world.ledger, number)
     assert row is not None
     assert row.terms.deadline is None
     world.bulk([entry("a", NIGHTLY)])
-    row = world.ledger.row(number)
+    row = row_of(world.ledger, number)
     assert row is not None
     assert row.terms.deadline == NIGHTLY.deadline
     (group,) = world.ledger.snapshot().batch_queue
@@ -342,7 +345,7 @@ def test_bulk_without_flush_and_with_a_part_for_the_sync_lane(world: World) -> N
     assert [(g.requests, g.size, g.flush) for g in snapshot.sync_queue] == [(4, 28, False)]
     assert [group.terms.explanation for group in snapshot.sync_queue] == ["no room for its rescue"]
     batch = world.sealed()
-    assert world.ledger.missing(batch.id) == numbers[:6]
+    assert missing(world.ledger, batch.id) == numbers[:6]
 
 
 def test_bulks_of_one_job_wait_for_each_other(world: World) -> None:
@@ -400,7 +403,7 @@ def test_the_cap_counts_reserved_spent_and_wasted(world: World) -> None:
     one = world.accept("a", PRICED, body, cap=world.cap(300)).row.id
     with pytest.raises(SpendLimitError, match="max_spend"):
         world.accept("b", PRICED, body, cap=world.cap(599))
-    assert world.ledger.find("b", job=None) is None
+    assert find(world.ledger, "b", job=None) is None
     world.accept("b", PRICED, body, cap=world.cap(600))
     world.accept("a", PRICED, body, cap=world.cap(0)), "nothing new"
     batch = world.opened()
@@ -446,7 +449,7 @@ def test_the_reserve_follows_cancel_reopen_and_requeue(world: World) -> None:
     with pytest.raises(SpendLimitError):
         world.accept("y", cap=world.cap(899))
     batch = world.opened(terms=[group.terms.id for group in world.ledger.snapshot().batch_queue])
-    (first, *_) = world.ledger.missing(batch.id)
+    (first, *_) = missing(world.ledger, batch.id)
     world.ledger.requeue([first], lane=BATCH, costs_attempt=True, now=NOW, turn=b"t", body=b"12345678901234567890")
     with pytest.raises(SpendLimitError):
         world.accept("y", cap=world.cap(1_049))
@@ -491,7 +494,7 @@ def test_what_may_be_bought_again_is_kept_under_the_cap(world: World) -> None:
     assert not bought_again(99, numbers[0], BATCH)
     assert bought_again(0, numbers[0], SYNC), "the call of a rescue is kept for from the beginning"
     assert bought_again(100, numbers[1], BATCH)
-    terms = world.ledger.find("0", job="job").terms.id  # type: ignore[union-attr]
+    terms = find(world.ledger, "0", job="job").terms.id  # type: ignore[union-attr]
     (claim,) = world.ledger.claim(terms, 1, run=world.run, now=NOW)
     with pytest.raises(SpendLimitError):
         world.ledger.note_attempt(
@@ -518,7 +521,7 @@ def test_books_of_large_amounts(world: World) -> None:
     assert report.cost == 28_000_000 + Decimal(2).scaleb(-12), "exact, in one lane and outcome too"
     dear = attrs.evolve(PRICED, reserve_each=large)
     world.bulk([entry(f"dear {n}", dear) for n in range(9)], job="dear")
-    unsealed = world.opened(terms=[world.ledger.find("dear 0", job="dear").terms.id])  # type: ignore[union-attr]
+    unsealed = world.opened(terms=[find(world.ledger, "dear 0", job="dear").terms.id])  # type: ignore[union-attr]
     world.ledger.unseal(unsealed.id, now=NOW, keep=True, doubtful=True)
     with pytest.raises(SpendLimitError, match=r"beside 80500000\.0"):
         world.accept("c", cap=world.cap(50_000_000 * 10**12, NOW))
@@ -546,9 +549,9 @@ def test_a_seal_respects_the_count_limit_and_merges_terms_by_number(world: World
         world.accept(key, terms).row.id for key, terms in (("a", FLEXIBLE), ("b", NIGHTLY), ("c", FLEXIBLE))
     )
     batch = world.sealed(max_requests=2)
-    assert world.ledger.missing(batch.id) == [one, two]
+    assert missing(world.ledger, batch.id) == [one, two]
     assert len(batch.groups) == 2
-    assert world.ledger.missing(world.sealed().id) == [three]
+    assert missing(world.ledger, world.sealed().id) == [three]
 
 
 def test_a_seal_of_very_many_terms(backend: Backend, world: World) -> None:
@@ -667,7 +670,7 @@ def test_unseal_queues_again_and_voids(world: World) -> None:
     assert sum(group.requests for group in snapshot.sync_queue) == 4
     assert {group.since for group in snapshot.sync_queue} == {NOW + HOUR}
     assert all(group.flush for group in snapshot.sync_queue), "they have waited their interval already"
-    row = world.ledger.row(numbers[0])
+    row = row_of(world.ledger, numbers[0])
     assert row is not None
     assert (row.nonce, row.attempts, row.lane) == (batch.nonce, 0, SYNC)
     assert world.ledger.unseal(batch.id, now=NOW) == 0
@@ -678,7 +681,7 @@ def test_unseal_of_some_terms_leaves_the_rest(world: World) -> None:
     batch = world.opened()
     assert world.ledger.unseal(batch.id, terms=[one.terms.id], lane=SYNC, now=NOW) == 1
     assert world.view(batch.id).groups[0].requests == 1
-    assert world.ledger.missing(batch.id) == [two.id]
+    assert missing(world.ledger, batch.id) == [two.id]
 
 
 def test_a_kept_batch_may_still_deliver(world: World) -> None:
@@ -806,7 +809,7 @@ def test_failed_tries_are_noted(world: World) -> None:
     assert world.ledger.note_attempt(row.id, run=world.run, costs_attempt=True, doubtful=True, now=NOW)
     assert world.ledger.note_attempt(row.id, run=world.run, costs_attempt=False, doubtful=False, now=NOW)
     assert not world.ledger.note_attempt(row.id, run=99, costs_attempt=True, doubtful=True, now=NOW)
-    after = world.ledger.row(row.id)
+    after = row_of(world.ledger, row.id)
     assert after is not None
     assert after.attempts == 1
     assert world.ledger.report(job=0).possible_doubles == 1
@@ -870,19 +873,19 @@ def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World
     assert world.ledger.bodies(numbers) == [b"longer two", b"other"]
     batch = world.opened()
     assert world.ledger.roll(batch.id) is None
-    members = world.ledger.members([*numbers, 99], batch=batch.id)
+    members = world.ledger.rows(Which(requests=[*numbers, 99], batch=batch.id))
     assert {number: (member.key, member.turns) for number, member in members.items()} == {
         numbers[0]: ("a", (b"one", b"two"))
     }
     assert batch.groups[0].size == len(b"longer two")
     world.ledger.settle([settlement(numbers[0], Outcome.FAILED)], now=NOW, batch=batch.id)
-    row = world.ledger.row(numbers[0])
+    row = row_of(world.ledger, numbers[0])
     assert row is not None
     world.ledger.reopen(job=row.job, outcomes=[Outcome.FAILED], now=NOW)
     assert world.ledger.bodies([numbers[0]]) == [b"first"]
     assert world.ledger.snapshot().batch_queue[0].size == len(b"first")
     batch = world.opened()
-    assert world.ledger.members(numbers, batch=batch.id)[numbers[0]].turns == ()
+    assert world.ledger.rows(Which(requests=numbers, batch=batch.id))[numbers[0]].turns == ()
 
 
 # -- ends ---------------------------------------------------------------------------------------------------------
@@ -922,7 +925,7 @@ def test_answers_on_a_roll_end_as_settlements_do(world: World, twin: World, chun
         ]
         twin.ledger.settle(rows, now=late, batch=batch.id)
     assert not roll.left
-    assert world.ledger.missing(batch.id) == []
+    assert missing(world.ledger, batch.id) == []
     for each in (world, twin):
         each.ledger.update_batch(attrs.evolve(batch, state=BatchState.CLOSED, groups=()))
     assert world.ledger.snapshot() == twin.ledger.snapshot()
@@ -1055,10 +1058,10 @@ def test_results_come_in_the_order_of_settling(world: World) -> None:
         met=True,
         betas=("one", "two"),
     )
-    row = world.ledger.row(numbers[3])
+    row = row_of(world.ledger, numbers[3])
     assert row is not None
     assert (row.status, row.result) == (SETTLED, first.cursor)
-    assert world.ledger.missing(batch.id) == [numbers[1], numbers[2]]
+    assert missing(world.ledger, batch.id) == [numbers[1], numbers[2]]
     assert marks(world.ledger) == (alone, everything[-1].cursor)
 
 
@@ -1121,11 +1124,9 @@ def test_a_bulk_without_a_name_is_a_job_that_is_nowhere_shown(world: World) -> N
     assert [job.name for job in ledger.jobs()] == [None]
     assert ledger.counts(job=second).by == {(BATCH, QUEUED, None): 3, (BATCH, SETTLED, Outcome.SUCCEEDED): 1}
     assert sum(ledger.counts(job=first).by.values()) == 3
-    assert [number for _, number in ledger.numbers(job=second, after=0, limit=9)] == numbers
-    marked = [
-        ledger.numbers(job=second, after=mark, limit=1) for mark in (0, *(place + 1 for place in places.values()))
-    ]
-    assert marked == [*([(places[key] + 1, world.number(key))] for key in places), []], "one by one"
+    assert ledger.numbers(Which(job=second)) == numbers
+    pages = [ledger.numbers(Which(job=second), after=after, limit=1) for after in (0, *numbers)]
+    assert pages == [*([number] for number in numbers), []]
 
     found = ledger.results(job=second, after=0, limit=9)
     assert [(each.key, each.place) for each in found] == [("b", 1)], "from before it was dispatched again"
@@ -1137,10 +1138,12 @@ def test_a_bulk_without_a_name_is_a_job_that_is_nowhere_shown(world: World) -> N
     one = ledger.results_of([world.number(key) for key in ("d", "a", "b")], job=second)
     assert [(each.key, each.place) for each in one] == [("d", 4), ("b", 1)]
 
-    assert (ledger.unsettled(job=first), ledger.unsettled(job=second)) == (None, world.number("a"))
+    left = Which(job=first, unsettled=True)
+    assert (ledger.numbers(left), ledger.numbers(Which(job=second, unsettled=True))) == ([], [world.number("a")])
     assert ledger.reopen(job=first, outcomes=[Outcome.SUCCEEDED], now=NOW) == 3
-    assert ledger.unsettled(job=first, start=world.number("c") + 1) is None
-    assert ledger.unsettled(job=first) == world.number("b")
+    assert ledger.numbers(left) == [world.number(key) for key in ("b", "x", "c")]
+    assert ledger.numbers(left, after=world.number("b"), limit=1) == [world.number("x")]
+    assert ledger.numbers(left, after=world.number("c")) == []
     assert result_of(ledger, other) is not None
     ledger.flush(job=first)
     assert sorted((group.requests, group.flush) for group in ledger.snapshot().batch_queue) == [(1, False), (3, True)]
@@ -1151,9 +1154,9 @@ def test_cancelling_a_bulk_without_a_name_leaves_others(world: World) -> None:
     job = world.unnamed([entry(key) for key in "abc"])
     other = world.accept("other").row.id
     batch = world.sealed(max_requests=2)
-    assert ledger.missing(batch.id, job=job) == [world.number("a"), world.number("b")]
-    assert ledger.missing(batch.id, job=world.unnamed([entry("b")])) == [world.number("b")]
-    assert ledger.missing(batch.id, job=world.unnamed([entry("new")])) == []
+    assert missing(ledger, batch.id, job=job) == [world.number("a"), world.number("b")]
+    assert missing(ledger, batch.id, job=world.unnamed([entry("b")])) == [world.number("b")]
+    assert missing(ledger, batch.id, job=world.unnamed([entry("new")])) == []
     assert ledger.cancel(job=job, now=NOW) == (1, (batch.id,))
     assert world.status(world.number("c")) is SETTLED
     assert (world.status(world.number("a")), world.status(other)) == (IN_FLIGHT, QUEUED)
@@ -1279,7 +1282,7 @@ def test_reopen_queues_anew(world: World) -> None:
     later = NOW + 31 * HOUR
     assert world.ledger.reopen(job=job, outcomes=[Outcome.FAILED, Outcome.EXPIRED], now=later) == 2
     assert [each.request for each in world.ledger.results(job=job, after=0, limit=9)] == numbers[:1]
-    row = world.ledger.row(numbers[1])
+    row = row_of(world.ledger, numbers[1])
     assert row is not None
     assert (row.status, row.attempts, row.result, row.terms.deadline) == (QUEUED, 0, None, None)
     assert (world.ledger.report(job=job).requests, world.ledger.report(job=job).met) == (1, 1)
@@ -1298,11 +1301,11 @@ def test_purge_takes_what_is_old_and_keeps_the_books(world: World) -> None:
     world.ledger.settle([settlement(numbers[2])], now=NOW + HOUR, batch=batch.id)
     report = world.ledger.report(job=None)
     assert world.ledger.purge(before=NOW + HOUR) == 2
-    assert world.ledger.row(numbers[0]) is None
+    assert row_of(world.ledger, numbers[0]) is None
     assert [each.request for each in world.ledger.results(job=None, after=0, limit=9)] == [numbers[2]]
     assert total(world.ledger) == {QUEUED: 0, IN_FLIGHT: 2, SETTLED: 1}
     assert world.ledger.report(job=None) == report
-    assert world.ledger.missing(batch.id) == [numbers[3], world.ledger.find("k", job=None).id]  # type: ignore[union-attr]
+    assert missing(world.ledger, batch.id) == [numbers[3], find(world.ledger, "k", job=None).id]  # type: ignore[union-attr]
     assert world.ledger.settle([settlement(numbers[0])], now=NOW, batch=batch.id) == 0
     assert world.accept("0", job="job").created
     assert world.accept("new").row.id > numbers[3], "numbers are never given twice"
@@ -1562,10 +1565,10 @@ def test_what_a_dead_run_leaves(backend: Backend) -> None:
         assert result is not None
         assert result.how.outcome is Outcome.CANCELED
         assert orjson.loads(result.line)["result"]["error"]["type"] == "abandoned"
-    rows = [ledger.row(number) for number in (patient, queued)]
+    rows = [row_of(ledger, number) for number in (patient, queued)]
     assert [(row.status, row.lane, row.attempts) for row in rows if row] == [(QUEUED, SYNC, 1), (QUEUED, SYNC, 0)]
     assert ledger.report(job=None).possible_doubles == 2, "both calls that ran may have been billed"
-    assert ledger.missing(batch.id)
+    assert missing(ledger, batch.id)
     assert ledger.job_id("bulk") is None
     again = World(ledger)
     assert len(again.bulk([entry("0", body="other")], job="bulk")) == 1
@@ -1588,7 +1591,7 @@ def test_an_abandoned_request_is_accepted_anew(backend: Backend) -> None:
         None,
     )
     assert again.bulk([entry("b", NIGHTLY)], job="bulk") == [other]
-    row = again.ledger.row(other)
+    row = row_of(again.ledger, other)
     assert row is not None
     assert (row.status, row.lane, row.terms.deadline) == (QUEUED, BATCH, NIGHTLY.deadline)
     assert again.ledger.results(job=None, after=0, limit=9) == []
@@ -1604,7 +1607,7 @@ def test_a_promise_outlives_who_blocks_on_it_later(backend: Backend) -> None:
     assert len(world.ledger.claim(again.terms.id, 1, run=world.run, now=NOW)) == 1
     ledger = _recover(backend, world)
     assert ledger.recover(now=NOW) == 1
-    row = ledger.row(number)
+    row = row_of(ledger, number)
     assert row is not None
     assert (row.status, row.terms.deadline) == (QUEUED, NIGHTLY.deadline)
 

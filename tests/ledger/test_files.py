@@ -15,7 +15,7 @@ from batchwise.errors import InvalidValueError, LedgerError
 from batchwise.ledger.opening import open_ledger
 from batchwise.ledger.sqlite import SqliteLedger
 
-from .model import NOW, World
+from .model import NOW, World, find
 
 
 def _text(path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_copy_is_a_ledger(tmp_path: Path) -> None:
     one.close()
     shutil.copy(tmp_path / "ledger.db", tmp_path / "copy.db")
     two = SqliteLedger(tmp_path / "copy.db")
-    assert two.find("a", job=None) is not None
+    assert find(two, "a", job=None) is not None
     two.close()
 
 

@@ -32,7 +32,7 @@ from batchwise.models import Lane, Status
 from tests.postgres import Schemas
 from tests.waiting import until
 
-from .model import NOW, PATIENT, World, marks
+from .model import NOW, PATIENT, World, find, marks
 from .proxies import Pooler, Proxy
 
 SECRET = "hunter2-not-for-logs"
@@ -403,7 +403,7 @@ def test_a_commit_without_an_answer_is_found_out_about(arrives: bool, url: str, 
         else:
             with pytest.raises(LedgerError):
                 world.accept("a")
-        assert (ledger.find("a", job=None) is not None) == arrives
+        assert (find(ledger, "a", job=None) is not None) == arrives
         assert world.accept("b").row.id == (3 if arrives else 2)
 
 

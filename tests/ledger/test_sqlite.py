@@ -25,7 +25,7 @@ from batchwise.ledger import bulk, schema, sharing
 from batchwise.ledger.opening import open_ledger
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.sqlite_database import SqliteDatabase
-from batchwise.ledger.values import Entry
+from batchwise.ledger.values import Entry, Which
 from batchwise.models import Outcome
 
 from .model import (
@@ -38,6 +38,7 @@ from .model import (
     SYNC,
     World,
     entry,
+    find,
     line,
     result_of,
     settlement,
@@ -215,7 +216,7 @@ def test_what_fails_behind_a_full_transaction_is_not_counted(
             assert sum(requests for _, requests, _ in intake.fresh) == staged
             assert intake.stage([entry(None, body="last")]) == 1
             intake.accept(now=NOW)
-        assert ledger.find(f"#{staged}", job="job") is not None, "positions go on behind what was staged"
+        assert find(ledger, f"#{staged}", job="job") is not None, "positions go on behind what was staged"
         assert total(ledger)[QUEUED] == staged + 1
 
 
@@ -358,8 +359,8 @@ def test_who_interrupts_one_thread_interrupts_no_other_whose_call_is_in_the_same
         with nullcontext() if when == "begin" else pytest.raises(LedgerError, match="interrupted") as failed:
             other.result(10)
         assert failed is None or failed.value.passing
-        assert (ledger.find("other", job=None) is not None) is (when == "begin")
-        assert ledger.find("mine", job=None) is None
+        assert (find(ledger, "other", job=None) is not None) is (when == "begin")
+        assert find(ledger, "mine", job=None) is None
         assert world.accept("other").row.key == "other"
 
 
@@ -385,7 +386,7 @@ def test_jobs_that_have_a_key_are_found_by_the_index_and_the_shared_scope_is_one
         world.accept("other", job="three")
         statements: list[str] = []
         ledger.database.connection.set_trace_callback(statements.append)
-        assert ledger.jobs_with("k") == [None, "one", "two"]
+        assert [row.job for row in ledger.rows(Which(key="k"), limit=3).values()] == [0, 1, 2]
         ledger.database.connection.set_trace_callback(None)
         (select,) = [each for each in statements if each.startswith("SELECT") and "request" in each]
         plan = ledger.database.connection.execute(f"EXPLAIN QUERY PLAN {select}", [b"k"] * select.count("?")).fetchall()
@@ -414,7 +415,7 @@ def test_an_older_ledger_is_brought_forward_once(tmp_path: Path, monkeypatch: py
         new = SqliteLedger(path)
         assert new.database.connection.execute("SELECT id FROM more").fetchall() == [(7,)]
         assert new.database.connection.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
-        assert new.find("a", job=None) is not None
+        assert find(new, "a", job=None) is not None
         new.close()
 
 
@@ -601,7 +602,7 @@ def test_looking_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     other.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
     assert ledger.snapshot().batch_queue
-    assert ledger.find("a", job=None) is not None
+    assert find(ledger, "a", job=None) is not None
     assert time.monotonic() - began < 5
     other.execute("ROLLBACK")
     other.close()

@@ -41,7 +41,10 @@ from .model import (
     SYNC,
     counted,
     entry,
+    find,
+    missing,
     posted,
+    row_of,
     settlement,
 )
 
@@ -188,7 +191,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """The order in which one call settles these: those of the same terms and attempts together."""
         kinds: dict[tuple[int, int], list[int]] = {}
         for number in sorted(numbers):
-            row = self.ledger.row(number)
+            row = row_of(self.ledger, number)
             assert row is not None
             kinds.setdefault((row.terms.id, row.attempts), []).append(number)
         return [number for part in kinds.values() for number in part]
@@ -298,7 +301,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if number in self.requests:
                 self._join(number, terms)
             else:
-                row = self.ledger.row(number)
+                row = row_of(self.ledger, number)
                 assert row is not None
                 self.requests[number] = Model(job, row.key, body, terms, terms.lane, self.run)
 
@@ -341,7 +344,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self._call_the_roll(batch.id)
 
     def _terms_id(self, number: int) -> int:
-        row = self.ledger.row(number)
+        row = row_of(self.ledger, number)
         assert row is not None
         return row.terms.id
 
@@ -574,7 +577,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def rows_agree(self) -> None:
         for number, request in self.requests.items():
-            row = self.ledger.row(number)
+            row = row_of(self.ledger, number)
             assert row is not None
             assert (row.key, row.status, row.lane, row.attempts) == (
                 request.key,
@@ -583,9 +586,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 request.attempts,
             )
             assert plain(row.terms) == request.terms
-            assert self.ledger.find(request.key, job=request.job) == row
+            assert find(self.ledger, request.key, job=request.job) == row
         for batch in self._alive():
-            assert self.ledger.missing(batch) == sorted(self._in_batch(batch))
+            assert missing(self.ledger, batch) == sorted(self._in_batch(batch))
 
     @invariant()
     def groups_agree(self) -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.ledger.values import Which
 
 from .model import NOW, World, entry, settlement
 
@@ -19,10 +20,8 @@ def test_a_bulk_without_a_name_keeps_its_order(order: list[int], size: int) -> N
     job = world.unnamed([entry(str(key)) for key in order])
     distinct = list(dict.fromkeys(order))
     seen: list[int] = []
-    mark = 0
-    while page := world.ledger.numbers(job=job, after=mark, limit=size):
-        seen += [number for _, number in page]
-        mark = page[-1][0]
+    while page := world.ledger.numbers(Which(job=job), after=seen[-1] if seen else 0, limit=size):
+        seen += page
     assert seen == [world.number(str(key)) for key in distinct]
     world.ledger.settle([settlement(number) for number in seen], now=NOW)
     found = world.ledger.results(job=job, after=0, limit=99)

@@ -28,6 +28,7 @@ from batchwise.engine.queue import Slot
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo, Counts, Created, Listing, Reply
 from batchwise.ledger.sqlite import SqliteLedger
+from batchwise.ledger.values import Which
 from batchwise.planning import agenda
 from batchwise.planning.outcomes import Fault
 from batchwise.planning.pricing import cost
@@ -477,8 +478,7 @@ class World:
     def dispatch_all(self, texts: list[str], latency: Any, job: str | None = None) -> None:
         requests = [bw.Request(params(text), key=text[:100]) for text in texts]
         number = self.engine.accept_all(requests, job, bw.models.to_latency(latency), None)
-        found = self.ledger.numbers(job=number, after=0, limit=len(texts))
-        self.accepted.update(zip([each for _, each in found], texts, strict=True))
+        self.accepted.update(zip(self.ledger.numbers(Which(job=number)), texts, strict=True))
 
     def cancel(self, **which: Any) -> None:
         self.tasks.append(Task(withdraw(self.engine, **which), lambda: None))

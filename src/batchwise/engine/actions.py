@@ -8,6 +8,7 @@ from typing import NoReturn
 import attrs
 
 from batchwise.events import Rescued
+from batchwise.ledger.values import Which
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning import agenda
 from batchwise.planning.capacity import calls_at_once, limits_of
@@ -159,7 +160,7 @@ async def withdraw(engine: Engine, *, request: int | None = None, job: int | Non
 
 
 def _mine(engine: Engine, batch: BatchView, job: int | None, request: int | None) -> list[int]:
-    return [number for number in engine.ledger.missing(batch.id, job=job) if request in {None, number}]
+    return [number for number in engine.ledger.numbers(Which(batch=batch.id, job=job)) if request in {None, number}]
 
 
 def _settle_shared(engine: Engine, batch: BatchView, mine: Sequence[int]) -> int:
@@ -168,6 +169,6 @@ def _settle_shared(engine: Engine, batch: BatchView, mine: Sequence[int]) -> int
         engine.failure(number, member.key, Outcome.CANCELED, error, lane=Lane.BATCH, nonce=batch.nonce)._replace(
             unseen=True
         )
-        for number, member in engine.ledger.members(mine, batch=batch.id).items()
+        for number, member in engine.ledger.rows(Which(requests=mine, batch=batch.id)).items()
     ]
     return engine.ledger.settle(settlements, now=engine.now())  # not by the batch: its rows may still come, and cost

@@ -17,6 +17,7 @@ from batchwise.errors import printable
 from batchwise.events import Collected, Ended, Rescued
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo
+from batchwise.ledger.values import Which
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.batches import pause_after_failures
 from batchwise.planning.outcomes import Ruling, Verdict, archived, credible, rule_call
@@ -102,9 +103,9 @@ async def probe(engine: Engine, batch: int, terms: int) -> None:
 
     def queue() -> None:
         ledger = engine.ledger
-        numbers = ledger.missing(batch)[::-1]  # the last may be the one that the batch comes to last
+        numbers = ledger.numbers(Which(batch=batch))[::-1]  # the last may be the one that the batch comes to last
         for start in range(0, len(numbers), CHUNK):
-            members = ledger.members(numbers[start : start + CHUNK], batch=batch)
+            members = ledger.rows(Which(requests=numbers[start : start + CHUNK], batch=batch))
             found = [number for number in members if members[number].terms.id == terms]
             if found:
                 one, now = max(found), engine.now()
@@ -241,9 +242,9 @@ async def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> None:
 
     def give_back() -> list[int]:
         sorter = Sorter(engine, batch)
-        numbers = engine.ledger.missing(batch.id)
+        numbers = engine.ledger.numbers(Which(batch=batch.id))
         for start in range(0, len(numbers), CHUNK):
-            members = engine.ledger.members(numbers[start : start + CHUNK], batch=batch.id)
+            members = engine.ledger.rows(Which(requests=numbers[start : start + CHUNK], batch=batch.id))
             for number, member in members.items():
                 sorter.failed(number, member, ruling, None)
             sorter.write()

@@ -26,7 +26,7 @@ from batchwise.errors import (
     shown,
 )
 from batchwise.ledger.ledger import Ledger
-from batchwise.ledger.values import Accepted, Cap, Claim, Entry, RequestRow, Settlement
+from batchwise.ledger.values import Accepted, Cap, Claim, Entry, RequestRow, Settlement, Which
 from batchwise.models import (
     Decision,
     Lane,
@@ -72,6 +72,8 @@ _RENEWED = timedelta(minutes=1)
 """After its next try a process has so long to tell again what still fails."""
 _WATCH = 2.0
 """Seconds between two looks whether deadlines are in danger, at least."""
+_NAMED = 3
+"""Jobs that are named to whoever looks for a key in the wrong one, at most."""
 _PAGE = 500
 """Results that are looked through at a time."""
 _UNKEPT = "unkept"
@@ -328,10 +330,8 @@ class Engine:
         routed, sums = {}, Counter[Terms]()
         while rows := self.ledger.results(job=job, after=after, limit=_PAGE):
             after = rows[-1].cursor
-            for number in [row.request for row in rows if row.how.outcome in outcomes]:
-                known = self.ledger.row(number)
-                if known is None:
-                    continue
+            ended = [row.request for row in rows if row.how.outcome in outcomes]
+            for number, known in self.ledger.rows(Which(requests=ended)).items():
                 routed[number] = terms = known.terms
                 if not terms.adopted:  # else there is no body, and the ledger refuses
                     (body,) = self.ledger.bodies([number])
@@ -604,12 +604,16 @@ class Engine:
         """
         if job is not None:
             check_job(job)
-        row = self.ledger.find(key, job=job)
-        if row is None:
+        number = 0 if job is None else self.ledger.job_id(job)
+        rows = {} if number is None else self.ledger.rows(Which(key=key, job=number))
+        if not rows:
             where = "" if job is None else f" in job {shown(job)}"
-            places = ["without a job" if job is None else f"in job {shown(job)}" for job in self.ledger.jobs_with(key)]
+            others = self.ledger.rows(Which(key=key), limit=_NAMED).values()
+            names = (self.ledger.job_name(row.job) for row in others)
+            places = ["without a job" if name is None else f"in job {shown(name)}" for name in names]
             there = f"; there is one {' and one '.join(places)}" if places else ""
             raise TicketNotFoundError(f"no request {shown(key)}{where} in the ledger {self.ledger.name}{there}")
+        (row,) = rows.values()
         return row
 
     def wake_gap(self) -> timedelta:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from batchwise.errors import SpendLimitError
+from batchwise.ledger.values import Which
 from batchwise.models import Lane, Outcome
 from batchwise.planning.outcomes import UNAFFORDABLE
 from batchwise.planning.state import BatchView
@@ -43,7 +44,7 @@ def buy_again(
         try:
             queue(part, lane)
         except SpendLimitError:
-            members = ledger.members(part, batch=batch.id)
+            members = ledger.rows(Which(requests=part, batch=batch.id))
             alone = [number for number, member in members.items() if member.terms.batch_only]
             queue([number for number, member in members.items() if not member.terms.batch_only], Lane.SYNC)
             ends = [

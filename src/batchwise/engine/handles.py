@@ -22,7 +22,7 @@ from batchwise.errors import (
     request_named,
     shown,
 )
-from batchwise.ledger.values import RequestRow, ResultRow
+from batchwise.ledger.values import RequestRow, ResultRow, Which
 from batchwise.models import Decision, Lane, LatencyTag, Outcome, Progress, Status, ToolUse, to_enum, to_latency
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.request import Request, check_one_dict
@@ -229,7 +229,7 @@ class TicketView:
 
     def _known(self) -> RequestRow:
         ledger = self._engine.ledger
-        row = ledger.row(self._row.id)
+        row = ledger.rows(Which(requests=[self._row.id])).get(self._row.id)
         if row is None:
             raise TicketNotFoundError(
                 f"{self._named()} is not in the ledger {ledger.name} any more: it was purged with its result"
@@ -270,8 +270,8 @@ class JobView:
         self._engine, self._name, self._number = engine, name, number
         self._scope = 0 if name is None else number
         """The job that its requests' keys and money belong to: without a name the shared scope."""
-        self._seen = 0
-        """Without a name: all of its requests below this number were seen settled."""
+        self._first = 0
+        """Without a name: its first request that was not settled when that was last looked at; 0: not known."""
 
     @property
     def name(self) -> str | None:
@@ -294,14 +294,13 @@ class JobView:
     def _next_in_order(self, after: int) -> tuple[list[ResultRow], int] | None:
         """As `_next`, in the order in which the requests were accepted: up to the first that is not settled."""
         done = False
-        while marked := self._engine.ledger.numbers(job=self._number, after=after, limit=_PAGE):
-            numbers = [number for _, number in marked]
+        while numbers := self._engine.ledger.numbers(Which(job=self._number), after=after, limit=_PAGE):
             found = {row.request: row for row in self._engine.ledger.results_of(numbers, job=self._number)}
             ready = list(takewhile(found.__contains__, numbers))
             if ready:
-                return [found[number] for number in ready], marked[len(ready) - 1][0]
+                return [found[number] for number in ready], ready[-1]
             if done:  # it was purged
-                after = marked[0][0]
+                after = numbers[0]
             elif self._waits():
                 return None
             done = not done  # but for what settled since the page was read
@@ -332,10 +331,13 @@ class JobView:
         """Whether any of it is not settled; raises as `_unsettled` does. Cheap however many there are."""
         if self._name is not None or self._engine.suspensions.lanes:
             return bool(self._unsettled())
-        for start in dict.fromkeys((self._seen, 0)):  # in the end all of it: some may have been queued anew meanwhile
-            found = self._engine.ledger.unsettled(job=self._number, start=start)
-            if found is not None:
-                self._seen = found
+        ledger = self._engine.ledger
+        if self._first and ledger.rows(Which(requests=[self._first], unsettled=True)):
+            return True
+        for after in dict.fromkeys((self._first, 0)):  # in the end all of it: some may have been queued anew meanwhile
+            found = ledger.numbers(Which(job=self._number, unsettled=True), after=after, limit=1)
+            if found:
+                (self._first,) = found
                 return True
         return False
 

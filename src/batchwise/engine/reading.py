@@ -21,7 +21,7 @@ from batchwise.jsontext import decode
 from batchwise.lanes.lines import LineSplitter
 from batchwise.ledger.beside import Beside
 from batchwise.ledger.roll import Answer
-from batchwise.ledger.values import Member, Settlement
+from batchwise.ledger.values import RequestRow, Settlement, Which
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.attempts import next_attempt
 from batchwise.planning.custom_ids import opener
@@ -68,7 +68,7 @@ class Sorter:
         self.engine, self.batch = engine, batch
         self.settlements: list[Settlement] = []
         self.again: dict[tuple[Lane, bool, bool], list[int]] = {}
-        self.turns: list[tuple[int, bytes, Member, Ruling]] = []
+        self.turns: list[tuple[int, bytes, RequestRow, Ruling]] = []
         self.ended: list[int] = []
         self.settled = self.rescued = 0
         """How many were settled by it, and how many sent on to the sync lane."""
@@ -81,7 +81,7 @@ class Sorter:
     def answered(
         self,
         number: int,
-        member: Member,
+        member: RequestRow,
         line: bytes,
         message: Mapping[str, Any],
         outcome: Outcome = Outcome.SUCCEEDED,
@@ -91,7 +91,7 @@ class Sorter:
         asked = member.terms.asked if member.terms.model else (str(message.get("model")),)
         self.settlements.append(answered(self.biller, number, Lane.BATCH, asked, line, message, member.turns, outcome))
 
-    def failed(self, number: int, member: Member, ruling: Ruling, line: bytes | None) -> None:
+    def failed(self, number: int, member: RequestRow, ruling: Ruling, line: bytes | None) -> None:
         """A row without an answer: tried again while attempts are left, else it ends."""
         if ruling.verdict in {Verdict.RETRY, Verdict.SUSPEND} and not self.batch.canceled:
             # Canceled by somebody else, it costs an attempt: they may go on cancelling.
@@ -116,7 +116,7 @@ class Sorter:
             settlement = settlement._replace(cost=None, saved=None)
         self.settlements.append(settlement)
 
-    def _next(self, member: Member, *, costs: bool) -> tuple[Lane, bool] | None:
+    def _next(self, member: RequestRow, *, costs: bool) -> tuple[Lane, bool] | None:
         engine = self.engine
         works = Lane.SYNC not in engine.suspensions.lanes
         return next_attempt(member.terms, member.attempts, engine.now(), engine.policy, costs=costs, sync_works=works)
@@ -285,7 +285,9 @@ class Reader:
         return self._missing()
 
     def _missing(self) -> list[int]:
-        return [] if self._roll is not None and not self._roll.left else self.engine.ledger.missing(self.batch.id)
+        if self._roll is not None and not self._roll.left:
+            return []
+        return self.engine.ledger.numbers(Which(batch=self.batch.id))
 
     def close(self) -> None:
         """Nothing more is fed. What is being committed goes on: the ledger's end waits for it."""
@@ -382,8 +384,9 @@ class Reader:
         """Settle whatever rows, looking each request up."""
         if not rows:
             return
-        members = self.engine.ledger.members(list(rows), batch=self.batch.id)
-        strays = self.engine.ledger.members([number for number in rows if number not in members])
+        members = self.engine.ledger.rows(Which(requests=list(rows), batch=self.batch.id))
+        others = [number for number in rows if number not in members]
+        strays = self.engine.ledger.rows(Which(requests=others, unsettled=True))
         for number, (line, result) in rows.items():
             member = members.get(number)
             if (kind := result.get("type")) in UNANSWERED:
@@ -396,7 +399,7 @@ class Reader:
                 self._hold(number, member, line, result)
         self._write()
 
-    def _hold(self, number: int, member: Member, line: bytes, result: Mapping[str, Any]) -> None:
+    def _hold(self, number: int, member: RequestRow, line: bytes, result: Mapping[str, Any]) -> None:
         ruling = rule_row(result, structured=member.terms.structured)
         outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
         fallback = outcome is Outcome.REFUSED and self.engine.policy.fallback_models
@@ -414,7 +417,7 @@ class Reader:
         self._kinds[error.type, error.message] += 1
         self._held[number] = line
 
-    def _stray(self, number: int, member: Member | None, line: bytes, result: Mapping[str, Any]) -> None:
+    def _stray(self, number: int, member: RequestRow | None, line: bytes, result: Mapping[str, Any]) -> None:
         """A row of a request that has left this batch or is settled.
 
         It is paid: a whole answer ends its request wherever that is by now, if nothing has ended it yet. A paused
@@ -436,7 +439,7 @@ class Reader:
         self._held = {}
         for start in range(0, len(held), CHUNK):
             part: Sequence[tuple[int, bytes]] = held[start : start + CHUNK]
-            members = self.engine.ledger.members([number for number, _ in part], batch=self.batch.id)
+            members = self.engine.ledger.rows(Which(requests=[number for number, _ in part], batch=self.batch.id))
             for number, line in part:
                 member = members.get(number)
                 if member is None:

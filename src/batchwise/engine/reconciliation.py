@@ -16,6 +16,7 @@ from batchwise.jsontext import decode
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.lines import LineSplitter
 from batchwise.lanes.values import BatchInfo
+from batchwise.ledger.values import Which
 from batchwise.models import Lane, Policy
 from batchwise.planning.batches import pause_after_failures
 from batchwise.planning.custom_ids import parse
@@ -180,7 +181,7 @@ async def give_up(engine: Engine, batch: BatchView) -> None:
         try:
             engine.ledger.unseal(batch.id, now=engine.now(), keep=True, doubtful=True, cap=engine.cap())
         except SpendLimitError:  # not for all of them
-            numbers = engine.ledger.missing(batch.id)
+            numbers = engine.ledger.numbers(Which(batch=batch.id))
             ended = buy_again(engine, batch, numbers, lane=Lane.BATCH, costs_attempt=False)
         engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED, failures=0), was=batch)
         return ended

@@ -21,6 +21,7 @@ from batchwise.errors import BatchwiseError, LedgerError
 from batchwise.events import Hedged, Submitted
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import BatchInfo, Listing
+from batchwise.ledger.values import Which
 from batchwise.models import Lane, Outcome, Reason
 from batchwise.planning.agenda import Seal
 from batchwise.planning.custom_ids import new_nonce, sealer
@@ -261,7 +262,7 @@ async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> No
             for position, (number, _, _) in enumerate(ledger.entries(batch.id))
             if positions is None or position in positions
         ]
-        members = ledger.members(guilty, batch=batch.id)
+        members = ledger.rows(Which(requests=guilty, batch=batch.id))
         settlements = [
             engine.failure(
                 number,

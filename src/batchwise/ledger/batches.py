@@ -23,11 +23,10 @@ from .books import Books, Place
 from .database import Connection, Database
 from .fitting import looked_at, summed_up
 from .lease import Lease
-from .records import CHUNK, IN_BATCH, SENT_IN, UNSETTLED_OF_JOB, Records, Row
+from .records import CHUNK, IN_BATCH, SENT_IN, UNSETTLED_OF_JOB, Records
 from .roll import Roll
-from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, QUEUED, SETTLED, decode_key, micros, view_of, view_values
-from .unnamed import REQUESTS_OF, Unnamed, is_in
-from .values import Member
+from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, QUEUED, decode_key, micros, view_of, view_values
+from .unnamed import REQUESTS_OF, Unnamed
 
 __all__ = ["Batches"]
 
@@ -379,38 +378,7 @@ class Batches:
         # Of a whole batch nothing is settled: no need to look for each row's result.
         return first, last, SENT_IN if whole else IN_BATCH
 
-    def members(self, requests: Sequence[int], *, batch: int | None = None) -> dict[int, Member]:
-        """Which of these requests are unsettled: wherever they are, or still in this batch."""
-        with self._database.read() as db:
-            rows = self._records.rows(db, requests).values()
-            if batch is None:
-                return self._members(db, [row for row in rows if row.status != SETTLED])
-            return self._members(db, [row for row in rows if row.status == IN_FLIGHT and row.inside == batch])
-
-    def _members(self, db: Connection, rows: Sequence[Row]) -> dict[int, Member]:
-        keys = self._records.keys(db, [row.id for row in rows])
-        paused = db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()[0]
-        return {
-            row.id: Member(
-                keys[row.id],
-                self._records.terms(db, row.terms),
-                row.attempts,
-                self._records.turns(db, row.id) if paused else (),
-            )
-            for row in rows
-        }
-
     def bodies(self, requests: Sequence[int]) -> list[bytes]:
         """The encoded params of these requests, in order."""
         with self._database.read() as db:
             return [db.execute("SELECT params FROM body WHERE id = ?", (number,)).fetchone()[0] for number in requests]
-
-    def missing(self, batch: int, *, job: int | None = None) -> list[int]:
-        """The batch's rows (those of this job) that are not ticked off."""
-        with self._database.read() as db:
-            first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
-            unnamed = self._unnamed.behind(db, job) is not None
-            which = "" if job is None else f" AND {is_in('request.id') if unnamed else 'request.job = ?'}"
-            values = (first, last, batch) if job is None else (first, last, batch, job)
-            found = db.execute(f"SELECT id FROM request WHERE {IN_BATCH}{which} ORDER BY id", values)
-            return [number for (number,) in found]

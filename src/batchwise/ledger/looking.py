@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
-from itertools import islice
 from typing import Any
 
 from batchwise.models import Lane, Outcome, Report, Status
@@ -29,6 +28,8 @@ from .records import (
     LANE_NOW,
     REQUESTS,
     STATUS_NOW,
+    UNSETTLED,
+    UNSETTLED_IN_BATCH,
     UNSETTLED_OF_JOB,
     Records,
     Settling,
@@ -48,8 +49,8 @@ from .rows import (
     encode_key,
     from_micros,
 )
-from .unnamed import REQUESTS_OF, Unnamed
-from .values import Counts, JobRow, Page, RequestRow, ResultRow, Settled
+from .unnamed import Unnamed, is_in
+from .values import Counts, JobRow, Page, RequestRow, ResultRow, Settled, Which
 
 __all__ = ["Looking"]
 
@@ -60,21 +61,9 @@ _VISIBLE = "(SELECT t.staged FROM terms t WHERE t.id = q.terms) = 0"
 _RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.cache_saved, r.line, q.batch"
 _RESULTS = f"{_RESULT} FROM result r CROSS JOIN request q WHERE q.id = r.request AND r.seq"
 _RESULT_OF = f"{_RESULT}, s.* FROM {REQUESTS} WHERE r.seq > 0 AND"
-_NUMBERS = (
-    f"SELECT q.id FROM request q WHERE q.id > ? AND +q.job = ? AND {_VISIBLE} ORDER BY q.id LIMIT ?"  # by the numbers
-)
-# Job by job, by the index on jobs and keys: there is none on keys alone. The shared scope has its row in job, too.
-_JOBS_WITH = (
-    "SELECT j.id FROM job j "
-    f"WHERE EXISTS (SELECT 1 FROM request q WHERE q.job = j.id AND q.key = ? AND {_VISIBLE}) ORDER BY j.id LIMIT 3"
-)
 _COUNT = (
     f"SELECT {LANE_NOW}, {STATUS_NOW}, s.outcome, count(*) FROM part p CROSS JOIN {REQUESTS} "
     "WHERE p.job = ? AND q.id BETWEEN p.first AND p.last GROUP BY 1, 2, 3"
-)
-_UNSETTLED = (
-    f"SELECT q.id FROM {REQUESTS_OF} AND p.last >= ? AND q.id >= ? AND q.status < 2 "
-    "AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = q.id) ORDER BY p.first, q.id LIMIT 1"
 )
 _REFUSED = OUTCOME_CODES[Outcome.REFUSED]
 _PICO = Decimal(1).scaleb(-12)
@@ -91,6 +80,10 @@ def _cursors(settlings: Sequence[Settling], after: int, limit: int) -> Ranges:
             found.add(cursors)
         limit -= len(cursors)
     return found
+
+
+def _limit(limit: int | None) -> str:
+    return "" if limit is None else f" LIMIT {limit}"
 
 
 class Looking:
@@ -177,26 +170,62 @@ class Looking:
             hits=hits,
         )
 
-    def find(self, key: str, *, job: str | None) -> RequestRow | None:
-        """The request under this key."""
+    def rows(self, which: Which, *, limit: int | None = None) -> dict[int, RequestRow]:
+        """The requests that are meant, by their numbers; one of a key alone can be in several jobs."""
         with self._database.read() as db:
-            which, name = ("0", ()) if job is None else ("(SELECT id FROM job WHERE name = ?)", (encode_key(job),))
-            number = db.execute(
-                f"{_REQUEST} WHERE q.key = ? AND {_VISIBLE} AND q.job = {which}",
-                (encode_key(key), *name),
-            ).fetchone()
-            return None if number is None else self._request(db, number)
+            condition, values = self._that(db, which)
+            if which.requests is not None:
+                found: Iterable[Sequence[Any]] = self._records.select(
+                    db, f"{_REQUEST} WHERE {condition} AND q.id", which.requests, values
+                )
+            else:
+                found = db.execute(f"{_REQUEST} WHERE {condition} ORDER BY q.job, q.id{_limit(limit)}", values)
+            rows = [self._request(db, row) for row in list(found)]
+            (turns,) = db.execute("SELECT EXISTS (SELECT 1 FROM turn)").fetchone()
+            if turns:  # hardly ever
+                rows = [row._replace(turns=self._records.turns(db, row.id)) for row in rows]
+            return {row.id: row for row in rows}
 
-    def jobs_with(self, key: str) -> list[str | None]:
-        """The names of jobs that have a request under this key, three at most; None: the shared scope does."""
+    def numbers(self, which: Which, *, after: int = 0, limit: int | None = None) -> list[int]:
+        """The numbers of the requests of a job, or of a batch, behind one of them, in the order of their acceptance."""
         with self._database.read() as db:
-            found = db.execute(_JOBS_WITH, (encode_key(key),)).fetchall()
-            return [self._records.job_name(db, job) for (job,) in found]
+            condition, values = self._that(db, which)
+            order, bounds = "q.id", tuple[int, ...]()
+            if which.batch is not None:
+                first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (which.batch,)).fetchone()
+                source, bounds = "FROM request q WHERE q.id BETWEEN ? AND ?", (max(first, after + 1), last)
+            elif which.job is not None and self._unnamed.behind(db, which.job) is not None:
+                source, bounds = self._unnamed.requests_behind(db, which.job, after)
+                order = "p.place, q.id"
+            else:
+                source, bounds = "FROM request q WHERE q.id > ?", (after,)
+            found = db.execute(
+                f"SELECT q.id {source} AND {condition} ORDER BY {order}{_limit(limit)}", (*bounds, *values)
+            )
+            return [number for (number,) in found]
 
-    def row(self, request: int) -> RequestRow | None:
-        """The request of this number."""
-        with self._database.read() as db:
-            return self.find_row(db, request)
+    def _that(self, db: Connection, which: Which) -> tuple[str, tuple[Any, ...]]:
+        """The condition that a request q is one of those that are meant, but for their numbers, and its values."""
+        conditions, values = [_VISIBLE] if which.batch is None else [], list[Any]()
+        if which.key is not None:
+            conditions.append("q.key = ?")
+            values.append(encode_key(which.key))
+            if which.job is None:  # by the index on jobs and keys: there is none on keys alone
+                conditions.append("q.job IN (SELECT id FROM job WHERE visible = 1)")
+        if which.job is not None:
+            unnamed = self._unnamed.behind(db, which.job) is not None
+            # The + keeps SQLite from the index on jobs and keys, where requests are not in their order.
+            conditions.append(is_in("q.id") if unnamed else "q.job = ?" if which.key is not None else "+q.job = ?")
+            values.append(which.job)
+        if which.batch is not None:
+            conditions.append(f"{UNSETTLED_IN_BATCH} AND q.batch = ?")
+            values.append(which.batch)
+        if which.terms is not None:
+            conditions.append(f"q.terms {self._database.among}")
+            values.append(self._database.list_of(which.terms))
+        if which.unsettled:
+            conditions.append(UNSETTLED)
+        return " AND ".join(conditions), tuple(values)
 
     def find_row(self, db: Connection, request: int) -> RequestRow | None:
         """The request of this number, inside a transaction."""
@@ -235,12 +264,6 @@ class Looking:
                 most = min(4 * most, CHUNK)
             return Page(self._placed(db, rows, job), last)
 
-    def result(self, request: int) -> ResultRow | None:
-        """The request's result; None: not settled."""
-        with self._database.read() as db:
-            found = db.execute(f"{_RESULT_OF} q.id = ?", (request,)).fetchone()
-            return None if found is None else self._result_row(db, found)
-
     def results_of(self, requests: Sequence[int], *, job: int | None = None) -> list[ResultRow]:
         """The results of those of these requests (of this job) that are settled, in the order of the requests."""
         with self._database.read() as db:
@@ -254,25 +277,6 @@ class Looking:
             return rows
         places = self._unnamed.places(db, job, [row.request for row in rows])
         return [row._replace(place=place) for row, place in zip(rows, places, strict=True)]
-
-    def numbers(self, *, job: int, after: int, limit: int) -> list[tuple[int, int]]:
-        """The next requests of a job, in the order in which they were accepted.
-
-        Each is a mark, behind which the next ones are found (`after`, 0 in the beginning), and the request's number.
-        """
-        with self._database.read() as db:
-            if self._unnamed.behind(db, job) is not None:
-                return list(islice(self._unnamed.numbers(db, job, after, limit), limit))
-            return [(number, number) for (number,) in db.execute(_NUMBERS, (after, job, limit))]
-
-    def unsettled(self, *, job: int, start: int = 0) -> int | None:
-        """The first request of a bulk dispatch without a name, from this number on, that is not settled; None: none.
-
-        Cheap where few of those before it are settled.
-        """
-        with self._database.read() as db:
-            found = db.execute(_UNSETTLED, (job, start, start)).fetchone()
-            return None if found is None else int(found[0])
 
     def _result_row(self, db: Connection, found: Sequence[Any]) -> ResultRow:
         cursor, number, key, cost, saved, gained, line, batch, *rest = found

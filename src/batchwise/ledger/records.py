@@ -22,6 +22,7 @@ __all__ = [
     "RESULTS_BEHIND",
     "SENT_IN",
     "STATUS_NOW",
+    "UNSETTLED",
     "UNSETTLED_IN_BATCH",
     "UNSETTLED_OF_JOB",
     "Records",
@@ -55,6 +56,8 @@ _LAST_REQUEST, _LAST_RESULT = (
     f"SELECT last FROM deleted WHERE name = '{name}') AS given"
     for name, column, table in (("request", "id", "request"), ("result", "last", "settling"))
 )
+UNSETTLED = "q.status < 2 AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = q.id)"
+"""A request q is not settled."""
 UNSETTLED_IN_BATCH = "q.status = 1 AND q.lane = 1 AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = q.id)"
 """A request q is in a batch, and not settled."""
 SENT_IN = "request.id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1"
@@ -128,14 +131,16 @@ class Records:
         """The highest number that a result was ever given: settlings stay when a result is forgotten."""
         return int(db.execute(_LAST_RESULT).fetchone()[0])
 
-    def select(self, db: Connection, select: str, ids: Sequence[int], rest: str = "") -> Iterator[tuple[Any, ...]]:
-        """The rows of a `SELECT ... WHERE column` whose column is one of any number of ids; `rest` follows in it."""
+    def select(
+        self, db: Connection, select: str, ids: Sequence[int], values: Sequence[Any] = ()
+    ) -> Iterator[tuple[Any, ...]]:
+        """The rows of a `SELECT ... WHERE ... column` whose column is one of the ids; `values` are bound before it."""
         if len(ids) == 1:  # what somebody waits for comes alone, and is found in a third of the time
-            yield from db.execute(f"{select} = ?{rest}", ids)
+            yield from db.execute(f"{select} = ?", (*values, *ids))
             return
         for start in range(0, len(ids), CHUNK):
             part = self._database.list_of(ids[start : start + CHUNK])
-            yield from db.execute(f"{select} {self._database.among}{rest}", (part,))
+            yield from db.execute(f"{select} {self._database.among}", (*values, part))
 
     def rows(self, db: Connection, ids: Sequence[int]) -> dict[int, Row]:
         """The rows of these numbers, by number."""

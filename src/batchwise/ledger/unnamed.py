@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain, pairwise
 
 from .database import Connection, Database
@@ -73,17 +73,16 @@ class Unnamed:
         start = max(after, self.behind(db, job) or 0)
         return f"{BEHIND} AND {which} AND {mine}", (start, start, start, *values, *more)
 
-    def numbers(self, db: Connection, job: int, place: int, limit: int) -> Iterator[tuple[int, int]]:
-        """The next requests from a place on: of each the place behind it, and its number."""
-        begins = "SELECT coalesce(max(place), 0) FROM part WHERE job = ? AND place <= ?"
-        found = db.execute(
-            f"SELECT place, first, last FROM part WHERE job = ? AND place >= ({begins}) ORDER BY place LIMIT ?",  # noqa: S608
-            (job, job, place, limit + 1),
+    @staticmethod
+    def requests_behind(db: Connection, job: int, after: int) -> tuple[str, tuple[int, ...]]:
+        """What follows a SELECT of requests q of it behind one of them (0: all), in order, and its values."""
+        part = "SELECT place FROM part WHERE job = ? AND first <= ? AND last >= ?"
+        (place,) = db.execute(part, (job, after, after)).fetchone() or (0,)
+        behind = "q.id BETWEEN CASE WHEN p.place > ? OR p.first > ? THEN p.first ELSE ? + 1 END AND p.last"
+        return (
+            f"FROM part p CROSS JOIN request q WHERE p.job = ? AND p.place >= ? AND {behind}",
+            (job, place, place, after, after),
         )
-        for begin, first, last in found.fetchall():
-            skipped = max(place - begin, 0)
-            for number in range(first + skipped, last + 1):
-                yield begin + number - first + 1, number
 
     def places(self, db: Connection, job: int, requests: Sequence[int]) -> list[int]:
         """The places of these requests of it, from 0."""
@@ -100,9 +99,13 @@ class Unnamed:
 
     @staticmethod
     def purge(db: Connection) -> None:
-        """Forget parts, and jobs, all of whose requests are gone."""
-        db.execute("DELETE FROM part WHERE NOT EXISTS (SELECT 1 FROM request q WHERE q.id BETWEEN first AND last)")
-        db.execute("DELETE FROM job WHERE behind IS NOT NULL AND id NOT IN (SELECT job FROM part)")
+        """Forget those all of whose requests are gone."""
+        gone = db.execute(
+            "SELECT id FROM job WHERE behind IS NOT NULL AND NOT EXISTS (SELECT 1 FROM part p CROSS JOIN request q "
+            "WHERE p.job = job.id AND q.id BETWEEN p.first AND p.last)"
+        ).fetchall()
+        db.executemany("DELETE FROM part WHERE job = ?", gone)
+        db.executemany("DELETE FROM job WHERE id = ?", gone)
 
 
 def _parts(given: Sequence[range]) -> list[tuple[int, range]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -20,7 +20,6 @@ __all__ = [
     "Counts",
     "Entry",
     "JobRow",
-    "Member",
     "Page",
     "RequestRow",
     "ResultRow",
@@ -28,6 +27,7 @@ __all__ = [
     "Settlement",
     "Streak",
     "Suspension",
+    "Which",
 ]
 
 
@@ -61,6 +61,23 @@ class RequestRow(NamedTuple):
     """The nonce of the batch that it is in or was last in; None: never sealed."""
     result: int | None
     """The cursor of its result."""
+    turns: tuple[bytes, ...] = ()
+    """Result lines of the messages after which it went on, first first: paused turns and refusals."""
+
+
+@attrs.frozen(kw_only=True)
+class Which:
+    """Which requests are meant: those for which all holds that is said."""
+
+    requests: Sequence[int] | None = None
+    """Their numbers."""
+    key: str | None = None
+    job: int | None = None
+    """The number of their job; 0: the shared scope."""
+    batch: int | None = None
+    """The batch that they are in, not settled."""
+    terms: Sequence[int] | None = None
+    unsettled: bool = False
 
 
 class Accepted(NamedTuple):
@@ -82,16 +99,6 @@ class Claim(NamedTuple):
     """Result lines of the messages after which the request went on, first first: paused turns and refusals."""
     calls: int = 0
     """How many of its attempts were calls."""
-
-
-class Member(NamedTuple):
-    """One unsettled request of a batch."""
-
-    key: str
-    terms: Terms
-    attempts: int
-    turns: tuple[bytes, ...]
-    """Result lines of the messages after which the request went on, first first: paused turns and refusals."""
 
 
 class Settlement(NamedTuple):

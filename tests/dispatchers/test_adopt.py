@@ -148,13 +148,13 @@ async def test_a_process_that_dies_on_the_way_leaves_nothing_lost_and_nothing_tw
                     os._exit(9)
 
         with bw.Dispatcher(ledger=SqliteLedger(Dying({str(world.path)!r})), policy=policy) as d:
-            list(d.adopt({remote!r}).results(timeout=20))
+            list(d.adopt({remote!r}).results(timeout=60))
         """
     with world.script(dying) as process:
-        assert process.wait(20) == 9, process.communicate()
+        assert process.wait(60) == 9, process.communicate()
     async with world.open() as d:
         job = await d.adopt(remote)
-        results = await listed(job.results(timeout=20))
+        results = await listed(job.results(timeout=60))
         report = await d.report()
     assert {r.key: r.text for r in results} == {f"row-{i}": f"echo: row-{i}" for i in range(rows)}
     assert len(results) == report.requests == rows

@@ -13,7 +13,7 @@ import orjson
 
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.records import Records
-from batchwise.ledger.values import Accepted, Cap, Claim, Entry, RequestRow, ResultRow, Settlement, Which
+from batchwise.ledger.values import Accepted, Cap, Claim, Entry, RequestRow, ResultRow, Settlement, Turn, Which
 from batchwise.models import Lane, Outcome, Reason, Status
 from batchwise.planning.state import BatchState, BatchView, Terms
 
@@ -137,6 +137,29 @@ def row_of(ledger: Ledger, request: int) -> RequestRow | None:
 def find(ledger: Ledger, key: str, *, job: str | None) -> RequestRow | None:
     number = 0 if job is None else ledger.job_id(job)
     return None if number is None else next(iter(ledger.rows(Which(key=key, job=number)).values()), None)
+
+
+def requeue(
+    ledger: Ledger,
+    requests: Sequence[int],
+    *,
+    batch: int | None = None,
+    turn: bytes | None = None,
+    body: bytes | None = None,
+    **more: Any,
+) -> int:
+    went_on = None if turn is None else Turn(turn, body)
+    return ledger.requeue(Which(requests=requests, batch=batch), turn=went_on, **more)
+
+
+def unseal(
+    ledger: Ledger, batch: int, *, terms: Sequence[int] | None = None, lane: Lane = Lane.BATCH, **more: Any
+) -> int:
+    return ledger.requeue(Which(batch=batch, terms=terms), lane=lane, **more)
+
+
+def move(ledger: Ledger, terms: Sequence[int], *, lane: Lane) -> int:
+    return ledger.requeue(Which(terms=terms), lane=lane, now=NOW)
 
 
 def missing(ledger: Ledger, batch: int, job: int | None = None) -> list[int]:

@@ -14,7 +14,7 @@ import pytest
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.roll import Answer, Roll
-from batchwise.ledger.values import Cap, Claim, Settled, Which
+from batchwise.ledger.values import Cap, Claim, Settled, Turn, Which
 from batchwise.models import Lane, Outcome, Policy
 from batchwise.planning.capacity import Measured
 from batchwise.planning.custom_ids import new_nonce, sealer
@@ -44,11 +44,14 @@ from .model import (
     line,
     marks,
     missing,
+    move,
     posted,
+    requeue,
     result_of,
     row_of,
     settlement,
     total,
+    unseal,
 )
 
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
@@ -151,8 +154,15 @@ def test_content_is_what_params_betas_and_stream_say(world: World) -> None:
         with pytest.raises(KeyConflictError):
             world.accept("a", terms, body='{"x":1,"y":{"p":2,"q":3}}')
     batch = world.opened()
-    world.ledger.requeue(
-        [one.id], lane=BATCH, costs_attempt=False, now=NOW, turn=b"one", body=b'{"longer":1}', batch=batch.id
+    requeue(
+        world.ledger,
+        [one.id],
+        lane=BATCH,
+        costs_attempt=False,
+        now=NOW,
+        turn=b"one",
+        body=b'{"longer":1}',
+        batch=batch.id,
     )
     assert world.accept("a", body='{"y":{"q":3,"p":2},"x":1}').row.id == one.id, "by what was dispatched first"
     with pytest.raises(KeyConflictError):
@@ -251,7 +261,7 @@ def test_a_bulk_is_invisible_until_it_is_accepted(world: World) -> None:
         assert ledger.claim(2, 9, run=world.run, now=NOW) == []
         assert ledger.cancel(now=NOW) == (0, ())
         ledger.flush()
-        ledger.move([1, 2], lane=SYNC)
+        move(ledger, [1, 2], lane=SYNC)
         numbers = list(intake.accept(now=NOW))
     assert find(ledger, "a", job="job") is not None
     assert len(numbers) == 2
@@ -450,7 +460,7 @@ def test_the_reserve_follows_cancel_reopen_and_requeue(world: World) -> None:
         world.accept("y", cap=world.cap(899))
     batch = world.opened(terms=[group.terms.id for group in world.ledger.snapshot().batch_queue])
     (first, *_) = missing(world.ledger, batch.id)
-    world.ledger.requeue([first], lane=BATCH, costs_attempt=True, now=NOW, turn=b"t", body=b"12345678901234567890")
+    requeue(world.ledger, [first], lane=BATCH, costs_attempt=True, now=NOW, turn=b"t", body=b"12345678901234567890")
     with pytest.raises(SpendLimitError):
         world.accept("y", cap=world.cap(1_049))
     world.accept("y", cap=world.cap(1_050))
@@ -464,7 +474,7 @@ def test_what_has_no_price_counts_with_all_that_was_kept_for_it(world: World) ->
     assert roll is not None
     assert world.ledger.settle_answers(roll, [(numbers[0], b"{}", None, None, 0, None)], now=NOW)
     world.ledger.settle([settlement(numbers[1], cost=None)], now=NOW, batch=batch.id)
-    world.ledger.requeue(numbers[2:], lane=SYNC, costs_attempt=True, now=NOW)
+    requeue(world.ledger, numbers[2:], lane=SYNC, costs_attempt=True, now=NOW)
     world.ledger.settle([settlement(numbers[2], lane=SYNC, cost=None, doubtful=True)], now=NOW)
     with pytest.raises(SpendLimitError):
         world.accept("c", cap=world.cap(399))
@@ -483,14 +493,14 @@ def test_what_may_be_bought_again_is_kept_under_the_cap(world: World) -> None:
         before = world.ledger.snapshot(), world.ledger.report(job=None)
         try:
             options = {"costs_attempt": True, "now": NOW, "doubtful": True}
-            world.ledger.requeue([number], lane=lane, cap=world.cap(900 + room), **options)
+            requeue(world.ledger, [number], lane=lane, cap=world.cap(900 + room), **options)
         except SpendLimitError:
             assert (world.ledger.snapshot(), world.ledger.report(job=None)) == before
             return False
         return True
 
     with pytest.raises(SpendLimitError):
-        world.ledger.unseal(batch.id, now=NOW, keep=True, doubtful=True, cap=world.cap(1_199))
+        unseal(world.ledger, batch.id, now=NOW, keep=True, doubtful=True, cap=world.cap(1_199))
     assert not bought_again(99, numbers[0], BATCH)
     assert bought_again(0, numbers[0], SYNC), "the call of a rescue is kept for from the beginning"
     assert bought_again(100, numbers[1], BATCH)
@@ -522,7 +532,7 @@ def test_books_of_large_amounts(world: World) -> None:
     dear = attrs.evolve(PRICED, reserve_each=large)
     world.bulk([entry(f"dear {n}", dear) for n in range(9)], job="dear")
     unsealed = world.opened(terms=[find(world.ledger, "dear 0", job="dear").terms.id])  # type: ignore[union-attr]
-    world.ledger.unseal(unsealed.id, now=NOW, keep=True, doubtful=True)
+    unseal(world.ledger, unsealed.id, now=NOW, keep=True, doubtful=True)
     with pytest.raises(SpendLimitError, match=r"beside 80500000\.0"):
         world.accept("c", cap=world.cap(50_000_000 * 10**12, NOW))
     with pytest.raises(SpendLimitError):
@@ -561,7 +571,7 @@ def test_a_seal_of_very_many_terms(backend: Backend, world: World) -> None:
     world.bulk(entries, chunk=10_000)
     batch = world.sealed()
     assert batch.requests == len(batch.groups) == many
-    assert world.ledger.unseal(batch.id, now=NOW, terms=[group.terms.id for group in batch.groups[1:]]) == many - 1
+    assert unseal(world.ledger, batch.id, now=NOW, terms=[group.terms.id for group in batch.groups[1:]]) == many - 1
 
 
 @pytest.mark.parametrize("slack", [-1, 0, 1])
@@ -664,7 +674,7 @@ def test_a_batch_is_posted_once(world: World) -> None:
 def test_unseal_queues_again_and_voids(world: World) -> None:
     numbers = world.bulk([entry(str(n), NIGHTLY if n % 2 else FLEXIBLE) for n in range(4)])
     batch = world.sealed()
-    assert world.ledger.unseal(batch.id, lane=SYNC, now=NOW + HOUR) == 4
+    assert unseal(world.ledger, batch.id, lane=SYNC, now=NOW + HOUR) == 4
     snapshot = world.ledger.snapshot()
     assert snapshot.batches == ()
     assert sum(group.requests for group in snapshot.sync_queue) == 4
@@ -673,13 +683,13 @@ def test_unseal_queues_again_and_voids(world: World) -> None:
     row = row_of(world.ledger, numbers[0])
     assert row is not None
     assert (row.nonce, row.attempts, row.lane) == (batch.nonce, 0, SYNC)
-    assert world.ledger.unseal(batch.id, now=NOW) == 0
+    assert unseal(world.ledger, batch.id, now=NOW) == 0
 
 
 def test_unseal_of_some_terms_leaves_the_rest(world: World) -> None:
     one, two = world.accept("a", NIGHTLY).row, world.accept("b").row
     batch = world.opened()
-    assert world.ledger.unseal(batch.id, terms=[one.terms.id], lane=SYNC, now=NOW) == 1
+    assert unseal(world.ledger, batch.id, terms=[one.terms.id], lane=SYNC, now=NOW) == 1
     assert world.view(batch.id).groups[0].requests == 1
     assert missing(world.ledger, batch.id) == [two.id]
 
@@ -687,7 +697,7 @@ def test_unseal_of_some_terms_leaves_the_rest(world: World) -> None:
 def test_a_kept_batch_may_still_deliver(world: World) -> None:
     numbers = world.bulk([entry(str(n)) for n in range(3)])
     batch = world.opened()
-    assert world.ledger.unseal(batch.id, lane=SYNC, now=NOW, keep=True, doubtful=True) == 3
+    assert unseal(world.ledger, batch.id, lane=SYNC, now=NOW, keep=True, doubtful=True) == 3
     assert world.view(batch.id).groups == ()
     report = world.ledger.report(job=None)
     assert report.possible_doubles == 3
@@ -709,7 +719,7 @@ def test_a_kept_batch_may_still_deliver(world: World) -> None:
 def test_a_failure_counts_only_where_the_request_is(world: World) -> None:
     row = world.accept("a").row
     batch = world.opened()
-    world.ledger.unseal(batch.id, lane=SYNC, now=NOW, keep=True)
+    unseal(world.ledger, batch.id, lane=SYNC, now=NOW, keep=True)
     failed = settlement(row.id, Outcome.FAILED, cost=0)
     assert world.ledger.settle([failed], now=NOW, batch=batch.id) == 0
     assert len(world.ledger.claim(row.terms.id, 1, run=world.run, now=NOW)) == 1
@@ -722,32 +732,32 @@ def test_move_between_the_lanes(world: World) -> None:
     row = world.accept("a").row
     world.accept("b")
     world.ledger.flush([row.terms.id])
-    assert world.ledger.move([row.terms.id], lane=SYNC) == 2
-    assert world.ledger.move([row.terms.id], lane=SYNC) == 0
+    assert move(world.ledger, [row.terms.id], lane=SYNC) == 2
+    assert move(world.ledger, [row.terms.id], lane=SYNC) == 0
     (group,) = world.ledger.snapshot().sync_queue
     assert (group.requests, group.flush, group.since) == (2, True, NOW)
     assert world.seal() is None
-    assert world.ledger.move([row.terms.id], lane=BATCH) == 2
+    assert move(world.ledger, [row.terms.id], lane=BATCH) == 2
     assert world.sealed().requests == 2
 
 
 def test_waiting_goes_along_to_the_other_lane(world: World) -> None:
     row = world.accept("a").row
-    world.ledger.move([row.terms.id], lane=SYNC)
+    move(world.ledger, [row.terms.id], lane=SYNC)
     world.accept("b")
     world.ledger.flush(requests=[world.accept("b").row.id])
-    world.ledger.move([row.terms.id], lane=BATCH)
+    move(world.ledger, [row.terms.id], lane=BATCH)
     world.accept("c")
-    world.ledger.move([row.terms.id], lane=SYNC)
+    move(world.ledger, [row.terms.id], lane=SYNC)
     assert [(group.requests, group.flush) for group in world.ledger.snapshot().sync_queue] == [(3, True)]
 
 
 def test_a_flushed_group_that_joins_another_flushes_it(world: World) -> None:
     row = world.accept("a").row
     world.ledger.flush()
-    world.ledger.move([row.terms.id], lane=SYNC)
+    move(world.ledger, [row.terms.id], lane=SYNC)
     world.accept("b")
-    world.ledger.move([row.terms.id], lane=BATCH)
+    move(world.ledger, [row.terms.id], lane=BATCH)
     assert [(group.requests, group.flush) for group in world.ledger.snapshot().batch_queue] == [(2, True)]
 
 
@@ -757,7 +767,7 @@ def test_one_batch_is_as_the_snapshot_shows_it_until_it_is_over(world: World) ->
         world.sealed()
     batches = world.ledger.snapshot().batches
     assert [world.ledger.batch(batch.id) for batch in batches] == list(batches)
-    world.ledger.unseal(batches[1].id, now=NOW)
+    unseal(world.ledger, batches[1].id, now=NOW)
     assert world.ledger.batch(batches[1].id) is None
     assert world.ledger.batch(99) is None
 
@@ -823,11 +833,11 @@ def test_calls_are_told_from_what_batches_used_up(world: World) -> None:
         return claimed
 
     for lane in (BATCH, SYNC):
-        world.ledger.requeue([row.id], lane=lane, costs_attempt=True, now=NOW, batch=world.opened().id)
+        requeue(world.ledger, [row.id], lane=lane, costs_attempt=True, now=NOW, batch=world.opened().id)
     first = claim()
     assert (first.attempts, first.calls) == (2, 0)
     world.ledger.note_attempt(row.id, run=world.run, costs_attempt=True, doubtful=False, now=NOW)
-    world.ledger.requeue([row.id], lane=SYNC, costs_attempt=True, now=NOW)
+    requeue(world.ledger, [row.id], lane=SYNC, costs_attempt=True, now=NOW)
     again = claim()
     assert (again.attempts, again.calls) == (4, 2)
     world.ledger.settle([settlement(row.id, Outcome.FAILED, lane=SYNC)], now=NOW)
@@ -840,11 +850,11 @@ def test_calls_are_told_from_what_batches_used_up(world: World) -> None:
 def test_a_refusal_is_kept_with_the_body_that_goes_on_after_it(world: World) -> None:
     row = world.accept("a", PATIENT, claim=True, body="first").row
     noted = world.ledger.note_attempt(
-        row.id, run=world.run, costs_attempt=True, doubtful=False, now=NOW, turn=b"refused", body=b"another model"
+        row.id, run=world.run, costs_attempt=True, doubtful=False, now=NOW, turn=Turn(b"refused", b"another model")
     )
     assert noted
     assert [group.size for group in world.ledger.snapshot().sync_running] == [len(b"another model")]
-    world.ledger.requeue([row.id], lane=SYNC, costs_attempt=False, now=NOW)
+    requeue(world.ledger, [row.id], lane=SYNC, costs_attempt=False, now=NOW)
     (claim,) = world.ledger.claim(row.terms.id, 1, run=world.run, now=NOW)
     assert (claim.body, claim.turns, claim.attempts) == (b"another model", (b"refused",), 1)
     assert world.ledger.report(job=0).possible_doubles == 0
@@ -853,8 +863,8 @@ def test_a_refusal_is_kept_with_the_body_that_goes_on_after_it(world: World) -> 
 def test_turns_in_other_batches_do_not_slow_a_batch_down(world: World) -> None:
     numbers = world.bulk([entry("a"), entry("b")])
     batch = world.opened()
-    world.ledger.requeue(
-        [numbers[0]], lane=SYNC, costs_attempt=False, now=NOW, turn=b"one", body=b"longer", batch=batch.id
+    requeue(
+        world.ledger, [numbers[0]], lane=SYNC, costs_attempt=False, now=NOW, turn=b"one", body=b"longer", batch=batch.id
     )
     assert world.ledger.roll(batch.id) is None
     world.bulk([entry("c"), entry("d")])
@@ -865,11 +875,18 @@ def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World
     numbers = world.bulk([entry("a", body="first"), entry("b", body="other")])
     for turn in (b"one", b"two"):
         batch = world.opened()
-        queued = world.ledger.requeue(
-            [numbers[0]], lane=BATCH, costs_attempt=False, now=NOW, turn=turn, body=b"longer " + turn, batch=batch.id
+        queued = requeue(
+            world.ledger,
+            [numbers[0]],
+            lane=BATCH,
+            costs_attempt=False,
+            now=NOW,
+            turn=turn,
+            body=b"longer " + turn,
+            batch=batch.id,
         )
         assert queued == 1
-        assert world.ledger.requeue([numbers[0]], lane=BATCH, costs_attempt=False, now=NOW, batch=batch.id) == 0
+        assert requeue(world.ledger, [numbers[0]], lane=BATCH, costs_attempt=False, now=NOW, batch=batch.id) == 0
     assert world.ledger.bodies(numbers) == [b"longer two", b"other"]
     batch = world.opened()
     assert world.ledger.roll(batch.id) is None
@@ -896,8 +913,8 @@ def mixed(world: World) -> tuple[list[int], BatchView]:
     numbers = world.bulk([entry(f"{n}", FLEXIBLE if n % 3 else DATED, body="x" * (n + 1)) for n in range(7)])
     numbers += world.bulk([entry("elsewhere", DATED)], job="other")
     first = world.opened()
-    world.ledger.requeue([numbers[0]], lane=BATCH, costs_attempt=True, now=NOW, batch=first.id)
-    world.ledger.unseal(first.id, now=NOW)
+    requeue(world.ledger, [numbers[0]], lane=BATCH, costs_attempt=True, now=NOW, batch=first.id)
+    unseal(world.ledger, first.id, now=NOW)
     return numbers, world.opened()
 
 
@@ -989,7 +1006,7 @@ def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
     world.ledger.accept(entry("0", earlier), job="job", run=world.run, now=NOW)
     assert refused(roll), "a request has other terms now"
     roll = world.ledger.roll(batch.id)
-    world.ledger.requeue([numbers[1]], lane=SYNC, costs_attempt=False, now=NOW, batch=batch.id)
+    requeue(world.ledger, [numbers[1]], lane=SYNC, costs_attempt=False, now=NOW, batch=batch.id)
     assert refused(roll), "a request has left"
     roll = world.ledger.roll(batch.id)
     assert roll is not None
@@ -1010,7 +1027,7 @@ def test_a_roll_has_bounds(world: World) -> None:
     roll = world.ledger.roll(batch.id)
     assert roll is not None
     assert len(roll.kinds) == 255
-    world.ledger.unseal(batch.id, now=NOW)
+    unseal(world.ledger, batch.id, now=NOW)
     world.accept("one kind too many", attrs.evolve(FLEXIBLE, output_tokens=999))
     assert world.ledger.roll(world.opened().id) is None
 
@@ -1182,7 +1199,7 @@ def test_pages_of_results(world: World, limit: int) -> None:
     """However pages fall into what settled together, with holes in it and other jobs between."""
     numbers = [number for job in ("j", "k") for number in world.bulk([entry(str(n)) for n in range(6)], job=job)]
     alone = world.accept("alone").row.id
-    world.ledger.requeue([numbers[1]], lane=BATCH, costs_attempt=True, now=NOW, batch=world.opened().id)
+    requeue(world.ledger, [numbers[1]], lane=BATCH, costs_attempt=True, now=NOW, batch=world.opened().id)
     batch = world.ledger.snapshot().batches[0]
     roll = world.ledger.roll(batch.id)
     assert roll is not None
@@ -1420,7 +1437,7 @@ def test_what_is_believed_is_stored(world: World) -> None:
     ledger, policy = world.ledger, Policy()
     numbers = world.bulk([entry(str(n)) for n in range(3)])
     batch = world.opened()
-    ledger.requeue(numbers[:1], lane=Lane.BATCH, costs_attempt=False, now=NOW + DAY)
+    requeue(ledger, numbers[:1], lane=Lane.BATCH, costs_attempt=False, now=NOW + DAY)
     ledger.update_batch(attrs.evolve(batch, sealed_at=NOW + DAY, polled_at=NOW + DAY, groups=()))
     ledger.note(batch_paused_until=NOW + DAY, sync_answered_at=NOW + DAY, sync_failed_at=NOW + DAY + MINUTE)
     known = ledger.snapshot()
@@ -1709,7 +1726,7 @@ def test_what_is_known_of_a_prefix_and_how_often_it_was_hit(world: World) -> Non
     unsent = world.seal(max_requests=1, caching=Caching.PRIMER)
     assert unsent is not None
     assert world.ledger.snapshot().prefixes["p"].in_vain
-    world.ledger.unseal(unsent.id, now=NOW)
+    unseal(world.ledger, unsent.id, now=NOW)
     assert world.ledger.snapshot().prefixes == {"p": Primed()}, "it was not sent"
     batch = world.seal(max_requests=1, caching=Caching.PRIMER)
     assert batch is not None

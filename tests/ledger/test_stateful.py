@@ -43,9 +43,12 @@ from .model import (
     entry,
     find,
     missing,
+    move,
     posted,
+    requeue,
     row_of,
     settlement,
+    unseal,
 )
 
 TERMS = [
@@ -365,7 +368,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def unseal(self, wanted: int, lane: Lane, keep: bool, doubtful: bool) -> None:
         for batch in self._choose(self._alive(), [wanted]):
             inside = self._in_batch(batch)
-            assert self.ledger.unseal(batch, lane=lane, now=self.now, keep=keep, doubtful=doubtful) == len(inside)
+            assert unseal(self.ledger, batch, lane=lane, now=self.now, keep=keep, doubtful=doubtful) == len(inside)
             if doubtful:
                 self._doubt(inside)
             for number in inside:
@@ -395,7 +398,7 @@ class LedgerMachine(RuleBasedStateMachine):
         moved = [
             n for n in self._where(status=QUEUED) if self._terms_id(n) in numbers and self.requests[n].lane is not lane
         ]
-        assert self.ledger.move(sorted(numbers), lane=lane) == len(moved)
+        assert move(self.ledger, sorted(numbers), lane=lane) == len(moved)
         for number in moved:
             self.requests[number].lane = lane
 
@@ -497,7 +500,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(wanted=some, lane=lanes, attempt=st.booleans(), turn=st.none() | st.binary(min_size=1, max_size=3))
     def requeue(self, wanted: list[int], lane: Lane, attempt: bool, turn: bytes | None) -> None:
         numbers = self._choose(self._where(status=IN_FLIGHT), wanted)
-        assert self.ledger.requeue(numbers, lane=lane, costs_attempt=attempt, now=self.now, turn=turn) == len(numbers)
+        assert requeue(self.ledger, numbers, lane=lane, costs_attempt=attempt, now=self.now, turn=turn) == len(numbers)
         for number in numbers:
             self._requeue(number, lane, attempt=attempt)
 

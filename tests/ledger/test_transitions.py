@@ -12,7 +12,7 @@ from batchwise.errors import LedgerError
 from batchwise.ledger import transitions
 from batchwise.planning.state import BatchState
 
-from .model import NOW, World, posted
+from .model import NOW, World, posted, unseal
 
 DESIGN = Path(__file__).parents[2] / "docs" / "explanation" / "design.md"
 
@@ -48,7 +48,7 @@ def test_a_create_that_is_answered_late_is_not_lost(world: World) -> None:
     world.accept()
     batch = world.sealed()
     posted(world.ledger, batch)
-    world.ledger.unseal(batch.id, now=NOW)
+    unseal(world.ledger, batch.id, now=NOW)
     assert world.ledger.snapshot().batches == ()
     world.ledger.created(batch.id, remote_id="late", created_at=NOW, expires_at=NOW, now=NOW)
     assert world.view(batch.id).state is BatchState.OPEN

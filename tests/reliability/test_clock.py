@@ -13,6 +13,7 @@ from functools import cache
 import pytest
 
 import batchwise as bw
+from batchwise.ledger.values import Which
 from batchwise.models import Lane
 from batchwise.planning.state import BatchState
 from tests.reliability.simulation import HOUR, MINUTE, START, World
@@ -96,7 +97,8 @@ def paused(world: World) -> None:
 
 
 def for_sync(world: World) -> None:
-    world.ledger.move([group.terms.id for group in world.ledger.snapshot().batch_queue], lane=Lane.SYNC)
+    queued = Which(terms=[group.terms.id for group in world.ledger.snapshot().batch_queue])
+    world.ledger.requeue(queued, lane=Lane.SYNC, now=world.now())
 
 
 def unanswered(world: World) -> None:

@@ -20,6 +20,7 @@ import batchwise as bw
 from batchwise.engine import reading
 from batchwise.errors import LedgerError
 from batchwise.lanes.values import Counts
+from batchwise.ledger.values import Which
 from batchwise.planning.custom_ids import custom_id, parse
 from batchwise.planning.turns import usage_of
 from tests.ledger.model import total
@@ -155,13 +156,13 @@ def test_the_next_rows_are_read_while_those_before_are_committed(
 
 def test_a_row_that_is_no_request_of_the_batch_is_looked_up_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "_ROWS", 1)
-    real, asked = world.ledger.members, list[int]()
+    real, asked = world.ledger.rows, list[int]()
 
-    def members(requests: list[int], *, batch: int | None = None) -> Any:
-        asked.extend(requests if batch is not None else ())
-        return real(requests, batch=batch)
+    def rows(which: Which) -> Any:
+        asked.extend((which.requests or ()) if which.batch is not None else ())
+        return real(which)
 
-    monkeypatch.setattr(world.ledger, "members", members)
+    monkeypatch.setattr(world.ledger, "rows", rows)
     serve(world, GOOD["an unknown number"](world), size=1)
     finish(world)
     assert asked == [999]
@@ -501,7 +502,7 @@ def test_a_paid_row_of_a_request_that_left_is_used_if_nothing_else_ended_it(requ
     world = ended()
     request.addfinalizer(world.close)
     (batch,) = world.ledger.snapshot().batches
-    world.ledger.unseal(batch.id, lane=bw.Lane.SYNC, now=world.now(), keep=True, doubtful=True)
+    world.ledger.requeue(Which(batch=batch.id), lane=bw.Lane.SYNC, now=world.now(), keep=True, doubtful=True)
     world.ledger.suspend(bw.Lane.SYNC, "as if it could not run now")
     finish(world)
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}

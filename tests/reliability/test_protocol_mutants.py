@@ -19,6 +19,7 @@ from batchwise.engine.core import Engine
 from batchwise.ledger.lease import Lease
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.locks import ProcessLock
+from batchwise.ledger.values import Which
 from batchwise.planning.custom_ids import new_nonce, parse, sealer
 from batchwise.planning.state import BatchView
 from tests.reliability.simulation import HOUR, MINUTE, World, message_of
@@ -149,7 +150,7 @@ def blind_resend_after_crash(patch: pytest.MonkeyPatch) -> None:
         taken = real(engine)
         for batch in engine.ledger.snapshot().batches if taken else ():
             if batch.state.value == "posting":
-                engine.ledger.unseal(batch.id, now=batch.sealed_at)
+                engine.ledger.requeue(Which(batch=batch.id), lane=bw.Lane.BATCH, now=batch.sealed_at)
         return taken
 
     patch.setattr(Engine, "_lead", lead)

@@ -95,7 +95,8 @@ async def _run_claims(engine: Engine, action: agenda.Run) -> None:
 
 
 async def _move(engine: Engine, action: agenda.Move) -> None:
-    moved = await store(engine.ledger.move, [action.terms], lane=action.lane)
+    queued = Which(terms=[action.terms])
+    moved = await store(engine.ledger.requeue, queued, lane=action.lane, now=engine.now())
     if moved and action.lane is Lane.SYNC:
         engine.telling.tell(Rescued(at=engine.now(), batch=None, requests=moved, canceled=False))
 

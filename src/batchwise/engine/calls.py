@@ -12,7 +12,7 @@ from batchwise.errors import BatchwiseError, SpendLimitError
 from batchwise.events import Called
 from batchwise.lanes.faults import LaneFault
 from batchwise.lanes.values import Reply
-from batchwise.ledger.values import Claim, Settlement
+from batchwise.ledger.values import Claim, Settlement, Turn
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.attempts import call_costs, may_call_again
 from batchwise.planning.custom_ids import UNSEALED, custom_id
@@ -311,9 +311,7 @@ async def _again(
                 doubtful=doubtful,
                 now=engine.now(),
                 cap=engine.cap(),
-                turn=turn,
-                body=None if turn is None else claim.body,
-                asked=claim.terms.asked,
+                turn=None if turn is None else Turn(turn, claim.body, claim.terms.asked),
             )
 
         try:

@@ -85,10 +85,11 @@ async def release(engine: Engine, batch: BatchView, terms: tuple[int, ...]) -> N
 
     def queue() -> None:
         if batch.state is BatchState.SEALED:  # never sent: back into the queue, where what is due changes lanes
-            engine.ledger.unseal(batch.id, now=engine.now())
+            engine.ledger.requeue(Which(batch=batch.id), lane=Lane.BATCH, now=engine.now())
             return
         now = engine.now()
-        moved = engine.ledger.unseal(batch.id, lane=Lane.SYNC, now=now, keep=True, doubtful=True, terms=terms)
+        due = Which(batch=batch.id, terms=terms)
+        moved = engine.ledger.requeue(due, lane=Lane.SYNC, now=now, keep=True, doubtful=True)
         if moved:
             engine.telling.tell(Rescued(at=now, batch=batch.remote_id, requests=moved, canceled=False))
         left = {group.terms.id for group in batch.groups} - set(terms)
@@ -108,8 +109,8 @@ async def probe(engine: Engine, batch: int, terms: int) -> None:
             members = ledger.rows(Which(requests=numbers[start : start + CHUNK], batch=batch))
             found = [number for number in members if members[number].terms.id == terms]
             if found:
-                one, now = max(found), engine.now()
-                ledger.requeue([one], lane=Lane.SYNC, costs_attempt=False, now=now, doubtful=True, batch=batch)
+                one = Which(requests=[max(found)], batch=batch)
+                ledger.requeue(one, lane=Lane.SYNC, now=engine.now(), doubtful=True)
                 return
 
     await store(queue)

@@ -637,7 +637,7 @@ class Engine:
         """Queue claims anew, in the ledger."""
         numbers = [claim.id for claim in claims]
         if numbers:
-            self.ledger.requeue(numbers, lane=Lane.SYNC, costs_attempt=costs_attempt, now=self.now())
+            self.ledger.requeue(Which(requests=numbers), lane=Lane.SYNC, costs_attempt=costs_attempt, now=self.now())
 
     def warn_of_rest(self) -> None:
         """Say what stays queued because its lane is suspended: nobody may be there to be told otherwise."""

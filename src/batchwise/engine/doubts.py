@@ -29,14 +29,9 @@ def buy_again(
     ledger, ended = engine.ledger, list[int]()
 
     def queue(numbers: Sequence[int], where: Lane) -> None:
+        which = Which(requests=numbers, batch=batch.id)
         ledger.requeue(
-            numbers,
-            lane=where,
-            costs_attempt=costs_attempt,
-            now=engine.now(),
-            doubtful=True,
-            batch=batch.id,
-            cap=engine.cap(),
+            which, lane=where, costs_attempt=costs_attempt, now=engine.now(), doubtful=True, cap=engine.cap()
         )
 
     for start in range(0, len(requests), _SOME):

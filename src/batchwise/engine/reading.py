@@ -21,7 +21,7 @@ from batchwise.jsontext import decode
 from batchwise.lanes.lines import LineSplitter
 from batchwise.ledger.beside import Beside
 from batchwise.ledger.roll import Answer
-from batchwise.ledger.values import RequestRow, Settlement, Which
+from batchwise.ledger.values import RequestRow, Settlement, Turn, Which
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.attempts import next_attempt
 from batchwise.planning.custom_ids import opener
@@ -134,10 +134,9 @@ class Sorter:
                 self.answered(number, member, line, message, ruling.outcome or Outcome.FAILED)
                 continue
             lane, _ = self._next(member, costs=False) or (Lane.BATCH, False)
-            body, asked, costs = goes_on[0], goes_on[1].asked, ruling.costs_attempt
-            ledger.requeue(
-                [number], lane=lane, costs_attempt=costs, now=now, turn=line, body=body, asked=asked, batch=batch
-            )
+            turn = Turn(line, goes_on[0], goes_on[1].asked)
+            one = Which(requests=[number], batch=batch)
+            ledger.requeue(one, lane=lane, costs_attempt=ruling.costs_attempt, now=now, turn=turn)
             gone.append(number)
         settled = [settlement.id for settlement in self.settlements]
         if self.settlements:
@@ -147,7 +146,7 @@ class Sorter:
             if doubtful:
                 self.end(buy_again(self.engine, self.batch, numbers, lane=lane, costs_attempt=costs))
             else:
-                ledger.requeue(numbers, lane=lane, costs_attempt=costs, now=now, batch=batch)
+                ledger.requeue(Which(requests=numbers, batch=batch), lane=lane, costs_attempt=costs, now=now)
             self.rescued += len(numbers) if lane is Lane.SYNC else 0
             gone += numbers
         self.settlements, self.again, self.turns = [], {}, []

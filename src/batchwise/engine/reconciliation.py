@@ -179,7 +179,9 @@ async def give_up(engine: Engine, batch: BatchView) -> None:
     def queue() -> list[int]:
         ended: list[int] = []
         try:
-            engine.ledger.unseal(batch.id, now=engine.now(), keep=True, doubtful=True, cap=engine.cap())
+            engine.ledger.requeue(
+                Which(batch=batch.id), lane=Lane.BATCH, now=engine.now(), keep=True, doubtful=True, cap=engine.cap()
+            )
         except SpendLimitError:  # not for all of them
             numbers = engine.ledger.numbers(Which(batch=batch.id))
             ended = buy_again(engine, batch, numbers, lane=Lane.BATCH, costs_attempt=False)

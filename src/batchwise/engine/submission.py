@@ -167,9 +167,14 @@ async def _post(engine: Engine, batch: BatchView) -> None:
         await _not_answered(engine, batch, error.fault, engine.now(), resumes)
         return
     except (FenceError, LedgerError):  # the last chunk was not handed over: nothing is created
-        await store_surely(engine.ledger.unseal, batch.id, now=engine.now())
+        await store_surely(_take_back, engine, batch)
         return
     await store_surely(record_created, engine, batch, created.batch)
+
+
+def _take_back(engine: Engine, batch: BatchView) -> None:
+    """Queue the requests of a batch again that was not created."""
+    engine.ledger.requeue(Which(batch=batch.id), lane=Lane.BATCH, now=engine.now())
 
 
 def _resize(engine: Engine, batch: BatchView, because: Callable[[Sizes, int], Sizes]) -> None:
@@ -232,7 +237,7 @@ async def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: da
                 await store(ledger.update_batch, doubt, was=posting)
         case CreateOutcome.TOO_LARGE if batch.requests > 1:
             await store(_resize, engine, batch, Sizes.too_large)
-            await store(ledger.unseal, batch.id, now=engine.now())
+            await store(_take_back, engine, batch)
         case CreateOutcome.TOO_LARGE | CreateOutcome.INVALID:
             await _culprit(engine, batch, ruling)
         case _:
@@ -241,7 +246,7 @@ async def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: da
                 await store(_resize, engine, batch, Sizes.full)
             # First: what is queued while the lane takes work is sent again at once.
             await _trouble(engine, fault, ruling, resumes, smaller=smaller)
-            await store(ledger.unseal, batch.id, now=engine.now())
+            await store(_take_back, engine, batch)
 
 
 async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> None:
@@ -253,7 +258,7 @@ async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> No
         positions = set(ruling.culprits)
     else:
         await store(_resize, engine, batch, Sizes.spoiled)
-        await store(ledger.unseal, batch.id, now=engine.now())
+        await store(_take_back, engine, batch)
         return
 
     def fail() -> list[int]:
@@ -275,7 +280,7 @@ async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> No
             for number, member in members.items()
         ]
         ledger.settle(settlements, now=engine.now(), batch=batch.id)
-        ledger.unseal(batch.id, now=engine.now())
+        _take_back(engine, batch)
         return guilty
 
     if not ruling.everyone and not ruling.culprits:
@@ -318,4 +323,4 @@ async def _trouble(engine: Engine, fault: Fault, ruling: CreateRuling, resumes: 
 
 async def reseal(engine: Engine, batch: BatchView) -> None:
     """Queue the rows of a batch again that was sealed by a process that died before it sent it."""
-    await store(engine.ledger.unseal, batch.id, now=engine.now())
+    await store(_take_back, engine, batch)

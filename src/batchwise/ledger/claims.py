@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 
 from .books import Books, Place, place_of
 from .database import Connection, Database
 from .records import Records, Row
 from .rows import BATCH, IN_FLIGHT, SYNC, decode_key
-from .values import Cap, Claim
+from .values import Cap, Claim, Turn
 
 __all__ = ["Claims"]
 
@@ -40,14 +40,11 @@ class Claims:
         doubtful: bool,
         now: datetime,
         cap: Cap | None = None,
-        turn: bytes | None = None,
-        body: bytes | None = None,
-        asked: Sequence[str] = (),
+        turn: Turn | None = None,
     ) -> bool:
         """Book a try, without an answer, of a request that the run goes on with; False: it is the run's no more.
 
-        `turn`: the result line of a message that came, with the body that goes on after it.
-        `asked`: the models asked, the next one included.
+        `turn`: a message that came, after which it goes on.
 
         Raises:
             SpendLimitError: It may have been billed, and billing it again could pass the cap. Nothing is booked.
@@ -65,7 +62,7 @@ class Claims:
                 self._books.doubt(db, row.job, 1, most, now)
             if turn is not None:
                 moves = self._books.moves(db, now)
-                number, size = self._records.keep_turn(db, row, turn, body, asked)
+                number, size = self._records.keep_turn(db, row, turn)
                 moves.add(place_of(row), -1, -row.size)
                 moves.add(place_of(row)._replace(terms=number), 1, size)
                 moves.book()

@@ -172,8 +172,6 @@ class Ledger:
     adopted = _by("_adoption", Adoption.adopted)
     name_adopted = _by("_adoption", Adoption.name_adopted)
     roll = _by("_batches", Batches.roll)
-    unseal = _by("_requeuing", Requeuing.unseal)
-    move = _by("_requeuing", Requeuing.move)
     reserve = _by("_requeuing", Requeuing.reserve)
 
     # -- ends -------------------------------------------------------------------------------------------------------

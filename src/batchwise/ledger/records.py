@@ -11,6 +11,7 @@ from batchwise.planning.state import Terms
 
 from .database import Connection, Database
 from .rows import decode_key, decode_terms, digest_of, encode_terms
+from .values import Turn
 
 __all__ = [
     "ATTEMPTS_NOW",
@@ -213,25 +214,20 @@ class Records:
         found = db.execute("SELECT line FROM turn WHERE request = ? ORDER BY n", (request,))
         return tuple(line for (line,) in found.fetchall())
 
-    def keep_turn(
-        self, db: Connection, row: Row, turn: bytes, body: bytes | None, asked: Sequence[str] = ()
-    ) -> tuple[int, int]:
-        """Keep a message that came, with the body that goes on after it, and the models asked, the next one included.
-
-        Returns the number of the request's terms, and the size of its body.
-        """
-        before = "NULL" if body is None else "(SELECT params FROM body WHERE id = q.id)"
+    def keep_turn(self, db: Connection, row: Row, turn: Turn) -> tuple[int, int]:
+        """Keep a message after which a request goes on; returns the number of its terms, and the size of its body."""
+        before = "NULL" if turn.body is None else "(SELECT params FROM body WHERE id = q.id)"
         db.execute(
             "INSERT INTO turn (request, n, line, body) "
             f"SELECT q.id, (SELECT count(*) FROM turn WHERE request = q.id), ?, {before} FROM request q "
             "WHERE q.id = ?",
-            (turn, row.id),
+            (turn.line, row.id),
         )
         number, terms = row.terms, self.terms(db, row.terms)
-        if asked and tuple(asked) != terms.asked:
-            number = self.store_terms(db, terms.asking(asked), row.job)
-        size = row.size if body is None else len(body)
-        if body is not None:
-            db.execute("UPDATE body SET params = ? WHERE id = ?", (body, row.id))
+        if turn.asked and tuple(turn.asked) != terms.asked:
+            number = self.store_terms(db, terms.asking(turn.asked), row.job)
+        size = row.size if turn.body is None else len(turn.body)
+        if turn.body is not None:
+            db.execute("UPDATE body SET params = ? WHERE id = ?", (turn.body, row.id))
         db.execute("UPDATE request SET terms = ?, size = ? WHERE id = ?", (number, size, row.id))
         return number, size

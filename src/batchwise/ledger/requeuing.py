@@ -7,14 +7,14 @@ from datetime import datetime
 
 from batchwise.models import Lane
 from batchwise.planning.priming import Caching
-from batchwise.planning.state import BatchState, Terms
+from batchwise.planning.state import BatchState, Group, Terms
 
 from .batches import Batches
 from .books import Books, Place, most_again, place_of, reserve
 from .database import Connection, Database
 from .records import IN_BATCH, Records, Row
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, QUEUED, SYNC
-from .values import Cap
+from .values import Cap, Turn, Which
 
 __all__ = ["Requeuing"]
 
@@ -30,40 +30,56 @@ class Requeuing:
 
     def requeue(
         self,
-        requests: Sequence[int],
+        which: Which,
         *,
         lane: Lane,
-        costs_attempt: bool,
         now: datetime,
+        costs_attempt: bool = False,
         doubtful: bool = False,
-        turn: bytes | None = None,
-        body: bytes | None = None,
-        asked: Sequence[str] = (),
-        batch: int | None = None,
         cap: Cap | None = None,
+        keep: bool = False,
+        turn: Turn | None = None,
     ) -> int:
-        """Queue in-flight requests again. `turn`: a message's result line, with the body that goes on after it.
+        """Queue requests that are not settled for a lane; returns how many.
 
-        `asked`: the models asked, the next one included. With `batch`, only those that are still in that batch.
-        Returns how many.
+        Args:
+            which: By their numbers, those that are in flight (with a batch, still in that one). By a batch alone, all
+                that is in it (of these terms). By their terms alone, those that are queued for the other lane.
+            lane: In whose queue.
+            now: The moment.
+            costs_attempt: By their numbers: whether they have used up an attempt.
+            doubtful: They may have been billed, and count as possible doubles.
+            cap: The spend limit, which those that may have been billed must not pass.
+            keep: By a batch: it stays as it is, and what it may still deliver is used if it comes first, otherwise
+                booked as wasted. Without `keep` it becomes `void`, unless other requests are still in it.
+            turn: By their numbers: the message after which they go on.
 
         Raises:
-            SpendLimitError: They may have been billed, and billing them again could pass the cap. None is queued.
+            SpendLimitError: Billing them again could pass the cap. None is queued.
         """
-        with self._database.write("requeue") as db:
-            rows = [
-                row
-                for row in self._records.rows(db, list(dict.fromkeys(requests))).values()
-                if row.status == IN_FLIGHT and batch in {None, row.inside}
-            ]
-            code = LANE_CODES[lane]
-            if doubtful:
-                self.book_doubles(db, rows, lane=code, now=now, cap=cap)
-            changed = {}
-            if turn is not None:
-                changed = {row.id: self._records.keep_turn(db, row, turn, body, asked) for row in rows}
-            self.queue(db, rows, lane=code, costs_attempt=costs_attempt, now=now, changed=changed)
-            return len(rows)
+        code = LANE_CODES[lane]
+        if which.requests is not None:
+            with self._database.write("requeue") as db:
+                rows = [
+                    row
+                    for row in self._records.rows(db, list(dict.fromkeys(which.requests))).values()
+                    if row.status == IN_FLIGHT and which.batch in {None, row.inside}
+                ]
+                if doubtful:
+                    self.book_doubles(db, rows, lane=code, now=now, cap=cap)
+                changed = {} if turn is None else {row.id: self._records.keep_turn(db, row, turn) for row in rows}
+                self.queue(db, rows, lane=code, costs_attempt=costs_attempt, now=now, changed=changed)
+                return len(rows)
+        if which.batch is not None:
+            with self._database.write("unseal") as db:
+                if doubtful:
+                    self._book_batch_doubles(db, which, lane=code, now=now, cap=cap)
+                moved, left = self._unseal(db, which, lane=code, now=now, sent=doubtful)
+                if not keep and not left:
+                    self._batches.move(db, which.batch, BatchState.VOID)
+                return moved
+        with self._database.write("move") as db:
+            return sum(self._move(db, terms, lane=code) for terms in dict.fromkeys(which.terms or ()))
 
     def book_doubles(self, db: Connection, rows: Sequence[Row], *, lane: int, now: datetime, cap: Cap | None) -> None:
         """Book rows that go on on this lane as possible doubles: they may have been billed. A refusal changes nothing.
@@ -99,75 +115,58 @@ class Requeuing:
         )
         moves.book()
 
-    def unseal(
-        self,
-        batch: int,
-        *,
-        lane: Lane = Lane.BATCH,
-        now: datetime,
-        keep: bool = False,
-        doubtful: bool = False,
-        terms: Sequence[int] | None = None,
-        cap: Cap | None = None,
-    ) -> int:
-        """Queue the batch's unsettled requests (of these terms) again; returns how many.
+    def _groups(self, db: Connection, which: Which) -> list[tuple[Place, Group]]:
+        """What is in a batch, of these terms, by places."""
+        groups = self._books.groups(db, "batch = ?", (which.batch,))
+        return [each for each in groups if which.terms is None or each[0].terms in which.terms]
 
-        The batch becomes `void` unless `keep`, or unless other requests are still in it. Kept, it stays as it is, and
-        what it may still deliver is used if it comes first, otherwise booked as wasted. `doubtful` counts them as
-        possible doubles.
+    def _book_batch_doubles(self, db: Connection, which: Which, *, lane: int, now: datetime, cap: Cap | None) -> None:
+        """As `book_doubles`, for what is in a batch."""
+        first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (which.batch,)).fetchone()
+        groups = [group for _, group in self._groups(db, which)]
+        sizes = ((group.terms, group.requests, group.size) for group in groups)
+        self._books.check_again(db, cap, sum(most_again(*each, before=BATCH, lane=lane) for each in sizes))
+        for group in groups:
+            most = self._books.most_unseen_of(db, group, (first, last, which.batch))
+            self._books.doubt(db, group.terms.job, group.requests, most, now)
 
-        Raises:
-            SpendLimitError: They may have been billed, and billing them again could pass the cap. None is queued.
-        """
-        code = LANE_CODES[lane]
-        with self._database.write("unseal") as db:
-            first, last, caching = db.execute(
-                "SELECT first, last, caching FROM batch WHERE id = ?", (batch,)
-            ).fetchone()
-            groups = self._books.groups(db, "batch = ?", (batch,))
-            wanted = None if terms is None else frozenset(terms)
-            chosen = [each for each in groups if wanted is None or each[0].terms in wanted]
-            if doubtful:
-                sizes = ((group.terms, group.requests, group.size) for _, group in chosen)
-                self._books.check_again(db, cap, sum(most_again(*each, before=BATCH, lane=code) for each in sizes))
-            moves = self._books.moves(db, now)
-            for place, group in chosen:
-                moves.add(place, -group.requests, -group.size)
-                # It has waited its interval already.
-                moves.add(Place(place.terms, code, QUEUED, 0), group.requests, group.size, flush=True)
-                if caching == Caching.PRIMER.value and not doubtful:
-                    self._books.forget_primer(db, group.terms.prefix)
-                if doubtful:
-                    most = self._books.most_unseen_of(db, group, (first, last, batch))
-                    self._books.doubt(db, group.terms.job, group.requests, most, now)
-            which = "" if wanted is None else f" AND terms {self._database.among}"
-            values = () if wanted is None else (self._database.list_of(wanted),)
-            db.execute(
-                f"{self._database.update_many} request SET status = 0, lane = ? WHERE {IN_BATCH}{which}",
-                (code, first, last, batch, *values),
-            )
-            moves.book()
-            if not keep and len(chosen) == len(groups):
-                self._batches.move(db, batch, BatchState.VOID)
-            return sum(group.requests for _, group in chosen)
-
-    def move(self, terms: Sequence[int], *, lane: Lane) -> int:
-        """Move queued requests of these terms to the other lane's queue."""
-        code = LANE_CODES[lane]
+    def _unseal(self, db: Connection, which: Which, *, lane: int, now: datetime, sent: bool) -> tuple[int, int]:
+        """Queue what is in a batch; returns how many, and how many are left in it."""
+        first, last, caching = db.execute(
+            "SELECT first, last, caching FROM batch WHERE id = ?", (which.batch,)
+        ).fetchone()
+        everything = sum(group.requests for _, group in self._books.groups(db, "batch = ?", (which.batch,)))
         moved = 0
-        with self._database.write("move") as db:
-            for number in dict.fromkeys(terms):
-                for place, group in self._books.groups(db, "terms = ? AND status = 0 AND lane = ?", (number, 1 - code)):
-                    moves = self._books.moves(db, group.since)
-                    moves.add(place, -group.requests, -group.size)
-                    moves.add(place._replace(lane=code), group.requests, group.size, flush=group.flush)
-                    moves.book()
-                    moved += group.requests
-                    db.execute(
-                        f"{self._database.update_many} request SET lane = ? "
-                        "WHERE status = 0 AND terms = ? AND lane = ?",
-                        (code, number, 1 - code),
-                    )
+        moves = self._books.moves(db, now)
+        for place, group in self._groups(db, which):
+            moved += group.requests
+            moves.add(place, -group.requests, -group.size)
+            # It has waited its interval already.
+            moves.add(Place(place.terms, lane, QUEUED, 0), group.requests, group.size, flush=True)
+            if caching == Caching.PRIMER.value and not sent:
+                self._books.forget_primer(db, group.terms.prefix)
+        only = "" if which.terms is None else f" AND terms {self._database.among}"
+        values = () if which.terms is None else (self._database.list_of(which.terms),)
+        db.execute(
+            f"{self._database.update_many} request SET status = 0, lane = ? WHERE {IN_BATCH}{only}",
+            (lane, first, last, which.batch, *values),
+        )
+        moves.book()
+        return moved, everything - moved
+
+    def _move(self, db: Connection, terms: int, *, lane: int) -> int:
+        """Move what is queued on these terms from the other lane's queue."""
+        moved = 0
+        for place, group in self._books.groups(db, "terms = ? AND status = 0 AND lane = ?", (terms, 1 - lane)):
+            moves = self._books.moves(db, group.since)
+            moves.add(place, -group.requests, -group.size)
+            moves.add(place._replace(lane=lane), group.requests, group.size, flush=group.flush)
+            moves.book()
+            moved += group.requests
+            db.execute(
+                f"{self._database.update_many} request SET lane = ? WHERE status = 0 AND terms = ? AND lane = ?",
+                (lane, terms, 1 - lane),
+            )
         return moved
 
     def reserve(self, terms: int, reserved: Callable[[Terms, bytes], Terms | None], *, cap: Cap) -> int:

@@ -27,6 +27,7 @@ __all__ = [
     "Settlement",
     "Streak",
     "Suspension",
+    "Turn",
     "Which",
 ]
 
@@ -78,6 +79,17 @@ class Which:
     """The batch that they are in, not settled."""
     terms: Sequence[int] | None = None
     unsettled: bool = False
+
+
+class Turn(NamedTuple):
+    """A message after which a request goes on: a paused turn, or a refusal."""
+
+    line: bytes
+    """As a result line."""
+    body: bytes | None = None
+    """What goes on after it; None: the same body."""
+    asked: Sequence[str] = ()
+    """The models asked, the next one included; none: as before."""
 
 
 class Accepted(NamedTuple):

@@ -51,7 +51,6 @@ _SELECT_ROWS = (
     "CASE WHEN q.status = 1 AND q.lane = 1 THEN q.batch ELSE 0 END, "
     f"q.batch, q.run, {ATTEMPTS_NOW}, r.seq, q.abandoned, q.calls FROM {REQUESTS} WHERE q.id"
 )
-_SELECT_KEYS = "SELECT id, key FROM request WHERE id"
 _LAST_REQUEST, _LAST_RESULT = (
     f"SELECT max(n) FROM (SELECT max({column}) AS n FROM {table} UNION ALL "
     f"SELECT last FROM deleted WHERE name = '{name}') AS given"
@@ -151,10 +150,6 @@ class Records:
         """The settling of a result."""
         found = db.execute("SELECT * FROM settling WHERE last >= ? ORDER BY last LIMIT 1", (result,))
         return Settling._make(found.fetchone())
-
-    def keys(self, db: Connection, ids: Sequence[int]) -> dict[int, str]:
-        """The keys of these requests, by number."""
-        return {number: decode_key(key) for number, key in self.select(db, _SELECT_KEYS, ids)}
 
     def terms(self, db: Connection, number: int) -> Terms:
         """Terms by number. They never change, so they are remembered."""

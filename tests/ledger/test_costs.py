@@ -16,9 +16,10 @@ from batchwise.ledger import postgres_database
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.postgres_database import PostgresDatabase, Transaction
 from batchwise.ledger.sqlite_database import SqliteDatabase
+from batchwise.ledger.values import Which
 from batchwise.planning.state import BatchState
 
-from .model import NIGHTLY, NOW, World, entry, settlement
+from .model import NIGHTLY, NOW, World, entry, row_of, settlement
 
 FEW, MANY = 120, 1_200
 SHORT, LONG = 256, 1_536
@@ -70,7 +71,7 @@ def settle(world: World, count: int, prefix: str) -> None:
     """So many requests of the job more, answered by batches of 60, ten by each settling."""
     for begin in range(0, count, 60):
         numbers = world.bulk([entry(f"{prefix}{begin + n}", NIGHTLY) for n in range(60)], chunk=60)
-        row = world.ledger.row(numbers[0])
+        row = row_of(world.ledger, numbers[0])
         assert row is not None
         batch = world.opened(terms=[row.terms.id])
         for start in range(0, 60, 10):
@@ -93,13 +94,13 @@ def looks(world: World, batch: int) -> dict[str, Callable[[], object]]:
         "cancel": lambda: ledger.cancel(job=99, now=NOW),
         "report": lambda: ledger.report(job=job),
         "jobs": ledger.jobs,
-        "missing": lambda: ledger.missing(batch),
+        "missing": lambda: ledger.numbers(Which(batch=batch)),
         "roll": lambda: ledger.roll(batch),
         "entries": lambda: list(ledger.entries(batch)),
-        "members": lambda: ledger.members(range(1, PAGE), batch=batch),
-        "a page of numbers": lambda: ledger.numbers(job=job or 0, after=FEW, limit=PAGE),
-        "find": lambda: ledger.find("q0", job="job"),
-        "jobs with": lambda: ledger.jobs_with("q0"),
+        "members": lambda: ledger.rows(Which(requests=range(1, PAGE), batch=batch)),
+        "a page of numbers": lambda: ledger.numbers(Which(job=job), after=FEW, limit=PAGE),
+        "find": lambda: ledger.rows(Which(key="q0", job=job)),
+        "jobs with": lambda: ledger.rows(Which(key="q0"), limit=3),
         "a page of results": lambda: ledger.results(job=job, after=last - PAGE, limit=PAGE),
         "a page of all results": lambda: ledger.results(job=None, after=last - PAGE, limit=PAGE),
         "the first page": lambda: ledger.results(job=job, after=0, limit=PAGE),

@@ -73,7 +73,7 @@ class Requeuing:
         if which.batch is not None:
             with self._database.write("unseal") as db:
                 if doubtful:
-                    self._book_batch_doubles(db, which, lane=code, now=now, cap=cap)
+                    self._book_batch_doubles(db, which, which.batch, lane=code, now=now, cap=cap)
                 moved, left = self._unseal(db, which, lane=code, now=now, sent=doubtful)
                 if not keep and not left:
                     self._batches.move(db, which.batch, BatchState.VOID)
@@ -120,14 +120,16 @@ class Requeuing:
         groups = self._books.groups(db, "batch = ?", (which.batch,))
         return [each for each in groups if which.terms is None or each[0].terms in which.terms]
 
-    def _book_batch_doubles(self, db: Connection, which: Which, *, lane: int, now: datetime, cap: Cap | None) -> None:
+    def _book_batch_doubles(
+        self, db: Connection, which: Which, batch: int, *, lane: int, now: datetime, cap: Cap | None
+    ) -> None:
         """As `book_doubles`, for what is in a batch."""
-        first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (which.batch,)).fetchone()
+        first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
         groups = [group for _, group in self._groups(db, which)]
         sizes = ((group.terms, group.requests, group.size) for group in groups)
         self._books.check_again(db, cap, sum(most_again(*each, before=BATCH, lane=lane) for each in sizes))
         for group in groups:
-            most = self._books.most_unseen_of(db, group, (first, last, which.batch))
+            most = self._books.most_unseen_of(db, group, (first, last, batch))
             self._books.doubt(db, group.terms.job, group.requests, most, now)
 
     def _unseal(self, db: Connection, which: Which, *, lane: int, now: datetime, sent: bool) -> tuple[int, int]:

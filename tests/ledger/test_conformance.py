@@ -1509,7 +1509,7 @@ def test_texts_with_what_no_database_may_take_harm_nothing(world: World) -> None
     world.ledger.suspend(SYNC, "a server said \0 and \ud800")
     assert world.ledger.snapshot().suspended == {SYNC: r"a server said \x00 and \ud800"}
     number = world.accept("a\0b\ud800", body=b'{"a":"\\u0000"}', job="j\0").row.id
-    found = world.ledger.find("a\0b\ud800", job="j\0")
+    found = find(world.ledger, "a\0b\ud800", job="j\0")
     assert found is not None
     assert found.id == number
     theirs = attrs.evolve(FLEXIBLE, adopted=True)

@@ -248,7 +248,7 @@ class Engine:
         """Queue what was accepted though its acceptance failed: a thread that waits for the disk may be interrupted."""
         for claim in claims:
             with suppress(BatchwiseError):
-                row = self.ledger.row(claim.id)
+                row = self.ledger.rows(Which(requests=[claim.id])).get(claim.id)
                 if row is None or row.key != claim.key or self.queue.holds(claim.id):
                     continue  # its number was given again
                 if self.ledger.note_attempt(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import bulk, imports, latency, ledger, pacing, planning, postgres, stages
+from . import bulk, imports, latency, ledger, pacing, planning, postgres, stages, volume
 from .bounds import table
 from .harness import Figure, machine
 from .simulation import figures as simulation
@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[tuple[str, list[Figure]]]]] = {
     "bulk": bulk.run,
     "postgres": postgres.run,
     "simulation": simulation.run,
+    "volume": volume.run,
 }
 
 

@@ -97,6 +97,7 @@ def bounds(*, quick: bool) -> Sequence[Bound]:
         Bound("import batchwise and one sla_cadence", 80e-3, "s", _median("imports/batchwise")),
         Bound("routing in bulk, per request", 10e-6, "s", _median("routing/1")),
         Bound("pacing: unused of a limit that is configured as it is", 5, "%", _unused),
+        Bound("volume: calls of a planning pass, a late day against the second", 1.1, "x", _median("volume/growth")),
         Bound("simulation: promised deadlines missed", 0, "", _median("simulation/missed")),
         Bound("simulation: accepted requests without an outcome", 0, "", _median("simulation/lost")),
         Bound("simulation: hedging against knowing the future, benign", 1.05, "x", _median("simulation/a")),

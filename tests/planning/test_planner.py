@@ -978,3 +978,10 @@ def test_work_that_came_later_was_not_there_before() -> None:
         queues = {"batch_queue": (early,)}
         queues[place] = (*queues.get(place, ()), late)
         assert next_due(Snapshot(**queues), NOW + 2 * HOUR, POLICY) == NOW + HOUR
+
+
+def test_1_a_batch_that_runs_on_after_its_cancel_is_left_at_the_last_safe_moment() -> None:
+    start = start_of(10, 2 * HOUR)
+    for cancel_at, done in ((start - LEAD, Release(1, (1,))), (None, Cancel(1))):
+        view = batch(hedged(), cancel_at=cancel_at, polled_at=start)
+        assert acts(working(view, at=start), start) == [done]

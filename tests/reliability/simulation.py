@@ -343,10 +343,7 @@ class Api:
         if fault == "drop":
             self._refuse("dropped")
 
-    def call(
-        self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...], ready: Callable[[], bool] | None
-    ) -> Reply:
-        assert ready is None
+    def call(self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...]) -> Reply:
         fault = self._fault("call")
         if fault not in {None, "dropped after"}:
             self._refuse(fault)

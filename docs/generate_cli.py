@@ -56,7 +56,7 @@ CODES = {
     Exit.SUSPENDED: "a lane is suspended: the API refuses work until somebody mends the cause (a key, credit, a limit)",
     Exit.AT_RISK: "deadlines are at risk or overdue",
     Exit.NOT_FOUND: "there is no such ledger, job or request",
-    Exit.INTERRUPTED: "interrupted by Ctrl-C; all that was accepted is in the ledger",
+    Exit.INTERRUPTED: "interrupted by Ctrl-C, or `advance --watch` by SIGTERM; all that was accepted is in the ledger",
 }
 MIDDLE = """
 3 and 4 come from the verbs that say where the work stands; 3 goes before 4. `run` exits with 1 where some requests have

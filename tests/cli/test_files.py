@@ -7,10 +7,11 @@ import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 import tracemalloc
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -289,6 +290,24 @@ def test_run_is_broken_off_and_run_again(sandbox, batchwise, ledger, tmp_path, n
     assert len({row["key"] for row in read(out)}) == 200
     assert sandbox.books.billed() == 200
     assert sandbox.books.bought_twice() == {}
+
+
+def test_a_worker_that_is_told_to_end_closes_its_dispatcher(sandbox, ledger):
+    def runs() -> int:
+        with closing(sqlite3.connect(ledger)) as db:
+            return db.execute("SELECT max(id) FROM run").fetchone()[0]
+
+    submit(ledger)
+    before, files = runs(), {*ledger.parent.iterdir()}
+    with subprocess.Popen(
+        [sys.executable, "-m", "batchwise", "advance", "--watch", "--ledger", str(ledger)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+    ) as process:  # fmt: skip
+        until(lambda: runs() > before, seconds=60)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in errors) == (130, False)
+    assert {*ledger.parent.iterdir()} == files, "its lock is given up"
 
 
 def test_a_process_that_is_ended_in_the_middle_of_the_live_display_leaves_the_cursor_to_be_seen(file, ledger, sandbox):

@@ -42,7 +42,7 @@ class Exit(IntEnum):
     NOT_FOUND = 5
     """There is no such ledger, job or request."""
     INTERRUPTED = 130
-    """Ctrl-C; all that was accepted is in the ledger."""
+    """Ctrl-C, or SIGTERM to `advance --watch`; all that was accepted is in the ledger."""
 
 
 @attrs.frozen

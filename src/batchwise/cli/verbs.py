@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta, timezone
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -238,11 +239,22 @@ def advance(*, ledger: str | None = None, policy: str | None = None) -> Answer:
         return _standing(dispatcher.advance(), name, None)
 
 
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does: others go on at once with what a process that was closed leaves."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def advance_on(*, ledger: str | None = None, policy: str | None = None) -> Answer:
     """Pass after pass, each when something is due, until nothing is left or a lane is suspended."""
     from batchwise.live import showing
 
     with (
+        _ended_in_order(),
         working(ledger, policy) as (dispatcher, name),
         showing(lambda: (dispatcher.progress(), dispatcher.report())),
     ):

@@ -384,7 +384,7 @@ class Task:
                 if api.deadly is not None and api.calls[api.deadly[0]] > before.get(api.deadly[0], 0):
                     raise Died  # noqa: TRY301  # the effect is done, and nobody hears of it
             else:
-                value = effect.call()
+                value = effect.call()() if effect.together else effect.call()
         except Exception as error:  # noqa: BLE001  # the procedure decides
             self._go_on(self._procedure.throw, error)
         else:
@@ -400,8 +400,12 @@ class Task:
         """Have the effect; its outcome is seen by nobody."""
         effect = self._effect
         try:
-            if effect is not None:
-                effect.call(api) if isinstance(effect, Ask) else effect.call()
+            if isinstance(effect, Ask):
+                effect.call(api)
+            elif effect is not None:
+                done = effect.call()
+                if effect.together:
+                    done()
         except Exception:  # noqa: BLE001, S110  # nobody hears of it
             pass
 

@@ -86,6 +86,37 @@ async def test_the_error_of_one_is_its_own(world: World):
 
 
 @pytest.mark.parametrize("colour", ASYNC, ids=lambda colour: colour.name)
+@pytest.mark.parametrize("interrupted", ["begin", "end"])
+async def test_what_interrupts_one_leaves_the_others_to_be_done(world: World, interrupted: str):
+    begun = Counter[str]()
+
+    def begin(name: str):
+        def end() -> str:
+            if name == "end":
+                raise KeyboardInterrupt
+            return name
+
+        begun[name] += 1
+        if name == "begin":
+            raise KeyboardInterrupt
+        return end
+
+    async def ask(name: str) -> None:
+        if name == interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                await threads.together(lambda: begin(name))
+        else:
+            assert await threads.together(lambda: begin(name)) == name
+
+    threads = Threads()
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            for name in (interrupted, "a", "b"):
+                tasks.start_soon(ask, name)
+    assert begun == {interrupted: 1, "a": 1, "b": 1}
+
+
+@pytest.mark.parametrize("colour", ASYNC, ids=lambda colour: colour.name)
 async def test_who_waits_for_a_bulk_dispatch_holds_up_no_other(world: World):
     def slow():
         yield from many(_ROWS + 1, "b", latency=Latency.FLEXIBLE)

@@ -228,7 +228,7 @@ class _Asked:
     end: Callable[[], Any] | None = None
     done: bool = False
     value: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
     def __call__(self) -> None:
         """Begin it; again, end it."""
@@ -239,7 +239,7 @@ class _Asked:
                 self.end = self.begin()
             else:
                 self.value, self.done = self.end(), True
-        except Exception as error:  # noqa: BLE001  # raised where it was asked for
+        except BaseException as error:  # noqa: BLE001  # raised where it was asked for, Ctrl-C too
             self.error, self.done = error, True
 
 

@@ -306,7 +306,10 @@ def test_a_worker_that_is_told_to_end_closes_its_dispatcher(sandbox, ledger):
         until(lambda: runs() > before, seconds=60)
         process.terminate()
         _, errors = process.communicate(timeout=60)
-    assert (process.returncode, "Traceback" in errors) == (130, False)
+    # Python ends itself by SIGINT, which a shell shows as 130, where the interrupt came while code was made of text.
+    assert process.returncode in {130, -signal.SIGINT}
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
     assert {*ledger.parent.iterdir()} == files, "its lock is given up"
 
 

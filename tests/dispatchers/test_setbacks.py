@@ -230,10 +230,10 @@ async def test_an_answer_that_the_pacing_cannot_learn_from_is_kept(world: World,
 
 async def test_an_answer_that_cannot_be_stored_is_not_bought_again(world: World):
     class Odd(SqliteLedger):
-        def settle_call(self, settlement: Settlement, **rest: Any) -> None:
+        def settling_call(self, settlement: Settlement, **rest: Any) -> Callable[[], None]:
             if settlement.outcome is Outcome.SUCCEEDED:
                 raise KeyError("secret")
-            super().settle_call(settlement, **rest)
+            return super().settling_call(settlement, **rest)
 
     ledger = Odd(world.path)
     async with world.open(ledger=ledger) as d:

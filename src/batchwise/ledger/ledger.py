@@ -177,7 +177,6 @@ class Ledger:
     # -- ends -------------------------------------------------------------------------------------------------------
 
     settle = _by("_settlements", Settlements.settle)
-    settle_call = _by("_settlements", Settlements.settle_call)
     settling_call = _by("_settlements", Settlements.settling_call)
     settle_answers = _by("_settlements", Settlements.settle_answers)
     take_sums = _by("_settlements", Settlements.take_sums)

@@ -122,12 +122,11 @@ class Settlements:
         with self._database.write("settle") as db:
             return self.settle_in(db, settlements, now=now, batch=batch, run=run)
 
-    def settle_call(self, settlement: Settlement, *, now: datetime, run: int) -> None:
-        """Settle the end of one of the run's calls, as `settle` does. Those that end together share a commit."""
-        self._call_settled(_Ended(settlement, now, run))
-
     def settling_call(self, settlement: Settlement, *, now: datetime, run: int) -> Callable[[], None]:
-        """Ask for `settle_call`; what this gives waits for it, and has to be called."""
+        """Ask to settle the end of one of the run's calls, as `settle` does. Those that end together share a commit.
+
+        What this gives waits for that, and has to be called.
+        """
         call = _Ended(settlement, now, run)
         self._shared.ask(call)
         return partial(self._call_settled, call)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from decimal import Context, Decimal
 
-__all__ = ["dollars", "dollars_apart", "human", "human_apart", "in_requests"]
+__all__ = ["dollars", "dollars_apart", "human", "human_apart", "in_requests", "in_results"]
 
 _UNITS = (("d", 86_400_000_000), ("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1_000))
 _SECOND = 1_000_000
@@ -75,6 +75,11 @@ def _dollars(amount: Decimal, digits: int) -> str:
     if amount >= 1:
         return f"${round(amount, digits - 1):,f}"
     return f"${_plain(Context(prec=digits).plus(amount))}"
+
+
+def in_results(count: int) -> str:
+    """So many results: "1 result", "2,000 results"."""
+    return "1 result" if count == 1 else f"{count:,} results"
 
 
 def in_requests(count: int) -> str:

@@ -17,7 +17,7 @@ from batchwise.models import Latency, LatencyTag, Outcome, Policy, Progress
 from batchwise.planning.cadence import sla_cadence
 from batchwise.results import Result, as_settled
 from batchwise.timetext import parse_duration, parse_moment
-from batchwise.wording import human, in_requests
+from batchwise.wording import human, in_requests, in_results
 
 from .answers import Answer, Exit, code_of, jsonable, note
 from .files import check_path, write_page, write_results
@@ -136,7 +136,7 @@ def results(
 
         count = write_results(found(), out or "-")
     values = {"ledger": name, "job": job, "written": count, "cursor": cursor}
-    return Answer("" if out in {None, "-"} else f"{count:,} results in {out}; the next: --after {cursor}", values)
+    return Answer("" if out in {None, "-"} else f"{in_results(count)} in {out}; the next: --after {cursor}", values)
 
 
 def plan(file: str, *, within: str, ledger: str | None = None, policy: str | None = None) -> Answer:
@@ -195,7 +195,7 @@ def run(
     lines = [str(progress), str(report)]
     if written is not None:
         values["written"] = written
-        lines.append(f"{written:,} results in {out}")
+        lines.append(f"{in_results(written)} in {out}")
     failed = progress.total - progress.by_outcome.get(Outcome.SUCCEEDED, 0)
     code: int = code_of(progress)
     if failed:

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -29,7 +30,7 @@ from batchwise.ledger.postgres_connection import target
 from batchwise.ledger.postgres_database import PostgresDatabase
 from batchwise.ledger.postgres_schema import migrate
 from batchwise.models import Lane, Status
-from tests.postgres import Schemas
+from tests.postgres import Schemas, restart, start
 from tests.waiting import until
 
 from .model import NOW, PATIENT, World, find, marks
@@ -223,6 +224,27 @@ def test_processes_that_start_at_once_make_one_ledger(url: str) -> None:
 
 
 # -- lost connections -------------------------------------------------------------------------------------------------
+
+
+def test_the_number_of_a_transaction_that_a_crashed_server_gives_again_stores_nothing(tmp_path: Path) -> None:
+    server = start(tmp_path / "server")
+    try:
+        with closing(opened(server.get_uri())) as one, closing(opened(server.get_uri())) as two:
+
+            def crash() -> None:
+                with one.database.write("lost") as db:
+                    db.execute("INSERT INTO meta VALUES (?, ?)", ("mine", "1"))  # it waits for the commit
+                    restart(server, "immediate")
+                    for number in range(5):  # one of these has the number that the server forgot
+                        two.suspend(Lane.SYNC, f"{number}")
+
+            with pytest.raises(LedgerError) as failure:
+                crash()
+            assert failure.value.passing
+            with one.database.read() as db:
+                assert db.execute("SELECT count(*) FROM meta WHERE name = 'mine'").fetchone() == (0,)
+    finally:
+        server.cleanup()
 
 
 def test_lost_connections_are_opened_again_and_the_lease_can_be_taken_again(url: str, postgres: str) -> None:

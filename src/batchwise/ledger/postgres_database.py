@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from time import monotonic, sleep
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import psycopg
 from psycopg import errors
@@ -29,6 +30,7 @@ __all__ = ["PostgresDatabase"]
 _PATIENCE = 15.0
 """Seconds in which a lost commit is asked for, once its connection is opened again."""
 _PAUSE = 0.25
+_MARK = "INSERT INTO meta VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 _PLACE = re.compile(r"'[^']*'|\?")
 _UNSURE = re.compile(r"\b(?:SELECT|DO NOTHING|RETURNING)\b")
 _HEADER, _TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
@@ -154,6 +156,8 @@ class PostgresDatabase:
         self._notify = f"NOTIFY {channel}"
         self._quiet = False
         self._transaction, self._number = Transaction(self), ""
+        self._mark = f"commit:{uuid4().hex}"
+        """Under which name of `meta` the number of this object's last transaction is committed with it."""
         self.changed = False
         """Whether the transaction has changed anything so far."""
         self._connection: psycopg.Connection[Any] | None = None
@@ -205,6 +209,7 @@ class PostgresDatabase:
     def commit(self, name: str) -> None:  # noqa: ARG002 (for subclasses, which tell commits apart by it)
         """Every change to the ledger becomes durable here and nowhere else."""
         try:
+            self._transaction.send_later(_MARK, (self._mark, self._number))
             if not self._quiet:
                 self._transaction.send_later(self._notify)
             with self._transaction.sending() as connection:
@@ -219,6 +224,8 @@ class PostgresDatabase:
     def _was_committed(self) -> bool:
         """Whether the transaction whose commit was not answered is durable.
 
+        Its number alone does not tell: a server that crashed gives numbers again of which it had written nothing.
+
         Raises:
             LedgerError: That cannot be found out now.
         """
@@ -227,9 +234,9 @@ class PostgresDatabase:
             with suppress(psycopg.Error):
                 self._drop()
                 found = self.connection.execute("SELECT pg_xact_status($1::xid8)", (self._number,)).fetchone()
-                status = None if found is None else found[0]
-                if status != "in progress":
-                    return status == "committed"
+                if found != ("in progress",):
+                    marked = self.connection.execute("SELECT value FROM meta WHERE name = $1", (self._mark,)).fetchone()
+                    return marked == (self._number,)
             if monotonic() > end:
                 raise LedgerError(
                     f"the connection to the ledger {self.name} was lost in a commit, and it is not known whether this "
@@ -395,6 +402,9 @@ class PostgresDatabase:
                 return
             self._open = False
             self._session.close()
+            if self._connection is not None:
+                with suppress(psycopg.Error):
+                    self._connection.execute("DELETE FROM meta WHERE name = $1", (self._mark,))
             self._drop()
 
 

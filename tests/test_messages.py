@@ -65,8 +65,11 @@ def failed_item(d: Any) -> Any:
 
 
 def down(d: Any) -> Any:
-    d.sandbox.fault("messages.overloaded_529", times=3)
-    return d.dispatch(params("the API is down")).result(timeout=1)
+    d.sandbox.fault("messages.overloaded_529", times=None)
+    try:
+        return d.dispatch(params("the API is down")).result(timeout=1)
+    finally:
+        d.sandbox.clear_faults()
 
 
 WRONG: list[tuple[str, Callable[[Any], Any], type[Exception], list[str]]] = [

@@ -13,7 +13,7 @@ import orjson
 
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.records import Records
-from batchwise.ledger.values import Accepted, Cap, Claim, Entry, RequestRow, ResultRow, Settlement, Turn, Which
+from batchwise.ledger.values import Accepted, Cap, Claim, Entry, Offer, RequestRow, ResultRow, Settlement, Turn, Which
 from batchwise.models import Lane, Outcome, Reason, Status
 from batchwise.planning.state import BatchState, BatchView, Terms
 
@@ -66,7 +66,7 @@ class World:
         job = more.pop("job", None)
         claims = self.claims if more.pop("claim", False) else None
         now = more.pop("now", NOW)
-        return self.ledger.accept(entry(key, terms, body), job=job, run=self.run, now=now, claims=claims, **more)
+        return self.ledger.accept(Offer(entry(key, terms, body), job, self.run, now, claims, **more))
 
     def bulk(self, entries: Sequence[Entry], job: str | None = "job", chunk: int = 3, **more: Any) -> list[int]:
         with self.ledger.intake(job=job, run=self.run) as intake:

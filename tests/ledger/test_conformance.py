@@ -14,7 +14,7 @@ import pytest
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.roll import Answer, Roll
-from batchwise.ledger.values import Cap, Claim, Settled, Turn, Which
+from batchwise.ledger.values import Cap, Claim, Offer, Settled, Turn, Which
 from batchwise.models import Lane, Outcome, Policy
 from batchwise.planning.capacity import Measured
 from batchwise.planning.custom_ids import new_nonce, sealer
@@ -1003,7 +1003,7 @@ def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
     assert not world.ledger.settle_answers(roll, [answer(numbers[0])] * 2, now=NOW), "it came twice"
     assert not world.ledger.results(job=None, after=0, limit=9)
     earlier = attrs.evolve(NIGHTLY, deadline=NOW + 25 * HOUR)
-    world.ledger.accept(entry("0", earlier), job="job", run=world.run, now=NOW)
+    world.ledger.accept(Offer(entry("0", earlier), "job", world.run, NOW))
     assert refused(roll), "a request has other terms now"
     roll = world.ledger.roll(batch.id)
     requeue(world.ledger, [numbers[1]], lane=SYNC, costs_attempt=False, now=NOW, batch=batch.id)
@@ -1471,7 +1471,7 @@ def test_what_a_clock_that_was_ahead_spent_and_settled_counts_as_of_now(world: W
     assert found is not None
     assert found.how.settled_at == NOW
     cap = Cap(limit=6, since=NOW + HOUR)
-    assert world.ledger.accept(entry("b"), job=None, run=world.run, now=NOW + 2 * HOUR, cap=cap).created
+    assert world.ledger.accept(Offer(entry("b"), None, world.run, NOW + 2 * HOUR, cap=cap)).created
     assert world.ledger.purge(before=NOW + MINUTE) == 1
 
 

@@ -21,7 +21,7 @@ from batchwise.ledger import transitions
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.roll import Roll
 from batchwise.ledger.sqlite import SqliteLedger
-from batchwise.ledger.values import Claim
+from batchwise.ledger.values import Claim, Offer
 from batchwise.models import Lane, Outcome, Status
 from batchwise.planning.capacity import Measured
 from batchwise.planning.state import BatchState, Group, Terms
@@ -235,16 +235,16 @@ class LedgerMachine(RuleBasedStateMachine):
     def accept(self, spec: tuple[str | None, Terms, bytes], job: str | None, claim: bool) -> None:
         key, terms, body = spec
         found = None if key is None else self._find(job, key)
-        offer = entry(key, terms, body)
         begun: list[Claim] = []
+        offer = Offer(entry(key, terms, body), job, self.run, self.now, begun if claim else None)
         if found is not None and self.requests[found].body != body:
             try:
-                self.ledger.accept(offer, job=job, run=self.run, now=self.now, claims=begun if claim else None)
+                self.ledger.accept(offer)
             except KeyConflictError:
                 assert not begun
                 return
             raise AssertionError("a taken key was given again")
-        got = self.ledger.accept(offer, job=job, run=self.run, now=self.now, claims=begun if claim else None)
+        got = self.ledger.accept(offer)
         number = got.row.id
         assert [each[:6] for each in begun] == [(number, got.row.key, got.row.terms, body, 0, ())] * (
             claim and got.created

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from time import monotonic
-from typing import Any, NamedTuple, NoReturn
+from typing import NoReturn
 
 import attrs
 import tenacity
@@ -26,7 +26,7 @@ from batchwise.errors import (
     shown,
 )
 from batchwise.ledger.ledger import Ledger
-from batchwise.ledger.values import Accepted, Cap, Claim, Entry, RequestRow, Settlement, Which
+from batchwise.ledger.values import Accepted, Cap, Claim, Entry, Offer, RequestRow, Settlement, Which
 from batchwise.models import (
     Decision,
     Lane,
@@ -86,30 +86,6 @@ _NO_ROOM = (
 
 def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
-
-
-class _Offer(NamedTuple):
-    """One request as the ledger is asked to accept it."""
-
-    entry: Entry
-    job: str | None
-    now: datetime
-    decision: Decision
-    claims: list[Claim] | None
-    run: int
-    cap: Cap | None
-
-    @property
-    def tags(self) -> dict[str, Any]:
-        """What the ledger's `accept` takes."""
-        return {
-            "entry": self.entry,
-            "job": self.job,
-            "run": self.run,
-            "now": self.now,
-            "claims": self.claims,
-            "cap": self.cap,
-        }
 
 
 class Engine:
@@ -203,15 +179,16 @@ class Engine:
         Raises:
             BatchwiseError: Whatever was wrong with it; nothing was stored or sent.
         """
-        offer = self._offer(request, job)
-        return self._accepted(offer, partial(self.ledger.accept, **offer.tags))
+        offer, decision = self._offer(request, job)
+        return self._accepted(offer, decision, partial(self.ledger.accept, offer))
 
     def accepting(self, request: Request, job: str | None) -> Callable[[], tuple[Accepted, Decision]]:
         """The same in two steps: what this gives waits for the commit. See `Accepting.accepting`."""
-        offer = self._offer(request, job)
-        return partial(self._accepted, offer, self.ledger.accepting(**offer.tags))
+        offer, decision = self._offer(request, job)
+        return partial(self._accepted, offer, decision, self.ledger.accepting(offer))
 
-    def _offer(self, request: Request, job: str | None) -> _Offer:
+    def _offer(self, request: Request, job: str | None) -> tuple[Offer, Decision]:
+        """The request as the ledger is asked to accept it, and what was decided about it."""
         if job is not None:
             check_job(job)
         now = self.now()
@@ -225,10 +202,10 @@ class Engine:
         claims: list[Claim] | None = None
         if terms.lane is Lane.SYNC and Lane.SYNC not in self.suspensions.lanes:
             claims = []
-        return _Offer(Entry(request.key, request.body, terms), job, now, decision, claims, self.run, self.cap())
+        return Offer(Entry(request.key, request.body, terms), job, self.run, now, claims, self.cap()), decision
 
-    def _accepted(self, offer: _Offer, store: Callable[[], Accepted]) -> tuple[Accepted, Decision]:
-        job, now, decision = offer.job, offer.now, offer.decision
+    def _accepted(self, offer: Offer, decision: Decision, store: Callable[[], Accepted]) -> tuple[Accepted, Decision]:
+        job, now = offer.job, offer.now
         try:
             accepted = store()
         except BaseException:

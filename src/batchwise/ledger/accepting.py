@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from datetime import datetime
 from functools import partial
 from uuid import uuid4
 
 import attrs
 
 from batchwise.errors import BatchwiseError, LedgerError
-from batchwise.planning.state import Terms
 
 from .books import Books, Place, reserve
 from .bulk import Intakes
@@ -24,7 +22,7 @@ from .looking import Looking
 from .records import Records
 from .rows import IN_FLIGHT, LANE_CODES, LANES, QUEUED, STATUSES, SYNC, decode_key, encode_key
 from .sharing import Call, SharedCommit
-from .values import Accepted, Cap, Claim, Entry, RequestRow
+from .values import Accepted, Claim, Entry, Offer, RequestRow
 
 __all__ = ["Accepting"]
 
@@ -33,12 +31,7 @@ __all__ = ["Accepting"]
 class _Pending(Call):
     """One call of `accept`."""
 
-    entry: Entry
-    job: str | None
-    run: int
-    now: datetime
-    claims: list[Claim] | None
-    cap: Cap | None
+    offer: Offer
     accepted: Accepted | None = None
     """What becomes of it once the transaction is durable."""
 
@@ -63,20 +56,8 @@ class Accepting:
         self._intakes, self._positions = intakes, positions
         self._shared: SharedCommit[_Pending] = SharedCommit(database, "accept", self._accept_all, positions.forget)
 
-    def accept(
-        self,
-        entry: Entry,
-        *,
-        job: str | None,
-        run: int,
-        now: datetime,
-        claims: list[Claim] | None = None,
-        cap: Cap | None = None,
-    ) -> Accepted:
-        """Accept one request.
-
-        With `claims` the run starts a new one on the sync lane at once, without a queue in between: its claim is added
-        to them. If this raises, the claim counts only if the ledger has the request.
+    def accept(self, offer: Offer) -> Accepted:
+        """Accept one request. If this raises, a claim that was added counts only if the ledger has its request.
 
         The same key with the same content gives the existing row; an earlier deadline tightens it (new terms;
         where it is still queued, also their lane). An abandoned row is accepted anew. In a named job an entry
@@ -91,26 +72,17 @@ class Accepting:
         """
         while True:
             try:
-                return self._accepted(_Pending(entry, job, run, now, claims, cap))
+                return self._accepted(_Pending(offer))
             except StagedError as error:
                 self._intakes.wait_for(error.intake, threading.get_ident())
 
-    def accepting(
-        self,
-        entry: Entry,
-        *,
-        job: str | None,
-        run: int,
-        now: datetime,
-        claims: list[Claim] | None = None,
-        cap: Cap | None = None,
-    ) -> Callable[[], Accepted]:
+    def accepting(self, offer: Offer) -> Callable[[], Accepted]:
         """Ask for an acceptance; what this gives waits for it, and has to be called.
 
         One thread that asks for many before it waits for the first has one commit for all. As `accept`, but for a key
         that a bulk dispatch is about to store it raises StagedError.
         """
-        call = _Pending(entry, job, run, now, claims, cap)
+        call = _Pending(offer)
         self._shared.ask(call)
         return partial(self._accepted, call)
 
@@ -124,13 +96,13 @@ class Accepting:
         for call in calls:
             # `_accept` writes nothing before its last refusal, so a refused call leaves no trace.
             try:
-                call.accepted = self._accept(db, call)
+                call.accepted = self._accept(db, call.offer)
             except (BatchwiseError, StagedError) as error:
                 call.error = error
 
-    def _accept(self, db: Connection, call: _Pending) -> Accepted:
-        entry, cap = call.entry, call.cap
-        name = None if call.job is None else encode_key(call.job)
+    def _accept(self, db: Connection, offer: Offer) -> Accepted:
+        entry = offer.entry
+        name = None if offer.job is None else encode_key(offer.job)
         job, visible = job_of(db, name)
         position, unheard = None, False
         if entry.key is not None:
@@ -142,23 +114,23 @@ class Accepting:
             key, unheard = b"~" + uuid4().hex.encode(), True
         found = None if job is None or unheard else find(db, job, key)
         if found is None:
-            self._books.check_cap(db, cap, reserve(entry.terms, 1, len(entry.body)))
+            self._books.check_cap(db, offer.cap, reserve(entry.terms, 1, len(entry.body)))
             if job is None:
                 job = add_job(self._database, db, name)
             if not visible:
                 db.execute("UPDATE job SET visible = 1 WHERE id = ?", (job,))
-            accepted = Accepted(self._insert(db, call, job, key), True)
+            accepted = Accepted(self._insert(db, offer, job, key), True)
         else:
             if found.staged:
                 raise StagedError(found.staged)
             if not self._joining.same(db, found.id, found.terms, entry.body, entry.terms):
                 raise conflict(
                     decode_key(key),
-                    call.job,
+                    offer.job,
                     adopted=self._records.terms(db, found.terms).adopted,
                     differs=self._joining.differs(db, found.id, found.terms, entry.body, entry.terms),
                 )
-            anew = self._again(db, found.id, entry.terms, call)
+            anew = self._again(db, found.id, offer)
             row = self._looking.find_row(db, found.id)
             if row is None:
                 raise LedgerError(f"request {found.id} was stored and is not there")
@@ -168,26 +140,26 @@ class Accepting:
             db.execute("UPDATE job SET positions = ? WHERE id = ? AND positions < ?", (position + 1, job, position + 1))
         return accepted
 
-    def _insert(self, db: Connection, call: _Pending, job: int, key: bytes) -> RequestRow:
-        entry = call.entry
+    def _insert(self, db: Connection, offer: Offer, job: int, key: bytes) -> RequestRow:
+        entry = offer.entry
         terms = self._records.store_terms(db, entry.terms, job)
         number = self._records.last_request(db) + 1
-        lane = LANE_CODES[entry.terms.lane] if call.claims is None else SYNC
-        status = QUEUED if call.claims is None else IN_FLIGHT
+        lane = LANE_CODES[entry.terms.lane] if offer.claims is None else SYNC
+        status = QUEUED if offer.claims is None else IN_FLIGHT
         size = len(entry.body)
         db.execute(
             "INSERT INTO request (id, job, key, terms, size, lane, run, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, job, key, terms, size, lane, call.run, status),
+            (number, job, key, terms, size, lane, offer.run, status),
         )
         db.execute("INSERT INTO body VALUES (?, ?)", (number, entry.body))
-        moves = self._books.moves(db, call.now)
+        moves = self._books.moves(db, offer.now)
         moves.add(Place(terms, lane, status, 0), 1, size)
         moves.book()
         row = RequestRow(
             number, decode_key(key), job, self._records.terms(db, terms), LANES[lane], STATUSES[status], 0, None, None
         )
-        if call.claims is not None:
-            call.claims.append(Claim(number, row.key, row.terms, entry.body, 0, ()))
+        if offer.claims is not None:
+            offer.claims.append(Claim(number, row.key, row.terms, entry.body, 0, ()))
         return row
 
     def _position(self, db: Connection, job: int | None, entry: Entry) -> int:
@@ -218,13 +190,13 @@ class Accepting:
                 end += 1
             return int(end)
 
-    def _again(self, db: Connection, number: int, new: Terms, call: _Pending) -> bool:
+    def _again(self, db: Connection, number: int, offer: Offer) -> bool:
         """The same request once more: tightened, or begun anew if it was abandoned; returns whether it was."""
         row = self._records.rows(db, [number])[number]
-        moves = self._books.moves(db, call.now)
-        anew = self._joining.join(db, moves, row, new, run=call.run, now=call.now, cap=call.cap)
+        moves, terms = self._books.moves(db, offer.now), offer.entry.terms
+        anew = self._joining.join(db, moves, row, terms, run=offer.run, now=offer.now, cap=offer.cap)
         moves.book()
-        if anew and call.claims is not None:
+        if anew and offer.claims is not None:
             row = self._records.rows(db, [number])[number]
-            call.claims += self._claims.hand_over(db, [row], call.run, call.now)
+            offer.claims.extend(self._claims.hand_over(db, [row], offer.run, offer.now))
         return anew

@@ -20,6 +20,7 @@ __all__ = [
     "Counts",
     "Entry",
     "JobRow",
+    "Offer",
     "Page",
     "RequestRow",
     "ResultRow",
@@ -90,6 +91,19 @@ class Turn(NamedTuple):
     """What goes on after it; None: the same body."""
     asked: Sequence[str] = ()
     """The models asked, the next one included; none: as before."""
+
+
+class Offer(NamedTuple):
+    """One request to accept alone, for one run."""
+
+    entry: Entry
+    job: str | None
+    """The name of its job; None: the shared scope."""
+    run: int
+    now: datetime
+    claims: list[Claim] | None = None
+    """A list: a new request starts on the sync lane of the run at once, and its claim is added here."""
+    cap: Cap | None = None
 
 
 class Accepted(NamedTuple):

@@ -446,6 +446,29 @@ def test_a_cut_reading_does_not_hide_a_stop_sign() -> None:
     world.close()
 
 
+def test_rows_that_failed_alike_before_a_resume_suspend_no_lane_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = {"type": "error", "error": {"type": "authentication_error", "message": "invalid x-api-key"}}
+    told = {"type": "errored", "error": error}
+    failed = [orjson.dumps({"custom_id": name, "result": told}) + b"\n" for name, _ in world.api.batches[0].rows]
+    counted(world, errored=ROWS)
+    serve(world, b"".join(failed))
+    suspend, done = world.ledger.suspend, list[bool]()
+
+    def resumed_first(*arguments: Any, **keywords: Any) -> Any:
+        world.ledger.resume()  # as another process does
+        found = suspend(*arguments, **keywords)
+        done.append(found.done)
+        return found
+
+    monkeypatch.setattr(world.ledger, "suspend", resumed_first)
+    world.pass_time(HOUR)
+    assert done == [False]
+    assert not world.engine.suspensions.lanes
+    assert len(world.api.batches) == 2, "they were sent again"
+
+
 def test_a_batch_of_a_model_that_does_not_exist_fails_and_stops_no_lane(world: World) -> None:
     failed = [
         retyped(line, "errored").replace(b'"api_error"', b'"not_found_error","message":"model: claude-9"')

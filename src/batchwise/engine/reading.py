@@ -230,6 +230,7 @@ class Reader:
         self.engine, self.batch = engine, batch
         self.sorter = Sorter(engine, batch)
         self.last = last
+        self._resumes = engine.suspensions.resumes
         self._splitter = LineSplitter()
         self._open = opener(batch.nonce)
         self._held: dict[int, bytes] = {}  # lines without an answer are short, and a batch's worth at most
@@ -279,7 +280,7 @@ class Reader:
             return missing
         stop = None if self.batch.adopted else stop_sign(self._kinds, self.batch.requests)
         if stop is not None:  # first: what is queued while the lane takes work is sent again at once
-            self.engine.suspensions.suspend(Lane.BATCH, stop)
+            self.engine.suspensions.suspend(Lane.BATCH, stop, resumes=self._resumes)
         self._let_go(forgiven=stop is not None, doubtful=doubtful)
         return self._missing()
 

@@ -21,13 +21,13 @@ from batchwise.planning.outcomes import (
     bills_profile,
     credible,
     culprits,
+    lane_wide_error,
     met_deadline,
     refusal_of,
     rule_answer,
     rule_call,
     rule_create,
     rule_row,
-    stop_sign,
     was_cut,
 )
 
@@ -469,7 +469,7 @@ def test_betas_are_everyones_fault() -> None:
     ],
 )
 def test_one_lasting_error_on_all_rows_is_a_stop_sign(kind: str, message: str) -> None:
-    reason = stop_sign(Counter({(kind, message): 500}), 500)
+    reason = lane_wide_error(Counter({(kind, message): 500}), 500)
     assert reason is not None
     assert f"all 500 requests of a batch failed alike: {kind}" in reason
     assert reason.endswith("then resume()")
@@ -496,12 +496,12 @@ def test_one_lasting_error_on_all_rows_is_a_stop_sign(kind: str, message: str) -
     ],
 )
 def test_other_ends_of_a_batch_are_none(errors: dict[tuple[str, str], int], total: int) -> None:
-    assert stop_sign(errors, total) is None
+    assert lane_wide_error(errors, total) is None
 
 
 @given(st.dictionaries(st.tuples(names, names | st.text(max_size=5)), st.integers(1, 5), max_size=3), st.integers(0, 9))
 def test_any_batch_gets_an_answer(errors: dict[tuple[str, str], int], total: int) -> None:
-    assert (stop_sign(errors, total) is None) or list(errors.values()) == [total]
+    assert (lane_wide_error(errors, total) is None) or list(errors.values()) == [total]
 
 
 @pytest.mark.parametrize(
@@ -526,7 +526,7 @@ def test_refusals_for_load_are_told_apart(fault, refusal):
 
 
 def test_two_rows_that_failed_alike_are_a_stop_sign():
-    assert (stop_sign({("authentication_error", "invalid x-api-key"): 2}, 2) or "").startswith(
+    assert (lane_wide_error({("authentication_error", "invalid x-api-key"): 2}, 2) or "").startswith(
         "all 2 requests of a batch"
     )
 

@@ -18,7 +18,7 @@ from batchwise.request import check_job, check_key
 from .core import Engine
 from .effects import api, store
 from .reconciliation import too_old
-from .submission import check_workspace, learn_from
+from .submission import check_workspace, note_workspace_and_clock
 
 __all__ = ["adopt"]
 
@@ -49,7 +49,7 @@ async def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, j
             else f"the API answered {fault.type}: {shown(fault.message, 500)}; try again"
         )
         raise RequestFailedError(f"batch {shown(batch_id)} cannot be adopted: {why}", error_type=fault.type) from None
-    await store(learn_from, engine, info)
+    await store(note_workspace_and_clock, engine, info)
     return await store(_take_in, engine, info, given, job)
 
 

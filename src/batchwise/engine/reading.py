@@ -34,8 +34,8 @@ from batchwise.planning.outcomes import (
     Ruling,
     Verdict,
     discrepancy,
+    lane_wide_error,
     rule_row,
-    stop_sign,
 )
 from batchwise.planning.state import BatchView
 from batchwise.planning.turns import next_call, received, usage_of
@@ -278,7 +278,7 @@ class Reader:
         doubtful = any(more > 0 for more in self.off.values())
         if not self._held or not (last or (self._held.keys() >= set(missing) and not doubtful)):
             return missing
-        stop = None if self.batch.adopted else stop_sign(self._kinds, self.batch.requests)
+        stop = None if self.batch.adopted else lane_wide_error(self._kinds, self.batch.requests)
         if stop is not None:  # first: what is queued while the lane takes work is sent again at once
             self.engine.suspensions.suspend(Lane.BATCH, stop, resumes=self._resumes)
         self._let_go(forgiven=stop is not None, doubtful=doubtful)
@@ -449,7 +449,7 @@ class Reader:
                 if forgiven:
                     ruling = attrs.evolve(ruling, verdict=Verdict.SUSPEND, costs_attempt=False)
                 self.sorter.failed(number, member, ruling, line)
-            if not forgiven:  # a stop sign stands on all rows: all of them go back at once
+            if not forgiven:  # a lane-wide error is on all rows, so all of them are queued again together
                 self._write()
                 self._tell()
         self._write()

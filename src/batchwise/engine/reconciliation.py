@@ -27,7 +27,7 @@ from batchwise.planning.state import BatchState, BatchView
 from .core import Engine
 from .doubts import buy_again
 from .effects import api, store
-from .submission import learn_from, record_created
+from .submission import note_workspace_and_clock, record_created
 
 __all__ = ["give_up", "reconcile", "too_old"]
 
@@ -120,7 +120,7 @@ async def _candidates(engine: Engine, batch: BatchView) -> list[BatchInfo]:
     after: str | None = None
     while True:
         listing = await api.list(after_id=after)
-        await store(learn_from, engine, listing)
+        await store(note_workspace_and_clock, engine, listing)
         newer = []
         for info in listing.batches:
             if info.id == batch.watermark or too_old(batch, info):

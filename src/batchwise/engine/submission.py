@@ -33,7 +33,7 @@ from batchwise.planning.state import BatchState, BatchView
 from .core import Engine
 from .effects import api, store, store_surely
 
-__all__ = ["FenceError", "check_workspace", "learn_from", "record_created", "reseal", "submit"]
+__all__ = ["FenceError", "check_workspace", "note_workspace_and_clock", "record_created", "reseal", "submit"]
 
 _SENDING = "sending"
 """Under which name it is noted that the API takes no batch."""
@@ -69,7 +69,7 @@ async def submit(engine: Engine, seal: Seal) -> None:
     except LaneFault as error:
         await _trouble(engine, error.fault, rule_create(error.fault), resumes)
         return
-    await store(learn_from, engine, listing)
+    await store(note_workspace_and_clock, engine, listing)
     batch = await store(_seal, engine, seal, listing)
     if batch is None:
         return
@@ -121,10 +121,10 @@ async def check_workspace(engine: Engine) -> None:
         listing = await api.list(limit=1)
     except LaneFault:
         return  # what follows meets the same fault, and is asked for again
-    await store(learn_from, engine, listing)
+    await store(note_workspace_and_clock, engine, listing)
 
 
-def learn_from(engine: Engine, told: Listing | BatchInfo) -> None:
+def note_workspace_and_clock(engine: Engine, told: Listing | BatchInfo) -> None:
     """Take over what any answer tells: whose workspace it is, and the server's time.
 
     Raises:

@@ -39,13 +39,13 @@ __all__ = [
     "credible",
     "culprits",
     "discrepancy",
+    "lane_wide_error",
     "met_deadline",
     "refusal_of",
     "rule_answer",
     "rule_call",
     "rule_create",
     "rule_row",
-    "stop_sign",
     "was_cut",
 ]
 
@@ -393,7 +393,7 @@ def rule_create(fault: Fault) -> CreateRuling:
     )
 
 
-def stop_sign(errors: Mapping[tuple[str, str], int], rows: int) -> str | None:
+def lane_wide_error(errors: Mapping[tuple[str, str], int], rows: int) -> str | None:
     """Why the lane must stop after a batch: one same lasting error on all its rows, which is no fault of each row.
 
     A model that does not exist is a fault of each row, as it is of a Messages call.

@@ -162,20 +162,20 @@ async def test_a_timeout_loses_nothing(world: World, latency):
     assert world.books.bought("x") == 1
 
 
-def bells() -> int:
+def notifiers() -> int:
     """Who listens for a result, or has; what earlier tests left is collected first, for it would go in between."""
     gc.collect()
-    return sum(type(each).__name__ == "_Bell" for each in gc.get_objects())
+    return sum(type(each).__name__ == "_Notifier" for each in gc.get_objects())
 
 
 async def test_who_asks_again_and_again_leaves_nothing_behind(world: World):
     async with world.open() as d:
         ticket = await d.dispatch(params("x"), key="k", latency=HOURS_30)
-        before = bells()
+        before = notifiers()
         for _ in range(9):
             with pytest.raises(ResultTimeoutError):
                 await ticket.result(0.001)
-        assert bells() == before
+        assert notifiers() == before
 
 
 async def test_who_gives_up_waiting_leaves_the_others_waiting(world: World):

@@ -48,7 +48,7 @@ from batchwise.ledger.forks import check_own
 from batchwise.models import Lane
 from batchwise.planning import agenda
 
-from .waiters import Bell, Waiters
+from .waiters import Notifier, Waiters
 
 __all__ = ["Driver"]
 
@@ -62,20 +62,24 @@ class Driver(ABC):
 
     Args:
         engine: The core.
-        bell: Makes a bell.
+        make_notifier: Makes a `Notifier`.
         owns_ledger: Whether the ledger is closed at the end.
     """
 
-    def __init__(self, engine: Engine, bell: Callable[[], Bell], *, owns_ledger: bool) -> None:
+    def __init__(self, engine: Engine, make_notifier: Callable[[], Notifier], *, owns_ledger: bool) -> None:
         self.engine, self._owns_ledger = engine, owns_ledger
-        self._pump_bell, self._work_bell, self._waiters = bell(), bell(), Waiters(bell)
+        self._pump_notifier, self._work_notifier, self._waiters = (
+            make_notifier(),
+            make_notifier(),
+            Waiters(make_notifier),
+        )
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closing = self._closed = self._over = False
         self._under_way: dict[object, object] = {}
         """For each batch action under way, by a mark of its own: the `gate` whose places it takes one of."""
-        self._ending = bell()
-        """Rings when the end begins: what waits to be tried again is tried at once."""
+        self._ending = make_notifier()
+        """Notifies when the end begins: whatever waits before another try is then tried at once."""
         self._fatal: Exception | None = None
         self._owner: weakref.ref[object] | None = None
         self._dropped: weakref.finalize[..., object] | None = None
@@ -159,13 +163,13 @@ class Driver(ABC):
         """
         self._check_own()  # a child may go on with an iteration over results
         end = None if timeout is None else monotonic() + timeout
-        with self._waiters.listening(request) as bell, self._asking(bell):
+        with self._waiters.listening(request) as notifier, self._asking(notifier):
             while True:
-                heard = bell.heard()
+                seen = notifier.version()
                 self.raise_fatal()
                 again = None
                 if held is None or not held():
-                    value, again = await self._looked(check, bell)
+                    value, again = await self._looked(check, notifier)
                     if value is not None:
                         return value
                 left = None if end is None else end - monotonic()
@@ -176,7 +180,7 @@ class Driver(ABC):
                     again = WATCH if again is None else min(again, WATCH)
                 if again is not None:
                     left = again if left is None else min(left, again)
-                await pause(bell.wait, heard, left)
+                await pause(notifier.wait, seen, left)
                 self.raise_fatal()  # first: it says why it is closed
                 self.check()
 
@@ -210,7 +214,7 @@ class Driver(ABC):
     def _fail(self, error: Exception) -> None:
         """Something that ends this dispatcher: whoever waits is told."""
         self._fatal = error
-        self._waiters.ring_all()
+        self._waiters.notify_all()
 
     def raise_fatal(self) -> None:
         """Raise what ended this dispatcher, if something did."""
@@ -253,11 +257,11 @@ class Driver(ABC):
                 self._asked = min(self._asked, due)
                 if self._next is None or due >= self._next:
                     return
-        self._pump_bell.ring()
+        self._pump_notifier.notify()
 
     async def _pump(self) -> None:
         while not self._over:
-            heard = self._pump_bell.heard()
+            seen = self._pump_notifier.version()
             with self._lock:
                 self._next, self._asked = None, NEVER
             wait = await self._round()
@@ -269,9 +273,9 @@ class Driver(ABC):
                 self._next = min(self._asked, planned, self.engine.waits.end or NEVER)
                 wait = None if self._next is NEVER else (self._next - now) / timedelta(seconds=1)
             try:
-                await self._watch(heard, wait)
+                await self._watch(seen, wait)
             except Exception as error:  # noqa: BLE001  # tried again
-                await pause(self._pump_bell.wait, heard, self._failed(_LOOKING, _LOOKING, error))
+                await pause(self._pump_notifier.wait, seen, self._failed(_LOOKING, _LOOKING, error))
 
     async def _round(self) -> float | None:
         """A pass and what belongs to it. Returns the seconds until the next one is due: after a pause if it failed."""
@@ -286,7 +290,7 @@ class Driver(ABC):
             self._gap = max(WATCH, PASS_SHARE * (monotonic() - begun))
             if self.engine.troubles != self._told:
                 self._told = self.engine.troubles
-                self._waiters.ring_all()
+                self._waiters.notify_all()
         except Exception as error:  # noqa: BLE001  # tried again
             if isinstance(error, LedgerError) and not passing(error):  # its file is gone, or broken
                 self._fail(error)
@@ -301,23 +305,23 @@ class Driver(ABC):
             self._fail(error)
             return 0.0
         seconds = self.engine.setbacks.failed(what, words, error)
-        self._waiters.ring_all()  # they look for themselves: some of it is theirs to raise
+        self._waiters.notify_all()  # they look for themselves: some of it is theirs to raise
         return seconds
 
     async def _rest(self, seconds: float) -> None:
         """Sleep so long, or until the end begins; while it ends, for a second at most."""
-        await pause(self._ending.wait, self._ending.heard(), min(seconds, 1.0) if self._over else seconds)
+        await pause(self._ending.wait, self._ending.version(), min(seconds, 1.0) if self._over else seconds)
 
-    async def _watch(self, heard: Any, wait: float | None) -> None:
-        """Sleep until something is due, until the bell rings, or until another process changed the ledger or ended.
+    async def _watch(self, seen: Any, wait: float | None) -> None:
+        """Sleep until something is due, until `wake`, or until another process changed the ledger or ended.
 
         What is due is due by the wall clock, which may be set, and goes on while the machine sleeps; the monotonic
         clock does neither. So the wall clock is looked at again and again, and whichever is first decides.
         """
         end = None if wait is None else monotonic() + wait
-        while not self._pump_bell.rung(heard) and not self._over:
+        while not self._pump_notifier.changed_since(seen) and not self._over:
             until = self._look_at if end is None else min(self._look_at, end, monotonic() + CLOCK_LOOK)
-            await pause(self._pump_bell.wait, heard, max(0.0, until - monotonic()))
+            await pause(self._pump_notifier.wait, seen, max(0.0, until - monotonic()))
             due = end is not None and (monotonic() >= end or self.engine.now() >= (self._next or NEVER))
             if await self._notice() or due:
                 return
@@ -336,7 +340,7 @@ class Driver(ABC):
         before, self._version = self._version, await store(self.engine.ledger.version)
         if self._version == before and not left:
             return False
-        self._waiters.ring_all()
+        self._waiters.notify_all()
         return True
 
     def _sweep(self) -> Callable[[], bool] | None:
@@ -432,8 +436,8 @@ class Driver(ABC):
             with self._lock:
                 del self._under_way[mark]
             self.engine.under_way.end(token)
-            self._pump_bell.ring()
-            self._work_bell.ring()
+            self._pump_notifier.notify()
+            self._work_notifier.notify()
 
     # -- the sync lane ----------------------------------------------------------------------------------------------
 
@@ -448,11 +452,11 @@ class Driver(ABC):
             else:
                 _log.exception("batchwise: a call's end could not be stored")
         self.engine.setbacks.mended(what)
-        self._work_bell.ring()
+        self._work_notifier.notify()
         if self.engine.backlog and self.engine.queue.waiting == 0:
-            self._pump_bell.ring()
+            self._pump_notifier.notify()
         if self.engine.suspensions.lanes:
-            self._waiters.ring_all()
+            self._waiters.notify_all()
 
     async def _storing(self, procedure: Procedure[T], what: Hashable, words: str, *, every: bool) -> T:
         """Carry a procedure out. Ledger calls that fail in passing are repeated: the sure ones, or every one."""
@@ -526,8 +530,8 @@ class Driver(ABC):
         while monotonic() < end and acting <= self._acting and (acting or self._calling or unsure):
             self._give_up()
             if not await self._call_here():
-                heard = self._work_bell.heard()
-                await pause(self._work_bell.wait, heard, min(0.05, max(0.0, end - monotonic())))
+                seen = self._work_notifier.version()
+                await pause(self._work_notifier.wait, seen, min(0.05, max(0.0, end - monotonic())))
             if self.engine.backlog and not self.engine.queue.waiting:
                 return
 
@@ -548,9 +552,9 @@ class Driver(ABC):
             self._give_up()
             if await self._call_here():
                 continue
-            heard = self._work_bell.heard()
+            seen = self._work_notifier.version()
             if self.engine.queue.busy:
-                await pause(self._work_bell.wait, heard, 0.05)
+                await pause(self._work_notifier.wait, seen, 0.05)
 
     async def _repeating_to_the_end(self, procedure: Procedure[None]) -> None:
         """Carry out a part of the end. Ledger calls that fail in passing are repeated, for `SPARED` seconds in all."""
@@ -577,7 +581,7 @@ class Driver(ABC):
         self.wake()
         while self._fatal is None:
             self._give_up()
-            heard = self._waiters.news.heard()
+            seen = self._waiters.news.version()
             if not self._acting and not self.engine.queue.busy:
                 await self._advancing(timedelta(0), only_sending=True)
                 if not self._acting and not self.engine.queue.busy:
@@ -585,17 +589,17 @@ class Driver(ABC):
             if Lane.SYNC in self.engine.suspensions.lanes:
                 await store(self.engine.put_back)
             await self._finish_calls()
-            await pause(self._waiters.news.wait, heard, 0.02)
+            await pause(self._waiters.news.wait, seen, 0.02)
 
     async def _let_calls_end(self) -> None:
         """Calls that run are paid for: let them end, and begin nothing more."""
         self._over = True
-        self._ending.ring()
-        self._pump_bell.ring()
+        self._ending.notify()
+        self._pump_notifier.notify()
         end = monotonic() + SPARED
         await store(self.engine.put_back)
         while self.engine.queue.busy and monotonic() < end:
-            await pause(self._work_bell.wait, self._work_bell.heard(), 0.05)
+            await pause(self._work_notifier.wait, self._work_notifier.version(), 0.05)
             await store(self.engine.put_back)
 
     def _begin_end(self) -> None:

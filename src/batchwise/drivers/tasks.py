@@ -56,28 +56,28 @@ def _spawn(work: Coroutine[Any, Any, None]) -> None:
     task.add_done_callback(_spawned.discard)
 
 
-class _Bell:
-    """Wakes whoever waits for a change; a ring is never missed. For the event loop's thread only."""
+class _Notifier:
+    """See `waiters.Notifier`. For the event loop's thread only."""
 
     def __init__(self) -> None:
-        self._rings = 0
+        self._version = 0
         self._event: anyio.Event | None = None
-        """Of those who wait now: most rings are heard by nobody."""
+        """Of those who wait now; None while nobody waits: most changes come then."""
 
-    def ring(self) -> None:
-        self._rings += 1
+    def notify(self) -> None:
+        self._version += 1
         event, self._event = self._event, None
         if event is not None:
             event.set()
 
-    def heard(self) -> int:
-        return self._rings
+    def version(self) -> int:
+        return self._version
 
-    def rung(self, heard: int) -> bool:
-        return self._rings != heard
+    def changed_since(self, seen: int) -> bool:
+        return self._version != seen
 
-    async def wait(self, heard: int, timeout: float | None) -> None:
-        if self._rings != heard:
+    async def wait(self, seen: int, timeout: float | None) -> None:
+        if self._version != seen:
             await anyio.lowlevel.checkpoint()
             return
         if self._event is None:
@@ -110,7 +110,7 @@ class TaskDriver(Driver):
         release: Callable[[], Awaitable[object]] | None,
     ) -> None:
         self._thread, self._loop = threading.get_ident(), _loop()
-        super().__init__(engine, _Bell, owns_ledger=owns_ledger)
+        super().__init__(engine, _Notifier, owns_ledger=owns_ledger)
         self._ports, self._release = ports, release
         self.in_thread, self.together = threads.run, threads.together
         self._tasks = anyio.create_task_group()
@@ -123,9 +123,9 @@ class TaskDriver(Driver):
     def _changed_by_others(self) -> None:
         with suppress(RuntimeError):  # the loop has ended, and with it all who waited
             if isinstance(self._loop, asyncio.AbstractEventLoop):
-                self._loop.call_soon_threadsafe(self._waiters.ring_all)
+                self._loop.call_soon_threadsafe(self._waiters.notify_all)
             else:
-                self._loop.run_sync_soon(self._waiters.ring_all)
+                self._loop.run_sync_soon(self._waiters.notify_all)
 
     async def start(self) -> None:
         """Start the host, and in it the pump."""
@@ -161,7 +161,7 @@ class TaskDriver(Driver):
             self._fail(fault)
         finally:
             self._closing = self._closed = self._over = True
-            self._waiters.ring_all()
+            self._waiters.notify_all()
             begun.set()
             with anyio.CancelScope(shield=True):
                 await self._let_go()
@@ -215,7 +215,7 @@ class TaskDriver(Driver):
 
     def call(self) -> bool:
         """Take up what the call queue holds."""
-        self._work_bell.ring()
+        self._work_notifier.notify()
         return True
 
     def _on_settled(self, requests: Sequence[int]) -> None:
@@ -237,12 +237,12 @@ class TaskDriver(Driver):
     async def _feed(self) -> None:
         """Start calls as the queue lets them through."""
         while not self._over:
-            heard = self._work_bell.heard()
+            seen = self._work_notifier.version()
             got = self.engine.next_call()
             if isinstance(got, Slot):
                 self._begin(partial(self._call, got))
             else:
-                await self._work_bell.wait(heard, got)
+                await self._work_notifier.wait(seen, got)
 
     async def close(self, *, finish: bool, spare_calls: bool = False) -> None:
         """End; whoever is not the first waits for the end.
@@ -283,7 +283,7 @@ class TaskDriver(Driver):
 
     async def _stop(self) -> None:
         self._closed = True
-        self._waiters.ring_all()
+        self._waiters.notify_all()
         self._leaving.set()
         with anyio.CancelScope(shield=True):
             await self._gone.wait()

@@ -36,32 +36,32 @@ _NO_THREAD = (
 _SPARE = 8
 """Workers at most that stand idle while calls wait for the pacing: each looks at the queue when it is told to."""
 _LOOK = 2.0
-"""Seconds between two looks whether this is a forked child, in which nobody rings."""
+"""Seconds between two looks whether this is a forked child, in which nobody notifies."""
 
 
-class _Bell:
-    """Wakes whoever waits for a change; a ring is never missed."""
+class _Notifier:
+    """See `waiters.Notifier`."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._rings, self._pid = 0, os.getpid()
+        self._version, self._pid = 0, os.getpid()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         with self._condition:
-            self._rings += 1
+            self._version += 1
             self._condition.notify_all()
 
-    def heard(self) -> int:
-        return self._rings
+    def version(self) -> int:
+        return self._version
 
-    def rung(self, heard: int) -> bool:
-        return self._rings != heard
+    def changed_since(self, seen: int) -> bool:
+        return self._version != seen
 
-    def wait(self, heard: int, timeout: float | None) -> None:
+    def wait(self, seen: int, timeout: float | None) -> None:
         end = None if timeout is None else monotonic() + timeout
         with self._condition:
-            # Nobody rings in a child that the handler of a signal has forked from here.
-            while self._rings == heard and self._pid == os.getpid():
+            # Nobody notifies in a child that the handler of a signal has forked from here.
+            while self._version == seen and self._pid == os.getpid():
                 left = _LOOK if end is None else min(_LOOK, end - monotonic())
                 if left <= 0:
                     return
@@ -88,7 +88,7 @@ class ThreadDriver(Driver):
         owns_ledger: bool,
         release: Callable[[], object] | None,
     ) -> None:
-        super().__init__(engine, _Bell, owns_ledger=owns_ledger)
+        super().__init__(engine, _Notifier, owns_ledger=owns_ledger)
         self._ports, self._stopping, self._release = ports, stopping, release
         self._pumping: threading.Thread | None = None
         self._workers: set[threading.Thread] = set()
@@ -161,7 +161,7 @@ class ThreadDriver(Driver):
     # -- the sync lane ----------------------------------------------------------------------------------------------
 
     def _changed_by_others(self) -> None:
-        self._waiters.ring_all()
+        self._waiters.notify_all()
 
     def call(self) -> bool:
         """See to it that somebody takes up what the call queue holds; False: there is nobody."""
@@ -178,13 +178,13 @@ class ThreadDriver(Driver):
                 self._workers.add(worker)  # it takes nothing up before the lock is free
                 self._idle += 1
             anybody = bool(self._workers)
-        self._work_bell.ring()
+        self._work_notifier.notify()
         return anybody
 
     def _work(self) -> None:
         try:
             while not self._over:
-                heard = self._work_bell.heard()
+                seen = self._work_notifier.version()
                 with self._lock:  # in one step: `call` counts on whoever is idle for what still waits
                     got = self.engine.next_call()
                     if isinstance(got, Slot):
@@ -198,7 +198,7 @@ class ThreadDriver(Driver):
                             self._idle += 1
                     continue
                 before = monotonic()
-                self._work_bell.wait(heard, 10.0 if got is None else got)
+                self._work_notifier.wait(seen, 10.0 if got is None else got)
                 if got is None and monotonic() - before >= 10.0 and self._leave():
                     return
         finally:
@@ -285,10 +285,10 @@ class ThreadDriver(Driver):
     def _stop(self, *, wait: bool) -> None:
         self._closed = self._over = True
         self._stopping.set()
-        self._ending.ring()
-        self._pump_bell.ring()
-        self._work_bell.ring()
-        self._waiters.ring_all()
+        self._ending.notify()
+        self._pump_notifier.notify()
+        self._work_notifier.notify()
+        self._waiters.notify_all()
         threads = [*self._workers, *([self._pumping] if self._pumping else [])]
         for thread in threads:
             if thread is not threading.current_thread():
@@ -305,4 +305,4 @@ class ThreadDriver(Driver):
         """Wait until nothing of it goes on, so many seconds at most."""
         end = monotonic() + seconds
         while going_on() and monotonic() < end:
-            self._waiters.news.wait(self._waiters.news.heard(), 0.01)
+            self._waiters.news.wait(self._waiters.news.version(), 0.01)

@@ -1,4 +1,4 @@
-"""Who waits for what in a dispatcher, and the bells that wake them."""
+"""Who waits for what in a dispatcher, and the notifiers that wake them."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-__all__ = ["Bell", "Waiters"]
+__all__ = ["Notifier", "Waiters"]
 
 
-class Bell(Protocol):
-    """Wakes whoever waits for a change; a ring is never missed."""
+class Notifier(Protocol):
+    """An event with a version, which wakes everybody who waits for a change. No change is missed."""
 
-    def ring(self) -> None:
-        """Wake whoever waits."""
+    def notify(self) -> None:
+        """Count a change, and wake everybody who waits."""
 
-    def heard(self) -> Any:
-        """Which rings there were so far, for `rung` and `wait`."""
+    def version(self) -> Any:
+        """Return the number of changes so far, for `changed_since` and `wait`."""
 
-    def rung(self, heard: Any) -> bool:
-        """Whether it has rung since."""
+    def changed_since(self, seen: Any) -> bool:
+        """Return whether there was a change since the version `seen`."""
 
-    def wait(self, heard: Any, timeout: float | None) -> Any:
-        """Return when it has rung since, or after `timeout` seconds; the tasks' gives an awaitable."""
+    def wait(self, seen: Any, timeout: float | None) -> Any:
+        """Return when there was a change since `seen`, or after `timeout` seconds; tasks get an awaitable."""
 
 
 class Waiters:
     """Thread-safe.
 
     Args:
-        make_bell: Makes a bell.
+        make_notifier: Makes a `Notifier`.
     """
 
-    def __init__(self, make_bell: Callable[[], Bell]) -> None:
-        self._make_bell, self._lock = make_bell, threading.Lock()
-        self._bells: dict[int, list[Bell]] = {}
+    def __init__(self, make_notifier: Callable[[], Notifier]) -> None:
+        self._make_notifier, self._lock = make_notifier, threading.Lock()
+        self._notifiers: dict[int, list[Notifier]] = {}
         """By the number of the request that is waited for."""
         self._listening = 0
-        self.news: Bell = make_bell()
-        """Rings when anything settles, and for all that any waiter may have to know."""
+        self.news: Notifier = make_notifier()
+        """Notifies when any request settles, and of each change that any waiter may have to know."""
 
     @property
     def waiting(self) -> bool:
@@ -47,24 +47,24 @@ class Waiters:
         return self._listening > 0
 
     @contextmanager
-    def listening(self, request: int | None) -> Iterator[Bell]:
-        """A bell that rings when this request settles (None: when any does), and whenever `ring_all` is called."""
+    def listening(self, request: int | None) -> Iterator[Notifier]:
+        """Yield a notifier of the end of this request (None: of any request), and of each call of `notify_all`."""
         with self._lock:
             self._listening += 1
         try:
             if request is None:
                 yield self.news
                 return
-            bell = self._make_bell()
+            notifier = self._make_notifier()
             with self._lock:
-                self._bells.setdefault(request, []).append(bell)
+                self._notifiers.setdefault(request, []).append(notifier)
             try:
-                yield bell
+                yield notifier
             finally:
                 with self._lock:
-                    self._bells[request].remove(bell)
-                    if not self._bells[request]:
-                        del self._bells[request]
+                    self._notifiers[request].remove(notifier)
+                    if not self._notifiers[request]:
+                        del self._notifiers[request]
         finally:
             with self._lock:
                 self._listening -= 1
@@ -72,13 +72,13 @@ class Waiters:
     def settled(self, requests: Sequence[int]) -> None:
         """Wake whoever waits for one of these requests, or for any."""
         with self._lock:
-            bells = [bell for number in requests for bell in self._bells.get(number, ())] if self._bells else []
-        for bell in (*bells, self.news):
-            bell.ring()
+            found = [each for number in requests for each in self._notifiers.get(number, ())] if self._notifiers else []
+        for notifier in (*found, self.news):
+            notifier.notify()
 
-    def ring_all(self) -> None:
+    def notify_all(self) -> None:
         """Wake everybody: something changed that any waiter may have to know."""
         with self._lock:
-            bells = [bell for waiting in self._bells.values() for bell in waiting]
-        for bell in (*bells, self.news):
-            bell.ring()
+            notifiers = [notifier for waiting in self._notifiers.values() for notifier in waiting]
+        for notifier in (*notifiers, self.news):
+            notifier.notify()

@@ -153,7 +153,7 @@ async def test_an_end_in_the_midst_of_trouble_comes_and_says_so(
     world: World, ledger: SqliteLedger, trouble: Trouble, monkeypatch: pytest.MonkeyPatch
 ):
     for module in (pump, threads):
-        monkeypatch.setattr(module, "SPARED", 0.5)
+        monkeypatch.setattr(module, "END_GRACE", 0.5)
     world.sandbox.sync_latency = 1
     d = world.open(ledger=ledger)
     await d.__aenter__()

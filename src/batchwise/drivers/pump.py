@@ -27,19 +27,19 @@ from batchwise.engine.core import Engine
 from batchwise.engine.effects import Effect, Procedure, Store, pause, persist, store, store_together
 from batchwise.engine.passes import (
     CLOCK_LOOK,
+    END_GRACE,
     IDLE_SWEEP,
     MAX_ACTIONS,
     NEVER,
     PASS_SHARE,
     QUICK,
-    SPARED,
     SWEEP,
     WATCH,
-    gate,
-    once,
+    action_key,
+    concurrency_group,
+    describe,
     one_by_one,
     repeats,
-    words_for,
 )
 from batchwise.engine.queue import Slot
 from batchwise.engine.setbacks import lasting, passing
@@ -77,7 +77,7 @@ class Driver(ABC):
         self._pid = os.getpid()
         self._closing = self._closed = self._over = False
         self._under_way: dict[object, object] = {}
-        """For each batch action under way, by a mark of its own: the `gate` whose places it takes one of."""
+        """The `concurrency_group` of each batch action under way, by a mark of its own."""
         self._ending = make_notifier()
         """Notifies when the end begins: whatever waits before another try is then tried at once."""
         self._fatal: Exception | None = None
@@ -92,7 +92,7 @@ class Driver(ABC):
         """Whether the database notifies this process of what others change."""
         self._swept = 0.0
         """When it last looked for what dead processes left (monotonic)."""
-        self._told = engine.troubles
+        self._problems = engine.problems
         engine.on_settled = self._on_settled
 
     # -- what a driver adds -----------------------------------------------------------------------------------------
@@ -288,8 +288,8 @@ class Driver(ABC):
             if await self._call_here():
                 wait = 0.0
             self._gap = max(WATCH, PASS_SHARE * (monotonic() - begun))
-            if self.engine.troubles != self._told:
-                self._told = self.engine.troubles
+            if self.engine.problems != self._problems:
+                self._problems = self.engine.problems
                 self._waiters.notify_all()
         except Exception as error:  # noqa: BLE001  # tried again
             if isinstance(error, LedgerError) and not passing(error):  # its file is gone, or broken
@@ -363,12 +363,12 @@ class Driver(ABC):
         wait: float | None = None
         before, moved = await store(self.engine.ledger.version), False
         actions = await store(self.engine.plan)
-        self.engine.setbacks.forget(tuple, {once(action) for action in actions})
+        self.engine.setbacks.forget(tuple, {action_key(action) for action in actions})
         for action in actions:
             if isinstance(action, agenda.WaitUntil):
                 due = max(0.0, (action.moment - self.engine.now()) / timedelta(seconds=1))
                 wait = due if wait is None else min(wait, due)
-            elif resting := self.engine.setbacks.pause(once(action)):
+            elif resting := self.engine.setbacks.pause(action_key(action)):
                 wait = resting if wait is None else min(wait, resting)
             elif isinstance(action, QUICK):
                 moved |= await self._move(action)
@@ -380,13 +380,13 @@ class Driver(ABC):
 
     async def _move(self, action: agenda.Action) -> bool:
         """Carry it out within the pass. A fault in it keeps nothing else of the pass from being done."""
-        what = once(action)
+        what = action_key(action)
         try:
             moved = await self._carry_out_now(action)
         except Exception as error:
             if lasting(error) or passing(error):  # what comes next would meet the same
                 raise
-            self._failed(what, words_for(action), error)
+            self._failed(what, describe(action), error)
             return False
         self.engine.setbacks.mended(what)
         return moved
@@ -410,11 +410,11 @@ class Driver(ABC):
         callers who do not have it tried again.
         """
         with self._lock:
-            crowd = sum(each == gate(action) for each in self._under_way.values())
+            crowd = sum(each == concurrency_group(action) for each in self._under_way.values())
             if crowd >= MAX_ACTIONS or (token := self.engine.under_way.begin(action)) is None:
                 return False
             mark = object()
-            self._under_way[mark] = gate(action)
+            self._under_way[mark] = concurrency_group(action)
         acting = partial(self._act, action, token, mark, raised)
         if not self._begin(acting):
             await acting()
@@ -422,7 +422,7 @@ class Driver(ABC):
 
     async def _act(self, action: agenda.Action, token: object, mark: object, raised: list[Exception] | None) -> None:
         """Carry an action out. One that fails begins again after its pause; its place is free meanwhile."""
-        what, words = once(action), words_for(action)
+        what, words = action_key(action), describe(action)
         try:
             await self._storing(carry_out(self.engine, action), what, words, every=False)
         except Exception as error:  # noqa: BLE001  # tried again, or raised by whoever asked for it
@@ -499,12 +499,14 @@ class Driver(ABC):
                     wait = min(wait, max(0.0, (action.moment - self.engine.now()) / timedelta(seconds=1)))
                     continue
                 most = repeats(action, only_sending=only_sending)
-                if most == 0 or (done[once(action)] >= most and not meanwhile):  # time passes, and it is due again
+                if most == 0 or (
+                    done[action_key(action)] >= most and not meanwhile
+                ):  # time passes, and it is due again
                     continue
                 due, quick = True, isinstance(action, QUICK)
                 acts = self._carry_out_now(action) if quick else self._act_in_background(action, raised)
                 if await acts:
-                    done[once(action)] += 1
+                    done[action_key(action)] += 1
                     began, moved = True, moved or quick
             if raised:
                 raise raised[0]
@@ -542,7 +544,7 @@ class Driver(ABC):
 
     def _give_up(self) -> None:
         """Raise what has been failing for too long for somebody who waits for the end."""
-        stuck = self.engine.setbacks.stuck(SPARED)
+        stuck = self.engine.setbacks.stuck(END_GRACE)
         if stuck is not None:
             raise stuck
 
@@ -557,12 +559,12 @@ class Driver(ABC):
                 await pause(self._work_notifier.wait, seen, 0.05)
 
     async def _repeating_to_the_end(self, procedure: Procedure[None]) -> None:
-        """Carry out a part of the end. Ledger calls that fail in passing are repeated, for `SPARED` seconds in all."""
+        """Carry out a part of the end. Retry transient failures of the ledger, for `END_GRACE` s in all."""
         end: float | None = None
 
         async def again(effect: Effect, error: Exception) -> bool:
             nonlocal end
-            end = monotonic() + SPARED if end is None else end
+            end = monotonic() + END_GRACE if end is None else end
             if not (isinstance(effect, Store) and passing(error)) or monotonic() >= end:
                 return False
             await self._rest(min(1.0, self._failed("end", "ending", error)))
@@ -596,7 +598,7 @@ class Driver(ABC):
         self._over = True
         self._ending.notify()
         self._pump_notifier.notify()
-        end = monotonic() + SPARED
+        end = monotonic() + END_GRACE
         await store(self.engine.put_back)
         while self.engine.queue.busy and monotonic() < end:
             await pause(self._work_notifier.wait, self._work_notifier.version(), 0.05)
@@ -608,7 +610,7 @@ class Driver(ABC):
         if self._dropped is not None:
             self._dropped.detach()
 
-    def _shut(self) -> None:
+    def _close_ledger(self) -> None:
         """Let go of the ledger: the last step of every end."""
         try:
             self.engine.close()

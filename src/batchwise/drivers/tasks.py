@@ -169,7 +169,7 @@ class TaskDriver(Driver):
     async def _let_go(self) -> None:
         try:
             try:
-                await self._ports.threads.run(self._shut)
+                await self._ports.threads.run(self._close_ledger)
             finally:
                 if self._release is not None:
                     await self._release()
@@ -279,7 +279,7 @@ class TaskDriver(Driver):
             self._loop.call_soon_threadsafe(lambda: _spawn(self.close(finish=False, spare_calls=True)))
         except RuntimeError:  # the loop is closed, and its tasks are gone
             with suppress(RuntimeError):
-                in_background(self._shut)
+                in_background(self._close_ledger)
 
     async def _stop(self) -> None:
         self._closed = True

@@ -16,7 +16,7 @@ from batchwise.engine.actions import withdraw
 from batchwise.engine.adoption import adopt
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure, SyncPorts, drive
-from batchwise.engine.passes import SPARED
+from batchwise.engine.passes import END_GRACE
 from batchwise.engine.queue import Slot
 from batchwise.errors import BatchwiseError
 from batchwise.planning.capacity import MOST_CALLS
@@ -294,9 +294,9 @@ class ThreadDriver(Driver):
             if thread is not threading.current_thread():
                 thread.join(timeout=None if wait else 0.2)
         self._await_end(lambda: len(self._acting), 60.0 if wait else 0.2)
-        self._await_end(lambda: self.engine.queue.storing, SPARED)  # answers that came are paid for
+        self._await_end(lambda: self.engine.queue.storing, END_GRACE)  # answers that came are paid for
         try:
-            self._shut()
+            self._close_ledger()
         finally:
             if self._release is not None:
                 self._release()

@@ -34,7 +34,7 @@ _log = logging.getLogger("batchwise")
 _ZERO = timedelta(0)
 _REREADS = 3
 """How often a short read is repeated before missing rows are bought again."""
-_TROUBLES = 10
+_MAX_FAILURES = 10
 """Polls or reads of one batch that fail in a row before the lane is suspended."""
 _YOUNG = timedelta(minutes=5)
 """A batch just created may be unknown to `retrieve` for a moment (seen: a second or so)."""
@@ -222,7 +222,7 @@ async def _again(
     failures = batch.failures + 1
     noted = attrs.evolve(batch, polled_at=engine.now(), failures=failures)
     await store(engine.ledger.update_batch, noted, was=batch)
-    if reason is None and failures >= _TROUBLES:
+    if reason is None and failures >= _MAX_FAILURES:
         reason = (
             f"batch {printable(batch.remote_id or '')} could not be read {failures} times in a row ({words}); "
             "see whether the API can be reached, then resume()"

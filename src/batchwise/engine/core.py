@@ -54,7 +54,7 @@ from batchwise.wording import in_requests
 from .admissions import Admissions
 from .forecasts import Forecasts
 from .health import Health
-from .queue import BLOCKING, PATIENT, URGENT, CallQueue, Slot
+from .queue import BACKGROUND, BLOCKING, URGENT, CallQueue, Slot
 from .routes import Router, check_size, decision_of
 from .setbacks import Setbacks
 from .suspensions import Suspensions
@@ -114,10 +114,10 @@ class Engine:
         self.telling = Telling(on_event, lambda: self.now())  # noqa: PLW0108  # the clock may be set anew
         self.suspensions = Suspensions(ledger, self.telling)
         kept = ledger.kept_policy()
-        self._untold = None if policy == kept else policy
+        self._unstored_policy = None if policy == kept else policy
         """The policy that the ledger has to be told once work is accepted under it."""
         self.policy = policy = policy or kept or Policy()
-        if kept is not None and self._untold is not None:
+        if kept is not None and self._unstored_policy is not None:
             words = policy.differs_from(kept)
             _log.info("batchwise: other policy than the work in %s was accepted under: %s", ledger.name, words)
         self.prices = book_of(policy.prices)
@@ -274,14 +274,14 @@ class Engine:
 
     def _keep_policy(self) -> None:
         """Have the ledger keep the policy that work was accepted under, once for each dispatcher that was given one."""
-        if self._untold is None:
+        if self._unstored_policy is None:
             return
         try:
-            self.ledger.keep_policy(self._untold)
+            self.ledger.keep_policy(self._unstored_policy)
         except LedgerError:  # the work is accepted; the next one tells it
             _log.debug("batchwise: the policy could not be stored yet", exc_info=True)
         else:
-            self._untold = None
+            self._unstored_policy = None
 
     def reopen(
         self,
@@ -385,8 +385,8 @@ class Engine:
         return snapshot
 
     @property
-    def troubles(self) -> tuple[Mapping[Lane, str], frozenset[int]]:
-        """What whoever waits may have to be told: suspended lanes, and jobs whose batches cannot be read."""
+    def problems(self) -> tuple[Mapping[Lane, str], frozenset[int]]:
+        """What callers who wait may have to be told: suspended lanes, and jobs whose batches cannot be read."""
         return self.suspensions.lanes, self.stalled
 
     def plan(self, wake_gap: timedelta = timedelta(0)) -> tuple[agenda.Action, ...]:
@@ -480,7 +480,7 @@ class Engine:
 
     def push(self, claim: Claim, *, urgent: bool = False, wait: float = 0.0) -> None:
         """Hand a claim to this process's sync lane."""
-        priority = URGENT if urgent else BLOCKING if claim.terms.blocking else PATIENT
+        priority = URGENT if urgent else BLOCKING if claim.terms.blocking else BACKGROUND
         due = claim.terms.deadline
         self.queue.push(
             claim, priority=priority, due=math.inf if due is None else due.timestamp(), now=monotonic(), wait=wait

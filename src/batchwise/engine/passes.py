@@ -1,4 +1,4 @@
-"""The figures of both drivers: how much at once, how often, and how often again."""
+"""Figures that both drivers share: how many actions at once, how often they look, how often they repeat an action."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from batchwise.planning import agenda
 
 __all__ = [
     "CLOCK_LOOK",
+    "END_GRACE",
     "IDLE_SWEEP",
     "MAX_ACTIONS",
     "NEVER",
     "PASS_SHARE",
     "QUICK",
-    "SPARED",
     "SWEEP",
     "WATCH",
-    "gate",
-    "once",
+    "action_key",
+    "concurrency_group",
+    "describe",
     "one_by_one",
     "repeats",
-    "words_for",
 ]
 
 MAX_ACTIONS = 8
-"""Batch actions of one gate under way at once."""
+"""The most batch actions of one `concurrency_group` under way at once."""
 NEVER = datetime.max.replace(tzinfo=timezone.utc)
 """When nothing falls due."""
 CLOCK_LOOK = 0.5
-"""Seconds between two looks at the wall clock while something is due, at most: it may be set, or the machine slept."""
+"""The most seconds between two looks at the wall clock while something is due: it may be set, or the machine slept."""
 WATCH = 0.25
-"""Seconds between two looks for what other processes did to the ledger, at least."""
+"""The least seconds between two looks for changes that other processes made to the ledger."""
 SWEEP, IDLE_SWEEP = 1.0, 60.0
-"""Seconds between two questions to a server whether a process has died: while something is waited for or falls due,
-and while nothing is."""
+"""Seconds between two questions to a server whether a process has died: while work is due or waited for, and while
+none is."""
 PASS_SHARE = 10
-"""Planning takes one part in so many of the time at most, however much is queued, unless something is due."""
-SPARED = 60.0
-"""Seconds that calls which run are given after an exception, and the storing of answers at any end."""
+"""Planning takes at most 1 in so many parts of the time, however much is queued, unless something is due."""
+END_GRACE = 60.0
+"""Seconds that running calls get after an exception, and the storing of answers gets at every end."""
 QUICK = (agenda.Run, agenda.Move, agenda.FailLate, agenda.Release, agenda.Probe)
 """Actions that only move rows; they are carried out within the planner's pass, in its order."""
 
@@ -60,29 +60,29 @@ _REPEATS: Mapping[type, int] = {
 }
 
 
-def gate(action: agenda.Action) -> object:
-    """Which actions share `MAX_ACTIONS` places: slow uploads and reads hold up no poll, nothing holds up a cancel."""
+def concurrency_group(action: agenda.Action) -> object:
+    """Return the group that shares `MAX_ACTIONS`: slow uploads and reads delay no poll, and nothing delays a cancel."""
     return type(action) if isinstance(action, (agenda.Seal, agenda.Collect, agenda.Cancel)) else None
 
 
 def one_by_one(actions: Iterable[agenda.Action]) -> list[agenda.Action]:
-    """The order in which to begin actions where each may have to be done in turn: what may take minutes comes last."""
+    """Return actions in the order in which to begin them one by one: those that may take minutes come last."""
     return sorted(actions, key=lambda action: isinstance(action, (agenda.Seal, agenda.Collect)))
 
 
-def once(action: agenda.Action) -> object:
-    """What counts as the same action again."""
+def action_key(action: agenda.Action) -> object:
+    """Return a key that is equal for two orders of the same action."""
     terms = action.terms if isinstance(action, (agenda.Move, agenda.FailLate)) else None
     return type(action), getattr(action, "batch", None), terms
 
 
-def words_for(action: agenda.Action) -> str:
-    """What it is called in messages: the subject of a sentence."""
+def describe(action: agenda.Action) -> str:
+    """Return what messages call the action: the subject of a sentence."""
     return _WORDS.get(type(action), "moving requests")
 
 
 def repeats(action: agenda.Action, *, only_sending: bool) -> int:
-    """How often it may be carried out in one go."""
+    """Return how often an action may be carried out in one `advance` or `close`."""
     if only_sending and not isinstance(action, _SENDING):
         return 0
     return _REPEATS.get(type(action), 1)

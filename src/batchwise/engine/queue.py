@@ -17,10 +17,10 @@ from batchwise.planning.outputs import OutputForecast, Writing
 from batchwise.planning.pacing import Pacer, Reservation
 from batchwise.planning.state import BYTES_PER_TOKEN
 
-__all__ = ["BLOCKING", "PATIENT", "URGENT", "CallQueue", "Slot"]
+__all__ = ["BACKGROUND", "BLOCKING", "URGENT", "CallQueue", "Slot"]
 
-URGENT, BLOCKING, PATIENT = 0, 1, 2
-"""The priorities of claims: those that a deadline calls for now, those that somebody waits for, and the others."""
+URGENT, BLOCKING, BACKGROUND = 0, 1, 2
+"""The priorities of claims: a deadline needs the call now; a caller waits for it; all others."""
 _LONG, _TOLD = 1.0, 60.0
 """Seconds that calls wait before that is told, and seconds until it is told again."""
 _FULL = 1.0
@@ -62,7 +62,7 @@ class _Class:
         while self.dated and self.dated[0][0] <= moment:
             _, sequence, claim, priority = heapq.heappop(self.dated)
             self._urgent -= priority == URGENT
-            self.put(PATIENT, math.inf, sequence, claim)
+            self.put(BACKGROUND, math.inf, sequence, claim)
 
     def line(self) -> list[tuple[float, int, Claim, int]]:
         return self.dated if self.dated and (self._urgent or not self.blocking) else self.blocking

@@ -33,7 +33,7 @@ __all__ = ["give_up", "reconcile", "too_old"]
 
 _LOOKING = "looking"
 """Under which name it is noted that the API does not show its batches."""
-_TROUBLES = 10
+_MAX_FAILURES = 10
 """Looks for one batch that fail in a row before the lane is suspended."""
 _VANISHED = 3
 """Creates given up in a row before the lane is suspended."""
@@ -97,7 +97,7 @@ async def _unseen(
     engine.setbacks.refused(_LOOKING, "looking for a batch", fault, pause_after_failures(failures, engine.policy))
     ruling = rule_call(fault)
     reason = ruling.reason if ruling.verdict is Verdict.SUSPEND else None
-    if reason is None and failures >= _TROUBLES and batch.state is BatchState.DOUBT:
+    if reason is None and failures >= _MAX_FAILURES and batch.state is BatchState.DOUBT:
         reason = (
             f"a batch whose create was not answered could not be looked for {failures} times in a row, the last time: "
             f"{fault.told}; see whether the API can be reached, then resume()"

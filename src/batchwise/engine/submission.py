@@ -37,7 +37,7 @@ __all__ = ["FenceError", "check_workspace", "note_workspace_and_clock", "record_
 
 _SENDING = "sending"
 """Under which name it is noted that the API takes no batch."""
-_TROUBLES = 10
+_MAX_FAILURES = 10
 """Creates that fail in a row, without proof of a lasting cause, before the lane is suspended."""
 _REFUSED = 10
 """Single requests refused in a row, unnamed by the API, before the lane is suspended."""
@@ -67,7 +67,7 @@ async def submit(engine: Engine, seal: Seal) -> None:
     try:
         listing = await api.list()
     except LaneFault as error:
-        await _trouble(engine, error.fault, rule_create(error.fault), resumes)
+        await _not_created(engine, error.fault, rule_create(error.fault), resumes)
         return
     await store(note_workspace_and_clock, engine, listing)
     batch = await store(_seal, engine, seal, listing)
@@ -245,7 +245,7 @@ async def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: da
             if smaller:
                 await store(_resize, engine, batch, Sizes.full)
             # First: what is queued while the lane takes work is sent again at once.
-            await _trouble(engine, fault, ruling, resumes, smaller=smaller)
+            await _not_created(engine, fault, ruling, resumes, smaller=smaller)
             await store(_take_back, engine, batch)
 
 
@@ -294,20 +294,22 @@ async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> No
     engine.settled(await store(fail))
 
 
-async def _trouble(engine: Engine, fault: Fault, ruling: CreateRuling, resumes: int, *, smaller: bool = False) -> None:
+async def _not_created(
+    engine: Engine, fault: Fault, ruling: CreateRuling, resumes: int, *, smaller: bool = False
+) -> None:
     """Nothing was created: wait, or suspend the lane. A `smaller` batch may fit into the queue, and is tried soon."""
     full = ruling.outcome is CreateOutcome.QUEUE_FULL
     reason, wait = ruling.reason, ruling.wait or timedelta(0)
     if reason is None:
         failed = await store(engine.ledger.note_failure, "full" if full else "create", now=engine.now())
         wait = ruling.wait or (engine.policy.poll_every[0] if smaller else engine.backoff(failed.times))
-        if not full and failed.times >= _TROUBLES:
+        if not full and failed.times >= _MAX_FAILURES:
             reason = (
                 f"{failed.times} create calls in a row failed, the last time: {fault.told}; see whether the API can be "
                 "reached, then resume()"
             )
         lasts = engine.now() - failed.since > engine.policy.window  # whatever filled the queue has ended by now
-        if full and lasts and failed.times >= _TROUBLES:  # the clock may have been set: one refusal lasts no window
+        if full and lasts and failed.times >= _MAX_FAILURES:  # the clock may have been set: one refusal lasts no window
             reason = (
                 f"the API has refused every batch for a whole window ({fault.told}); see what fills the "
                 "account's queue, then resume()"

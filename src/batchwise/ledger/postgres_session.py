@@ -131,7 +131,7 @@ class Session:
             self._thread.start()
         except BaseException as error:
             self._closed = True
-            self._shut()
+            self._close_connection()
             if isinstance(error, RuntimeError):
                 raise self._lacking(error) from error
             raise
@@ -249,7 +249,7 @@ class Session:
             else:
                 pause = _FIRST_PAUSE
         if self._forgotten:
-            self._shut()
+            self._close_connection()
 
     def _connect_again(self) -> None:
         """Have a session again, and with it at once the locks that say that this process lives."""
@@ -323,7 +323,7 @@ class Session:
         self._nudge()
         if self._thread is not threading.current_thread():
             self._thread.join()
-        self._shut()
+        self._close_connection()
 
     def _forget(self, _: object) -> None:
         """The ledger was collected, in the midst of anything: take no lock here. The thread ends the session."""
@@ -331,7 +331,7 @@ class Session:
             self._closed = self._forgotten = True
             self._nudge()
 
-    def _shut(self) -> None:
+    def _close_connection(self) -> None:
         if self._connection is not None:
             with suppress(psycopg.Error):  # at once: the server notices the end of a session only when it comes to that
                 self._connection.execute("SELECT pg_advisory_unlock_all()")

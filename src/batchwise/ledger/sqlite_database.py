@@ -127,7 +127,7 @@ class SqliteDatabase:
             try:
                 yield
             except sqlite3.Error as error:
-                raise self._trouble(error) from error
+                raise self._ledger_error(error) from error
             finally:
                 self._inside -= 1
 
@@ -145,7 +145,7 @@ class SqliteDatabase:
         if self._file is not None and not still(self.name, self._file):
             raise refused(self.name, file_id(self.name))
 
-    def _trouble(self, error: sqlite3.Error) -> LedgerError:
+    def _ledger_error(self, error: sqlite3.Error) -> LedgerError:
         if "locked" in str(error) or "busy" in str(error):
             return busy(self.name)
         return LedgerError(

@@ -144,7 +144,7 @@ class Agenda:
         now: The moment.
         policy: The rules' figures.
         wake_gap: How much later than asked for the planner may be asked again.
-        curious: Whether batches are polled in between, to be early.
+        optional_polls: Also poll batches before that is necessary, to collect them early.
         job: Only what this job (by its number) needs is looked for; the lanes are everybody's.
     """
 
@@ -155,12 +155,12 @@ class Agenda:
         policy: Policy,
         wake_gap: timedelta,
         *,
-        curious: bool = True,
+        optional_polls: bool = True,
         job: int | None = None,
     ) -> None:
         self.snapshot = snapshot if job is None else _queued_of(snapshot, job)
         self.batches = snapshot.batches if job is None else tuple(_batches_of(snapshot, job))
-        self.now, self.policy, self.curious = now, policy, curious
+        self.now, self.policy, self.optional_polls = now, policy, optional_polls
         self.horizon = now + wake_gap
         self.actions: list[Action] = []
         self.next: datetime | None = None

@@ -161,7 +161,7 @@ def _fresh(agenda: Agenda, batch: BatchView, moment: datetime) -> bool:
 
 def _look(agenda: Agenda, batch: BatchView, action: Action) -> None:
     moment = _next_poll(agenda, batch)
-    if not agenda.curious:  # a look that nothing hangs on can wait until the batch is over for certain
+    if not agenda.optional_polls:  # a look that nothing hangs on can wait until the batch is over for certain
         over = batch.expires_at or batch.sealed_at + agenda.policy.window
         moment = max(moment, over - agenda.snapshot.clock_offset)
     if moment <= agenda.now:

@@ -93,7 +93,7 @@ def next_due(snapshot: Snapshot, now: datetime, policy: Policy, *, job: int | No
 
 
 def _asked(snapshot: Snapshot, at: datetime, policy: Policy, job: int | None) -> Agenda:
-    return _walk(Agenda(attrs.evolve(snapshot, leased=True), at, policy, _ZERO, curious=False, job=job))
+    return _walk(Agenda(attrs.evolve(snapshot, leased=True), at, policy, _ZERO, optional_polls=False, job=job))
 
 
 def _undone(agenda: Agenda) -> bool:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import attrs
 
-from batchwise.engine.passes import once, repeats
+from batchwise.engine.passes import action_key, repeats
 from batchwise.errors import AdmissionError
 from batchwise.models import Lane, Policy, Rates, Reason
 from batchwise.planning import admission, agenda, planner, routing
@@ -32,7 +32,7 @@ BOOK = PriceBook({MODEL: RATES})
 TARIFFS = {MODEL: next(filter(None, [BOOK.rates(MODEL, Lane.BATCH)]))}
 PREFIX_TOKENS = 20_000
 _BACKLOG = 256  # as in engine/actions.py
-_TROUBLES = 10  # as in engine/submission.py
+_MAX_FAILURES = 10  # as in engine/submission.py
 
 
 @attrs.define
@@ -174,8 +174,8 @@ class World:
                 if isinstance(action, agenda.WaitUntil):
                     wait = action.moment
                     continue
-                if done[once(action)] < repeats(action, only_sending=False) and self._carry_out(action):
-                    done[once(action)] += 1
+                if done[action_key(action)] < repeats(action, only_sending=False) and self._carry_out(action):
+                    done[action_key(action)] += 1
                     acted = True
             if not acted:
                 break
@@ -298,7 +298,7 @@ class World:
             return False
         if self.scenario.down(self.now):
             self.failed_creates += 1
-            if self.failed_creates >= _TROUBLES:  # until somebody calls `resume()`
+            if self.failed_creates >= _MAX_FAILURES:  # until somebody calls `resume()`
                 self.failed_creates, self.suspended = 0, {Lane.BATCH: "10 create calls in a row failed"}
                 self.resume_at = self.scenario.up_again(self.now) + self.rng.uniform(0, HOUR)
                 return True

@@ -475,7 +475,7 @@ def test_what_has_no_price_counts_with_all_that_was_kept_for_it(world: World) ->
     assert world.ledger.settle_answers(roll, [(numbers[0], b"{}", None, None, 0, None)], now=NOW)
     world.ledger.settle([settlement(numbers[1], cost=None)], now=NOW, batch=batch.id)
     requeue(world.ledger, numbers[2:], lane=SYNC, costs_attempt=True, now=NOW)
-    world.ledger.settle([settlement(numbers[2], lane=SYNC, cost=None, doubtful=True)], now=NOW)
+    world.ledger.settle([settlement(numbers[2], lane=SYNC, cost=None, maybe_billed=True)], now=NOW)
     with pytest.raises(SpendLimitError):
         world.accept("c", cap=world.cap(399))
     with pytest.raises(SpendLimitError):
@@ -492,7 +492,7 @@ def test_what_may_be_bought_again_is_kept_under_the_cap(world: World) -> None:
     def bought_again(room: int, number: int, lane: Lane) -> bool:
         before = world.ledger.snapshot(), world.ledger.report(job=None)
         try:
-            options = {"costs_attempt": True, "now": NOW, "doubtful": True}
+            options = {"costs_attempt": True, "now": NOW, "maybe_billed": True}
             requeue(world.ledger, [number], lane=lane, cap=world.cap(900 + room), **options)
         except SpendLimitError:
             assert (world.ledger.snapshot(), world.ledger.report(job=None)) == before
@@ -500,7 +500,7 @@ def test_what_may_be_bought_again_is_kept_under_the_cap(world: World) -> None:
         return True
 
     with pytest.raises(SpendLimitError):
-        unseal(world.ledger, batch.id, now=NOW, keep=True, doubtful=True, cap=world.cap(1_199))
+        unseal(world.ledger, batch.id, now=NOW, keep=True, maybe_billed=True, cap=world.cap(1_199))
     assert not bought_again(99, numbers[0], BATCH)
     assert bought_again(0, numbers[0], SYNC), "the call of a rescue is kept for from the beginning"
     assert bought_again(100, numbers[1], BATCH)
@@ -508,10 +508,10 @@ def test_what_may_be_bought_again_is_kept_under_the_cap(world: World) -> None:
     (claim,) = world.ledger.claim(terms, 1, run=world.run, now=NOW)
     with pytest.raises(SpendLimitError):
         world.ledger.note_attempt(
-            claim.id, run=world.run, costs_attempt=True, doubtful=True, now=NOW, cap=world.cap(1_199)
+            claim.id, run=world.run, costs_attempt=True, maybe_billed=True, now=NOW, cap=world.cap(1_199)
         )
     assert world.ledger.note_attempt(
-        claim.id, run=world.run, costs_attempt=True, doubtful=True, now=NOW, cap=world.cap(1_200)
+        claim.id, run=world.run, costs_attempt=True, maybe_billed=True, now=NOW, cap=world.cap(1_200)
     )
     assert world.ledger.report(job=None).possible_doubles == 3
 
@@ -532,7 +532,7 @@ def test_books_of_large_amounts(world: World) -> None:
     dear = attrs.evolve(PRICED, reserve_each=large)
     world.bulk([entry(f"dear {n}", dear) for n in range(9)], job="dear")
     unsealed = world.opened(terms=[find(world.ledger, "dear 0", job="dear").terms.id])  # type: ignore[union-attr]
-    unseal(world.ledger, unsealed.id, now=NOW, keep=True, doubtful=True)
+    unseal(world.ledger, unsealed.id, now=NOW, keep=True, maybe_billed=True)
     with pytest.raises(SpendLimitError, match=r"beside 80500000\.0"):
         world.accept("c", cap=world.cap(50_000_000 * 10**12, NOW))
     with pytest.raises(SpendLimitError):
@@ -603,7 +603,7 @@ def test_the_life_of_a_batch_is_kept(world: World) -> None:
     assert view.betas == ("one", "two")
     changed = attrs.evolve(
         view,
-        state=BatchState.DOUBT,
+        state=BatchState.IN_DOUBT,
         candidates=("a", "b"),
         struck=("c",),
         last_byte_at=NOW,
@@ -697,7 +697,7 @@ def test_unseal_of_some_terms_leaves_the_rest(world: World) -> None:
 def test_a_kept_batch_may_still_deliver(world: World) -> None:
     numbers = world.bulk([entry(str(n)) for n in range(3)])
     batch = world.opened()
-    assert unseal(world.ledger, batch.id, lane=SYNC, now=NOW, keep=True, doubtful=True) == 3
+    assert unseal(world.ledger, batch.id, lane=SYNC, now=NOW, keep=True, maybe_billed=True) == 3
     assert world.view(batch.id).groups == ()
     report = world.ledger.report(job=None)
     assert report.possible_doubles == 3
@@ -816,9 +816,9 @@ def test_claims_leave_the_batch_queue_alone_unless_told(world: World) -> None:
 
 def test_failed_tries_are_noted(world: World) -> None:
     row = world.accept("a", BLOCKING, claim=True).row
-    assert world.ledger.note_attempt(row.id, run=world.run, costs_attempt=True, doubtful=True, now=NOW)
-    assert world.ledger.note_attempt(row.id, run=world.run, costs_attempt=False, doubtful=False, now=NOW)
-    assert not world.ledger.note_attempt(row.id, run=99, costs_attempt=True, doubtful=True, now=NOW)
+    assert world.ledger.note_attempt(row.id, run=world.run, costs_attempt=True, maybe_billed=True, now=NOW)
+    assert world.ledger.note_attempt(row.id, run=world.run, costs_attempt=False, maybe_billed=False, now=NOW)
+    assert not world.ledger.note_attempt(row.id, run=99, costs_attempt=True, maybe_billed=True, now=NOW)
     after = row_of(world.ledger, row.id)
     assert after is not None
     assert after.attempts == 1
@@ -836,7 +836,7 @@ def test_calls_are_told_from_what_batches_used_up(world: World) -> None:
         requeue(world.ledger, [row.id], lane=lane, costs_attempt=True, now=NOW, batch=world.opened().id)
     first = claim()
     assert (first.attempts, first.calls) == (2, 0)
-    world.ledger.note_attempt(row.id, run=world.run, costs_attempt=True, doubtful=False, now=NOW)
+    world.ledger.note_attempt(row.id, run=world.run, costs_attempt=True, maybe_billed=False, now=NOW)
     requeue(world.ledger, [row.id], lane=SYNC, costs_attempt=True, now=NOW)
     again = claim()
     assert (again.attempts, again.calls) == (4, 2)
@@ -850,7 +850,7 @@ def test_calls_are_told_from_what_batches_used_up(world: World) -> None:
 def test_a_refusal_is_kept_with_the_body_that_goes_on_after_it(world: World) -> None:
     row = world.accept("a", PATIENT, claim=True, body="first").row
     noted = world.ledger.note_attempt(
-        row.id, run=world.run, costs_attempt=True, doubtful=False, now=NOW, turn=Turn(b"refused", b"another model")
+        row.id, run=world.run, costs_attempt=True, maybe_billed=False, now=NOW, turn=Turn(b"refused", b"another model")
     )
     assert noted
     assert [group.size for group in world.ledger.snapshot().sync_running] == [len(b"another model")]

@@ -364,12 +364,14 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.ledger.created(batch, remote_id=f"r{batch}", created_at=self.now, expires_at=None, now=self.now)
                 self.batches[batch] = BatchState.OPEN
 
-    @rule(wanted=picks, lane=lanes, keep=st.booleans(), doubtful=st.booleans())
-    def unseal(self, wanted: int, lane: Lane, keep: bool, doubtful: bool) -> None:
+    @rule(wanted=picks, lane=lanes, keep=st.booleans(), maybe_billed=st.booleans())
+    def unseal(self, wanted: int, lane: Lane, keep: bool, maybe_billed: bool) -> None:
         for batch in self._choose(self._alive(), [wanted]):
             inside = self._in_batch(batch)
-            assert unseal(self.ledger, batch, lane=lane, now=self.now, keep=keep, doubtful=doubtful) == len(inside)
-            if doubtful:
+            assert unseal(self.ledger, batch, lane=lane, now=self.now, keep=keep, maybe_billed=maybe_billed) == len(
+                inside
+            )
+            if maybe_billed:
                 self._doubt(inside)
             for number in inside:
                 self._requeue(number, lane, attempt=False)
@@ -484,11 +486,13 @@ class LedgerMachine(RuleBasedStateMachine):
             self.late.add((number, batch))
             self.wasted += cost
 
-    @rule(wanted=some, outcome=outcomes, cost=st.integers(0, 9), doubtful=st.booleans())
-    def answer(self, wanted: list[int], outcome: Outcome, cost: int, doubtful: bool) -> None:
+    @rule(wanted=some, outcome=outcomes, cost=st.integers(0, 9), maybe_billed=st.booleans())
+    def answer(self, wanted: list[int], outcome: Outcome, cost: int, maybe_billed: bool) -> None:
         numbers = self._choose(self._where(status=IN_FLIGHT, lane=SYNC, run=self.run), wanted)
-        rows = [settlement(n, outcome, SYNC, line=b"sync %d" % n, cost=cost, doubtful=doubtful) for n in numbers]
-        if doubtful:
+        rows = [
+            settlement(n, outcome, SYNC, line=b"sync %d" % n, cost=cost, maybe_billed=maybe_billed) for n in numbers
+        ]
+        if maybe_billed:
             self._doubt(numbers)
         order = self._by_kind(numbers)
         assert self.ledger.settle(rows, now=self.now, run=self.run) == len(rows)

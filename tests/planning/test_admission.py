@@ -150,7 +150,7 @@ def test_hedged_work_counts_as_available_once_a_cancel_has_settled() -> None:
         (Snapshot(batch_queue=(group(10),)), 28 * HOUR),
         (Snapshot(batch_queue=(group(10, flush=True),)), 24 * HOUR),
         (Snapshot(batches=(batch(BatchState.OPEN, group(10)),)), 24 * HOUR),
-        (Snapshot(batches=(batch(BatchState.DOUBT, group(10)),)), 24 * HOUR),
+        (Snapshot(batches=(batch(BatchState.IN_DOUBT, group(10)),)), 24 * HOUR),
         (Snapshot(batches=(batch(BatchState.ENDED, group(10)),)), ZERO),
     ],
 )

@@ -40,7 +40,7 @@ NOT_JSON = "The request body is not valid JSON: unexpected end of data: line 1 c
 CAP = "enforced_spend_limit_reached"
 MINUTE = timedelta(minutes=1)
 
-# status, type, message, extras -> the call's verdict, costs an attempt, doubtful; the create's outcome
+# status, type, message, extras -> the call's verdict, costs an attempt, maybe_billed; the create's outcome
 FAULTS: dict[str, tuple[Fault, Verdict, bool, bool, CreateOutcome]] = {
     "400": (Fault(400, "invalid_request_error", "messages: too long"), SETTLE, True, False, C.INVALID),
     "400 low credit": (Fault(400, "invalid_request_error", LOW_CREDIT), SUSPEND, False, False, C.SUSPENDED),
@@ -137,9 +137,9 @@ FAULTS: dict[str, tuple[Fault, Verdict, bool, bool, CreateOutcome]] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_failed_call(name: str) -> None:
-    fault, verdict, costs_attempt, doubtful, _ = FAULTS[name]
+    fault, verdict, costs_attempt, maybe_billed, _ = FAULTS[name]
     ruling = rule_call(fault)
-    assert (ruling.verdict, ruling.costs_attempt, ruling.doubtful) == (verdict, costs_attempt, doubtful)
+    assert (ruling.verdict, ruling.costs_attempt, ruling.maybe_billed) == (verdict, costs_attempt, maybe_billed)
     assert ruling.wait == fault.retry_after
     assert not ruling.caller_decides
     assert ruling.error is not None
@@ -287,7 +287,7 @@ FORGIVEN = {
     "low credit",
     "monthly cap",
 }
-DOUBTFUL = {"answer without message", "answer without content", "pause without content", "unknown type", "no type"}
+MAYBE_BILLED = {"answer without message", "answer without content", "pause without content", "unknown type", "no type"}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -297,9 +297,9 @@ def test_a_result_row(name: str) -> None:
     assert (ruling.verdict, ruling.outcome) == (verdict, outcome)
     assert (ruling.error.type if ruling.error else None) == kind
     assert ruling.costs_attempt == (name not in FORGIVEN)
-    assert ruling.doubtful == (name in DOUBTFUL)
+    assert ruling.maybe_billed == (name in MAYBE_BILLED)
     assert ruling.caller_decides == (name == "canceled")
-    if ruling.error is not None and name not in DOUBTFUL:
+    if ruling.error is not None and name not in MAYBE_BILLED:
         assert ruling.error.retryable == (verdict is not SETTLE)
     check_shape(ruling)
 
@@ -393,9 +393,9 @@ def test_any_failed_call_gets_a_ruling(fault: Fault) -> None:
     ruling = rule_call(fault)
     check_shape(ruling)
     if not fault.request_sent or (fault.status is not None and 400 <= fault.status < 500):
-        assert not ruling.doubtful
+        assert not ruling.maybe_billed
     elif fault.status is None or fault.status < 400:
-        assert ruling.doubtful
+        assert ruling.maybe_billed
     assert ruling.verdict is not RETRY or ruling.costs_attempt or fault.status == 429
 
 
@@ -619,9 +619,9 @@ def test_an_expired_row_says_why() -> None:
         (502, True), (503, False), (504, True), (505, False), (524, True), (529, False), (599, True),
     ],
 )  # fmt: skip
-def test_a_call_whose_answer_may_be_lost_is_doubtful(status: int | None, lost: bool) -> None:
+def test_a_call_whose_answer_may_be_lost_may_have_been_billed(status: int | None, lost: bool) -> None:
     for sent in (True, False):
-        assert rule_call(Fault(status, "api_error", "words", request_sent=sent)).doubtful == (lost and sent)
+        assert rule_call(Fault(status, "api_error", "words", request_sent=sent)).maybe_billed == (lost and sent)
 
 
 def test_only_an_answer_meets_a_deadline_and_lateness_is_never_negative() -> None:

@@ -122,7 +122,7 @@ def wait(snapshot: Snapshot, now: datetime = NOW, policy: Policy = POLICY, **gap
 # -- rule 1 ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", [BatchState.SEALED, BatchState.POSTING, BatchState.DOUBT, BatchState.CANCELING])
+@pytest.mark.parametrize("state", [BatchState.SEALED, BatchState.POSTING, BatchState.IN_DOUBT, BatchState.CANCELING])
 def test_1_what_is_unsettled_at_its_last_safe_moment_goes_to_the_sync_lane(state: BatchState) -> None:
     start = start_of(10, 30 * HOUR)
     snapshot = Snapshot(batches=(batch(group(), state=state, polled_at=start),))
@@ -151,7 +151,7 @@ def test_1_an_ended_batch_is_read_before_anything_is_bought_again() -> None:
     assert acts(ended, start + POLICY.cancel_settle / 10) == [Release(1, (1,)), Collect(1)]
 
 
-@pytest.mark.parametrize(("state", "look"), [(BatchState.CANCELING, Poll(1)), (BatchState.DOUBT, Reconcile(1))])
+@pytest.mark.parametrize(("state", "look"), [(BatchState.CANCELING, Poll(1)), (BatchState.IN_DOUBT, Reconcile(1))])
 def test_1_while_there_is_time_a_look_goes_before_a_release(state: BatchState, look: Action) -> None:
     start, gap = start_of(10, 30 * HOUR), 20 * MINUTE
     waiting = batch(group(), state=state, cancel_at=start - HOUR, polled_at=start - HOUR)
@@ -433,13 +433,13 @@ def test_5_where_the_policy_hedges_late_work_still_tries_a_batch() -> None:
 
 
 def test_6_a_create_of_unknown_outcome_is_looked_for() -> None:
-    doubt = batch(group(), state=BatchState.DOUBT, last_byte_at=NOW, polled_at=None, age=ZERO)
+    doubt = batch(group(), state=BatchState.IN_DOUBT, last_byte_at=NOW, polled_at=None, age=ZERO)
     assert acts(Snapshot(batches=(doubt,))) == [Reconcile(1)]
 
 
 def test_6_past_the_grace_it_is_sent_again_and_watched() -> None:
     over = NOW + POLICY.create_grace
-    doubt = batch(group(), state=BatchState.DOUBT, last_byte_at=NOW, polled_at=over, age=ZERO)
+    doubt = batch(group(), state=BatchState.IN_DOUBT, last_byte_at=NOW, polled_at=over, age=ZERO)
     assert acts(Snapshot(batches=(doubt,)), over) == [GiveUp(1)]
     assert GiveUp(1) not in acts(Snapshot(batches=(attrs.evolve(doubt, polled_at=over - SECOND),)), over)
     assert GiveUp(1) not in acts(Snapshot(batches=(attrs.evolve(doubt, candidates=("x",)),)), over)
@@ -472,7 +472,7 @@ def test_7_a_pause_is_sat_out_up_to_the_last_moment() -> None:
 
 @pytest.mark.parametrize(
     ("state", "done"),
-    [(BatchState.SEALED, Post(1)), (BatchState.DOUBT, GiveUp(1)), (BatchState.CANCELING, Poll(1))],
+    [(BatchState.SEALED, Post(1)), (BatchState.IN_DOUBT, GiveUp(1)), (BatchState.CANCELING, Poll(1))],
 )
 def test_7_while_the_sync_lane_is_suspended_a_batch_goes_its_way(state: BatchState, done: Action) -> None:
     start = start_of(10, 30 * HOUR)
@@ -589,7 +589,7 @@ def test_looks_grow_rare_but_come_at_the_expiry_and_often_after_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "known", [{"remote_id": "msgbatch_1"}, {"state": BatchState.DOUBT}, {"state": BatchState.CANCELING}]
+    "known", [{"remote_id": "msgbatch_1"}, {"state": BatchState.IN_DOUBT}, {"state": BatchState.CANCELING}]
 )
 def test_the_first_look_at_an_open_batch_is_a_pause_after_its_create_and_at_others_at_once(known: Any) -> None:
     begun = {"age": ZERO, "polled_at": None, "sealed_at": NOW - HOUR, "posting_at": NOW, **known}
@@ -632,7 +632,7 @@ def test_6_the_grace_is_over_only_when_the_server_s_clock_says_so_too(ahead: tim
     sent, server = NOW, NOW + 5 * HOUR
     looked = sent + POLICY.create_grace
     doubt = batch(
-        group(), state=BatchState.DOUBT, posting_at=sent, posting_server=server, last_byte_at=sent, polled_at=looked
+        group(), state=BatchState.IN_DOUBT, posting_at=sent, posting_server=server, last_byte_at=sent, polled_at=looked
     )
     snapshot = Snapshot(batches=(doubt,), clock_offset=5 * HOUR + ahead)
     assert (acts(snapshot, looked) == [GiveUp(1)]) == over
@@ -645,7 +645,7 @@ def test_6_the_grace_begins_at_the_last_byte_or_else_at_the_create_or_the_seal()
     for name in ("last_byte_at", "posting_at", "sealed_at"):
         over = begun[name] + POLICY.create_grace
         for polled, expected in ((over - MICROSECOND, False), (over, True)):
-            doubt = batch(group(), state=BatchState.DOUBT, **{**begun, "polled_at": polled})
+            doubt = batch(group(), state=BatchState.IN_DOUBT, **{**begun, "polled_at": polled})
             assert (GiveUp(1) in acts(Snapshot(batches=(doubt,)), over)) == expected
         begun[name] = None
 

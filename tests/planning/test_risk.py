@@ -47,7 +47,7 @@ def test_an_open_batch_is_at_risk_once_its_cancel_is_late(leeway: timedelta) -> 
 
 @pytest.mark.parametrize(
     "others",
-    [{"state": BatchState.CANCELING}, {"cancel_at": NOW}, {"state": BatchState.ENDED}, {"state": BatchState.DOUBT}],
+    [{"state": BatchState.CANCELING}, {"cancel_at": NOW}, {"state": BatchState.ENDED}, {"state": BatchState.IN_DOUBT}],
 )
 def test_what_is_cancelled_or_no_longer_open_has_until_its_latest_start(others: dict[str, Any]) -> None:
     snapshot = Snapshot(batches=(batch(group(), **others),))

@@ -141,7 +141,7 @@ def test_a_limit_that_comes_later_counts_what_was_lost_before(tmp_path: Path, lo
     before.run()
     if not losses:
         (batch,) = before.ledger.snapshot().batches
-        before.ledger.requeue(Which(batch=batch.id), lane=bw.Lane.SYNC, now=before.now(), keep=True, doubtful=True)
+        before.ledger.requeue(Which(batch=batch.id), lane=bw.Lane.SYNC, now=before.now(), keep=True, maybe_billed=True)
         before.api.batches[0].gone = True
     before.pass_time(30 * HOUR, wakes=1_000)
     before.settle_all()

@@ -525,7 +525,7 @@ def test_a_paid_row_of_a_request_that_left_is_used_if_nothing_else_ended_it(requ
     world = ended()
     request.addfinalizer(world.close)
     (batch,) = world.ledger.snapshot().batches
-    world.ledger.requeue(Which(batch=batch.id), lane=bw.Lane.SYNC, now=world.now(), keep=True, doubtful=True)
+    world.ledger.requeue(Which(batch=batch.id), lane=bw.Lane.SYNC, now=world.now(), keep=True, maybe_billed=True)
     world.ledger.suspend(bw.Lane.SYNC, "as if it could not run now")
     finish(world)
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}

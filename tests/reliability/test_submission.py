@@ -344,7 +344,7 @@ def test_in_an_exclusive_workspace_two_candidates_have_to_be_proved() -> None:
 
     world.api.create = create  # type: ignore[method-assign]
     world.run()
-    assert view(world).state is BatchState.DOUBT
+    assert view(world).state is BatchState.IN_DOUBT
     world.settle_all()
     world.check()
     assert set(outcomes(world).values()) == {"succeeded"}
@@ -367,7 +367,7 @@ def test_what_is_cancelled_while_in_doubt_settles_at_once_and_is_not_sent_again(
     world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
     world.api.order("create", "late")
     world.run()
-    assert view(world).state is BatchState.DOUBT
+    assert view(world).state is BatchState.IN_DOUBT
     world.cancel()
     world.run()
     world.check()
@@ -433,7 +433,7 @@ def test_a_create_that_is_broken_off_within_the_process_is_in_doubt(world: World
     world.tasks.clear()
     del world.api.create
     world.run()
-    assert view(world).state is BatchState.DOUBT
+    assert view(world).state is BatchState.IN_DOUBT
     assert view(world).last_byte_at == world.now()
     world.settle_all()
     assert world.api.bought() == dict.fromkeys(NAMES, 1)

@@ -60,9 +60,9 @@ async def _with_batch(
     match action:
         case agenda.Post() if batch.state is BatchState.SEALED:
             await reseal(engine, batch)
-        case agenda.Reconcile() if batch.state in {BatchState.DOUBT, BatchState.WATCHED}:
+        case agenda.Reconcile() if batch.state in {BatchState.IN_DOUBT, BatchState.WATCHED}:
             await reconcile(engine, batch)
-        case agenda.GiveUp() if batch.state is BatchState.DOUBT:
+        case agenda.GiveUp() if batch.state is BatchState.IN_DOUBT:
             await give_up(engine, batch)
         case agenda.Poll() if batch.state in {BatchState.OPEN, BatchState.CANCELING}:
             await poll(engine, batch)

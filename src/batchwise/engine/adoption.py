@@ -23,7 +23,7 @@ from .submission import check_workspace, note_workspace_and_clock
 __all__ = ["adopt"]
 
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}\Z")
-_UNNAMED = {BatchState.POSTING, BatchState.DOUBT, BatchState.WATCHED}
+_UNNAMED = {BatchState.POSTING, BatchState.IN_DOUBT, BatchState.WATCHED}
 
 
 async def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, job: str | None) -> str:

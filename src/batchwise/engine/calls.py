@@ -80,7 +80,7 @@ async def _broke(engine: Engine, slot: Slot, claim: Claim, error: Exception) -> 
     _log.error("batchwise: a call failed within batchwise; its request is tried again or fails", exc_info=error)
     again = _tried(claim, costs=True)
     if _may_call(engine, again):
-        await _again(engine, slot, again, engine.backoff(again.attempts), costs=True, doubtful=True)
+        await _again(engine, slot, again, engine.backoff(again.attempts), costs=True, maybe_billed=True)
         return
     await _settle(engine, slot, _failed_within(engine, claim, error))
 
@@ -90,7 +90,7 @@ def _failed_within(engine: Engine, claim: Claim, error: Exception) -> Settlement
         "internal_error", f"{type(error).__name__} within batchwise; the log says where", retryable=True
     )
     end = _failure(engine, claim, Outcome.FAILED, reason)
-    return end._replace(doubtful=True)  # it may have been answered
+    return end._replace(maybe_billed=True)  # it may have been answered
 
 
 async def _take_in(engine: Engine, slot: Slot, claim: Claim, reply: Reply) -> Claim | None:
@@ -167,7 +167,7 @@ def _tell_call(
 async def _fall_back(engine: Engine, slot: Slot, claim: Claim, refusal: bytes) -> None:
     """Ask the next model. The refusal is paid, so it is durable first."""
     again = _tried(claim, costs=True)
-    await _again(engine, slot, again, timedelta(0), costs=True, doubtful=False, turn=refusal)
+    await _again(engine, slot, again, timedelta(0), costs=True, maybe_billed=False, turn=refusal)
 
 
 def _note_pace(engine: Engine, slot: Slot, reply: Reply, usage: Mapping[str, Any]) -> None:
@@ -188,7 +188,7 @@ def _end(engine: Engine, claim: Claim, ruling: Ruling, line: bytes, message: Any
         biller = Biller(engine.prices, engine.now())
         return answered(biller, claim.id, Lane.SYNC, claim.terms.asked, line, message, claim.turns, outcome)
     failure = _failure(engine, claim, outcome, error)
-    return failure._replace(line=line, cost=None, saved=None, doubtful=True)
+    return failure._replace(line=line, cost=None, saved=None, maybe_billed=True)
 
 
 async def _check_workspace(engine: Engine, slot: Slot) -> None:
@@ -281,13 +281,13 @@ async def _faulted(engine: Engine, slot: Slot, claim: Claim, error: LaneFault, r
         wait = _ZERO  # the lane pauses as long as it has to
     if ruling.verdict is Verdict.RETRY and _may_call(engine, again):
         engine.setbacks.refused(_CALLING, "calling the sync lane", error.fault, max(wait, ruling.wait or _ZERO))
-        await _again(engine, slot, again, wait, costs=costs, doubtful=ruling.doubtful)
+        await _again(engine, slot, again, wait, costs=costs, maybe_billed=ruling.maybe_billed)
         return
     engine.unpaid.pop(claim.id, None)
     outcome = ruling.outcome or Outcome.FAILED
     reason = ruling.error or ResultError("unknown_error", "the API gave no reason", retryable=True)
     end = _failure(engine, claim, outcome, reason, error)
-    await _settle(engine, slot, end._replace(doubtful=ruling.doubtful))
+    await _settle(engine, slot, end._replace(maybe_billed=ruling.maybe_billed))
 
 
 async def _again(
@@ -297,18 +297,18 @@ async def _again(
     wait: timedelta,
     *,
     costs: bool,
-    doubtful: bool,
+    maybe_billed: bool,
     turn: bytes | None = None,
 ) -> None:
     """Try again in this process; what the try cost is durable first. `turn`: a message that came, if it goes on."""
-    if costs or doubtful:
+    if costs or maybe_billed:
 
         def note() -> bool:
             return engine.ledger.note_attempt(
                 claim.id,
                 run=engine.run,
                 costs_attempt=costs,
-                doubtful=doubtful,
+                maybe_billed=maybe_billed,
                 now=engine.now(),
                 cap=engine.cap(),
                 turn=None if turn is None else Turn(turn, claim.body, claim.terms.asked),
@@ -318,7 +318,7 @@ async def _again(
             noted = await (store(note) if turn is None else store_surely(note))
         except SpendLimitError:
             end = _failure(engine, claim, Outcome.FAILED, UNAFFORDABLE)
-            await _settle(engine, slot, end._replace(doubtful=True))
+            await _settle(engine, slot, end._replace(maybe_billed=True))
             return
         if not noted:
             return  # settled, or taken by another run
@@ -347,7 +347,7 @@ async def _suspend(engine: Engine, slot: Slot, claim: Claim, ruling: Ruling, res
 
     waiting = await store(rest)
     if waiting is None:
-        await _again(engine, slot, again, timedelta(0), costs=costs, doubtful=False)
+        await _again(engine, slot, again, timedelta(0), costs=costs, maybe_billed=False)
         return
     _finish(engine, slot)
     engine.settled([part.id for part in waiting])

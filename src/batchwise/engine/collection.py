@@ -1,8 +1,8 @@
-"""How a batch's end is noticed and its rows are collected: each once, and none taken for granted.
+"""How the end of a batch is noticed, and how its rows are collected: each once, and none taken for granted.
 
-`ended` proves nothing: every custom_id that was sent is ticked off, and rows without an answer are checked against the
-API's `request_counts`; a short, broken or doubtful read is read again before anything is bought again. Reads that fail
-are never a reason to buy again: they go on, and in the end suspend the lane.
+`ended` proves nothing. Every custom_id that was sent is ticked off, and rows without an answer are checked against the
+API's `request_counts`. A read that is short, broken or differs from those counts is repeated before a row is bought
+again. A failed read is no reason to buy a row again: it is repeated, and in the end suspends the lane.
 """
 
 from __future__ import annotations
@@ -89,11 +89,11 @@ async def release(engine: Engine, batch: BatchView, terms: tuple[int, ...]) -> N
             return
         now = engine.now()
         due = Which(batch=batch.id, terms=terms)
-        moved = engine.ledger.requeue(due, lane=Lane.SYNC, now=now, keep=True, doubtful=True)
+        moved = engine.ledger.requeue(due, lane=Lane.SYNC, now=now, keep=True, maybe_billed=True)
         if moved:
             engine.telling.tell(Rescued(at=now, batch=batch.remote_id, requests=moved, canceled=False))
         left = {group.terms.id for group in batch.groups} - set(terms)
-        if batch.state is BatchState.DOUBT and not left:
+        if batch.state is BatchState.IN_DOUBT and not left:
             engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED), was=batch)
 
     await store(queue)
@@ -110,7 +110,7 @@ async def probe(engine: Engine, batch: int, terms: int) -> None:
             found = [number for number in members if members[number].terms.id == terms]
             if found:
                 one = Which(requests=[max(found)], batch=batch)
-                ledger.requeue(one, lane=Lane.SYNC, now=engine.now(), doubtful=True)
+                ledger.requeue(one, lane=Lane.SYNC, now=engine.now(), maybe_billed=True)
                 return
 
     await store(queue)
@@ -234,7 +234,7 @@ async def _again(
 def _gone(kind: str, words: str, *, verdict: Verdict) -> Ruling:
     """What rows that will not come mean for their requests. They may have been paid for."""
     error = ResultError(kind, words, retryable=True)
-    return Ruling(verdict=verdict, outcome=Outcome.FAILED, error=error, doubtful=True)
+    return Ruling(verdict=verdict, outcome=Outcome.FAILED, error=error, maybe_billed=True)
 
 
 async def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> None:

@@ -229,7 +229,7 @@ class Engine:
                 if row is None or row.key != claim.key or self.queue.holds(claim.id):
                     continue  # its number was given again
                 if self.ledger.note_attempt(
-                    claim.id, run=self.run, costs_attempt=False, doubtful=False, now=self.now()
+                    claim.id, run=self.run, costs_attempt=False, maybe_billed=False, now=self.now()
                 ):
                     self.push(claim)
 
@@ -393,7 +393,7 @@ class Engine:
         """Take the lease if it is free, and ask the planner."""
         self._lead()
         snapshot = self.snapshot()
-        if snapshot.leased and self._doubt_orphans(snapshot):
+        if snapshot.leased and self._put_orphans_in_doubt(snapshot):
             snapshot = self.snapshot()
         now = self.now()
         right = self._set_right(snapshot, now)
@@ -466,7 +466,7 @@ class Engine:
             self.waits.put_back(waited, self.now())
             raise
 
-    def _doubt_orphans(self, snapshot: Snapshot) -> bool:
+    def _put_orphans_in_doubt(self, snapshot: Snapshot) -> bool:
         """Put creates that nobody sends any more into doubt: their process has ended, or broke the sending off.
 
         The last byte may have been sent just now, so the grace begins now.
@@ -474,7 +474,7 @@ class Engine:
         changed = False
         for batch in snapshot.batches:
             if batch.state is BatchState.POSTING and not self.under_way.sends(batch.id):
-                doubt = attrs.evolve(batch, state=BatchState.DOUBT, last_byte_at=self.now(), polled_at=None)
+                doubt = attrs.evolve(batch, state=BatchState.IN_DOUBT, last_byte_at=self.now(), polled_at=None)
                 changed = self.ledger.update_batch(doubt, was=batch) or changed
         return changed
 

@@ -91,7 +91,7 @@ def _running(engine: Engine, snapshot: Snapshot, job: int | None, now: datetime)
             expected_end=_forecast_of(engine, batch, begun).expected_range(begun, elapsed),
             rescue_at=starts.get(batch.id),
             status="in_doubt"
-            if batch.state in {BatchState.DOUBT, BatchState.WATCHED}
+            if batch.state in {BatchState.IN_DOUBT, BatchState.WATCHED}
             else "in_progress"
             if batch.state is BatchState.OPEN
             else batch.state.value,

@@ -41,8 +41,8 @@ from batchwise.planning.state import BatchView
 from batchwise.planning.turns import next_call, received, usage_of
 
 from .core import Engine
-from .doubts import buy_again
 from .money import Biller, Meter, answered
+from .rebuying import buy_again
 
 __all__ = ["CHUNK", "Reader", "Sorter"]
 
@@ -98,7 +98,7 @@ class Sorter:
             costs = ruling.costs_attempt or (ruling.caller_decides and self.batch.cancel_at is None)
             place = self._next(member, costs=costs)
             if place is not None:
-                self.again.setdefault((*place, ruling.doubtful), []).append(number)
+                self.again.setdefault((*place, ruling.maybe_billed), []).append(number)
                 return
         outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
         settlement = self.engine.failure(
@@ -109,10 +109,10 @@ class Sorter:
             lane=Lane.BATCH,
             nonce=self.batch.nonce,
         )
-        settlement = settlement._replace(doubtful=ruling.doubtful)
+        settlement = settlement._replace(maybe_billed=ruling.maybe_billed)
         if line is not None:
             settlement = settlement._replace(line=line)
-        if ruling.verdict is Verdict.SETTLE and ruling.doubtful:  # an answer that cannot be read: it is paid
+        if ruling.verdict is Verdict.SETTLE and ruling.maybe_billed:  # an answer that cannot be read: it is paid
             settlement = settlement._replace(cost=None, saved=None)
         self.settlements.append(settlement)
 
@@ -142,8 +142,8 @@ class Sorter:
         if self.settlements:
             ledger.settle(self.settlements, now=now, batch=batch)
             self.end(settled)
-        for (lane, costs, doubtful), numbers in self.again.items():
-            if doubtful:
+        for (lane, costs, maybe_billed), numbers in self.again.items():
+            if maybe_billed:
                 self.end(buy_again(self.engine, self.batch, numbers, lane=lane, costs_attempt=costs))
             else:
                 ledger.requeue(Which(requests=numbers, batch=batch), lane=lane, costs_attempt=costs, now=now)
@@ -275,13 +275,13 @@ class Reader:
         missing = self._missing()
         found = {kind: len(numbers) for kind, numbers in self._unanswered.items()}
         self.off = discrepancy(found, self.batch.counts)
-        doubtful = any(more > 0 for more in self.off.values())
-        if not self._held or not (last or (self._held.keys() >= set(missing) and not doubtful)):
+        maybe_billed = any(more > 0 for more in self.off.values())
+        if not self._held or not (last or (self._held.keys() >= set(missing) and not maybe_billed)):
             return missing
         stop = None if self.batch.adopted else lane_wide_error(self._kinds, self.batch.requests)
         if stop is not None:  # first: what is queued while the lane takes work is sent again at once
             self.engine.suspensions.suspend(Lane.BATCH, stop, resumes=self._resumes)
-        self._let_go(forgiven=stop is not None, doubtful=doubtful)
+        self._let_go(forgiven=stop is not None, maybe_billed=maybe_billed)
         return self._missing()
 
     def _missing(self) -> list[int]:
@@ -434,7 +434,7 @@ class Reader:
         cost, *_ = self.sorter.biller.meter(str(message.get("model")), Lane.BATCH)(usage_of(message))
         self.engine.ledger.book_stray(self.batch.id, number, line, cost or 0)
 
-    def _let_go(self, *, forgiven: bool, doubtful: bool) -> None:
+    def _let_go(self, *, forgiven: bool, maybe_billed: bool) -> None:
         held = list(self._held.items())
         self._held = {}
         for start in range(0, len(held), CHUNK):
@@ -445,7 +445,7 @@ class Reader:
                 if member is None:
                     continue
                 ruling = rule_row(decode(line)["result"])
-                ruling = attrs.evolve(ruling, doubtful=ruling.doubtful or doubtful)
+                ruling = attrs.evolve(ruling, maybe_billed=ruling.maybe_billed or maybe_billed)
                 if forgiven:
                     ruling = attrs.evolve(ruling, verdict=Verdict.SUSPEND, costs_attempt=False)
                 self.sorter.failed(number, member, ruling, line)

@@ -25,8 +25,8 @@ from batchwise.planning.outcomes import Fault, Verdict, rule_call
 from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
-from .doubts import buy_again
 from .effects import api, store
+from .rebuying import buy_again
 from .submission import note_workspace_and_clock, record_created
 
 __all__ = ["give_up", "reconcile", "too_old"]
@@ -97,7 +97,7 @@ async def _unseen(
     engine.setbacks.refused(_LOOKING, "looking for a batch", fault, pause_after_failures(failures, engine.policy))
     ruling = rule_call(fault)
     reason = ruling.reason if ruling.verdict is Verdict.SUSPEND else None
-    if reason is None and failures >= _MAX_FAILURES and batch.state is BatchState.DOUBT:
+    if reason is None and failures >= _MAX_FAILURES and batch.state is BatchState.IN_DOUBT:
         reason = (
             f"a batch whose create was not answered could not be looked for {failures} times in a row, the last time: "
             f"{fault.told}; see whether the API can be reached, then resume()"
@@ -180,7 +180,7 @@ async def give_up(engine: Engine, batch: BatchView) -> None:
         ended: list[int] = []
         try:
             engine.ledger.requeue(
-                Which(batch=batch.id), lane=Lane.BATCH, now=engine.now(), keep=True, doubtful=True, cap=engine.cap()
+                Which(batch=batch.id), lane=Lane.BATCH, now=engine.now(), keep=True, maybe_billed=True, cap=engine.cap()
             )
         except SpendLimitError:  # not for all of them
             numbers = engine.ledger.numbers(Which(batch=batch.id))

@@ -233,7 +233,7 @@ async def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: da
             # By number: the batch was read before `posting`, and a caller may have cancelled meanwhile.
             posting = await store(engine.ledger.batch, batch.id)
             if posting is not None:
-                doubt = attrs.evolve(posting, state=BatchState.DOUBT, last_byte_at=sent, polled_at=None, failures=0)
+                doubt = attrs.evolve(posting, state=BatchState.IN_DOUBT, last_byte_at=sent, polled_at=None, failures=0)
                 await store(ledger.update_batch, doubt, was=posting)
         case CreateOutcome.TOO_LARGE if batch.requests > 1:
             await store(_resize, engine, batch, Sizes.too_large)

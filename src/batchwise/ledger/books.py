@@ -199,13 +199,14 @@ class Books:
         rows = db.execute("SELECT caching, hit, requests FROM hits").fetchall()
         return Hits({Caching(caching): (hit, requests) for caching, hit, requests in rows})
 
-    def waste(self, db: Connection, job: int, *, wasted: int = 0, doubles: int = 0) -> None:
-        """So much was paid for nothing, so many requests may have been bought twice."""
-        if wasted or doubles:
+    def waste(self, db: Connection, job: int, *, wasted: int = 0, possible_doubles: int = 0) -> None:
+        """Book pico-USD paid for nothing, and requests that may have been bought twice."""
+        if wasted or possible_doubles:
             db.execute(
                 "INSERT INTO waste VALUES (?, ?, ?, '0') ON CONFLICT (job) DO UPDATE "
-                "SET wasted = plus(waste.wasted, excluded.wasted), doubles = waste.doubles + excluded.doubles",
-                (job, str(wasted), doubles),
+                "SET wasted = plus(waste.wasted, excluded.wasted), "
+                "possible_doubles = waste.possible_doubles + excluded.possible_doubles",
+                (job, str(wasted), possible_doubles),
             )
 
     def most_unseen(self, db: Connection, terms: Terms, row: Row) -> int:
@@ -237,7 +238,7 @@ class Books:
             after = found[-1][0]
 
     def unseen(self, db: Connection, job: int, most: int, now: datetime) -> None:
-        """So much may have been billed at most without a priced answer: that counts for the cap."""
+        """Book the most pico-USD that may have been billed without a priced answer: the spend limit counts it."""
         if most:
             db.execute(
                 "INSERT INTO waste VALUES (?, '0', 0, ?) "
@@ -246,9 +247,9 @@ class Books:
             )
             self.spend(db, most, now)
 
-    def doubt(self, db: Connection, job: int, requests: int, most: int, now: datetime) -> None:
-        """So many requests may have been bought, for so much at most, and may be bought again."""
-        self.waste(db, job, doubles=requests)
+    def possibly_billed(self, db: Connection, job: int, requests: int, most: int, now: datetime) -> None:
+        """Book requests that may have been billed, for at most so many pico-USD, and may be bought again."""
+        self.waste(db, job, possible_doubles=requests)
         self.unseen(db, job, most, now)
 
     def room(self, db: Connection, cap: Cap) -> int:

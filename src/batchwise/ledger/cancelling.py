@@ -40,7 +40,7 @@ class Cancelling:
             line = canceled_line(decode_key(key), self._records.nonce(db, batch), number, kind, message)
             settlements.append(
                 Settlement(
-                    number, Outcome.CANCELED, LANES[lane], line, 0, 0, attempted=False, doubtful=status == IN_FLIGHT
+                    number, Outcome.CANCELED, LANES[lane], line, 0, 0, attempted=False, maybe_billed=status == IN_FLIGHT
                 )
             )
         return self._settlements.settle_in(db, settlements, now=now)
@@ -49,7 +49,7 @@ class Cancelling:
         """Settle a call that may have been billed, and that the cap leaves no room to buy again."""
         (key,) = db.execute("SELECT key FROM request WHERE id = ?", (row.id,)).fetchone()
         line = failed(custom_id(decode_key(key), UNSEALED, row.id), Outcome.FAILED, UNAFFORDABLE)
-        end = Settlement(row.id, Outcome.FAILED, LANES[row.lane], line, 0, 0, doubtful=True)
+        end = Settlement(row.id, Outcome.FAILED, LANES[row.lane], line, 0, 0, maybe_billed=True)
         self._settlements.settle_in(db, [end], now=now)
 
     def cancel(

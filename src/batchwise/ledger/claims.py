@@ -37,7 +37,7 @@ class Claims:
         *,
         run: int,
         costs_attempt: bool,
-        doubtful: bool,
+        maybe_billed: bool,
         now: datetime,
         cap: Cap | None = None,
         turn: Turn | None = None,
@@ -55,11 +55,11 @@ class Claims:
                 return False
             if costs_attempt:
                 db.execute("UPDATE request SET attempts = attempts + 1, calls = calls + 1 WHERE id = ?", (request,))
-            if doubtful:
+            if maybe_billed:
                 terms = self._records.terms(db, row.terms)
                 most = self._books.most_unseen(db, terms, row)
                 self._books.check_again(db, cap, most)
-                self._books.doubt(db, row.job, 1, most, now)
+                self._books.possibly_billed(db, row.job, 1, most, now)
             if turn is not None:
                 moves = self._books.moves(db, now)
                 number, size = self._records.keep_turn(db, row, turn)

@@ -376,7 +376,7 @@ class Looking:
                 f"CASE outcome WHEN {_REFUSED} THEN requests ELSE 0 END, truncated FROM tally{where}",
                 values,
             ).fetchall()
-            wastes = db.execute(f"SELECT wasted, doubles FROM waste{where}", values).fetchall()
+            wastes = db.execute(f"SELECT wasted, possible_doubles FROM waste{where}", values).fetchall()
             prices = meta.beginning(db, meta.PRICES)
             labeled = db.execute(f"SELECT name, value, cost FROM label{where}", values).fetchall()
         by_label = Counter[tuple[str, str]]()

@@ -35,7 +35,7 @@ class Requeuing:
         lane: Lane,
         now: datetime,
         costs_attempt: bool = False,
-        doubtful: bool = False,
+        maybe_billed: bool = False,
         cap: Cap | None = None,
         keep: bool = False,
         turn: Turn | None = None,
@@ -48,7 +48,7 @@ class Requeuing:
             lane: In whose queue.
             now: The moment.
             costs_attempt: By their numbers: whether they have used up an attempt.
-            doubtful: They may have been billed, and count as possible doubles.
+            maybe_billed: They may have been billed, and count as possible doubles.
             cap: The spend limit, which those that may have been billed must not pass.
             keep: By a batch: it stays as it is, and what it may still deliver is used if it comes first, otherwise
                 booked as wasted. Without `keep` it becomes `void`, unless other requests are still in it.
@@ -65,16 +65,16 @@ class Requeuing:
                     for row in self._records.rows(db, list(dict.fromkeys(which.requests))).values()
                     if row.status == IN_FLIGHT and which.batch in {None, row.inside}
                 ]
-                if doubtful:
+                if maybe_billed:
                     self.book_doubles(db, rows, lane=code, now=now, cap=cap)
                 changed = {} if turn is None else {row.id: self._records.keep_turn(db, row, turn) for row in rows}
                 self.queue(db, rows, lane=code, costs_attempt=costs_attempt, now=now, changed=changed)
                 return len(rows)
         if which.batch is not None:
             with self._database.write("unseal") as db:
-                if doubtful:
+                if maybe_billed:
                     self._book_batch_doubles(db, which, which.batch, lane=code, now=now, cap=cap)
-                moved, left = self._unseal(db, which, lane=code, now=now, sent=doubtful)
+                moved, left = self._unseal(db, which, lane=code, now=now, sent=maybe_billed)
                 if not keep and not left:
                     self._batches.move(db, which.batch, BatchState.VOID)
                 return moved
@@ -91,7 +91,7 @@ class Requeuing:
         more = sum(most_again(terms, 1, row.size, before=row.lane, lane=lane) for terms, row in known)
         self._books.check_again(db, cap, more)
         for terms, row in known:
-            self._books.doubt(db, row.job, 1, self._books.most_unseen(db, terms, row), now)
+            self._books.possibly_billed(db, row.job, 1, self._books.most_unseen(db, terms, row), now)
 
     def queue(
         self,
@@ -130,7 +130,7 @@ class Requeuing:
         self._books.check_again(db, cap, sum(most_again(*each, before=BATCH, lane=lane) for each in sizes))
         for group in groups:
             most = self._books.most_unseen_of(db, group, (first, last, batch))
-            self._books.doubt(db, group.terms.job, group.requests, most, now)
+            self._books.possibly_billed(db, group.terms.job, group.requests, most, now)
 
     def _unseal(self, db: Connection, which: Which, *, lane: int, now: datetime, sent: bool) -> tuple[int, int]:
         """Queue what is in a batch; returns how many, and how many are left in it."""

@@ -218,7 +218,7 @@ CREATE TABLE spend (minute {integer} PRIMARY KEY, cost TEXT NOT NULL);
 CREATE TABLE waste (
     job {integer} PRIMARY KEY,
     wasted TEXT NOT NULL DEFAULT '0',
-    doubles {integer} NOT NULL DEFAULT 0,
+    possible_doubles {integer} NOT NULL DEFAULT 0,
     unseen TEXT NOT NULL DEFAULT '0'
 );
 CREATE TABLE late (request {integer} NOT NULL, batch {integer} NOT NULL, PRIMARY KEY (request, batch)){clustered};

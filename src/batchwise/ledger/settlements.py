@@ -299,9 +299,11 @@ class Settlements:
             kind = _Kind(row.job, row.terms, outcome, lane, attempts)
             answer = (each.id, each.line, each.cost, each.saved, each.input_tokens, each.cached)
             kinds.setdefault(kind, []).append(answer)
-            if each.doubtful:
-                self._books.waste(db, row.job, doubles=1)
-            if (each.doubtful or each.unseen) and each.cost is not None:  # what has no price is booked with its kind
+            if each.maybe_billed:
+                self._books.waste(db, row.job, possible_doubles=1)
+            if (
+                each.maybe_billed or each.unseen
+            ) and each.cost is not None:  # what has no price is booked with its kind
                 most = self._books.most_unseen(db, self._records.terms(db, row.terms), row)
                 self._books.unseen(db, row.job, most, now)
             abandoned = each.outcome is Outcome.CANCELED and _is_abandoned(each.line)

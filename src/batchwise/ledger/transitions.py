@@ -25,10 +25,10 @@ MOVES: Mapping[BatchState, Mapping[BatchState, str]] = {
     },
     BatchState.POSTING: {
         BatchState.OPEN: "the API gave its id",
-        BatchState.DOUBT: "the answer was lost",
+        BatchState.IN_DOUBT: "the answer was lost",
         BatchState.VOID: "its create was refused",
     },
-    BatchState.DOUBT: {
+    BatchState.IN_DOUBT: {
         BatchState.OPEN: "found in the listing",
         BatchState.WATCHED: "not seen in time, its requests went elsewhere",
         BatchState.VOID: "its create was refused after all",

@@ -143,8 +143,8 @@ class Settlement(NamedTuple):
     """Its use of the prompt cache."""
     attempted: bool = True
     """Whether this outcome came from one more attempt (False: unsent, abandoned, cancelled in the queue)."""
-    doubtful: bool = False
-    """There is no answer, yet it may have been billed: a possible double."""
+    maybe_billed: bool = False
+    """Its last attempt brought no answer, and may have been billed: a possible double."""
     unseen: bool = False
     """It may still be billed: what it costs at most counts against a spend limit."""
 

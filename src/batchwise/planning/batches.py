@@ -31,7 +31,7 @@ def tend(agenda: Agenda, batch: BatchView) -> None:
                 agenda.add(Post(batch.id))
         case BatchState.POSTING:
             _release(agenda, batch)
-        case BatchState.DOUBT:
+        case BatchState.IN_DOUBT:
             if not _release(agenda, batch, Reconcile(batch.id)):
                 if _grace_over(agenda, batch):
                     agenda.add(GiveUp(batch.id))

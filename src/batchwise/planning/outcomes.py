@@ -155,7 +155,7 @@ class Ruling:
         error: Why there is no answer; None where there is one.
         billed: It came as a message of the API's: its usage tells what it cost, and it is kept as it came.
         costs_attempt: Whether this try counts among the request's attempts; False: it is forgiven.
-        doubtful: It may have been billed although no answer can be used; trying again may buy it twice.
+        maybe_billed: The attempt may have been billed although no answer can be used; another one may buy it twice.
         caller_decides: A canceled row: tried again if batchwise canceled to rescue, settled if the caller canceled.
         wait: How long the API asks to wait before the lane's next call.
         reason: Why the lane is to be suspended, and the mend; for SUSPEND only.
@@ -166,7 +166,7 @@ class Ruling:
     error: ResultError | None = None
     billed: bool = False
     costs_attempt: bool = True
-    doubtful: bool = False
+    maybe_billed: bool = False
     caller_decides: bool = False
     wait: timedelta | None = None
     reason: str | None = None
@@ -349,7 +349,7 @@ def rule_call(fault: Fault, *, bills_profile: bool = False) -> Ruling:
     rule = _PROFILE if bills_profile and status == 402 else _TABLE[kind]
     lost = status is None or status < 400 or (status >= 500 and status not in _ANSWERED)
     ruling = _ruling(fault, rule.call, rule.mend, costs_attempt=rule.costs_attempt)
-    return attrs.evolve(ruling, doubtful=fault.request_sent and lost, wait=fault.retry_after)
+    return attrs.evolve(ruling, maybe_billed=fault.request_sent and lost, wait=fault.retry_after)
 
 
 def refusal_of(fault: Fault) -> Refusal | None:
@@ -510,7 +510,7 @@ def _refused(message: Mapping[str, Any]) -> ResultError:
 
 def _unusable(kind: str, message: str) -> Ruling:
     error = ResultError(kind, f"{message}; it may have been billed, so it is not tried again unasked", retryable=True)
-    return Ruling(verdict=Verdict.SETTLE, outcome=Outcome.FAILED, error=error, doubtful=True)
+    return Ruling(verdict=Verdict.SETTLE, outcome=Outcome.FAILED, error=error, maybe_billed=True)
 
 
 def _row_fault(error: object) -> Fault:

@@ -145,7 +145,7 @@ class BatchState(str, Enum):
     """Its requests and nonce are durable; nothing was sent: safe to send."""
     POSTING = "posting"
     """The one POST may be on its way."""
-    DOUBT = "doubt"
+    IN_DOUBT = "doubt"
     """The POST's outcome is unknown; looked for in the listing."""
     WATCHED = "watched"
     """Given up and its requests sent otherwise, but it may still turn up until its window has passed."""

@@ -1,4 +1,4 @@
-"""Rows that may have been billed without an answer, and are bought again: as far as a spend limit leaves room."""
+"""Buys rows again that may have been billed without an answer, as far as a spend limit leaves room."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from .core import Engine
 __all__ = ["buy_again"]
 
 _SOME = 2_000
-"""Rows that one transaction queues."""
+"""The most rows that one transaction queues."""
 
 
 def buy_again(
     engine: Engine, batch: BatchView, requests: Sequence[int], *, lane: Lane, costs_attempt: bool
 ) -> list[int]:
-    """Queue rows of a batch anew that may have been billed; returns those that ended instead.
+    """Queue rows of a batch again that may have been billed. Returns the numbers of those that failed instead.
 
-    What the cap has no room for in another batch goes to the sync lane, whose call is kept for from the beginning. What
-    only a batch takes fails.
+    Rows for which the spend limit has no room in another batch go to the sync lane, whose cost was reserved when they
+    were accepted. A row that only a batch takes then fails.
     """
     ledger, ended = engine.ledger, list[int]()
 
     def queue(numbers: Sequence[int], where: Lane) -> None:
         which = Which(requests=numbers, batch=batch.id)
         ledger.requeue(
-            which, lane=where, costs_attempt=costs_attempt, now=engine.now(), doubtful=True, cap=engine.cap()
+            which, lane=where, costs_attempt=costs_attempt, now=engine.now(), maybe_billed=True, cap=engine.cap()
         )
 
     for start in range(0, len(requests), _SOME):
@@ -45,7 +45,7 @@ def buy_again(
             ends = [
                 engine.failure(
                     number, members[number].key, Outcome.FAILED, UNAFFORDABLE, lane=Lane.BATCH, nonce=batch.nonce
-                )._replace(doubtful=True)
+                )._replace(maybe_billed=True)
                 for number in alone
             ]
             ledger.settle(ends, now=engine.now(), batch=batch.id)

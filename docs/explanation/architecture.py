@@ -28,7 +28,7 @@ FLOORS = [
         "#fef3c7",
         [
             ("ledger", "all that is durable:", "SQLite, or Postgres"),
-            ("lanes", "all that talks to the API:", "messages, message batches"),
+            ("api", "all that talks to the API:", "messages, message batches"),
         ],
     ),
     (

@@ -9,6 +9,10 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .api.batches import AsyncBatchLane
+from .api.clients import base_url, check_client
+from .api.deprecations import Deprecations
+from .api.messages import AsyncMessageLane
 from .async_tickets import AsyncJob, AsyncTicket
 from .client import Shared, async_client, async_transport
 from .drivers.tasks import TaskDriver, on_asyncio
@@ -17,10 +21,6 @@ from .engine.effects import AsyncPorts, Threads
 from .engine.handles import formatted, takes_one_dict, to_outcomes, to_request, to_tags
 from .engine.progress import progress, progress_of, report_of
 from .errors import ClosedDispatcherError, WrongLoopError
-from .lanes.batches import AsyncBatchLane
-from .lanes.clients import base_url, check_client
-from .lanes.deprecations import Deprecations
-from .lanes.messages import AsyncMessageLane
 from .ledger.keys import StagedError
 from .ledger.ledger import Ledger
 from .ledger.opening import open_ledger

@@ -9,6 +9,10 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from .api.batches import BatchLane
+from .api.clients import base_url, check_client
+from .api.deprecations import Deprecations
+from .api.messages import MessageLane
 from .client import Shared
 from .client import client as front
 from .drivers.threads import ThreadDriver
@@ -16,10 +20,6 @@ from .engine.core import Engine
 from .engine.effects import SyncPorts
 from .engine.handles import formatted, takes_one_dict, to_outcomes, to_request, to_tags
 from .engine.progress import progress, progress_of, report_of
-from .lanes.batches import BatchLane
-from .lanes.clients import base_url, check_client
-from .lanes.deprecations import Deprecations
-from .lanes.messages import MessageLane
 from .ledger.ledger import Ledger
 from .ledger.opening import open_ledger
 from .models import LatencyLike, Outcome, Policy, Progress, Report, Status, ToolUseLike

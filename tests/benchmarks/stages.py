@@ -66,9 +66,9 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
     import attrs
 
     import batchwise as bw
+    from batchwise.api.batches import BatchLane
     from batchwise.engine.core import Engine
     from batchwise.engine.reading import Reader
-    from batchwise.lanes.batches import BatchLane
     from batchwise.ledger.sqlite import SqliteLedger
     from batchwise.planning.custom_ids import new_nonce, sealer
     from batchwise.planning.packing import body_chunks

@@ -10,8 +10,8 @@ import anyio
 import pytest
 
 from batchwise import Lane, Latency, Outcome, Status
+from batchwise.api.batches import AsyncBatchLane
 from batchwise.engine.effects import drive, drive_async, pause
-from batchwise.lanes.batches import AsyncBatchLane
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.planning.state import BatchState
 from tests.strategies import params

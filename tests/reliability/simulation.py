@@ -20,13 +20,13 @@ import orjson
 import pytest
 
 import batchwise as bw
+from batchwise.api.faults import LaneFault
+from batchwise.api.types import BatchInfo, Counts, Created, Listing, Reply
 from batchwise.engine import calls, core
 from batchwise.engine.actions import carry_out, withdraw
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Ask, Effect, Procedure
 from batchwise.engine.queue import Slot
-from batchwise.lanes.faults import LaneFault
-from batchwise.lanes.values import BatchInfo, Counts, Created, Listing, Reply
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.values import Which
 from batchwise.planning import agenda

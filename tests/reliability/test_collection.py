@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import batchwise as bw
+from batchwise.api.types import Counts
 from batchwise.engine import reading
 from batchwise.errors import LedgerError
-from batchwise.lanes.values import Counts
 from batchwise.ledger.values import Which
 from batchwise.planning.custom_ids import custom_id, parse
 from batchwise.planning.turns import usage_of

@@ -162,14 +162,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes minutes by default, so that a persistent fault shows its end within seconds."""
     monkeypatch.setattr(collection, "_YOUNG", timedelta(seconds=1))
     monkeypatch.setattr("batchwise.planning.pacing._LONGEST_BACKOFF", 0.1)
-    monkeypatch.setattr("batchwise.lanes.batches.retry_options", _few_retries)
+    monkeypatch.setattr("batchwise.api.batches.retry_options", _few_retries)
     monkeypatch.setattr("batchwise.planning.attempts._FREE_REFUSALS", 3)
 
 
 def _few_retries() -> dict[str, Any]:
     import tenacity
 
-    from batchwise.lanes.faults import is_transient
+    from batchwise.api.faults import is_transient
 
     return {
         "retry": tenacity.retry_if_exception(is_transient),

@@ -12,8 +12,8 @@ import orjson
 import pytest
 
 import batchwise as bw
+from batchwise.api.faults import LaneFault
 from batchwise.engine import reconciliation, submission
-from batchwise.lanes.faults import LaneFault
 from batchwise.planning import agenda, planner
 from batchwise.planning.outcomes import Fault
 from batchwise.planning.state import BatchState, BatchView

@@ -7,9 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
+from batchwise.api.faults import LaneFault
+from batchwise.api.types import BatchInfo
 from batchwise.errors import InvalidValueError, RequestFailedError, printable, shown
-from batchwise.lanes.faults import LaneFault
-from batchwise.lanes.values import BatchInfo
 from batchwise.models import Lane, Reason
 from batchwise.planning.custom_ids import new_nonce
 from batchwise.planning.state import BatchState, BatchView, Terms

@@ -8,10 +8,10 @@ from datetime import timedelta
 from time import monotonic
 from typing import Any
 
+from batchwise.api.faults import LaneFault
+from batchwise.api.types import Reply
 from batchwise.errors import BatchwiseError, SpendLimitError
 from batchwise.events import Called
-from batchwise.lanes.faults import LaneFault
-from batchwise.lanes.values import Reply
 from batchwise.ledger.values import Claim, Settlement, Turn
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.attempts import call_costs, may_call_again

@@ -13,10 +13,10 @@ from datetime import timedelta
 
 import attrs
 
+from batchwise.api.faults import LaneFault
+from batchwise.api.types import BatchInfo
 from batchwise.errors import printable
 from batchwise.events import Collected, Ended, Rescued
-from batchwise.lanes.faults import LaneFault
-from batchwise.lanes.values import BatchInfo
 from batchwise.ledger.values import Which
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.batches import pause_after_failures

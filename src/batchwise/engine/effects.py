@@ -17,11 +17,11 @@ import anyio.lowlevel
 import anyio.to_thread
 import attrs
 
+from batchwise.api.batches import AsyncBatchLane, BatchLane
+from batchwise.api.faults import LaneFault
+from batchwise.api.messages import AsyncMessageLane, MessageLane
+from batchwise.api.types import BatchInfo, Created, Listing, Reply
 from batchwise.errors import printable
-from batchwise.lanes.batches import AsyncBatchLane, BatchLane
-from batchwise.lanes.faults import LaneFault
-from batchwise.lanes.messages import AsyncMessageLane, MessageLane
-from batchwise.lanes.values import BatchInfo, Created, Listing, Reply
 
 __all__ = [
     "Ask",

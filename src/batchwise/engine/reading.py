@@ -16,9 +16,9 @@ from typing import Any
 import attrs
 import orjson
 
+from batchwise.api.lines import LineSplitter
 from batchwise.errors import printable
 from batchwise.jsontext import decode
-from batchwise.lanes.lines import LineSplitter
 from batchwise.ledger.beside import Beside
 from batchwise.ledger.roll import Answer
 from batchwise.ledger.values import RequestRow, Settlement, Turn, Which

@@ -11,11 +11,11 @@ from datetime import datetime, timedelta
 
 import attrs
 
+from batchwise.api.faults import LaneFault
+from batchwise.api.lines import LineSplitter
+from batchwise.api.types import BatchInfo
 from batchwise.errors import SpendLimitError
 from batchwise.jsontext import decode
-from batchwise.lanes.faults import LaneFault
-from batchwise.lanes.lines import LineSplitter
-from batchwise.lanes.values import BatchInfo
 from batchwise.ledger.values import Which
 from batchwise.models import Lane, Policy
 from batchwise.planning.batches import pause_after_failures

@@ -17,10 +17,10 @@ from time import monotonic
 
 import attrs
 
+from batchwise.api.faults import LaneFault
+from batchwise.api.types import BatchInfo, Listing
 from batchwise.errors import BatchwiseError, LedgerError
 from batchwise.events import Hedged, Submitted
-from batchwise.lanes.faults import LaneFault
-from batchwise.lanes.values import BatchInfo, Listing
 from batchwise.ledger.values import Which
 from batchwise.models import Lane, Outcome, Reason
 from batchwise.planning.agenda import Seal

@@ -23,8 +23,8 @@ import tenacity
 
 from . import wire
 from .faults import retry_options, translate
+from .types import BatchInfo, Created, Listing
 from .uploads import AsyncUpload, Upload
-from .values import BatchInfo, Created, Listing
 
 __all__ = ["AsyncBatchLane", "BatchLane"]
 

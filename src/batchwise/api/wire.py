@@ -1,4 +1,4 @@
-"""All of the lanes that is not I/O: requests built and answers parsed. Shared by both colours."""
+"""All that is not I/O: requests built and answers parsed. Shared by both colours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batchwise.errors import InvalidValueError
 from batchwise.jsontext import UnreadableError, decode
 
 from .faults import LaneFault, malformed, server_time
-from .values import BatchInfo, BatchStatus, Counts, Created, Listing, Reply
+from .types import BatchInfo, BatchStatus, Counts, Created, Listing, Reply
 
 __all__ = [
     "BATCHES",

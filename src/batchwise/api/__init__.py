@@ -1,4 +1,4 @@
-"""The lanes: the only code that talks to the API. They carry out one call and report a value or a `LaneFault`.
+"""The only code that talks to the API. Each method carries out one call and gives a value, or raises a `LaneFault`.
 
 No policy lives here: what a fault means for a request is decided in `batchwise.planning`.
 """

@@ -1,6 +1,6 @@
 """CPU time of reading 100,000 result lines of 1 KB in the ways that the public API offers. Run it: it prints.
 
-python tests/lanes/read_variants.py [lines]
+python tests/api/read_variants.py [lines]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import zlib
 import anthropic
 import httpx2
 
-from batchwise.lanes.lines import LineSplitter
+from batchwise.api.lines import LineSplitter
 
 LINES = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
 
@@ -65,7 +65,7 @@ def decoded(response: httpx2.Response, size: int | None):
 
 
 def main() -> None:
-    from batchwise.lanes.batches import BatchLane
+    from batchwise.api.batches import BatchLane
 
     server = subprocess.Popen([sys.executable, __file__, str(LINES), "serve"], stdout=subprocess.PIPE)
     assert server.stdout is not None

@@ -9,10 +9,10 @@ import httpx  # respx speaks httpx on its side of the mock
 import orjson
 import pytest
 
+from batchwise.api.faults import LaneFault
+from batchwise.api.types import Counts
 from batchwise.errors import InvalidValueError
-from batchwise.lanes.faults import LaneFault
-from batchwise.lanes.values import Counts
-from tests.lanes.harness import KEY, URL
+from tests.api.harness import KEY, URL
 
 UTC = timezone.utc
 BATCH = {

@@ -7,9 +7,9 @@ import time
 import orjson
 import pytest
 
-from batchwise.lanes.lines import LineSplitter
+from batchwise.api.lines import LineSplitter
 from batchwise.sandbox import Sandbox
-from tests.lanes.test_faults import caught
+from tests.api.test_faults import caught
 
 
 @pytest.fixture

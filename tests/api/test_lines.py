@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchwise.lanes.lines import LineSplitter
+from batchwise.api.lines import LineSplitter
 
 words = [b"a", b"bc", b"\r", b"\n", b"\r\n", b"{}", b"\n\n", b"\x00", b"\xff", b" ", b"long" * 250]
 bits = st.lists(st.sampled_from(words))

@@ -3,8 +3,8 @@ from __future__ import annotations
 import anthropic
 import pytest
 
+from batchwise.api.clients import base_url, check_client, must_stream
 from batchwise.errors import InvalidValueError
-from batchwise.lanes.clients import base_url, check_client, must_stream
 
 
 def client(**options):

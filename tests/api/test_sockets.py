@@ -9,11 +9,11 @@ import threading
 import orjson
 import pytest
 
-from batchwise.lanes.faults import LaneFault
+from batchwise.api.faults import LaneFault
 from batchwise.planning.outcomes import CreateOutcome, rule_create
-from tests.lanes.harness import KEY, ScriptedServer
-from tests.lanes.test_faults import caught
-from tests.lanes.test_requests import BATCH
+from tests.api.harness import KEY, ScriptedServer
+from tests.api.test_faults import caught
+from tests.api.test_requests import BATCH
 
 MEGABYTE = b"x" * 1_000_000
 
@@ -280,7 +280,7 @@ def test_a_dropped_poll_is_tried_again_on_a_new_connection(make_lanes):
 
 
 def test_a_stream_of_a_long_message_that_drops(make_lanes):
-    from tests.lanes.test_streams import BODY, LONG, MESSAGE, events_of
+    from tests.api.test_streams import BODY, LONG, MESSAGE, events_of
 
     def script(peer):
         peer.body(len(BODY) + 14)

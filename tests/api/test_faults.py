@@ -10,10 +10,10 @@ import httpx2
 import orjson
 import pytest
 
-from batchwise.lanes.faults import LaneFault, is_transient, retry_after, server_time, translate
+from batchwise.api.faults import LaneFault, is_transient, retry_after, server_time, translate
 from batchwise.planning.outcomes import CreateOutcome, Fault, rule_create
-from tests.lanes.harness import URL
-from tests.lanes.test_requests import BATCH, ok
+from tests.api.harness import URL
+from tests.api.test_requests import BATCH, ok
 
 BATCHES = f"{URL}/v1/messages/batches"
 

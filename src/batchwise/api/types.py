@@ -1,4 +1,4 @@
-"""What the lanes report: frozen values, parsed from raw JSON so that unknown fields do no harm."""
+"""What the API answers: frozen values, parsed from raw JSON so that unknown fields do no harm."""
 
 from __future__ import annotations
 

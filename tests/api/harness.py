@@ -12,9 +12,9 @@ import anthropic
 import anyio
 from typing_extensions import Self
 
-from batchwise.lanes.batches import AsyncBatchLane, BatchLane
-from batchwise.lanes.faults import LaneFault
-from batchwise.lanes.messages import AsyncMessageLane, MessageLane
+from batchwise.api.batches import AsyncBatchLane, BatchLane
+from batchwise.api.faults import LaneFault
+from batchwise.api.messages import AsyncMessageLane, MessageLane
 
 URL = "http://api.test"
 KEY = "sk-very-secret"

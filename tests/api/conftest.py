@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from tests.lanes.harness import AsyncLanes, SyncLanes
+from tests.api.harness import AsyncLanes, SyncLanes
 
 
 @pytest.fixture(params=["sync", "asyncio", "trio"])

@@ -12,7 +12,7 @@ from . import wire
 from .clients import must_stream
 from .faults import translate
 from .streams import Assembly, dialect, translate_stream
-from .values import Reply
+from .types import Reply
 
 __all__ = ["AsyncMessageLane", "MessageLane"]
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.lanes.harness import URL, SyncLanes
-from tests.lanes.test_faults import caught
+from tests.api.harness import URL, SyncLanes
+from tests.api.test_faults import caught
 
 LONG = {"model": "claude-opus-4-8", "max_tokens": 64_000}
 BODY = b'{"model":"claude-opus-4-8","max_tokens":64000,"temperature":1.0,"new_field":{"a":[1]},"messages":[]}'

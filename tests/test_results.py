@@ -13,7 +13,7 @@ from pydantic import BaseModel, field_validator
 import batchwise as bw
 from batchwise.jsontext import decode, encode
 from batchwise.ledger.values import ResultRow, Settled
-from batchwise.planning.turns import failed, received
+from batchwise.planning.continuation import failed, received
 from batchwise.results import Result
 from tests.strategies import NOW, json_values, messages
 

@@ -13,10 +13,10 @@ from .errors import RequestFailedError, printable, request_named, shown
 from .jsontext import decode, one_line
 from .ledger.values import ResultRow
 from .models import Lane, Outcome, ResultError
+from .planning.continuation import usage_of
 from .planning.custom_ids import UNSEALED, custom_id
 from .planning.outcomes import CUTS, MALFORMED, rule_row
 from .planning.pricing import to_usd
-from .planning.turns import usage_of
 
 if TYPE_CHECKING:
     from anthropic.types import Message, Usage

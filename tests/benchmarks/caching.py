@@ -16,8 +16,8 @@ from random import Random
 from typing import NamedTuple
 
 from batchwise.models import Lane
+from batchwise.planning.cache_priming import Caching, Hits, cheapest, expected_cost
 from batchwise.planning.pricing import PICO, PriceBook, Tariff
-from batchwise.planning.priming import Caching, Hits, cheapest, expected_cost
 
 MODELS = "claude-sonnet-5", "claude-opus-5-5", "claude-fable-5-2"
 """They read from the cache at 0.1, 0.05 and 0.025 of the price of input."""

@@ -234,7 +234,7 @@ async def test_a_turn_that_stops_for_compaction_goes_on(world: World, lane: Lane
 
 
 async def test_a_turn_that_stops_for_compaction_for_ever_ends(world: World, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("batchwise.planning.turns.MAX_TURNS", 2)
+    monkeypatch.setattr("batchwise.planning.continuation.MAX_TURNS", 2)
     summary = {"type": "compaction", "content": "what was said"}
     world.sandbox.reply = lambda _body: {"content": [summary], "stop_reason": "compaction"}
     betas = ["compact-2026-01-12"]

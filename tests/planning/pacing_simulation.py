@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from batchwise.models import Limits
 from batchwise.planning.outcomes import Refusal
-from batchwise.planning.outputs import OutputForecast
+from batchwise.planning.output_forecast import OutputForecast
 from batchwise.planning.pacing import Pacer, Reservation
 
 

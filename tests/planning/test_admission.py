@@ -15,11 +15,11 @@ from tests.strategies import HOUR, NOW
 from batchwise.errors import AdmissionError
 from batchwise.models import Lane, Limits, Policy, Reason
 from batchwise.planning.admission import Admission, Promises, admit, may_wait, promises_of
+from batchwise.planning.cache_priming import Caching
 from batchwise.planning.capacity import Capacity
-from batchwise.planning.priming import Caching
 from batchwise.planning.reserve import least_reserve, margin_of, overhead_of, reserve_for
-from batchwise.planning.schedule import Cohort, fits
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
+from batchwise.planning.sync_schedule import Cohort, fits
 
 MINUTE, ZERO = timedelta(minutes=1), timedelta(0)
 POLICY = Policy(limits=Limits(requests_per_minute=100))

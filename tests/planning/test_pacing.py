@@ -14,7 +14,7 @@ from tests.planning.pacing_simulation import Books, Server, simulate
 from batchwise.models import Limits
 from batchwise.planning.capacity import limits_of
 from batchwise.planning.outcomes import Refusal
-from batchwise.planning.outputs import OutputForecast
+from batchwise.planning.output_forecast import OutputForecast
 from batchwise.planning.pacing import BURST, Pacer, Reservation
 
 SMALL = (100, 20, 20)

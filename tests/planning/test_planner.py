@@ -36,8 +36,8 @@ from batchwise.planning.packing import MAX_BYTES
 from batchwise.planning.planner import next_due, plan, safe_moments
 from batchwise.planning.rescue import Rescues, cohorts_of
 from batchwise.planning.reserve import margin_of
-from batchwise.planning.schedule import Cohort, latest_starts, work
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
+from batchwise.planning.sync_schedule import Cohort, latest_starts, work
 
 MINUTE, SECOND, MICROSECOND, ZERO = (
     timedelta(minutes=1),

@@ -128,7 +128,7 @@ BIG += rb'"stop_reason": "pause_turn", "\ud800": 1, "usage": {"input_tokens": 1,
 
 @pytest.mark.parametrize("lane", bw.Lane)
 def test_numbers_and_letters_survive_a_turn_that_is_continued(lane: bw.Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchwise.planning.turns.MAX_TURNS", 2)
+    monkeypatch.setattr("batchwise.planning.continuation.MAX_TURNS", 2)
     world = Odd(BIG)
     for outcome, kept, _ in world.settle(lane):
         assert outcome is bw.Outcome.SUCCEEDED

@@ -21,8 +21,8 @@ from batchwise.api.types import Counts
 from batchwise.engine import reading
 from batchwise.errors import LedgerError
 from batchwise.ledger.values import Which
+from batchwise.planning.continuation import usage_of
 from batchwise.planning.custom_ids import custom_id, parse
-from batchwise.planning.turns import usage_of
 from tests.ledger.model import total
 from tests.reliability.simulation import HOUR, MINUTE, World, commits, message_of
 

@@ -163,7 +163,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collection, "_YOUNG", timedelta(seconds=1))
     monkeypatch.setattr("batchwise.planning.pacing._LONGEST_BACKOFF", 0.1)
     monkeypatch.setattr("batchwise.api.batches.retry_options", _few_retries)
-    monkeypatch.setattr("batchwise.planning.attempts._FREE_REFUSALS", 3)
+    monkeypatch.setattr("batchwise.planning.retries._FREE_REFUSALS", 3)
 
 
 def _few_retries() -> dict[str, Any]:

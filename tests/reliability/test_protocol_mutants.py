@@ -186,7 +186,7 @@ def no_nonce_check(patch: pytest.MonkeyPatch) -> None:
 
 def no_watermark_nor_grace(patch: pytest.MonkeyPatch) -> None:
     """What was not listed at once is sent again at once."""
-    patch.setattr("batchwise.planning.batches._grace_over", lambda _agenda, batch: not batch.candidates)
+    patch.setattr("batchwise.planning.batch_rules._grace_over", lambda _agenda, batch: not batch.candidates)
 
 
 def late_listing(_folder: Path) -> None:

@@ -14,7 +14,7 @@ from batchwise.errors import BatchwiseError, SpendLimitError
 from batchwise.events import Called
 from batchwise.ledger.values import Claim, Settlement, Turn
 from batchwise.models import Lane, Outcome, ResultError
-from batchwise.planning.attempts import call_costs, may_call_again
+from batchwise.planning.continuation import next_call, received, usage_of
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.outcomes import (
     UNAFFORDABLE,
@@ -26,7 +26,7 @@ from batchwise.planning.outcomes import (
     rule_answer,
     rule_call,
 )
-from batchwise.planning.turns import next_call, received, usage_of
+from batchwise.planning.retries import call_costs, may_call_again
 
 from .core import Engine
 from .effects import Ask, api, store, store_surely, store_together

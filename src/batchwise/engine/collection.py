@@ -19,7 +19,7 @@ from batchwise.errors import printable
 from batchwise.events import Collected, Ended, Rescued
 from batchwise.ledger.values import Which
 from batchwise.models import Lane, Outcome, ResultError
-from batchwise.planning.batches import pause_after_failures
+from batchwise.planning.batch_rules import pause_after_failures
 from batchwise.planning.outcomes import Ruling, Verdict, archived, credible, rule_call
 from batchwise.planning.state import BatchState, BatchView
 

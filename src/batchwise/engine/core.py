@@ -40,14 +40,14 @@ from batchwise.models import (
 )
 from batchwise.planning import agenda, planner
 from batchwise.planning.capacity import tail_of
+from batchwise.planning.clock_skew import believed, longest_pause
+from batchwise.planning.continuation import failed
 from batchwise.planning.custom_ids import UNSEALED, custom_id
-from batchwise.planning.moments import believed, longest_pause
+from batchwise.planning.deadline_risk import SAFE, Risk, risks
 from batchwise.planning.outcomes import Fault
 from batchwise.planning.packing import MAX_CALL_BYTES
 from batchwise.planning.pricing import PICO, Tariff, book_of
-from batchwise.planning.risk import SAFE, Risk, risks
 from batchwise.planning.state import BatchState, Group, Snapshot, Terms
-from batchwise.planning.turns import failed
 from batchwise.request import Request, check_job
 from batchwise.wording import in_requests
 

@@ -12,9 +12,9 @@ from batchwise.jsontext import decode
 from batchwise.ledger.roll import Cached
 from batchwise.ledger.values import Settlement
 from batchwise.models import Lane, Outcome
+from batchwise.planning.continuation import is_refusal, merged, usage_of
 from batchwise.planning.custom_ids import UNSEALED, parse
 from batchwise.planning.pricing import PriceBook, Tariff, cost, is_priced_whole
-from batchwise.planning.turns import is_refusal, merged, usage_of
 
 __all__ = ["Bill", "Biller", "Meter", "answered", "tokens_of"]
 

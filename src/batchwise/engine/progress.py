@@ -11,9 +11,9 @@ import attrs
 
 from batchwise.models import BatchRecord, Lane, Outcome, Progress, Report, RunningBatch, Status
 from batchwise.planning import planner
+from batchwise.planning.clock_skew import believed
+from batchwise.planning.deadline_risk import SAFE, risks
 from batchwise.planning.forecast import Forecast
-from batchwise.planning.moments import believed
-from batchwise.planning.risk import SAFE, risks
 from batchwise.planning.state import BatchState, BatchView, Snapshot
 
 from .core import Engine

@@ -13,7 +13,7 @@ from batchwise.ledger.values import Claim
 from batchwise.models import Limits
 from batchwise.planning.capacity import MOST_CALLS, Measured, class_of, follows, limits_of
 from batchwise.planning.outcomes import Refusal
-from batchwise.planning.outputs import OutputForecast, Writing
+from batchwise.planning.output_forecast import OutputForecast, Writing
 from batchwise.planning.pacing import Pacer, Reservation
 from batchwise.planning.state import BYTES_PER_TOKEN
 

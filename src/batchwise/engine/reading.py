@@ -23,7 +23,7 @@ from batchwise.ledger.beside import Beside
 from batchwise.ledger.roll import Answer
 from batchwise.ledger.values import RequestRow, Settlement, Turn, Which
 from batchwise.models import Lane, Outcome, ResultError
-from batchwise.planning.attempts import next_attempt
+from batchwise.planning.continuation import next_call, received, usage_of
 from batchwise.planning.custom_ids import opener
 from batchwise.planning.outcomes import (
     CUTS,
@@ -37,8 +37,8 @@ from batchwise.planning.outcomes import (
     lane_wide_error,
     rule_row,
 )
+from batchwise.planning.retries import next_attempt
 from batchwise.planning.state import BatchView
-from batchwise.planning.turns import next_call, received, usage_of
 
 from .core import Engine
 from .money import Biller, Meter, answered

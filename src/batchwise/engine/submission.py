@@ -24,8 +24,8 @@ from batchwise.events import Hedged, Submitted
 from batchwise.ledger.values import Which
 from batchwise.models import Lane, Outcome, Reason
 from batchwise.planning.agenda import Seal
+from batchwise.planning.clock_skew import longest_pause
 from batchwise.planning.custom_ids import new_nonce, sealer
-from batchwise.planning.moments import longest_pause
 from batchwise.planning.outcomes import CreateOutcome, CreateRuling, Fault, rule_create
 from batchwise.planning.packing import MAX_BYTES, Sizes, body_chunks
 from batchwise.planning.state import BatchState, BatchView

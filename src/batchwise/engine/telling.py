@@ -12,8 +12,8 @@ from batchwise.errors import InvalidValueError, shown
 from batchwise.events import AtRisk, Event, Missed, Settled
 from batchwise.ledger.values import Sum
 from batchwise.models import Outcome
+from batchwise.planning.deadline_risk import SAFE, Risk
 from batchwise.planning.pricing import to_usd
-from batchwise.planning.risk import SAFE, Risk
 
 __all__ = ["Hook", "Telling"]
 

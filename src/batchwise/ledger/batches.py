@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 
 from batchwise.errors import LedgerError, printable
+from batchwise.planning.cache_priming import GROWTH, Caching, under_an_hour
 from batchwise.planning.packing import MAX_REQUESTS
-from batchwise.planning.priming import GROWTH, Caching, under_an_hour
 from batchwise.planning.state import BatchState, BatchView, Group
 
 from . import meta, transitions

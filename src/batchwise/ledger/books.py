@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from batchwise.errors import SpendLimitError
+from batchwise.planning.cache_priming import LIFE, Caching, Hits, Primed
 from batchwise.planning.pricing import PICO
-from batchwise.planning.priming import LIFE, Caching, Hits, Primed
 from batchwise.planning.state import Group, Terms
 
 from . import meta

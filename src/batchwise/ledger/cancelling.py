@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from batchwise.models import Outcome
+from batchwise.planning.continuation import failed
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.outcomes import UNAFFORDABLE
-from batchwise.planning.turns import failed
 
 from .database import Connection, Database
 from .records import BEHIND, CHUNK, RESULTS_BEHIND, UNSETTLED_IN_BATCH, UNSETTLED_OF_JOB, Records, Row

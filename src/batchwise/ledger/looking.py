@@ -11,8 +11,8 @@ from decimal import Decimal
 from typing import Any
 
 from batchwise.models import Lane, Outcome, Report, Status
+from batchwise.planning.cache_priming import Hits
 from batchwise.planning.forecast import Sample
-from batchwise.planning.priming import Hits
 from batchwise.planning.state import Group, Snapshot
 
 from . import meta

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from batchwise.models import Lane
-from batchwise.planning.priming import Caching
+from batchwise.planning.cache_priming import Caching
 from batchwise.planning.state import BatchState, Group, Terms
 
 from .batches import Batches

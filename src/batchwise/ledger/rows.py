@@ -11,9 +11,9 @@ import attrs
 import orjson
 
 from batchwise.models import Lane, Outcome, Reason, Status, ToolUse
+from batchwise.planning.cache_priming import Caching
 from batchwise.planning.capacity import Measured
 from batchwise.planning.custom_ids import UNSEALED, custom_id
-from batchwise.planning.priming import Caching
 from batchwise.planning.state import BatchState, BatchView, Group, Setback, Terms
 
 __all__ = [

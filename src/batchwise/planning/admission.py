@@ -16,12 +16,12 @@ import attrs
 from batchwise.errors import AdmissionError, shown
 from batchwise.models import Lane, Policy
 
+from .cache_priming import Caching
 from .capacity import Capacity
-from .priming import Caching
 from .rescue import capacity_of, cohort_of, is_hedged
 from .reserve import longest_batch_of, margin_of
-from .schedule import Cohort, Shortfall, fits, servable, work
 from .state import BatchState, Group, Snapshot, Terms
+from .sync_schedule import Cohort, Shortfall, fits, servable, work
 
 __all__ = ["Admission", "Promises", "admit", "may_wait", "priming_ends", "promises_of"]
 

@@ -10,7 +10,7 @@ import attrs
 
 from batchwise.models import Lane, Policy
 
-from .priming import Caching
+from .cache_priming import Caching
 from .rescue import Rescues
 from .state import BatchView, Snapshot
 

@@ -437,7 +437,7 @@ def rescue_duration(
 ) -> timedelta:
     """How long the sync lane takes to redo so many requests: the slowest resource rules.
 
-    The lane is fluid, as in `batchwise.planning.schedule`: each resource serves steadily at its limit, concurrency
+    The lane is fluid, as in `batchwise.planning.sync_schedule`: each resource serves steadily at its limit, concurrency
     at `concurrency / latency`. The calls still running at its end (one `limits.latency`, or the slowest call's
     tail) belong to the overhead. Rounded up to the microsecond.
 

@@ -17,7 +17,7 @@ import attrs
 from batchwise.errors import InvalidValueError
 from batchwise.times import WINDOW, check_aware, check_duration, check_positive
 
-from .survival import Curve
+from .survival_curve import Curve
 
 __all__ = ["STRENGTH", "Forecast", "Sample", "check_share"]
 

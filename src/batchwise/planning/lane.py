@@ -1,6 +1,6 @@
 """The sync lane as planning sees it: cohorts of calls, how long each occupies the lane, and their EDF schedule.
 
-`batchwise.planning.schedule` says what is assumed of the lane and how figures are rounded.
+`batchwise.planning.sync_schedule` says what is assumed of the lane and how figures are rounded.
 """
 
 from __future__ import annotations

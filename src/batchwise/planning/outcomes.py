@@ -105,7 +105,7 @@ class CreateOutcome(Enum):
 
 
 class Refusal(Enum):
-    """Why a Messages call was refused for load. Whether it costs an attempt is decided in `attempts`."""
+    """Why a Messages call was refused for load. Whether it costs an attempt is decided in `retries`."""
 
     OVERLOADED = "overloaded"
     """The API is busy (529, or an `overloaded_error` inside a stream): it is not we who are too fast."""

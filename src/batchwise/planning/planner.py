@@ -30,8 +30,8 @@ import attrs
 from batchwise.models import Policy
 
 from .agenda import Action, Agenda, Run, WaitUntil
-from .batches import tend, tend_stranded
-from .queues import divert, tend_batch_queue, tend_sync_queue
+from .batch_rules import tend, tend_stranded
+from .queue_rules import divert, tend_batch_queue, tend_sync_queue
 from .rescue import Rescues
 from .state import BatchState, BatchView, Snapshot
 

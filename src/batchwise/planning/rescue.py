@@ -13,8 +13,8 @@ from batchwise.models import Policy, Reason
 
 from .capacity import FILLED, Capacity
 from .reserve import margin_of
-from .schedule import Cohort, latest_starts, servable, work
 from .state import BatchView, Group, Snapshot, Terms
+from .sync_schedule import Cohort, latest_starts, servable, work
 
 __all__ = [
     "Rescues",

@@ -20,13 +20,13 @@ from batchwise.times import check_aware
 from batchwise.wording import dollars, dollars_apart, human, human_apart
 
 from . import packing
+from .cache_priming import Prefix, prefix_of, prefix_words
 from .custom_ids import MAX_LENGTH
 from .forecast import Forecast
 from .pricing import PriceBook, Tariff, book_of, estimate, named_remedy, to_usd
-from .priming import Prefix, prefix_of, prefix_words
 from .reserve import least_reserve, longest_batch_of, reserve_for
 from .state import BYTES_PER_TOKEN
-from .waiting import Hedge, best_hedge, delay_cost, longest_worthwhile
+from .waiting_cost import Hedge, best_hedge, delay_cost, longest_worthwhile
 
 __all__ = [
     "BATCH_ONLY_BETA",

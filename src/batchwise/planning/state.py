@@ -10,11 +10,11 @@ import attrs
 
 from batchwise.models import Labels, Lane, Reason, ToolUse
 
+from .cache_priming import GROWTH, Caching, Hits, Primed
 from .capacity import Measured
 from .forecast import Forecast
 from .packing import Sizes
 from .pricing import Tariff
-from .priming import GROWTH, Caching, Hits, Primed
 
 __all__ = ["BYTES_PER_TOKEN", "BatchState", "BatchView", "Group", "Snapshot", "Terms"]
 

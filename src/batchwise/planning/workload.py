@@ -27,9 +27,9 @@ from .cadence import Cadence, bounded, check_limits, lane_time, worst_case_laten
 from .capacity import FILLED, Capacity, queue_limit
 from .constraints import SEARCHED, Load, Violation, longest_interval, nearest_load, violations_of
 from .forecast import Forecast
-from .mix import Mix, mix_of, sampled, to_dollars
 from .packing import MAX_BYTES, MAX_REQUESTS
 from .pricing import PriceBook, book_of
+from .request_mix import Mix, mix_of, sampled, to_dollars
 from .reserve import reserve_for
 from .routing import Case, decide
 

@@ -15,7 +15,7 @@ from unittest import mock
 import attrs
 
 from batchwise.models import Policy
-from batchwise.planning import admission, agenda, planner, rescue, schedule
+from batchwise.planning import admission, agenda, planner, rescue, sync_schedule
 from batchwise.planning.state import Snapshot
 
 from .lane import SyncLane
@@ -158,15 +158,15 @@ def _no_reserve() -> Iterator[dict[str, Any]]:
 def _alone() -> Iterator[dict[str, Any]]:
     """Each rescue is planned, and promised, as if it had the sync lane for itself."""
 
-    def starts(cohorts: Sequence[schedule.Cohort], pace: object, *, tail: timedelta) -> list[datetime]:
-        return [schedule.latest_starts([each], pace, tail=tail)[0] for each in cohorts]
+    def starts(cohorts: Sequence[sync_schedule.Cohort], pace: object, *, tail: timedelta) -> list[datetime]:
+        return [sync_schedule.latest_starts([each], pace, tail=tail)[0] for each in cohorts]
 
     def kept(self: admission.Promises, now: datetime) -> object:
         if not self.cohorts:
             return None
         last = self.cohorts[-1]
         pace = self.capacity.pace(self.capacity.class_of(last.model))
-        return schedule.fits([last], pace, now=now, tail=self.margin)
+        return sync_schedule.fits([last], pace, now=now, tail=self.margin)
 
     with mock.patch.object(rescue, "latest_starts", starts), mock.patch.object(admission.Promises, "kept", kept):
         yield {}

@@ -12,7 +12,7 @@ import attrs
 
 from batchwise.models import Limits, Policy
 from batchwise.planning.reserve import margin_of, noticing_of, reserve_for
-from batchwise.planning.schedule import Cohort, fits
+from batchwise.planning.sync_schedule import Cohort, fits
 
 START = datetime(2026, 11, 2, tzinfo=timezone.utc)  # a Monday
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0

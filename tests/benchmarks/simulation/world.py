@@ -14,9 +14,9 @@ from batchwise.engine.passes import action_key, repeats
 from batchwise.errors import AdmissionError
 from batchwise.models import Lane, Policy, Rates, Reason
 from batchwise.planning import admission, agenda, planner, routing
+from batchwise.planning.cache_priming import LIFE, Caching, Primed
 from batchwise.planning.forecast import Forecast, Sample
 from batchwise.planning.pricing import PriceBook
-from batchwise.planning.priming import LIFE, Caching, Primed
 from batchwise.planning.reserve import reserve_for
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 from batchwise.request import Request

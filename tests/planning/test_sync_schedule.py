@@ -14,7 +14,7 @@ from tests.strategies import limits as any_limits
 from batchwise.errors import InvalidValueError
 from batchwise.models import Limits
 from batchwise.planning import lane
-from batchwise.planning.schedule import Cohort, at_risk, fits, latest_starts, servable, work
+from batchwise.planning.sync_schedule import Cohort, at_risk, fits, latest_starts, servable, work
 
 ZERO = timedelta(0)
 US = timedelta(microseconds=1)

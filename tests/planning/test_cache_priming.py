@@ -16,9 +16,7 @@ from tests.strategies import HOUR, NOW
 from batchwise.models import Lane, Latency, Limits, Policy, Reason
 from batchwise.planning.admission import admit, promises_of
 from batchwise.planning.agenda import Move, Seal, WaitUntil
-from batchwise.planning.planner import plan
-from batchwise.planning.pricing import PriceBook
-from batchwise.planning.priming import (
+from batchwise.planning.cache_priming import (
     GROWTH,
     LIFE,
     Caching,
@@ -34,6 +32,8 @@ from batchwise.planning.priming import (
     prefix_words,
     under_an_hour,
 )
+from batchwise.planning.planner import plan
+from batchwise.planning.pricing import PriceBook
 from batchwise.planning.reserve import noticing_of, reserve_for
 from batchwise.planning.routing import choose_lane
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms

@@ -20,7 +20,7 @@ from batchwise.models import Lane, Latency, Policy, Reason
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.pricing import PriceBook
 from batchwise.planning.routing import Case, case_of
-from batchwise.planning.waiting import best_hedge, delay_cost, hedge_gain, longest_worthwhile
+from batchwise.planning.waiting_cost import best_hedge, delay_cost, hedge_gain, longest_worthwhile
 
 MINUTE = timedelta(minutes=1)
 TICK = timedelta.resolution

@@ -11,9 +11,9 @@ from tests.strategies import json_values, params
 
 from batchwise.jsontext import decode, encode
 from batchwise.models import Lane, Outcome, Reason, ResultError
+from batchwise.planning.continuation import MAX_TURNS, continued, failed, merged, next_call, received
 from batchwise.planning.outcomes import rule_answer
 from batchwise.planning.state import Terms
-from batchwise.planning.turns import MAX_TURNS, continued, failed, merged, next_call, received
 
 TERMS = Terms(lane=Lane.SYNC, reason=Reason.BLOCKING, model="a", max_tokens=9, output_tokens=9)
 THINKING = {"type": "thinking", "thinking": "hm", "signature": "s"}

@@ -21,8 +21,8 @@ from batchwise import (
 )
 from batchwise.models import Policy, Rates
 from batchwise.planning import packing
+from batchwise.planning.cost_bound import length_class, media_tokens, most_cost, refuse_unbounded
 from batchwise.planning.pricing import PriceBook, Tariff, cost
-from batchwise.planning.reservation import length_class, media_tokens, most_cost, refuse_unbounded
 from batchwise.planning.routing import check_size
 from batchwise.request import Request
 

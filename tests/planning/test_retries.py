@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.strategies import HOUR, NOW
 
 from batchwise.models import Lane, Policy, Reason
-from batchwise.planning.attempts import call_costs, may_call_again, next_attempt
+from batchwise.planning.retries import call_costs, may_call_again, next_attempt
 from batchwise.planning.state import Terms
 
 FLEXIBLE = Terms(lane=Lane.BATCH, reason=Reason.LATENCY_TOLERANT, model="m", max_tokens=9, output_tokens=9)

@@ -16,8 +16,8 @@ from batchwise.models import Policy
 
 from .capacity import Capacity
 from .rescue import Rescues, cohorts_of, groups_of
-from .schedule import Cohort, at_risk, servable
 from .state import BatchState, BatchView, Group, Snapshot
+from .sync_schedule import Cohort, at_risk, servable
 
 __all__ = ["SAFE", "Risk", "risks"]
 

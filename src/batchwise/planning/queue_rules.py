@@ -13,9 +13,9 @@ from batchwise.models import Lane, Reason
 from .admission import may_wait, priming_ends
 from .agenda import Agenda, FailLate, Move, Run, Seal
 from .batch_size import best_size, expected_ends
+from .cache_priming import Caching, Primed, Step, next_step
 from .capacity import queue_limit
 from .packing import MAX_BYTES, MAX_REQUESTS, may_share
-from .priming import Caching, Primed, Step, next_step
 from .rescue import is_hedged
 from .reserve import longest_batch_of
 from .state import BatchState, Group

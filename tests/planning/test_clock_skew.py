@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.strategies import HOUR, NOW
 
 from batchwise.models import Lane, Policy, Reason
-from batchwise.planning.moments import believed, longest_pause, sent_at, sent_by
+from batchwise.planning.clock_skew import believed, longest_pause, sent_at, sent_by
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 
 SECOND, TICK = timedelta(seconds=1), timedelta(microseconds=1)

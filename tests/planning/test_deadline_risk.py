@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.planning.test_planner import HOUR, LIMITS, NOW, POLICY, TAIL, batch, group, hedged, start_of
 
 from batchwise.models import Lane, Limits, Policy
+from batchwise.planning.deadline_risk import SAFE, Risk, risks
 from batchwise.planning.planner import safe_moments
-from batchwise.planning.risk import SAFE, Risk, risks
-from batchwise.planning.schedule import Cohort, at_risk
 from batchwise.planning.state import BatchState, Snapshot
+from batchwise.planning.sync_schedule import Cohort, at_risk
 
 TICK, MINUTE = timedelta(microseconds=1), timedelta(minutes=1)
 

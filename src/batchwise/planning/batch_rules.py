@@ -8,7 +8,7 @@ from batchwise.models import Policy
 
 from .agenda import Action, Agenda, Cancel, Collect, GiveUp, Poll, Post, Probe, Reconcile, Release
 from .capacity import tail_of
-from .moments import sent_at
+from .clock_skew import sent_at
 from .reserve import reading_of
 from .state import BatchState, BatchView
 

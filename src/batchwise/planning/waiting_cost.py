@@ -50,7 +50,7 @@ def hedge_gain(*, p: float, saving: Decimal, hang: float, share_done: float, del
     """By how many USD a batch before a rescue is cheaper than the sync lane at once: `p*s - (1-p)*h*f*s - delay cost`.
 
     Finished rows of a cancelled batch are used and unfinished ones are not billed, so only a cancel that hangs costs
-    twice. Computed exactly. It says nothing about deadlines: those are `schedule.fits`' business.
+    twice. Computed exactly. It says nothing about deadlines: those are `sync_schedule.fits`' business.
 
     Args:
         p: The chance that the batch ends by the safe moment.

@@ -67,7 +67,7 @@ async def test_the_reserve_of_a_bulk_counts_the_price_tiers_of_all_models_that_i
     requests = [Request(params("x" * size, model="claude-sonnet-5"), key=str(size)) for size in (90_000, 120_000)]
     async with world.open(max_spend="100", fallback_models=("claude-haiku-5-5",)) as d:
         await (await d.dispatch_all(requests, job="j", latency=Latency.FLEXIBLE)).cancel()
-        groups = [d._engine.find(each.key, "j").terms.reserve_per_byte for each in requests]
+        groups = [d._engine.find(each.key, "j").terms.max_cost_per_byte for each in requests]
     assert groups[0] < groups[1]
 
 

@@ -170,11 +170,11 @@ def test_content_is_what_params_betas_and_stream_say(world: World) -> None:
 
 
 def test_terms_of_a_bulk_that_failed_are_not_taken_for_others(world: World) -> None:
-    dear = attrs.evolve(FLEXIBLE, reserve_each=7)
+    dear = attrs.evolve(FLEXIBLE, max_cost_each=7)
     with pytest.raises(KeyConflictError):
         world.bulk([entry("a", dear, '{"n":1}'), entry("a", dear, '{"n":2}')])
     world.accept("b", FLEXIBLE, cap=world.cap(0))
-    assert world.ledger.snapshot().batch_queue[0].terms.reserve_each == 0
+    assert world.ledger.snapshot().batch_queue[0].terms.max_cost_each == 0
 
 
 def test_a_second_run_finds_its_positions_again(backend: Backend) -> None:
@@ -405,7 +405,7 @@ def test_an_ended_bulk_takes_no_more(world: World) -> None:
 
 # -- money --------------------------------------------------------------------------------------------------------
 
-PRICED = attrs.evolve(FLEXIBLE, reserve_each=100, reserve_per_byte=10)
+PRICED = attrs.evolve(FLEXIBLE, max_cost_each=100, max_cost_per_byte=10)
 
 
 def test_the_cap_counts_reserved_spent_and_wasted(world: World) -> None:
@@ -529,7 +529,7 @@ def test_books_of_large_amounts(world: World) -> None:
         world.ledger.book_stray(batch.id, number, b"a", 2 * large)
     report = world.ledger.report(job=None)
     assert report.cost == 28_000_000 + Decimal(2).scaleb(-12), "exact, in one lane and outcome too"
-    dear = attrs.evolve(PRICED, reserve_each=large)
+    dear = attrs.evolve(PRICED, max_cost_each=large)
     world.bulk([entry(f"dear {n}", dear) for n in range(9)], job="dear")
     unsealed = world.opened(terms=[find(world.ledger, "dear 0", job="dear").terms.id])  # type: ignore[union-attr]
     unseal(world.ledger, unsealed.id, now=NOW, keep=True, maybe_billed=True)
@@ -918,7 +918,7 @@ def mixed(world: World) -> tuple[list[int], BatchView]:
     return numbers, world.opened()
 
 
-DATED = attrs.evolve(NIGHTLY, reserve_each=6, reserve_per_byte=2)
+DATED = attrs.evolve(NIGHTLY, max_cost_each=6, max_cost_per_byte=2)
 
 
 @pytest.mark.parametrize("chunks", [[[0, 1, 2, 3, 4, 5, 6, 7]], [[5, 2], [7, 0, 1], [6], [4, 3]]])

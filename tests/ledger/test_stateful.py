@@ -56,7 +56,7 @@ TERMS = [
     NIGHTLY,
     BLOCKING,
     PATIENT,
-    attrs.evolve(NIGHTLY, deadline=NOW + 40 * HOUR, reserve_each=8, reserve_per_byte=4),
+    attrs.evolve(NIGHTLY, deadline=NOW + 40 * HOUR, max_cost_each=8, max_cost_per_byte=4),
 ]
 JOBS = [None, "j", "'"]
 MOMENTS = ["batch_paused_until", "sync_answered_at", "sync_failed_at"]
@@ -99,7 +99,7 @@ class Model:
 
 def most(request: Model) -> int:
     """What it costs at most where it is, once: half of a call in a batch."""
-    call = request.terms.reserve_each + len(request.body) * request.terms.reserve_per_byte
+    call = request.terms.max_cost_each + len(request.body) * request.terms.max_cost_per_byte
     return call // 2 if request.lane is BATCH else call
 
 
@@ -665,7 +665,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert (report.met, report.missed, report.worst_lateness) == (met[True], met[False], self.lateness)
         reserved = sum(map(kept, (each for each in self.requests.values() if each.status is not SETTLED)))
         with self.ledger.database.read() as db:
-            assert self.ledger.books.reserved(db) == reserved
+            assert self.ledger.books.reserved_cost(db) == reserved
             assert self.ledger.books.spent(db, None) == self.cost + self.wasted + self.unseen
 
 

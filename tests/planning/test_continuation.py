@@ -101,7 +101,7 @@ def test_bodies_that_cannot_be_sent_anew_end_and_raise_nothing(messages: Any) ->
 def test_a_spend_limit_keeps_for_the_refusal_too_by_its_bytes() -> None:
     history = [{"role": "assistant", "content": [THINKING, TEXT]}, {"role": "user", "content": "Go"}]
     body = encode(params(model="a", messages=history))
-    terms = attrs.evolve(TERMS, reserve_each=2)
+    terms = attrs.evolve(TERMS, max_cost_each=2)
     found = next_call(RULING, body, [], REFUSED, terms=terms, fallback_models=["b"])
     assert found is not None
     sent, _ = found
@@ -112,7 +112,7 @@ def test_a_spend_limit_keeps_for_the_refusal_too_by_its_bytes() -> None:
 def test_under_a_spend_limit_a_paused_turn_is_the_answer() -> None:
     body, pause = encode(params(model="a")), line_of("pause_turn", TEXT)
     for kept, goes_on in ((0, True), (2, False)):
-        terms = attrs.evolve(TERMS, reserve_each=kept)
+        terms = attrs.evolve(TERMS, max_cost_each=kept)
         assert (followed(body, pause, [], terms=terms) is not None) == goes_on
 
 

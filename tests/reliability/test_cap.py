@@ -178,7 +178,7 @@ def test_a_limit_with_room_keeps_nobody_waiting(tmp_path: Path) -> None:
         after.settle_all()
         assert after.ledger.report(job=None).met == 13
         with after.ledger.database.read() as db:
-            assert after.ledger.books.reserved(db) == 0
+            assert after.ledger.books.reserved_cost(db) == 0
     finally:
         after.close()
         before.close()

@@ -297,9 +297,11 @@ class Engine:
             UnknownPriceError: There is a cap, and the price of one's model is unknown.
         """
         cap = self.cap()
-        reserved = None if cap is None else partial(self.router.reserved, now=self.now())
+        with_max_cost = None if cap is None else partial(self.router.with_max_cost, now=self.now())
         routed = None if latency is None else self._routed(job, outcomes, latency)
-        return self.ledger.reopen(job=job, outcomes=outcomes, now=self.now(), cap=cap, reserved=reserved, routed=routed)
+        return self.ledger.reopen(
+            job=job, outcomes=outcomes, now=self.now(), cap=cap, with_max_cost=with_max_cost, routed=routed
+        )
 
     def _routed(self, job: int, outcomes: Sequence[Outcome], latency: LatencyTag) -> dict[int, Terms]:
         """New terms for settled requests that are tried again, by their numbers, as a bulk dispatch would have them."""

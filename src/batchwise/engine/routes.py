@@ -85,7 +85,7 @@ class Router:
         )
         decision = routing.decide(case, where)
         self._warn_of_a_short_prefix(request)
-        each, per_byte = self._reserve(request, now, where)
+        each, per_byte = self._max_cost(request, now, where)
         hedged = decision.reason is Reason.HEDGED
         return decision, Terms(
             lane=decision.lane,
@@ -109,8 +109,8 @@ class Router:
             breakpoints=case.prefix.breakpoints if case.prefix else 0,
             labels=request.label_pairs,
             batch_only=bool(case.batch_only),
-            reserve_each=each,
-            reserve_per_byte=per_byte,
+            max_cost_each=each,
+            max_cost_per_byte=per_byte,
         )
 
     def _warn_of_a_short_prefix(self, request: Request) -> None:
@@ -172,14 +172,14 @@ class Router:
         )
         return self.route(request, now, latency)[1]
 
-    def reserved(self, terms: Terms, *, now: datetime) -> Terms:
+    def with_max_cost(self, terms: Terms, *, now: datetime) -> Terms:
         """Terms with what is kept for one of their requests; one of which nothing is known may fill its model.
 
         Raises:
             SpendLimitError: It may use tools of which nothing is known.
             UnknownPriceError: A price is unknown.
         """
-        if terms.reserve_each:
+        if terms.max_cost_each:
             return terms
         where = f"a request for {shown(terms.model)}"
         if terms.tool_use not in {ToolUse.NONE, ToolUse.SINGLE}:
@@ -190,9 +190,9 @@ class Router:
         fast = self._prices.rates(terms.model, Lane.SYNC, speed="fast", at=now) is not None
         unknown = Traits(terms.model, terms.max_tokens, (), (), "auto", "fast" if fast else "")
         each, per_byte = self._most(unknown, at=now, betas=terms.betas, media=None, where=where)
-        return attrs.evolve(terms, reserve_each=each, reserve_per_byte=per_byte)
+        return attrs.evolve(terms, max_cost_each=each, max_cost_per_byte=per_byte)
 
-    def reserved_for(self, terms: Terms, body: bytes, *, now: datetime) -> Terms:
+    def with_max_cost_of(self, terms: Terms, body: bytes, *, now: datetime) -> Terms:
         """Terms with what is kept for their request with this body, as if it were accepted now.
 
         Raises:
@@ -202,9 +202,9 @@ class Router:
         """
         request = Request(decode(body), betas=terms.betas)
         each, per_byte = self._bound(request, now, f"a request for {shown(terms.model)}")
-        return attrs.evolve(terms, reserve_each=each, reserve_per_byte=per_byte)
+        return attrs.evolve(terms, max_cost_each=each, max_cost_per_byte=per_byte)
 
-    def _reserve(self, request: Request, now: datetime, where: str) -> tuple[int, int]:
+    def _max_cost(self, request: Request, now: datetime, where: str) -> tuple[int, int]:
         return (0, 0) if self._policy.max_spend is None else self._bound(request, now, where)
 
     def _bound(self, request: Request, now: datetime, where: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from datetime import datetime
 import attrs
 
 from batchwise.errors import BatchwiseError, SpendLimitError, UnknownPriceError
-from batchwise.ledger.books import reserve
+from batchwise.ledger.books import reserved_cost
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.rows import BATCH, SYNC
 from batchwise.ledger.values import Cap
@@ -28,11 +28,11 @@ __all__ = ["bounded", "kept_for", "most_under_way", "withheld"]
 def _bare(groups: Iterable[Group], router: Router, now: datetime) -> Iterator[tuple[Group, Terms | None]]:
     """Those for which nothing is kept, with the terms that say what has to be; None: nothing bounds what they cost."""
     for group in groups:
-        if not group.terms.reserve_each:
+        if not group.terms.max_cost_each:
             terms: Terms | None = None
             with suppress(SpendLimitError, UnknownPriceError):
-                terms = router.reserved(group.terms, now=now)
-            if terms is None or terms.reserve_each:  # what costs nothing needs nothing
+                terms = router.with_max_cost(group.terms, now=now)
+            if terms is None or terms.max_cost_each:  # what costs nothing needs nothing
                 yield group, terms
 
 
@@ -40,7 +40,7 @@ def most_under_way(snapshot: Snapshot, router: Router, now: datetime) -> int:
     """pico-USD that requests under way may cost at most for which nothing is kept; tools that are unbounded aside."""
     running = [(SYNC, snapshot.sync_running), *((BATCH, batch.groups) for batch in snapshot.batches)]
     return sum(
-        reserve(terms, group.requests, group.size, lane=lane)
+        reserved_cost(terms, group.requests, group.size, lane=lane)
         for lane, groups in running
         for group, terms in _bare(groups, router, now)
         if terms is not None
@@ -50,21 +50,23 @@ def most_under_way(snapshot: Snapshot, router: Router, now: datetime) -> int:
 def bounded(terms: Terms, body: bytes, router: Router, now: datetime) -> Terms:
     """Terms with the most that their request with this body can cost; as they are where nothing bounds that."""
     with suppress(BatchwiseError):
-        return router.reserved_for(terms, body, now=now)
+        return router.with_max_cost_of(terms, body, now=now)
     return terms
 
 
 def kept_for(snapshot: Snapshot, ledger: Ledger, router: Router, cap: Cap, now: datetime) -> int:
     """Keep what queued requests can cost for which nothing is kept, as far as there is room; returns for how many."""
 
-    def reserved(terms: Terms, body: bytes) -> Terms | None:
+    def with_max_cost(terms: Terms, body: bytes) -> Terms | None:
         try:
-            return router.reserved_for(terms, body, now=now)
+            return router.with_max_cost_of(terms, body, now=now)
         except BatchwiseError:
             return None
 
     queued = _bare((*snapshot.sync_queue, *snapshot.batch_queue), router, now)
-    return sum(ledger.reserve(number, reserved, cap=cap) for number in {group.terms.id for group, _ in queued})
+    return sum(
+        ledger.reserve_cost(number, with_max_cost, cap=cap) for number in {group.terms.id for group, _ in queued}
+    )
 
 
 def withheld(snapshot: Snapshot, router: Router, now: datetime) -> tuple[Snapshot, int]:

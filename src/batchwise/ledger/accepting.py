@@ -11,7 +11,7 @@ import attrs
 
 from batchwise.errors import BatchwiseError, LedgerError
 
-from .books import Books, Place, reserve
+from .books import Books, Place, reserved_cost
 from .bulk import Intakes
 from .claims import Claims
 from .database import Connection, Database
@@ -114,7 +114,7 @@ class Accepting:
             key, unheard = b"~" + uuid4().hex.encode(), True
         found = None if job is None or unheard else find(db, job, key)
         if found is None:
-            self._books.check_cap(db, offer.cap, reserve(entry.terms, 1, len(entry.body)))
+            self._books.check_cap(db, offer.cap, reserved_cost(entry.terms, 1, len(entry.body)))
             if job is None:
                 job = add_job(self._database, db, name)
             if not visible:

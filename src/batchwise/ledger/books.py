@@ -20,7 +20,7 @@ from .roll import Cached
 from .rows import BATCH, LANE_CODES, SETTLED, SYNC, from_micros, micros
 from .values import Cap
 
-__all__ = ["Books", "Moves", "Place", "most_again", "most_of", "place_of", "reserve"]
+__all__ = ["Books", "Moves", "Place", "most_again", "most_of", "place_of", "reserved_cost"]
 
 _MICROSECOND = timedelta(microseconds=1)
 _BODIES = 128
@@ -47,15 +47,15 @@ def place_of(row: Row) -> Place:
 
 
 def most_of(terms: Terms, requests: int, size: int, *, lane: int) -> int:
-    """pico-USD that so many requests of these terms, of so many bytes together, may cost at most on this lane once."""
-    call = requests * terms.reserve_each + size * terms.reserve_per_byte
+    """Return the most pico-USD that one try of requests of these terms, of `size` bytes in all, costs on this lane."""
+    call = requests * terms.max_cost_each + size * terms.max_cost_per_byte
     return call if lane == SYNC else call // 2  # both figures are even
 
 
-def reserve(terms: Terms, requests: int, size: int, *, lane: int | None = None) -> int:
-    """pico-USD kept for requests of these terms in this lane's queue, or on it (None: where they begin).
+def reserved_cost(terms: Terms, requests: int, size: int, *, lane: int | None = None) -> int:
+    """Return the pico-USD reserved for requests of these terms that wait or run on this lane; None: their first lane.
 
-    For the batch lane a batch and the call of a rescue: a batch that has to be rescued may be paid twice.
+    On the batch lane that is a batch and the call of a rescue: a batch that has to be rescued may be paid twice.
     """
     where = LANE_CODES[terms.lane] if lane is None else lane
     call = most_of(terms, requests, size, lane=SYNC)
@@ -64,7 +64,7 @@ def reserve(terms: Terms, requests: int, size: int, *, lane: int | None = None) 
 
 def most_again(terms: Terms, requests: int, size: int, *, before: int, lane: int) -> int:
     """pico-USD beyond what is kept for requests that may have been billed on a lane before, and go on on this one."""
-    kept, needed = (reserve(terms, requests, size, lane=each) for each in (before, lane))
+    kept, needed = (reserved_cost(terms, requests, size, lane=each) for each in (before, lane))
     return most_of(terms, requests, size, lane=before) + needed - kept
 
 
@@ -129,9 +129,9 @@ class Books:
         start = micros(since) // _MINUTE
         return sum(int(row[0]) for row in db.execute("SELECT cost FROM spend WHERE minute >= ?", (start,)))
 
-    def reserved(self, db: Connection) -> int:
+    def reserved_cost(self, db: Connection) -> int:
         """pico-USD kept for unsettled requests."""
-        return _reserved(db)
+        return _reserved_cost(db)
 
     def spend(self, db: Connection, cost: int, now: datetime) -> None:
         """So much was spent."""
@@ -221,7 +221,7 @@ class Books:
     def _most(
         self, db: Connection, terms: Terms, requests: int, size: int, *, lane: int, which: str, values: Sequence[int]
     ) -> int:
-        kept = terms.reserve_each or terms.reserve_per_byte
+        kept = terms.max_cost_each or terms.max_cost_per_byte
         if kept or self._bound is None or terms.adopted:
             return most_of(terms, requests, size, lane=lane)
         # They were accepted without a spend limit; one that is set later counts them as well.
@@ -254,7 +254,7 @@ class Books:
 
     def room(self, db: Connection, cap: Cap) -> int:
         """pico-USD that a spend limit leaves beside what was spent and what is kept."""
-        return cap.limit - self.spent(db, cap.since) - self.reserved(db)
+        return cap.limit - self.spent(db, cap.since) - self.reserved_cost(db)
 
     def check_cap(self, db: Connection, cap: Cap | None, more: int) -> None:
         """Refuse what could pass the spend limit.
@@ -264,7 +264,7 @@ class Books:
         """
         if cap is None:
             return
-        spent, reserved = self.spent(db, cap.since), self.reserved(db)
+        spent, reserved = self.spent(db, cap.since), self.reserved_cost(db)
         if spent + reserved + more > cap.limit:
             raise SpendLimitError(
                 f"this could cost {more / PICO:.6f} USD beside {spent / PICO:.6f} spent and "
@@ -283,7 +283,7 @@ class Books:
 
 
 class Moves:
-    """Collects how requests move between places, and books it in the cohorts and the reserve, with them."""
+    """Collects how requests move between places, and books it in the cohorts and in the reserved cost."""
 
     def __init__(self, records: Records, db: Connection, now: datetime) -> None:
         self._records, self._db, self._since = records, db, micros(now)
@@ -314,7 +314,7 @@ class Moves:
         reserved = 0
         for place, (requests, size) in self._delta.items():
             terms = self._records.terms(db, place.terms)
-            reserved += reserve(terms, requests, size, lane=place.lane)
+            reserved += reserved_cost(terms, requests, size, lane=place.lane)
             if not requests and not size:
                 continue
             if requests >= 0:
@@ -336,9 +336,9 @@ class Moves:
                         (requests, size, *place),
                     )
         if reserved:
-            meta.put(db, "reserved", str(_reserved(db) + reserved))
+            meta.put(db, "reserved_cost", str(_reserved_cost(db) + reserved))
         self._delta.clear()
 
 
-def _reserved(db: Connection) -> int:
-    return int(meta.get(db, "reserved") or 0)
+def _reserved_cost(db: Connection) -> int:
+    return int(meta.get(db, "reserved_cost") or 0)

@@ -21,7 +21,7 @@ from batchwise.models import Lane
 from batchwise.planning.state import Terms
 
 from .beside import Beside
-from .books import Books, Moves, Place, reserve
+from .books import Books, Moves, Place, reserved_cost
 from .database import Connection, Database
 from .forks import check_own
 from .jobs import add_job, job_of
@@ -331,7 +331,7 @@ class Intake:
         """
         self._check_open()
         numbers = self._sum.numbers.all()
-        more = sum(reserve(*each) for each in self.fresh)
+        more = sum(reserved_cost(*each) for each in self.fresh)
         with self._database.write("intake accept") as db:
             self._books.check_cap(db, cap, more)
             db.execute("UPDATE terms SET staged = 0 WHERE staged = ?", (self._id,))

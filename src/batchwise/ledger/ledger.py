@@ -172,7 +172,7 @@ class Ledger:
     adopted = _by("_adoption", Adoption.adopted)
     name_adopted = _by("_adoption", Adoption.name_adopted)
     roll = _by("_batches", Batches.roll)
-    reserve = _by("_requeuing", Requeuing.reserve)
+    reserve_cost = _by("_requeuing", Requeuing.reserve_cost)
 
     # -- ends -------------------------------------------------------------------------------------------------------
 

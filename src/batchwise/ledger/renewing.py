@@ -14,7 +14,7 @@ from batchwise.models import Outcome
 from batchwise.planning.outcomes import was_cut
 from batchwise.planning.state import Terms
 
-from .books import Books, Moves, Place, reserve
+from .books import Books, Moves, Place, reserved_cost
 from .database import Connection, Database
 from .records import CHUNK, RESULTS_BEHIND, Records, Row
 from .rows import LANE_CODES, OUTCOME_CODES, QUEUED
@@ -32,7 +32,7 @@ class _Wanted:
     outcomes: object
     """Codes, as they are bound."""
     routed: Mapping[int, Terms] | None
-    reserved: Callable[[Terms], Terms]
+    with_max_cost: Callable[[Terms], Terms]
 
     def has(self, request: int) -> bool:
         """Whether this request is among them."""
@@ -52,7 +52,7 @@ class Renewing:
         outcomes: Sequence[Outcome],
         now: datetime,
         cap: Cap | None = None,
-        reserved: Callable[[Terms], Terms] | None = None,
+        with_max_cost: Callable[[Terms], Terms] | None = None,
         routed: Mapping[int, Terms] | None = None,
     ) -> int:
         """Queue a job's settled requests of these outcomes anew; attempts, paused turns and refusals are forgotten.
@@ -65,7 +65,7 @@ class Renewing:
             InvalidValueError: Some of them were adopted; none is queued.
         """
         codes = self._database.list_of(OUTCOME_CODES[outcome] for outcome in outcomes)
-        wanted = _Wanted(job, codes, routed, (lambda terms: terms) if reserved is None else reserved)
+        wanted = _Wanted(job, codes, routed, (lambda terms: terms) if with_max_cost is None else with_max_cost)
         self._check_own(wanted)
         if cap is not None or routed is not None:
             return self._renew_at_once(wanted, now, cap)
@@ -92,7 +92,7 @@ class Renewing:
     def _renew_at_once(self, wanted: _Wanted, now: datetime, cap: Cap | None) -> int:
         with self._database.write("reopen") as db:
             rows = list(self._all_settled(db, wanted))
-            more = sum(reserve(self._terms(db, wanted, row), 1, row.size) for row in rows)
+            more = sum(reserved_cost(self._terms(db, wanted, row), 1, row.size) for row in rows)
             self._books.check_cap(db, cap, more)
             self._renew_all(db, wanted, rows, now)
         return len(rows)
@@ -106,7 +106,7 @@ class Renewing:
     def _terms(self, db: Connection, wanted: _Wanted, row: Row) -> Terms:
         """The terms on which a request begins anew."""
         terms = self._records.terms(db, row.terms) if wanted.routed is None else wanted.routed[row.id]
-        return wanted.reserved(terms.asking(terms.asked[:1]) if terms.refused_by else terms)
+        return wanted.with_max_cost(terms.asking(terms.asked[:1]) if terms.refused_by else terms)
 
     def _all_settled(self, db: Connection, wanted: _Wanted) -> Iterator[Row]:
         after = 0

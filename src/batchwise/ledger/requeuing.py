@@ -10,7 +10,7 @@ from batchwise.planning.cache_priming import Caching
 from batchwise.planning.state import BatchState, Group, Terms
 
 from .batches import Batches
-from .books import Books, Place, most_again, place_of, reserve
+from .books import Books, Place, most_again, place_of, reserved_cost
 from .database import Connection, Database
 from .records import IN_BATCH, Records, Row
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, QUEUED, SYNC
@@ -171,13 +171,13 @@ class Requeuing:
             )
         return moved
 
-    def reserve(self, terms: int, reserved: Callable[[Terms, bytes], Terms | None], *, cap: Cap) -> int:
-        """Keep of a spend limit what queued requests of these terms may cost: as many, the first ones, as have room.
+    def reserve_cost(self, terms: int, with_max_cost: Callable[[Terms, bytes], Terms | None], *, cap: Cap) -> int:
+        """Reserve under a spend limit what queued requests of these terms may cost; returns for how many.
 
-        They go on on the terms that `reserved` gives for theirs and a body: those, and what is kept. None: it waits on.
-        Returns how many.
+        The first ones, as many as the limit has room for. `with_max_cost` gives their new terms for their old ones and
+        a body; if it gives None, the request waits on.
         """
-        with self._database.write("reserve") as db:
+        with self._database.write("reserve_cost") as db:
             found = db.execute(
                 "SELECT q.id, b.params FROM request q JOIN body b ON b.id = q.id "
                 "WHERE q.status = 0 AND q.terms = ? ORDER BY q.id LIMIT ?",
@@ -186,10 +186,10 @@ class Requeuing:
             rows = self._records.rows(db, [number for number, _ in found])
             room, chosen = self._books.room(db, cap), dict[Place, list[tuple[Row, Terms]]]()
             for number, body in found:
-                row, kept = rows[number], reserved(self._records.terms(db, terms), body)
+                row, kept = rows[number], with_max_cost(self._records.terms(db, terms), body)
                 if kept is None or row.status != QUEUED:
                     continue
-                room -= reserve(kept, 1, row.size, lane=row.lane)
+                room -= reserved_cost(kept, 1, row.size, lane=row.lane)
                 if room < 0:
                     break
                 chosen.setdefault(place_of(row), []).append((row, kept))

@@ -112,8 +112,8 @@ def encode_terms(terms: Terms) -> bytes:
             "breakpoints": terms.breakpoints,
             "labels": terms.labels,
             "adopted": terms.adopted,
-            "reserve_each": terms.reserve_each,
-            "reserve_per_byte": terms.reserve_per_byte,
+            "max_cost_each": terms.max_cost_each,
+            "max_cost_per_byte": terms.max_cost_per_byte,
         }
     )
 

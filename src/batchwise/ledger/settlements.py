@@ -258,7 +258,7 @@ class Settlements:
         )
         self._books.spend(db, paid, now)
         self._books.note_prices(db, now)
-        kept_for = about.reserve_each or about.reserve_per_byte  # nothing is, without a spend limit
+        kept_for = about.max_cost_each or about.max_cost_per_byte  # nothing is, without a spend limit
         if kept_for and unpriced:
             without = [number for number, cost in zip(numbers, costs, strict=True) if cost is None]
             size = sum(row.size for row in self._records.rows(db, without).values())

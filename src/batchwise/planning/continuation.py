@@ -27,7 +27,7 @@ _KINDS = {Outcome.FAILED: "errored", Outcome.EXPIRED: "expired", Outcome.CANCELE
 
 def _is_continued(turns: Sequence[bytes], terms: Terms) -> bool:
     """Whether a turn that was paused again after these is continued. A spend limit keeps for one answer alone."""
-    return len(turns) < MAX_TURNS and not terms.reserve_each
+    return len(turns) < MAX_TURNS and not terms.max_cost_each
 
 
 def _wrapped(custom_id: str, kind: str, name: str, value: bytes) -> bytes:
@@ -94,7 +94,7 @@ def next_call(
     except _UNREADABLE:
         return None
     # A spend limit keeps by the byte, and for what the refusal cost too: no byte may go before that is booked.
-    anew = anew.ljust(len(body)) if terms.reserve_each else anew
+    anew = anew.ljust(len(body)) if terms.max_cost_each else anew
     return anew, terms.asking((*terms.asked, model))
 
 

@@ -1,4 +1,4 @@
-"""What a request can cost at most: what a spend limit keeps for it until it settles.
+"""The most that a request can cost: so much a spend limit reserves for it until it settles.
 
 The bound rests on what the API can bill for one answer: at most one input token a byte of text (a tokenizer over bytes
 can do no worse), what it adds of its own, what media take, and `max_tokens` of output; all input as written to the

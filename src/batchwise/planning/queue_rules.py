@@ -221,7 +221,7 @@ def tend_sync_queue(agenda: Agenda) -> None:
         late = terms.deadline is not None and terms.deadline <= agenda.now
         if late and agenda.policy.late == "fail":
             agenda.add(FailLate(terms.id))
-        elif late and terms.lane is Lane.BATCH and agenda.batch_works and not terms.reserve_each:
+        elif late and terms.lane is Lane.BATCH and agenda.batch_works and not terms.max_cost_each:
             # Under a spend limit no more is kept for it than one call.
             agenda.add(Move(terms.id, Lane.BATCH))
         elif agenda.sync_works:

@@ -52,8 +52,9 @@ class Terms:
         breakpoints: How many breakpoints of one of these name no life.
         labels: Who or what one of these is billed to.
         adopted: It was sent by others: its body is not in the ledger, so it cannot be sent again.
-        reserve_each: pico-USD kept for one of these until it settles; 0 without a spend limit.
-        reserve_per_byte: The same for each byte of its body.
+        max_cost_each: The most pico-USD that one call of one of these costs, its body apart; reserved until it
+            settles. 0 without a spend limit.
+        max_cost_per_byte: The most that each byte of its body adds.
     """
 
     id: int = 0
@@ -81,8 +82,8 @@ class Terms:
     breakpoints: int = 0
     labels: Labels = ()
     adopted: bool = False
-    reserve_each: int = 0
-    reserve_per_byte: int = 0
+    max_cost_each: int = 0
+    max_cost_per_byte: int = 0
 
     @property
     def due(self) -> datetime | None:

@@ -169,7 +169,7 @@ HEAVY = {
     "anyio",
     "asyncio",
     "batchwise.models",
-    "batchwise.pictures",
+    "batchwise.basics.pictures",
 }
 CADENCE = "import batchwise; from datetime import timedelta; batchwise.sla_cadence(timedelta(hours=30))"
 ROUTING = """

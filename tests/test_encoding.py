@@ -30,9 +30,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batchwise import InvalidRequestError, Request
-from batchwise.encoding import canonical, encode
+from batchwise.basics.encoding import canonical, encode
+from batchwise.basics.jsontext import decode
 from batchwise.engine.handles import retagged
-from batchwise.jsontext import decode
 from tests.strategies import params
 
 PICTURE = b"\x89PNG\r\n\x1a\n"

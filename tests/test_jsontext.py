@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from batchwise.jsontext import UnreadableError, decode, encode, kept, one_line
+from batchwise.basics.jsontext import UnreadableError, decode, encode, kept, one_line
 
 ODD: dict[str, bytes] = {
     "an integer of 65 bits": b"18446744073709551616",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchwise.message_events import encoded, events
+from batchwise.client.message_events import encoded, events
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 JSON = st.dictionaries(TEXT, st.integers(-(2**31), 2**31) | TEXT | st.booleans() | st.none(), max_size=3)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, field_validator
 
 import batchwise as bw
-from batchwise.jsontext import decode, encode
+from batchwise.basics.jsontext import decode, encode
 from batchwise.ledger.values import ResultRow, Settled
 from batchwise.planning.continuation import failed, received
 from batchwise.results import Result

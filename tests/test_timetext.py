@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchwise.basics.timetext import parse_duration, parse_moment, write_duration
 from batchwise.errors import InvalidValueError
-from batchwise.timetext import parse_duration, parse_moment, write_duration
 from tests.strategies import NOW, instants
 
 UNITS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}

@@ -46,6 +46,7 @@ from .planning.cadence import (
 if TYPE_CHECKING:
     from .async_dispatcher import AsyncDispatcher
     from .async_tickets import AsyncJob, AsyncTicket
+    from .client.tagging import tags
     from .default import dispatch
     from .dispatcher import Dispatcher
     from .live import track
@@ -70,7 +71,6 @@ if TYPE_CHECKING:
     from .planning.workload import PlanTable, WorkloadPlan, compare_slas, plan_workload
     from .request import Request
     from .results import Result, ToolCall
-    from .tagging import tags
     from .tickets import Job, Ticket
 
 __version__ = "0.1.0"
@@ -168,7 +168,7 @@ _LAZY = {
     "compare_slas": "planning.workload",
     "dispatch": "default",
     "plan_workload": "planning.workload",
-    "tags": "tagging",
+    "tags": "client.tagging",
     "track": "live",
 }
 

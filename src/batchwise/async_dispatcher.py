@@ -14,7 +14,9 @@ from .api.clients import base_url, check_client
 from .api.deprecations import Deprecations
 from .api.messages import AsyncMessageLane
 from .async_tickets import AsyncJob, AsyncTicket
-from .client import Shared, async_client, async_transport
+from .basics.times import check_aware
+from .client.tagging import Tags
+from .client.transport import Shared, async_client, async_transport
 from .drivers.tasks import TaskDriver, on_asyncio
 from .engine.core import Engine
 from .engine.effects import AsyncPorts, Threads
@@ -27,8 +29,6 @@ from .ledger.opening import open_ledger
 from .models import LatencyLike, Outcome, Policy, Progress, Report, Status, ToolUseLike
 from .request import Request
 from .results import Result
-from .tagging import Tags
-from .times import check_aware
 
 if TYPE_CHECKING:
     import anthropic

@@ -8,10 +8,10 @@ from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
 
+from .basics.jsonl import JsonLines
 from .drivers.tasks import TaskDriver
 from .engine.handles import JobView, TicketView, seconds, to_outcomes
 from .engine.progress import report
-from .jsonl import JsonLines
 from .ledger.values import RequestRow, ResultRow
 from .models import Decision, LatencyLike, Outcome, Progress, Report
 from .results import Result

@@ -13,8 +13,10 @@ from .api.batches import BatchLane
 from .api.clients import base_url, check_client
 from .api.deprecations import Deprecations
 from .api.messages import MessageLane
-from .client import Shared
-from .client import client as front
+from .basics.times import check_aware
+from .client.tagging import Tags
+from .client.transport import Shared
+from .client.transport import client as front
 from .drivers.threads import ThreadDriver
 from .engine.core import Engine
 from .engine.effects import SyncPorts
@@ -25,9 +27,7 @@ from .ledger.opening import open_ledger
 from .models import LatencyLike, Outcome, Policy, Progress, Report, Status, ToolUseLike
 from .request import Request
 from .results import Result, as_settled
-from .tagging import Tags
 from .tickets import Job, Ticket
-from .times import check_aware
 
 if TYPE_CHECKING:
     import anthropic

@@ -13,10 +13,10 @@ from typing import ClassVar, Union
 
 import attrs
 
+from .basics.rendering import moment, span
+from .basics.wording import in_requests
 from .errors import printable, shown
 from .models import Lane, Outcome
-from .rendering import moment, span
-from .wording import in_requests
 
 __all__ = [
     "Accepted",

@@ -26,12 +26,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from .answering import Answer, failed, refusal
 from .async_dispatcher import AsyncDispatcher
+from .basics.timetext import parse_duration
+from .client.answering import Answer, failed, refusal
+from .client.tagging import tags
 from .errors import BatchwiseError, InvalidValueError
 from .models import Latency, LatencyTag, Policy
-from .tagging import tags
-from .timetext import parse_duration
 
 __all__ = ["application", "serve"]
 

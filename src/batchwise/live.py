@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 import anyio
 
 from .async_tickets import AsyncJob
+from .basics.wording import dollars, human, in_requests
 from .engine.handles import JobView
 from .errors import BatchwiseError, InvalidValueError, printable
 from .models import Progress, Report, RunningBatch
-from .wording import dollars, human, in_requests
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

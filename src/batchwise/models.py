@@ -15,12 +15,12 @@ from typing import Any, Literal, TypeVar, Union
 
 import attrs
 
+from .basics.figures import check_whole
+from .basics.rendering import moment, span, to_html
+from .basics.tables import from_table, read_toml, to_table
+from .basics.times import LONGEST, WINDOW, check_aware, check_duration, check_positive, check_reach, from_numpy
+from .basics.wording import dollars, human, in_requests
 from .errors import InvalidValueError, printable, shown
-from .figures import check_whole
-from .rendering import moment, span, to_html
-from .tables import from_table, read_toml, to_table
-from .times import LONGEST, WINDOW, check_aware, check_duration, check_positive, check_reach, from_numpy
-from .wording import dollars, human, in_requests
 
 __all__ = [
     "GRAIN",
@@ -873,7 +873,7 @@ class Report:
         Raises:
             BatchwiseError: matplotlib is not installed.
         """
-        from .pictures import report_page
+        from .basics.pictures import report_page
 
         money = [*((f"{lane.value} lane", cost) for lane, cost in self.cost_by_lane.items())]
         money += [("saved", self.saved), ("wasted", self.wasted)]

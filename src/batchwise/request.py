@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import attrs
 
-from .encoding import bare, canonical, encode, is_omitted
+from .basics.encoding import bare, canonical, encode, is_omitted
+from .basics.figures import check_whole
+from .basics.jsontext import decode
+from .basics.output_format import asking_for, is_structured
 from .errors import InvalidRequestError, InvalidValueError, shown
-from .figures import check_whole
-from .jsontext import decode
 from .models import Labels, Latency, LatencyLike, LatencyTag, ToolUse, ToolUseLike, to_enum, to_labels, to_latency
-from .output_format import asking_for, is_structured
 
 if TYPE_CHECKING:
     from typing_extensions import Never

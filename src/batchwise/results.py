@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
+from .basics.jsontext import decode, one_line
 from .errors import RequestFailedError, printable, request_named, shown
-from .jsontext import decode, one_line
 from .ledger.values import ResultRow
 from .models import Lane, Outcome, ResultError
 from .planning.continuation import usage_of
@@ -304,7 +304,7 @@ class Result:
             RequestFailedError: There is no answer, or it is no such value.
             InvalidValueError: pydantic takes no such type.
         """
-        from .output_format import UnfitError, read
+        from .basics.output_format import UnfitError, read
 
         try:
             return read(self._last_text(), type_)

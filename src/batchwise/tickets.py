@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from functools import partial
 
+from .basics.jsonl import JsonLines
 from .drivers.threads import ThreadDriver
 from .engine.handles import JobView, TicketView, seconds, to_outcomes
 from .engine.progress import report
-from .jsonl import JsonLines
 from .ledger.values import RequestRow
 from .models import Decision, LatencyLike, Outcome, Progress, Report
 from .results import Result

@@ -10,7 +10,7 @@ import pytest
 
 import batchwise as bw
 from batchwise import Lane, Latency, Outcome
-from batchwise.jsontext import decode
+from batchwise.basics.jsontext import decode
 from batchwise.ledger.values import ResultRow
 from batchwise.models import LatencyTag
 from tests.reliability import simulation

@@ -20,7 +20,7 @@ import pytest
 
 import batchwise as bw
 from batchwise import AsyncDispatcher, Dispatcher, Lane, Policy, Request, ToolUse
-from batchwise.answering import Repeats
+from batchwise.client.answering import Repeats
 from batchwise.sandbox import Sandbox
 from tests.strategies import params
 

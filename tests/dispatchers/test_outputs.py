@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from batchwise import Dispatcher, InvalidRequestError, Lane, Outcome, Policy, Request, RequestFailedError
-from batchwise.jsontext import decode
+from batchwise.basics.jsontext import decode
 from batchwise.sandbox import Reply, Sandbox, turns
 from tests.strategies import params
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.benchmarks.caching import MODELS, REQUESTS, cases, guarantee
 from tests.strategies import HOUR, NOW
 
+from batchwise.basics.wording import human
 from batchwise.models import Lane, Latency, Limits, Policy, Reason
 from batchwise.planning.admission import admit, promises_of
 from batchwise.planning.agenda import Move, Seal, WaitUntil
@@ -38,7 +39,6 @@ from batchwise.planning.reserve import noticing_of, reserve_for
 from batchwise.planning.routing import choose_lane
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 from batchwise.request import Request
-from batchwise.wording import human
 
 MODEL = "claude-sonnet-5"
 TARIFF = PriceBook().rates(MODEL, Lane.BATCH, at=NOW)

@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.strategies import HOUR, NOW, instants, limits, params, slas
 
+from batchwise.basics.times import WINDOW
 from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
 from batchwise.models import Lane, Limits, Policy, Reason
 from batchwise.planning.cadence import (
@@ -29,7 +30,6 @@ from batchwise.planning.cadence import (
 from batchwise.planning.reserve import overhead_of, reserve_for
 from batchwise.planning.routing import choose_lane
 from batchwise.request import Request
-from batchwise.times import WINDOW
 
 BERLIN = ZoneInfo("Europe/Berlin")
 TICK = timedelta.resolution

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.strategies import json_values, params
 
-from batchwise.jsontext import decode, encode
+from batchwise.basics.jsontext import decode, encode
 from batchwise.models import Lane, Outcome, Reason, ResultError
 from batchwise.planning.continuation import MAX_TURNS, continued, failed, merged, next_call, received
 from batchwise.planning.outcomes import rule_answer

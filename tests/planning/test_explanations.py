@@ -15,11 +15,11 @@ from tests.planning.test_forecast import forecasts
 from tests.strategies import HOUR, NOW, params
 
 import batchwise as bw
+from batchwise.basics.wording import dollars, dollars_apart, human, human_apart
 from batchwise.models import Check, Lane, Latency, Policy, Reason, ToolUse
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.pricing import PriceBook
 from batchwise.planning.routing import BATCH_ONLY_BETA, Case, case_of, hedge_wait
-from batchwise.wording import dollars, dollars_apart, human, human_apart
 
 ZERO = timedelta(0)
 MINUTE = timedelta(minutes=1)

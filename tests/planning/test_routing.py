@@ -14,11 +14,11 @@ from tests.strategies import HOUR, NOW, durations, params
 
 import batchwise as bw
 from batchwise import Lane, Latency, Policy, Reason, ToolUse
+from batchwise.basics.wording import human
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.pricing import PriceBook
 from batchwise.planning.reserve import reserve_for
 from batchwise.planning.routing import BATCH_ONLY_BETA, case_of, check_size, decide, infer_tool_use
-from batchwise.wording import human
 
 CLIENT_TOOL = {"name": "read_file", "input_schema": {"type": "object"}}
 SERVER_TOOL = {"type": "web_search_20250305", "name": "web_search"}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 
 import batchwise as bw
-from batchwise.jsontext import decode, encode, one_line
+from batchwise.basics.jsontext import decode, encode, one_line
 from tests.reliability import simulation
 from tests.reliability.simulation import HOUR, MINUTE, World
 from tests.strategies import messages

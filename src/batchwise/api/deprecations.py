@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from batchwise.callers import users_line
+from batchwise.basics.callers import users_line
 from batchwise.errors import shown
 
 __all__ = ["Deprecations"]

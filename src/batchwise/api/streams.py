@@ -12,7 +12,7 @@ from anthropic.lib import streaming
 from anthropic.types import Message, RawMessageStreamEvent
 from anthropic.types.beta import BetaMessage, BetaRawMessageStreamEvent
 
-from batchwise.jsontext import encode
+from batchwise.basics.jsontext import encode
 from batchwise.planning.outcomes import Fault
 
 from .faults import LaneFault, malformed, translate

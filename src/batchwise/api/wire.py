@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import httpx2
 
+from batchwise.basics.jsontext import UnreadableError, decode
 from batchwise.errors import InvalidValueError
-from batchwise.jsontext import UnreadableError, decode
 
 from .faults import LaneFault, malformed, server_time
 from .types import BatchInfo, BatchStatus, Counts, Created, Listing, Reply

@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from batchwise.basics.jsonl import JsonLines, WholeFile
+from batchwise.basics.jsontext import encode
 from batchwise.errors import InvalidValueError, shown
-from batchwise.jsonl import JsonLines, WholeFile
-from batchwise.jsontext import encode
 from batchwise.results import Result
 
 __all__ = ["COLUMNS", "check_path", "write_page", "write_results"]

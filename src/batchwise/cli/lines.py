@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import IO
 
+from batchwise.basics.jsontext import UnreadableError, decode
 from batchwise.errors import InvalidRequestError, InvalidValueError, shown
-from batchwise.jsontext import UnreadableError, decode
 from batchwise.request import Request, check_key
 
 __all__ = ["Lines"]

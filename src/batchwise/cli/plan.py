@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from batchwise.basics.wording import dollars, human, in_requests
 from batchwise.engine.core import Engine
 from batchwise.errors import AdmissionError, InfeasibleSLAError, printable, shown
 from batchwise.models import Lane, LatencyTag, Limits
@@ -20,7 +21,6 @@ from batchwise.planning.packing import MAX_BYTES, MAX_REQUESTS, entry_size
 from batchwise.planning.pricing import estimate, named_remedy, to_usd
 from batchwise.planning.state import BYTES_PER_TOKEN, Group, Terms
 from batchwise.request import Request
-from batchwise.wording import dollars, human, in_requests
 
 __all__ = ["Plan", "plan_of"]
 

@@ -10,14 +10,14 @@ from datetime import datetime, timedelta, timezone
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from batchwise.basics.timetext import parse_duration, parse_moment
+from batchwise.basics.wording import human, in_requests, in_results
 from batchwise.engine.progress import progress_of, report_of, tallies
 from batchwise.errors import InvalidRequestError, InvalidValueError
 from batchwise.ledger.opening import migration_sql, open_ledger
 from batchwise.models import Latency, LatencyTag, Outcome, Policy, Progress
 from batchwise.planning.cadence import sla_cadence
 from batchwise.results import Result, as_settled
-from batchwise.timetext import parse_duration, parse_moment
-from batchwise.wording import human, in_requests, in_results
 
 from .answers import Answer, Exit, code_of, jsonable, note
 from .files import check_path, write_page, write_results

@@ -17,6 +17,7 @@ import attrs
 import tenacity
 
 from batchwise import events
+from batchwise.basics.wording import in_requests
 from batchwise.errors import (
     BatchwiseError,
     InvalidRequestError,
@@ -49,7 +50,6 @@ from batchwise.planning.packing import MAX_CALL_BYTES
 from batchwise.planning.pricing import PICO, Tariff, book_of
 from batchwise.planning.state import BatchState, Group, Snapshot, Terms
 from batchwise.request import Request, check_job
-from batchwise.wording import in_requests
 
 from .admissions import Admissions
 from .forecasts import Forecasts

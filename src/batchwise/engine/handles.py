@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import attrs
 
+from batchwise.basics.times import LONGEST, check_duration, from_numpy
 from batchwise.errors import (
     BatchwiseError,
     InvalidRequestError,
@@ -27,7 +28,6 @@ from batchwise.models import Decision, Lane, LatencyTag, Outcome, Progress, Stat
 from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.request import Request, check_one_dict
 from batchwise.results import Result
-from batchwise.times import LONGEST, check_duration, from_numpy
 
 from .core import Engine
 from .progress import progress, tallies

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cache, partial
 from typing import Any, NamedTuple, Union
 
-from batchwise.jsontext import decode
+from batchwise.basics.jsontext import decode
 from batchwise.ledger.roll import Cached
 from batchwise.ledger.values import Settlement
 from batchwise.models import Lane, Outcome

@@ -17,8 +17,8 @@ import attrs
 import orjson
 
 from batchwise.api.lines import LineSplitter
+from batchwise.basics.jsontext import decode
 from batchwise.errors import printable
-from batchwise.jsontext import decode
 from batchwise.ledger.beside import Beside
 from batchwise.ledger.roll import Answer
 from batchwise.ledger.values import RequestRow, Settlement, Turn, Which

@@ -14,8 +14,8 @@ import attrs
 from batchwise.api.faults import LaneFault
 from batchwise.api.lines import LineSplitter
 from batchwise.api.types import BatchInfo
+from batchwise.basics.jsontext import decode
 from batchwise.errors import SpendLimitError
-from batchwise.jsontext import decode
 from batchwise.ledger.values import Which
 from batchwise.models import Lane, Policy
 from batchwise.planning.batch_rules import pause_after_failures

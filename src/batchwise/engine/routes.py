@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import attrs
 
+from batchwise.basics.jsontext import decode
 from batchwise.errors import SpendLimitError, shown
-from batchwise.jsontext import decode
 from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse
 from batchwise.planning import packing, routing
 from batchwise.planning.cache_priming import Prefixes, is_never_cached, prefix_of

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import attrs
 
-from batchwise.encoding import canonical
+from batchwise.basics.encoding import canonical
+from batchwise.basics.jsontext import UnreadableError, decode
 from batchwise.errors import KeyConflictError, printable, shown
-from batchwise.jsontext import UnreadableError, decode
 
 from .database import Connection
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import attrs
 
+from batchwise.basics.jsontext import decode
 from batchwise.errors import LedgerError
-from batchwise.jsontext import decode
 from batchwise.models import Outcome
 from batchwise.planning.outcomes import met_deadline, was_cut
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import attrs
 import orjson
 
-from batchwise.wording import human_apart
+from batchwise.basics.wording import human_apart
 
 from .pricing import Tariff
 

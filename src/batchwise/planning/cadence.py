@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
+from batchwise.basics.figures import Number, check_whole, to_number
+from batchwise.basics.rendering import to_html
+from batchwise.basics.times import WINDOW, ZERO, check_aware, check_duration, check_positive
+from batchwise.basics.wording import human
 from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
-from batchwise.figures import Number, check_whole, to_number
-from batchwise.rendering import to_html
-from batchwise.times import WINDOW, ZERO, check_aware, check_duration, check_positive
-from batchwise.wording import human
 
 from .reserve import least_reserve, reserve_for
 
@@ -148,7 +148,7 @@ class Cadence:
         Raises:
             BatchwiseError: matplotlib is not installed.
         """
-        from batchwise.pictures import cadence_svg
+        from batchwise.basics.pictures import cadence_svg
 
         return cadence_svg(self)
 

@@ -24,8 +24,8 @@ from typing import Union
 
 import attrs
 
+from batchwise.basics.times import ZERO
 from batchwise.models import Limits, Policy
-from batchwise.times import ZERO
 
 from .cadence import lane_time, number_in, time_for
 from .packing import MAX_CALL_BYTES

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from batchwise.jsontext import decode, encode, kept
+from batchwise.basics.jsontext import decode, encode, kept
 from batchwise.models import Outcome, ResultError
 
 from .outcomes import REFUSAL, Ruling, Verdict

@@ -14,8 +14,8 @@ from typing import Literal
 
 import attrs
 
+from batchwise.basics.times import WINDOW, check_aware, check_duration, check_positive
 from batchwise.errors import InvalidValueError
-from batchwise.times import WINDOW, check_aware, check_duration, check_positive
 
 from .survival_curve import Curve
 

@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 
 import attrs
 
+from batchwise.basics.times import check_aware, check_duration
 from batchwise.errors import InvalidValueError
 from batchwise.models import Limits
-from batchwise.times import check_aware, check_duration
 
 __all__ = [
     "Calls",

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import attrs
 
+from batchwise.basics.jsontext import decode
 from batchwise.errors import printable
-from batchwise.jsontext import decode
 from batchwise.models import Outcome, ResultError
 
 __all__ = [

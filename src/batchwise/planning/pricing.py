@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
+from batchwise.basics.times import check_aware
 from batchwise.errors import InvalidValueError, shown
 from batchwise.models import GRAIN, Lane, Rates
-from batchwise.times import check_aware
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo

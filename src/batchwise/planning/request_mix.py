@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from batchwise.basics.figures import Number, to_number
 from batchwise.errors import InvalidValueError, shown
-from batchwise.figures import Number, to_number
 from batchwise.models import Lane
 
 from .custom_ids import MAX_LENGTH

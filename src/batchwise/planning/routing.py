@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import attrs
 
+from batchwise.basics.times import check_aware
+from batchwise.basics.wording import dollars, dollars_apart, human, human_apart
 from batchwise.errors import InvalidRequestError, InvalidValueError, RequestTooLargeError, shown
 from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Rates, Reason, ToolUse, check_policy
 from batchwise.request import BILLED_TO_A_PROFILE, Request, Traits
-from batchwise.times import check_aware
-from batchwise.wording import dollars, dollars_apart, human, human_apart
 
 from . import packing
 from .cache_priming import Prefix, prefix_of, prefix_words

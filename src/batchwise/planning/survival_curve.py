@@ -10,7 +10,7 @@ from math import ceil
 
 import attrs
 
-from batchwise.times import WINDOW
+from batchwise.basics.times import WINDOW
 
 __all__ = ["Curve"]
 

@@ -12,8 +12,8 @@ from fractions import Fraction
 
 import attrs
 
+from batchwise.basics.times import LONGEST
 from batchwise.errors import InvalidValueError
-from batchwise.times import LONGEST
 
 from .forecast import Forecast, check_share
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, TypedDict
 
 import attrs
 
+from batchwise.basics.figures import Number, check_whole, to_number
+from batchwise.basics.rendering import to_html, to_text
+from batchwise.basics.times import WINDOW, ZERO, check_duration, check_positive
+from batchwise.basics.wording import dollars, human
 from batchwise.errors import InvalidValueError
-from batchwise.figures import Number, check_whole, to_number
 from batchwise.models import Lane, Limits, Policy, Rates, Reason, ToolUse, check_policy
-from batchwise.rendering import to_html, to_text
 from batchwise.request import Request, Traits
-from batchwise.times import WINDOW, ZERO, check_duration, check_positive
-from batchwise.wording import dollars, human
 
 from .cadence import Cadence, bounded, check_limits, lane_time, worst_case_latency
 from .capacity import FILLED, Capacity, queue_limit

@@ -24,7 +24,8 @@ from uuid import UUID
 
 import orjson
 
-from .errors import InvalidRequestError, shown
+from batchwise.errors import InvalidRequestError, shown
+
 from .jsontext import decode
 
 __all__ = ["bare", "canonical", "encode", "is_omitted"]

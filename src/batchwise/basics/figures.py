@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from operator import index
 from typing import Union
 
-from .errors import InvalidValueError, shown
+from batchwise.errors import InvalidValueError, shown
 
 __all__ = ["Number", "check_whole", "to_number"]
 

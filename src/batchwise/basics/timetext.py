@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 
-from .errors import InvalidValueError, shown
+from batchwise.errors import InvalidValueError, shown
+
 from .times import ZERO, check_aware, check_positive, check_reach
 
 __all__ = ["parse_duration", "parse_moment", "write_duration"]

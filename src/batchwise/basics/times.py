@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import TypeVar
 
-from .errors import InvalidValueError, shown
+from batchwise.errors import InvalidValueError, shown
 
 __all__ = [
     "LONGEST",

@@ -11,7 +11,8 @@ from heapq import heappop, heappush
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from .errors import (
+from batchwise.basics.jsontext import UnreadableError, decode, encode
+from batchwise.errors import (
     AdmissionError,
     BatchwiseError,
     InvalidRequestError,
@@ -22,12 +23,12 @@ from .errors import (
     SpendLimitError,
     UnknownPriceError,
 )
-from .jsontext import UnreadableError, decode, encode
+from batchwise.models import Latency
+from batchwise.planning.outcomes import rule_row
+from batchwise.request import Request
+from batchwise.results import Result
+
 from .message_events import encoded, events
-from .models import Latency
-from .planning.outcomes import rule_row
-from .request import Request
-from .results import Result
 from .tagging import Tags
 
 __all__ = ["Answer", "Call", "Repeats", "answer_of", "failed", "read_call", "refusal"]

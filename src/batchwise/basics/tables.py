@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import attrs
 
-from .errors import InvalidValueError, shown
+from batchwise.errors import InvalidValueError, shown
+
 from .timetext import parse_duration, write_duration
 
 __all__ = ["from_table", "read_toml", "to_table"]

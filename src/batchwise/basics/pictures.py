@@ -13,7 +13,8 @@ from decimal import Decimal
 from html import escape
 from typing import Any, NamedTuple, Protocol
 
-from .errors import BatchwiseError
+from batchwise.errors import BatchwiseError
+
 from .wording import dollars
 
 __all__ = ["Batch", "cadence_svg", "report_page"]

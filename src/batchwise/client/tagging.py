@@ -8,8 +8,8 @@ from contextvars import ContextVar
 
 import attrs
 
-from .models import LatencyLike, LatencyTag, ToolUse, ToolUseLike, to_enum, to_labels, to_latency
-from .request import check_job, check_key
+from batchwise.models import LatencyLike, LatencyTag, ToolUse, ToolUseLike, to_enum, to_labels, to_latency
+from batchwise.request import check_job, check_key
 
 __all__ = ["Tags", "current_tags", "tags"]
 

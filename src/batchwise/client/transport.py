@@ -17,14 +17,15 @@ from typing import Any, TypeVar
 import anthropic
 import httpx2
 
+from batchwise.async_tickets import AsyncTicket
+from batchwise.basics.callers import users_line
+from batchwise.errors import BatchwiseError, ResultTimeoutError
+from batchwise.models import Lane, Policy, Status
+from batchwise.results import Result
+from batchwise.tickets import Ticket
+
 from .answering import Call, Repeats, answer_of, read_call, refusal
-from .async_tickets import AsyncTicket
-from .callers import users_line
-from .errors import BatchwiseError, ResultTimeoutError
-from .models import Lane, Policy, Status
-from .results import Result
 from .tagging import Tags, current_tags
-from .tickets import Ticket
 
 __all__ = ["Shared", "async_client", "async_transport", "client"]
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from batchwise.errors import InvalidRequestError, InvalidValueError
+
 from .encoding import bare, is_omitted
-from .errors import InvalidRequestError, InvalidValueError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

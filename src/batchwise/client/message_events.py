@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .jsontext import encode
+from batchwise.basics.jsontext import encode
 
 __all__ = ["encoded", "events"]
 

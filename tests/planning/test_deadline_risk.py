@@ -15,7 +15,7 @@ from batchwise.models import Lane, Limits, Policy
 from batchwise.planning.deadline_risk import SAFE, Risk, risks
 from batchwise.planning.planner import safe_moments
 from batchwise.planning.state import BatchState, Snapshot
-from batchwise.planning.sync_schedule import Cohort, at_risk
+from batchwise.planning.sync_schedule import Cohort, Pace, at_risk
 
 TICK, MINUTE = timedelta(microseconds=1), timedelta(minutes=1)
 
@@ -120,7 +120,7 @@ def test_as_many_are_at_risk_as_no_order_of_calls_can_have_in_time(counted: list
     running = tuple(group(n, due * HOUR, requests=count, job=n) for n, (count, due) in enumerate(counted, 1))
     found = risks(Snapshot(sync_running=running), NOW, POLICY)
     cohorts = [Cohort(deadline=NOW + due * HOUR, requests=count) for count, due in counted]
-    assert sum(risk.at_risk for risk in found.values()) == at_risk(cohorts, LIMITS, now=NOW, tail=TAIL)
+    assert sum(risk.at_risk for risk in found.values()) == at_risk(cohorts, Pace(limits=LIMITS), now=NOW, tail=TAIL)
     assert all(0 < found[number].at_risk <= counted[number - 1][0] for number in found)
 
 

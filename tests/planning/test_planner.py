@@ -30,14 +30,13 @@ from batchwise.planning.agenda import (
     Seal,
     WaitUntil,
 )
-from batchwise.planning.capacity import Capacity, Measured, tail_of, usable
-from batchwise.planning.lane import Pace
+from batchwise.planning.capacity import FILLED, Capacity, Measured, tail_of
 from batchwise.planning.packing import MAX_BYTES
 from batchwise.planning.planner import next_due, plan, safe_moments
 from batchwise.planning.rescue import Rescues, cohorts_of
 from batchwise.planning.reserve import margin_of
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
-from batchwise.planning.sync_schedule import Cohort, latest_starts, work
+from batchwise.planning.sync_schedule import Cohort, Pace, latest_starts, work
 
 MINUTE, SECOND, MICROSECOND, ZERO = (
     timedelta(minutes=1),
@@ -106,7 +105,9 @@ def working(*batches: BatchView, at: datetime, **others: Any) -> Snapshot:
 
 def start_of(requests: int, due: timedelta) -> datetime:
     """The latest start of so many alone."""
-    return latest_starts([Cohort(deadline=NOW + due, requests=requests)], usable(LIMITS), tail=MARGIN)[0]
+    return latest_starts(
+        [Cohort(deadline=NOW + due, requests=requests)], Pace(limits=LIMITS, share=FILLED), tail=MARGIN
+    )[0]
 
 
 def acts(snapshot: Snapshot, now: datetime = NOW, policy: Policy = POLICY, **gap: timedelta) -> list[Action]:

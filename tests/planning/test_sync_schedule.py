@@ -13,12 +13,12 @@ from tests.strategies import limits as any_limits
 
 from batchwise.errors import InvalidValueError
 from batchwise.models import Limits
-from batchwise.planning import lane
-from batchwise.planning.sync_schedule import Cohort, at_risk, fits, latest_starts, servable, work
+from batchwise.planning import sync_schedule
+from batchwise.planning.sync_schedule import Cohort, Pace, at_risk, fits, latest_starts, servable, work
 
 ZERO = timedelta(0)
 US = timedelta(microseconds=1)
-UNIT = Limits(input_tokens_per_minute=60_000_000)
+UNIT = Pace(limits=Limits(input_tokens_per_minute=60_000_000))
 """One input token takes one microsecond, so that figures below are small whole numbers."""
 
 
@@ -41,6 +41,7 @@ big = st.builds(
     release=st.none() | st.timedeltas(-HOUR, 60 * HOUR).map(lambda after: NOW + after),
 )
 big_cohorts = st.lists(big, min_size=1, max_size=8)
+any_paces = any_limits.map(lambda limits: Pace(limits=limits))
 
 
 def can_be_in_time(cohorts: list[Cohort], tail: int = 0) -> bool:
@@ -63,7 +64,7 @@ def can_be_in_time(cohorts: list[Cohort], tail: int = 0) -> bool:
 
 
 class TestProtocolExample:
-    limits = Limits(requests_per_minute=400)
+    pace = Pace(limits=Limits(requests_per_minute=400))
     cohorts = tuple(
         Cohort(deadline=NOW + due * HOUR, requests=40_000, release=NOW + release * HOUR)
         for due, release in ((30, 28.0), (30 + 1 / 6, 28.1), (30 + 1 / 3, 28.2))
@@ -71,9 +72,9 @@ class TestProtocolExample:
 
     def test_each_alone_fits_and_together_two_miss(self):
         for alone in self.cohorts:
-            assert work(alone, self.limits) == timedelta(hours=1, minutes=40)
-            assert fits([alone], self.limits, now=NOW, tail=ZERO) is None
-        shortfall = fits(self.cohorts, self.limits, now=NOW, tail=ZERO)
+            assert work(alone, self.pace) == timedelta(hours=1, minutes=40)
+            assert fits([alone], self.pace, now=NOW, tail=ZERO) is None
+        shortfall = fits(self.cohorts, self.pace, now=NOW, tail=ZERO)
         assert shortfall is not None
         assert (shortfall.start, shortfall.end) == (NOW + 28 * HOUR, NOW + (30 + 1 / 3) * HOUR)
         assert shortfall.needed == 5 * HOUR
@@ -84,10 +85,10 @@ class TestProtocolExample:
             "120,000 requests need 5:00:00 of the sync lane (bound by requests_per_minute) between "
             "2026-11-24 16:00:00+00:00 and 2026-11-24 18:20:00+00:00, which is 2:20:00: 2:40:00 too short"
         )
-        assert fits(self.cohorts[:2], self.limits, now=NOW, tail=ZERO) is not None
+        assert fits(self.cohorts[:2], self.pace, now=NOW, tail=ZERO) is not None
 
     def test_the_first_has_to_start_at_25_33_h(self):
-        starts = latest_starts(self.cohorts, self.limits, tail=ZERO)
+        starts = latest_starts(self.cohorts, self.pace, tail=ZERO)
         assert [start - NOW for start in starts] == [
             timedelta(hours=25, minutes=20),
             timedelta(hours=27),
@@ -96,8 +97,8 @@ class TestProtocolExample:
 
     def test_what_is_lost_when_nobody_started_early(self):
         now = NOW + 28.2 * HOUR  # 2:08 are left to the last deadline: 51,200 requests
-        assert at_risk(self.cohorts, self.limits, now=now, tail=ZERO) == 120_000 - 51_200
-        assert sum(servable(self.cohorts, self.limits, now=now, tail=ZERO)) == 51_200
+        assert at_risk(self.cohorts, self.pace, now=now, tail=ZERO) == 120_000 - 51_200
+        assert sum(servable(self.cohorts, self.pace, now=now, tail=ZERO)) == 51_200
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ class TestProtocolExample:
 )
 def test_work_is_that_of_the_tightest_resource_rounded_up(limits, expected):
     some = Cohort(deadline=NOW, requests=100, input_tokens=3_000, output_tokens=500)
-    assert work(some, limits) == expected
+    assert work(some, Pace(limits=limits)) == expected
 
 
 @given(small_cohorts, st.integers(0, 3))
@@ -154,14 +155,14 @@ def test_latest_starts_are_in_time_and_a_microsecond_later_is_not(cohorts, tail)
             assert can_be_in_time(begun, tail) is expected
 
 
-@given(big_cohorts, any_limits, st.timedeltas(ZERO, HOUR))
-def test_latest_starts_run_one_after_the_other(cohorts, limits, tail):
-    starts = latest_starts(cohorts, limits, tail=tail)
+@given(big_cohorts, any_paces, st.timedeltas(ZERO, HOUR))
+def test_latest_starts_run_one_after_the_other(cohorts, pace, tail):
+    starts = latest_starts(cohorts, pace, tail=tail)
     order = sorted(range(len(cohorts)), key=lambda index: (cohorts[index].deadline, index))
     following = None
     for index in reversed(order):
         by = cohorts[index].deadline - tail
-        end = starts[index] + work(cohorts[index], limits)
+        end = starts[index] + work(cohorts[index], pace)
         assert end == (by if following is None else min(by, following))
         following = starts[index]
     begun = [
@@ -174,7 +175,7 @@ def test_latest_starts_run_one_after_the_other(cohorts, limits, tail):
         )
         for c, start in zip(cohorts, starts, strict=True)
     ]
-    assert fits(begun, limits, now=min(starts), tail=tail) is None
+    assert fits(begun, pace, now=min(starts), tail=tail) is None
 
 
 @example(
@@ -182,27 +183,28 @@ def test_latest_starts_run_one_after_the_other(cohorts, limits, tail):
         Cohort(deadline=NOW, requests=1, release=NOW + timedelta(days=1)),
         *[Cohort(deadline=NOW + timedelta(days=1, minutes=2), requests=2, release=NOW + timedelta(days=1))] * 2,
     ],
-    limits=Limits(requests_per_minute=1),
+    pace=Pace(limits=Limits(requests_per_minute=1)),
     more=Cohort(deadline=NOW, requests=1),
 )  # early work, however little, does not make the later ones' time longer
-@given(big_cohorts, any_limits, big)
-def test_more_work_and_less_capacity_never_start_later(cohorts, limits, more):
-    starts = latest_starts(cohorts, limits, tail=ZERO)
-    assert all(new <= old for new, old in zip(latest_starts([*cohorts, more], limits, tail=ZERO), starts, strict=False))
-    halved = Limits(
+@given(big_cohorts, any_paces, big)
+def test_more_work_and_less_capacity_never_start_later(cohorts, pace, more):
+    starts = latest_starts(cohorts, pace, tail=ZERO)
+    assert all(new <= old for new, old in zip(latest_starts([*cohorts, more], pace, tail=ZERO), starts, strict=False))
+    less = Limits(
         **{
             name: None if value is None else max(1, value // 2)
             for name in ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute", "concurrency")
-            for value in [getattr(limits, name)]
+            for value in [getattr(pace.limits, name)]
         },
-        latency=limits.latency * 2,
+        latency=pace.limits.latency * 2,
     )
+    halved = Pace(limits=less)
     assert all(new <= old for new, old in zip(latest_starts(cohorts, halved, tail=ZERO), starts, strict=True))
-    if fits(cohorts, limits, now=NOW, tail=ZERO) is not None:
-        assert fits([*cohorts, more], limits, now=NOW, tail=ZERO) is not None
+    if fits(cohorts, pace, now=NOW, tail=ZERO) is not None:
+        assert fits([*cohorts, more], pace, now=NOW, tail=ZERO) is not None
         assert fits(cohorts, halved, now=NOW, tail=ZERO) is not None
-    assert at_risk(cohorts, limits, now=NOW, tail=ZERO) <= at_risk([*cohorts, more], limits, now=NOW, tail=ZERO)
-    assert at_risk(cohorts, limits, now=NOW, tail=ZERO) <= at_risk(cohorts, halved, now=NOW, tail=ZERO)
+    assert at_risk(cohorts, pace, now=NOW, tail=ZERO) <= at_risk([*cohorts, more], pace, now=NOW, tail=ZERO)
+    assert at_risk(cohorts, pace, now=NOW, tail=ZERO) <= at_risk(cohorts, halved, now=NOW, tail=ZERO)
 
 
 alike = st.builds(
@@ -256,16 +258,16 @@ def test_with_later_releases_the_truth_lies_between_servable_and_at_risk(cohorts
     assert can_be_in_time(served)
 
 
-@given(big_cohorts, any_limits)
-def test_all_can_be_served_exactly_if_all_fits(cohorts, limits):
-    counts = servable(cohorts, limits, now=NOW, tail=ZERO)
+@given(big_cohorts, any_paces)
+def test_all_can_be_served_exactly_if_all_fits(cohorts, pace):
+    counts = servable(cohorts, pace, now=NOW, tail=ZERO)
     everything = tuple(c.requests for c in cohorts)
-    if fits(cohorts, limits, now=NOW, tail=ZERO) is None:
+    if fits(cohorts, pace, now=NOW, tail=ZERO) is None:
         assert counts == everything
-        assert at_risk(cohorts, limits, now=NOW, tail=ZERO) == 0
+        assert at_risk(cohorts, pace, now=NOW, tail=ZERO) == 0
     else:
         assert counts != everything
-        assert sum(counts) <= sum(everything) - at_risk(cohorts, limits, now=NOW, tail=ZERO)
+        assert sum(counts) <= sum(everything) - at_risk(cohorts, pace, now=NOW, tail=ZERO)
 
 
 def test_a_later_release_leaves_its_cohort_only_the_time_after_it():
@@ -276,27 +278,27 @@ def test_a_later_release_leaves_its_cohort_only_the_time_after_it():
 
 
 def test_resources_that_bind_different_cohorts_are_not_taken_as_parallel():
-    limits = Limits(requests_per_minute=1_000, input_tokens_per_minute=1_000_000)
+    pace = Pace(limits=Limits(requests_per_minute=1_000, input_tokens_per_minute=1_000_000))
     heavy = Cohort(deadline=NOW + 0.9 * HOUR, requests=6_000, input_tokens=54_000_000)
     many = Cohort(deadline=NOW + HOUR, requests=54_000, input_tokens=6_000_000)
-    assert fits([heavy], limits, now=NOW, tail=ZERO) is None
-    shortfall = fits([heavy, many], limits, now=NOW, tail=ZERO)
+    assert fits([heavy], pace, now=NOW, tail=ZERO) is None
+    shortfall = fits([heavy, many], pace, now=NOW, tail=ZERO)
     assert shortfall is not None
     assert shortfall.needed == 1.8 * HOUR
-    assert at_risk([heavy, many], limits, now=NOW, tail=ZERO) == 0  # a lower bound: each resource by itself has room
+    assert at_risk([heavy, many], pace, now=NOW, tail=ZERO) == 0  # a lower bound: each resource by itself has room
 
 
 def test_without_limits_only_what_is_past_its_moment_is_lost():
     late = Cohort(deadline=NOW + HOUR, requests=3, release=NOW + 2 * HOUR)
     good = Cohort(deadline=NOW + HOUR, requests=4)
-    assert fits([good], Limits(), now=NOW, tail=HOUR) is None
-    shortfall = fits([good, late], Limits(), now=NOW, tail=ZERO)
+    assert fits([good], Pace(limits=Limits()), now=NOW, tail=HOUR) is None
+    shortfall = fits([good, late], Pace(limits=Limits()), now=NOW, tail=ZERO)
     assert shortfall is not None
     assert str(shortfall) == (
         "3 requests can start at 2026-11-23 14:00:00+00:00, 1:00:00 after they had to (2026-11-23 13:00:00+00:00)"
     )
-    assert at_risk([good, late], Limits(), now=NOW, tail=ZERO) == 3
-    assert servable([good, late], Limits(), now=NOW, tail=ZERO) == (4, 0)
+    assert at_risk([good, late], Pace(limits=Limits()), now=NOW, tail=ZERO) == 3
+    assert servable([good, late], Pace(limits=Limits()), now=NOW, tail=ZERO) == (4, 0)
 
 
 def test_nothing_fits_and_risks_nothing():
@@ -311,7 +313,7 @@ def test_nothing_fits_and_risks_nothing():
 )
 def test_a_shortfall_names_the_limit_that_binds(limit):
     much = Cohort(deadline=NOW + HOUR, requests=1_000, input_tokens=1_000, output_tokens=1_000)
-    shortfall = fits([much], Limits(**{limit: 1}, latency=HOUR), now=NOW, tail=ZERO)
+    shortfall = fits([much], Pace(limits=Limits(**{limit: 1}, latency=HOUR)), now=NOW, tail=ZERO)
     assert shortfall is not None
     assert shortfall.resource == limit
     assert f"(bound by {limit})" in str(shortfall)
@@ -319,7 +321,7 @@ def test_a_shortfall_names_the_limit_that_binds(limit):
 
 def test_absurd_work_has_an_answer():
     endless = Cohort(deadline=NOW, requests=10**12)
-    slow = Limits(requests_per_minute=1)
+    slow = Pace(limits=Limits(requests_per_minute=1))
     assert latest_starts([endless], slow, tail=ZERO)[0].year == 1
     assert at_risk([endless], slow, now=NOW, tail=ZERO) == 10**12
     assert fits([Cohort(deadline=NOW, requests=10**15)], slow, now=NOW, tail=ZERO) is not None
@@ -344,7 +346,7 @@ def test_what_makes_no_sense_is_refused_by_name(call, said):
 
 def test_ten_thousand_cohorts_take_a_linear_number_of_steps():
     cohorts = [cohort(200_000 + index * 7_919 % 10_007, 9, index * 104_729 % 100_003) for index in range(10_000)]
-    runs, left = lane.edf(lane.to_jobs(cohorts, UNIT, NOW, ZERO))
+    runs, left = sync_schedule._edf(sync_schedule._to_jobs(cohorts, UNIT, NOW, ZERO))
     assert not any(left)
     assert len(runs) <= 2 * len(cohorts)
     assert fits(cohorts, UNIT, now=NOW, tail=ZERO) is None
@@ -354,13 +356,13 @@ def test_ten_thousand_cohorts_take_a_linear_number_of_steps():
 
 def test_a_shortfall_names_the_limit_that_takes_most_of_the_time() -> None:
     """An hour of requests and two hours of input tokens, all due in two hours."""
-    limits = Limits(requests_per_minute=10, input_tokens_per_minute=1_000)
+    pace = Pace(limits=Limits(requests_per_minute=10, input_tokens_per_minute=1_000))
     cohorts = [
         Cohort(deadline=NOW + 2 * HOUR, requests=600),
         Cohort(deadline=NOW + 2 * HOUR, requests=1, input_tokens=120_000),
     ]
     for some in (cohorts, cohorts[::-1]):
-        shortfall = fits(some, limits, now=NOW, tail=ZERO)
+        shortfall = fits(some, pace, now=NOW, tail=ZERO)
         assert shortfall is not None
         assert (shortfall.resource, shortfall.requests) == ("input_tokens_per_minute", 601)
         assert (shortfall.needed, shortfall.available, shortfall.missing) == (3 * HOUR, 2 * HOUR, HOUR)
@@ -369,23 +371,24 @@ def test_a_shortfall_names_the_limit_that_takes_most_of_the_time() -> None:
 def test_what_is_lost_before_a_release_and_after_it_is_counted_together() -> None:
     """Three calls of 20 min are due in 10 min; later ten of 1 min are free together, 5 min before they are due."""
     minute = timedelta(minutes=1)
-    limits = Limits(input_tokens_per_minute=1)
+    pace = Pace(limits=Limits(input_tokens_per_minute=1))
     lost = Cohort(deadline=NOW + 10 * minute, requests=3, input_tokens=60)
     later = [
         Cohort(deadline=NOW + 105 * minute, requests=5, input_tokens=5, release=NOW + 100 * minute) for _ in range(2)
     ]
-    assert at_risk([lost, *later], limits, now=NOW, tail=ZERO) == 3 + 5
-    assert sum(servable([lost, *later], limits, now=NOW, tail=ZERO)) == 5
+    assert at_risk([lost, *later], pace, now=NOW, tail=ZERO) == 3 + 5
+    assert sum(servable([lost, *later], pace, now=NOW, tail=ZERO)) == 5
 
 
 def test_a_tail_that_is_no_duration_is_refused_by_name() -> None:
     for call in (latest_starts, fits, at_risk, servable):
         moment = {} if call is latest_starts else {"now": NOW}
         with pytest.raises(InvalidValueError, match=r"^tail="):
-            call([Cohort(deadline=NOW, requests=1)], Limits(), tail=-HOUR, **moment)
+            call([Cohort(deadline=NOW, requests=1)], Pace(limits=Limits()), tail=-HOUR, **moment)
 
 
 def test_a_shortfall_in_words_at_the_end_of_the_time_there_is() -> None:
     for due, words in ((ZERO, "which is 0:00:00: 0:01:00 too short"), (-HOUR / 60, "0:01:00 after they had to")):
-        shortfall = fits([Cohort(deadline=NOW + due, requests=10)], Limits(requests_per_minute=10), now=NOW, tail=ZERO)
+        ten = Cohort(deadline=NOW + due, requests=10)
+        shortfall = fits([ten], Pace(limits=Limits(requests_per_minute=10)), now=NOW, tail=ZERO)
         assert words in str(shortfall)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from fractions import Fraction
 from math import ceil, inf
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import attrs
 
@@ -24,6 +24,7 @@ from batchwise.basics.wording import human
 from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
 
 from .reserve import least_reserve, reserve_for
+from .sync_schedule import Pace, loads
 
 if TYPE_CHECKING:
     from batchwise.models import Limits, Policy
@@ -42,7 +43,6 @@ __all__ = [
 _T = TypeVar("_T")
 _TICK = timedelta.resolution
 _DAY = timedelta(days=1)
-_MINUTE = 60_000_000
 
 _CRON: dict[timedelta, str] = {
     timedelta(minutes=1): "* * * * *",
@@ -404,18 +404,18 @@ def check_limits(limits: object) -> None:
         raise InvalidValueError(f"limits={limits!r} is not a Limits; give e.g. Limits.for_tier('start')")
 
 
+class _Call(NamedTuple):
+    requests: int
+    input_tokens: Fraction
+    output_tokens: Fraction
+
+
 def lane_time(limits: Limits, mean_input_tokens: Number, mean_output_tokens: Number) -> Fraction:
     """Microseconds of the sync lane that one request takes, by the slowest resource; zero if nothing limits."""
     check_limits(limits)
-    amounts = (
-        (limits.requests_per_minute, Fraction(1)),
-        (limits.input_tokens_per_minute, to_number(mean_input_tokens, "mean_input_tokens")),
-        (limits.output_tokens_per_minute, to_number(mean_output_tokens, "mean_output_tokens")),
-    )
-    paces = [amount * _MINUTE / limit for limit, amount in amounts if limit is not None]
-    if limits.concurrency is not None:
-        paces.append(Fraction(limits.latency // _TICK, limits.concurrency))
-    return max(paces, default=Fraction(0))
+    tokens = to_number(mean_input_tokens, "mean_input_tokens"), to_number(mean_output_tokens, "mean_output_tokens")
+    each = loads(_Call(1, *tokens), Pace(limits=limits))
+    return max((Fraction(numerator) / denominator for _, numerator, denominator in each), default=Fraction(0))
 
 
 def time_for(requests: int, each: Fraction) -> timedelta:

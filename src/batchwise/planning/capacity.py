@@ -23,7 +23,7 @@ import attrs
 
 from batchwise.models import Limits, Policy
 
-from .lane import Pace
+from .sync_schedule import Pace
 
 __all__ = [
     "FILLED",
@@ -38,7 +38,6 @@ __all__ = [
     "limits_of",
     "queue_limit",
     "tail_of",
-    "usable",
 ]
 
 T = TypeVar("T")
@@ -170,12 +169,6 @@ def latest(known: Mapping[str, Measured], own: Mapping[str, Measured], now: date
     return {**own, **others}
 
 
-@lru_cache(maxsize=64)
-def usable(limits: Limits, share: Fraction = FILLED) -> Pace:
-    """The pace that rescues are planned with: what the lane surely keeps filled of its limits."""
-    return Pace(limits=limits, share=share)
-
-
 class Capacity:
     """The sync lane for some classes of models at one moment.
 
@@ -232,7 +225,7 @@ class Capacity:
 
     def pace(self, name: str, most: Fraction = FILLED) -> Pace:
         """The pace to plan a class with: what is reached, and no more than `most` of the limits."""
-        return usable(self.limits(name), min(most, self.share(name)))
+        return Pace(limits=self.limits(name), share=min(most, self.share(name)))
 
     def tail(self, name: str) -> timedelta:
         """What the slowest call of a class is allowed for."""

@@ -12,7 +12,7 @@ import attrs
 
 from batchwise.models import Limits, Policy
 from batchwise.planning.reserve import margin_of, noticing_of, reserve_for
-from batchwise.planning.sync_schedule import Cohort, fits
+from batchwise.planning.sync_schedule import Cohort, Pace, fits
 
 START = datetime(2026, 11, 2, tzinfo=timezone.utc)  # a Monday
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
@@ -106,7 +106,7 @@ def peak_demand(arrivals: Sequence[Arrival], policy: Policy) -> tuple[float, flo
     worst = None
     while high - low > high / 10_000:
         middle = (low + high) / 2
-        shortfall = fits(cohorts, limits_for(middle), now=START, tail=margin_of(policy))
+        shortfall = fits(cohorts, Pace(limits=limits_for(middle)), now=START, tail=margin_of(policy))
         if shortfall is None:
             high = middle
         else:

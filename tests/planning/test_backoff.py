@@ -7,7 +7,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchwise.planning.backoff import pause_after
+from batchwise.planning.retries import pause_after
 
 
 @given(st.integers(1, 10**9))

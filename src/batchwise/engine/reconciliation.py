@@ -18,10 +18,10 @@ from batchwise.basics.jsontext import decode
 from batchwise.errors import SpendLimitError
 from batchwise.ledger.values import Which
 from batchwise.models import Lane, Policy
-from batchwise.planning.batch_rules import pause_after_failures
 from batchwise.planning.clock_skew import sent_by
 from batchwise.planning.custom_ids import parse
 from batchwise.planning.outcomes import Fault, Verdict, rule_call
+from batchwise.planning.retries import pause_after_failures
 from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine

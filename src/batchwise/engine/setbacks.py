@@ -17,8 +17,8 @@ from batchwise.errors import (
     LedgerError,
     WrongWorkspaceError,
 )
-from batchwise.planning.backoff import pause_after
 from batchwise.planning.outcomes import Fault
+from batchwise.planning.retries import pause_after
 from batchwise.planning.state import Setback
 
 __all__ = ["Setbacks", "lasting", "passing"]

@@ -7,12 +7,14 @@ policy hedges, a batch may be broken off at any time, so its rows count as avail
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
 
 import attrs
 
+from batchwise.basics.times import ZERO
 from batchwise.errors import AdmissionError, shown
 from batchwise.models import Lane, Policy
 
@@ -25,15 +27,13 @@ from .sync_schedule import Cohort, Shortfall, fits, servable, work
 
 __all__ = ["Admission", "Promises", "admit", "may_wait", "priming_ends", "promises_of"]
 
-_ZERO = timedelta(0)
-
 
 @attrs.frozen
 class Promised:
     """What is promised of one class of models, and a quick sufficient test: all fits into the shortest span of any."""
 
     cohorts: tuple[Cohort, ...] = ()
-    work: timedelta = _ZERO
+    work: timedelta = ZERO
     shortest: timedelta | None = None
 
     @property
@@ -76,7 +76,7 @@ class Promises:
 
     def _promised(self, name: str, cohorts: Sequence[Cohort], now: datetime) -> Promised:
         pace = self.capacity.pace(name)
-        total = sum((work(cohort, pace) for cohort in cohorts), _ZERO)
+        total = sum((work(cohort, pace) for cohort in cohorts), ZERO)
         return Promised(tuple(cohorts), total, min((_span(each, now, self.margin) for each in cohorts), default=None))
 
     @property
@@ -247,7 +247,7 @@ def admit(group: Group, promises: Promises, now: datetime, policy: Policy, *, at
         if shortfall is None:
             if submitted == waits[0]:
                 return Admission(terms, 0, tried)
-            sooner = attrs.evolve(terms, interval=_ZERO, submit_by=now)
+            sooner = attrs.evolve(terms, interval=ZERO, submit_by=now)
             return Admission(sooner, 0, tried, "submitted at once, so that its rescue fits beside what is promised")
     return _split(group, deadline, promises, now, policy, shortfall)
 
@@ -281,35 +281,21 @@ def _split(
     """As many as possible in a batch, the others on the sync lane now."""
     terms = group.terms
 
-    def tried(batched: int) -> Promises | None:
+    def tried(batched: int) -> Promises:
         found = promises
-        parts: Sequence[tuple[int, datetime | None]] = (
+        for requests, release in (
             (batched, _release(terms, now, now, policy)),
             (group.requests - batched, now),
-        )
-        for requests, release in parts:
+        ):
             if requests:
                 found = found.with_one(cohort_of(_part(group, requests), deadline, release), now)
-        return found if found.kept(now) is None else None
+        return found
 
-    batched = _largest(group.requests, tried)
-    if batched is None:
+    # Fewer in the batch never need more of the sync lane later.
+    counts = range(group.requests + 1)
+    batched = bisect_left(counts, True, key=lambda count: tried(count).kept(now) is not None) - 1
+    if batched < 0:
         raise _refusal(group, deadline, shortfall)
-    count, kept = batched
-    sync = group.requests - count
+    sync = group.requests - batched
     words = f"{sync:,} of {group.requests:,} run on the sync lane now, since a rescue of all would not fit: {shortfall}"
-    return Admission(attrs.evolve(terms, interval=_ZERO, submit_by=now), sync, kept, words)
-
-
-def _largest(most: int, tried: Callable[[int], Promises | None]) -> tuple[int, Promises] | None:
-    """The largest number that fits, by bisection (fewer in the batch never need more of the sync lane later)."""
-    best: tuple[int, Promises] | None = None
-    low, high = 0, most
-    while low <= high:
-        middle = (low + high) // 2
-        found = tried(middle)
-        if found is None:
-            high = middle - 1
-        else:
-            best, low = (middle, found), middle + 1
-    return best
+    return Admission(attrs.evolve(terms, interval=ZERO, submit_by=now), sync, tried(batched), words)

@@ -44,45 +44,32 @@ class Seal:
 
 
 @attrs.frozen
-class Post:
+class _OfOneBatch:
+    batch: int
+
+
+class Post(_OfOneBatch):
     """Send a sealed batch."""
 
-    batch: int
 
-
-@attrs.frozen
-class Reconcile:
+class Reconcile(_OfOneBatch):
     """Look for a create of unknown outcome in the listing."""
 
-    batch: int
 
-
-@attrs.frozen
-class GiveUp:
+class GiveUp(_OfOneBatch):
     """The create was not seen within the grace: queue its requests again and watch for it."""
 
-    batch: int
 
-
-@attrs.frozen
-class Poll:
+class Poll(_OfOneBatch):
     """Ask how a batch is doing."""
 
-    batch: int
 
-
-@attrs.frozen
-class Cancel:
+class Cancel(_OfOneBatch):
     """Cancel a batch: its last safe moment has come."""
 
-    batch: int
 
-
-@attrs.frozen
-class Collect:
+class Collect(_OfOneBatch):
     """Read an ended batch's results."""
-
-    batch: int
 
 
 @attrs.frozen

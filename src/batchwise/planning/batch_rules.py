@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from batchwise.models import Policy
+from batchwise.basics.times import ZERO
 
 from .agenda import Action, Agenda, Cancel, Collect, GiveUp, Poll, Post, Probe, Reconcile, Release
 from .capacity import tail_of
 from .clock_skew import sent_at
 from .reserve import reading_of
+from .retries import pause_after_failures
 from .state import BatchState, BatchView
 
-__all__ = ["pause_after_failures", "tend", "tend_stranded"]
+__all__ = ["tend", "tend_stranded"]
 
-_ZERO = timedelta(0)
 _DATE = timedelta(seconds=1)
 """How exactly a server shows its clock."""
 _LATELY = timedelta(minutes=10)
@@ -190,18 +190,12 @@ def _next_poll(agenda: Agenda, batch: BatchView) -> datetime:
     return expiry if expiry is not None and batch.polled_at < expiry < moment else moment
 
 
-def pause_after_failures(failures: int, policy: Policy) -> timedelta:
-    """How long a batch is left alone that could not be looked at so many times in a row."""
-    shortest, longest = policy.poll_every
-    return min(longest, shortest * (1 << min(failures, 16)))
-
-
 def _grace_over(agenda: Agenda, batch: BatchView) -> bool:
     """Rule 6: no candidate is left, and a listing made after the grace (on the server's clock) shows none."""
     if set(batch.candidates) - set(batch.struck):
         return False
     begun = batch.last_byte_at or batch.posting_at or batch.sealed_at
-    waited = _ZERO if batch.polled_at is None else batch.polled_at - begun
+    waited = ZERO if batch.polled_at is None else batch.polled_at - begun
     sent = sent_at(batch)
     if batch.polled_at is not None and sent is not None:
         # Our clock may have been set meanwhile: the server's has to say so too, to the second that it shows.

@@ -55,12 +55,6 @@ _CRON: dict[timedelta, str] = {
 """Every period that one cron expression keeps without a shorter gap at the turn of an hour, a day or a month."""
 
 
-def _utc(value: object, field: str) -> datetime:
-    if not isinstance(value, datetime):
-        raise InvalidValueError(f"{field}={value!r} is not a datetime; give an aware one, e.g. with timezone.utc")
-    return check_aware(value, field)
-
-
 def bounded(compute: Callable[[], _T], what: str) -> _T:
     """What `compute` returns, or an InvalidValueError where a `datetime` or `timedelta` cannot hold it."""
     try:
@@ -215,7 +209,7 @@ class Cadence:
         Raises:
             InvalidValueError: `start` or `end` is naive, `end` is before `start`, or the interval is zero.
         """
-        first, last = _utc(start, "start"), _utc(end, "end")
+        first, last = check_aware(start, "start"), check_aware(end, "end")
         if last < first:
             raise InvalidValueError(f"end={end.isoformat()} is before start={start.isoformat()}; swap them")
         if not self.interval:
@@ -301,7 +295,7 @@ def sla_cadence(
     kept = thumb if policy is None else reserve_for(policy, buffer)
     interval = bounded(lambda: (buffer - kept - overhead) // rounds, f"reserve={kept} plus overhead={overhead}")
     if buffer <= ZERO or interval < ZERO:
-        ruling = policy or _default_policy(window, reserve)
+        ruling = policy or _with(None, window, reserve)
         # Without either of them a third of the buffer is kept, however short it is.
         named = f" and a reserve of at least {least_reserve(ruling)}" if policy or reserve is not None else ""
         raise _infeasible(sla, windows, rounds, overhead, ruling, named)
@@ -319,22 +313,17 @@ def sla_cadence(
     )
 
 
-def _with(policy: Policy, window: timedelta | None, reserve: timedelta | None) -> Policy:
-    """The policy with what the caller said beside it."""
-    from batchwise.models import check_policy  # it imports this module
+def _with(policy: Policy | None, window: timedelta | None, reserve: timedelta | None) -> Policy:
+    """The policy (None: the default one) with what the caller said beside it."""
+    from batchwise.models import Policy, check_policy  # it imports this module; a feasible cadence needs none
 
+    policy = Policy() if policy is None else policy
     check_policy(policy)
     return attrs.evolve(
         policy,
         window=policy.window if window is None else window,
         reserve=policy.reserve if reserve is None else reserve,
     )
-
-
-def _default_policy(window: timedelta | None, reserve: timedelta | None) -> Policy:
-    from batchwise.models import Policy  # a cadence that is feasible needs none
-
-    return _with(Policy(), window, reserve)
 
 
 def _infeasible(
@@ -387,7 +376,7 @@ def latest_submission(
     Raises:
         InvalidValueError: `deadline` is naive, or a duration is none, or negative.
     """
-    due = _utc(deadline, "deadline")
+    due = check_aware(deadline, "deadline")
     leads = check_duration(reserve, "reserve"), check_duration(overhead, "overhead"), check_positive(window, "window")
     return bounded(lambda: due - sum(leads, ZERO), f"deadline={due.isoformat()} minus window, reserve and overhead")
 

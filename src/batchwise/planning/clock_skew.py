@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from batchwise.basics.times import ZERO
 from batchwise.models import Policy
 
 from .state import BatchView, Group, Snapshot
@@ -21,7 +22,6 @@ _HEEDED = timedelta(hours=1)
 """For so long a `retry-after` is heeded before the API is asked again: our choice; its limits refill within minutes."""
 _OURS = ("sealed_at", "posting_at", "last_byte_at", "cancel_at", "polled_at")
 """A batch's moments by our clock; the others are the server's."""
-_ZERO = timedelta(0)
 
 
 def longest_pause(policy: Policy) -> timedelta:
@@ -98,5 +98,5 @@ def _calls(snapshot: Snapshot, now: datetime) -> dict[str, datetime]:
     """When calls were answered, or failed; where both lie in the future the order of the two stays."""
     moments = {name: getattr(snapshot, name) for name in ("sync_answered_at", "sync_failed_at")}
     ahead = {name: moment - now for name, moment in moments.items() if moment is not None and moment > now}
-    shift = max(ahead.values(), default=_ZERO)
+    shift = max(ahead.values(), default=ZERO)
     return {name: moments[name] - shift for name in ahead}

@@ -15,6 +15,7 @@ deadline, and before it are the arrivals of the interval before it; bursts come 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from datetime import timedelta
 from fractions import Fraction
@@ -288,10 +289,7 @@ def _holds(check: _Check, load: Load, ticks: int) -> bool:
 
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
     """Where `holds` turns false between `low` (it holds) and `high` (it does not)."""
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+    return low + bisect_left(range(low, high), True, key=lambda at: not holds(at)) - 1
 
 
 def violations_of(load: Load, interval: timedelta) -> tuple[Violation, ...]:

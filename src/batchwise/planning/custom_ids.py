@@ -35,7 +35,6 @@ __all__ = [
     "opener",
     "parse",
     "sealer",
-    "slug",
 ]
 
 MAX_LENGTH = 64
@@ -107,15 +106,11 @@ class _Folding(dict[int, int]):
 _FOLDING = _Folding()
 
 
-def slug(key: str) -> str:
+def _slug(key: str) -> bytes:
     """`key` in the alphabet of custom_ids, one character for each of its own: `src/été.py` -> `src-ete-py`.
 
     Takes any string, lone surrogates and NULs too. Different keys may share a slug.
     """
-    return _slug(key).decode()
-
-
-def _slug(key: str) -> bytes:
     if key.isascii():
         return key.encode().translate(_ASCII)
     return key.translate(_FOLDING).encode()

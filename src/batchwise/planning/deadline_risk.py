@@ -12,6 +12,7 @@ from fractions import Fraction
 
 import attrs
 
+from batchwise.basics.times import ZERO
 from batchwise.models import Policy
 
 from .capacity import Capacity
@@ -20,8 +21,6 @@ from .state import BatchState, BatchView, Group, Snapshot
 from .sync_schedule import Cohort, at_risk, servable
 
 __all__ = ["SAFE", "Risk", "risks"]
-
-_ZERO = timedelta(0)
 
 
 @attrs.frozen
@@ -43,7 +42,7 @@ class Risk:
 SAFE = Risk()
 
 
-def risks(snapshot: Snapshot, now: datetime, policy: Policy, *, leeway: timedelta = _ZERO) -> Mapping[int, Risk]:
+def risks(snapshot: Snapshot, now: datetime, policy: Policy, *, leeway: timedelta = ZERO) -> Mapping[int, Risk]:
     """The requests in danger, by the number of their job; a job without any is left out.
 
     Args:

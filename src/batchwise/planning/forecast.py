@@ -14,7 +14,7 @@ from typing import Literal
 
 import attrs
 
-from batchwise.basics.times import WINDOW, check_aware, check_duration, check_positive
+from batchwise.basics.times import WINDOW, ZERO, check_aware, check_duration, check_positive
 from batchwise.errors import InvalidValueError
 
 from .survival_curve import Curve
@@ -24,7 +24,6 @@ __all__ = ["STRENGTH", "Forecast", "Sample", "check_share"]
 STRENGTH = 20
 """What the parent curve weighs in samples (K above): our choice. 20 samples of one's own count as much as it does."""
 
-_ZERO = timedelta(0)
 _MICROSECOND = timedelta(microseconds=1)
 _HOURS_AROUND = 2  # the hour of day is a pool of five hours: our choice
 
@@ -178,7 +177,7 @@ class Forecast:
         """The chance that a batch has ended `duration` after its creation."""
         return 1 - self.ends.running(duration // _MICROSECOND)
 
-    def quantile(self, p: float, elapsed: timedelta = _ZERO) -> timedelta:
+    def quantile(self, p: float, elapsed: timedelta = ZERO) -> timedelta:
         """The shortest total duration by which a share `p` of batches that still run at `elapsed` has ended."""
         elapsed = check_duration(elapsed, "elapsed")
         return self.ends.quantile(check_share(p, "p"), elapsed // _MICROSECOND) * _MICROSECOND
@@ -192,7 +191,7 @@ class Forecast:
         ends = [edge * _MICROSECOND for edge in self.ends.edges[1:]]
         return [*(end for end in ends if end < cap), check_duration(cap, "cap")]
 
-    def expected_range(self, created_at: datetime, elapsed: timedelta = _ZERO) -> tuple[datetime, datetime]:
+    def expected_range(self, created_at: datetime, elapsed: timedelta = ZERO) -> tuple[datetime, datetime]:
         """Between when and when (UTC) it plausibly ends: the 10 % and 90 % points, given that it runs at `elapsed`."""
         created_at = check_aware(created_at, "created_at")
         return created_at + self.quantile(0.1, elapsed), created_at + self.quantile(0.9, elapsed)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import attrs
 
 from batchwise.basics.jsontext import decode
+from batchwise.basics.times import ZERO
 from batchwise.errors import printable
 from batchwise.models import Outcome, ResultError
 
@@ -49,8 +50,6 @@ __all__ = [
     "was_cut",
 ]
 
-
-_ZERO = timedelta(0)
 
 MALFORMED = "malformed_response"
 """The error type of an answer that is no message."""
@@ -459,8 +458,8 @@ def met_deadline(outcome: Outcome, deadline: datetime | None, settled: datetime)
         True or False, None without a deadline; and the time from the deadline to the end, zero where it is in time.
     """
     if deadline is None or outcome is Outcome.CANCELED:
-        return None, _ZERO
-    lateness = max(_ZERO, settled - deadline)
+        return None, ZERO
+    lateness = max(ZERO, settled - deadline)
     return outcome is Outcome.SUCCEEDED and not lateness, lateness
 
 

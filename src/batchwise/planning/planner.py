@@ -27,6 +27,7 @@ from datetime import datetime, timedelta
 
 import attrs
 
+from batchwise.basics.times import ZERO
 from batchwise.models import Policy
 
 from .agenda import Action, Agenda, Run, WaitUntil
@@ -37,7 +38,6 @@ from .state import BatchState, BatchView, Snapshot
 
 __all__ = ["next_due", "plan", "safe_moments"]
 
-_ZERO = timedelta(0)
 _STEPS = 100
 """Moments looked at, at most, to find since when something has been due."""
 
@@ -93,7 +93,7 @@ def next_due(snapshot: Snapshot, now: datetime, policy: Policy, *, job: int | No
 
 
 def _asked(snapshot: Snapshot, at: datetime, policy: Policy, job: int | None) -> Agenda:
-    return _walk(Agenda(attrs.evolve(snapshot, leased=True), at, policy, _ZERO, optional_polls=False, job=job))
+    return _walk(Agenda(attrs.evolve(snapshot, leased=True), at, policy, ZERO, optional_polls=False, job=job))
 
 
 def _undone(agenda: Agenda) -> bool:
@@ -123,7 +123,7 @@ def _as_of(snapshot: Snapshot, at: datetime) -> Snapshot:
     )
 
 
-def plan(snapshot: Snapshot, now: datetime, policy: Policy, *, wake_gap: timedelta = _ZERO) -> tuple[Action, ...]:
+def plan(snapshot: Snapshot, now: datetime, policy: Policy, *, wake_gap: timedelta = ZERO) -> tuple[Action, ...]:
     """What has to be done now.
 
     Args:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -127,7 +127,7 @@ class PriceBook:
         from genai_prices.data_snapshot import get_snapshot
 
         snapshot = get_snapshot()
-        data = f"fetched on {snapshot.timestamp:%Y-%m-%d}" if snapshot.from_auto_update else _release()
+        data = f"fetched on {snapshot.timestamp:%Y-%m-%d}" if snapshot.from_auto_update else version("genai-prices")
         return f"Policy.prices before genai-prices {data}" if self._own else f"genai-prices {data}"
 
     def rates(
@@ -318,11 +318,6 @@ def _multiples(model: str, at: datetime) -> _Multiples:
         return _USUAL
     kinds = tariff.cache_write_5m, tariff.cache_write_1h, tariff.cache_read
     return _Multiples(*(Decimal(kind) / tariff.input for kind in kinds))
-
-
-@cache
-def _release() -> str:
-    return version("genai-prices")
 
 
 def _is_id_of(name: str, model: ModelInfo) -> bool:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 from itertools import accumulate
 from operator import attrgetter, itemgetter
 
+from batchwise.basics.times import ZERO
 from batchwise.models import Lane, Reason
 
 from .admission import may_wait, priming_ends
@@ -22,7 +23,6 @@ from .state import BatchState, Group
 
 __all__ = ["divert", "tend_batch_queue", "tend_sync_queue"]
 
-_ZERO = timedelta(0)
 _NEAR = timedelta(minutes=1)
 """Deadlines this near each other always share a batch."""
 _NEVER = datetime.max.replace(tzinfo=timezone.utc)
@@ -248,8 +248,8 @@ def _share_out(
     """The same for the work of one class of models."""
     lane_time = agenda.rescues.lane_time
     held = sorted((_due(agenda, group), lane_time(group)) for group in running)
-    sums = list(accumulate((time for _, time in held), initial=_ZERO))
-    budget, given = agenda.horizon - agenda.now + _AHEAD, _ZERO
+    sums = list(accumulate((time for _, time in held), initial=ZERO))
+    budget, given = agenda.horizon - agenda.now + _AHEAD, ZERO
     for (rank, since), group in ready:
         before = bisect_right(held, _due(agenda, group), key=itemgetter(0)) if rank == 0 else len(held)
         free, needed = budget - given - sums[before], lane_time(group)

@@ -9,6 +9,7 @@ from operator import attrgetter
 
 import attrs
 
+from batchwise.basics.times import ZERO
 from batchwise.models import Policy, Reason
 
 from .capacity import FILLED, Capacity
@@ -23,10 +24,8 @@ __all__ = [
     "cohorts_of",
     "groups_of",
     "is_hedged",
-    "models_of",
 ]
 
-_ZERO = timedelta(0)
 _CALM = Fraction(70, 100)
 """The share of its limits that hedged work counts on, so that urgent work still to come finds room: our choice."""
 
@@ -50,14 +49,9 @@ def groups_of(snapshot: Snapshot) -> Iterator[Group]:
     return (group for group, _ in _places(snapshot))
 
 
-def models_of(snapshot: Snapshot) -> set[str]:
-    """The models that may need the sync lane."""
-    return {group.terms.model for group in groups_of(snapshot)}
-
-
 def capacity_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Capacity:
     """The sync lane, for all that the snapshot holds."""
-    return Capacity(policy, now, snapshot.measured, models_of(snapshot))
+    return Capacity(policy, now, snapshot.measured, (group.terms.model for group in groups_of(snapshot)))
 
 
 def cohort_of(group: Group, deadline: datetime, release: datetime | None) -> Cohort:
@@ -122,7 +116,7 @@ class Rescues:
             if min(self._starts[key] for key in keys) >= self._now:
                 continue
             at_once = [attrs.evolve(cohort, release=None) for cohort in cohorts]
-            counts = servable(at_once, self.capacity.pace(name), now=self._now, tail=_ZERO)
+            counts = servable(at_once, self.capacity.pace(name), now=self._now, tail=ZERO)
             lost |= keys - {(name, each.deadline) for each, count in zip(at_once, counts, strict=True) if count}
         return lost
 

@@ -1,15 +1,19 @@
-"""What a try without an answer costs its request, and where that goes on: another batch, another call, or its end."""
+"""What a failed try costs its request, where the request goes on, and after which pause what failed is tried again."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from batchwise.models import Lane, Policy
 
 from .reserve import reserve_for
 from .state import Terms
 
-__all__ = ["call_costs", "may_call_again", "next_attempt"]
+__all__ = ["call_costs", "may_call_again", "next_attempt", "pause_after", "pause_after_failures"]
+
+_SHORTEST = timedelta(milliseconds=250)
+_LONGEST = timedelta(seconds=15)
+"""A disk that has room again, or a database that is free again, is noticed within this."""
 
 _FREE_REFUSALS = 40
 """How many refusals for load (429, 529) a request without a deadline sits out before they cost it attempts."""
@@ -83,3 +87,13 @@ def call_costs(terms: Terms, now: datetime, *, unpaid: int, refused: bool, costs
     if unpaid and _may_meet(terms, now):
         return False
     return unpaid > _FREE_REFUSALS if refused else costs
+
+
+def pause_after(failures: int, shortest: timedelta = _SHORTEST, longest: timedelta = _LONGEST) -> timedelta:
+    """How long to wait after so many failures in a row (one or more), whoever is to blame: it doubles."""
+    return min(longest, shortest * (1 << min(failures - 1, 16)))
+
+
+def pause_after_failures(failures: int, policy: Policy) -> timedelta:
+    """How long a batch is left alone that could not be looked at so many times in a row."""
+    return pause_after(failures + 1, *policy.poll_every)

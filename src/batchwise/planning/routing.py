@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import attrs
 
-from batchwise.basics.times import check_aware
+from batchwise.basics.times import ZERO, check_aware
 from batchwise.basics.wording import dollars, dollars_apart, human, human_apart
 from batchwise.errors import InvalidRequestError, InvalidValueError, RequestTooLargeError, shown
 from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Rates, Reason, ToolUse, check_policy
@@ -69,8 +69,6 @@ _SYNC_ONLY_BETAS = frozenset({"research_preview_2026_02"})
 SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset", "advisor_")
 """How the types of tools begin that the API runs itself (SDK 2.12, `types/*tool*_param.py`)."""
 
-_ZERO = timedelta(0)
-
 
 def infer_tool_use(traits: Traits) -> ToolUse:
     """What the params say about tool use, cautiously: client tools without a forced choice are ITERATIVE."""
@@ -104,7 +102,7 @@ class Case:
     @property
     def left(self) -> timedelta:
         """The SLA: from now to the deadline."""
-        return _ZERO if self.deadline is None else self.deadline - self.now
+        return ZERO if self.deadline is None else self.deadline - self.now
 
     @property
     def submit_by(self) -> datetime | None:
@@ -116,14 +114,14 @@ class Case:
         """The longest it could wait for its batch to be sent, whatever waiting costs."""
         if self.deadline is None:
             return self.policy.flexible_interval
-        room = max(_ZERO, self.buffer - self.reserve)
+        room = max(ZERO, self.buffer - self.reserve)
         return room if self.policy.interval is None else min(room, self.policy.interval)
 
     @property
     def interval(self) -> timedelta:
         """The longest it would wait for its batch to be sent: as long as it can, and as it pays."""
         usual, worthwhile = self.usual_interval, self.worthwhile
-        return usual if worthwhile is None else max(_ZERO, min(usual, worthwhile))
+        return usual if worthwhile is None else max(ZERO, min(usual, worthwhile))
 
     @property
     def worthwhile(self) -> timedelta | None:
@@ -193,7 +191,7 @@ def _hedge_rescue(case: Case) -> timedelta:
 def _best_hedge(case: Case) -> Hedge | None:
     """The hedge that is worth most; None where no time is left for one."""
     room = case.left - hedge_wait(case.left) - _hedge_rescue(case)
-    if room <= _ZERO:
+    if room <= ZERO:
         return None
     saving = case.saving()
     return best_hedge(
@@ -215,7 +213,7 @@ def _hedge(case: Case) -> bool:
 
 def _delay_costs_more(case: Case) -> bool:
     worthwhile = case.worthwhile
-    return worthwhile is not None and worthwhile < _ZERO
+    return worthwhile is not None and worthwhile < ZERO
 
 
 def _an_hour(case: Case) -> str:
@@ -246,7 +244,7 @@ def _delay_words(case: Case) -> str:
 def _window_words(case: Case) -> str:
     if case.deadline is None:
         return "no deadline"
-    if case.buffer < _ZERO:
+    if case.buffer < ZERO:
         left, window = human_apart(case.left, case.policy.window)
         return f"deadline in {left} is inside the {window} window of a batch"
     verdict = "too little for" if _inside_window(case) else "enough for"
@@ -490,7 +488,7 @@ def case_of(
     tag = request.latency_tag if request.latency_tag is not None else latency
     tag = Latency.BLOCKING if tag is None else tag
     deadline = deadline_of(tag, now)
-    buffer = _ZERO if deadline is None else deadline - now - policy.window
+    buffer = ZERO if deadline is None else deadline - now - policy.window
     return Case(
         now=now,
         policy=policy,

@@ -10,7 +10,7 @@ import pytest
 
 import batchwise as bw
 from batchwise import events
-from batchwise.engine.collection import poll, release
+from batchwise.engine.collection import move_from_batch, poll
 from batchwise.engine.core import Engine
 from batchwise.engine.progress import progress
 from batchwise.ledger.sqlite import SqliteLedger
@@ -173,7 +173,7 @@ def test_requests_that_two_looks_send_to_the_sync_lane_are_told_of_once(world: W
     world.engine.telling.listen(told.append)
     (batch,) = world.ledger.snapshot().batches
     terms = tuple(group.terms.id for group in batch.groups)
-    world.tasks += [Task(release(world.engine, batch, terms), lambda: None) for _ in range(2)]
+    world.tasks += [Task(move_from_batch(world.engine, batch, terms), lambda: None) for _ in range(2)]
     world.run()
     assert [event.requests for event in told if isinstance(event, events.Rescued)] == [3]
     assert world.ledger.report(job=None).met == 3

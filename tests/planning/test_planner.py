@@ -21,13 +21,13 @@ from batchwise.planning.agenda import (
     FailLate,
     GiveUp,
     Move,
+    MoveFromBatch,
     Poll,
-    Post,
     Probe,
     Reconcile,
-    Release,
     Run,
     Seal,
+    Unseal,
     WaitUntil,
 )
 from batchwise.planning.capacity import FILLED, Capacity, Measured, tail_of
@@ -127,8 +127,8 @@ def wait(snapshot: Snapshot, now: datetime = NOW, policy: Policy = POLICY, **gap
 def test_1_what_is_unsettled_at_its_last_safe_moment_goes_to_the_sync_lane(state: BatchState) -> None:
     start = start_of(10, 30 * HOUR)
     snapshot = Snapshot(batches=(batch(group(), state=state, polled_at=start),))
-    assert Release(1, (1,)) in acts(snapshot, start)
-    assert Release(1, (1,)) not in acts(snapshot, start - SECOND)
+    assert MoveFromBatch(1, (1,)) in acts(snapshot, start)
+    assert MoveFromBatch(1, (1,)) not in acts(snapshot, start - SECOND)
 
 
 def test_1_unsent_work_goes_to_the_sync_lane_when_no_batch_can_be_had() -> None:
@@ -142,14 +142,14 @@ def test_1_unreadable_results_are_bought_again_only_at_the_last_safe_moment() ->
     start = start_of(10, 30 * HOUR)
     ended = batch(group(), state=BatchState.ENDED, polled_at=start - HOUR, failures=2)
     assert acts(Snapshot(batches=(ended,)), start - SECOND) == [Collect(1)]
-    assert acts(Snapshot(batches=(ended,)), start) == [Release(1, (1,)), Collect(1)]
+    assert acts(Snapshot(batches=(ended,)), start) == [MoveFromBatch(1, (1,)), Collect(1)]
 
 
 def test_1_an_ended_batch_is_read_before_anything_is_bought_again() -> None:
     start = start_of(10, 30 * HOUR)
     ended = Snapshot(batches=(batch(group(), state=BatchState.ENDED, polled_at=start),))
     assert acts(ended, start) == [Collect(1)]
-    assert acts(ended, start + POLICY.cancel_settle / 10) == [Release(1, (1,)), Collect(1)]
+    assert acts(ended, start + POLICY.cancel_settle / 10) == [MoveFromBatch(1, (1,)), Collect(1)]
 
 
 @pytest.mark.parametrize(("state", "look"), [(BatchState.CANCELING, Poll(1)), (BatchState.IN_DOUBT, Reconcile(1))])
@@ -157,9 +157,9 @@ def test_1_while_there_is_time_a_look_goes_before_a_release(state: BatchState, l
     start, gap = start_of(10, 30 * HOUR), 20 * MINUTE
     waiting = batch(group(), state=state, cancel_at=start - HOUR, polled_at=start - HOUR)
     assert acts(Snapshot(batches=(waiting,)), start - MINUTE, wake_gap=gap) == [look]
-    assert acts(Snapshot(batches=(waiting,)), start, wake_gap=gap) == [Release(1, (1,))]
+    assert acts(Snapshot(batches=(waiting,)), start, wake_gap=gap) == [MoveFromBatch(1, (1,))]
     looked = attrs.evolve(waiting, polled_at=start - MINUTE)
-    assert acts(Snapshot(batches=(looked,)), start - MINUTE, wake_gap=gap) == [Release(1, (1,))]
+    assert acts(Snapshot(batches=(looked,)), start - MINUTE, wake_gap=gap) == [MoveFromBatch(1, (1,))]
 
 
 # -- rule 2 ------------------------------------------------------------------------------------------------------------
@@ -400,9 +400,9 @@ def test_5_a_batch_gets_only_what_still_has_a_window_and_its_rescue() -> None:
 def test_6_rows_that_cannot_be_read_go_when_the_first_of_them_has_to() -> None:
     now = start_of(10, 2 * HOUR)
     ended = batch(hedged(1), group(2, 40 * HOUR), state=BatchState.ENDED, polled_at=now - HOUR)
-    assert Release(1, (1,)) in acts(working(ended, at=now), now)
+    assert MoveFromBatch(1, (1,)) in acts(working(ended, at=now), now)
     before = now - 10 * SECOND
-    assert not [each for each in acts(working(ended, at=before), before) if isinstance(each, Release)]
+    assert not [each for each in acts(working(ended, at=before), before) if isinstance(each, MoveFromBatch)]
 
 
 def test_3_hedged_work_is_cancelled_by_the_moment_of_its_decision() -> None:
@@ -450,7 +450,7 @@ def test_6_past_the_grace_it_is_sent_again_and_watched() -> None:
 
 
 def test_6_a_seal_that_never_became_posting_is_safe_to_send() -> None:
-    assert acts(Snapshot(batches=(batch(group(), state=BatchState.SEALED),))) == [Post(1)]
+    assert acts(Snapshot(batches=(batch(group(), state=BatchState.SEALED),))) == [Unseal(1)]
 
 
 # -- rule 7 ------------------------------------------------------------------------------------------------------------
@@ -473,13 +473,13 @@ def test_7_a_pause_is_sat_out_up_to_the_last_moment() -> None:
 
 @pytest.mark.parametrize(
     ("state", "done"),
-    [(BatchState.SEALED, Post(1)), (BatchState.IN_DOUBT, GiveUp(1)), (BatchState.CANCELING, Poll(1))],
+    [(BatchState.SEALED, Unseal(1)), (BatchState.IN_DOUBT, GiveUp(1)), (BatchState.CANCELING, Poll(1))],
 )
 def test_7_while_the_sync_lane_is_suspended_a_batch_goes_its_way(state: BatchState, done: Action) -> None:
     start = start_of(10, 30 * HOUR)
     view = batch(group(), state=state, polled_at=NOW)
     assert acts(Snapshot(batches=(view,), suspended=DOWN), start) == [done]
-    assert acts(Snapshot(batches=(view,)), start) == [Release(1, (1,))]
+    assert acts(Snapshot(batches=(view,)), start) == [MoveFromBatch(1, (1,))]
 
 
 def test_7_a_pause_is_over_at_its_end() -> None:
@@ -563,7 +563,7 @@ def test_9_what_would_be_too_late_next_time_is_done_now() -> None:
 
 def test_9_a_batch_cancelled_in_time_is_not_bought_again_in_the_same_pass() -> None:
     gap, start = 4 * HOUR, start_of(10, 20 * HOUR)
-    for now, done in ((start - gap - SECOND, []), (start - gap, [Release(1, (1,))])):
+    for now, done in ((start - gap - SECOND, []), (start - gap, [MoveFromBatch(1, (1,))])):
         canceling = batch(hedged(due=20 * HOUR), state=BatchState.CANCELING, cancel_at=now, polled_at=now)
         assert acts(Snapshot(batches=(canceling,)), now, wake_gap=gap) == done
 
@@ -657,12 +657,12 @@ def test_10_what_a_stopped_lease_holder_has_not_read_is_taken_over_once_it_ought
     stranded = Snapshot(batches=(ended,), leased=False)
     read = start + POLICY.cancel_settle / 10
     assert (acts(stranded, start), wait(stranded, start)) == ([], read)
-    assert acts(stranded, read) == [Release(1, (1,))]
+    assert acts(stranded, read) == [MoveFromBatch(1, (1,))]
     unread = Snapshot(batches=(attrs.evolve(ended, failures=1),), leased=False)
-    assert acts(unread, start) == [Release(1, (1,))]
+    assert acts(unread, start) == [MoveFromBatch(1, (1,))]
     assert acts(unread, start - SECOND) == []
     never = Snapshot(batches=(attrs.evolve(ended, polled_at=None, sealed_at=start - HOUR),), leased=False)
-    assert acts(never, start) == [Release(1, (1,))]
+    assert acts(never, start) == [MoveFromBatch(1, (1,))]
 
 
 @pytest.mark.parametrize("due", [-HOUR, ZERO, SECOND / 2])
@@ -787,7 +787,7 @@ def test_nothing_is_cancelled_or_run_while_the_sync_lane_is_suspended(
     actions = plan(attrs.evolve(snapshot, suspended=DOWN), NOW, policy, wake_gap=gap)
     needed = {each.id for each in snapshot.batches if each.groups}
     assert not [act for act in actions if isinstance(act, Cancel) and act.batch in needed]
-    assert not [act for act in actions if isinstance(act, (Run, Release))]
+    assert not [act for act in actions if isinstance(act, (Run, MoveFromBatch))]
 
 
 @given(snapshots(), policies, gaps)
@@ -825,8 +825,8 @@ def test_the_same_state_gives_the_same_plan_and_asks_again_later(
 @given(snapshots(), policies, gaps)
 def test_a_batch_has_one_action_and_perhaps_a_release(snapshot: Snapshot, policy: Policy, gap: timedelta) -> None:
     actions = plan(snapshot, NOW, policy, wake_gap=gap)
-    others = [act.batch for act in actions if hasattr(act, "batch") and not isinstance(act, Release)]
-    released = [act.batch for act in actions if isinstance(act, Release)]
+    others = [act.batch for act in actions if hasattr(act, "batch") and not isinstance(act, MoveFromBatch)]
+    released = [act.batch for act in actions if isinstance(act, MoveFromBatch)]
     assert len(others) == len(set(others))
     assert len(released) == len(set(released))
     sealed = [number for act in actions if isinstance(act, Seal) for number in act.terms]
@@ -837,7 +837,7 @@ def test_a_batch_has_one_action_and_perhaps_a_release(snapshot: Snapshot, policy
 @given(snapshots(), policies, gaps)
 def test_without_the_lease_only_the_sync_lane_acts(snapshot: Snapshot, policy: Policy, gap: timedelta) -> None:
     for act in plan(attrs.evolve(snapshot, leased=False), NOW, policy, wake_gap=gap):
-        assert isinstance(act, (Run, Move, FailLate, Release, WaitUntil))
+        assert isinstance(act, (Run, Move, FailLate, MoveFromBatch, WaitUntil))
 
 
 # -- rule 10 ----------------------------------------------------------------------------------------------------------
@@ -847,7 +847,7 @@ def test_10_what_a_stopped_lease_holder_leaves_to_its_last_safe_moment_is_taken_
     start = start_of(20, 30 * HOUR)
     stranded = Snapshot(batches=(batch(group()),), batch_queue=(group(2),), leased=False)
     assert acts(stranded) == []
-    assert acts(stranded, start) == [Release(1, (1,)), Move(2, Lane.SYNC)]
+    assert acts(stranded, start) == [MoveFromBatch(1, (1,)), Move(2, Lane.SYNC)]
 
 
 def test_10_what_is_queued_behind_a_stopped_lease_holder_is_left_to_it_until_its_last_safe_moment() -> None:
@@ -983,6 +983,6 @@ def test_work_that_came_later_was_not_there_before() -> None:
 
 def test_1_a_batch_that_runs_on_after_its_cancel_is_left_at_the_last_safe_moment() -> None:
     start = start_of(10, 2 * HOUR)
-    for cancel_at, done in ((start - LEAD, Release(1, (1,))), (None, Cancel(1))):
+    for cancel_at, done in ((start - LEAD, MoveFromBatch(1, (1,))), (None, Cancel(1))):
         view = batch(hedged(), cancel_at=cancel_at, polled_at=start)
         assert acts(working(view, at=start), start) == [done]

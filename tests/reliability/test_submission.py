@@ -491,4 +491,4 @@ def test_without_the_lease_only_the_last_safe_moment_moves_anything(world: World
         actions = planner.plan(snapshot, world.now() + hours * HOUR, world.policy)
         assert all(isinstance(action, agenda.WaitUntil) for action in actions), (hours, actions)
     late = planner.plan(snapshot, world.now() + 30 * HOUR - 30 * SECOND, world.policy)
-    assert isinstance(late[0], agenda.Release)
+    assert isinstance(late[0], agenda.MoveFromBatch)

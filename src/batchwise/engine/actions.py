@@ -14,11 +14,11 @@ from batchwise.planning import agenda
 from batchwise.planning.capacity import calls_at_once, limits_of
 from batchwise.planning.state import BatchState, BatchView
 
-from .collection import cancel, collect, poll, probe, release
+from .collection import cancel, collect, move_from_batch, poll, probe
 from .core import Engine
 from .effects import store
 from .reconciliation import give_up, reconcile
-from .submission import check_workspace, reseal, submit
+from .submission import check_workspace, submit, unseal
 
 __all__ = ["carry_out", "withdraw"]
 
@@ -39,10 +39,10 @@ async def carry_out(engine: Engine, action: agenda.Action) -> None:
             await _fail_late(engine, action)
         case agenda.WaitUntil():
             return
-        case agenda.Release():
+        case agenda.MoveFromBatch():
             batch = await store(engine.ledger.batch, action.batch)
             if batch is not None:
-                await release(engine, batch, action.terms)
+                await move_from_batch(engine, batch, action.terms)
         case agenda.Probe():
             await probe(engine, action.batch, action.terms)
         case _:
@@ -54,12 +54,12 @@ async def carry_out(engine: Engine, action: agenda.Action) -> None:
 
 async def _with_batch(
     engine: Engine,
-    action: agenda.Post | agenda.Reconcile | agenda.GiveUp | agenda.Poll | agenda.Cancel | agenda.Collect,
+    action: agenda.Unseal | agenda.Reconcile | agenda.GiveUp | agenda.Poll | agenda.Cancel | agenda.Collect,
     batch: BatchView,
 ) -> None:
     match action:
-        case agenda.Post() if batch.state is BatchState.SEALED:
-            await reseal(engine, batch)
+        case agenda.Unseal() if batch.state is BatchState.SEALED:
+            await unseal(engine, batch)
         case agenda.Reconcile() if batch.state in {BatchState.IN_DOUBT, BatchState.WATCHED}:
             await reconcile(engine, batch)
         case agenda.GiveUp() if batch.state is BatchState.IN_DOUBT:
@@ -70,7 +70,7 @@ async def _with_batch(
             await cancel(engine, batch)
         case agenda.Collect() if batch.state is BatchState.ENDED:
             await collect(engine, batch)
-        case agenda.Post() | agenda.Reconcile() | agenda.GiveUp():
+        case agenda.Unseal() | agenda.Reconcile() | agenda.GiveUp():
             return  # it has moved on
         case agenda.Poll() | agenda.Cancel() | agenda.Collect():
             return

@@ -27,7 +27,7 @@ from .core import Engine
 from .effects import api, store
 from .reading import CHUNK, Reader, Sorter
 
-__all__ = ["cancel", "collect", "poll", "probe", "release"]
+__all__ = ["cancel", "collect", "move_from_batch", "poll", "probe"]
 
 _log = logging.getLogger("batchwise")
 
@@ -80,8 +80,8 @@ async def cancel(engine: Engine, batch: BatchView) -> None:
     await store(_update, engine, asked, info, was=batch)
 
 
-async def release(engine: Engine, batch: BatchView, terms: tuple[int, ...]) -> None:
-    """Queue its rows for the sync lane, whatever becomes of it: their last safe moment has come."""
+async def move_from_batch(engine: Engine, batch: BatchView, terms: tuple[int, ...]) -> None:
+    """Queue rows of a batch for the sync lane, whatever becomes of the batch: their last safe moment has come."""
 
     def queue() -> None:
         if batch.state is BatchState.SEALED:  # never sent: back into the queue, where what is due changes lanes

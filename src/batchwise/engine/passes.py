@@ -39,13 +39,13 @@ PASS_SHARE = 10
 """Planning takes at most 1 in so many parts of the time, however much is queued, unless something is due."""
 END_GRACE = 60.0
 """Seconds that running calls get after an exception, and the storing of answers gets at every end."""
-QUICK = (agenda.Run, agenda.Move, agenda.FailLate, agenda.Release, agenda.Probe)
+QUICK = (agenda.Run, agenda.Move, agenda.FailLate, agenda.MoveFromBatch, agenda.Probe)
 """Actions that only move rows; they are carried out within the planner's pass, in its order."""
 
-_SENDING = (agenda.Seal, agenda.Post, agenda.Run, agenda.Move, agenda.Release)
+_SENDING = (agenda.Seal, agenda.Unseal, agenda.Run, agenda.Move, agenda.MoveFromBatch)
 _WORDS: Mapping[type, str] = {
     agenda.Seal: "sending a batch",
-    agenda.Post: "sending a batch",
+    agenda.Unseal: "queueing the requests of an unsent batch again",
     agenda.Reconcile: "looking for a batch",
     agenda.GiveUp: "giving up a batch",
     agenda.Poll: "asking about a batch",

@@ -33,7 +33,7 @@ from batchwise.planning.state import BatchState, BatchView
 from .core import Engine
 from .effects import api, store, store_surely
 
-__all__ = ["FenceError", "check_workspace", "note_workspace_and_clock", "record_created", "reseal", "submit"]
+__all__ = ["FenceError", "check_workspace", "note_workspace_and_clock", "record_created", "submit", "unseal"]
 
 _SENDING = "sending"
 """Under which name it is noted that the API takes no batch."""
@@ -323,6 +323,6 @@ async def _not_created(
         await store(engine.suspensions.suspend, Lane.BATCH, reason, resumes=resumes)
 
 
-async def reseal(engine: Engine, batch: BatchView) -> None:
-    """Queue the rows of a batch again that was sealed by a process that died before it sent it."""
+async def unseal(engine: Engine, batch: BatchView) -> None:
+    """Queue the requests of a batch again: the process that sealed it died before it sent it."""
     await store(_take_back, engine, batch)

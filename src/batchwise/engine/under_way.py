@@ -26,8 +26,8 @@ class UnderWay:
                 return None
             case agenda.Run() | agenda.Move() | agenda.FailLate():
                 token = (type(action), action.terms)
-            case agenda.Release() | agenda.Probe():
-                token = ("release", action.batch)
+            case agenda.MoveFromBatch() | agenda.Probe():
+                token = ("move", action.batch)
             case _:
                 token = ("batch", action.batch)
         with self._lock:
@@ -35,7 +35,7 @@ class UnderWay:
                 if self._sealing is not None:
                     return None
                 self._sealing = token
-            elif token in self._tokens or (isinstance(action, agenda.Post) and self._sealing is not None):
+            elif token in self._tokens or (isinstance(action, agenda.Unseal) and self._sealing is not None):
                 return None  # a batch that is being sealed now is sent by the one who seals it
             else:
                 self._tokens.add(token)

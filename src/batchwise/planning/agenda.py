@@ -22,13 +22,13 @@ __all__ = [
     "FailLate",
     "GiveUp",
     "Move",
+    "MoveFromBatch",
     "Poll",
-    "Post",
     "Probe",
     "Reconcile",
-    "Release",
     "Run",
     "Seal",
+    "Unseal",
     "WaitUntil",
 ]
 
@@ -48,8 +48,8 @@ class _OfOneBatch:
     batch: int
 
 
-class Post(_OfOneBatch):
-    """Send a sealed batch."""
+class Unseal(_OfOneBatch):
+    """Queue the requests of a batch again that was sealed and never sent."""
 
 
 class Reconcile(_OfOneBatch):
@@ -73,7 +73,7 @@ class Collect(_OfOneBatch):
 
 
 @attrs.frozen
-class Release:
+class MoveFromBatch:
     """Queue a batch's unsettled requests of these terms for the sync lane, whatever becomes of the batch."""
 
     batch: int
@@ -120,7 +120,9 @@ class WaitUntil:
     moment: datetime
 
 
-Action = Union[Seal, Post, Reconcile, GiveUp, Poll, Cancel, Collect, Release, Probe, Move, FailLate, Run, WaitUntil]
+Action = Union[
+    Seal, Unseal, Reconcile, GiveUp, Poll, Cancel, Collect, MoveFromBatch, Probe, Move, FailLate, Run, WaitUntil
+]
 
 
 class Agenda:

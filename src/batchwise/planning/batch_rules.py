@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from batchwise.basics.times import ZERO
 
-from .agenda import Action, Agenda, Cancel, Collect, GiveUp, Poll, Post, Probe, Reconcile, Release
+from .agenda import Action, Agenda, Cancel, Collect, GiveUp, MoveFromBatch, Poll, Probe, Reconcile, Unseal
 from .capacity import tail_of
 from .clock_skew import sent_at
 from .reserve import reading_of
@@ -27,12 +27,12 @@ def tend(agenda: Agenda, batch: BatchView) -> None:
         case BatchState.OPEN:
             _tend_open(agenda, batch)
         case BatchState.SEALED:
-            if not _release(agenda, batch):
-                agenda.add(Post(batch.id))
+            if not _move_due(agenda, batch):
+                agenda.add(Unseal(batch.id))
         case BatchState.POSTING:
-            _release(agenda, batch)
+            _move_due(agenda, batch)
         case BatchState.IN_DOUBT:
-            if not _release(agenda, batch, Reconcile(batch.id)):
+            if not _move_due(agenda, batch, Reconcile(batch.id)):
                 if _grace_over(agenda, batch):
                     agenda.add(GiveUp(batch.id))
                 else:
@@ -40,10 +40,10 @@ def tend(agenda: Agenda, batch: BatchView) -> None:
         case BatchState.WATCHED:
             _look(agenda, batch, Reconcile(batch.id))
         case BatchState.CANCELING:
-            if not _release(agenda, batch, Poll(batch.id)):
+            if not _move_due(agenda, batch, Poll(batch.id)):
                 _look(agenda, batch, Poll(batch.id))
         case BatchState.ENDED:  # its rows are paid: they are bought again only if they cannot be read
-            _release_unread(agenda, batch)
+            _move_unread(agenda, batch)
             _look(agenda, batch, Collect(batch.id))
         case BatchState.CLOSED | BatchState.VOID:
             pass
@@ -52,9 +52,9 @@ def tend(agenda: Agenda, batch: BatchView) -> None:
 def tend_stranded(agenda: Agenda, batch: BatchView) -> None:
     """Rule 10: what the lease's holder has left to its last safe moment."""
     if batch.state is BatchState.ENDED:
-        _release_unread(agenda, batch)
+        _move_unread(agenda, batch)
     else:
-        _release(agenda, batch)
+        _move_due(agenda, batch)
 
 
 # -- the rescue -------------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def _tend_open(agenda: Agenda, batch: BatchView) -> None:
     if not batch.groups and (_answers(agenda, agenda.now) or not _waits(agenda)):
         # Its requests have gone elsewhere: what it does from now on is paid for nothing.
         agenda.add(Cancel(batch.id))
-    elif batch.cancel_at is not None and _release(agenda, batch):
+    elif batch.cancel_at is not None and _move_due(agenda, batch):
         pass  # a cancel that came to nothing
     elif not _rescue(agenda, batch):
         _look(agenda, batch, Poll(batch.id))
@@ -127,7 +127,7 @@ def _stake(agenda: Agenda, batch: BatchView) -> list[tuple[datetime, int]]:
     return [(start, terms) for start, terms in starts if start is not None]
 
 
-def _release(agenda: Agenda, batch: BatchView, look: Action | None = None) -> bool:
+def _move_due(agenda: Agenda, batch: BatchView, look: Action | None = None) -> bool:
     """Rule 1. While there is time, a look goes first: the batch may have ended meanwhile."""
     if not agenda.sync_works:
         return False
@@ -137,15 +137,15 @@ def _release(agenda: Agenda, batch: BatchView, look: Action | None = None) -> bo
     if look is not None and min(due)[0] > agenda.now and not _fresh(agenda, batch, min(due)[0]):
         agenda.add(look)
     else:
-        agenda.add(Release(batch.id, tuple(terms for _, terms in due)))
+        agenda.add(MoveFromBatch(batch.id, tuple(terms for _, terms in due)))
     return True
 
 
-def _release_unread(agenda: Agenda, batch: BatchView) -> None:
+def _move_unread(agenda: Agenda, batch: BatchView) -> None:
     unread = (batch.polled_at or batch.sealed_at) + reading_of(agenda.policy)
     starts = [start for start, _ in _stake(agenda, batch)]
     if batch.failures or (starts and max(min(starts), unread) <= agenda.now):
-        _release(agenda, batch)
+        _move_due(agenda, batch)
     elif starts:
         agenda.note(max(min(starts), unread))
 

@@ -278,10 +278,10 @@ class World:
                 if queued is not None:
                     self._put(action.lane, action.terms, queued.requests, flush=queued.flush, moment=queued.since)
                 return queued is not None
-            case agenda.Release():
-                return self._release(self.batches[action.batch], action.terms)
+            case agenda.MoveFromBatch():
+                return self._move_from_batch(self.batches[action.batch], action.terms)
             case agenda.Probe():
-                return self._release(self.batches[action.batch], [action.terms], most=1)
+                return self._move_from_batch(self.batches[action.batch], [action.terms], most=1)
             case agenda.Poll():
                 return self._poll(self.batches.get(action.batch))
             case agenda.Cancel():
@@ -369,7 +369,7 @@ class World:
         batch.done_until, batch.end = self.now, min(batch.end, self.now + settle)
         return True
 
-    def _release(self, batch: _Batch, numbers: Sequence[int], most: int | None = None) -> bool:
+    def _move_from_batch(self, batch: _Batch, numbers: Sequence[int], most: int | None = None) -> bool:
         going = [group for group in batch.view.groups if group.terms.id in numbers]
         staying = [group for group in batch.view.groups if group.terms.id not in numbers]
         for group in going:

@@ -145,7 +145,7 @@ class AsyncDispatcher:
             AsyncPorts(AsyncBatchLane(self._client), AsyncMessageLane(self._client)),
             threads,
             owns_ledger=self._own_ledger,
-            release=self._client.close if self._own_client else None,
+            close_client=self._client.close if self._own_client else None,
         )
         self._fronts = Shared(self._engine.policy, self._engine.now)
         self._entered.serve(self)

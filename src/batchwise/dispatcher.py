@@ -94,7 +94,7 @@ class Dispatcher:
             ports,
             stopping,
             owns_ledger=self._own_ledger,
-            release=client.close if self._own_client else None,
+            close_client=client.close if self._own_client else None,
         )
         self._fronts = Shared(self._engine.policy, self._engine.now)
         self._driver.serve(self)

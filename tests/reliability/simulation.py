@@ -492,7 +492,7 @@ class World:
             if isinstance(action, agenda.WaitUntil):
                 self.next_due = action.moment - self.skew
                 continue
-            token = self.engine.under_way.begin(action)
+            token = self.engine.under_way.try_begin(action)
             if token is not None:
                 engine = self.engine
                 self.tasks.append(

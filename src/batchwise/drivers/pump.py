@@ -102,7 +102,7 @@ class Driver(ABC):
         """See to it that somebody takes up what the call queue holds; False: there is nobody."""
 
     @abstractmethod
-    def _begin(self, procedure: Callable[[], Procedure[None]]) -> bool:
+    def _start_in_background(self, procedure: Callable[[], Procedure[None]]) -> bool:
         """Start a procedure in the background; False, and nothing is started, if that is impossible now."""
 
     def _alone(self) -> bool:
@@ -392,7 +392,7 @@ class Driver(ABC):
         return moved
 
     async def _carry_out_now(self, action: agenda.Action) -> bool:
-        token = self.engine.under_way.begin(action)
+        token = self.engine.under_way.try_begin(action)
         if token is None:
             return False
         try:
@@ -411,12 +411,12 @@ class Driver(ABC):
         """
         with self._lock:
             crowd = sum(each == concurrency_group(action) for each in self._under_way.values())
-            if crowd >= MAX_ACTIONS or (token := self.engine.under_way.begin(action)) is None:
+            if crowd >= MAX_ACTIONS or (token := self.engine.under_way.try_begin(action)) is None:
                 return False
             mark = object()
             self._under_way[mark] = concurrency_group(action)
         acting = partial(self._act, action, token, mark, raised)
-        if not self._begin(acting):
+        if not self._start_in_background(acting):
             await acting()
         return True
 
@@ -442,7 +442,7 @@ class Driver(ABC):
     # -- the sync lane ----------------------------------------------------------------------------------------------
 
     async def _call(self, slot: Slot) -> None:
-        what = f"call {slot.place}"
+        what = f"call {slot.sequence}"
         try:
             # All its ledger calls: nobody plans a call again, and an answer that came is paid for.
             await self._storing(call(self.engine, slot), what, "storing what became of a call", every=True)

@@ -97,7 +97,7 @@ class TaskDriver(Driver):
         ports: The API.
         threads: In which callers reach the ledger: an iterable of theirs that blocks holds up no work.
         owns_ledger: Whether the ledger is closed at the end.
-        release: Awaited at the end.
+        close_client: Awaited at the end; None: the client is the caller's, and stays open.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class TaskDriver(Driver):
         threads: Threads,
         *,
         owns_ledger: bool,
-        release: Callable[[], Awaitable[object]] | None,
+        close_client: Callable[[], Awaitable[object]] | None,
     ) -> None:
         self._thread, self._loop = threading.get_ident(), _loop()
         super().__init__(engine, _Notifier, owns_ledger=owns_ledger)
-        self._ports, self._release = ports, release
+        self._ports, self._close_client = ports, close_client
         self.in_thread, self.together = threads.run, threads.together
         self._tasks = anyio.create_task_group()
         self._leaving, self._gone = anyio.Event(), anyio.Event()
@@ -146,7 +146,7 @@ class TaskDriver(Driver):
         """The task that all its tasks live in: until it is closed, or cancelled with the event loop's other tasks."""
         try:
             async with self._tasks:
-                self._begin(self._pump)
+                self._start_in_background(self._pump)
                 self._tasks.start_soon(self._feed)
                 begun.set()
                 await self._leaving.wait()
@@ -171,8 +171,8 @@ class TaskDriver(Driver):
             try:
                 await self._ports.threads.run(self._close_ledger)
             finally:
-                if self._release is not None:
-                    await self._release()
+                if self._close_client is not None:
+                    await self._close_client()
         except Exception as error:  # noqa: BLE001  # whoever closes it is told
             self._end_error = error
         finally:
@@ -225,7 +225,7 @@ class TaskDriver(Driver):
         else:
             anyio.from_thread.run_sync(super()._on_settled, requests)
 
-    def _begin(self, procedure: Callable[[], Procedure[None]]) -> bool:
+    def _start_in_background(self, procedure: Callable[[], Procedure[None]]) -> bool:
         if self._closed:
             return False
         self._tasks.start_soon(self._drive, procedure)
@@ -240,7 +240,7 @@ class TaskDriver(Driver):
             seen = self._work_notifier.version()
             got = self.engine.next_call()
             if isinstance(got, Slot):
-                self._begin(partial(self._call, got))
+                self._start_in_background(partial(self._call, got))
             else:
                 await self._work_notifier.wait(seen, got)
 

@@ -76,7 +76,7 @@ class ThreadDriver(Driver):
         ports: The API.
         stopping: Set when the driver ends; naps of the lanes end with it.
         owns_ledger: Whether the ledger is closed at the end.
-        release: Called at the end.
+        close_client: Called at the end; None: the client is the caller's, and stays open.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class ThreadDriver(Driver):
         stopping: threading.Event,
         *,
         owns_ledger: bool,
-        release: Callable[[], object] | None,
+        close_client: Callable[[], object] | None,
     ) -> None:
         super().__init__(engine, _Notifier, owns_ledger=owns_ledger)
-        self._ports, self._stopping, self._release = ports, stopping, release
+        self._ports, self._stopping, self._close_client = ports, stopping, close_client
         self._pumping: threading.Thread | None = None
         self._workers: set[threading.Thread] = set()
         self._idle = 0
@@ -148,7 +148,7 @@ class ThreadDriver(Driver):
         self._start()
         return self._pumping is None and not self._over
 
-    def _begin(self, procedure: Callable[[], Procedure[None]]) -> bool:
+    def _start_in_background(self, procedure: Callable[[], Procedure[None]]) -> bool:
         return self._thread(procedure, "batchwise-batch") is not None
 
     def _thread(self, procedure: Callable[[], Procedure[None]], name: str) -> threading.Thread | None:
@@ -298,8 +298,8 @@ class ThreadDriver(Driver):
         try:
             self._close_ledger()
         finally:
-            if self._release is not None:
-                self._release()
+            if self._close_client is not None:
+                self._close_client()
 
     def _await_end(self, going_on: Callable[[], int], seconds: float) -> None:
         """Wait until nothing of it goes on, so many seconds at most."""

@@ -33,7 +33,7 @@ class Slot(NamedTuple):
     claim: Claim
     reserved: Reservation
     writing: Writing
-    place: int
+    sequence: int
     """The claim's own number in the queue."""
 
 
@@ -104,10 +104,10 @@ class CallQueue:
         self.told: Mapping[str, Measured] = {}
         """What other processes know of the account's limits, for classes that this one has not called yet."""
         self._running: set[int] = set()
-        """The places of claims for which the pacing holds a reservation."""
+        """The sequence numbers of claims for which the pacing holds a reservation."""
         self._news: list[tuple[str, str, int]] = []
         self._storing: set[int] = set()
-        """Of those whose answers, or failures, have come and are not stored yet."""
+        """The sequence numbers of claims whose answers, or failures, are not stored yet."""
         self._held: set[int] = set()
         """The requests of all unfinished claims, less those that had another claim which finished."""
 
@@ -166,7 +166,7 @@ class CallQueue:
             return min(waits, default=None)
 
     def _ask(self, lane: _Class, now: float) -> Slot | float:
-        _, place, claim, _ = lane.line()[0]
+        _, sequence, claim, _ = lane.line()[0]
         terms = claim.terms
         tokens_in = max(1, len(claim.body) // BYTES_PER_TOKEN)
         tokens_out = terms.output_tokens
@@ -184,8 +184,8 @@ class CallQueue:
         if not lane.line():
             lane.held_since = math.inf
         lane.running += 1
-        self._running.add(place)
-        return Slot(claim, got, self._outputs.begin(terms.model, terms.max_tokens, now), place)
+        self._running.add(sequence)
+        return Slot(claim, got, self._outputs.begin(terms.model, terms.max_tokens, now), sequence)
 
     def done(
         self, slot: Slot, now: float, *, headers: Mapping[str, str], used_in: int, used_out: int, took: timedelta
@@ -215,7 +215,7 @@ class CallQueue:
         """The claim's call failed, or was refused for load."""
         with self._lock:
             if refusal is None:
-                self._release(slot, now)
+                self._free(slot, now)
             else:
                 lane = self._has_ended(slot, now)
                 self._drop(slot)
@@ -239,8 +239,8 @@ class CallQueue:
             )
 
     def _has_ended(self, slot: Slot, now: float) -> _Class:
-        self._running.remove(slot.place)
-        self._storing.add(slot.place)
+        self._running.remove(slot.sequence)
+        self._storing.add(slot.sequence)
         lane = self._class(slot.claim, now)
         lane.running -= 1
         return lane
@@ -248,7 +248,7 @@ class CallQueue:
     def _drop(self, slot: Slot) -> None:
         self._outputs.drop(slot.claim.terms.model, slot.claim.terms.max_tokens, slot.writing)
 
-    def _release(self, slot: Slot, now: float) -> None:
+    def _free(self, slot: Slot, now: float) -> None:
         lane = self._has_ended(slot, now)
         self._drop(slot)
         lane.pacer.done(now, slot.reserved)
@@ -267,11 +267,11 @@ class CallQueue:
     def finish(self, slot: Slot, now: float) -> bool:
         """What became of the claim is stored, or it is given up. False: it was finished before."""
         with self._lock:
-            if slot.place in self._running:
-                self._release(slot, now)
-            if slot.place not in self._storing:
+            if slot.sequence in self._running:
+                self._free(slot, now)
+            if slot.sequence not in self._storing:
                 return False
-            self._storing.remove(slot.place)
+            self._storing.remove(slot.sequence)
             self._held.discard(slot.claim.id)
             return True
 

@@ -75,7 +75,7 @@ async def submit(engine: Engine, seal: Seal) -> None:
         return
     token = engine.under_way.sealed(batch.id)
     try:
-        if await store(_begin, engine, batch, listing):
+        if await store(_mark_posting, engine, batch, listing):
             await _post(engine, batch)
     finally:  # what is still `posting` now, nobody sends: the next pass puts it into doubt
         engine.under_way.end(token)
@@ -97,8 +97,8 @@ def _seal(engine: Engine, seal: Seal, listing: Listing) -> BatchView | None:
     )
 
 
-def _begin(engine: Engine, batch: BatchView, listing: Listing) -> bool:
-    """Make `posting` durable; False if its requests have gone elsewhere since it was sealed, or another one leads."""
+def _mark_posting(engine: Engine, batch: BatchView, listing: Listing) -> bool:
+    """Store that the batch is `posting`; False if its requests have left it, or another process has the lease."""
     posting = attrs.evolve(
         batch,
         state=BatchState.POSTING,

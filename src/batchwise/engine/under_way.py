@@ -17,8 +17,8 @@ class UnderWay:
         self._tokens: set[object] = set()
         self._sealing: object | None = None
 
-    def begin(self, action: agenda.Action) -> object | None:
-        """A token for an action that may begin now; give it to `end`. None: the action is under way already."""
+    def try_begin(self, action: agenda.Action) -> object | None:
+        """Mark an action as begun; returns the token for `end`, or None if the action is under way already."""
         match action:
             case agenda.Seal():
                 token: object = object()

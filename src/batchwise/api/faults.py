@@ -182,8 +182,8 @@ def is_transient(error: BaseException) -> bool:
     """Whether a quick second try of an idempotent call makes sense."""
     if not isinstance(error, LaneFault):
         return False
-    again = error.fault.type == MALFORMED or rule_call(error.fault).verdict is Verdict.RETRY
-    return again and error.fault.type != "redirect"
+    retryable = error.fault.type == MALFORMED or rule_call(error.fault).verdict is Verdict.RETRY
+    return retryable and error.fault.type != "redirect"
 
 
 _backoff = tenacity.wait_exponential(multiplier=0.5, max=4.0) + tenacity.wait_random(0, 0.5)

@@ -167,9 +167,9 @@ class Driver(ABC):
             while True:
                 seen = notifier.version()
                 self.raise_fatal()
-                again = None
+                retry_in = None
                 if held is None or not held():
-                    value, again = await self._looked(check, notifier)
+                    value, retry_in = await self._looked(check, notifier)
                     if value is not None:
                         return value
                 left = None if end is None else end - monotonic()
@@ -177,9 +177,9 @@ class Driver(ABC):
                     return None
                 if self._alone():
                     await self._round()
-                    again = WATCH if again is None else min(again, WATCH)
-                if again is not None:
-                    left = again if left is None else min(left, again)
+                    retry_in = WATCH if retry_in is None else min(retry_in, WATCH)
+                if retry_in is not None:
+                    left = retry_in if left is None else min(left, retry_in)
                 await pause(notifier.wait, seen, left)
                 self.raise_fatal()  # first: it says why it is closed
                 self.check()
@@ -461,13 +461,13 @@ class Driver(ABC):
     async def _storing(self, procedure: Procedure[T], what: Hashable, words: str, *, every: bool) -> T:
         """Carry a procedure out. Ledger calls that fail in passing are repeated: the sure ones, or every one."""
 
-        async def again(effect: Effect, error: Exception) -> bool:
+        async def retry(effect: Effect, error: Exception) -> bool:
             if not (isinstance(effect, Store) and (every or effect.sure) and passing(error)):
                 return False
             await self._rest(self._failed(what, words, error))
             return True
 
-        return await persist(procedure, again)
+        return await persist(procedure, retry)
 
     async def _call_here(self) -> bool:
         """Where no worker can be started, run one call of the queue; returns whether there was one."""
@@ -562,7 +562,7 @@ class Driver(ABC):
         """Carry out a part of the end. Retry transient failures of the ledger, for `END_GRACE` s in all."""
         end: float | None = None
 
-        async def again(effect: Effect, error: Exception) -> bool:
+        async def retry(effect: Effect, error: Exception) -> bool:
             nonlocal end
             end = monotonic() + END_GRACE if end is None else end
             if not (isinstance(effect, Store) and passing(error)) or monotonic() >= end:
@@ -570,7 +570,7 @@ class Driver(ABC):
             await self._rest(min(1.0, self._failed("end", "ending", error)))
             return True
 
-        await persist(procedure, again)
+        await persist(procedure, retry)
         self.engine.setbacks.mended("end")
 
     async def _drain(self) -> None:

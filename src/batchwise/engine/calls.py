@@ -30,7 +30,7 @@ from batchwise.planning.retries import call_costs, may_call_again
 
 from .core import Engine
 from .effects import Ask, api, store, store_surely, store_together
-from .money import Biller, answered, tokens_of
+from .money import Biller, settlement_of, tokens_of
 from .queue import Slot
 from .setbacks import lasting, passing
 from .submission import check_workspace
@@ -78,9 +78,9 @@ async def _reply(engine: Engine, slot: Slot, claim: Claim) -> Reply | None:
 async def _broke(engine: Engine, slot: Slot, claim: Claim, error: Exception) -> None:
     """A fault within batchwise, not the API's: the request is tried again, and has its recorded end like any other."""
     _log.error("batchwise: a call failed within batchwise; its request is tried again or fails", exc_info=error)
-    again = _tried(claim, costs=True)
-    if _may_call(engine, again):
-        await _again(engine, slot, again, engine.backoff(again.attempts), costs=True, maybe_billed=True)
+    tried = _tried(claim, costs=True)
+    if _may_call(engine, tried):
+        await _retry(engine, slot, tried, engine.backoff(tried.attempts), costs=True, maybe_billed=True)
         return
     await _settle(engine, slot, _failed_within(engine, claim, error))
 
@@ -115,7 +115,7 @@ async def _take_in(engine: Engine, slot: Slot, claim: Claim, reply: Reply) -> Cl
             return goes_on
         outcome = ruling.outcome or outcome
         # Before its request is settled: a planner that sees neither would send another row ahead.
-        news = engine.health.heard(answered=True)
+        news = engine.health.note_call(answered=True)
         engine.setbacks.mended(_CALLING)
         _note_pace(engine, slot, reply, usage)
         if goes_on is not None:
@@ -126,15 +126,15 @@ async def _take_in(engine: Engine, slot: Slot, claim: Claim, reply: Reply) -> Cl
         if lasting(error) or passing(error):
             raise
         _log.error("batchwise: an answer could not be taken in; its request fails", exc_info=error)
-        news = engine.health.heard(answered=True) or news
+        news = engine.health.note_call(answered=True) or news
         await _settle(engine, slot, _failed_within(engine, claim, error)._replace(cost=None, saved=None))
     _tell_call(engine, claim, reply.latency, usage=usage, outcome=outcome)
     if not engine.workspace_known and reply.workspace is not None:
         await store_surely(engine.bind, reply.workspace)
     engine.unpaid.pop(claim.id, None)
     if news:
-        await _tell(engine, answered=True)
-    await _tell_pace(engine, claim)
+        await _store_health(engine, answered=True)
+    await _store_pace(engine, claim)
     return None
 
 
@@ -166,8 +166,8 @@ def _tell_call(
 
 async def _fall_back(engine: Engine, slot: Slot, claim: Claim, refusal: bytes) -> None:
     """Ask the next model. The refusal is paid, so it is durable first."""
-    again = _tried(claim, costs=True)
-    await _again(engine, slot, again, timedelta(0), costs=True, maybe_billed=False, turn=refusal)
+    tried = _tried(claim, costs=True)
+    await _retry(engine, slot, tried, timedelta(0), costs=True, maybe_billed=False, turn=refusal)
 
 
 def _note_pace(engine: Engine, slot: Slot, reply: Reply, usage: Mapping[str, Any]) -> None:
@@ -186,7 +186,7 @@ def _end(engine: Engine, claim: Claim, ruling: Ruling, line: bytes, message: Any
     outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
     if ruling.billed or error is None:
         biller = Biller(engine.prices, engine.now())
-        return answered(biller, claim.id, Lane.SYNC, claim.terms.asked, line, message, claim.turns, outcome)
+        return settlement_of(biller, claim.id, Lane.SYNC, claim.terms.asked, line, message, claim.turns, outcome)
     failure = _failure(engine, claim, outcome, error)
     return failure._replace(line=line, cost=None, saved=None, maybe_billed=True)
 
@@ -218,13 +218,13 @@ def _finish(engine: Engine, slot: Slot) -> None:
         engine.settled([slot.claim.id])
 
 
-async def _tell(engine: Engine, *, answered: bool) -> None:
+async def _store_health(engine: Engine, *, answered: bool) -> None:
     """Store for the planner of whatever process whether the lane answers."""
     note, now = engine.ledger.note, engine.now()
     await (store(note, sync_answered_at=now) if answered else store(note, sync_failed_at=now))
 
 
-async def _tell_pace(engine: Engine, claim: Claim) -> None:
+async def _store_pace(engine: Engine, claim: Claim) -> None:
     """Store for the planner of whatever process how much the lane takes, if that is news."""
     news = engine.health.paced(claim.terms.model)
     if news is not None:
@@ -260,9 +260,9 @@ async def _faulted(engine: Engine, slot: Slot, claim: Claim, error: LaneFault, r
     engine.queue.failed(slot, monotonic(), refusal=refusal, retry_after=ruling.wait, headers=error.headers)
     answered = ruling.verdict is Verdict.SETTLE and error.fault.status is not None
     if refusal is not None:
-        await _tell_pace(engine, claim)
-    elif engine.health.heard(answered=answered):
-        await _tell(engine, answered=answered)
+        await _store_pace(engine, claim)
+    elif engine.health.note_call(answered=answered):
+        await _store_health(engine, answered=answered)
     if ruling.verdict is Verdict.SUSPEND:
         await _suspend(engine, slot, claim, ruling, resumes)
         return
@@ -272,16 +272,16 @@ async def _faulted(engine: Engine, slot: Slot, claim: Claim, error: LaneFault, r
     costs = call_costs(
         claim.terms, engine.now(), unpaid=unpaid, refused=refusal is not None, costs=ruling.costs_attempt
     )
-    again = _tried(claim, costs=costs)
+    tried = _tried(claim, costs=costs)
     if refusal is None:
-        wait = ruling.wait or engine.backoff(max(again.attempts, unpaid))
+        wait = ruling.wait or engine.backoff(max(tried.attempts, unpaid))
     elif refusal is Refusal.OVERLOADED:  # how long this call waits; how much it slows the lane is the pacer's
         wait = max(ruling.wait or _ZERO, engine.overload_pause(unpaid))
     else:
         wait = _ZERO  # the lane pauses as long as it has to
-    if ruling.verdict is Verdict.RETRY and _may_call(engine, again):
+    if ruling.verdict is Verdict.RETRY and _may_call(engine, tried):
         engine.setbacks.refused(_CALLING, "calling the sync lane", error.fault, max(wait, ruling.wait or _ZERO))
-        await _again(engine, slot, again, wait, costs=costs, maybe_billed=ruling.maybe_billed)
+        await _retry(engine, slot, tried, wait, costs=costs, maybe_billed=ruling.maybe_billed)
         return
     engine.unpaid.pop(claim.id, None)
     outcome = ruling.outcome or Outcome.FAILED
@@ -290,7 +290,7 @@ async def _faulted(engine: Engine, slot: Slot, claim: Claim, error: LaneFault, r
     await _settle(engine, slot, end._replace(maybe_billed=ruling.maybe_billed))
 
 
-async def _again(
+async def _retry(
     engine: Engine,
     slot: Slot,
     claim: Claim,
@@ -332,8 +332,8 @@ async def _suspend(engine: Engine, slot: Slot, claim: Claim, ruling: Ruling, res
     A call that began before a `resume` says nothing of the time since: it is tried again.
     """
     costs = ruling.costs_attempt
-    again = _tried(claim, costs=costs)
-    if not _may_call(engine, again) and ruling.error is not None:
+    tried = _tried(claim, costs=costs)
+    if not _may_call(engine, tried) and ruling.error is not None:
         await _settle(engine, slot, _failure(engine, claim, Outcome.FAILED, ruling.error))
         return
 
@@ -347,7 +347,7 @@ async def _suspend(engine: Engine, slot: Slot, claim: Claim, ruling: Ruling, res
 
     waiting = await store(rest)
     if waiting is None:
-        await _again(engine, slot, again, timedelta(0), costs=costs, maybe_billed=False)
+        await _retry(engine, slot, tried, timedelta(0), costs=costs, maybe_billed=False)
         return
     _finish(engine, slot)
     engine.settled([part.id for part in waiting])

@@ -54,7 +54,7 @@ async def poll(engine: Engine, batch: BatchView) -> None:
 async def _seen(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
     """Take over what the API says of a batch, unless that cannot be any more."""
     if info.status != "ended" and _overdue(engine, info):
-        await _again(engine, batch, f"it should have ended at {info.expires_at:%Y-%m-%d %H:%M} UTC")
+        await _note_failed_look(engine, batch, f"it should have ended at {info.expires_at:%Y-%m-%d %H:%M} UTC")
         return
     engine.setbacks.mended(_asking(batch))
     await store(_update, engine, batch, info, was=batch)
@@ -177,7 +177,7 @@ async def _unreadable(engine: Engine, batch: BatchView, error: LaneFault, resume
         await store(engine.ledger.update_batch, noted, was=batch)
         return
     reason = (ruling.reason or "") if ruling.verdict is Verdict.SUSPEND else None
-    await _again(engine, batch, words, reason, resumes=resumes)
+    await _note_failed_look(engine, batch, words, reason, resumes=resumes)
 
 
 async def _unknown(engine: Engine, batch: BatchView, words: str) -> None:
@@ -185,7 +185,7 @@ async def _unknown(engine: Engine, batch: BatchView, words: str) -> None:
     try:
         info, certain = await _listed(batch)
     except LaneFault as unlisted:
-        await _again(engine, batch, unlisted.fault.told)
+        await _note_failed_look(engine, batch, unlisted.fault.told)
         return
     if info is None and certain:
         await _lost(engine, batch, _gone("batch_gone", "the API knows the batch no more", verdict=Verdict.RETRY))
@@ -195,7 +195,7 @@ async def _unknown(engine: Engine, batch: BatchView, words: str) -> None:
         words = "the batch's results were not read within 29 days of its creation, and the API keeps them no longer"
         await _lost(engine, batch, _gone("results_archived", words, verdict=Verdict.SETTLE))
     else:
-        await _again(engine, batch, words)
+        await _note_failed_look(engine, batch, words)
 
 
 async def _listed(batch: BatchView) -> tuple[BatchInfo | None, bool]:
@@ -215,7 +215,7 @@ async def _listed(batch: BatchView) -> tuple[BatchInfo | None, bool]:
         after = listing.last_id
 
 
-async def _again(
+async def _note_failed_look(
     engine: Engine, batch: BatchView, words: str, reason: str | None = None, *, resumes: int | None = None
 ) -> None:
     """Look again later, ever more seldom. Who waits is told in the end; nothing is bought again because of it."""
@@ -247,7 +247,7 @@ async def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> None:
         for start in range(0, len(numbers), CHUNK):
             members = engine.ledger.rows(Which(requests=numbers[start : start + CHUNK], batch=batch.id))
             for number, member in members.items():
-                sorter.failed(number, member, ruling, None)
+                sorter.add_failure(number, member, ruling, None)
             sorter.write()
         engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.CLOSED), was=batch)
         return sorter.ended
@@ -303,7 +303,7 @@ async def _collect(engine: Engine, batch: BatchView, reader: Reader) -> None:
     elif fault is not None:
         await _unreadable(engine, batch, fault, resumes)
     elif batch.failures < _REREADS:
-        await _again(engine, batch, "rows are missing from its results, or differ from what the API counted")
+        await _note_failed_look(engine, batch, "rows are missing from its results, or differ from what the API counted")
     else:
         words = "the batch ended without a readable row for this request"
         await _lost(engine, batch, _gone("missing_row", words, verdict=Verdict.RETRY))

@@ -314,7 +314,7 @@ class Engine:
                 routed[number] = terms = known.terms
                 if not terms.adopted:  # else there is no body, and the ledger refuses
                     (body,) = self.ledger.bodies([number])
-                    routed[number] = terms = self.router.again(terms, body, latency, now)
+                    routed[number] = terms = self.router.reroute(terms, body, latency, now)
                     sums[terms] += len(body)
         counts = Counter(routed.values())
         groups = [Group(terms=terms, requests=counts[terms], size=size, since=now) for terms, size in sums.items()]
@@ -400,8 +400,8 @@ class Engine:
         now = self.now()
         right = self._set_right(snapshot, now)
         self._watch(right, now)
-        right, again = self._within_limit(right, now)
-        return (*planner.plan(right, now, self.policy, wake_gap=wake_gap), *again)
+        right, look_at = self._within_limit(right, now)
+        return (*planner.plan(right, now, self.policy, wake_gap=wake_gap), *look_at)
 
     def _within_limit(self, known: Snapshot, now: datetime) -> tuple[Snapshot, tuple[agenda.WaitUntil, ...]]:
         """What may be sent under the spend limit; if work waits for room, when to look again, as a period moves on."""

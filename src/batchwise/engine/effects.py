@@ -180,15 +180,15 @@ api = _Api()
 """See `Ports` for what each call does."""
 
 
-async def persist(procedure: Procedure[T], again: Callable[[Effect, Exception], Procedure[bool]]) -> T:
-    """Carry a procedure out. Where an effect fails, `again` pauses and says whether the effect is tried again."""
+async def persist(procedure: Procedure[T], retry: Callable[[Effect, Exception], Procedure[bool]]) -> T:
+    """Carry a procedure out. Where an effect fails, `retry` pauses and returns whether the effect is tried again."""
     try:
         effect = procedure.send(None)
         while True:
             try:
                 value = await effect
             except Exception as error:  # noqa: BLE001  # the procedure decides what it means
-                if not await again(effect, error):
+                if not await retry(effect, error):
                     effect = procedure.throw(error)
             else:
                 effect = procedure.send(value)

@@ -54,7 +54,7 @@ class Health:
         """Take over what is believed after the clock was set."""
         self.answered_at, self.failed_at = right.sync_answered_at, right.sync_failed_at
 
-    def heard(self, *, answered: bool) -> bool:
+    def note_call(self, *, answered: bool) -> bool:
         """The sync lane answered, or did not; whether the ledger has to be told: of a change, and once a minute."""
         now, told = self._now(), self._told
         if answered:

@@ -16,7 +16,7 @@ from batchwise.planning.continuation import is_refusal, merged, usage_of
 from batchwise.planning.custom_ids import UNSEALED, parse
 from batchwise.planning.pricing import PriceBook, Tariff, cost, is_priced_whole
 
-__all__ = ["Bill", "Biller", "Meter", "answered", "tokens_of"]
+__all__ = ["Bill", "Biller", "Meter", "settlement_of", "tokens_of"]
 
 _log = logging.getLogger("batchwise")
 
@@ -85,7 +85,7 @@ class Biller:
         return None if full is None or here is None else (here, full)
 
 
-def answered(
+def settlement_of(
     biller: Biller,
     request: int,
     lane: Lane,

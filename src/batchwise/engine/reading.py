@@ -41,7 +41,7 @@ from batchwise.planning.retries import next_attempt
 from batchwise.planning.state import BatchView
 
 from .core import Engine
-from .money import Biller, Meter, answered
+from .money import Biller, Meter, settlement_of
 from .rebuying import buy_again
 
 __all__ = ["CHUNK", "Reader", "Sorter"]
@@ -67,18 +67,18 @@ class Sorter:
     def __init__(self, engine: Engine, batch: BatchView) -> None:
         self.engine, self.batch = engine, batch
         self.settlements: list[Settlement] = []
-        self.again: dict[tuple[Lane, bool, bool], list[int]] = {}
+        self.requeued: dict[tuple[Lane, bool, bool], list[int]] = {}
         self.turns: list[tuple[int, bytes, RequestRow, Ruling]] = []
         self.ended: list[int] = []
         self.settled = self.rescued = 0
         """How many were settled by it, and how many sent on to the sync lane."""
-        self.look(engine.now())
+        self.price_at(engine.now())
 
-    def look(self, now: datetime) -> None:
+    def price_at(self, now: datetime) -> None:
         """Price the rows from now on as of this moment."""
         self.biller = Biller(self.engine.prices, now)
 
-    def answered(
+    def add_answer(
         self,
         number: int,
         member: RequestRow,
@@ -89,16 +89,18 @@ class Sorter:
         """A row with a message: it is billed, and its request ends."""
         # The model of an adopted batch's row shows in its answer alone.
         asked = member.terms.asked if member.terms.model else (str(message.get("model")),)
-        self.settlements.append(answered(self.biller, number, Lane.BATCH, asked, line, message, member.turns, outcome))
+        self.settlements.append(
+            settlement_of(self.biller, number, Lane.BATCH, asked, line, message, member.turns, outcome)
+        )
 
-    def failed(self, number: int, member: RequestRow, ruling: Ruling, line: bytes | None) -> None:
+    def add_failure(self, number: int, member: RequestRow, ruling: Ruling, line: bytes | None) -> None:
         """A row without an answer: tried again while attempts are left, else it ends."""
         if ruling.verdict in {Verdict.RETRY, Verdict.SUSPEND} and not self.batch.canceled:
             # Canceled by somebody else, it costs an attempt: they may go on cancelling.
             costs = ruling.costs_attempt or (ruling.caller_decides and self.batch.cancel_at is None)
-            place = self._next(member, costs=costs)
-            if place is not None:
-                self.again.setdefault((*place, ruling.maybe_billed), []).append(number)
+            following = self._next(member, costs=costs)
+            if following is not None:
+                self.requeued.setdefault((*following, ruling.maybe_billed), []).append(number)
                 return
         outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
         settlement = self.engine.failure(
@@ -131,7 +133,7 @@ class Sorter:
             goes_on = next_call(ruling, before, member.turns, line, terms=member.terms, fallback_models=models)
             if goes_on is None:  # it cannot go on: it ends with what came
                 message = decode(line)["result"]["message"]
-                self.answered(number, member, line, message, ruling.outcome or Outcome.FAILED)
+                self.add_answer(number, member, line, message, ruling.outcome or Outcome.FAILED)
                 continue
             lane, _ = self._next(member, costs=False) or (Lane.BATCH, False)
             turn = Turn(line, goes_on[0], goes_on[1].asked)
@@ -142,14 +144,14 @@ class Sorter:
         if self.settlements:
             ledger.settle(self.settlements, now=now, batch=batch)
             self.end(settled)
-        for (lane, costs, maybe_billed), numbers in self.again.items():
+        for (lane, costs, maybe_billed), numbers in self.requeued.items():
             if maybe_billed:
                 self.end(buy_again(self.engine, self.batch, numbers, lane=lane, costs_attempt=costs))
             else:
                 ledger.requeue(Which(requests=numbers, batch=batch), lane=lane, costs_attempt=costs, now=now)
             self.rescued += len(numbers) if lane is Lane.SYNC else 0
             gone += numbers
-        self.settlements, self.again, self.turns = [], {}, []
+        self.settlements, self.requeued, self.turns = [], {}, []
         return gone + settled
 
     def end(self, numbers: Sequence[int]) -> None:
@@ -346,7 +348,7 @@ class Reader:
 
     def _settle_part(self, part: _Part, committing: Callable[[], None] | None = None) -> None:
         """Settle what was told apart; `committing` is called when only the commit of the answers is left."""
-        self.sorter.look(self.engine.now())
+        self.sorter.price_at(self.engine.now())
         # These first: a row that has left the batch may be the last that a caller waits for, and while others are
         # still in the batch it is not given up.
         if part.adopted:
@@ -394,7 +396,7 @@ class Reader:
             if member is None:
                 self._stray(number, strays.get(number), line, result)
             elif (message := _answer(result)) is not None:
-                self.sorter.answered(number, member, line, message)
+                self.sorter.add_answer(number, member, line, message)
             else:
                 self._hold(number, member, line, result)
         self._write()
@@ -407,10 +409,10 @@ class Reader:
             self.sorter.turns.append((number, line, member, ruling))
             return
         if ruling.billed or error is None:
-            self.sorter.answered(number, member, line, result["message"], outcome)
+            self.sorter.add_answer(number, member, line, result["message"], outcome)
             return
         if error.type == MALFORMED:  # an answer all the same: no other reading tells more
-            self.sorter.failed(number, member, ruling, line)
+            self.sorter.add_failure(number, member, ruling, line)
             return
         if number in self._held:
             return  # it came twice
@@ -429,7 +431,7 @@ class Reader:
         ruling = rule_row(result, structured=member is not None and member.terms.structured)
         whole = ruling.verdict is Verdict.SETTLE and ruling.outcome is Outcome.SUCCEEDED
         if member is not None and not member.turns and whole:
-            self.sorter.answered(number, member, line, message)
+            self.sorter.add_answer(number, member, line, message)
             return
         cost, *_ = self.sorter.biller.meter(str(message.get("model")), Lane.BATCH)(usage_of(message))
         self.engine.ledger.book_stray(self.batch.id, number, line, cost or 0)
@@ -448,7 +450,7 @@ class Reader:
                 ruling = attrs.evolve(ruling, maybe_billed=ruling.maybe_billed or maybe_billed)
                 if forgiven:
                     ruling = attrs.evolve(ruling, verdict=Verdict.SUSPEND, costs_attempt=False)
-                self.sorter.failed(number, member, ruling, line)
+                self.sorter.add_failure(number, member, ruling, line)
             if not forgiven:  # a lane-wide error is on all rows, so all of them are queued again together
                 self._write()
                 self._tell()

@@ -155,7 +155,7 @@ class Router:
             and length_class(self._prices, request, self._models(request.model), at=now),
         )
 
-    def again(self, terms: Terms, body: bytes, latency: LatencyTag, now: datetime) -> Terms:
+    def reroute(self, terms: Terms, body: bytes, latency: LatencyTag, now: datetime) -> Terms:
         """The terms of a request that is tried again, and may take so long from now on.
 
         Raises:

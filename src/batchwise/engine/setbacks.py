@@ -47,8 +47,9 @@ class _Setback:
     """None: the API failed, and what becomes of that is decided by whoever asked it."""
     times: int
     since: float
-    """Of the monotonic clock, as `again`."""
-    again: float
+    """When it began to fail, by the monotonic clock."""
+    retry_at: float
+    """When it is tried again, by the monotonic clock."""
     next_try: datetime
 
     def __str__(self) -> str:
@@ -115,8 +116,8 @@ class Setbacks:
     ) -> _Setback:
         before, clock = self._open.pop(what, None), monotonic()
         since = clock if before is None else before.since
-        again, next_try = clock + pause / timedelta(seconds=1), self._now() + pause
-        self._open[what] = found = _Setback(words, cause, error, times, since, again, next_try)
+        retry_at, next_try = clock + pause / timedelta(seconds=1), self._now() + pause
+        self._open[what] = found = _Setback(words, cause, error, times, since, retry_at, next_try)
         return found
 
     def mended(self, what: Hashable) -> None:
@@ -134,7 +135,7 @@ class Setbacks:
     def pause(self, what: Hashable) -> float:
         """Seconds until it may be tried again; 0: now."""
         found = self._open.get(what)
-        return 0.0 if found is None else max(0.0, found.again - monotonic())
+        return 0.0 if found is None else max(0.0, found.retry_at - monotonic())
 
     @property
     def last(self) -> str | None:
@@ -150,7 +151,7 @@ class Setbacks:
     def _last(self) -> _Setback | None:
         clock = monotonic()
         with self._lock:
-            found = [it for it in self._open.values() if it.error is not None or clock < it.again + _OVER]
+            found = [it for it in self._open.values() if it.error is not None or clock < it.retry_at + _OVER]
         return found[-1] if found else None
 
     def stuck(self, seconds: float) -> BatchwiseError | None:

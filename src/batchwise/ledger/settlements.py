@@ -318,19 +318,19 @@ class Settlements:
         self._books.spend(db, sum(self._waste_of(db, *each, batch or 0) for each in late), now)
         return len(fresh)
 
-    def _waste_of(self, db: Connection, row: Row, again: Settlement, batch: int) -> int:
+    def _waste_of(self, db: Connection, row: Row, repeat: Settlement, batch: int) -> int:
         """What a second delivery for a settled request cost; 0 for the same delivery read again. Books it."""
-        if not again.cost:
+        if not repeat.cost:
             return 0
         if row.result is not None:
             (line,) = db.execute("SELECT line FROM result WHERE seq = ?", (row.result,)).fetchone()
             settled_by = self._records.settling(db, row.result).batch
-            if line == again.line or (batch and settled_by == batch):
+            if line == repeat.line or (batch and settled_by == batch):
                 return 0
         if not db.execute("INSERT INTO late VALUES (?, ?) ON CONFLICT DO NOTHING", (row.id, batch)).rowcount:
             return 0
-        self._books.waste(db, row.job, wasted=again.cost)
-        return again.cost
+        self._books.waste(db, row.job, wasted=repeat.cost)
+        return repeat.cost
 
     def book_stray(self, batch: int, request: int, line: bytes, cost: int) -> None:
         """Book a paid row of a request that had left the batch or was settled otherwise: once for each.

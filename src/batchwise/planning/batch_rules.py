@@ -86,9 +86,9 @@ def _rescue(agenda: Agenda, batch: BatchView) -> bool:
     if waits and (proceeds or max(waits) > agenda.now - tail):  # a call older than that says nothing by then
         late = proceeds and agenda.due(min(min(waits) + tail, first + agenda.policy.cancel_settle))
         return late and _after_a_look(agenda, batch, first, Cancel(batch.id))
-    again = agenda.now if failed is None else failed + agenda.policy.poll_every[1]
-    if again > agenda.now:
-        agenda.note(again)
+    retry_at = agenda.now if failed is None else failed + agenda.policy.poll_every[1]
+    if retry_at > agenda.now:
+        agenda.note(retry_at)
         return False
     if any(isinstance(action, Probe) for action in agenda.actions):
         return False

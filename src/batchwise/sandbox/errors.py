@@ -19,7 +19,7 @@ STATUS_BY_TYPE = {
 }
 
 
-_AGAIN = frozenset((408, 409, 429))
+_RETRYABLE = frozenset((408, 409, 429))
 
 
 class ApiError(Exception):
@@ -46,8 +46,8 @@ class ApiError(Exception):
         self.type = kind
         self.message = message
         self.status = STATUS_BY_TYPE.get(kind, 500) if status is None else status
-        again = self.status in _AGAIN or self.status >= 500
-        self.headers = {"x-should-retry": "true" if again else "false", **(headers or {})}
+        retryable = self.status in _RETRYABLE or self.status >= 500
+        self.headers = {"x-should-retry": "true" if retryable else "false", **(headers or {})}
         self.details = details
 
     def body(self, request_id: str | None) -> dict[str, Any]:

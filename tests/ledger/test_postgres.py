@@ -679,3 +679,20 @@ def test_an_insertion_waits_for_the_next_statement_and_fails_with_it(url: str) -
             with database.read() as db:
                 found = [db.execute(select, (name,)).fetchone() for name in ("one", "two", "three")]
             assert found == [("1",), ("2",), None], "all of it, or none"
+
+
+def test_a_statement_behind_one_that_failed_is_prepared_the_next_time(url: str) -> None:
+    insert, select = "INSERT INTO meta VALUES (?, ?)", "SELECT name FROM meta WHERE value = ?"
+    with closing(PostgresDatabase(url)) as database:
+        with database.write("one") as db:
+            db.execute(insert, ("one", "first"))
+
+        def again() -> None:
+            with database.write("again") as db:
+                db.execute(insert, ("one", "second"))
+                db.execute(select, ("first",))  # it is sent with the insertion
+
+        with pytest.raises(LedgerError, match="duplicate"):
+            again()
+        with database.read() as db:
+            assert db.execute(select, ("first",)).fetchall() == [("one",)]

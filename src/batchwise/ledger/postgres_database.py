@@ -8,8 +8,9 @@ import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import islice
 from time import monotonic, sleep
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -24,13 +25,20 @@ from .database import Column, Connection, Cursor, closed
 from .postgres_connection import target, trouble
 from .postgres_schema import check_pooler, migrate
 from .postgres_session import Session, SessionLock, channel_of, discard, key_of
+from .postgres_wire import Rows, Statement, Wire
 
 __all__ = ["PostgresDatabase"]
 
 _PATIENCE = 15.0
 """Seconds in which a lost commit is asked for, once its connection is opened again."""
 _PAUSE = 0.25
-_MARK = "INSERT INTO meta VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+_BEGIN, _COMMIT = Statement(b"BEGIN", prepare=False), Statement(b"COMMIT", prepare=False)
+_BEGIN_READING = Statement(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", prepare=False)
+_LOCK = Statement(b"SELECT pg_advisory_xact_lock($1), pg_current_xact_id()::text")
+_MARK = Statement(b"INSERT INTO meta VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value")
+_NOTIFY = Statement(b"SELECT pg_notify($1, '')")
+_MANY = 500
+"""Statements that are sent together, at most."""
 _PLACE = re.compile(r"'[^']*'|\?")
 _UNSURE = re.compile(r"\b(?:SELECT|DO NOTHING|RETURNING)\b")
 _HEADER, _TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
@@ -38,33 +46,30 @@ _INTEGER, _LENGTH, _WIDTH = struct.Struct("!iq"), struct.Struct("!i"), struct.St
 _NULL = b"\xff\xff\xff\xff"
 
 
-class _Statement(NamedTuple):
-    """A statement as Postgres reads it."""
+class _Translated(NamedTuple):
+    """A statement of the ledger as Postgres reads it, and what it does."""
 
-    sql: str
+    statement: Statement
     writes: bool
     inserts: bool
     """It is known to write a row: nobody has to wait for what it did."""
-    prepare: bool | None
-    """False: planned anew each time. A plan for any list walks along all of it for each row."""
 
 
 @cache
-def _translated(sql: str) -> _Statement:
+def _translated(sql: str) -> _Translated:
     count = iter(range(1, 10_000))
     numbered = _PLACE.sub(lambda found: f"${next(count)}" if found[0] == "?" else found[0], sql)
-    return _Statement(
-        numbered,
-        writes=not sql.lstrip().startswith("SELECT"),
-        inserts=sql.lstrip().startswith("INSERT") and not _UNSURE.search(sql),
-        prepare=False if PostgresDatabase.among in sql else None,
-    )
+    # A plan for any list walks along all of it for each row.
+    statement = Statement(numbered.encode(), prepare=PostgresDatabase.among not in sql)
+    writes = not sql.lstrip().startswith("SELECT")
+    return _Translated(statement, writes, writes and sql.lstrip().startswith("INSERT") and not _UNSURE.search(sql))
 
 
-class _Inserted:
-    """What a statement gives that inserts one row."""
+class _Changed:
+    """What a statement gives that has no rows to read."""
 
-    rowcount = 1
+    def __init__(self, rowcount: int = 0) -> None:
+        self.rowcount = rowcount
 
     def __iter__(self) -> Iterator[Any]:
         return iter(())
@@ -88,43 +93,39 @@ class Transaction:
     """
 
     def __init__(self, database: PostgresDatabase) -> None:
-        self._database = database
-        self._waiting: list[tuple[str, Sequence[Any]]] = []
+        self._database, self._begun = database, False
+        self._waiting: list[tuple[Statement, Sequence[Any]]] = []
 
     def execute(self, sql: str, values: Sequence[Any] = (), /) -> Cursor:
         """Run one statement."""
-        statement = _translated(sql)
-        if statement.inserts:
-            self.send_later(statement.sql, values)
+        statement, writes, inserts = _translated(sql)
+        if inserts:
+            self.send_later(statement, values)
             self._database.changed = True
-            return _Inserted()
-        with self.sending() as connection:
-            cursor = connection.execute(statement.sql, values, prepare=statement.prepare, binary=True)
-        if statement.writes and cursor.rowcount:
+            return _Changed(1)
+        rows = self.send((statement, values))[-1]
+        if writes and rows.rowcount:
             self._database.changed = True
-        return cursor
+        return rows
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> Cursor:
         """Run one statement once for each row of values, without waiting for each."""
-        with self.sending() as connection:
-            cursor = connection.cursor()
-            cursor.executemany(_translated(sql).sql, rows)
-        if cursor.rowcount:
+        statement, found, source = _translated(sql).statement, _Changed(), iter(rows)
+        while part := [(statement, values) for values in islice(source, _MANY)]:
+            found.rowcount += sum(each.rowcount for each in self.send(*part)[-len(part) :])
+        if found.rowcount:
             self._database.changed = True
-        return cursor
+        return found
 
-    def send_later(self, sql: str, values: Sequence[Any] = ()) -> None:
+    def send_later(self, statement: Statement, values: Sequence[Any] = ()) -> None:
         """Send this with what is sent next. Its error comes out there."""
-        self._waiting.append((sql, values))
+        self._waiting.append((statement, values))
 
-    @contextmanager
-    def sending(self) -> Iterator[psycopg.Connection[Any]]:
-        """Send what waits, and what is executed in the block, in one go."""
-        connection, (waiting, self._waiting) = self._database.connection, (self._waiting, [])
-        with connection.pipeline() if waiting else nullcontext():
-            for sql, values in waiting:
-                connection.execute(sql, values)
-            yield connection
+    def send(self, *statements: tuple[Statement, Sequence[Any]]) -> list[Rows]:
+        """Send what waits, and then these; what each of them gave."""
+        waiting, self._waiting = self._waiting, []
+        begun, self._begun = self._begun, True
+        return self._database.run([*waiting, *statements], again=not begun)
 
 
 class PostgresDatabase:
@@ -151,16 +152,14 @@ class PostgresDatabase:
         self._open = True
         self._commits = self._news = 0
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
-        key, channel = key_of(self._where.schema, "write"), channel_of(self._where.schema)
-        self._begin = f"BEGIN; SELECT pg_advisory_xact_lock({key}); SELECT pg_current_xact_id()::text"
-        self._notify = f"NOTIFY {channel}"
+        self._key, self._channel = key_of(self._where.schema, "write"), channel_of(self._where.schema)
         self._quiet = False
         self._transaction, self._number = Transaction(self), ""
         self._mark = f"commit:{uuid4().hex}"
         """Under which name of `meta` the number of this object's last transaction is committed with it."""
         self.changed = False
         """Whether the transaction has changed anything so far."""
-        self._connection: psycopg.Connection[Any] | None = None
+        self._wire: Wire | None = None
         with forks.opening(self):
             try:
                 check_pooler(self.connection, self._where)
@@ -174,12 +173,17 @@ class PostgresDatabase:
                 raise
 
     @property
-    def connection(self) -> psycopg.Connection[Any]:
+    def wire(self) -> Wire:
         """The connection, for who holds the lock."""
         self._check_open()
-        if self._connection is None:
-            self._connection = self._where.connect()
-        return self._connection
+        if self._wire is None:
+            self._wire = Wire(self._where.connect())
+        return self._wire
+
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """The same, for what psycopg does itself."""
+        return self.wire.connection
 
     # -- transactions -----------------------------------------------------------------------------------------------
 
@@ -187,12 +191,10 @@ class PostgresDatabase:
     def write(self, name: str, *, quiet: bool = False) -> Iterator[Transaction]:
         """A write transaction. One that changed nothing is none."""
         with self._using():
-            cursor = self._start(self._begin)
-            while cursor.nextset():
-                pass
-            (self._number,) = cursor.fetchone() or ("",)
-            self._quiet, self.changed = quiet, False
             self._transaction = Transaction(self)
+            _, lock = self._transaction.send((_BEGIN, ()), (_LOCK, (self._key,)))
+            _, self._number = lock.fetchone()
+            self._quiet, self.changed = quiet, False
             try:
                 yield self._transaction
                 self._check_open()  # a child that a signal's handler forked in here commits nothing
@@ -211,11 +213,10 @@ class PostgresDatabase:
         try:
             self._transaction.send_later(_MARK, (self._mark, self._number))
             if not self._quiet:
-                self._transaction.send_later(self._notify)
-            with self._transaction.sending() as connection:
-                connection.execute("COMMIT")
+                self._transaction.send_later(_NOTIFY, (self._channel,))
+            self._transaction.send((_COMMIT, ()))
         except psycopg.Error:
-            if self._connection is not None and not self._connection.closed:
+            if not self._lost:
                 raise
             # It may have been carried out all the same: then it is done, and must not be done again.
             if not self._was_committed():
@@ -249,10 +250,10 @@ class PostgresDatabase:
     def read(self) -> Iterator[Transaction]:
         """One consistent state for several selects."""
         with self._using():
-            self._start("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            yield Transaction(self)
-            # No rollback: after each, psycopg would prepare all statements anew.
-            self.connection.execute("COMMIT")
+            transaction = Transaction(self)
+            transaction.send_later(_BEGIN_READING)
+            yield transaction
+            transaction.send((_COMMIT, ()))
 
     @contextmanager
     def _using(self) -> Iterator[None]:
@@ -265,31 +266,35 @@ class PostgresDatabase:
             finally:
                 self._give_back()
 
-    def _start(self, begin: str) -> psycopg.Cursor[Any]:
-        """Begin a transaction; on another connection, if this one was closed while it was idle."""
+    def run(self, statements: Sequence[tuple[Statement, Sequence[Any]]], *, again: bool = False) -> list[Rows]:
+        """Run statements; `again`: on another connection, if this one was closed while it was idle."""
         try:
-            return self.connection.execute(begin)
+            return self.wire.run(statements)
         except psycopg.Error:
-            if self._connection is None or not self._connection.closed:
+            if not again or not self._lost:
                 raise
             self._drop()
-            return self.connection.execute(begin)
+            return self.wire.run(statements)
+
+    @property
+    def _lost(self) -> bool:
+        return self._wire is None or self._wire.connection.closed
 
     def _give_back(self) -> None:
         """Leave no transaction open."""
-        if not self._open or self._connection is None:
+        if not self._open or self._wire is None:
             return
         try:
-            if self._connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-                self._connection.execute("ROLLBACK")
+            if self._wire.connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                self._wire.connection.execute("ROLLBACK")
         except psycopg.Error:
             self._drop()
 
     def _drop(self) -> None:
         """The connection is of no more use: the next one who needs it opens another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.connection.close()
 
     def _check_open(self) -> None:
         if not self._open:
@@ -331,8 +336,7 @@ class PostgresDatabase:
         ]
         begin = [_WIDTH.pack(len(columns))] * count
         rows = b"".join([piece for row in zip(begin, *pieces, strict=True) for piece in row])
-        with self._transaction.sending():
-            pass  # no COPY goes with others
+        self._transaction.send()  # no COPY goes with others
         try:
             with self.connection.cursor().copy(f"COPY {into} FROM STDIN (FORMAT BINARY)") as copy:
                 copy.write(_HEADER + rows + _TRAILER)
@@ -349,8 +353,8 @@ class PostgresDatabase:
         return self._commits + self._news
 
     def _heard(self, session: int | None) -> None:
-        connection = self._connection
-        if session is not None and connection is not None and session == connection.info.backend_pid:
+        wire = self._wire
+        if session is not None and wire is not None and session == wire.connection.info.backend_pid:
             return  # it counts its own commits
         self._news += 1
         for listener in [each() for each in self._listeners]:
@@ -390,9 +394,9 @@ class PostgresDatabase:
         """In the child of a fork: never to be used again."""
         self._open = False
         self.lock = threading.RLock()
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            discard(connection)
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            discard(wire.connection)
         self._session.abandon()
 
     def close(self) -> None:
@@ -402,9 +406,9 @@ class PostgresDatabase:
                 return
             self._open = False
             self._session.close()
-            if self._connection is not None:
+            if self._wire is not None:
                 with suppress(psycopg.Error):
-                    self._connection.execute("DELETE FROM meta WHERE name = $1", (self._mark,))
+                    self._wire.connection.execute("DELETE FROM meta WHERE name = $1", (self._mark,))
             self._drop()
 
 

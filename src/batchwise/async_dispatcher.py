@@ -20,6 +20,7 @@ from .client.transport import Shared, async_client, async_transport
 from .drivers.tasks import TaskDriver, on_asyncio
 from .engine.core import Engine
 from .engine.effects import AsyncPorts, Threads
+from .engine.finding import find_request, job_number
 from .engine.handles import formatted, takes_one_dict, to_outcomes, to_request, to_tags
 from .engine.progress import progress, progress_of, report_of
 from .errors import ClosedDispatcherError, WrongLoopError
@@ -201,13 +202,13 @@ class AsyncDispatcher:
         self._driver.check_working()
         try:
             try:
-                accepted, decision = await self._driver.together(partial(self._engine.accepting, request, job))
+                accepted, decision = await self._driver.together(partial(self._engine.accepting.begin, request, job))
             except StagedError:  # it waits for a bulk dispatch, and none of the others waits with it
-                accepted, decision = await self._driver.in_thread(self._engine.accept, request, job)
+                accepted, decision = await self._driver.in_thread(self._engine.accepting.accept, request, job)
         finally:
             self._driver.call()
         if accepted.row.status is Status.QUEUED:
-            self._driver.wake(self._engine.due(accepted.row))
+            self._driver.wake(self._engine.accepting.due(accepted.row))
         return AsyncTicket(self._driver, accepted.row, job, decision)
 
     async def dispatch_all(
@@ -224,7 +225,7 @@ class AsyncDispatcher:
         latency, tool_use = to_tags(latency, tool_use)
         warn = self._deprecations.for_caller()
         wanted = formatted(requests, output_format)
-        number = await self._driver.in_thread(self._engine.accept_all, wanted, job, latency, tool_use, warn)
+        number = await self._driver.in_thread(self._engine.accepting.accept_all, wanted, job, latency, tool_use, warn)
         self._driver.wake()
         return AsyncJob(self._driver, job, number)
 
@@ -269,7 +270,7 @@ class AsyncDispatcher:
     async def job(self, name: str) -> AsyncJob:
         """A job by its name, from whatever process. See `Dispatcher.job`."""
         self._driver.check()
-        return AsyncJob(self._driver, name, await self._driver.in_thread(self._engine.job_number, name))
+        return AsyncJob(self._driver, name, await self._driver.in_thread(job_number, self._ledger, name))
 
     async def jobs(self) -> list[AsyncJob]:
         """All jobs that have a name, in the order of their beginning."""
@@ -280,7 +281,7 @@ class AsyncDispatcher:
     async def ticket(self, key: str, *, job: str | None = None) -> AsyncTicket:
         """A request by its key. See `Dispatcher.ticket`."""
         self._driver.check()
-        return AsyncTicket(self._driver, await self._driver.in_thread(self._engine.find, key, job), job)
+        return AsyncTicket(self._driver, await self._driver.in_thread(find_request, self._ledger, key, job), job)
 
     async def results(
         self, *, job: str | None = None, after: int | None = None, outcomes: Outcome | Iterable[Outcome] | None = None
@@ -288,7 +289,7 @@ class AsyncDispatcher:
         """What has settled so far, in the order of settling; does not wait. See `Dispatcher.results`."""
         self._driver.check()
         wanted = to_outcomes(Outcome if outcomes is None else outcomes)
-        number = None if job is None else await self._driver.in_thread(self._engine.job_number, job)
+        number = None if job is None else await self._driver.in_thread(job_number, self._ledger, job)
         cursor = after or 0
         while rows := await self._driver.in_thread(self._ledger.results, job=number, after=cursor, limit=1_000):
             for result in map(Result, rows):
@@ -327,7 +328,7 @@ class AsyncDispatcher:
         self._driver.check()
         if key is not None:
             return await (await self.ticket(key, job=job)).cancel()
-        number = None if job is None else await self._driver.in_thread(self._engine.job_number, job)
+        number = None if job is None else await self._driver.in_thread(job_number, self._ledger, job)
         return await self._driver.cancel(job=number)
 
     async def resume(self) -> None:

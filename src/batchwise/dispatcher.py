@@ -20,6 +20,7 @@ from .client.transport import client as front
 from .drivers.threads import ThreadDriver
 from .engine.core import Engine
 from .engine.effects import SyncPorts
+from .engine.finding import find_request, job_number
 from .engine.handles import formatted, takes_one_dict, to_outcomes, to_request, to_tags
 from .engine.progress import progress, progress_of, report_of
 from .ledger.ledger import Ledger
@@ -156,11 +157,11 @@ class Dispatcher:
     def _accept(self, request: Request, job: str | None) -> Ticket:
         self._driver.check_working()
         try:
-            accepted, decision = self._engine.accept(request, job)
+            accepted, decision = self._engine.accepting.accept(request, job)
         finally:
             served = self._driver.call()
         if accepted.row.status is Status.QUEUED:
-            self._driver.wake(self._engine.due(accepted.row))
+            self._driver.wake(self._engine.accepting.due(accepted.row))
         elif not served:
             self._driver.wake()
         return Ticket(self._driver, accepted.row, job, decision)
@@ -189,7 +190,7 @@ class Dispatcher:
         self._driver.check_working()
         latency, tool_use = to_tags(latency, tool_use)
         wanted = formatted(requests, output_format)
-        number = self._engine.accept_all(wanted, job, latency, tool_use, self._deprecations.for_caller())
+        number = self._engine.accepting.accept_all(wanted, job, latency, tool_use, self._deprecations.for_caller())
         self._driver.wake()
         return Job(self._driver, job, number)
 
@@ -249,7 +250,7 @@ class Dispatcher:
             JobNotFoundError: The ledger has none of this name.
         """
         self._driver.check()
-        return Job(self._driver, name, self._engine.job_number(name))
+        return Job(self._driver, name, job_number(self._ledger, name))
 
     def jobs(self) -> list[Job]:
         """All jobs that have a name, in the order of their beginning."""
@@ -263,7 +264,7 @@ class Dispatcher:
             TicketNotFoundError: The ledger has none.
         """
         self._driver.check()
-        return Ticket(self._driver, self._engine.find(key, job), job)
+        return Ticket(self._driver, find_request(self._ledger, key, job), job)
 
     def results(
         self, *, job: str | None = None, after: int | None = None, outcomes: Outcome | Iterable[Outcome] | None = None
@@ -281,7 +282,7 @@ class Dispatcher:
         """
         self._driver.check()
         wanted = to_outcomes(Outcome if outcomes is None else outcomes)
-        number = None if job is None else self._engine.job_number(job)
+        number = None if job is None else job_number(self._ledger, job)
         return (result for result in as_settled(self._ledger, number, after or 0) if result.outcome in wanted)
 
     # -- acting -----------------------------------------------------------------------------------------------------
@@ -336,7 +337,7 @@ class Dispatcher:
         self._driver.check()
         if key is not None:
             return self.ticket(key, job=job).cancel()
-        return self._driver.cancel(job=None if job is None else self._engine.job_number(job))
+        return self._driver.cancel(job=None if job is None else job_number(self._ledger, job))
 
     def resume(self) -> None:
         """Go on after a suspended lane's cause was mended."""

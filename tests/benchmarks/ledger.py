@@ -51,7 +51,7 @@ def fill(where: str, requests: int) -> dict[str, Any]:
             yield request
 
     with Meter() as meter:
-        engine.accept_all(rows(), "bench", timedelta(hours=30), None)
+        engine.accepting.accept_all(rows(), "bench", timedelta(hours=30), None)
         ledger.lease.acquire()
         while groups := ledger.snapshot().batch_queue:
             batch = ledger.seal(
@@ -87,6 +87,7 @@ def reopen(where: str, requests: int) -> dict[str, Any]:
     """Open it as a new process does; the file is in the page cache, its pages not in SQLite's."""
     import batchwise as bw
     from batchwise.engine.core import Engine
+    from batchwise.engine.finding import find_request
     from batchwise.engine.progress import progress_of, report_of
     from batchwise.ledger.sqlite import SqliteLedger
 
@@ -98,10 +99,10 @@ def reopen(where: str, requests: int) -> dict[str, Any]:
     policy = bw.Policy()
     opened, ledger = timed(lambda: SqliteLedger(Path(where) / "ledger.db"))
     begun, engine = timed(lambda: Engine(ledger, policy, endpoint="http://127.0.0.1"))
-    first, row = timed(lambda: engine.find(f"r-{requests // 2}", "bench"))
+    first, row = timed(lambda: find_request(ledger, f"r-{requests // 2}", "bench"))
     assert row.result is not None
     numbers = [random.randrange(requests) for _ in range(_FINDS)]
-    finds = [timed(lambda number=number: engine.find(f"r-{number}", "bench"))[0] for number in numbers]
+    finds = [timed(lambda number=number: find_request(ledger, f"r-{number}", "bench"))[0] for number in numbers]
     reads = [timed(lambda number=number: ledger.results_of([number + 1]))[0] for number in numbers]
     found = {
         "open": opened,

@@ -96,7 +96,7 @@ def routing(count: int) -> dict[str, Any]:
         made, found[str(kinds)] = requests(kinds), []
         for _ in range(_ROUNDS):
             begun = time.perf_counter()
-            engine.accept_all(iter(made), "bench", timedelta(hours=30), None)
+            engine.accepting.accept_all(iter(made), "bench", timedelta(hours=30), None)
             found[str(kinds)].append((time.perf_counter() - begun) / count)
     ledger.close()
     return found

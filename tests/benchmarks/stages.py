@@ -85,7 +85,9 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
 
     table.time("params", lambda: _drain(params(number) for number in range(count)))
     table.time("request", lambda: _drain(requests()), less="params")
-    table.time("accept", lambda: engine.accept_all(requests(), "bench", timedelta(hours=30), None), less="request")
+    table.time(
+        "accept", lambda: engine.accepting.accept_all(requests(), "bench", timedelta(hours=30), None), less="request"
+    )
 
     terms = [group.terms.id for group in ledger.snapshot().batch_queue]
     nonce = new_nonce(os.urandom(16))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import batchwise as bw
 from batchwise import events
 from batchwise.engine.collection import move_from_batch, poll
 from batchwise.engine.core import Engine
+from batchwise.engine.finding import job_number
 from batchwise.engine.progress import progress
 from batchwise.ledger.sqlite import SqliteLedger
 from tests.reliability.simulation import HOUR, MINUTE, SECOND, Task, World
@@ -28,7 +30,7 @@ def world() -> Iterator[World]:
 
 
 def seen(world: World, job: str | None = None) -> tuple[int, int]:
-    found = progress(world.engine, None if job is None else world.engine.job_number(job))
+    found = progress(world.engine, None if job is None else job_number(world.ledger, job))
     return found.at_risk, found.overdue
 
 
@@ -60,7 +62,7 @@ def test_next_due_stays_at_the_moment_at_which_somebody_should_have_come(world: 
     world.dispatch_all(["a"], 30 * HOUR, FIRST)
     world.dispatch("b", 60 * HOUR, SECOND_JOB)  # queued for its interval
     world.run()
-    start, job = world.now(), world.engine.job_number
+    start, job = world.now(), partial(job_number, world.ledger)
     over = start + world.policy.window
     later = start + 24 * HOUR  # a third of the buffer is the reserve
     assert progress(world.engine, None).next_due == progress(world.engine, job(FIRST)).next_due == over

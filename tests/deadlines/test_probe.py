@@ -67,7 +67,7 @@ def test_the_ledger_is_told_of_a_change_at_once_and_else_once_a_minute(world: Wo
     assert call("first") == (True, False)
     world.pass_time(30 * SECOND)
     assert call("soon after") == (False, False)
-    assert world.engine.snapshot().sync_answered_at == world.now(), "this process knows"
+    assert world.engine.situation.read().sync_answered_at == world.now(), "this process knows"
     world.pass_time(31 * SECOND)
     assert call("a minute later") == (True, False)
     world.pass_time(MINUTE)
@@ -115,7 +115,7 @@ def test_one_row_goes_ahead_a_call_s_tail_before_the_last_safe_moment(world: Wor
 
 def test_it_is_one_of_the_most_urgent(world: World) -> None:
     requests = [bw.Request(params(f"{due} {n}"), latency=6 * HOUR + due * SECOND) for due in (0, 9) for n in range(3)]
-    world.engine.accept_all(requests, "job", None, None)
+    world.engine.accepting.accept_all(requests, "job", None, None)
     world.pass_time(6 * HOUR - 9 * MINUTE, wakes=400)
     assert len(world.api.batches) == 1
     assert next(iter(world.api.sync)) == "0 2", "and of these the last"

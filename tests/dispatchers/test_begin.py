@@ -108,9 +108,9 @@ def test_an_interrupted_acceptance_touches_no_request_of_another(ledger: SqliteL
         engine, queue = dispatcher._engine, dispatcher._engine.queue
         ledger.database.before = interrupt
         with pytest.raises(KeyboardInterrupt):
-            engine.accept(Request(params("lost"), key="lost"), None)
+            engine.accepting.accept(Request(params("lost"), key="lost"), None)
         ledger.database.before = None
         assert queue.busy == 0, "it was not stored"
-        engine.accept(Request(params("x"), key="x"), None)
-        engine.put_back()
+        engine.accepting.accept(Request(params("x"), key="x"), None)
+        engine.sync_lane.put_back()
         assert dispatcher.ticket("x").status is Status.QUEUED

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from batchwise import InvalidValueError, Lane, Latency, Policy, Request, RequestTooLargeError, SpendLimitError
-from batchwise.engine import core
+from batchwise.engine import entries
+from batchwise.engine.finding import find_request
 from batchwise.planning import packing
 from tests.strategies import params
 
@@ -23,7 +24,7 @@ with bw.Dispatcher(policy=bw.Policy(max_spend="0.036")) as d:
 
 
 async def test_what_no_lane_can_carry_is_refused_whole_and_by_name(world: World, monkeypatch: pytest.MonkeyPatch):
-    for module in (packing, core):
+    for module in (packing, entries):
         monkeypatch.setattr(module, "MAX_CALL_BYTES", 2_000)
     monkeypatch.setattr(packing, "MAX_BYTES", 4_000)
     large, huge = params("x" * 2_500), params("x" * 5_000)
@@ -67,7 +68,7 @@ async def test_the_reserve_of_a_bulk_counts_the_price_tiers_of_all_models_that_i
     requests = [Request(params("x" * size, model="claude-sonnet-5"), key=str(size)) for size in (90_000, 120_000)]
     async with world.open(max_spend="100", fallback_models=("claude-haiku-5-5",)) as d:
         await (await d.dispatch_all(requests, job="j", latency=Latency.FLEXIBLE)).cancel()
-        groups = [d._engine.find(each.key, "j").terms.max_cost_per_byte for each in requests]
+        groups = [find_request(d._engine.ledger, each.key, "j").terms.max_cost_per_byte for each in requests]
     assert groups[0] < groups[1]
 
 

@@ -157,9 +157,9 @@ def test_a_claim_that_becomes_late_in_the_queue_lets_others_go_first() -> None:
     world = World()
     for number, due in enumerate((SECOND, 2 * HOUR), 1):
         terms = attrs.evolve(FLEXIBLE, deadline=world.now() + due)
-        world.engine.push(Claim(number, f"k{number}", terms, b"{}", 0, ()), urgent=True)
+        world.engine.sync_lane.push(Claim(number, f"k{number}", terms, b"{}", 0, ()), urgent=True)
     world.true += HOUR
-    order = [slot.claim.id for _ in range(2) if isinstance(slot := world.engine.next_call(), Slot)]
+    order = [slot.claim.id for _ in range(2) if isinstance(slot := world.engine.sync_lane.next_call(), Slot)]
     world.close()
     assert order == [2, 1]
 
@@ -168,7 +168,7 @@ def test_what_is_late_already_runs_after_what_can_be_in_time() -> None:
     world = World()
     for number, due in enumerate((-SECOND, timedelta(0), SECOND), 1):
         terms = attrs.evolve(FLEXIBLE, deadline=world.now() + due)
-        world.engine.push(Claim(number, f"k{number}", terms, b"{}", 0, ()), urgent=True)
-    order = [slot.claim.id for _ in range(3) if isinstance(slot := world.engine.next_call(), Slot)]
+        world.engine.sync_lane.push(Claim(number, f"k{number}", terms, b"{}", 0, ()), urgent=True)
+    order = [slot.claim.id for _ in range(3) if isinstance(slot := world.engine.sync_lane.next_call(), Slot)]
     world.close()
     assert order[0] == 3

@@ -194,7 +194,7 @@ async def test_a_hook_that_raises_harms_nothing(world: World):
         raise RuntimeError("hook")
 
     async with world.open() as d:
-        d._engine.on_settled = fail
+        d._engine.announcing.listen(fail)
         for key in ("a", "b"):
             assert (await (await d.dispatch(params(key), key=key)).result(timeout=10)).text == f"echo: {key}"
         job = await d.dispatch_all([Request(params("c"), latency=HOURS_30)])

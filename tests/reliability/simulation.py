@@ -22,7 +22,7 @@ import pytest
 import batchwise as bw
 from batchwise.api.faults import LaneFault
 from batchwise.api.types import BatchInfo, Counts, Created, Listing, Reply
-from batchwise.engine import calls, core
+from batchwise.engine import calls, planner_pass, sync_lane
 from batchwise.engine.actions import carry_out, withdraw
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Ask, Effect, Procedure
@@ -438,7 +438,7 @@ class World:
         """Request number to prompt."""
         self.seen: dict[int, tuple[bw.Outcome, bytes]] = {}
         self._facts: dict[int, tuple[str, Any, Any, Any]] = {}
-        self._clocks = [(module, module.monotonic) for module in (core, calls)]
+        self._clocks = [(module, module.monotonic) for module in (calls, planner_pass, sync_lane)]
         for module, _ in self._clocks:
             module.monotonic = self._monotonic  # type: ignore[attr-defined]
         self.engine = self._start()
@@ -472,13 +472,13 @@ class World:
     # -- what a user does -------------------------------------------------------------------------------------------
 
     def dispatch(self, text: str, latency: Any, job: str | None = None) -> int:
-        accepted, _ = self.engine.accept(bw.Request(params(text), key=text, latency=latency), job)
+        accepted, _ = self.engine.accepting.accept(bw.Request(params(text), key=text, latency=latency), job)
         self.accepted[accepted.row.id] = text
         return accepted.row.id
 
     def dispatch_all(self, texts: list[str], latency: Any, job: str | None = None) -> None:
         requests = [bw.Request(params(text), key=text[:100]) for text in texts]
-        number = self.engine.accept_all(requests, job, bw.models.to_latency(latency), None)
+        number = self.engine.accepting.accept_all(requests, job, bw.models.to_latency(latency), None)
         self.accepted.update(zip(self.ledger.numbers(Which(job=number)), texts, strict=True))
 
     def cancel(self, **which: Any) -> None:
@@ -498,7 +498,7 @@ class World:
                 self.tasks.append(
                     Task(carry_out(engine, action), lambda token=token, engine=engine: engine.under_way.end(token))  # type: ignore[misc]
                 )
-        while isinstance(slot := self.engine.next_call(), Slot):
+        while isinstance(slot := self.engine.sync_lane.next_call(), Slot):
             self.tasks.append(Task(calls.call(self.engine, slot), lambda: None))
 
     def run(self, steps: int = 3_000, *, unfinished: int = 0) -> None:

@@ -147,7 +147,7 @@ def test_the_next_rows_are_read_while_those_before_are_committed(
     monkeypatch.setattr(world.ledger.database, "commit", commit)
     monkeypatch.setattr(reading, "usage_of", usage)
     world.api.read = read  # type: ignore[method-assign]
-    world.engine.on_settled = lambda _: told.append(threading.get_ident())
+    world.engine.announcing.listen(lambda _: told.append(threading.get_ident()))
     finish(world)
     assert committed == [True] * ROWS
     assert set(told) == {here}, "an event loop is told from the threads that it knows"

@@ -16,6 +16,7 @@ import pytest
 import batchwise as bw
 from batchwise.engine import actions, reading, reconciliation
 from batchwise.engine.core import Engine
+from batchwise.engine.leadership import Leadership
 from batchwise.ledger.lease import Lease
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.locks import ProcessLock
@@ -144,16 +145,16 @@ def adopt_any_equal_count(patch: pytest.MonkeyPatch) -> None:
 
 
 def blind_resend_after_crash(patch: pytest.MonkeyPatch) -> None:
-    real = Engine._lead
+    real = Leadership.take
 
-    def lead(engine: Engine) -> bool:
-        taken = real(engine)
-        for batch in engine.ledger.snapshot().batches if taken else ():
+    def take(leadership: Leadership) -> bool:
+        taken, ledger = real(leadership), leadership._ledger
+        for batch in ledger.snapshot().batches if taken else ():
             if batch.state.value == "posting":
-                engine.ledger.requeue(Which(batch=batch.id), lane=bw.Lane.BATCH, now=batch.sealed_at)
+                ledger.requeue(Which(batch=batch.id), lane=bw.Lane.BATCH, now=batch.sealed_at)
         return taken
 
-    patch.setattr(Engine, "_lead", lead)
+    patch.setattr(Leadership, "take", take)
 
 
 def no_lock(patch: pytest.MonkeyPatch) -> None:

@@ -486,7 +486,7 @@ def test_without_the_lease_only_the_last_safe_moment_moves_anything(world: World
     world.api.duration = 100 * HOUR
     world.dispatch_all(NAMES, 30 * HOUR)
     world.run()
-    snapshot = attrs.evolve(world.engine.snapshot(), leased=False)
+    snapshot = attrs.evolve(world.engine.situation.read(), leased=False)
     for hours in (1, 10, 25):
         actions = planner.plan(snapshot, world.now() + hours * HOUR, world.policy)
         assert all(isinstance(action, agenda.WaitUntil) for action in actions), (hours, actions)

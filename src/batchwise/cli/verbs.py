@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchwise.basics.timetext import parse_duration, parse_moment
 from batchwise.basics.wording import human, in_requests, in_results
+from batchwise.engine.finding import job_number
 from batchwise.engine.progress import progress_of, report_of, tallies
 from batchwise.errors import InvalidRequestError, InvalidValueError
 from batchwise.ledger.opening import migration_sql, open_ledger
@@ -129,7 +130,7 @@ def results(
 
         def found() -> Iterator[Result]:
             nonlocal cursor
-            for result in as_settled(engine.ledger, engine.job_number(job), after):
+            for result in as_settled(engine.ledger, job_number(engine.ledger, job), after):
                 cursor = result.cursor
                 if result.outcome in wanted:
                     yield result

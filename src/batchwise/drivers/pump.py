@@ -92,8 +92,8 @@ class Driver(ABC):
         """Whether the database notifies this process of what others change."""
         self._swept = 0.0
         """When it last looked for what dead processes left (monotonic)."""
-        self._problems = engine.problems
-        engine.on_settled = self._on_settled
+        self._problems = engine.situation.problems
+        engine.announcing.listen(self._on_settled)
 
     # -- what a driver adds -----------------------------------------------------------------------------------------
 
@@ -282,14 +282,14 @@ class Driver(ABC):
         try:
             await self._notice()
             if self.engine.waits.end is not None:
-                await store(self.engine.submit_waited)
+                await store(self.engine.waits.submit, self.engine.now())
             begun = monotonic()
             wait = await self._pass()
             if await self._call_here():
                 wait = 0.0
             self._gap = max(WATCH, PASS_SHARE * (monotonic() - begun))
-            if self.engine.problems != self._problems:
-                self._problems = self.engine.problems
+            if self.engine.situation.problems != self._problems:
+                self._problems = self.engine.situation.problems
                 self._waiters.notify_all()
         except Exception as error:  # noqa: BLE001  # tried again
             if isinstance(error, LedgerError) and not passing(error):  # its file is gone, or broken
@@ -356,7 +356,7 @@ class Driver(ABC):
             if monotonic() < self._swept + (IDLE_SWEEP if idle else SWEEP):
                 return None
         self._swept = monotonic()
-        return self.engine.clear_up if idle else self.engine.take_over
+        return self.engine.leadership.clear_up if idle else self.engine.leadership.take_over
 
     async def _pass(self) -> float | None:
         """One look at the state; begins what is due. Returns the seconds until something is due again."""
@@ -453,7 +453,7 @@ class Driver(ABC):
                 _log.exception("batchwise: a call's end could not be stored")
         self.engine.setbacks.mended(what)
         self._work_notifier.notify()
-        if self.engine.backlog and self.engine.queue.waiting == 0:
+        if self.engine.situation.backlog and self.engine.queue.waiting == 0:
             self._pump_notifier.notify()
         if self.engine.suspensions.lanes:
             self._waiters.notify_all()
@@ -473,7 +473,7 @@ class Driver(ABC):
         """Where no worker can be started, run one call of the queue; returns whether there was one."""
         if not self.engine.queue.waiting or self.call():
             return False
-        got = self.engine.next_call()
+        got = self.engine.sync_lane.next_call()
         if not isinstance(got, Slot):
             return False
         await self._call(got)
@@ -516,7 +516,7 @@ class Driver(ABC):
                 continue
             unsure = not only_sending and self.engine.ledger.unsure
             if unsure:  # what a dead process left is done in this go
-                await store(self.engine.take_over)
+                await store(self.engine.leadership.take_over)
             if self._going_on(awaited) or unsure:
                 await self._until_one_ends(wait, unsure=unsure)
             elif not began and not meanwhile:
@@ -534,7 +534,7 @@ class Driver(ABC):
             if not await self._call_here():
                 seen = self._work_notifier.version()
                 await pause(self._work_notifier.wait, seen, min(0.05, max(0.0, end - monotonic())))
-            if self.engine.backlog and not self.engine.queue.waiting:
+            if self.engine.situation.backlog and not self.engine.queue.waiting:
                 return
 
     @property
@@ -589,7 +589,7 @@ class Driver(ABC):
                 if not self._acting and not self.engine.queue.busy:
                     return
             if Lane.SYNC in self.engine.suspensions.lanes:
-                await store(self.engine.put_back)
+                await store(self.engine.sync_lane.put_back)
             await self._finish_calls()
             await pause(self._waiters.news.wait, seen, 0.02)
 
@@ -599,10 +599,10 @@ class Driver(ABC):
         self._ending.notify()
         self._pump_notifier.notify()
         end = monotonic() + END_GRACE
-        await store(self.engine.put_back)
+        await store(self.engine.sync_lane.put_back)
         while self.engine.queue.busy and monotonic() < end:
             await pause(self._work_notifier.wait, self._work_notifier.version(), 0.05)
-            await store(self.engine.put_back)
+            await store(self.engine.sync_lane.put_back)
 
     def _begin_end(self) -> None:
         """Nothing more is taken, and no ResourceWarning is due any more."""

@@ -238,7 +238,7 @@ class TaskDriver(Driver):
         """Start calls as the queue lets them through."""
         while not self._over:
             seen = self._work_notifier.version()
-            got = self.engine.next_call()
+            got = self.engine.sync_lane.next_call()
             if isinstance(got, Slot):
                 self._start_in_background(partial(self._call, got))
             else:

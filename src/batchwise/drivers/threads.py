@@ -186,7 +186,7 @@ class ThreadDriver(Driver):
             while not self._over:
                 seen = self._work_notifier.version()
                 with self._lock:  # in one step: `call` counts on whoever is idle for what still waits
-                    got = self.engine.next_call()
+                    got = self.engine.sync_lane.next_call()
                     if isinstance(got, Slot):
                         self._idle -= 1
                 if isinstance(got, Slot):

@@ -18,7 +18,8 @@ from .collection import cancel, collect, move_from_batch, poll, probe
 from .core import Engine
 from .effects import store
 from .reconciliation import give_up, reconcile
-from .submission import check_workspace, submit, unseal
+from .settlements import settlement_without_answer
+from .submission import submit, unseal
 
 __all__ = ["carry_out", "withdraw"]
 
@@ -46,7 +47,7 @@ async def carry_out(engine: Engine, action: agenda.Action) -> None:
         case agenda.Probe():
             await probe(engine, action.batch, action.terms)
         case _:
-            await check_workspace(engine)
+            await engine.workspace.check()
             batch = await store(engine.ledger.batch, action.batch)
             if batch is not None:
                 await _with_batch(engine, action, batch)
@@ -91,7 +92,7 @@ async def _run_claims(engine: Engine, action: agenda.Run) -> None:
     most = min(room, action.requests)
     claims = await store(engine.ledger.claim, action.terms, most, run=engine.run, now=engine.now())
     for claim in claims:
-        engine.push(claim, urgent=action.urgent)
+        engine.sync_lane.push(claim, urgent=action.urgent)
 
 
 async def _move(engine: Engine, action: agenda.Move) -> None:
@@ -112,7 +113,7 @@ async def _fail_late(engine: Engine, action: agenda.FailLate) -> None:
         while claims := engine.ledger.claim(action.terms, 1_000, run=engine.run, now=engine.now(), any_lane=True):
             engine.ledger.settle(
                 [
-                    engine.failure(
+                    settlement_without_answer(
                         claim.id,
                         claim.key,
                         Outcome.FAILED,
@@ -129,7 +130,7 @@ async def _fail_late(engine: Engine, action: agenda.FailLate) -> None:
             ended += [claim.id for claim in claims]
         return ended
 
-    engine.settled(await store(fail))
+    engine.announcing.settled(await store(fail))
 
 
 async def withdraw(engine: Engine, *, request: int | None = None, job: int | None = None) -> int:
@@ -156,7 +157,7 @@ async def withdraw(engine: Engine, *, request: int | None = None, job: int | Non
         await store(ledger.update_batch, asked, was=batch)
         if asked.state is BatchState.OPEN:
             await cancel(engine, asked)
-    engine.settled([] if request is None else [request])
+    engine.announcing.settled([] if request is None else [request])
     return count
 
 
@@ -167,9 +168,9 @@ def _mine(engine: Engine, batch: BatchView, job: int | None, request: int | None
 def _settle_shared(engine: Engine, batch: BatchView, mine: Sequence[int]) -> int:
     error = ResultError("canceled", "canceled by the caller while its batch ran", retryable=True)
     settlements = [
-        engine.failure(number, member.key, Outcome.CANCELED, error, lane=Lane.BATCH, nonce=batch.nonce)._replace(
-            unseen=True
-        )
+        settlement_without_answer(
+            number, member.key, Outcome.CANCELED, error, lane=Lane.BATCH, nonce=batch.nonce
+        )._replace(unseen=True)
         for number, member in engine.ledger.rows(Which(requests=mine, batch=batch.id)).items()
     ]
     return engine.ledger.settle(settlements, now=engine.now())  # not by the batch: its rows may still come, and cost

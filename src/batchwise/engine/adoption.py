@@ -18,7 +18,6 @@ from batchwise.request import check_job, check_key
 from .core import Engine
 from .effects import api, store
 from .reconciliation import too_old
-from .submission import check_workspace, note_workspace_and_clock
 
 __all__ = ["adopt"]
 
@@ -38,7 +37,7 @@ async def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, j
     known = await store(engine.ledger.adopted, batch_id, job=job)
     if known is not None:
         return known
-    await check_workspace(engine)
+    await engine.workspace.check()
     try:
         info = await api.retrieve(batch_id)
     except LaneFault as error:
@@ -49,7 +48,7 @@ async def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, j
             else f"the API answered {fault.type}: {shown(fault.message, 500)}; try again"
         )
         raise RequestFailedError(f"batch {shown(batch_id)} cannot be adopted: {why}", error_type=fault.type) from None
-    await store(note_workspace_and_clock, engine, info)
+    await store(engine.workspace.note_from, info)
     return await store(_take_in, engine, info, given, job)
 
 

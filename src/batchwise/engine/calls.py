@@ -30,10 +30,11 @@ from batchwise.planning.retries import call_costs, may_call_again
 
 from .core import Engine
 from .effects import Ask, api, store, store_surely, store_together
-from .money import Biller, settlement_of, tokens_of
+from .money import Biller, tokens_of
+from .pauses import backoff, overload_pause
 from .queue import Slot
 from .setbacks import lasting, passing
-from .submission import check_workspace
+from .settlements import settlement_of, settlement_without_answer
 
 __all__ = ["call"]
 
@@ -80,16 +81,16 @@ async def _broke(engine: Engine, slot: Slot, claim: Claim, error: Exception) -> 
     _log.error("batchwise: a call failed within batchwise; its request is tried again or fails", exc_info=error)
     tried = _tried(claim, costs=True)
     if _may_call(engine, tried):
-        await _retry(engine, slot, tried, engine.backoff(tried.attempts), costs=True, maybe_billed=True)
+        await _retry(engine, slot, tried, backoff(tried.attempts, engine.policy), costs=True, maybe_billed=True)
         return
-    await _settle(engine, slot, _failed_within(engine, claim, error))
+    await _settle(engine, slot, _failed_within(claim, error))
 
 
-def _failed_within(engine: Engine, claim: Claim, error: Exception) -> Settlement:
+def _failed_within(claim: Claim, error: Exception) -> Settlement:
     reason = ResultError(
         "internal_error", f"{type(error).__name__} within batchwise; the log says where", retryable=True
     )
-    end = _failure(engine, claim, Outcome.FAILED, reason)
+    end = _failure(claim, Outcome.FAILED, reason)
     return end._replace(maybe_billed=True)  # it may have been answered
 
 
@@ -127,11 +128,11 @@ async def _take_in(engine: Engine, slot: Slot, claim: Claim, reply: Reply) -> Cl
             raise
         _log.error("batchwise: an answer could not be taken in; its request fails", exc_info=error)
         news = engine.health.note_call(answered=True) or news
-        await _settle(engine, slot, _failed_within(engine, claim, error)._replace(cost=None, saved=None))
+        await _settle(engine, slot, _failed_within(claim, error)._replace(cost=None, saved=None))
     _tell_call(engine, claim, reply.latency, usage=usage, outcome=outcome)
-    if not engine.workspace_known and reply.workspace is not None:
-        await store_surely(engine.bind, reply.workspace)
-    engine.unpaid.pop(claim.id, None)
+    if not engine.workspace.known and reply.workspace is not None:
+        await store_surely(engine.workspace.bind, reply.workspace)
+    engine.sync_lane.forget_unpaid(claim.id)
     if news:
         await _store_health(engine, answered=True)
     await _store_pace(engine, claim)
@@ -187,18 +188,18 @@ def _end(engine: Engine, claim: Claim, ruling: Ruling, line: bytes, message: Any
     if ruling.billed or error is None:
         biller = Biller(engine.prices, engine.now())
         return settlement_of(biller, claim.id, Lane.SYNC, claim.terms.asked, line, message, claim.turns, outcome)
-    failure = _failure(engine, claim, outcome, error)
+    failure = _failure(claim, outcome, error)
     return failure._replace(line=line, cost=None, saved=None, maybe_billed=True)
 
 
 async def _check_workspace(engine: Engine, slot: Slot) -> None:
     """Nothing of a ledger that belongs to a workspace is sent with the key of another."""
-    if engine.workspace_known or not engine.claimed:
+    if not engine.workspace.may_differ:
         return
     try:
-        await check_workspace(engine)
+        await engine.workspace.check()
     except BatchwiseError:
-        await store(engine.give_back, [slot.claim])
+        await store(engine.sync_lane.give_back, [slot.claim])
         raise
 
 
@@ -215,7 +216,7 @@ async def _settle(engine: Engine, slot: Slot, settlement: Settlement) -> None:
 def _finish(engine: Engine, slot: Slot) -> None:
     """The claim is finished, whatever became of it. Whoever waits is told after that: before it, they do not look."""
     if engine.queue.finish(slot, monotonic()):
-        engine.settled([slot.claim.id])
+        engine.announcing.settled([slot.claim.id])
 
 
 async def _store_health(engine: Engine, *, answered: bool) -> None:
@@ -243,12 +244,10 @@ def _may_call(engine: Engine, claim: Claim) -> bool:
     )
 
 
-def _failure(
-    engine: Engine, claim: Claim, outcome: Outcome, error: ResultError, said: LaneFault | None = None
-) -> Settlement:
+def _failure(claim: Claim, outcome: Outcome, error: ResultError, said: LaneFault | None = None) -> Settlement:
     """The settlement of a request without an answer; `said`: the call that the API refused."""
     status, told = (None, None) if said is None else (said.fault.status, said.headers.get("request-id"))
-    return engine.failure(
+    return settlement_without_answer(
         claim.id, claim.key, outcome, error, lane=Lane.SYNC, nonce=None, status=status, request_id=told
     )
 
@@ -268,25 +267,25 @@ async def _faulted(engine: Engine, slot: Slot, claim: Claim, error: LaneFault, r
         return
     unpaid = 0
     if refusal is not None or not error.fault.request_sent:
-        unpaid = engine.unpaid[claim.id] = engine.unpaid[claim.id] + 1
+        unpaid = engine.sync_lane.count_unpaid(claim.id)
     costs = call_costs(
         claim.terms, engine.now(), unpaid=unpaid, refused=refusal is not None, costs=ruling.costs_attempt
     )
     tried = _tried(claim, costs=costs)
     if refusal is None:
-        wait = ruling.wait or engine.backoff(max(tried.attempts, unpaid))
+        wait = ruling.wait or backoff(max(tried.attempts, unpaid), engine.policy)
     elif refusal is Refusal.OVERLOADED:  # how long this call waits; how much it slows the lane is the pacer's
-        wait = max(ruling.wait or _ZERO, engine.overload_pause(unpaid))
+        wait = max(ruling.wait or _ZERO, overload_pause(unpaid))
     else:
         wait = _ZERO  # the lane pauses as long as it has to
     if ruling.verdict is Verdict.RETRY and _may_call(engine, tried):
         engine.setbacks.refused(_CALLING, "calling the sync lane", error.fault, max(wait, ruling.wait or _ZERO))
         await _retry(engine, slot, tried, wait, costs=costs, maybe_billed=ruling.maybe_billed)
         return
-    engine.unpaid.pop(claim.id, None)
+    engine.sync_lane.forget_unpaid(claim.id)
     outcome = ruling.outcome or Outcome.FAILED
     reason = ruling.error or ResultError("unknown_error", "the API gave no reason", retryable=True)
-    end = _failure(engine, claim, outcome, reason, error)
+    end = _failure(claim, outcome, reason, error)
     await _settle(engine, slot, end._replace(maybe_billed=ruling.maybe_billed))
 
 
@@ -310,20 +309,20 @@ async def _retry(
                 costs_attempt=costs,
                 maybe_billed=maybe_billed,
                 now=engine.now(),
-                cap=engine.cap(),
+                cap=engine.spend_limit.cap(),
                 turn=None if turn is None else Turn(turn, claim.body, claim.terms.asked),
             )
 
         try:
             noted = await (store(note) if turn is None else store_surely(note))
         except SpendLimitError:
-            end = _failure(engine, claim, Outcome.FAILED, UNAFFORDABLE)
+            end = _failure(claim, Outcome.FAILED, UNAFFORDABLE)
             await _settle(engine, slot, end._replace(maybe_billed=True))
             return
         if not noted:
             return  # settled, or taken by another run
     urgent = claim.terms.deadline is not None
-    engine.push(claim, urgent=urgent, wait=max(0.001, wait / timedelta(seconds=1)) if wait else 0.0)
+    engine.sync_lane.push(claim, urgent=urgent, wait=max(0.001, wait / timedelta(seconds=1)) if wait else 0.0)
 
 
 async def _suspend(engine: Engine, slot: Slot, claim: Claim, ruling: Ruling, resumes: int) -> None:
@@ -334,15 +333,15 @@ async def _suspend(engine: Engine, slot: Slot, claim: Claim, ruling: Ruling, res
     costs = ruling.costs_attempt
     tried = _tried(claim, costs=costs)
     if not _may_call(engine, tried) and ruling.error is not None:
-        await _settle(engine, slot, _failure(engine, claim, Outcome.FAILED, ruling.error))
+        await _settle(engine, slot, _failure(claim, Outcome.FAILED, ruling.error))
         return
 
     def rest() -> list[Claim] | None:
         if not engine.suspensions.suspend(Lane.SYNC, ruling.reason or "the API refuses all work", resumes=resumes):
             return None
         waiting = engine.queue.drain()
-        engine.give_back([claim], costs_attempt=costs)
-        engine.give_back(waiting)
+        engine.sync_lane.give_back([claim], costs_attempt=costs)
+        engine.sync_lane.give_back(waiting)
         return waiting
 
     waiting = await store(rest)
@@ -350,4 +349,4 @@ async def _suspend(engine: Engine, slot: Slot, claim: Claim, ruling: Ruling, res
         await _retry(engine, slot, tried, timedelta(0), costs=costs, maybe_billed=False)
         return
     _finish(engine, slot)
-    engine.settled([part.id for part in waiting])
+    engine.announcing.settled([part.id for part in waiting])

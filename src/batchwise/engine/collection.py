@@ -252,7 +252,7 @@ async def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> None:
         engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.CLOSED), was=batch)
         return sorter.ended
 
-    engine.settled(await store(give_back))
+    engine.announcing.settled(await store(give_back))
 
 
 async def collect(engine: Engine, batch: BatchView) -> None:

@@ -31,6 +31,7 @@ from batchwise.results import Result
 
 from .core import Engine
 from .progress import progress, tallies
+from .reopening import reopen
 from .routes import decision_of
 
 if TYPE_CHECKING:
@@ -247,7 +248,9 @@ class TicketView:
             return result
         row = self._known()
         if self._engine.suspensions.lanes:
-            stuck = row.status is Status.QUEUED or (row.lane is Lane.BATCH and row.job in self._engine.stalled)
+            stuck = row.status is Status.QUEUED or (
+                row.lane is Lane.BATCH and row.job in self._engine.situation.stalled
+            )
             error = suspended(self._engine, row.lane, self._named()) if stuck else None
             if error is not None:
                 raise error
@@ -320,7 +323,7 @@ class JobView:
                 continue
             left[lane] = left.get(lane, 0) + number
             sent = status is Status.IN_FLIGHT
-            moving = moving or (sent and not (lane is Lane.BATCH and self._scope in self._engine.stalled))
+            moving = moving or (sent and not (lane is Lane.BATCH and self._scope in self._engine.situation.stalled))
         for lane in () if moving else left:  # nothing of it is on its way any more
             error = suspended(self._engine, lane, f"job {shown(self._name)}")
             if error is not None:
@@ -368,7 +371,7 @@ class JobView:
         """Queue anew and mark as waited for, as a bulk dispatch is."""
         tag = None if latency is None else to_latency(latency)
         self._engine.suspensions.resume_on_first_use()
-        count = self._engine.reopen(self._number, outcomes, tag)
+        count = reopen(self._engine, self._number, outcomes, tag)
         self._engine.ledger.flush(job=self._number)
         return count
 

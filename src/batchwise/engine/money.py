@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache, partial
@@ -10,15 +9,12 @@ from typing import Any, NamedTuple, Union
 
 from batchwise.basics.jsontext import decode
 from batchwise.ledger.roll import Cached
-from batchwise.ledger.values import Settlement
-from batchwise.models import Lane, Outcome
-from batchwise.planning.continuation import is_refusal, merged, usage_of
+from batchwise.models import Lane
+from batchwise.planning.continuation import is_refusal, usage_of
 from batchwise.planning.custom_ids import UNSEALED, parse
 from batchwise.planning.pricing import PriceBook, Tariff, cost, is_priced_whole
 
-__all__ = ["Bill", "Biller", "Meter", "settlement_of", "tokens_of"]
-
-_log = logging.getLogger("batchwise")
+__all__ = ["UNKNOWN", "Bill", "Biller", "Meter", "tokens_of"]
 
 _MOST = 10**9
 """Tokens of one answer, far beyond what any model gives."""
@@ -35,7 +31,8 @@ class Bill(NamedTuple):
     cached: Cached | None
 
 
-_UNKNOWN = Bill(None, None, 0, None)
+UNKNOWN = Bill(None, None, 0, None)
+"""The bill of what cannot be billed."""
 Meter = Callable[[Mapping[str, Any]], tuple[Union[int, None], Union[int, None], int, Union[Cached, None]]]
 """Gives the fields of a `Bill` as a plain tuple: a named one costs as much as the whole calculation."""
 
@@ -83,25 +80,6 @@ class Biller:
             for each in (Lane.SYNC, lane)
         )
         return None if full is None or here is None else (here, full)
-
-
-def settlement_of(
-    biller: Biller,
-    request: int,
-    lane: Lane,
-    asked: Sequence[str],
-    line: bytes,
-    message: Mapping[str, Any],
-    turns: Sequence[bytes],
-    outcome: Outcome = Outcome.SUCCEEDED,
-) -> Settlement:
-    """The settlement of a request that ends with a message of the API's, whatever is odd about it."""
-    try:
-        bill, whole = biller.bill(asked, lane, message, turns), merged(turns, line)
-    except Exception as error:  # noqa: BLE001  # it is paid: kept as it came, and its cost is not known
-        _log.warning("batchwise: an answer is kept as it came, without its price (%s)", type(error).__name__)
-        bill, whole = _UNKNOWN, line
-    return Settlement(request, outcome, lane, whole, bill.cost, bill.saved, bill.input_tokens, bill.cached)
 
 
 def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int, int, int] | None:

@@ -17,6 +17,7 @@ from batchwise.planning.forecast import Forecast
 from batchwise.planning.state import BatchState, BatchView, Snapshot
 
 from .core import Engine
+from .finding import job_number
 
 __all__ = ["progress", "progress_of", "report", "report_of", "tallies"]
 
@@ -27,7 +28,7 @@ def progress_of(engine: Engine, job: str | None) -> Progress:
     Raises:
         JobNotFoundError: The ledger has no such job.
     """
-    return progress(engine, None if job is None else engine.job_number(job))
+    return progress(engine, None if job is None else job_number(engine.ledger, job))
 
 
 def report_of(engine: Engine, job: str | None) -> Report:
@@ -36,7 +37,7 @@ def report_of(engine: Engine, job: str | None) -> Report:
     Raises:
         JobNotFoundError: The ledger has no such job.
     """
-    return report(engine, None if job is None else engine.job_number(job))
+    return report(engine, None if job is None else job_number(engine.ledger, job))
 
 
 def report(engine: Engine, job: int | None) -> Report:
@@ -51,14 +52,14 @@ def report(engine: Engine, job: int | None) -> Report:
 
 def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)) -> Progress:
     """Where a job (by its number), or everything, stands."""
-    policy, known = engine.policy, engine.snapshot()
+    policy, known = engine.policy, engine.situation.read()
     now = engine.now()
     snapshot = believed(known, now, policy)
     counts = engine.ledger.counts(job=job).by
     found = risks(snapshot, now, policy)
     risk = sum(found.values(), SAFE) if job is None else found.get(job, SAFE)
     if job is None and (found or engine.telling.in_danger):
-        engine.watch(snapshot, now)
+        engine.deadlines.watch(snapshot, now)
     due = planner.next_due(snapshot, now, policy, job=job)
     return Progress(
         **tallies(counts.items()),

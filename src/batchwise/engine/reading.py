@@ -41,8 +41,9 @@ from batchwise.planning.retries import next_attempt
 from batchwise.planning.state import BatchView
 
 from .core import Engine
-from .money import Biller, Meter, settlement_of
+from .money import Biller, Meter
 from .rebuying import buy_again
+from .settlements import settlement_of, settlement_without_answer
 
 __all__ = ["CHUNK", "Reader", "Sorter"]
 
@@ -103,7 +104,7 @@ class Sorter:
                 self.requeued.setdefault((*following, ruling.maybe_billed), []).append(number)
                 return
         outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
-        settlement = self.engine.failure(
+        settlement = settlement_without_answer(
             number,
             member.key,
             outcome,
@@ -304,7 +305,7 @@ class Reader:
 
     def _tell(self) -> None:
         """Tell of what has settled, while nothing is committed in the background: no event loop knows that thread."""
-        self.engine.settled(self.sorter.take_ended())
+        self.engine.announcing.settled(self.sorter.take_ended())
 
     def _tell_apart(self, lines: Iterable[bytes]) -> None:
         """Take in lines, while the part before may still be on its way into the ledger.

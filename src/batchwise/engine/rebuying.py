@@ -11,6 +11,7 @@ from batchwise.planning.outcomes import UNAFFORDABLE
 from batchwise.planning.state import BatchView
 
 from .core import Engine
+from .settlements import settlement_without_answer
 
 __all__ = ["buy_again"]
 
@@ -31,7 +32,12 @@ def buy_again(
     def queue(numbers: Sequence[int], where: Lane) -> None:
         which = Which(requests=numbers, batch=batch.id)
         ledger.requeue(
-            which, lane=where, costs_attempt=costs_attempt, now=engine.now(), maybe_billed=True, cap=engine.cap()
+            which,
+            lane=where,
+            costs_attempt=costs_attempt,
+            now=engine.now(),
+            maybe_billed=True,
+            cap=engine.spend_limit.cap(),
         )
 
     for start in range(0, len(requests), _SOME):
@@ -43,7 +49,7 @@ def buy_again(
             alone = [number for number, member in members.items() if member.terms.batch_only]
             queue([number for number, member in members.items() if not member.terms.batch_only], Lane.SYNC)
             ends = [
-                engine.failure(
+                settlement_without_answer(
                     number, members[number].key, Outcome.FAILED, UNAFFORDABLE, lane=Lane.BATCH, nonce=batch.nonce
                 )._replace(maybe_billed=True)
                 for number in alone

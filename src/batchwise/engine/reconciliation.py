@@ -27,7 +27,7 @@ from batchwise.planning.state import BatchState, BatchView
 from .core import Engine
 from .effects import api, store
 from .rebuying import buy_again
-from .submission import note_workspace_and_clock, record_created
+from .submission import record_created
 
 __all__ = ["give_up", "reconcile", "too_old"]
 
@@ -120,7 +120,7 @@ async def _candidates(engine: Engine, batch: BatchView) -> list[BatchInfo]:
     after: str | None = None
     while True:
         listing = await api.list(after_id=after)
-        await store(note_workspace_and_clock, engine, listing)
+        await store(engine.workspace.note_from, listing)
         newer = []
         for info in listing.batches:
             if info.id == batch.watermark or too_old(batch, info):
@@ -180,7 +180,12 @@ async def give_up(engine: Engine, batch: BatchView) -> None:
         ended: list[int] = []
         try:
             engine.ledger.requeue(
-                Which(batch=batch.id), lane=Lane.BATCH, now=engine.now(), keep=True, maybe_billed=True, cap=engine.cap()
+                Which(batch=batch.id),
+                lane=Lane.BATCH,
+                now=engine.now(),
+                keep=True,
+                maybe_billed=True,
+                cap=engine.spend_limit.cap(),
             )
         except SpendLimitError:  # not for all of them
             numbers = engine.ledger.numbers(Which(batch=batch.id))
@@ -195,4 +200,4 @@ async def give_up(engine: Engine, batch: BatchView) -> None:
             "see what lies between here and the API, then resume()"
         )
         await store(engine.suspensions.suspend, Lane.BATCH, reason)
-    engine.settled(await store(queue))
+    engine.announcing.settled(await store(queue))

@@ -17,15 +17,18 @@ from batchwise.errors import (
     LedgerError,
     WrongWorkspaceError,
 )
+from batchwise.ledger.ledger import Ledger
 from batchwise.planning.outcomes import Fault
 from batchwise.planning.retries import pause_after
-from batchwise.planning.state import Setback
+from batchwise.planning.state import Setback, Snapshot
 
 __all__ = ["Setbacks", "lasting", "passing"]
 
 _log = logging.getLogger("batchwise")
 _OVER = 600.0
 """Seconds after which a failure of the API is over that nobody has come back to: its request has gone elsewhere."""
+_RENEWED = timedelta(minutes=1)
+"""After its next try a process has so long to tell again what still fails."""
 _LASTING = (WrongWorkspaceError, ForkedDispatcherError, ClosedDispatcherError)
 
 
@@ -147,6 +150,23 @@ class Setbacks:
         """The same for the ledger, which other processes look at; `run` is this one's."""
         found = self._last()
         return None if found is None else Setback(run, found.next_try, str(found))
+
+    def store(self, ledger: Ledger, run: int, known: Snapshot | None = None) -> None:
+        """Have the ledger know what fails here, for other processes to see. What has not been renewed in time is over.
+
+        Args:
+            ledger: The durable record.
+            run: The ledger's number of this run.
+            known: The ledger's snapshot; None: it is read.
+        """
+        try:
+            kept = (ledger.snapshot() if known is None else known).setback
+            ours = self.told(run)
+            over = kept is not None and (kept.run == run or self._now() > kept.next_try + _RENEWED)
+            if ours != kept and (ours is not None or over):
+                ledger.note_setback(ours)
+        except LedgerError:  # that is what fails; this process knows it
+            _log.debug("batchwise: what fails could not be stored yet", exc_info=True)
 
     def _last(self) -> _Setback | None:
         clock = monotonic()

@@ -32,8 +32,10 @@ from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
 from .effects import api, store, store_surely
+from .pauses import backoff
+from .settlements import settlement_without_answer
 
-__all__ = ["FenceError", "check_workspace", "note_workspace_and_clock", "record_created", "submit", "unseal"]
+__all__ = ["FenceError", "record_created", "submit", "unseal"]
 
 _SENDING = "sending"
 """Under which name it is noted that the API takes no batch."""
@@ -69,7 +71,7 @@ async def submit(engine: Engine, seal: Seal) -> None:
     except LaneFault as error:
         await _not_created(engine, error.fault, rule_create(error.fault), resumes)
         return
-    await store(note_workspace_and_clock, engine, listing)
+    await store(engine.workspace.note_from, listing)
     batch = await store(_seal, engine, seal, listing)
     if batch is None:
         return
@@ -107,32 +109,6 @@ def _mark_posting(engine: Engine, batch: BatchView, listing: Listing) -> bool:
         posting_at=engine.now(),
     )
     return engine.ledger.update_batch(posting, was=batch)
-
-
-async def check_workspace(engine: Engine) -> None:
-    """Learn whose workspace the client's is, before anything of the ledger's is touched with it.
-
-    Raises:
-        WrongWorkspaceError: It is not the ledger's.
-    """
-    if engine.workspace_known:
-        return
-    try:
-        listing = await api.list(limit=1)
-    except LaneFault:
-        return  # what follows meets the same fault, and is asked for again
-    await store(note_workspace_and_clock, engine, listing)
-
-
-def note_workspace_and_clock(engine: Engine, told: Listing | BatchInfo) -> None:
-    """Take over what any answer tells: whose workspace it is, and the server's time.
-
-    Raises:
-        WrongWorkspaceError: It is not the ledger's.
-    """
-    engine.bind(told.workspace)
-    if told.server_time is not None:
-        engine.ledger.note(clock_offset=told.server_time - engine.now())
 
 
 async def _post(engine: Engine, batch: BatchView) -> None:
@@ -269,7 +245,7 @@ async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> No
         ]
         members = ledger.rows(Which(requests=guilty, batch=batch.id))
         settlements = [
-            engine.failure(
+            settlement_without_answer(
                 number,
                 member.key,
                 Outcome.FAILED,
@@ -291,7 +267,7 @@ async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> No
                 f"{ruling.error.type}; their results say why. Mend what the requests share, then resume()"
             )
             await store(engine.suspensions.suspend, Lane.BATCH, reason)
-    engine.settled(await store(fail))
+    engine.announcing.settled(await store(fail))
 
 
 async def _not_created(
@@ -302,7 +278,7 @@ async def _not_created(
     reason, wait = ruling.reason, ruling.wait or timedelta(0)
     if reason is None:
         failed = await store(engine.ledger.note_failure, "full" if full else "create", now=engine.now())
-        wait = ruling.wait or (engine.policy.poll_every[0] if smaller else engine.backoff(failed.times))
+        wait = ruling.wait or (engine.policy.poll_every[0] if smaller else backoff(failed.times, engine.policy))
         if not full and failed.times >= _MAX_FAILURES:
             reason = (
                 f"{failed.times} create calls in a row failed, the last time: {fault.told}; see whether the API can be "

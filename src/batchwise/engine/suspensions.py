@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 
 from batchwise import events
+from batchwise.basics.wording import in_requests
 from batchwise.ledger.ledger import Ledger
-from batchwise.models import Lane
+from batchwise.models import Lane, Status
 from batchwise.planning.state import Snapshot
 
 from .telling import Telling
 
 __all__ = ["Suspensions"]
+
+_log = logging.getLogger("batchwise")
 
 
 class Suspensions:
@@ -82,6 +86,24 @@ class Suspensions:
             lanes = self._ledger.resume()
             self._lift()
         self._tell_resumed(lanes)
+
+    def warn_of_rest(self) -> None:
+        """Say what stays queued because its lane is suspended: nobody may be there to be told otherwise."""
+        for lane, reason in self.read().suspended.items():
+            left = sum(
+                number
+                for (where, status, _), number in self._ledger.counts(job=None).by.items()
+                if where is lane and status is Status.QUEUED
+            )
+            if left:
+                _log.warning(
+                    "batchwise: %s %s queued in %s: the %s lane is suspended (%s)",
+                    in_requests(left),
+                    "stays" if left == 1 else "stay",
+                    self._ledger.name,
+                    lane.value,
+                    reason,
+                )
 
     def _lift(self) -> None:
         self.lanes = {}

@@ -233,11 +233,11 @@ def _depth(engine: Engine) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _at_risk(engine: Engine) -> Iterator[tuple[int, dict[str, str]]]:
-    yield engine.risk().at_risk, {}
+    yield engine.deadlines.risk().at_risk, {}
 
 
 def _overdue(engine: Engine) -> Iterator[tuple[int, dict[str, str]]]:
-    yield engine.risk().overdue, {}
+    yield engine.deadlines.risk().overdue, {}
 
 
 def _doubles(engine: Engine) -> Iterator[tuple[int, dict[str, str]]]:

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from batchwise.ledger.ledger import Ledger
 from batchwise.planning.linger import Gathering
 
-__all__ = ["WaitedFor", "Waits"]
+__all__ = ["Waits"]
 
 
-class WaitedFor(NamedTuple):
+class _WaitedFor(NamedTuple):
     """Numbers of requests and of jobs that are waited for."""
 
     requests: frozenset[int]
@@ -23,11 +24,12 @@ class Waits:
     """Thread-safe. Times are those of the wall clock, passed in.
 
     Args:
+        ledger: Where it is submitted.
         linger: How long a wait lets others join.
     """
 
-    def __init__(self, linger: timedelta) -> None:
-        self._linger, self._lock = linger, threading.Lock()
+    def __init__(self, ledger: Ledger, linger: timedelta) -> None:
+        self._ledger, self._linger, self._lock = ledger, linger, threading.Lock()
         self._gathering: Gathering | None = None
         self._requests: set[int] = set()
         self._jobs: set[int] = set()
@@ -53,17 +55,27 @@ class Waits:
         with self._lock:
             return None if self._gathering is None else self._gathering.ends(self._linger)
 
-    def take(self, now: datetime) -> WaitedFor | None:
+    def submit(self, now: datetime) -> None:
+        """Have what is waited for sent, unless something joined it within the last linger."""
+        waited = self._take(now)
+        if waited is None:
+            return
+        try:
+            if waited.requests:
+                self._ledger.flush(requests=waited.requests)
+            for job in waited.jobs:
+                self._ledger.flush(job=job)
+        except BaseException:  # it is tried again a linger later
+            self.add(now, requests=waited.requests, jobs=waited.jobs)
+            raise
+
+    def _take(self, now: datetime) -> _WaitedFor | None:
         """What is to be submitted now, once; None: nothing yet."""
         if self._gathering is None:
             return None
         with self._lock:
             if self._gathering is None or not self._gathering.over(now, self._linger):
                 return None
-            taken = WaitedFor(frozenset(self._requests), frozenset(self._jobs))
+            taken = _WaitedFor(frozenset(self._requests), frozenset(self._jobs))
             self._gathering, self._requests, self._jobs = None, set(), set()
             return taken
-
-    def put_back(self, waited: WaitedFor, now: datetime) -> None:
-        """It could not be submitted: it is tried again a linger later."""
-        self.add(now, requests=waited.requests, jobs=waited.jobs)

@@ -1,0 +1,192 @@
+"""How requests are accepted: routed, admitted beside what is promised already, and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+
+import attrs
+
+from batchwise import events
+from batchwise.errors import BatchwiseError
+from batchwise.ledger.ledger import Ledger
+from batchwise.ledger.values import Accepted, Claim, Entry, Offer, RequestRow, Which
+from batchwise.models import Decision, Lane, LatencyTag, ToolUse
+from batchwise.planning.state import Group, Terms
+from batchwise.request import Request, check_job
+
+from .admissions import Admissions
+from .entries import entries
+from .kept_policy import KeptPolicy
+from .queue import CallQueue
+from .routes import Router, check_size, decision_of
+from .spend_limit import SpendLimit
+from .suspensions import Suspensions
+from .sync_lane import SyncLane
+from .telling import Telling
+from .waits import Waits
+
+__all__ = ["Accepting"]
+
+
+class Accepting:
+    """Accepts requests for one run of a dispatcher. Thread-safe.
+
+    Args:
+        ledger: Where they are stored.
+        run: The ledger's number of this run.
+        router: Finds the lane of each.
+        admissions: Whether what has a deadline can be promised.
+        spend_limit: What may be spent.
+        suspensions: Which lanes take no work.
+        queue: The calls of this process.
+        sync_lane: Takes up what the sync lane gets.
+        waits: Is told what may go with those that are waited for.
+        kept_policy: Has the ledger keep the policy.
+        telling: The log, and whoever listens to events.
+        now: The wall clock.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        run: int,
+        *,
+        router: Router,
+        admissions: Admissions,
+        spend_limit: SpendLimit,
+        suspensions: Suspensions,
+        queue: CallQueue,
+        sync_lane: SyncLane,
+        waits: Waits,
+        kept_policy: KeptPolicy,
+        telling: Telling,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._ledger, self._run, self._now = ledger, run, now
+        self._router, self._admissions, self._spend_limit = router, admissions, spend_limit
+        self._suspensions, self._queue, self._sync_lane = suspensions, queue, sync_lane
+        self._waits, self._kept_policy, self._telling = waits, kept_policy, telling
+
+    # -- one request ------------------------------------------------------------------------------------------------
+
+    def accept(self, request: Request, job: str | None) -> tuple[Accepted, Decision]:
+        """Accept one request; once it is durable, a new one for the sync lane is queued there.
+
+        Raises:
+            BatchwiseError: Whatever was wrong with it; nothing was stored or sent.
+        """
+        offer, decision = self._offer(request, job)
+        return self._accepted(offer, decision, partial(self._ledger.accept, offer))
+
+    def begin(self, request: Request, job: str | None) -> Callable[[], tuple[Accepted, Decision]]:
+        """The same in two steps: what this gives waits for the commit. See `accepting` of the ledger."""
+        offer, decision = self._offer(request, job)
+        return partial(self._accepted, offer, decision, self._ledger.accepting(offer))
+
+    def _offer(self, request: Request, job: str | None) -> tuple[Offer, Decision]:
+        """The request as the ledger is asked to accept it, and what was decided about it."""
+        if job is not None:
+            check_job(job)
+        now = self._now()
+        decision, terms = self._router.recall(request, now)
+        check_size(request, terms)
+        if terms.due is not None:
+            admitted = self._admissions.one(terms, len(request.body), now)
+            if admitted is not terms:
+                decision, terms = decision_of(admitted), admitted
+        self._suspensions.resume_on_first_use()
+        claims: list[Claim] | None = None
+        if terms.lane is Lane.SYNC and Lane.SYNC not in self._suspensions.lanes:
+            claims = []
+        entry = Entry(request.key, request.body, terms)
+        return Offer(entry, job, self._run, now, claims, self._spend_limit.cap()), decision
+
+    def _accepted(self, offer: Offer, decision: Decision, store: Callable[[], Accepted]) -> tuple[Accepted, Decision]:
+        try:
+            accepted = store()
+        except BaseException:
+            self._take_up_stored(offer.claims or [])
+            raise
+        for claim in offer.claims or ():
+            self._sync_lane.push(claim)
+        self._kept_policy.keep()
+        row, job, now = accepted.row, offer.job, offer.now
+        if row.lane is Lane.BATCH:
+            self._waits.joined(now)
+        if not accepted.created:
+            return accepted, _decided_before(decision, row.terms)
+        if self._telling.wanted:
+            batch = row.lane is Lane.BATCH
+            self._telling.tell(events.Accepted(at=now, job=job, batch=int(batch), sync=int(not batch), request=row.id))
+        return accepted, decision
+
+    def _take_up_stored(self, claims: Iterable[Claim]) -> None:
+        """Queue what was accepted though its acceptance failed: a thread that waits for the disk may be interrupted."""
+        for claim in claims:
+            with suppress(BatchwiseError):
+                row = self._ledger.rows(Which(requests=[claim.id])).get(claim.id)
+                if row is None or row.key != claim.key or self._queue.holds(claim.id):
+                    continue  # its number was given again
+                if self._ledger.note_attempt(
+                    claim.id, run=self._run, costs_attempt=False, maybe_billed=False, now=self._now()
+                ):
+                    self._sync_lane.push(claim)
+
+    def due(self, row: RequestRow) -> datetime | None:
+        """By when the pump has to look at a request just accepted; None: at once."""
+        if row.lane is Lane.SYNC:
+            return None
+        waits = self._now() + row.terms.interval
+        return waits if row.terms.submit_by is None else min(waits, row.terms.submit_by)
+
+    # -- many requests ----------------------------------------------------------------------------------------------
+
+    def accept_all(
+        self,
+        requests: Iterable[Request],
+        job: str | None,
+        latency: LatencyTag | None,
+        tool_use: ToolUse | None,
+        check_models: Callable[[Iterable[str]], None] | None = None,
+    ) -> int:
+        """Accept many, whole or not at all, in bounded memory; returns the number of their job.
+
+        Where `check_models` raises over the models asked for, nothing is accepted.
+        """
+        if job is not None:
+            check_job(job)
+        self._suspensions.resume_on_first_use()
+        now = self._now()
+        with self._ledger.intake(job=job, run=self._run) as intake:
+            intake.stage(entries(self._router, requests, now, latency, tool_use))
+            groups = [Group(terms=terms, requests=count, size=size, since=now) for terms, count, size in intake.fresh]
+            if check_models is not None:
+                check_models(group.terms.model for group in groups)
+            moves = self._admissions.all(groups, now)
+            intake.accept(now=now, cap=self._spend_limit.cap(), flush=True, sync=moves)
+        self._kept_policy.keep()
+        self._admissions.forget()
+        self._tell_all(groups, moves, job, now)
+        return intake.job
+
+    def _tell_all(
+        self, groups: Sequence[Group], moves: Mapping[Terms, tuple[int, Terms]], job: str | None, now: datetime
+    ) -> None:
+        if not self._telling.wanted:
+            return
+        count = sum(group.requests for group in groups)
+        sync = sum(group.requests for group in groups if group.terms.lane is Lane.SYNC)
+        sync += sum(moved for moved, _ in moves.values())
+        self._telling.tell(events.Accepted(at=now, job=job, batch=count - sync, sync=sync))
+
+
+def _decided_before(now: Decision, terms: Terms) -> Decision:
+    """The decision on a request that was dispatched before under its key, and what of this dispatch does not hold."""
+    before = decision_of(terms)
+    if now.deadline == before.deadline:
+        return before
+    words = f"{before.explanation}. It was dispatched before under its key, and that deadline stands"
+    return attrs.evolve(before, explanation=words)

@@ -1,0 +1,44 @@
+"""Deadlines in danger: how many there are, and telling of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from batchwise.ledger.ledger import Ledger
+from batchwise.models import Policy
+from batchwise.planning.capacity import tail_of
+from batchwise.planning.clock_skew import believed
+from batchwise.planning.deadline_risk import SAFE, Risk, risks
+from batchwise.planning.state import Snapshot
+
+from .telling import Telling
+
+__all__ = ["Deadlines"]
+
+_SOON = timedelta(seconds=1)
+
+
+class Deadlines:
+    """Looks for requests whose deadline may not be kept.
+
+    Args:
+        ledger: The durable record.
+        policy: The rules' figures.
+        telling: Is told of deadlines in danger.
+        now: The wall clock.
+    """
+
+    def __init__(self, ledger: Ledger, policy: Policy, telling: Telling, now: Callable[[], datetime]) -> None:
+        self._ledger, self._policy, self._telling, self._now = ledger, policy, telling, now
+
+    def risk(self) -> Risk:
+        """How many requests are in danger, all jobs together."""
+        now = self._now()
+        known = believed(self._ledger.snapshot(), now, self._policy)
+        return sum(risks(known, now, self._policy).values(), SAFE)
+
+    def watch(self, known: Snapshot, now: datetime) -> None:
+        """Tell of deadlines in danger. A rescue that begins in the next moment is none."""
+        leeway = tail_of(self._policy.limits) + _SOON
+        self._telling.risk(sum(risks(known, now, self._policy, leeway=leeway).values(), SAFE))

@@ -1,0 +1,76 @@
+"""What the ledger is given of each request of a bulk dispatch: its terms, found once for those that are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import NoReturn
+
+from batchwise.errors import InvalidRequestError
+from batchwise.ledger.values import Entry
+from batchwise.models import LatencyTag, ToolUse
+from batchwise.planning.packing import MAX_CALL_BYTES
+from batchwise.planning.state import Terms
+from batchwise.request import Request
+
+from .routes import Router, check_size
+
+__all__ = ["entries"]
+
+
+def entries(
+    router: Router, requests: Iterable[Request], now: datetime, latency: LatencyTag | None, tool_use: ToolUse | None
+) -> Iterator[Entry]:
+    """What to store of each, one at a time; those alike are routed once.
+
+    Raises:
+        InvalidRequestError: One cannot be sent as it is, or is no `Request`; the message says which.
+    """
+    routes: dict[object, Terms] = {}
+    last: object = None
+    position = -1
+    try:
+        for position, request in enumerate(requests):
+            if not isinstance(request, Request):
+                _refuse_item(request, position)
+            signature = router.signature(request, now)
+            if signature != last:  # mostly they are alike, and comparing two costs less than a hash
+                found = routes.get(signature)
+                if found is None:
+                    found = routes[signature] = _route_named(router, request, position, now, latency, tool_use)
+                last, terms = signature, found
+            if len(request.body) > MAX_CALL_BYTES:
+                _check_size(request, terms, position)
+            yield Entry(request.key, request.body, terms)
+    except Exception as error:
+        # Most come out of the caller's own iterable, which does not know what has become of the items before.
+        if add_note := getattr(error, "add_note", None):  # Python 3.11
+            add_note(f"dispatch_all had taken {position + 1} items; nothing of it was accepted")
+        raise
+
+
+def _route_named(
+    router: Router,
+    request: Request,
+    position: int,
+    now: datetime,
+    latency: LatencyTag | None,
+    tool_use: ToolUse | None,
+) -> Terms:
+    try:
+        return router.route(request, now, latency, tool_use)[1]
+    except InvalidRequestError as error:
+        raise type(error)(f"item #{position} of dispatch_all: {error}") from None
+
+
+def _refuse_item(item: object, position: int) -> NoReturn:
+    raise InvalidRequestError(
+        f"item #{position} of dispatch_all is a {type(item).__name__}; wrap params in Request(...)"
+    )
+
+
+def _check_size(request: Request, terms: Terms, position: int) -> None:
+    try:
+        check_size(request, terms)
+    except InvalidRequestError as error:
+        raise type(error)(f"item #{position} of dispatch_all: {error}") from None

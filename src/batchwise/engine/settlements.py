@@ -1,0 +1,55 @@
+"""The settlement of a request that ends with an answer, and of one that ends without."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from batchwise.ledger.values import Settlement
+from batchwise.models import Lane, Outcome, ResultError
+from batchwise.planning.continuation import failed, merged
+from batchwise.planning.custom_ids import UNSEALED, custom_id
+
+from .money import UNKNOWN, Biller
+
+__all__ = ["settlement_of", "settlement_without_answer"]
+
+_log = logging.getLogger("batchwise")
+
+
+def settlement_of(
+    biller: Biller,
+    request: int,
+    lane: Lane,
+    asked: Sequence[str],
+    line: bytes,
+    message: Mapping[str, Any],
+    turns: Sequence[bytes],
+    outcome: Outcome = Outcome.SUCCEEDED,
+) -> Settlement:
+    """The settlement of a request that ends with a message of the API's, whatever is odd about it."""
+    try:
+        bill, whole = biller.bill(asked, lane, message, turns), merged(turns, line)
+    except Exception as error:  # noqa: BLE001  # it is paid: kept as it came, and its cost is not known
+        _log.warning("batchwise: an answer is kept as it came, without its price (%s)", type(error).__name__)
+        bill, whole = UNKNOWN, line
+    return Settlement(request, outcome, lane, whole, bill.cost, bill.saved, bill.input_tokens, bill.cached)
+
+
+def settlement_without_answer(
+    request: int,
+    key: str,
+    outcome: Outcome,
+    error: ResultError,
+    *,
+    lane: Lane,
+    nonce: str | None,
+    attempted: bool = True,
+    status: int | None = None,
+    request_id: str | None = None,
+) -> Settlement:
+    """The settlement of a request that has no answer; its attempts were not billed."""
+    name = custom_id(key, nonce or UNSEALED, request)
+    line = failed(name, outcome, error, status=status, request_id=request_id)
+    return Settlement(request, outcome, lane, line, 0, 0, attempted=attempted)

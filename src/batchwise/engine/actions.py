@@ -85,7 +85,7 @@ def _unreachable(action: NoReturn) -> NoReturn:
 
 async def _run_claims(engine: Engine, action: agenda.Run) -> None:
     """Hand queued requests to this process's sync lane, as many as it can take up soon."""
-    at_once = calls_at_once(limits_of(action.model, engine.policy.limits, engine.queue.told_of(action.model)))
+    at_once = calls_at_once(limits_of(action.model, engine.policy.limits, engine.queue.stored_limits_of(action.model)))
     room = (_BACKLOG if action.urgent else 0) + at_once + _BACKLOG - engine.queue.busy_with(action.model)
     if room <= 0:
         return

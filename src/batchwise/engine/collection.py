@@ -161,7 +161,7 @@ def _asking(batch: BatchView) -> str:
 async def _unreadable(engine: Engine, batch: BatchView, error: LaneFault, resumes: int) -> None:
     """A poll or a read failed: again later. A 404 alone loses nothing: the results may come later than the end."""
     fault, ruling = error.fault, rule_call(error.fault)
-    words = fault.told
+    words = fault.summary
     engine.setbacks.refused(
         _asking(batch),
         f"asking about batch {printable(batch.remote_id or '')}",
@@ -185,7 +185,7 @@ async def _unknown(engine: Engine, batch: BatchView, words: str) -> None:
     try:
         info, certain = await _listed(batch)
     except LaneFault as unlisted:
-        await _note_failed_look(engine, batch, unlisted.fault.told)
+        await _note_failed_look(engine, batch, unlisted.fault.summary)
         return
     if info is None and certain:
         await _lost(engine, batch, _gone("batch_gone", "the API knows the batch no more", verdict=Verdict.RETRY))

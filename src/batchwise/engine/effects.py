@@ -130,7 +130,7 @@ async def _logged(words: str, asked: Ask[T]) -> T:
         answer = await asked
         came = _brief(answer)
     except LaneFault as error:
-        came = error.fault.told
+        came = error.fault.summary
         raise
     finally:
         _log.debug("batchwise: %s: %s, after %.3f s", words, came, monotonic() - begun)

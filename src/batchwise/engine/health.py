@@ -1,4 +1,4 @@
-"""How the sync lane does in this process, and what of it the ledger has to be told, for other processes to see."""
+"""What this process sees of the sync lane, and which of it the ledger has to store for other processes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .queue import CallQueue
 
 __all__ = ["Health"]
 
-_TOLD = timedelta(minutes=1)
-"""For so long the ledger need not be told again that the sync lane goes on answering, or failing."""
+_REPEAT = timedelta(minutes=1)
+"""The ledger stores anew after so long that the sync lane goes on answering, or failing."""
 _SOON = timedelta(seconds=1)
 _NEWS = 0.05
-"""A change of what the sync lane reaches that the ledger is told at once: of a share of the limits."""
+"""A change of the lane's share of the limits, so large that the ledger stores it at once."""
 
 
 class Health:
@@ -36,10 +36,11 @@ class Health:
         """When the sync lane last answered this process."""
         self.failed_at: datetime | None = None
         """When it last refused this process for good, or did not answer."""
-        self._told: tuple[bool, datetime] | None = None
+        self._stored: tuple[bool, datetime] | None = None
+        """Whether the lane answered, and when, as it was last stored."""
         self._paces: dict[str, Measured] = {}
         """By class of models."""
-        self._paces_told: dict[str, Measured] = {}
+        self._paces_stored: dict[str, Measured] = {}
 
     def seen_with(self, known: Snapshot) -> Snapshot:
         """The ledger's snapshot with what this process knows beyond it."""
@@ -55,32 +56,32 @@ class Health:
         self.answered_at, self.failed_at = right.sync_answered_at, right.sync_failed_at
 
     def note_call(self, *, answered: bool) -> bool:
-        """The sync lane answered, or did not; whether the ledger has to be told: of a change, and once a minute."""
-        now, told = self._now(), self._told
+        """Note whether the sync lane answered; True if the ledger has to store that: a change, or once a minute."""
+        now, stored = self._now(), self._stored
         if answered:
             self.answered_at = now
         else:
             self.failed_at = now
-        if told is not None and told[0] is answered and told[1] <= now < told[1] + _TOLD:
+        if stored is not None and stored[0] is answered and stored[1] <= now < stored[1] + _REPEAT:
             return False
-        self._told = answered, now
+        self._stored = answered, now
         return True
 
     def paced(self, model: str) -> tuple[str, Measured] | None:
-        """The class of a model and how the sync lane does for it, if the ledger has to be told.
+        """Return the class of a model and what was measured of it, if the ledger has to store that; else None.
 
-        It is told of the account's limits, of a share that has changed, and once a minute while that is below one.
+        The ledger stores new limits of the account, a share that has changed, and once a minute a share below one.
         """
         now = self._now()
         name, measured = self._queue.measured(model, monotonic(), now)
-        self._paces[name], told = measured, self._paces_told.get(name)
-        if told is not None:
-            same = attrs.evolve(measured, at=told.at, share=told.share) == told
-            before, share = told.share or 0.0, measured.share or 0.0
-            since = abs(now - told.at)  # a clock that is set back makes nothing new
-            if same and not (abs(share - before) >= _NEWS and since >= _SOON) and (share == before or since < _TOLD):
+        self._paces[name], stored = measured, self._paces_stored.get(name)
+        if stored is not None:
+            same = attrs.evolve(measured, at=stored.at, share=stored.share) == stored
+            before, share = stored.share or 0.0, measured.share or 0.0
+            since = abs(now - stored.at)  # a clock that is set back makes nothing new
+            if same and not (abs(share - before) >= _NEWS and since >= _SOON) and (share == before or since < _REPEAT):
                 return None
-        self._paces_told[name] = measured
+        self._paces_stored[name] = measured
         return name, measured
 
 

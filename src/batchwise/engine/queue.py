@@ -101,8 +101,8 @@ class CallQueue:
         self._classes: dict[str, _Class] = {}
         self._later: list[tuple[float, int, int, float, Claim]] = []
         self._sequence = 0
-        self.told: Mapping[str, Measured] = {}
-        """What other processes know of the account's limits, for classes that this one has not called yet."""
+        self.stored_limits: Mapping[str, Measured] = {}
+        """What the ledger knows of the account's limits by class, for classes that this process has not called yet."""
         self._running: set[int] = set()
         """The sequence numbers of claims for which the pacing holds a reservation."""
         self._news: list[tuple[str, str, int]] = []
@@ -115,7 +115,7 @@ class CallQueue:
         name = class_of(claim.terms.model, self._limits)
         found = self._classes.get(name)
         if found is None:
-            limits = limits_of(name, self._limits, self.told.get(name))
+            limits = limits_of(name, self._limits, self.stored_limits.get(name))
             pacer = Pacer(limits, now=now, follows=follows(name, self._limits))
             found = self._classes[name] = _Class(pacer)
         return found
@@ -228,8 +228,8 @@ class CallQueue:
         with self._lock:
             name = class_of(model, self._limits)
             pacer = self._classes[name].pacer
-            requests, tokens_in, tokens_out = pacer.told
-            before = self.told.get(name) or Measured(at=at)
+            requests, tokens_in, tokens_out = pacer.header_limits
+            before = self.stored_limits.get(name) or Measured(at=at)
             return name, Measured(
                 at=at,
                 share=pacer.reached(now),
@@ -278,9 +278,9 @@ class CallQueue:
     def _waiting(self) -> int:
         return sum(lane.waiting for lane in self._classes.values())
 
-    def told_of(self, model: str) -> Measured | None:
-        """What is known of a model's class, from whichever process."""
-        return self.told.get(class_of(model, self._limits))
+    def stored_limits_of(self, model: str) -> Measured | None:
+        """Return what the ledger knows of the limits of a model's class; None: nothing."""
+        return self.stored_limits.get(class_of(model, self._limits))
 
     def busy_with(self, model: str) -> int:
         """Claims that wait or run of a model's class."""

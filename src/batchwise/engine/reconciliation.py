@@ -100,7 +100,7 @@ async def _unseen(
     if reason is None and failures >= _MAX_FAILURES and batch.state is BatchState.IN_DOUBT:
         reason = (
             f"a batch whose create was not answered could not be looked for {failures} times in a row, the last time: "
-            f"{fault.told}; see whether the API can be reached, then resume()"
+            f"{fault.summary}; see whether the API can be reached, then resume()"
         )
     if reason is not None:
         await store(engine.suspensions.suspend, Lane.BATCH, reason, resumes=resumes)

@@ -107,7 +107,7 @@ class Setbacks:
         """
         with self._lock:
             times = self._times(what)
-            found = self._note(what, words, fault.told, None, times, pause)
+            found = self._note(what, words, fault.summary, None, times, pause)
         if times & (times - 1) == 0:  # once, twice, four times, ...: an outage does not fill the log
             _log.warning("batchwise: %s", found)
 
@@ -146,7 +146,7 @@ class Setbacks:
         found = self._last()
         return None if found is None else str(found)
 
-    def told(self, run: int) -> Setback | None:
+    def to_store(self, run: int) -> Setback | None:
         """The same for the ledger, which other processes look at; `run` is this one's."""
         found = self._last()
         return None if found is None else Setback(run, found.next_try, str(found))
@@ -161,7 +161,7 @@ class Setbacks:
         """
         try:
             kept = (ledger.snapshot() if known is None else known).setback
-            ours = self.told(run)
+            ours = self.to_store(run)
             over = kept is not None and (kept.run == run or self._now() > kept.next_try + _RENEWED)
             if ours != kept and (ours is not None or over):
                 ledger.note_setback(ours)

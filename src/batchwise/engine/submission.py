@@ -281,13 +281,13 @@ async def _not_created(
         wait = ruling.wait or (engine.policy.poll_every[0] if smaller else backoff(failed.times, engine.policy))
         if not full and failed.times >= _MAX_FAILURES:
             reason = (
-                f"{failed.times} create calls in a row failed, the last time: {fault.told}; see whether the API can be "
-                "reached, then resume()"
+                f"{failed.times} create calls in a row failed, the last time: {fault.summary}; see whether the API can "
+                "be reached, then resume()"
             )
         lasts = engine.now() - failed.since > engine.policy.window  # whatever filled the queue has ended by now
         if full and lasts and failed.times >= _MAX_FAILURES:  # the clock may have been set: one refusal lasts no window
             reason = (
-                f"the API has refused every batch for a whole window ({fault.told}); see what fills the "
+                f"the API has refused every batch for a whole window ({fault.summary}); see what fills the "
                 "account's queue, then resume()"
             )
     if reason is None:

@@ -105,7 +105,7 @@ def follows(model: str, limits: Limits | Mapping[str, Limits] | None) -> bool:
     return limits is None or (isinstance(limits, Mapping) and _prefix(model, limits) is None)
 
 
-def limits_of(model: str, limits: Limits | Mapping[str, Limits] | None, told: Measured | None = None) -> Limits:
+def limits_of(model: str, limits: Limits | Mapping[str, Limits] | None, measured: Measured | None = None) -> Limits:
     """The limits in force for a model (or for its class).
 
     Given limits are kept to, and the API's headers may lower them. Where none are given, the Start tier's hold until
@@ -114,27 +114,27 @@ def limits_of(model: str, limits: Limits | Mapping[str, Limits] | None, told: Me
     Args:
         model: The model's id, or its class.
         limits: `Policy.limits`.
-        told: What the API's headers said.
+        measured: The limits that the API's headers named; None: none so far.
     """
     given = limits
     if isinstance(given, Mapping):
         prefix = _prefix(model, given)
         given = None if prefix is None else given[prefix]
     found = _START if given is None else given
-    if told is None:
+    if measured is None:
         return found
     return attrs.evolve(
         found,
-        requests_per_minute=_lower(told.requests_per_minute, found.requests_per_minute, given),
-        input_tokens_per_minute=_lower(told.input_tokens_per_minute, found.input_tokens_per_minute, given),
-        output_tokens_per_minute=_lower(told.output_tokens_per_minute, found.output_tokens_per_minute, given),
+        requests_per_minute=_lower(measured.requests_per_minute, found.requests_per_minute, given),
+        input_tokens_per_minute=_lower(measured.input_tokens_per_minute, found.input_tokens_per_minute, given),
+        output_tokens_per_minute=_lower(measured.output_tokens_per_minute, found.output_tokens_per_minute, given),
     )
 
 
-def _lower(told: int | None, known: int | None, given: Limits | None) -> int | None:
-    if told is None or known is None:
-        return known if told is None else told
-    return told if given is None else min(told, known)
+def _lower(measured: int | None, known: int | None, given: Limits | None) -> int | None:
+    if measured is None or known is None:
+        return known if measured is None else measured
+    return measured if given is None else min(measured, known)
 
 
 def delivered(limits: Limits, most: int = MOST_CALLS) -> Limits:

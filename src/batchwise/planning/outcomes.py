@@ -136,8 +136,8 @@ class Fault:
     request_sent: bool = True
 
     @property
-    def told(self) -> str:
-        """What it was, without the API's words, which may quote the request."""
+    def summary(self) -> str:
+        """Return what failed, without the API's message: that may quote the request."""
         if self.status is None:  # the lane's words
             return f"{self.type}: {self.message.rstrip('.')}"
         return f"the API answered {self.status} {self.type}"

@@ -80,12 +80,12 @@ class Reservation(NamedTuple):
 class _Bucket:
     """What of one resource may still be started; below zero it is in debt."""
 
-    __slots__ = ("at", "burst", "given", "level", "limit", "owed", "told")
+    __slots__ = ("at", "burst", "given", "header_limit", "level", "limit", "owed")
 
     def __init__(self, limit: int | None, now: float, *, follows: bool) -> None:
         self.given = None if follows else limit
         self.limit = math.inf if limit is None else float(limit)
-        self.told: int | None = None
+        self.header_limit: int | None = None
         self.burst = MINUTE if follows else BURST
         self.level = self.limit * self.burst
         self.owed = 0.0
@@ -275,9 +275,9 @@ class Pacer:
         return self._rates.value * self._overload.accepted
 
     @property
-    def told(self) -> tuple[int | None, int | None, int | None]:
+    def header_limits(self) -> tuple[int | None, int | None, int | None]:
         """The limits that the API's headers said: requests, input and output tokens a minute; None: they said none."""
-        requests, tokens_in, tokens_out = (bucket.told for bucket in self._buckets)
+        requests, tokens_in, tokens_out = (bucket.header_limit for bucket in self._buckets)
         return requests, tokens_in, tokens_out
 
     @property
@@ -426,7 +426,7 @@ class Pacer:
         for kind, bucket, running in zip(_KINDS, self._buckets, self._running, strict=True):
             limit = _number(headers.get(f"anthropic-ratelimit-{kind}-limit"))
             if limit is not None and limit >= 1:
-                bucket.told = int(limit)
+                bucket.header_limit = int(limit)
                 new = limit if bucket.given is None else min(limit, float(bucket.given))
                 if new < bucket.limit and not math.isinf(bucket.limit):
                     lowered = min(lowered, new / bucket.limit)

@@ -95,8 +95,6 @@ class Case:
     stream: bool
     output_tokens: int
     deadline: datetime | None
-    buffer: timedelta
-    reserve: timedelta
     prefix: Prefix | None = None
 
     @property
@@ -105,9 +103,14 @@ class Case:
         return ZERO if self.deadline is None else self.deadline - self.now
 
     @property
-    def submit_by(self) -> datetime | None:
-        """The last moment at which a full window and the reserve still fit."""
-        return None if self.deadline is None else self.deadline - self.policy.window - self.reserve
+    def buffer(self) -> timedelta:
+        """What the window leaves of the SLA; negative where the deadline is inside the window."""
+        return ZERO if self.deadline is None else self.left - self.policy.window
+
+    @property
+    def reserve(self) -> timedelta:
+        """What of the buffer is kept for a rescue."""
+        return reserve_for(self.policy, self.buffer)
 
     @property
     def usual_interval(self) -> timedelta:
@@ -165,13 +168,14 @@ class Case:
 
 
 class _Rule(NamedTuple):
+    """The lane that this reason speaks for, when it decides, and what it saw in words, whether it decided or not."""
+
     reason: Reason
-    lane: Callable[[Case], Lane | None]
+    lane: Lane
+    decides: Callable[[Case], object]
     words: Callable[[Case], str]
-
-
-def _sync_if(condition: Callable[[Case], object]) -> Callable[[Case], Lane | None]:
-    return lambda case: Lane.SYNC if condition(case) else None
+    needs_sync: bool = False
+    """Nothing but the sync lane will do, whatever the deadline; what only a batch takes is then refused."""
 
 
 def _inside_window(case: Case) -> bool:
@@ -256,7 +260,7 @@ def _window_words(case: Case) -> str:
 
 
 def _tolerant_words(case: Case) -> str:
-    if any(rule.lane(case) for rule in _RULES[:-1]):
+    if any(rule.decides(case) for rule in _RULES[:-1]):
         return "not asked: a rule before it decides"
     sent = f"within {human(case.interval)}" if case.interval else "at once"
     if case.interval < case.usual_interval:
@@ -316,7 +320,8 @@ def _hedge_words(case: Case) -> str:
 _RULES: tuple[_Rule, ...] = (
     _Rule(
         Reason.ITERATIVE_TOOL_USE,
-        _sync_if(lambda case: case.tool_use is ToolUse.ITERATIVE),
+        Lane.SYNC,
+        lambda case: case.tool_use is ToolUse.ITERATIVE,
         lambda case: (
             "the caller runs tools and goes on, and a batch cannot return tool results in the middle of a request "
             "(say tool_use=ToolUse.SINGLE if one turn's answer is the result, ToolUse.PATIENT if each turn may wait)"
@@ -325,55 +330,56 @@ _RULES: tuple[_Rule, ...] = (
             if case.tool_use is ToolUse.PATIENT
             else f"tool use is {case.tool_use.value}: one answer ends it"
         ),
+        needs_sync=True,
     ),
     _Rule(
         Reason.BLOCKING,
-        _sync_if(lambda case: case.latency is Latency.BLOCKING),
+        Lane.SYNC,
+        lambda case: case.latency is Latency.BLOCKING,
         lambda case: (
             f"somebody is waiting for the answer, and a batch may take {human(case.policy.window)}"
             if case.latency is Latency.BLOCKING
             else "nobody is waiting for the answer"
         ),
+        needs_sync=True,
     ),
     _Rule(
         Reason.STREAMING,
-        _sync_if(lambda case: case.stream),
+        Lane.SYNC,
+        lambda case: case.stream,
         lambda case: "the caller wants streaming, which a batch has not" if case.stream else "no streaming asked for",
+        needs_sync=True,
     ),
     _Rule(
         Reason.SYNC_ONLY_PARAMETER,
-        _sync_if(lambda case: case.sync_only),
+        Lane.SYNC,
+        lambda case: case.sync_only,
         lambda case: (
             f"{', '.join(case.sync_only)} is refused in a batch" if case.sync_only else "a batch takes all parameters"
         ),
+        needs_sync=True,
     ),
     _Rule(
         Reason.BATCH_ONLY_PARAMETER,
-        lambda case: Lane.BATCH if case.batch_only else None,
+        Lane.BATCH,
+        lambda case: case.batch_only,
         _batch_only_words,
     ),
     _Rule(
         Reason.ZERO_DATA_RETENTION,
-        _sync_if(lambda case: case.policy.zero_data_retention),
+        Lane.SYNC,
+        lambda case: case.policy.zero_data_retention,
         lambda case: (
             "zero data retention does not cover batches"
             if case.policy.zero_data_retention
             else "no zero data retention asked for"
         ),
+        needs_sync=True,
     ),
-    _Rule(Reason.HEDGED, lambda case: Lane.BATCH if _hedge(case) else None, _hedge_words),
-    _Rule(Reason.DEADLINE_INSIDE_WINDOW, _sync_if(_inside_window), _window_words),
-    _Rule(Reason.DELAY_COSTS_MORE, _sync_if(_delay_costs_more), _delay_words),
-    _Rule(Reason.LATENCY_TOLERANT, lambda _case: Lane.BATCH, _tolerant_words),
-)
-_NEEDS_SYNC = frozenset(
-    {
-        Reason.ITERATIVE_TOOL_USE,
-        Reason.BLOCKING,
-        Reason.STREAMING,
-        Reason.SYNC_ONLY_PARAMETER,
-        Reason.ZERO_DATA_RETENTION,
-    }
+    _Rule(Reason.HEDGED, Lane.BATCH, _hedge, _hedge_words),
+    _Rule(Reason.DEADLINE_INSIDE_WINDOW, Lane.SYNC, _inside_window, _window_words),
+    _Rule(Reason.DELAY_COSTS_MORE, Lane.SYNC, _delay_costs_more, _delay_words),
+    _Rule(Reason.LATENCY_TOLERANT, Lane.BATCH, lambda _case: True, _tolerant_words),
 )
 
 
@@ -397,7 +403,7 @@ def _refuse_contradictions(case: Case, where: str) -> None:
     if not case.batch_only:
         return
     for rule in _RULES:
-        if rule.reason in _NEEDS_SYNC and rule.lane(case):
+        if rule.needs_sync and rule.decides(case):
             raise InvalidRequestError(
                 f"{where} fits neither lane: {', '.join(case.batch_only)} is accepted in a batch only, but "
                 f"{rule.words(case)}; drop one of the two"
@@ -432,10 +438,6 @@ def check_size(size: int, lane: Lane, *, rescue: bool, where: str) -> None:
         packing.check_entry(packing.entry_size(MAX_LENGTH, size), where, max_bytes=packing.MAX_BYTES)
 
 
-def _checks(case: Case, decisive: _Rule) -> tuple[Check, ...]:
-    return tuple(Check(rule.reason, rule is decisive, rule.words(case)) for rule in _RULES)
-
-
 def decide(case: Case, where: str = "request") -> Decision:
     """Ask the rules in their order.
 
@@ -443,25 +445,25 @@ def decide(case: Case, where: str = "request") -> Decision:
         InvalidRequestError: The deadline is past, `max_tokens` is 0 in a batch, or it fits neither lane in time.
     """
     _refuse_contradictions(case, where)
-    rule, lane = next((rule, lane) for rule in _RULES if (lane := rule.lane(case)))
+    rule = next(rule for rule in _RULES if rule.decides(case))
     submit_by = rescue_at = None
-    if lane is Lane.BATCH and case.deadline is not None:
+    if rule.lane is Lane.BATCH and case.deadline is not None:
         if rule.reason is Reason.HEDGED and (hedge := _best_hedge(case)) is not None:
             submit_by = case.now + hedge_wait(case.left)
             rescue_at = submit_by + hedge.run
         elif case.batch_only:
             submit_by = max(case.now, case.deadline - case.policy.window)
         else:
-            submit_by = case.submit_by
             rescue_at = case.deadline - case.reserve
+            submit_by = rescue_at - case.policy.window
     return Decision(
-        lane,
+        rule.lane,
         rule.reason,
         lambda: rule.words(case),
         case.deadline,
         submit_by,
         rescue_at,
-        lambda: _checks(case, rule),
+        lambda: tuple(Check(each.reason, each is rule, each.words(case)) for each in _RULES),
     )
 
 
@@ -487,8 +489,6 @@ def case_of(
     """The routing question that a request poses; `latency` and `tool_use` are defaults for its own tags."""
     tag = request.latency_tag if request.latency_tag is not None else latency
     tag = Latency.BLOCKING if tag is None else tag
-    deadline = deadline_of(tag, now)
-    buffer = ZERO if deadline is None else deadline - now - policy.window
     return Case(
         now=now,
         policy=policy,
@@ -501,9 +501,7 @@ def case_of(
         betas=request.betas,
         stream=request.stream,
         output_tokens=request.expected_output_tokens or request.traits.max_tokens,
-        deadline=deadline,
-        buffer=buffer,
-        reserve=reserve_for(policy, buffer),
+        deadline=deadline_of(tag, now),
         prefix=prefix_of(request.model, request.body) if policy.cache == "prime" else None,
     )
 

@@ -30,7 +30,6 @@ from .forecast import Forecast
 from .packing import MAX_BYTES, MAX_REQUESTS
 from .pricing import PriceBook, book_of
 from .request_mix import Mix, mix_of, sampled, to_dollars
-from .reserve import reserve_for
 from .routing import Case, decide
 
 if TYPE_CHECKING:
@@ -171,7 +170,6 @@ class _Workload(Case):
 
 def _case(load: Load, money: _Money) -> Case:
     policy = Policy(window=load.window) if load.policy is None else load.policy
-    buffer = load.sla - policy.window
     return _Workload(
         now=_START,
         policy=policy,
@@ -185,8 +183,6 @@ def _case(load: Load, money: _Money) -> Case:
         stream=False,
         output_tokens=1,
         deadline=_START + load.sla,
-        buffer=buffer,
-        reserve=reserve_for(policy, buffer),
         saved=money.saving(),
     )
 

@@ -607,7 +607,7 @@ def test_rows_that_stay_without_an_answer_are_tried_again_as_possible_doubles_an
     (record,) = caplog.records
     assert record.getMessage() == (
         f"batchwise: the results of batch {world.api.batches[0].id} differ from its request_counts (expired: +2); "
-        "what its rows say stands"
+        "batchwise goes by the rows"
     )
 
 

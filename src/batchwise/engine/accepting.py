@@ -38,14 +38,14 @@ class Accepting:
         ledger: Where they are stored.
         run: The ledger's number of this run.
         router: Finds the lane of each.
-        admissions: Whether what has a deadline can be promised.
-        spend_limit: What may be spent.
-        suspensions: Which lanes take no work.
+        admissions: Says whether the deadline of a request can be promised.
+        spend_limit: The limit on spending.
+        suspensions: The lanes that take no work.
         queue: The calls of this process.
         sync_lane: Takes up what the sync lane gets.
-        waits: Is told what may go with those that are waited for.
+        waits: Learns of each request that may go into the same batch as requests that somebody waits for.
         kept_policy: Has the ledger keep the policy.
-        telling: The log, and whoever listens to events.
+        telling: Passes events on to the log and to listeners.
         now: The wall clock.
     """
 
@@ -76,18 +76,18 @@ class Accepting:
         """Accept one request; once it is durable, a new one for the sync lane is queued there.
 
         Raises:
-            BatchwiseError: Whatever was wrong with it; nothing was stored or sent.
+            BatchwiseError: The request cannot be accepted; nothing was stored or sent.
         """
         offer, decision = self._offer(request, job)
         return self._accepted(offer, decision, partial(self._ledger.accept, offer))
 
     def begin(self, request: Request, job: str | None) -> Callable[[], tuple[Accepted, Decision]]:
-        """The same in two steps: what this gives waits for the commit. See `accepting` of the ledger."""
+        """Begin to accept one request; the function that this returns waits for the commit, and has to be called."""
         offer, decision = self._offer(request, job)
         return partial(self._accepted, offer, decision, self._ledger.accepting(offer))
 
     def _offer(self, request: Request, job: str | None) -> tuple[Offer, Decision]:
-        """The request as the ledger is asked to accept it, and what was decided about it."""
+        """Return the request as it is offered to the ledger, and the decision about it."""
         if job is not None:
             check_job(job)
         now = self._now()
@@ -124,7 +124,7 @@ class Accepting:
         return accepted, decision
 
     def _take_up_stored(self, claims: Iterable[Claim]) -> None:
-        """Queue what was accepted though its acceptance failed: a thread that waits for the disk may be interrupted."""
+        """Queue requests that are stored although `accept` raised: Ctrl-C may interrupt the wait for the disk."""
         for claim in claims:
             with suppress(BatchwiseError):
                 row = self._ledger.rows(Which(requests=[claim.id])).get(claim.id)
@@ -136,7 +136,7 @@ class Accepting:
                     self._sync_lane.push(claim)
 
     def due(self, row: RequestRow) -> datetime | None:
-        """By when the pump has to look at a request just accepted; None: at once."""
+        """Return by when the pump has to look at a request just accepted; None: at once."""
         if row.lane is Lane.SYNC:
             return None
         waits = self._now() + row.terms.interval
@@ -152,9 +152,9 @@ class Accepting:
         tool_use: ToolUse | None,
         check_models: Callable[[Iterable[str]], None] | None = None,
     ) -> int:
-        """Accept many, whole or not at all, in bounded memory; returns the number of their job.
+        """Accept all requests or none, in bounded memory; returns the number of their job.
 
-        Where `check_models` raises over the models asked for, nothing is accepted.
+        If `check_models` raises for the models that the requests ask for, nothing is accepted.
         """
         if job is not None:
             check_job(job)
@@ -184,7 +184,7 @@ class Accepting:
 
 
 def _decided_before(now: Decision, terms: Terms) -> Decision:
-    """The decision on a request that was dispatched before under its key, and what of this dispatch does not hold."""
+    """Return the first decision on a request whose key was dispatched before; it says if its deadline differs now."""
     before = decision_of(terms)
     if now.deadline == before.deadline:
         return before

@@ -1,4 +1,4 @@
-"""From a planner's action to the procedure that carries it out. Exhaustive; decides nothing."""
+"""Maps each action of the planner to the procedure that carries it out. Exhaustive; decides nothing."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .submission import submit, unseal
 __all__ = ["carry_out", "withdraw"]
 
 _BACKLOG = 256
-"""Claims of a class that one process holds at once beyond what runs: few enough that urgent work need not wait."""
+"""The most claims of a class that wait in one process: few, so that urgent work that comes later need not wait."""
 
 
 async def carry_out(engine: Engine, action: agenda.Action) -> None:
-    """Do what the planner asks for."""
+    """Carry out an action of the planner."""
     match action:
         case agenda.Seal():
             await submit(engine, action)
@@ -84,7 +84,7 @@ def _unreachable(action: NoReturn) -> NoReturn:
 
 
 async def _run_claims(engine: Engine, action: agenda.Run) -> None:
-    """Hand queued requests to this process's sync lane, as many as it can take up soon."""
+    """Hand queued requests to this process's sync lane, as many as it can soon call."""
     at_once = calls_at_once(limits_of(action.model, engine.policy.limits, engine.queue.stored_limits_of(action.model)))
     room = (_BACKLOG if action.urgent else 0) + at_once + _BACKLOG - engine.queue.busy_with(action.model)
     if room <= 0:
@@ -136,9 +136,9 @@ async def _fail_late(engine: Engine, action: agenda.FailLate) -> None:
 async def withdraw(engine: Engine, *, request: int | None = None, job: int | None = None) -> int:
     """Cancel for the caller: one request, a job, or everything. Returns how many settled now.
 
-    What is queued settles at once. A batch in which nobody else has rows is cancelled, and what it finished is still
-    delivered; rows in a shared batch, or in one that the API has not named yet, settle at once, and what they may have
-    cost is booked when they come.
+    Queued requests settle at once. A batch whose rows all belong to them is cancelled, and the rows that it finished
+    are still delivered. Rows in a batch with others, or in one that the API has not named yet, settle at once; if
+    their results come later, their cost is booked.
     """
     ledger = engine.ledger
     count, batches = await store(ledger.cancel, request=request, job=job, now=engine.now())
@@ -149,7 +149,7 @@ async def withdraw(engine: Engine, *, request: int | None = None, job: int | Non
         mine = await store(_mine, engine, batch, job, request)
         whole = len(mine) == sum(group.requests for group in batch.groups)
         if batch.adopted and not whole:
-            continue  # which of its rows is whose shows in its results alone
+            continue  # only its results tell which request a row belongs to
         if batch.remote_id is None or not whole:
             count += await store(_settle_shared, engine, batch, mine)
             continue
@@ -173,4 +173,6 @@ def _settle_shared(engine: Engine, batch: BatchView, mine: Sequence[int]) -> int
         )._replace(unseen=True)
         for number, member in engine.ledger.rows(Which(requests=mine, batch=batch.id)).items()
     ]
-    return engine.ledger.settle(settlements, now=engine.now())  # not by the batch: its rows may still come, and cost
+    return engine.ledger.settle(
+        settlements, now=engine.now()
+    )  # without `batch`: its rows may still come, and then their cost is booked

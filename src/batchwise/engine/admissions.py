@@ -1,4 +1,4 @@
-"""Whether what has a deadline can be promised to a batch, beside all that is promised already."""
+"""Decides whether a batch can keep the deadline of new work, given all the work that is promised already."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from batchwise.planning.state import Group, Terms
 __all__ = ["Admissions"]
 
 _SHORTEST = 0.5
-"""Seconds for which what is promised is not read anew."""
+"""The least seconds between two readings of the promised work."""
 _READING_SHARE = 20
-"""Reading it takes one part in so many of a dispatching process's time, however much is promised."""
+"""Reading it takes at most 1 in so many parts of a process's time, however much is promised."""
 
 
 class Admissions:
-    """Admits work, and remembers what is promised, as far as this process knows.
+    """Admits work, and remembers the promised work as far as this process knows it.
 
     Args:
-        ledger: Where what is promised is read.
+        ledger: Holds the promised work.
         policy: The rules' figures.
     """
 
     def __init__(self, ledger: Ledger, policy: Policy) -> None:
         self._ledger, self._policy = ledger, policy
         self._known: tuple[float, Promises] | None = None
-        """What is promised, and until when that holds."""
+        """Until when the reading holds (monotonic), and the promises that it found."""
 
     def one(self, terms: Terms, size: int, now: datetime) -> Terms:
-        """The terms on which a request of this size is accepted: these, unless others are needed.
+        """Return the terms on which a request of this size is accepted: `terms`, or others where those are needed.
 
         Raises:
             AdmissionError: No lane can keep its deadline.
@@ -51,7 +51,7 @@ class Admissions:
         return attrs.evolve(admission.terms, explanation=_explained(terms, admission.words))
 
     def _promises(self, now: datetime) -> tuple[float, Promises]:
-        """Read anew twice a second at most; in between, what this process added is added up."""
+        """Return the promises, read anew at most twice a second; in between this process adds its own."""
         begun = monotonic()
         if self._known is None or begun > self._known[0]:
             promises = promises_of(self._ledger.snapshot(), now, self._policy)
@@ -59,10 +59,10 @@ class Admissions:
         return self._known
 
     def all(self, groups: Iterable[Group], now: datetime) -> dict[Terms, tuple[int, Terms]]:
-        """How many of which terms go to the sync lane at once, and on which terms.
+        """Return, for each of the terms, how many requests go to the sync lane at once, and their terms there.
 
         Raises:
-            AdmissionError: No lane can keep the deadline of some.
+            AdmissionError: No lane can keep the deadline of some of them.
         """
         dated = [group for group in groups if group.terms.deadline is not None]
         if not dated:
@@ -77,15 +77,15 @@ class Admissions:
         return moves
 
     def forget(self) -> None:
-        """More is promised than what was read: read it anew."""
+        """Forget the promises: more was promised, so they have to be read anew."""
         self._known = None
 
 
 def _diverted(terms: Terms, words: str) -> Terms:
-    """Terms of work that goes to the sync lane now."""
+    """Return the terms of work that goes to the sync lane now."""
     return attrs.evolve(terms, lane=Lane.SYNC, submit_by=None, rescue_at=None, explanation=_explained(terms, words))
 
 
 def _explained(terms: Terms, words: str) -> str:
-    """First what holds: by itself the work would have been done otherwise."""
+    """Return an explanation that begins with `words`, and ends with what holds for the work by itself."""
     return f"{words} (by itself: {terms.explanation})"

@@ -1,4 +1,4 @@
-"""How a batch that was made elsewhere is taken in by its id."""
+"""Adopts a batch that was made elsewhere, by its id."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _UNNAMED = {BatchState.POSTING, BatchState.IN_DOUBT, BatchState.WATCHED}
 
 
 async def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, job: str | None) -> str:
-    """Take in a batch that was made elsewhere; returns its job's name. Again is harmless.
+    """Adopt a batch that was made elsewhere; returns its job's name. To adopt it again changes nothing.
 
     Raises:
-        InvalidValueError: It cannot be adopted, or an argument cannot be one.
+        InvalidValueError: The batch cannot be adopted, or an argument is invalid.
         RequestFailedError: The API does not know it, or did not answer.
         WrongWorkspaceError: The client's workspace is not the ledger's.
     """
@@ -53,7 +53,7 @@ async def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, j
 
 
 def _checked(batch_id: object, keys: Mapping[str, str] | None, job: object) -> dict[str, str]:
-    """The keys by custom_id."""
+    """Return the keys by custom_id, checked."""
     if not isinstance(batch_id, str) or not batch_id or not batch_id.isprintable():
         raise InvalidValueError(f"batch_id={shown(batch_id)} is no batch's id; use the id that create returned")
     if job is not None:
@@ -98,7 +98,7 @@ def _take_in(engine: Engine, info: BatchInfo, keys: Mapping[str, str], job: str 
 
 
 def _refuse(info: BatchInfo, batches: tuple[BatchView, ...]) -> None:
-    """Refuse what has nothing to collect, and what may be a batch of this ledger's."""
+    """Refuse a batch that has no results, and one that may be this ledger's own."""
     name = printable(info.id)
     if info.archived_at is not None:
         raise InvalidValueError(

@@ -1,4 +1,4 @@
-"""Who is told that requests have settled: whoever waits for them, and whoever listens to events."""
+"""Announces requests that have settled, to callers who wait for them and to listeners of events."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _log = logging.getLogger("batchwise")
 
 
 class Announcing:
-    """Tells what has settled, outside of transactions and locks.
+    """Announces settled requests, outside of transactions and locks.
 
     Args:
-        ledger: Notes in its transactions what is to be told.
-        queue: Notes under its lock how the sync lane is paced.
-        telling: The log, and whoever listens to events.
+        ledger: Collects in its transactions what is to be announced.
+        queue: Collects under its lock news of the sync lane's pace.
+        telling: Passes events on to the log and to listeners.
         now: The wall clock.
     """
 
@@ -32,21 +32,21 @@ class Announcing:
         self._waiter: Callable[[Sequence[int]], None] | None = None
 
     def listen(self, waiter: Callable[[Sequence[int]], None]) -> None:
-        """Have this function told the numbers of requests that have settled, in place of the one before."""
+        """Call this function with the numbers of requests that have settled, in place of the one before."""
         self._waiter = waiter
 
     def settled(self, requests: Sequence[int]) -> None:
-        """Tell whoever waits. What goes wrong in that harms none of the work."""
+        """Announce that these requests have settled. An error in that is logged, and harms no work."""
         self._tell_news()
         if not requests or self._waiter is None:
             return
         try:
             self._waiter(requests)
         except Exception:  # noqa: BLE001  # logged
-            _log.exception("batchwise: telling what settled failed; whoever waits notices it a moment later")
+            _log.exception("batchwise: announcing settled requests failed; callers who wait notice them a moment later")
 
     def _tell_news(self) -> None:
-        """What was noted inside of transactions and locks since the last time."""
+        """Pass on what was collected inside of transactions and locks since the last time."""
         for each in self._ledger.take_sums():
             self._telling.settled(each)
         for name, limit, waiting in self._queue.take_news():

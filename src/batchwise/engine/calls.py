@@ -1,4 +1,4 @@
-"""One request on the sync lane: called, continued while its turn is paused, settled or queued again."""
+"""Calls one request on the sync lane, continues it while its turn is paused, and settles it or queues it again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = ["call"]
 _log = logging.getLogger("batchwise")
 _ZERO = timedelta(0)
 _CALLING = "calling"
-"""Under which name it is noted that the sync lane does not answer."""
+"""The setback's name when the sync lane does not answer."""
 
 
 async def call(engine: Engine, slot: Slot) -> None:
@@ -58,7 +58,7 @@ async def call(engine: Engine, slot: Slot) -> None:
 
 
 async def _reply(engine: Engine, slot: Slot, claim: Claim) -> Reply | None:
-    """The API's answer; None: there is none, and what that means for the request is stored."""
+    """Return the API's answer; None: there is none, and the consequence for the request is stored."""
     try:
         await _check_workspace(engine, slot)
         begun, resumes = monotonic(), engine.suspensions.resumes
@@ -77,7 +77,7 @@ async def _reply(engine: Engine, slot: Slot, claim: Claim) -> Reply | None:
 
 
 async def _broke(engine: Engine, slot: Slot, claim: Claim, error: Exception) -> None:
-    """A fault within batchwise, not the API's: the request is tried again, and has its recorded end like any other."""
+    """Handle a fault within batchwise, not the API's: try the request again, or settle it as failed."""
     _log.error("batchwise: a call failed within batchwise; its request is tried again or fails", exc_info=error)
     tried = _tried(claim, costs=True)
     if _may_call(engine, tried):
@@ -95,9 +95,9 @@ def _failed_within(claim: Claim, error: Exception) -> Settlement:
 
 
 async def _take_in(engine: Engine, slot: Slot, claim: Claim, reply: Reply) -> Claim | None:
-    """Settle an answer, or return the claim that goes on with its turn, if that was paused.
+    """Settle an answer; if its turn was paused, return the claim that continues it.
 
-    The answer is paid: whatever fails within batchwise here, it is not bought again.
+    The answer is paid for. If batchwise fails here, the answer is not bought again.
     """
     usage: Mapping[str, Any] = {}
     news, outcome = False, Outcome.FAILED
@@ -115,7 +115,7 @@ async def _take_in(engine: Engine, slot: Slot, claim: Claim, reply: Reply) -> Cl
             _tell_call(engine, claim, reply.latency, usage=usage)
             return goes_on
         outcome = ruling.outcome or outcome
-        # Before its request is settled: a planner that sees neither would send another row ahead.
+        # Before the request settles: a planner that saw neither would probe with another row.
         news = engine.health.note_call(answered=True)
         engine.setbacks.mended(_CALLING)
         _note_pace(engine, slot, reply, usage)
@@ -172,18 +172,18 @@ async def _fall_back(engine: Engine, slot: Slot, claim: Claim, refusal: bytes) -
 
 
 def _note_pace(engine: Engine, slot: Slot, reply: Reply, usage: Mapping[str, Any]) -> None:
-    """Let the queue learn from an answer. If it cannot, what was reserved is given back when the claim is finished."""
+    """Let the queue learn from an answer. If that fails, `finish` gives back what the pacing reserved for the claim."""
     try:
         fresh, _, cached, written = tokens_of(usage) or (0, 0, 0, 0)
         engine.queue.done(
             slot, monotonic(), headers=reply.headers, used_in=fresh + cached, used_out=written, took=reply.latency
         )
-    except Exception:  # noqa: BLE001  # whatever stands in foreign headers
-        _log.exception("batchwise: the pace could not be learned from an answer")
+    except Exception:  # noqa: BLE001  # headers may hold anything
+        _log.exception("batchwise: the pacing could not use an answer's headers or usage")
 
 
 def _end(engine: Engine, claim: Claim, ruling: Ruling, line: bytes, message: Any) -> Settlement:
-    """The settlement of a request whose call came back with a 200."""
+    """Return the settlement of a request whose call was answered with a 200."""
     outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
     if ruling.billed or error is None:
         biller = Biller(engine.prices, engine.now())
@@ -193,7 +193,7 @@ def _end(engine: Engine, claim: Claim, ruling: Ruling, line: bytes, message: Any
 
 
 async def _check_workspace(engine: Engine, slot: Slot) -> None:
-    """Nothing of a ledger that belongs to a workspace is sent with the key of another."""
+    """Check that the client's workspace is the ledger's, before a prompt is sent with its key."""
     if not engine.workspace.may_differ:
         return
     try:
@@ -214,19 +214,19 @@ async def _settle(engine: Engine, slot: Slot, settlement: Settlement) -> None:
 
 
 def _finish(engine: Engine, slot: Slot) -> None:
-    """The claim is finished, whatever became of it. Whoever waits is told after that: before it, they do not look."""
+    """Mark the claim as finished, and then announce its end: until it is finished, waiters do not look for it."""
     if engine.queue.finish(slot, monotonic()):
         engine.announcing.settled([slot.claim.id])
 
 
 async def _store_health(engine: Engine, *, answered: bool) -> None:
-    """Store for the planner of whatever process whether the lane answers."""
+    """Store whether the sync lane answers, for the planners of all processes."""
     note, now = engine.ledger.note, engine.now()
     await (store(note, sync_answered_at=now) if answered else store(note, sync_failed_at=now))
 
 
 async def _store_pace(engine: Engine, claim: Claim) -> None:
-    """Store for the planner of whatever process how much the lane takes, if that is news."""
+    """Store how much the sync lane takes, if that has changed, for the planners of all processes."""
     news = engine.health.paced(claim.terms.model)
     if news is not None:
         name, measured = news
@@ -234,7 +234,7 @@ async def _store_pace(engine: Engine, claim: Claim) -> None:
 
 
 def _tried(claim: Claim, *, costs: bool) -> Claim:
-    """The claim after a try, which counts among its attempts or does not."""
+    """Return the claim after a try; `costs`: the try counts among its attempts."""
     return claim._replace(attempts=claim.attempts + costs, calls=claim.calls + costs)
 
 
@@ -245,7 +245,7 @@ def _may_call(engine: Engine, claim: Claim) -> bool:
 
 
 def _failure(claim: Claim, outcome: Outcome, error: ResultError, said: LaneFault | None = None) -> Settlement:
-    """The settlement of a request without an answer; `said`: the call that the API refused."""
+    """Return the settlement of a request without an answer; `said`: the error of its call."""
     status, told = (None, None) if said is None else (said.fault.status, said.headers.get("request-id"))
     return settlement_without_answer(
         claim.id, claim.key, outcome, error, lane=Lane.SYNC, nonce=None, status=status, request_id=told
@@ -253,7 +253,7 @@ def _failure(claim: Claim, outcome: Outcome, error: ResultError, said: LaneFault
 
 
 async def _faulted(engine: Engine, slot: Slot, claim: Claim, error: LaneFault, resumes: int) -> None:
-    """What a refused call comes to; `resumes`: `Suspensions.resumes` when it began."""
+    """Retry or settle a request whose call failed; `resumes`: `Suspensions.resumes` when the call began."""
     ruling = rule_call(error.fault, bills_profile=error.fault.status == 402 and bills_profile(claim.body))
     refusal = refusal_of(error.fault)
     engine.queue.failed(slot, monotonic(), refusal=refusal, retry_after=ruling.wait, headers=error.headers)
@@ -274,10 +274,10 @@ async def _faulted(engine: Engine, slot: Slot, claim: Claim, error: LaneFault, r
     tried = _tried(claim, costs=costs)
     if refusal is None:
         wait = ruling.wait or backoff(max(tried.attempts, unpaid), engine.policy)
-    elif refusal is Refusal.OVERLOADED:  # how long this call waits; how much it slows the lane is the pacer's
+    elif refusal is Refusal.OVERLOADED:  # this call waits so long; the pacer decides how much the lane slows down
         wait = max(ruling.wait or _ZERO, overload_pause(unpaid))
     else:
-        wait = _ZERO  # the lane pauses as long as it has to
+        wait = _ZERO  # the pacer holds up the whole lane
     if ruling.verdict is Verdict.RETRY and _may_call(engine, tried):
         engine.setbacks.refused(_CALLING, "calling the sync lane", error.fault, max(wait, ruling.wait or _ZERO))
         await _retry(engine, slot, tried, wait, costs=costs, maybe_billed=ruling.maybe_billed)
@@ -299,7 +299,7 @@ async def _retry(
     maybe_billed: bool,
     turn: bytes | None = None,
 ) -> None:
-    """Try again in this process; what the try cost is durable first. `turn`: a message that came, if it goes on."""
+    """Store the try, and try again in this process. `turn`: a message that came, after which the request goes on."""
     if costs or maybe_billed:
 
         def note() -> bool:
@@ -320,15 +320,15 @@ async def _retry(
             await _settle(engine, slot, end._replace(maybe_billed=True))
             return
         if not noted:
-            return  # settled, or taken by another run
+            return  # it is settled, or another run has it
     urgent = claim.terms.deadline is not None
     engine.sync_lane.push(claim, urgent=urgent, wait=max(0.001, wait / timedelta(seconds=1)) if wait else 0.0)
 
 
 async def _suspend(engine: Engine, slot: Slot, claim: Claim, ruling: Ruling, resumes: int) -> None:
-    """No call can succeed now: this one is queued again and the lane rests until `resume` or a restart.
+    """Suspend the sync lane, because no call can succeed now, and queue this request again.
 
-    A call that began before a `resume` says nothing of the time since: it is tried again.
+    If the lane was resumed after this call began, the call proves nothing: the request is tried again.
     """
     costs = ruling.costs_attempt
     tried = _tried(claim, costs=costs)

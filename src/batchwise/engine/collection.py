@@ -33,15 +33,15 @@ _log = logging.getLogger("batchwise")
 
 _ZERO = timedelta(0)
 _REREADS = 3
-"""How often a short read is repeated before missing rows are bought again."""
+"""How often a read that lacks rows is repeated before they are bought again."""
 _MAX_FAILURES = 10
 """Polls or reads of one batch that fail in a row before the lane is suspended."""
 _YOUNG = timedelta(minutes=5)
-"""A batch just created may be unknown to `retrieve` for a moment (seen: a second or so)."""
+"""A batch so young may be unknown to `retrieve` (seen: for a second or so)."""
 
 
 async def poll(engine: Engine, batch: BatchView) -> None:
-    """Ask how a batch is doing."""
+    """Ask the API how far a batch is."""
     remote, resumes = batch.remote_id or "", engine.suspensions.resumes
     try:
         info = await api.retrieve(remote)
@@ -52,7 +52,7 @@ async def poll(engine: Engine, batch: BatchView) -> None:
 
 
 async def _seen(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
-    """Take over what the API says of a batch, unless that cannot be any more."""
+    """Store what the API says of a batch, unless the batch should have ended long ago and has not."""
     if info.status != "ended" and _overdue(engine, info):
         await _note_failed_look(engine, batch, f"it should have ended at {info.expires_at:%Y-%m-%d %H:%M} UTC")
         return
@@ -61,20 +61,20 @@ async def _seen(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
 
 
 def _overdue(engine: Engine, info: BatchInfo) -> bool:
-    """Whether it ought to have ended long ago; both times are the server's."""
+    """Return whether the batch should have ended long ago; both times are the server's."""
     return info.server_time is not None and info.server_time > info.expires_at + engine.policy.create_grace
 
 
 async def cancel(engine: Engine, batch: BatchView) -> None:
-    """Cancel a batch; what it finished is collected when it has ended."""
+    """Cancel a batch; the rows that it finished are collected when it has ended."""
     remote, now = batch.remote_id or "", engine.now()
-    if batch.groups and not batch.canceled and batch.cancel_at is None:  # else it is asked again, and was told
+    if batch.groups and not batch.canceled and batch.cancel_at is None:  # else it was announced before
         requests = sum(group.requests for group in batch.groups)
         engine.telling.tell(Rescued(at=now, batch=remote, requests=requests, canceled=True))
     asked = attrs.evolve(batch, state=BatchState.CANCELING, cancel_at=batch.cancel_at or now, polled_at=now)
     try:
         info = await api.cancel(remote)
-    except LaneFault:  # it may have ended just now, or the cancel may have arrived: the next poll tells
+    except LaneFault:  # the batch may have ended, or the cancel may have arrived: the next poll tells
         await store(engine.ledger.update_batch, asked, was=batch)
         return
     await store(_update, engine, asked, info, was=batch)
@@ -84,7 +84,7 @@ async def move_from_batch(engine: Engine, batch: BatchView, terms: tuple[int, ..
     """Queue rows of a batch for the sync lane, whatever becomes of the batch: their last safe moment has come."""
 
     def queue() -> None:
-        if batch.state is BatchState.SEALED:  # never sent: back into the queue, where what is due changes lanes
+        if batch.state is BatchState.SEALED:  # never sent: the planner moves due rows from the queue
             engine.ledger.requeue(Which(batch=batch.id), lane=Lane.BATCH, now=engine.now())
             return
         now = engine.now()
@@ -100,11 +100,11 @@ async def move_from_batch(engine: Engine, batch: BatchView, terms: tuple[int, ..
 
 
 async def probe(engine: Engine, batch: int, terms: int) -> None:
-    """Queue one of its requests for the sync lane, to see that it works before the others need it."""
+    """Queue one request of a batch for the sync lane, to see that the lane works before the others need it."""
 
     def queue() -> None:
         ledger = engine.ledger
-        numbers = ledger.numbers(Which(batch=batch))[::-1]  # the last may be the one that the batch comes to last
+        numbers = ledger.numbers(Which(batch=batch))[::-1]  # the batch may come to the last one last
         for start in range(0, len(numbers), CHUNK):
             members = ledger.rows(Which(requests=numbers[start : start + CHUNK], batch=batch))
             found = [number for number in members if members[number].terms.id == terms]
@@ -130,7 +130,7 @@ def _tell_ended(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
 
 
 def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView) -> None:
-    """Take over what the API says. One that still runs although we asked for its end is open: it is asked again."""
+    """Store what the API says of a batch. One that runs on after a cancel is open, so it is cancelled again."""
     states = {"in_progress": BatchState.OPEN, "canceling": BatchState.CANCELING, "ended": BatchState.ENDED}
     state = states[info.status]
     now = engine.now()
@@ -154,12 +154,12 @@ def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView
 
 
 def _asking(batch: BatchView) -> str:
-    """Under which name it is noted that the API does not answer for a batch."""
+    """Return the setback's name when the API does not answer for a batch."""
     return f"batch {batch.id}"
 
 
 async def _unreadable(engine: Engine, batch: BatchView, error: LaneFault, resumes: int) -> None:
-    """A poll or a read failed: again later. A 404 alone loses nothing: the results may come later than the end."""
+    """Note a poll or read that failed, for another try. One 404 proves nothing: results may come later than the end."""
     fault, ruling = error.fault, rule_call(error.fault)
     words = fault.summary
     engine.setbacks.refused(
@@ -181,7 +181,7 @@ async def _unreadable(engine: Engine, batch: BatchView, error: LaneFault, resume
 
 
 async def _unknown(engine: Engine, batch: BatchView, words: str) -> None:
-    """The API goes on not knowing the batch, or its results: what the listing shows decides."""
+    """Decide by the listing when the API still does not know the batch, or its results."""
     try:
         info, certain = await _listed(batch)
     except LaneFault as unlisted:
@@ -199,7 +199,7 @@ async def _unknown(engine: Engine, batch: BatchView, words: str) -> None:
 
 
 async def _listed(batch: BatchView) -> tuple[BatchInfo | None, bool]:
-    """The batch as the listing shows it; None: not there, or, unless that is certain, there but not readable."""
+    """Return the batch as listed, and whether that is certain; (None, False): an unreadable entry may be it."""
     after: str | None = None
     certain = True
     while True:
@@ -218,7 +218,7 @@ async def _listed(batch: BatchView) -> tuple[BatchInfo | None, bool]:
 async def _note_failed_look(
     engine: Engine, batch: BatchView, words: str, reason: str | None = None, *, resumes: int | None = None
 ) -> None:
-    """Look again later, ever more seldom. Who waits is told in the end; nothing is bought again because of it."""
+    """Note a failed look at the batch; in the end suspend the lane. No row is bought again because of it."""
     failures = batch.failures + 1
     noted = attrs.evolve(batch, polled_at=engine.now(), failures=failures)
     await store(engine.ledger.update_batch, noted, was=batch)
@@ -232,13 +232,13 @@ async def _note_failed_look(
 
 
 def _gone(kind: str, words: str, *, verdict: Verdict) -> Ruling:
-    """What rows that will not come mean for their requests. They may have been paid for."""
+    """Return the ruling on requests whose rows will not come. They may have been billed."""
     error = ResultError(kind, words, retryable=True)
     return Ruling(verdict=verdict, outcome=Outcome.FAILED, error=error, maybe_billed=True)
 
 
 async def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> None:
-    """Its unsettled rows will not come."""
+    """Settle or requeue the requests of a batch whose rows will not come."""
     engine.setbacks.mended(_asking(batch))
 
     def give_back() -> list[int]:
@@ -291,7 +291,7 @@ async def _collect(engine: Engine, batch: BatchView, reader: Reader) -> None:
     _tell_collected(engine, batch, reader, len(missing))
     if reader.off and whole and (batch.failures >= _REREADS or not missing):
         _log.warning(
-            "batchwise: the results of batch %s differ from its request_counts (%s); what its rows say stands",
+            "batchwise: the results of batch %s differ from its request_counts (%s); batchwise goes by the rows",
             printable(remote),
             ", ".join(f"{kind}: {more:+d}" for kind, more in reader.off.items()),
         )

@@ -47,14 +47,14 @@ def _utc_now() -> datetime:
 class Engine:
     """One dispatcher's core. Thread-safe; blocks for ledger calls only.
 
-    Each part takes what it needs, and writes its own fields alone.
+    Each part takes what it needs, and writes only its own fields.
 
     Args:
         ledger: The durable record.
-        policy: The rules' figures; None: those under which the ledger's work was last accepted, else the defaults.
-        endpoint: The client's base URL, which the ledger is bound to; None: it is only looked at, and not changed.
+        policy: The rules' figures; None: the policy under which the ledger's work was last accepted, else the defaults.
+        endpoint: The client's base URL, which the ledger is bound to; None: the ledger is only read.
         now: The clock; injected by tests that run in virtual time.
-        on_event: Is told what happens.
+        on_event: Is called with each event.
     """
 
     def __init__(
@@ -126,30 +126,30 @@ class Engine:
         observe(self)
 
     def plan(self, wake_gap: timedelta = _NO_GAP) -> tuple[agenda.Action, ...]:
-        """What is due; the lease is taken if it is free.
+        """Return the actions that are due; takes the lease if it is free.
 
         Args:
-            wake_gap: How much later than asked for it may be asked next: the planner acts early by so much.
+            wake_gap: How late the next call may be: the planner acts early by so much.
         """
         return self._pass.actions(wake_gap)
 
     def _watch(self, known: Snapshot, now: datetime) -> None:
-        """What is looked at now and then, not at each pass."""
+        """Look for deadlines in danger and store setbacks: now and then, not in each pass."""
         self.deadlines.watch(known, now)
         self.setbacks.store(self.ledger, self.run, known)
 
     def flush(self) -> None:
-        """Have all that is queued for a batch sent now."""
+        """Have all requests that are queued for a batch sent now."""
         self.suspensions.resume_on_first_use()
         self.ledger.flush()
 
     def wake_gap(self) -> timedelta:
-        """How long it may take until `advance` is called again: as long as it took this time, a day at most."""
+        """Return how long it may take until the next `advance`: as long as since the last one, at most a day."""
         return min(self.ledger.note_advance(now=self.now()) or _NO_GAP, _DAY)
 
     def close(self) -> None:
         """End the run: give claims and the lease back, and let go of the ledger's liveness lock."""
-        with ExitStack() as steps:  # each is taken, in the other order, whatever fails: others wait for the locks
+        with ExitStack() as steps:  # each step runs, last first, whatever fails: other processes wait for the locks
             steps.callback(self.ledger.end_run, self.run)
             steps.callback(self.leadership.resign)
             steps.callback(self.suspensions.warn_of_rest)

@@ -1,4 +1,4 @@
-"""Deadlines in danger: how many there are, and telling of them."""
+"""Counts deadlines in danger, and announces them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Deadlines:
         self._ledger, self._policy, self._telling, self._now = ledger, policy, telling, now
 
     def risk(self) -> Risk:
-        """How many requests are in danger, all jobs together."""
+        """Return how many requests of all jobs are in danger."""
         now = self._now()
         known = believed(self._ledger.snapshot(), now, self._policy)
         return sum(risks(known, now, self._policy).values(), SAFE)
 
     def watch(self, known: Snapshot, now: datetime) -> None:
-        """Tell of deadlines in danger. A rescue that begins in the next moment is none."""
+        """Announce deadlines in danger. A request whose rescue begins in the next moment does not count."""
         leeway = tail_of(self._policy.limits) + _SOON
         self._telling.risk(sum(risks(known, now, self._policy, leeway=leeway).values(), SAFE))

@@ -1,7 +1,7 @@
 """The two effects that a procedure may await, and how each colour carries them out.
 
-A procedure is an `async def` that is written once for threads and for tasks. To await an effect hands it to `drive`
-(which calls) or to `drive_async` (which awaits), or to a test, which may let each effect fail in turn.
+A procedure is an `async def` that is written once for threads and for tasks. Awaiting an effect hands it to `drive`
+(which calls), to `drive_async` (which awaits), or to a test (which can let each effect fail in turn).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ P = ParamSpec("P")
 _log = logging.getLogger("batchwise")
 _PAGE = 100
 _THREADS = 40
-"""Calls in worker threads at once, for each of a dispatcher's two purposes: as many as anyio gives an application."""
+"""The most calls in worker threads at once, for callers and for work apart: anyio's own default for an application."""
 
 
 class Ports(Protocol):
@@ -57,23 +57,23 @@ class Ports(Protocol):
         """One create call; never retried."""
 
     def retrieve(self, remote_id: str) -> BatchInfo:
-        """One batch."""
+        """Ask for one batch."""
 
     def cancel(self, remote_id: str) -> BatchInfo:
-        """Ask for its end."""
+        """Ask for a batch to be cancelled."""
 
     def list(self, *, limit: int, after_id: str | None = None) -> Listing:
-        """One page of the batches, newest first."""
+        """Ask for a page of the batches, newest first."""
 
     def read(self, remote_id: str, feed: Callable[[bytes], bool]) -> None:
-        """Feed the raw chunks of a batch's results; a False from `feed` ends the reading."""
+        """Feed the raw chunks of a batch's results, until `feed` returns False."""
 
     def call(self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...]) -> Reply:
         """One Messages call; never retried."""
 
 
 class _Effect(Generic[T]):
-    """Awaiting one hands it to whoever carries the procedure out, who sends back its value or throws its error."""
+    """An effect. Awaiting it yields it to the driver, which sends back its value or throws its error."""
 
     def __await__(self) -> Generator[Any, Any, T]:
         value: T = yield self
@@ -86,9 +86,9 @@ class Store(_Effect[T]):
 
     call: Callable[[], Any]
     sure: bool = False
-    """Whether it is called even if the task was cancelled just before."""
+    """Whether the function is called even if the task was cancelled just before."""
     together: bool = False
-    """Whether it only begins the work, and gives what ends it: with those that are asked for at the same time."""
+    """Whether `call` only begins the work and returns the function that ends it, to share a thread and a commit."""
 
 
 @attrs.frozen(eq=False)
@@ -100,7 +100,7 @@ class Ask(_Effect[T]):
 
 Effect = Store[Any] | Ask[Any]
 Procedure = Coroutine[Effect, Any, T]
-"""What an `async def` returns that awaits only effects and other procedures. It needs no event loop."""
+"""The coroutine of an `async def` that awaits only effects and other procedures. It needs no event loop."""
 
 
 def store(call: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> Store[T]:
@@ -109,22 +109,22 @@ def store(call: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> Store[T]
 
 
 def store_surely(call: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> Store[T]:
-    """The same for what the API said and would not say again: it is stored even if the task is being cancelled."""
+    """As `store`, for an answer that the API would not give again: it runs even if the task is being cancelled."""
     return Store(partial(call, *args, **keywords), sure=True)
 
 
 def store_together(begin: Callable[[], Callable[[], T]], *, sure: bool = False) -> Store[T]:
-    """The same for what `begin` begins and what it gives ends: many of them may share a thread, and a commit."""
+    """As `store`, for work in two steps: `begin` returns the function that ends it. Many share a thread and commit."""
     return Store(begin, sure, together=True)
 
 
 def pause(wait: Callable[P, Any], *args: P.args, **keywords: P.kwargs) -> Ask[None]:
-    """Wait by this function; where tasks are driven, it returns an awaitable."""
+    """Wait by calling this function, which returns an awaitable where tasks are driven."""
     return Ask(lambda _ports: wait(*args, **keywords))
 
 
 async def _logged(words: str, asked: Ask[T]) -> T:
-    """Ask it; the log has a line at DEBUG: what was asked, what came of it, how long that took."""
+    """Ask the API, and log at DEBUG what was asked, what came of it, and how long that took."""
     begun, came = monotonic(), "broken off"
     try:
         answer = await asked
@@ -150,7 +150,7 @@ def _brief(answer: object) -> str:
 
 
 class _Api:
-    """The API as procedures ask it: `await api.retrieve(...)` gives what it says, or raises its `LaneFault`.
+    """The API for procedures: `await api.retrieve(...)` returns its answer, or raises its `LaneFault`.
 
     Calls of the sync lane are logged as events; see `calls`.
     """
@@ -217,12 +217,12 @@ def drive(procedure: Procedure[T], ports: SyncPorts) -> T:
         result: T = stop.value
         return result
     finally:
-        procedure.close()  # what interrupts it (Ctrl-C, a cancelled task) leaves nothing half done
+        procedure.close()  # Ctrl-C, or a cancelled task, leaves nothing half done
 
 
 @attrs.define(eq=False)
 class _Asked:
-    """Some work that is done together with other work; see `Threads.together`."""
+    """A piece of work that shares a thread with others; see `Threads.together`."""
 
     begin: Callable[[], Callable[[], Any]]
     end: Callable[[], Any] | None = None
@@ -231,7 +231,7 @@ class _Asked:
     error: BaseException | None = None
 
     def __call__(self) -> None:
-        """Begin it; again, end it."""
+        """Begin the work at the first call; end it at the second."""
         if self.done:
             return
         try:
@@ -249,19 +249,19 @@ def _do_together(work: Sequence[_Asked]) -> None:
 
 
 class Threads:
-    """Worker threads for calls that block for a moment, apart from those that the application keeps busy.
+    """Worker threads for calls that block for a moment, apart from the application's own.
 
-    Made, and used, on the event loop.
+    It is made and used on the event loop.
     """
 
     def __init__(self) -> None:
         self._limiter = anyio.CapacityLimiter(_THREADS)
         self._asked: list[_Asked] = []
         self._turn: anyio.Event | None = None
-        """Set when what is being done together is done."""
+        """Set when the work that shares a thread now is done."""
 
     async def run(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
-        """Call it in a worker thread; where none can be started, here: the event loop waits for it then."""
+        """Call a function in a worker thread; where none can be started, here: then the event loop waits for it."""
         begun = False
 
         def call() -> T:
@@ -277,9 +277,9 @@ class Threads:
         return function(*args, **keywords)
 
     async def together(self, begin: Callable[[], Callable[[], T]]) -> T:
-        """Begin something in a worker thread, with all that is asked for by then, and then end it there.
+        """Begin and end work in a worker thread, together with all work that is asked for by then.
 
-        A thread for each would cost more than most of what they do.
+        A thread for each piece would cost more than most of the work.
         """
         await anyio.lowlevel.checkpoint_if_cancelled()
         asked = _Asked(begin)

@@ -1,4 +1,4 @@
-"""What the ledger is given of each request of a bulk dispatch: its terms, found once for those that are alike."""
+"""Makes the ledger's entries of a bulk dispatch; requests that are alike are routed once."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["entries"]
 def entries(
     router: Router, requests: Iterable[Request], now: datetime, latency: LatencyTag | None, tool_use: ToolUse | None
 ) -> Iterator[Entry]:
-    """What to store of each, one at a time; those alike are routed once.
+    """Yield the entry to store for each request, one at a time; requests that are alike are routed once.
 
     Raises:
-        InvalidRequestError: One cannot be sent as it is, or is no `Request`; the message says which.
+        InvalidRequestError: An item cannot be sent as it is, or is no `Request`; the message says which.
     """
     routes: dict[object, Terms] = {}
     last: object = None
@@ -34,7 +34,7 @@ def entries(
             if not isinstance(request, Request):
                 _refuse_item(request, position)
             signature = router.signature(request, now)
-            if signature != last:  # mostly they are alike, and comparing two costs less than a hash
+            if signature != last:  # most are alike, and comparing two costs less than a hash
                 found = routes.get(signature)
                 if found is None:
                     found = routes[signature] = _route_named(router, request, position, now, latency, tool_use)
@@ -43,7 +43,7 @@ def entries(
                 _check_size(request, terms, position)
             yield Entry(request.key, request.body, terms)
     except Exception as error:
-        # Most come out of the caller's own iterable, which does not know what has become of the items before.
+        # Most errors come out of the caller's own iterable, which does not know what became of the items before.
         if add_note := getattr(error, "add_note", None):  # Python 3.11
             add_note(f"dispatch_all had taken {position + 1} items; nothing of it was accepted")
         raise

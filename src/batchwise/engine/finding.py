@@ -1,4 +1,4 @@
-"""Jobs and requests, found again in a ledger by the names that callers gave them."""
+"""Finds jobs and requests in a ledger by the names that callers gave them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from batchwise.request import check_job
 __all__ = ["find_request", "job_number"]
 
 _NAMED = 3
-"""Jobs that are named to whoever looks for a key in the wrong one, at most."""
+"""The most jobs that an error names when a key is not in the one that was asked for."""
 
 
 def job_number(ledger: Ledger, name: str) -> int:
-    """The ledger's number of a job.
+    """Return the ledger's number of a job.
 
     Raises:
         JobNotFoundError: There is none of this name.
@@ -27,7 +27,7 @@ def job_number(ledger: Ledger, name: str) -> int:
 
 
 def find_request(ledger: Ledger, key: str, job: str | None) -> RequestRow:
-    """A request by its key.
+    """Return a request by its key.
 
     Raises:
         TicketNotFoundError: There is none.
@@ -45,7 +45,7 @@ def find_request(ledger: Ledger, key: str, job: str | None) -> RequestRow:
 
 
 def _elsewhere(ledger: Ledger, key: str) -> str:
-    """The jobs that have a request of this key, as the end of an error's message."""
+    """Return the end of an error's message: the jobs that have a request of this key."""
     names = (ledger.job_name(row.job) for row in ledger.rows(Which(key=key), limit=_NAMED).values())
     places = ["without a job" if name is None else f"in job {shown(name)}" for name in names]
     return f"; there is one {' and one '.join(places)}" if places else ""

@@ -15,7 +15,7 @@ from batchwise.planning.packing import MAX_REQUESTS
 __all__ = ["Forecasts"]
 
 _READ_ANEW = 60.0
-"""Seconds."""
+"""Seconds until the ledger's record is read anew."""
 
 
 class Forecasts:
@@ -28,7 +28,7 @@ class Forecasts:
         self._made: dict[object, Forecast] = {}
 
     def of(self, model: str | None = None, *, requests: int | None = None, at: datetime | None = None) -> Forecast:
-        """How long batches of this kind take."""
+        """Return the forecast of how long batches of this kind take."""
         if monotonic() - self._read > _READ_ANEW:
             self._history, self._made, self._read = self._ledger.history(), {}, monotonic()
         hour = None if at is None else at.hour
@@ -41,7 +41,7 @@ class Forecasts:
         return made[kind]
 
     def ends(self, models: Iterable[str]) -> dict[tuple[str, int], timedelta]:
-        """How long batches of these models are expected to take, by size: where the size is chosen by that."""
+        """Return how long batches of these models are expected to take, by model and size; empty for a fixed size."""
         if self._policy.max_batch_requests != "auto":
             return {}
         self.of()  # reads the record anew

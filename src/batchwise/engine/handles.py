@@ -1,4 +1,4 @@
-"""What tickets and jobs of both colours share: what they know, and the questions that they put to the ledger."""
+"""The common part of tickets and jobs in both colours: what they know, and what they ask of the ledger."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ _Given = ParamSpec("_Given")
 _Returned = TypeVar("_Returned")
 
 _PAGE = 250
-"""Results read from the ledger, and held in memory, at once."""
+"""The most results read from the ledger, and held in memory, at once."""
 
 
 def seconds(timeout: float | timedelta | None) -> float | None:
-    """A timeout in seconds; None: it never ends, or not in a hundred years.
+    """Return a timeout in seconds; None: it never ends, or not within a hundred years.
 
     Raises:
-        InvalidValueError: It is negative or no duration.
+        InvalidValueError: The timeout is negative, or no duration.
     """
     if timeout is None:
         return None
@@ -73,10 +73,10 @@ def seconds(timeout: float | timedelta | None) -> float | None:
 
 
 def to_request(request: Request | Params, tags: Mapping[str, Any]) -> Request:
-    """A request from what `dispatch` is given.
+    """Return a request made from the arguments of `dispatch`.
 
     Raises:
-        InvalidRequestError: It cannot be one, or tags were given beside a finished `Request`.
+        InvalidRequestError: They make no request, or content is given beside a finished `Request`.
     """
     given = {name: value for name, value in tags.items() if value not in (None, (), False, {})}
     if isinstance(request, Request):
@@ -95,7 +95,7 @@ def to_request(request: Request | Params, tags: Mapping[str, Any]) -> Request:
 
 
 def takes_one_dict(method: Callable[_Given, _Returned]) -> Callable[_Given, _Returned]:
-    """Let a `dispatch` that is called as the SDK's `messages.create` say how it is called."""
+    """Have `dispatch` explain its arguments when it is called as the SDK's `messages.create` is."""
 
     @wraps(method)
     def called(*args: _Given.args, **kwargs: _Given.kwargs) -> _Returned:
@@ -106,7 +106,7 @@ def takes_one_dict(method: Callable[_Given, _Returned]) -> Callable[_Given, _Ret
 
 
 def retagged(request: Request, tags: Mapping[str, Any]) -> Request:
-    """The same content with other tags, and with the format that is asked for."""
+    """Return a request with the same content and other tags."""
     merged = {
         "key": request.key,
         "latency": request.latency_tag,
@@ -119,7 +119,7 @@ def retagged(request: Request, tags: Mapping[str, Any]) -> Request:
 
 
 def formatted(requests: Iterable[Request], output_format: object) -> Iterable[Request]:
-    """The requests that `dispatch_all` is given, those without a JSON schema of their own asking for this type's."""
+    """Return the requests of `dispatch_all`; those without a JSON schema of their own get the schema of this type."""
     return requests if output_format is None else _formatted(requests, output_format)
 
 
@@ -130,7 +130,7 @@ def _formatted(requests: Iterable[Request], output_format: object) -> Iterator[R
 
 
 def to_tags(latency: object, tool_use: object) -> tuple[LatencyTag | None, ToolUse | None]:
-    """The defaults given to `dispatch_all`, checked."""
+    """Return the defaults given to `dispatch_all`, checked."""
     return (
         None if latency is None else to_latency(latency),
         None if tool_use is None else to_enum(ToolUse, tool_use, "tool_use"),
@@ -138,7 +138,7 @@ def to_tags(latency: object, tool_use: object) -> tuple[LatencyTag | None, ToolU
 
 
 def suspended(engine: Engine, lane: Lane, name: str) -> LaneSuspendedError | None:
-    """The error for somebody who waits for work on this lane, if the lane is suspended."""
+    """Return the error for callers who wait for work on this lane, if the lane is suspended; else None."""
     reason = engine.suspensions.lanes.get(lane)
     if reason is None:
         return None
@@ -146,7 +146,7 @@ def suspended(engine: Engine, lane: Lane, name: str) -> LaneSuspendedError | Non
 
 
 def _late(engine: Engine, what: str, timeout: float | None) -> ResultTimeoutError:
-    """The error for whoever waited long enough; it says what stands in the way, as far as known."""
+    """Return the error for a caller whose timeout is over; it says what failed last, if anything did."""
     last = engine.setbacks.last
     return ResultTimeoutError(
         f"{what} not settled within {timeout} s; nothing is lost, ask again"
@@ -155,10 +155,10 @@ def _late(engine: Engine, what: str, timeout: float | None) -> ResultTimeoutErro
 
 
 def to_outcomes(value: object) -> tuple[Outcome, ...]:
-    """The outcomes that `retry` is given: several, or a single one.
+    """Return the outcomes that `retry` is given, as a tuple.
 
     Raises:
-        InvalidValueError: There is one that is none.
+        InvalidValueError: One of them is no `Outcome`.
     """
     several = isinstance(value, Iterable) and not isinstance(value, str)
     found = tuple(value) if isinstance(value, Iterable) and several else (value,)
@@ -175,7 +175,7 @@ class TicketView:
 
     @property
     def key(self) -> str:
-        """The caller's key, or the one it was given."""
+        """The caller's key, or a generated one."""
         return self._row.key
 
     @property
@@ -185,7 +185,7 @@ class TicketView:
 
     @property
     def custom_id(self) -> str:
-        """The id of its latest attempt; each batch that it goes into gives it a new one."""
+        """The id of its latest attempt; each batch gives it a new one."""
         if self._found is not None:
             return self._found.custom_id
         return custom_id(self._row.key, self._row.nonce or UNSEALED, self._row.id)
@@ -197,27 +197,27 @@ class TicketView:
 
     @property
     def status(self) -> Status:
-        """Where it is, as last known."""
+        """The status, as last known."""
         return Status.SETTLED if self._found is not None else self._row.status
 
     @property
     def _called(self) -> bool:
-        """True if it was being called when it was last looked at, so there is nothing to submit."""
+        """Whether it was being called at the last look, so that there is nothing to submit."""
         return self._row.status is Status.IN_FLIGHT and self._row.lane is Lane.SYNC
 
     def _wanted(self) -> datetime:
-        """Note that somebody waits for it; returns the moment at which it is submitted."""
+        """Note that a caller waits for it; returns the moment at which it is submitted."""
         return self._engine.waits.add(self._engine.now(), requests=[self._row.id])
 
     def _settled(self) -> bool:
-        """Whether it is settled, as far as can be seen now: whoever waits looks again."""
+        """Whether it is settled, as far as can be seen now: a caller who waits looks again."""
         try:
             return self._look() is not None
         except LedgerError:
             return False
 
     def _look(self) -> Result | None:
-        """Its result, if it is settled."""
+        """Return its result, if it is settled; else None."""
         if self._found is None:
             for row in self._engine.ledger.results_of([self._row.id]):
                 self._found = Result(row)
@@ -238,11 +238,11 @@ class TicketView:
         return row
 
     def _held(self) -> bool:
-        """True if it surely has not ended: this process holds its call, and it ends with that."""
+        """Whether it certainly has not settled: this process holds its call, and it settles when that ends."""
         return self._row.terms.blocking and self._engine.queue.holds(self._row.id)
 
     def _ready(self) -> Result | None:
-        """Its result; raises if it cannot come: it was purged, or its lane is suspended."""
+        """Return its result, or None; raises if it cannot come: the request was purged, or its lane is suspended."""
         result = self._look()
         if result is not None:
             return result
@@ -272,9 +272,9 @@ class JobView:
     def __init__(self, engine: Engine, name: str | None, number: int) -> None:
         self._engine, self._name, self._number = engine, name, number
         self._scope = 0 if name is None else number
-        """The job that its requests' keys and money belong to: without a name the shared scope."""
+        """The job that the keys and costs of its requests belong to; without a name the shared scope, 0."""
         self._first = 0
-        """Without a name: its first request that was not settled when that was last looked at; 0: not known."""
+        """Of a bulk without a name: the first request that was not settled at the last look; 0: not known."""
 
     @property
     def name(self) -> str | None:
@@ -282,7 +282,7 @@ class JobView:
         return self._name
 
     def __len__(self) -> int:
-        """How many requests it has; those that were purged do not count."""
+        """Return how many requests it has; purged ones do not count."""
         return sum(self._engine.ledger.counts(job=self._number).by.values())
 
     def __bool__(self) -> bool:
@@ -290,12 +290,12 @@ class JobView:
         return True
 
     def _page(self, after: int) -> tuple[list[ResultRow], int]:
-        """The next settled rows of it behind a cursor, and the cursor behind them."""
+        """Return its next settled rows after a cursor, and the cursor after them."""
         page = self._engine.ledger.results(job=self._number, after=after, limit=_PAGE)
         return page, page.cursor
 
     def _next_in_order(self, after: int) -> tuple[list[ResultRow], int] | None:
-        """As `_next`, in the order in which the requests were accepted: up to the first that is not settled."""
+        """As `_next`, in the order of acceptance: up to the first request that is not settled."""
         done = False
         while numbers := self._engine.ledger.numbers(Which(job=self._number), after=after, limit=_PAGE):
             found = {row.request: row for row in self._engine.ledger.results_of(numbers, job=self._number)}
@@ -306,15 +306,15 @@ class JobView:
                 after = numbers[0]
             elif self._waits():
                 return None
-            done = not done  # but for what settled since the page was read
+            done = not done  # once more: some may have settled meanwhile
         return [], after
 
     def _paged(self, *, ordered: bool) -> tuple[Callable[[int], tuple[list[ResultRow], int] | None], int]:
-        """The function that reads the page behind a cursor, and the cursor to begin at."""
+        """Return the function that reads the page after a cursor, and the cursor to begin at."""
         return (self._next_in_order if ordered else self._next), 0
 
     def _unsettled(self) -> dict[Lane, int]:
-        """How many of it are not settled, by lane; raises if they cannot be because a lane is suspended."""
+        """Return how many of its requests are not settled, by lane; raises if a suspended lane holds all of them up."""
         counts = self._engine.ledger.counts(job=self._number)
         left: dict[Lane, int] = {}
         moving = False
@@ -324,20 +324,20 @@ class JobView:
             left[lane] = left.get(lane, 0) + number
             sent = status is Status.IN_FLIGHT
             moving = moving or (sent and not (lane is Lane.BATCH and self._scope in self._engine.situation.stalled))
-        for lane in () if moving else left:  # nothing of it is on its way any more
+        for lane in () if moving else left:  # none of it is in flight any more
             error = suspended(self._engine, lane, f"job {shown(self._name)}")
             if error is not None:
                 raise error
         return left
 
     def _waits(self) -> bool:
-        """Whether any of it is not settled; raises as `_unsettled` does. Cheap however many there are."""
+        """Whether any of its requests is not settled; raises as `_unsettled` does. Cheap, however many there are."""
         if self._name is not None or self._engine.suspensions.lanes:
             return bool(self._unsettled())
         ledger = self._engine.ledger
         if self._first and ledger.rows(Which(requests=[self._first], unsettled=True)):
             return True
-        for after in dict.fromkeys((self._first, 0)):  # in the end all of it: some may have been queued anew meanwhile
+        for after in dict.fromkeys((self._first, 0)):  # at last from the start: some may have been queued anew
             found = ledger.numbers(Which(job=self._number, unsettled=True), after=after, limit=1)
             if found:
                 (self._first,) = found
@@ -345,7 +345,7 @@ class JobView:
         return False
 
     def _next(self, after: int) -> tuple[list[ResultRow], int] | None:
-        """The next page, an empty one at the end, None if there is something to wait for."""
+        """Return the next page; an empty one at the end; None if there are results to wait for."""
         done = False
         while True:
             rows, last = self._page(after)
@@ -354,11 +354,11 @@ class JobView:
             if last == after:
                 if self._waits():
                     return None
-                done = True  # but for what settled since the page was read
+                done = True  # once more: some may have settled meanwhile
             after = last
 
     def _wanted(self) -> datetime:
-        """Note that somebody waits for it; returns the moment at which it is submitted: at once for an unnamed bulk."""
+        """Note that a caller waits for it; returns when it is submitted: an unnamed bulk already is."""
         engine = self._engine
         if self._name is None:
             return engine.now()
@@ -368,7 +368,7 @@ class JobView:
         return None if self._waits() else True
 
     def _reopen(self, outcomes: tuple[Outcome, ...], latency: object) -> int:
-        """Queue anew and mark as waited for, as a bulk dispatch is."""
+        """Queue settled requests anew and have them sent, as after a bulk dispatch; returns how many."""
         tag = None if latency is None else to_latency(latency)
         self._engine.suspensions.resume_on_first_use()
         count = reopen(self._engine, self._number, outcomes, tag)
@@ -386,11 +386,11 @@ class JobView:
         try:
             left = f"{sum(self._unsettled().values())} "
         except LedgerError:
-            left = ""  # it cannot be counted now
+            left = ""  # they cannot be counted now
         return _late(self._engine, f"{left}requests of job {shown(self._name)} were", timeout)
 
     def _stands(self) -> Progress | None:
-        """Where it stands; None: that cannot be looked at, mostly because its dispatcher has ended."""
+        """Return its progress; None if that cannot be read, mostly because its dispatcher has ended."""
         try:
             return self._progress()
         except BatchwiseError:
@@ -404,7 +404,7 @@ class JobView:
         return self._title() if found is None else f"{self._title()}: {found}"
 
     def _repr_html_(self) -> str:
-        """Tables of where it stands, for notebooks."""
+        """Return its progress as HTML tables, for notebooks."""
         found = self._stands()
         return f"<p>{escape(self._title())}</p>" + ("" if found is None else found._repr_html_())
 

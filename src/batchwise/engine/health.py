@@ -23,7 +23,7 @@ _NEWS = 0.05
 
 
 class Health:
-    """What this process knows of the sync lane.
+    """This process's knowledge of the sync lane.
 
     Args:
         queue: Its calls.
@@ -39,11 +39,11 @@ class Health:
         self._stored: tuple[bool, datetime] | None = None
         """Whether the lane answered, and when, as it was last stored."""
         self._paces: dict[str, Measured] = {}
-        """By class of models."""
+        """What was measured last, by class of models."""
         self._paces_stored: dict[str, Measured] = {}
 
     def seen_with(self, known: Snapshot) -> Snapshot:
-        """The ledger's snapshot with what this process knows beyond it."""
+        """Return the ledger's snapshot, completed by what this process knows."""
         return attrs.evolve(
             known,
             sync_answered_at=_later(known.sync_answered_at, self.answered_at),
@@ -52,7 +52,7 @@ class Health:
         )
 
     def set_right(self, right: Snapshot) -> None:
-        """Take over what is believed after the clock was set."""
+        """Take over the times as they are believed after the clock was set."""
         self.answered_at, self.failed_at = right.sync_answered_at, right.sync_failed_at
 
     def note_call(self, *, answered: bool) -> bool:

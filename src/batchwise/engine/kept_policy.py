@@ -1,4 +1,4 @@
-"""The policy that work is done under: the one that was given, or the one that the ledger keeps."""
+"""The policy that a dispatcher works under: the given one, or the one that the ledger keeps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _log = logging.getLogger("batchwise")
 
 
 class KeptPolicy:
-    """Takes a policy up, and has the ledger keep it once work is accepted under it.
+    """Chooses the policy, and has the ledger keep it once work is accepted under it.
 
     Args:
         ledger: Keeps the policy that work was last accepted under.
         given: A policy; None: the one that the ledger keeps, else the defaults.
 
     Raises:
-        InvalidValueError: What was given is no policy.
+        InvalidValueError: `given` is no policy.
     """
 
     def __init__(self, ledger: Ledger, given: Policy | None) -> None:
@@ -30,18 +30,18 @@ class KeptPolicy:
         kept = ledger.kept_policy()
         self._ledger, self.policy = ledger, given or kept or Policy()
         self._unstored = None if given == kept else given
-        """The policy that the ledger has to be told."""
+        """The policy that the ledger does not keep yet; None: it keeps this one."""
         if kept is not None and self._unstored is not None:
             words = self.policy.differs_from(kept)
             _log.info("batchwise: other policy than the work in %s was accepted under: %s", ledger.name, words)
 
     def keep(self) -> None:
-        """Have the ledger keep the policy that work was accepted under, once for each dispatcher that was given one."""
+        """Have the ledger keep the given policy, once."""
         if self._unstored is None:
             return
         try:
             self._ledger.keep_policy(self._unstored)
-        except LedgerError:  # the work is accepted; the next one tells it
+        except LedgerError:  # the work is accepted; the next acceptance tries again
             _log.debug("batchwise: the policy could not be stored yet", exc_info=True)
         else:
             self._unstored = None

@@ -1,4 +1,4 @@
-"""Which process does the batch actions, and who goes on with what a dead process left."""
+"""Decides by the ledger's lease which process does batch actions, and takes over from dead processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Leadership:
 
     Args:
         ledger: Holds the lease, and knows which processes live.
-        spend_limit: What a call that may have been billed is counted against.
+        spend_limit: Counts calls that may have been billed.
         now: The wall clock.
     """
 
@@ -30,15 +30,15 @@ class Leadership:
         return not lease.held and lease.acquire()
 
     def take_over(self) -> bool:
-        """Go on with what a process that has ended left: its calls, and the lease. Returns whether there was any.
+        """Take over the calls and the lease of a process that has ended; returns whether there were any.
 
-        A process that ends need not write anything, so this has to be looked for again and again.
+        A process that dies writes nothing, so this has to look again and again.
         """
         recovered = self.clear_up()
         return self.take() or recovered
 
     def clear_up(self) -> bool:
-        """Go on with the calls of a process that has ended; returns whether there were any."""
+        """Take over the calls of a process that has ended; returns whether there were any."""
         return self._ledger.recover(now=self._now(), cap=self._spend_limit.cap()) > 0
 
     def resign(self) -> None:

@@ -1,4 +1,4 @@
-"""What an answer cost and saved, by the lane on which each part of it ran."""
+"""Bills answers: what each cost and saved, by the lane on which each part of it ran."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from batchwise.planning.pricing import PriceBook, Tariff, cost, is_priced_whole
 __all__ = ["UNKNOWN", "Bill", "Biller", "Meter", "tokens_of"]
 
 _MOST = 10**9
-"""Tokens of one answer, far beyond what any model gives."""
+"""More tokens than any answer can have."""
 _DEAREST = 10**17
-"""pico-USD of one answer, far beyond what any costs: 100,000 USD."""
+"""More pico-USD than any answer can cost: 100,000 USD."""
 
 
 class Bill(NamedTuple):
@@ -32,13 +32,13 @@ class Bill(NamedTuple):
 
 
 UNKNOWN = Bill(None, None, 0, None)
-"""The bill of what cannot be billed."""
+"""The bill of an answer whose price or usage is unknown."""
 Meter = Callable[[Mapping[str, Any]], tuple[Union[int, None], Union[int, None], int, Union[Cached, None]]]
-"""Gives the fields of a `Bill` as a plain tuple: a named one costs as much as the whole calculation."""
+"""Returns the fields of a `Bill` as a plain tuple: to make a `Bill` costs as much as the whole calculation."""
 
 
 class Biller:
-    """Bills answers at one moment; rates are looked up once for each model, lane and variant.
+    """Bills answers at the prices of one moment; looks rates up once for each model, lane and variant.
 
     Args:
         prices: The price book.
@@ -50,9 +50,9 @@ class Biller:
         self._meters: dict[tuple[str, Lane], Meter] = {}
 
     def bill(self, asked: Sequence[str], lane: Lane, message: Mapping[str, Any], turns: Sequence[bytes] = ()) -> Bill:
-        """The bill of a message on this lane, and of the paused turns and refusals before it.
+        """Return the bill of a message on this lane, with the paused turns and refusals before it.
 
-        `asked`: the models, the next one after each refusal.
+        `asked`: the models in their order; each refusal leads to the next one.
         """
         bill = Bill(0, 0, 0, None)
         model, *later = asked
@@ -66,7 +66,7 @@ class Biller:
         return _sum(bill, Bill(*self.meter(model, lane)(usage_of(message))))
 
     def meter(self, model: str, lane: Lane) -> Meter:
-        """A function that bills the usage of single answers of this model on this lane: for many of them."""
+        """Return a function that bills the usage of single answers of this model on this lane."""
         known = self._meters.get((model, lane))
         if known is None:
             known = self._meters[model, lane] = _meter(partial(self._look_up, model, lane))
@@ -83,7 +83,7 @@ class Biller:
 
 
 def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
-    """Tokens sent and not cached, read from a cache, written to one, and put out; None: not as the API words them."""
+    """Return the tokens of uncached input, cache reads, cache writes and output; None if they are malformed."""
     get: Callable[[str], Any] = usage.get
     fresh, written = get("input_tokens"), get("output_tokens")
     read, cached = get("cache_read_input_tokens") or 0, get("cache_creation_input_tokens") or 0
@@ -119,7 +119,7 @@ def _meter(look_up: Callable[[Any, Any, Any], tuple[Tariff, Tariff] | None]) -> 
                 plain = cost({"input_tokens": tokens, "output_tokens": written}, here)
                 own = cost({**usage, "server_tool_use": None}, here)
                 return paid, whole - paid, tokens, (read, cached, plain - own)
-        except (TypeError, AttributeError):  # something in it is not as the API words it
+        except (TypeError, AttributeError):  # the usage is malformed
             pass
         return None, None, tokens, unpriced
 

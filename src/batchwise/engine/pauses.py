@@ -1,4 +1,4 @@
-"""How long what the API refused waits before it is tried again, drawn at random so that many do not come at once."""
+"""Pauses before refused calls are tried again, drawn at random so that many do not come at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["backoff", "overload_pause"]
 
 
 def backoff(failures: int, policy: Policy) -> timedelta:
-    """Exponential with jitter, from the shortest to the longest poll gap."""
+    """Return a pause that grows exponentially, with jitter, from the shortest to the longest poll gap."""
     shortest, longest = (gap / timedelta(seconds=1) for gap in policy.poll_every)
     return _drawn(
         tenacity.wait_exponential(multiplier=shortest, max=longest) + tenacity.wait_random(0, shortest), failures
@@ -20,7 +20,7 @@ def backoff(failures: int, policy: Policy) -> timedelta:
 
 
 def overload_pause(refusals: int) -> timedelta:
-    """How long a call waits that the API was too busy for so often: full jitter, up to 1 s, 2 s, 4 s, ... 16 s."""
+    """Return the pause of a call after so many 529s: full jitter, up to 1 s, 2 s, 4 s, ... 16 s."""
     return _drawn(tenacity.wait_random_exponential(multiplier=1, max=16), refusals)
 
 

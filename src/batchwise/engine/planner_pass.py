@@ -1,4 +1,4 @@
-"""One pass of the planner: what is known is read and set right, and the planner says what is due."""
+"""One pass of the planner: read the ledger, correct the clock, and ask the planner what is due."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .under_way import UnderWay
 __all__ = ["PlannerPass"]
 
 _WATCH = 2.0
-"""Seconds between two looks at what seldom changes, at least."""
+"""The least seconds between two calls of `watch`."""
 _WATCH_SHARE = 20
-"""Such a look takes one part in so many of the time at most, however much is queued."""
+"""`watch` takes at most 1 in so many parts of the time, however much is queued."""
 
 
 class PlannerPass:
@@ -33,10 +33,10 @@ class PlannerPass:
         ledger: The durable record.
         policy: The rules' figures.
         leadership: Takes the lease.
-        situation: What is known of the work.
-        spend_limit: Holds back what there is no room for.
+        situation: Reads what is known of the work.
+        spend_limit: Holds back work for which the spend limit has no room.
         under_way: Knows which batches this process is sending.
-        watch: Is called now and then with what is known, and the time.
+        watch: Is called now and then with the snapshot and the time.
         now: The wall clock.
     """
 
@@ -74,9 +74,10 @@ class PlannerPass:
         return (*planner.plan(sendable, now, self._policy, wake_gap=wake_gap), *waits)
 
     def _put_orphans_in_doubt(self, known: Snapshot) -> bool:
-        """Put creates that nobody sends any more into doubt: their process has ended, or broke the sending off.
+        """Put batches in doubt whose create no process sends any more; returns whether there were any.
 
-        The last byte may have been sent just now, so the grace begins now. Returns whether there were any.
+        Their process has died, or has broken the create off. Its last byte may have been sent just now, so the grace
+        begins now.
         """
         changed = False
         for batch in known.batches:

@@ -1,4 +1,4 @@
-"""Where the work stands, for whoever asks."""
+"""Progress and reports of a job, or of all work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["progress", "progress_of", "report", "report_of", "tallies"]
 
 
 def progress_of(engine: Engine, job: str | None) -> Progress:
-    """Where a job, or everything, stands.
+    """Return the progress of a job, or of all work.
 
     Raises:
         JobNotFoundError: The ledger has no such job.
@@ -32,7 +32,7 @@ def progress_of(engine: Engine, job: str | None) -> Progress:
 
 
 def report_of(engine: Engine, job: str | None) -> Report:
-    """Money and deadlines of a job, or of everything.
+    """Return the report on money and deadlines of a job, or of all work.
 
     Raises:
         JobNotFoundError: The ledger has no such job.
@@ -41,7 +41,7 @@ def report_of(engine: Engine, job: str | None) -> Report:
 
 
 def report(engine: Engine, job: int | None) -> Report:
-    """Money and deadlines of a job (by its number), or of everything, with its batches."""
+    """Return the report on a job (by its number), or on all work, with its batches."""
     batches = []
     for fields in engine.ledger.records(job=job):
         created = fields["created_at"]
@@ -51,7 +51,7 @@ def report(engine: Engine, job: int | None) -> Report:
 
 
 def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)) -> Progress:
-    """Where a job (by its number), or everything, stands."""
+    """Return the progress of a job (by its number), or of all work."""
     policy, known = engine.policy, engine.situation.read()
     now = engine.now()
     snapshot = believed(known, now, policy)
@@ -105,7 +105,7 @@ def _forecast_of(engine: Engine, batch: BatchView, begun: datetime) -> Forecast:
 
 
 def tallies(counts: Iterable[tuple[tuple[Lane, Status, Outcome | None], int]]) -> dict[str, Any]:
-    """The counts of a `Progress`."""
+    """Return the counts of a `Progress`."""
     by_status, by_outcome, by_lane = Counter[Status](), Counter[Outcome](), Counter[Lane]()
     for (lane, status, outcome), number in counts:
         by_status[status] += number

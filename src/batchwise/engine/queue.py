@@ -1,4 +1,4 @@
-"""The sync lane's queue in one process: the most urgent claim first, as fast as its class's pacing lets through."""
+"""The sync lane's queue in one process: the most urgent claim first, as fast as the pacing of its class allows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["BACKGROUND", "BLOCKING", "URGENT", "CallQueue", "Slot"]
 URGENT, BLOCKING, BACKGROUND = 0, 1, 2
 """The priorities of claims: a deadline needs the call now; a caller waits for it; all others."""
 _LONG, _TOLD = 1.0, 60.0
-"""Seconds that calls wait before that is told, and seconds until it is told again."""
+"""Seconds that calls wait before that is announced, and seconds until it is announced again."""
 _FULL = 1.0
-"""Seconds after which to ask again when a process runs as many calls as it can; earlier if one ends."""
+"""Seconds until the next look when a process runs as many calls as it can; earlier if a call ends."""
 
 
 class Slot(NamedTuple):
-    """A claim let through, with what the pacing reserved for it."""
+    """A claim that may be called now, with what the pacing reserved for it."""
 
     claim: Claim
     reserved: Reservation
@@ -38,10 +38,10 @@ class Slot(NamedTuple):
 
 
 class _Class:
-    """What waits of one class of models, and its pace. A class that is paused holds up no other.
+    """The waiting claims of one class of models, and its pace. A class that is paused holds up no other.
 
-    While something urgent waits, what has a deadline runs in the order of deadlines, whatever had slack when it was
-    claimed; else blocking work goes first.
+    While an urgent claim waits, claims with deadlines run in the order of their deadlines; else blocking claims run
+    first.
     """
 
     def __init__(self, pacer: Pacer) -> None:
@@ -51,14 +51,14 @@ class _Class:
         self.later = self.running = 0
         self._urgent = 0
         self.held_since, self.told_at = math.inf, -math.inf
-        """Since when calls have waited for the pacing without a break, and when that was last noted."""
+        """Since when calls have waited for the pacing without a break, and when that was last announced."""
 
     def put(self, priority: int, due: float, sequence: int, claim: Claim) -> None:
         heapq.heappush(self.blocking if priority == BLOCKING else self.dated, (due, sequence, claim, priority))
         self._urgent += priority == URGENT
 
     def pass_over(self, moment: float) -> None:
-        """Put last what has become late while it waited: what was due by this moment. It is urgent no more."""
+        """Put claims last that were due by this moment: they are late, and no longer urgent."""
         while self.dated and self.dated[0][0] <= moment:
             _, sequence, claim, priority = heapq.heappop(self.dated)
             self._urgent -= priority == URGENT
@@ -69,7 +69,7 @@ class _Class:
 
     @property
     def urgency(self) -> tuple[int, float]:
-        """The order in which classes are asked: urgent, blocking, and other work, each by deadline."""
+        """The class's place in the order: urgent, blocking, then other work, each by deadline."""
         line = self.line()
         return (0 if self._urgent else 1 if line is self.blocking else 2), line[0][0]
 
@@ -102,14 +102,14 @@ class CallQueue:
         self._later: list[tuple[float, int, int, float, Claim]] = []
         self._sequence = 0
         self.stored_limits: Mapping[str, Measured] = {}
-        """What the ledger knows of the account's limits by class, for classes that this process has not called yet."""
+        """The account's limits by class as the ledger knows them, for classes that this process has not called yet."""
         self._running: set[int] = set()
         """The sequence numbers of claims for which the pacing holds a reservation."""
         self._news: list[tuple[str, str, int]] = []
         self._storing: set[int] = set()
         """The sequence numbers of claims whose answers, or failures, are not stored yet."""
         self._held: set[int] = set()
-        """The requests of all unfinished claims, less those that had another claim which finished."""
+        """The requests of unfinished claims, without those of which another claim has finished."""
 
     def _class(self, claim: Claim, now: float) -> _Class:
         name = class_of(claim.terms.model, self._limits)
@@ -121,7 +121,7 @@ class CallQueue:
         return found
 
     def take_news(self) -> list[tuple[str, str, int]]:
-        """Which classes of models wait since the last time it was asked, for what, and how many calls of them."""
+        """Return the classes that have begun to wait since the last call: name, limiting figure, waiting calls."""
         if not self._news:
             return []
         with self._lock:
@@ -129,7 +129,7 @@ class CallQueue:
         return found
 
     def push(self, claim: Claim, *, priority: int, due: float, now: float, wait: float = 0.0) -> None:
-        """Queue a claim of this priority (`URGENT`, ...); not before `wait` seconds from now."""
+        """Queue a claim with this priority (`URGENT`, ...); it is called after `wait` seconds at the earliest."""
         with self._lock:
             self._sequence += 1
             self._held.add(claim.id)
@@ -140,9 +140,9 @@ class CallQueue:
                 self._class(claim, now).put(priority, due, self._sequence, claim)
 
     def next(self, now: float, moment: float = -math.inf) -> Slot | float | None:
-        """The next claim to run (booked as running), seconds to wait for it, or None when nothing is queued.
+        """Return the next claim to run (booked as running), or the seconds to wait for one; None: nothing is queued.
 
-        `moment`: what was due by then is late; of the clock that `push` is told by when a claim is due.
+        `moment`: claims that were due by then are late; by the clock of `push(due=)`.
         """
         with self._lock:
             while self._later and self._later[0][0] <= now:
@@ -190,7 +190,7 @@ class CallQueue:
     def done(
         self, slot: Slot, now: float, *, headers: Mapping[str, str], used_in: int, used_out: int, took: timedelta
     ) -> None:
-        """The claim has its answer. It stays unfinished until `finish` says that the answer is stored."""
+        """Note that the claim has its answer. It is unfinished until `finish` says that the answer is stored."""
         with self._lock:
             lane = self._has_ended(slot, now)
             self._outputs.end(slot.writing, slot.claim.terms.max_tokens, used_out, now)
@@ -212,7 +212,7 @@ class CallQueue:
         retry_after: timedelta | None,
         headers: Mapping[str, str],
     ) -> None:
-        """The claim's call failed, or was refused for load."""
+        """Note that the claim's call failed, or was refused for load."""
         with self._lock:
             if refusal is None:
                 self._free(slot, now)
@@ -224,7 +224,7 @@ class CallQueue:
                 lane.pacer.observe(now, headers)
 
     def measured(self, model: str, now: float, at: datetime) -> tuple[str, Measured]:
-        """The class of a model, and how the lane does for it."""
+        """Return the class of a model, and what was measured of it."""
         with self._lock:
             name = class_of(model, self._limits)
             pacer = self._classes[name].pacer
@@ -254,7 +254,7 @@ class CallQueue:
         lane.pacer.done(now, slot.reserved)
 
     def drain(self) -> list[Claim]:
-        """Take out everything that has not begun."""
+        """Take out and return all claims whose calls have not begun."""
         with self._lock:
             claims = [entry[2] for lane in self._classes.values() for entry in (*lane.dated, *lane.blocking)]
             claims += [entry[4] for entry in self._later]
@@ -265,7 +265,7 @@ class CallQueue:
             return claims
 
     def finish(self, slot: Slot, now: float) -> bool:
-        """What became of the claim is stored, or it is given up. False: it was finished before."""
+        """Note that the claim's outcome is stored, or that it is given up; False: it was finished before."""
         with self._lock:
             if slot.sequence in self._running:
                 self._free(slot, now)
@@ -283,26 +283,26 @@ class CallQueue:
         return self.stored_limits.get(class_of(model, self._limits))
 
     def busy_with(self, model: str) -> int:
-        """Claims that wait or run of a model's class."""
+        """Return how many claims of a model's class wait or run."""
         with self._lock:
             lane = self._classes.get(class_of(model, self._limits))
             return 0 if lane is None else lane.waiting + lane.running
 
     @property
     def waiting(self) -> int:
-        """Claims that have not begun."""
+        """How many claims have not begun."""
         with self._lock:
             return self._waiting()
 
     @property
     def busy(self) -> int:
-        """Claims not finished: waiting, running, or answered and not stored yet."""
+        """How many claims are not finished: they wait, run, or have an answer that is not stored yet."""
         with self._lock:
             return self._waiting() + len(self._running) + len(self._storing)
 
     @property
     def storing(self) -> int:
-        """Claims whose answers, or failures, have come and are not stored yet."""
+        """How many claims have an answer, or a failure, that is not stored yet."""
         with self._lock:
             return len(self._storing)
 

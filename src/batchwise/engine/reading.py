@@ -1,6 +1,6 @@
-"""The rows of an ended batch: read as raw lines in bounded memory, ticked off, and settled or tried again in chunks.
+"""Reads the rows of an ended batch as raw lines in bounded memory, and settles or requeues them in chunks.
 
-Reading them again changes nothing. While a chunk is being committed the next one is read.
+Reading rows again changes nothing. While a chunk is being committed, the next one is read.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ __all__ = ["CHUNK", "Reader", "Sorter"]
 _log = logging.getLogger("batchwise")
 
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
-"""What a line raises that is no result of ours."""
+"""The errors that a line raises if it is no result of ours."""
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([a-zA-Z0-9_-]{1,64})"')
 _Rows = dict[int, tuple[bytes, Mapping[str, Any]]]
 """Lines with their results, by the number of the request."""
 _RULED = (*PAUSES, REFUSAL, *CUTS)
-"""Stop reasons of messages that are no whole answers, or not to each request: `rule_answer` decides."""
+"""Stop reasons of messages that may be no whole answers: `rule_answer` decides."""
 CHUNK = 2_000
-"""Rows given back in one transaction."""
+"""The most rows that one transaction gives back."""
 _ROWS, _BYTES = 1_200, 2_500_000
-"""Rows, and bytes of rows, settled in one transaction: few enough that what is made for them dies young."""
+"""Rows, and bytes of rows, settled in one transaction: so few that the garbage collector frees their objects early."""
 
 
 class Sorter:
-    """What becomes of the rows of a chunk, and the writing of it."""
+    """Collects the outcomes of a chunk's rows, and writes them."""
 
     def __init__(self, engine: Engine, batch: BatchView) -> None:
         self.engine, self.batch = engine, batch
@@ -72,11 +72,11 @@ class Sorter:
         self.turns: list[tuple[int, bytes, RequestRow, Ruling]] = []
         self.ended: list[int] = []
         self.settled = self.rescued = 0
-        """How many were settled by it, and how many sent on to the sync lane."""
+        """How many rows it has settled, and how many it has queued for the sync lane."""
         self.price_at(engine.now())
 
     def price_at(self, now: datetime) -> None:
-        """Price the rows from now on as of this moment."""
+        """Bill the next rows at the prices of this moment."""
         self.biller = Biller(self.engine.prices, now)
 
     def add_answer(
@@ -87,17 +87,17 @@ class Sorter:
         message: Mapping[str, Any],
         outcome: Outcome = Outcome.SUCCEEDED,
     ) -> None:
-        """A row with a message: it is billed, and its request ends."""
-        # The model of an adopted batch's row shows in its answer alone.
+        """Add a row with a message: it is billed, and its request settles."""
+        # Only the answer names the model of an adopted batch's row.
         asked = member.terms.asked if member.terms.model else (str(message.get("model")),)
         self.settlements.append(
             settlement_of(self.biller, number, Lane.BATCH, asked, line, message, member.turns, outcome)
         )
 
     def add_failure(self, number: int, member: RequestRow, ruling: Ruling, line: bytes | None) -> None:
-        """A row without an answer: tried again while attempts are left, else it ends."""
+        """Add a row without an answer: its request is tried again while attempts are left, else it settles."""
         if ruling.verdict in {Verdict.RETRY, Verdict.SUSPEND} and not self.batch.canceled:
-            # Canceled by somebody else, it costs an attempt: they may go on cancelling.
+            # A row that somebody else canceled costs an attempt: they may go on cancelling.
             costs = ruling.costs_attempt or (ruling.caller_decides and self.batch.cancel_at is None)
             following = self._next(member, costs=costs)
             if following is not None:
@@ -115,7 +115,7 @@ class Sorter:
         settlement = settlement._replace(maybe_billed=ruling.maybe_billed)
         if line is not None:
             settlement = settlement._replace(line=line)
-        if ruling.verdict is Verdict.SETTLE and ruling.maybe_billed:  # an answer that cannot be read: it is paid
+        if ruling.verdict is Verdict.SETTLE and ruling.maybe_billed:  # an unreadable answer is paid for
             settlement = settlement._replace(cost=None, saved=None)
         self.settlements.append(settlement)
 
@@ -125,14 +125,14 @@ class Sorter:
         return next_attempt(member.terms, member.attempts, engine.now(), engine.policy, costs=costs, sync_works=works)
 
     def write(self) -> list[int]:
-        """Settle and queue again, a transaction for each kind of end; returns the requests that this was about."""
+        """Settle and requeue the added rows, a transaction for each kind of outcome; returns their requests."""
         ledger, now, batch = self.engine.ledger, self.engine.now(), self.batch.id
         gone: list[int] = []
         models = self.engine.policy.fallback_models
         for number, line, member, ruling in self.turns:
             (before,) = ledger.bodies([number])
             goes_on = next_call(ruling, before, member.turns, line, terms=member.terms, fallback_models=models)
-            if goes_on is None:  # it cannot go on: it ends with what came
+            if goes_on is None:  # it settles with the message that came
                 message = decode(line)["result"]["message"]
                 self.add_answer(number, member, line, message, ruling.outcome or Outcome.FAILED)
                 continue
@@ -156,18 +156,18 @@ class Sorter:
         return gone + settled
 
     def end(self, numbers: Sequence[int]) -> None:
-        """These have settled: they are counted, and told of later."""
+        """Count requests that have settled; they are announced later."""
         self.ended += numbers
         self.settled += len(numbers)
 
     def take_ended(self) -> list[int]:
-        """The requests that settled since the last time."""
+        """Return the requests that settled since the last call."""
         ended, self.ended = self.ended, []
         return ended
 
 
 def _answer(result: Mapping[str, Any], ruled: Sequence[str] = _RULED) -> dict[str, Any] | None:
-    """The message of a row's result, if it is a whole answer; those with one of these stop reasons are not, perhaps."""
+    """Return the message of a row's result if it certainly is a whole answer: its stop reason is not in `ruled`."""
     if result.get("type") != "succeeded":
         return None
     message = result.get("message")
@@ -180,11 +180,11 @@ def _answer(result: Mapping[str, Any], ruled: Sequence[str] = _RULED) -> dict[st
 
 
 def _row(line: bytes, *, damaged: bool) -> tuple[str, bytes, Mapping[str, Any]] | None:
-    """The custom_id, the line and the result of a row that the fast way does not take; None if it is no row.
+    """Return the custom_id, the line and the result of a row that the fast path does not take; None: it is no row.
 
     Args:
         line: As it came.
-        damaged: Take what is no result too, if a custom_id can be seen in it: as an answer that nobody can read.
+        damaged: Also take a line that is no result but shows a custom_id, as an unreadable answer.
     """
     try:
         row = decode(line)
@@ -203,30 +203,30 @@ def _row(line: bytes, *, damaged: bool) -> tuple[str, bytes, Mapping[str, Any]] 
 
 @attrs.define
 class _Part:
-    """Rows told apart, to be settled together: answers to requests on the roll, which is nearly all, and the rest."""
+    """Rows that settle together, by kind: answers to requests on the roll (nearly all), and the rest."""
 
     meters: Sequence[Meter]
-    """What bills the answers, for each kind on the roll, at the prices of one moment."""
+    """Bill the answers of each kind on the roll, at the prices of one moment."""
     answers: list[Answer] = attrs.field(factory=list)
     rows: _Rows = attrs.field(factory=dict)
     adopted: dict[str, tuple[bytes, Mapping[str, Any]]] = attrs.field(factory=dict)
-    """Rows of a batch made elsewhere, by their custom_ids: the ledger knows, or decides, whose each is."""
+    """Rows of an adopted batch by their custom_ids; the ledger finds or chooses the request of each."""
     size: int = 0
     """Bytes of the stream."""
 
     @property
     def full(self) -> bool:
-        """Whether it is to be settled before more comes."""
+        """Whether to settle it before more rows are taken."""
         return self.size >= _BYTES or len(self.answers) + len(self.rows) + len(self.adopted) >= _ROWS
 
 
 class Reader:
-    """Takes a results stream chunk by chunk: `feed` is called from within the read, then `finish`, and `close`.
+    """Takes a stream of results: call `feed` for each chunk, then `finish`, and `close`.
 
     Args:
-        engine: Where it settles.
-        batch: Whose rows they are.
-        last: Whether it was read often enough: a line that is damaged still is the answer, as far as it ever comes.
+        engine: The core, whose ledger takes the rows.
+        batch: The batch of the rows.
+        last: Whether this is the last reading: then a damaged line is taken as the answer.
     """
 
     def __init__(self, engine: Engine, batch: BatchView, *, last: bool = False) -> None:
@@ -240,7 +240,7 @@ class Reader:
         self._kinds: Counter[tuple[str, str]] = Counter()
         self._unanswered: dict[str, set[int]] = {kind: set() for kind in UNANSWERED}
         self.off: Mapping[str, int] = {}
-        """What `discrepancy` found, once the reading has ended."""
+        """The result of `discrepancy`, once the reading has ended."""
         self._roll = None if batch.adopted else engine.ledger.roll(batch.id)
         kinds = () if self._roll is None else self._roll.kinds
         self._ruled = _RULED if any(each.terms.structured for each in kinds) else (*PAUSES, REFUSAL)
@@ -248,7 +248,7 @@ class Reader:
         self._beside = Beside("batchwise-settle")
 
     def feed(self, chunk: bytes) -> bool:
-        """Take some bytes in; always wants more."""
+        """Take in a chunk; returns True: more is wanted."""
         self._tell_apart(self._splitter.feed(chunk))
         self._part.size += len(chunk)
         if self._part.full:
@@ -264,12 +264,12 @@ class Reader:
         return _Part([biller.meter(each.terms.model, Lane.BATCH) for each in kinds])
 
     def finish(self, *, whole: bool) -> list[int]:
-        """Take in the rest; returns the rows that are not ticked off.
+        """Take in the rest; returns the requests that are not ticked off.
 
-        Rows without an answer are judged once every row was seen and no more of them than the API counted, or in the
-        last reading, if it was `whole`.
+        Rows without an answer are ruled on once every row was seen and they are no more than the API counted, or in
+        the last reading if it was `whole`.
         """
-        last, self.last = self.last and whole, False  # the rest is a line that was cut, not one that is damaged
+        last, self.last = self.last and whole, False  # the rest is a line that was cut off, not a damaged one
         rest = self._splitter.rest()
         self._tell_apart([rest] if rest else [])
         self._end()
@@ -282,7 +282,7 @@ class Reader:
         if not self._held or not (last or (self._held.keys() >= set(missing) and not maybe_billed)):
             return missing
         stop = None if self.batch.adopted else lane_wide_error(self._kinds, self.batch.requests)
-        if stop is not None:  # first: what is queued while the lane takes work is sent again at once
+        if stop is not None:  # first: rows that are queued while the lane takes work are sent again at once
             self.engine.suspensions.suspend(Lane.BATCH, stop, resumes=self._resumes)
         self._let_go(forgiven=stop is not None, maybe_billed=maybe_billed)
         return self._missing()
@@ -293,25 +293,25 @@ class Reader:
         return self.engine.ledger.numbers(Which(batch=self.batch.id))
 
     def close(self) -> None:
-        """Nothing more is fed. What is being committed goes on: the ledger's end waits for it."""
+        """End the reading. A commit that runs goes on: the ledger's end waits for it."""
         self._beside.close(wait=False)
 
     def _end(self) -> None:
-        """Wait for the part before, and tell of it."""
+        """Wait until the part before is settled, and announce it."""
         try:
             self._beside.end()
         finally:
             self._tell()
 
     def _tell(self) -> None:
-        """Tell of what has settled, while nothing is committed in the background: no event loop knows that thread."""
+        """Announce settled requests, while no commit runs in the background: no event loop knows that thread."""
         self.engine.announcing.settled(self.sorter.take_ended())
 
     def _tell_apart(self, lines: Iterable[bytes]) -> None:
-        """Take in lines, while the part before may still be on its way into the ledger.
+        """Take in lines, while the part before may still be being committed.
 
-        So a row that comes twice in quick succession is noticed only when it is settled. Then the roll is dropped: the
-        rest is slower, and ends the same.
+        So a row that soon comes twice is noticed only when it is settled. Then the roll is dropped: the rest settles
+        more slowly, with the same outcomes.
         """
         if self.batch.adopted:
             self._tell_adopted(lines)
@@ -335,7 +335,7 @@ class Reader:
                 self._take_odd(line)
 
     def _take_odd(self, line: bytes) -> None:
-        """A line that the fast way cannot take. Of garbage and of a cut line the requests stay unticked."""
+        """Take a line that the fast path cannot take. The request of a line that is no row is not ticked off."""
         row = _row(line, damaged=self.last)
         number = -1 if row is None else self._open(row[0].encode("utf-8", "replace"))
         if row is not None and number >= 0:
@@ -348,10 +348,10 @@ class Reader:
                 self._part.adopted.setdefault(row[0], row[1:])
 
     def _settle_part(self, part: _Part, committing: Callable[[], None] | None = None) -> None:
-        """Settle what was told apart; `committing` is called when only the commit of the answers is left."""
+        """Settle a part; `committing` is called when only the commit of the answers is left."""
         self.sorter.price_at(self.engine.now())
-        # These first: a row that has left the batch may be the last that a caller waits for, and while others are
-        # still in the batch it is not given up.
+        # These first: a caller may wait only for a row that has left the batch, and while the batch still has rows,
+        # that row is not given up.
         if part.adopted:
             numbers = self.engine.ledger.name_adopted(self.batch.id, list(part.adopted))
             if len(numbers) < len(part.adopted):
@@ -369,7 +369,7 @@ class Reader:
             self._settle({number: (line, decode(line)["result"]) for number, line, *_ in answers})
 
     def _tick_off(self, answers: list[Answer], committing: Callable[[], None] | None) -> bool:
-        """Settle answers by the roll; False, and nothing done, if it does not hold any more."""
+        """Settle answers by the roll; False, and nothing is changed, if the roll is out of date."""
         engine, roll = self.engine, self._roll
         numbers = [answer[0] for answer in answers]
         if roll is None or not engine.ledger.settle_answers(roll, answers, now=engine.now(), committing=committing):
@@ -378,13 +378,13 @@ class Reader:
         return True
 
     def _write(self) -> None:
-        """Store what became of the rows that were looked up."""
+        """Store the outcomes of the rows that were looked up."""
         gone = self.sorter.write()
         if gone and self._roll is not None:
             self._roll.tick(gone)
 
     def _settle(self, rows: _Rows) -> None:
-        """Settle whatever rows, looking each request up."""
+        """Settle rows of any kind; looks each request up."""
         if not rows:
             return
         members = self.engine.ledger.rows(Which(requests=list(rows), batch=self.batch.id))
@@ -412,7 +412,7 @@ class Reader:
         if ruling.billed or error is None:
             self.sorter.add_answer(number, member, line, result["message"], outcome)
             return
-        if error.type == MALFORMED:  # an answer all the same: no other reading tells more
+        if error.type == MALFORMED:  # an answer all the same: another reading would tell no more
             self.sorter.add_failure(number, member, ruling, line)
             return
         if number in self._held:
@@ -421,10 +421,10 @@ class Reader:
         self._held[number] = line
 
     def _stray(self, number: int, member: RequestRow | None, line: bytes, result: Mapping[str, Any]) -> None:
-        """A row of a request that has left this batch or is settled.
+        """Handle a paid row of a request that has left this batch, or is settled.
 
-        It is paid: a whole answer ends its request wherever that is by now, if nothing has ended it yet. A paused
-        turn is on the record already if it was continued. The rest is booked as paid and not used.
+        A whole answer settles its request wherever that is now, unless it is settled. A paused turn that was continued
+        is on record already. Every other row is booked as paid and not used.
         """
         message = result.get("message")
         if result.get("type") != "succeeded" or not isinstance(message, dict):

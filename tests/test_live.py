@@ -25,7 +25,7 @@ HOURS_30 = timedelta(hours=30)
 MESSAGES = [{"role": "user", "content": "hi"}]
 NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 with closing(SqliteLedger(":memory:")) as ledger:
-    REPORT = attrs.evolve(ledger.report(job=None), cost=Decimal("1.5"), saved=Decimal("1.4"), unpriced=3)
+    REPORT = attrs.evolve(ledger.statistics.report(job=None), cost=Decimal("1.5"), saved=Decimal("1.4"), unpriced=3)
 
 
 def batch(number: int, rescue: timedelta | None) -> bw.RunningBatch:

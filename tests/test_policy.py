@@ -163,6 +163,6 @@ def test_a_newer_version_s_policy(tmp_path, caplog):
         Policy.from_dict(table)
     with ledger.database.write("test") as db:
         db.execute("INSERT INTO meta VALUES ('policy', ?)", (json.dumps({**table, "late": "maybe"}),))
-    assert ledger.kept_policy() is None
+    assert ledger.conditions.kept_policy() is None
     assert "newer version" in caplog.text
     ledger.close()

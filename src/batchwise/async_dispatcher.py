@@ -275,7 +275,7 @@ class AsyncDispatcher:
     async def jobs(self) -> list[AsyncJob]:
         """All jobs that have a name, in the order of their beginning."""
         self._driver.check()
-        found = await self._driver.in_thread(self._ledger.jobs)
+        found = await self._driver.in_thread(self._ledger.jobs.all)
         return [AsyncJob(self._driver, row.name, row.number) for row in found if row.name is not None]
 
     async def ticket(self, key: str, *, job: str | None = None) -> AsyncTicket:

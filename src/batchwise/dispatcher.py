@@ -255,7 +255,7 @@ class Dispatcher:
     def jobs(self) -> list[Job]:
         """All jobs that have a name, in the order of their beginning."""
         self._driver.check()
-        return [Job(self._driver, row.name, row.number) for row in self._ledger.jobs() if row.name is not None]
+        return [Job(self._driver, row.name, row.number) for row in self._ledger.jobs.all() if row.name is not None]
 
     def ticket(self, key: str, *, job: str | None = None) -> Ticket:
         """A request by its key.

@@ -54,7 +54,7 @@ def fill(where: str, requests: int) -> dict[str, Any]:
         engine.accepting.accept_all(rows(), "bench", timedelta(hours=30), None)
         ledger.lease.acquire()
         while groups := ledger.snapshot().batch_queue:
-            batch = ledger.seal(
+            batch = ledger.batches.seal(
                 [group.terms.id for group in groups],
                 nonce=new_nonce(random.randbytes(16)),
                 taken=frozenset(),
@@ -64,8 +64,8 @@ def fill(where: str, requests: int) -> dict[str, Any]:
             )
             assert batch is not None
             now = engine.now()
-            ledger.update_batch(attrs.evolve(batch, state=BatchState.POSTING, posting_at=now), was=batch)
-            ledger.created(batch.id, remote_id=f"msgbatch_{batch.id}", created_at=now, expires_at=now, now=now)
+            ledger.batches.update(attrs.evolve(batch, state=BatchState.POSTING, posting_at=now), was=batch)
+            ledger.batches.created(batch.id, remote_id=f"msgbatch_{batch.id}", created_at=now, expires_at=now, now=now)
             numbers = ledger.numbers(Which(batch=batch.id))
             random.Random(batch.id).shuffle(numbers)
             for start in range(0, len(numbers), _CHUNK):
@@ -76,7 +76,7 @@ def fill(where: str, requests: int) -> dict[str, Any]:
                 payload += sum(len(each.line) for each in part)
                 ledger.settle(part, now=engine.now(), batch=batch.id)
             view = next(each for each in ledger.snapshot().batches if each.id == batch.id)
-            ledger.update_batch(attrs.evolve(view, state=BatchState.CLOSED))
+            ledger.batches.update(attrs.evolve(view, state=BatchState.CLOSED))
         engine.close()
         ledger.close()
     disk = sum(file.stat().st_size for file in Path(where).iterdir() if file.is_file())

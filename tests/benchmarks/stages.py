@@ -93,18 +93,18 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
     nonce = new_nonce(os.urandom(16))
 
     def seal() -> Any:
-        return ledger.seal(
+        return ledger.batches.seal(
             terms, nonce=nonce, taken=frozenset(), now=engine.now(), max_requests=100_000, max_bytes=256_000_000
         )
 
     batch = table.time("seal", seal)
     ledger.lease.acquire()
-    ledger.update_batch(attrs.evolve(batch, state=BatchState.POSTING, posting_at=engine.now()), was=batch)
+    ledger.batches.update(attrs.evolve(batch, state=BatchState.POSTING, posting_at=engine.now()), was=batch)
     ids = sealer(nonce)
-    entries = ((ids(key, number), body) for number, key, body in ledger.entries(batch.id))
+    entries = ((ids(key, number), body) for number, key, body in ledger.batches.entries(batch.id))
     chunks = table.time("body", lambda: list(body_chunks(entries)))
     created = table.time("send", lambda: lane.create(iter(chunks), length=batch.size)).batch
-    ledger.created(
+    ledger.batches.created(
         batch.id,
         remote_id=created.id,
         created_at=created.created_at,
@@ -145,7 +145,7 @@ def _drain(values: Iterator[object]) -> None:
 def _look(bw: Any, ledger: Any, count: int, *, decode: bool) -> None:
     """As `Dispatcher.results` does it."""
     after, seen = 0, 0
-    while rows := ledger.results(job=ledger.job_id("bench"), after=after, limit=1_000):
+    while rows := ledger.results(job=ledger.jobs.number("bench"), after=after, limit=1_000):
         for row in rows:
             result = bw.Result(row)
             seen += bool(result.key and result.outcome)

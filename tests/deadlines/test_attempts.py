@@ -36,14 +36,14 @@ def test_what_expires_again_and_again_is_answered_by_the_sync_lane_in_time(world
     attempts = {row.how.attempts for row in world.ledger.results(job=None, after=0, limit=9)}
     assert attempts == {most}
     assert len(world.api.batches) == max(1, most - 1)
-    assert world.ledger.report(job=None).met == len(NAMES)
+    assert world.ledger.statistics.report(job=None).met == len(NAMES)
 
 
 def settle(world: World) -> list[tuple[bw.Outcome, bw.Lane, bool | None]]:
     """Let hours pass until all have ended."""
     for _ in range(6 * 24):
         world.pass_time(HOUR)
-        if len(found := ends(world)) and world.ledger.report(job=None).requests == len(NAMES):
+        if len(found := ends(world)) and world.ledger.statistics.report(job=None).requests == len(NAMES):
             return found
     raise AssertionError("they never end")
 

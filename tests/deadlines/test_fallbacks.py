@@ -79,5 +79,5 @@ def test_the_cheapest_lane_that_keeps_the_deadline(
     assert row.how.met is (None if latency is Latency.FLEXIBLE else True)
     assert row.how.lane is (Lane.SYNC if calls else Lane.BATCH)
     assert (len(world.api.batches), world.api.sync.total()) == (batches, calls)
-    assert world.ledger.report(job=None).possible_doubles == 0
+    assert world.ledger.statistics.report(job=None).possible_doubles == 0
     world.close()

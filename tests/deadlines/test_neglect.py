@@ -93,7 +93,7 @@ def test_what_nobody_submitted_in_time_goes_to_the_sync_lane_and_is_told(world: 
     world.run()
     rescued = [(event.batch, event.requests) for event in told if isinstance(event, events.Rescued)]
     assert rescued == [(None, 1)]
-    assert world.ledger.report(job=None).met == 1
+    assert world.ledger.statistics.report(job=None).met == 1
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_rescue_that_goes_on_as_it_should_puts_nothing_at_risk_and_is_told(hed
     assert hedging.api.batches[0].cancel_at is not None
     assert seen(hedging) == (0, 0)
     hedging.pass_time(HOUR)
-    assert hedging.ledger.report(job=None).met == 10
+    assert hedging.ledger.statistics.report(job=None).met == 10
     assert progress(hedging.engine, None).next_due is None
     assert [event.requests for event in told if isinstance(event, events.Hedged)] == [10]
     rescued = [(event.canceled, event.requests) for event in told if isinstance(event, events.Rescued)]
@@ -135,7 +135,7 @@ def test_a_rescue_whose_cancel_has_to_be_asked_for_again_is_told_once(hedging: W
     hedging.api.order("cancel", fault)
     until_the_rescue(hedging)
     hedging.pass_time(HOUR)
-    assert (hedging.api.calls["cancel"], hedging.ledger.report(job=None).met) == (2, 10)
+    assert (hedging.api.calls["cancel"], hedging.ledger.statistics.report(job=None).met) == (2, 10)
     assert [event.requests for event in told if isinstance(event, events.Rescued) and event.canceled] == [9]
 
 
@@ -165,7 +165,7 @@ def test_an_end_that_two_looks_see_is_told_once(world: World) -> None:
     world.tasks += [Task(poll(world.engine, batch), lambda: None) for _ in range(2)]
     world.run()
     assert [event.requests for event in told if isinstance(event, events.Ended)] == [1]
-    assert world.ledger.report(job=None).met == 1
+    assert world.ledger.statistics.report(job=None).met == 1
 
 
 def test_requests_that_two_looks_send_to_the_sync_lane_are_told_of_once(world: World) -> None:
@@ -178,7 +178,7 @@ def test_requests_that_two_looks_send_to_the_sync_lane_are_told_of_once(world: W
     world.tasks += [Task(move_from_batch(world.engine, batch, terms), lambda: None) for _ in range(2)]
     world.run()
     assert [event.requests for event in told if isinstance(event, events.Rescued)] == [3]
-    assert world.ledger.report(job=None).met == 3
+    assert world.ledger.statistics.report(job=None).met == 3
 
 
 def test_what_fails_in_one_process_is_seen_by_another_until_it_works_or_nobody_renews_it(tmp_path: Path) -> None:

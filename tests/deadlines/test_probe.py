@@ -38,7 +38,7 @@ def stuck(world: World, moment_of: str, *, after: timedelta) -> None:
         world.dispatch_all(NAMES, 30 * HOUR, "job")
         world.pass_time(24 * HOUR)
         world.api.lasting.discard(("create", "unconnected"))
-        world.ledger.resume()
+        world.ledger.conditions.resume()
     world.run()
     moment = last_safe_moment(world)
     world.pass_time(moment + after - world.now(), wakes=400)
@@ -90,10 +90,13 @@ def test_being_held_back_says_nothing_of_the_lane(world: World) -> None:
 @MOMENTS
 def test_what_another_process_heard_counts(world: World, moment_of: str) -> None:
     stuck(world, moment_of, after=-7 * MINUTE)
-    world.ledger.note(sync_answered_at=world.now() + 5 * MINUTE)
+    world.ledger.conditions.note(sync_answered_at=world.now() + 5 * MINUTE)
     world.pass_time(20 * MINUTE)
     assert world.api.batches[0].cancel_at is not None
-    assert (world.ledger.report(job=None).met, world.ledger.report(job=None).possible_doubles) == (10, 0)
+    assert (
+        world.ledger.statistics.report(job=None).met,
+        world.ledger.statistics.report(job=None).possible_doubles,
+    ) == (10, 0)
 
 
 @MOMENTS
@@ -108,7 +111,7 @@ def test_one_row_goes_ahead_a_call_s_tail_before_the_last_safe_moment(world: Wor
     world.pass_time(5 * SECOND)
     assert world.api.batches[0].cancel_at is not None
     world.pass_time(20 * MINUTE)
-    report = world.ledger.report(job=None)
+    report = world.ledger.statistics.report(job=None)
     assert (report.met, report.missed, report.possible_doubles) == (10, 0, 1)
     world.check()
 
@@ -131,8 +134,8 @@ def test_a_lane_that_works_again_is_used_again(world: World, fault: str, moment_
     left = sum(group.requests for batch in world.ledger.snapshot().batches for group in batch.groups)
     assert 10 - left in range(1, 4), "one row at a time goes ahead, some minutes apart"
     world.api.heal()
-    world.ledger.resume()
+    world.ledger.conditions.resume()
     world.pass_time(8 * MINUTE, wakes=400)
     assert world.api.batches[0].cancel_at is not None
-    assert world.ledger.report(job=None).met >= left
+    assert world.ledger.statistics.report(job=None).met >= left
     world.check()

@@ -35,7 +35,7 @@ async def test_whoever_looks_sees_that_a_rescue_should_have_begun_and_that_a_dea
         await d.dispatch(params("another"), latency=timedelta(days=9), job="another")
     async with world.open() as d:
         await d.progress()
-        d._ledger.suspend(Lane.SYNC, "no credit")  # no rescue can begin
+        d._ledger.conditions.suspend(Lane.SYNC, "no credit")  # no rescue can begin
         set_clock, rescue = clock_of(d), (await d.progress()).batches[0].rescue_at
         set_clock(rescue - datetime.now(timezone.utc) + timedelta(seconds=1))
         for found in (await d.progress(), await d.progress("left alone")):

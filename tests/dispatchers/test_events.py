@@ -114,7 +114,7 @@ async def test_whoever_looks_tells_once_that_deadlines_are_at_risk_and_that_they
         await world.until(lambda: world.creates)
     seen: list[Any] = []
     async with world.open(on_event=seen.append) as d:
-        d._ledger.suspend(Lane.SYNC, "no credit")  # no rescue can begin
+        d._ledger.conditions.suspend(Lane.SYNC, "no credit")  # no rescue can begin
         rescue, set_clock = (await d.progress()).batches[0].rescue_at, clock_of(d)
         for ahead in (rescue - datetime.now(timezone.utc) + timedelta(minutes=2), HOURS_30):
             set_clock(ahead)

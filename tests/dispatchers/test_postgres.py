@@ -128,7 +128,7 @@ def test_a_holder_of_the_lease_that_is_cut_off_while_it_sends_breaks_off(url: st
     """Another one leads in between; the first connects again, and even leads again: what it was sending is over."""
     with Sandbox(batch_latency=0.1) as sandbox, closing(open_ledger(url)) as other:
         ledger = open_ledger(f"{url}&application_name=cut-off")
-        real, cut = ledger.entries, []
+        real, cut = ledger.batches.entries, []
 
         def entries(batch: int) -> Iterator[tuple[int, str, bytes]]:
             for each in real(batch):
@@ -140,7 +140,7 @@ def test_a_holder_of_the_lease_that_is_cut_off_while_it_sends_breaks_off(url: st
                     until(lambda: leads(ledger), "it never led again")
                 yield each
 
-        ledger.entries = entries  # type: ignore[method-assign]
+        ledger.batches.entries = entries  # type: ignore[method-assign]
         with closing(ledger), bw.Dispatcher(sandbox.client(), ledger=ledger) as dispatcher:
             job = dispatcher.dispatch_all(
                 [bw.Request(params(f"{n}"), key=f"{n}") for n in range(3)], job="j", latency=bw.Latency.FLEXIBLE

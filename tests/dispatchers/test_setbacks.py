@@ -163,7 +163,7 @@ async def test_the_end_waits_until_an_answer_can_be_stored(
             answer.set()
             await world.until(lambda: storing_error(d))
             threading.Timer(0.7, lasting.close).start()
-    assert ledger.counts(job=None).by == {(Lane.SYNC, Status.SETTLED, Outcome.SUCCEEDED): 1}
+    assert ledger.statistics.counts(job=None).by == {(Lane.SYNC, Status.SETTLED, Outcome.SUCCEEDED): 1}
     assert world.calls == 1
 
 
@@ -253,10 +253,10 @@ async def test_an_answer_that_the_pacing_cannot_learn_from_is_kept(world: World,
 
 async def test_an_answer_that_cannot_be_stored_is_not_bought_again(world: World):
     class Odd(SqliteLedger):
-        def settling_call(self, settlement: Settlement, **rest: Any) -> Callable[[], None]:
+        def settling(self, settlement: Settlement, **rest: Any) -> Callable[[], None]:
             if settlement.outcome is Outcome.SUCCEEDED:
                 raise KeyError("secret")
-            return super().settling_call(settlement, **rest)
+            return super().settling(settlement, **rest)
 
     ledger = Odd(world.path)
     async with world.open(ledger=ledger) as d:

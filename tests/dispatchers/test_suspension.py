@@ -92,7 +92,7 @@ async def test_a_resume_while_a_refusal_is_noted_leaves_the_lane_at_work(
             monkeypatch.undo()
             if elsewhere:
                 with closing(SqliteLedger(world.path)) as ledger:
-                    ledger.resume()
+                    ledger.conditions.resume()
             else:
                 d._engine.suspensions.resume()
             return suspend(*args, **others)

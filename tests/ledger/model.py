@@ -92,7 +92,7 @@ class World:
         if terms is None:
             terms = sorted({group.terms.id for group in self.ledger.snapshot().batch_queue})
         options: dict[str, Any] = {"now": NOW, "max_requests": 100_000, "max_bytes": 256_000_000} | more
-        return self.ledger.seal(terms, nonce=f"{next(self._nonces):012d}", taken=frozenset(taken), **options)
+        return self.ledger.batches.seal(terms, nonce=f"{next(self._nonces):012d}", taken=frozenset(taken), **options)
 
     def sealed(self, taken: Iterable[int] = (), **more: Any) -> BatchView:
         batch = self.seal(taken, **more)
@@ -102,7 +102,7 @@ class World:
     def opened(self, **more: Any) -> BatchView:
         batch = self.sealed(**more)
         posted(self.ledger, batch, watermark="w", posting_server=NOW)
-        self.ledger.created(batch.id, remote_id=f"msgbatch_{batch.id}", created_at=NOW, expires_at=NOW, now=NOW)
+        self.ledger.batches.created(batch.id, remote_id=f"msgbatch_{batch.id}", created_at=NOW, expires_at=NOW, now=NOW)
         return self.view(batch.id)
 
     def view(self, batch: int) -> BatchView:
@@ -120,7 +120,7 @@ class World:
 def posted(ledger: Ledger, batch: BatchView, *, now: datetime = NOW, **posting: Any) -> None:
     """Make durable that its POST may be on its way."""
     view = attrs.evolve(batch, state=BatchState.POSTING, posting_at=now, **posting)
-    assert ledger.update_batch(view, was=batch)
+    assert ledger.batches.update(view, was=batch)
 
 
 def marks(ledger: Ledger) -> tuple[int, int]:
@@ -135,7 +135,7 @@ def row_of(ledger: Ledger, request: int) -> RequestRow | None:
 
 
 def find(ledger: Ledger, key: str, *, job: str | None) -> RequestRow | None:
-    number = 0 if job is None else ledger.job_id(job)
+    number = 0 if job is None else ledger.jobs.number(job)
     return None if number is None else next(iter(ledger.rows(Which(key=key, job=number)).values()), None)
 
 
@@ -183,6 +183,6 @@ def counted(ledger: Ledger, requests: Iterable[int]) -> dict[tuple[Lane, Status,
 
 def total(ledger: Ledger, job: int | None = None) -> dict[Status, int]:
     sums = dict.fromkeys(Status, 0)
-    for (_, status, _), number in ledger.counts(job=job).by.items():
+    for (_, status, _), number in ledger.statistics.counts(job=job).by.items():
         sums[status] += number
     return sums

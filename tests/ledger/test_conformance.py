@@ -76,9 +76,9 @@ def test_any_key_comes_back_as_it_was(world: World, key: str) -> None:
     one = world.accept(key, job=key)
     assert one.row.key == key
     assert find(world.ledger, key, job=key) == one.row
-    assert world.ledger.job_id(key) == one.row.job
+    assert world.ledger.jobs.number(key) == one.row.job
     batch = world.sealed()
-    assert [each[1] for each in world.ledger.entries(batch.id)] == [key]
+    assert [each[1] for each in world.ledger.batches.entries(batch.id)] == [key]
     world.ledger.settle([settlement(one.row.id)], now=NOW, batch=batch.id)
     assert world.ledger.results(job=one.row.job, after=0, limit=9)[0].key == key
 
@@ -94,7 +94,7 @@ def test_what_was_accepted_is_there_as_it_was(world: World) -> None:
     assert row.terms.job == row.job > 0
     assert row.terms.id > 0
     assert row_of(world.ledger, row.id) == row
-    assert world.ledger.bodies([row.id]) == [b'{"x":[1]}']
+    assert world.ledger.body(row.id) == b'{"x":[1]}'
     assert marks(world.ledger) == (row.id, 0)
 
 
@@ -104,9 +104,9 @@ def test_nothing_is_found_that_is_not_there(world: World) -> None:
     assert find(ledger, "k", job="no") is None
     assert row_of(ledger, 77) is None
     assert result_of(ledger, 77) is None
-    assert ledger.job_id("no") is None
+    assert ledger.jobs.number("no") is None
     assert ledger.results(job=None, after=0, limit=9) == []
-    assert ledger.counts(job=None).by == {}
+    assert ledger.statistics.counts(job=None).by == {}
     assert marks(ledger) == (0, 0)
     assert world.seal() is None
     assert not ledger.snapshot().batch_queue
@@ -235,7 +235,7 @@ def test_claiming_at_once(world: World) -> None:
     row = world.accept("k", BLOCKING, claim=True).row
     assert (row.lane, row.status) == (SYNC, IN_FLIGHT)
     assert world.ledger.snapshot().sync_running[0].requests == 1
-    assert (row.key, row.attempts, world.ledger.bodies([row.id])) == ("k", 0, [b'{"a":1}'])
+    assert (row.key, row.attempts, world.ledger.body(row.id)) == ("k", 0, b'{"a":1}')
     assert world.ledger.claim(row.terms.id, 9, run=world.run, now=NOW) == [], "nobody gets it again"
     (claim,) = world.claims
     assert claim[:6] == (row.id, "k", row.terms, b'{"a":1}', 0, ())
@@ -252,7 +252,7 @@ def test_a_bulk_is_invisible_until_it_is_accepted(world: World) -> None:
     ledger = world.ledger
     with ledger.intake(job="job", run=world.run) as intake:
         intake.stage([entry("a", NIGHTLY), entry("b", BLOCKING)])
-        assert ledger.job_id("job") is None
+        assert ledger.jobs.number("job") is None
         assert find(ledger, "a", job="job") is None
         assert row_of(ledger, 1) is None
         assert total(ledger) == {QUEUED: 0, IN_FLIGHT: 0, SETTLED: 0}
@@ -274,7 +274,7 @@ def test_a_bulk_is_invisible_until_it_is_accepted(world: World) -> None:
 def test_a_bulk_that_is_left_is_gone(world: World) -> None:
     with world.ledger.intake(job="job", run=world.run) as bulk:
         bulk.stage([entry(str(number)) for number in range(20)])
-    assert world.ledger.job_id("job") is None
+    assert world.ledger.jobs.number("job") is None
     assert world.bulk([entry("3", body="other content")])
     assert total(world.ledger)[QUEUED] == 1
 
@@ -400,7 +400,7 @@ def test_an_ended_bulk_takes_no_more(world: World) -> None:
             intake.stage([entry("a")])
         with pytest.raises(LedgerError):
             intake.accept(now=NOW)
-    assert world.ledger.job_id("job") is not None, "an empty job is a job"
+    assert world.ledger.jobs.number("job") is not None, "an empty job is a job"
 
 
 # -- money --------------------------------------------------------------------------------------------------------
@@ -428,7 +428,7 @@ def test_the_cap_counts_reserved_spent_and_wasted(world: World) -> None:
     with pytest.raises(SpendLimitError):
         world.accept("d", FLEXIBLE, body, cap=world.cap(656))
     world.accept("d", FLEXIBLE, body, cap=world.cap(657))
-    assert world.ledger.report(job=None).wasted == Decimal(7).scaleb(-12)
+    assert world.ledger.statistics.report(job=None).wasted == Decimal(7).scaleb(-12)
 
 
 def test_the_cap_over_a_period(world: World) -> None:
@@ -451,7 +451,7 @@ def test_a_bulk_over_the_cap_stays_out_whole(world: World) -> None:
 
 def test_the_reserve_follows_cancel_reopen_and_requeue(world: World) -> None:
     world.bulk([entry(str(n), PRICED, b"1234567890") for n in range(3)])
-    job = world.ledger.job_id("job")
+    job = world.ledger.jobs.number("job")
     assert job is not None
     world.ledger.cancel(now=NOW)
     world.accept("x", cap=world.cap(0))
@@ -470,7 +470,7 @@ def test_what_has_no_price_counts_with_all_that_was_kept_for_it(world: World) ->
     body = b"1234567890"  # a batch costs 100 at most, a call 200
     numbers = world.bulk([entry(str(n), PRICED, body) for n in range(3)])
     batch = world.opened()
-    roll = world.ledger.roll(batch.id)
+    roll = world.ledger.batches.roll(batch.id)
     assert roll is not None
     assert world.ledger.settle_answers(roll, [(numbers[0], b"{}", None, None, 0, None)], now=NOW)
     world.ledger.settle([settlement(numbers[1], cost=None)], now=NOW, batch=batch.id)
@@ -481,7 +481,7 @@ def test_what_has_no_price_counts_with_all_that_was_kept_for_it(world: World) ->
     with pytest.raises(SpendLimitError):
         world.accept("c", cap=world.cap(399, NOW))
     world.accept("c", cap=world.cap(400, NOW))
-    assert world.ledger.report(job=None).unpriced == 3
+    assert world.ledger.statistics.report(job=None).unpriced == 3
 
 
 def test_what_may_be_bought_again_is_kept_under_the_cap(world: World) -> None:
@@ -490,12 +490,12 @@ def test_what_may_be_bought_again_is_kept_under_the_cap(world: World) -> None:
     batch = world.opened()
 
     def bought_again(room: int, number: int, lane: Lane) -> bool:
-        before = world.ledger.snapshot(), world.ledger.report(job=None)
+        before = world.ledger.snapshot(), world.ledger.statistics.report(job=None)
         try:
             options = {"costs_attempt": True, "now": NOW, "maybe_billed": True}
             requeue(world.ledger, [number], lane=lane, cap=world.cap(900 + room), **options)
         except SpendLimitError:
-            assert (world.ledger.snapshot(), world.ledger.report(job=None)) == before
+            assert (world.ledger.snapshot(), world.ledger.statistics.report(job=None)) == before
             return False
         return True
 
@@ -513,7 +513,7 @@ def test_what_may_be_bought_again_is_kept_under_the_cap(world: World) -> None:
     assert world.ledger.note_attempt(
         claim.id, run=world.run, costs_attempt=True, maybe_billed=True, now=NOW, cap=world.cap(1_200)
     )
-    assert world.ledger.report(job=None).possible_doubles == 3
+    assert world.ledger.statistics.report(job=None).possible_doubles == 3
 
 
 def test_books_of_large_amounts(world: World) -> None:
@@ -521,13 +521,13 @@ def test_books_of_large_amounts(world: World) -> None:
     numbers = [world.accept(str(n)).row.id for n in range(4)]
     world.ledger.settle([settlement(numbers[0], cost=large)], now=NOW)
     world.ledger.settle([settlement(numbers[1], lane=SYNC, cost=large)], now=NOW + HOUR)
-    assert world.ledger.report(job=None).cost == 10_000_000
+    assert world.ledger.statistics.report(job=None).cost == 10_000_000
     odd = 10**12 * 9_000_000 + 1
     world.ledger.settle([settlement(number, cost=odd) for number in numbers[2:]], now=NOW + HOUR)
     batch = world.opened(terms=[world.accept("z").row.terms.id])
     for number in numbers[:3]:
         world.ledger.book_stray(batch.id, number, b"a", 2 * large)
-    report = world.ledger.report(job=None)
+    report = world.ledger.statistics.report(job=None)
     assert report.cost == 28_000_000 + Decimal(2).scaleb(-12), "exact, in one lane and outcome too"
     dear = attrs.evolve(PRICED, max_cost_each=large)
     world.bulk([entry(f"dear {n}", dear) for n in range(9)], job="dear")
@@ -549,7 +549,7 @@ def test_a_seal_takes_rows_in_order_and_tells(world: World) -> None:
     batch = world.sealed(taken={10, 9})
     assert batch.requests == 8
     assert (batch.state, batch.groups[0].requests, batch.betas) == (BatchState.SEALED, 8, FLEXIBLE.betas)
-    assert [each[0] for each in world.ledger.entries(batch.id)] == numbers[:8]
+    assert [each[0] for each in world.ledger.batches.entries(batch.id)] == numbers[:8]
     assert world.sealed(taken={2, 1}).requests == 2, "no telling count is left: all of it, never padded"
     assert total(world.ledger)[IN_FLIGHT] == 10
 
@@ -584,7 +584,9 @@ def test_the_size_of_a_seal_is_exact(world: World, slack: int) -> None:
     batch = world.sealed(max_bytes=limit + slack)
     assert batch.requests == (19 if slack < 0 else 20)
     seal = sealer(batch.nonce)
-    written = b"".join(body_chunks((seal(key, number), body) for number, key, body in world.ledger.entries(batch.id)))
+    written = b"".join(
+        body_chunks((seal(key, number), body) for number, key, body in world.ledger.batches.entries(batch.id))
+    )
     assert len(written) == batch.size <= limit + slack
 
 
@@ -612,26 +614,26 @@ def test_the_life_of_a_batch_is_kept(world: World) -> None:
         cancel_at=NOW,
         polled_at=NOW + timedelta(microseconds=1),
     )
-    ledger.update_batch(changed)
+    ledger.batches.update(changed)
     assert world.view(batch.id) == changed
-    ledger.created(batch.id, remote_id="msgbatch_1", created_at=NOW, expires_at=NOW + 24 * HOUR, now=NOW)
+    ledger.batches.created(batch.id, remote_id="msgbatch_1", created_at=NOW, expires_at=NOW + 24 * HOUR, now=NOW)
     view = world.view(batch.id)
     assert (view.state, view.remote_id, view.expires_at) == (BatchState.OPEN, "msgbatch_1", NOW + 24 * HOUR)
-    assert ledger.known_remotes(["msgbatch_1", "msgbatch_2"]) == {"msgbatch_1"}
+    assert ledger.batches.known(["msgbatch_1", "msgbatch_2"]) == {"msgbatch_1"}
     with pytest.raises(LedgerError, match="still has 1"):
-        ledger.update_batch(attrs.evolve(view, state=BatchState.CLOSED))
+        ledger.batches.update(attrs.evolve(view, state=BatchState.CLOSED))
     ledger.settle([settlement(1)], now=NOW, batch=batch.id)
-    ledger.update_batch(attrs.evolve(view, state=BatchState.CLOSED, ended_at=NOW + HOUR))
+    ledger.batches.update(attrs.evolve(view, state=BatchState.CLOSED, ended_at=NOW + HOUR))
     assert ledger.snapshot().batches == ()
 
 
 def test_what_an_ended_batch_teaches(world: World) -> None:
     world.accept("a")
     batch = world.opened()
-    assert world.ledger.history() == []
+    assert world.ledger.statistics.history() == []
     world.ledger.settle([settlement(1)], now=NOW, batch=batch.id)
-    world.ledger.update_batch(attrs.evolve(batch, state=BatchState.CLOSED, ended_at=NOW + HOUR))
-    (sample,) = world.ledger.history()
+    world.ledger.batches.update(attrs.evolve(batch, state=BatchState.CLOSED, ended_at=NOW + HOUR))
+    (sample,) = world.ledger.statistics.history()
     assert (sample.kind, sample.duration, sample.ended, sample.model) == ("batch", HOUR, True, FLEXIBLE.model)
     assert (sample.requests, sample.hour) == (1, 12)
 
@@ -640,12 +642,12 @@ def test_what_a_cancelled_batch_teaches(world: World) -> None:
     world.accept("a")
     batch = world.opened()
     world.ledger.settle([settlement(1)], now=NOW, batch=batch.id)
-    world.ledger.note(clock_offset=timedelta(minutes=5))
+    world.ledger.conditions.note(clock_offset=timedelta(minutes=5))
     cancel_at = NOW + HOUR - timedelta(minutes=5)
-    world.ledger.update_batch(
+    world.ledger.batches.update(
         attrs.evolve(batch, state=BatchState.CLOSED, cancel_at=cancel_at, ended_at=NOW + 2 * HOUR)
     )
-    whole, cancel = world.ledger.history()
+    whole, cancel = world.ledger.statistics.history()
     assert (whole.kind, whole.duration, whole.ended) == ("batch", HOUR, False)
     assert (cancel.kind, cancel.duration, cancel.ended) == ("cancel", HOUR, True)
     assert world.ledger.snapshot().clock_offset == timedelta(minutes=5)
@@ -656,7 +658,7 @@ def test_the_fence_sees_a_lost_row(world: World) -> None:
     batch = world.sealed()
     posted(world.ledger, batch)
     world.ledger.settle([settlement(numbers[0], lane=SYNC)], now=NOW)
-    known = world.ledger.batch(batch.id)
+    known = world.ledger.batches.get(batch.id)
     assert known is not None
     assert not known.whole
 
@@ -665,7 +667,7 @@ def test_a_batch_is_posted_once(world: World) -> None:
     world.accept("a")
     batch = world.sealed()
     posted(world.ledger, batch)
-    assert not world.ledger.update_batch(
+    assert not world.ledger.batches.update(
         attrs.evolve(batch, state=BatchState.POSTING, posting_at=NOW + HOUR), was=batch
     )
     assert world.view(batch.id).posting_at == NOW
@@ -699,7 +701,7 @@ def test_a_kept_batch_may_still_deliver(world: World) -> None:
     batch = world.opened()
     assert unseal(world.ledger, batch.id, lane=SYNC, now=NOW, keep=True, maybe_billed=True) == 3
     assert world.view(batch.id).groups == ()
-    report = world.ledger.report(job=None)
+    report = world.ledger.statistics.report(job=None)
     assert report.possible_doubles == 3
     (claim,) = world.ledger.claim(world.ledger.snapshot().sync_queue[0].terms.id, 1, run=world.run, now=NOW)
     # The sync lane is first for one row, the batch for the others, of which one is running.
@@ -709,7 +711,7 @@ def test_a_kept_batch_may_still_deliver(world: World) -> None:
     assert world.ledger.settle(delivered, now=NOW, batch=batch.id) == 2
     assert world.ledger.settle(delivered, now=NOW, batch=batch.id) == 0
     assert world.ledger.settle([settlement(numbers[1], lane=SYNC, cost=10, line=b"late")], now=NOW, run=world.run) == 0
-    report = world.ledger.report(job=None)
+    report = world.ledger.statistics.report(job=None)
     assert report.cost == Decimal(20).scaleb(-12)
     assert report.wasted == Decimal(15).scaleb(-12), "5 for the batch's row of the first, 10 for the second's call"
     assert total(world.ledger) == {QUEUED: 0, IN_FLIGHT: 0, SETTLED: 3}
@@ -731,7 +733,7 @@ def test_a_failure_counts_only_where_the_request_is(world: World) -> None:
 def test_move_between_the_lanes(world: World) -> None:
     row = world.accept("a").row
     world.accept("b")
-    world.ledger.flush([row.terms.id])
+    world.ledger.flush(Which(terms=[row.terms.id]))
     assert move(world.ledger, [row.terms.id], lane=SYNC) == 2
     assert move(world.ledger, [row.terms.id], lane=SYNC) == 0
     (group,) = world.ledger.snapshot().sync_queue
@@ -745,7 +747,7 @@ def test_waiting_goes_along_to_the_other_lane(world: World) -> None:
     row = world.accept("a").row
     move(world.ledger, [row.terms.id], lane=SYNC)
     world.accept("b")
-    world.ledger.flush(requests=[world.accept("b").row.id])
+    world.ledger.flush(Which(requests=[world.accept("b").row.id]))
     move(world.ledger, [row.terms.id], lane=BATCH)
     world.accept("c")
     move(world.ledger, [row.terms.id], lane=SYNC)
@@ -766,10 +768,10 @@ def test_one_batch_is_as_the_snapshot_shows_it_until_it_is_over(world: World) ->
         world.accept(key)
         world.sealed()
     batches = world.ledger.snapshot().batches
-    assert [world.ledger.batch(batch.id) for batch in batches] == list(batches)
+    assert [world.ledger.batches.get(batch.id) for batch in batches] == list(batches)
     unseal(world.ledger, batches[1].id, now=NOW)
-    assert world.ledger.batch(batches[1].id) is None
-    assert world.ledger.batch(99) is None
+    assert world.ledger.batches.get(batches[1].id) is None
+    assert world.ledger.batches.get(99) is None
 
 
 def test_flush_marks_what_it_names(world: World) -> None:
@@ -781,11 +783,11 @@ def test_flush_marks_what_it_names(world: World) -> None:
         for n, job in ((1, None), (2, "j"), (3, "j"))
     )
     assert flushed() == [False] * 3
-    world.ledger.flush([one.terms.id])
+    world.ledger.flush(Which(terms=[one.terms.id]))
     assert flushed() == [True, False, False]
-    world.ledger.flush(requests=[three.id])
+    world.ledger.flush(Which(requests=[three.id]))
     assert flushed() == [True, False, True]
-    world.ledger.flush(job=two.job)
+    world.ledger.flush(Which(job=two.job))
     assert flushed() == [True] * 3
     world.sealed()
     world.accept("new", attrs.evolve(FLEXIBLE, max_tokens=1))
@@ -822,7 +824,7 @@ def test_failed_tries_are_noted(world: World) -> None:
     after = row_of(world.ledger, row.id)
     assert after is not None
     assert after.attempts == 1
-    assert world.ledger.report(job=0).possible_doubles == 1
+    assert world.ledger.statistics.report(job=0).possible_doubles == 1
 
 
 def test_calls_are_told_from_what_batches_used_up(world: World) -> None:
@@ -857,7 +859,7 @@ def test_a_refusal_is_kept_with_the_body_that_goes_on_after_it(world: World) -> 
     requeue(world.ledger, [row.id], lane=SYNC, costs_attempt=False, now=NOW)
     (claim,) = world.ledger.claim(row.terms.id, 1, run=world.run, now=NOW)
     assert (claim.body, claim.turns, claim.attempts) == (b"another model", (b"refused",), 1)
-    assert world.ledger.report(job=0).possible_doubles == 0
+    assert world.ledger.statistics.report(job=0).possible_doubles == 0
 
 
 def test_turns_in_other_batches_do_not_slow_a_batch_down(world: World) -> None:
@@ -866,9 +868,9 @@ def test_turns_in_other_batches_do_not_slow_a_batch_down(world: World) -> None:
     requeue(
         world.ledger, [numbers[0]], lane=SYNC, costs_attempt=False, now=NOW, turn=b"one", body=b"longer", batch=batch.id
     )
-    assert world.ledger.roll(batch.id) is None
+    assert world.ledger.batches.roll(batch.id) is None
     world.bulk([entry("c"), entry("d")])
-    assert world.ledger.roll(world.opened().id) is not None
+    assert world.ledger.batches.roll(world.opened().id) is not None
 
 
 def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World) -> None:
@@ -887,9 +889,9 @@ def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World
         )
         assert queued == 1
         assert requeue(world.ledger, [numbers[0]], lane=BATCH, costs_attempt=False, now=NOW, batch=batch.id) == 0
-    assert world.ledger.bodies(numbers) == [b"longer two", b"other"]
+    assert [world.ledger.body(each) for each in numbers] == [b"longer two", b"other"]
     batch = world.opened()
-    assert world.ledger.roll(batch.id) is None
+    assert world.ledger.batches.roll(batch.id) is None
     members = world.ledger.rows(Which(requests=[*numbers, 99], batch=batch.id))
     assert {number: (member.key, member.turns) for number, member in members.items()} == {
         numbers[0]: ("a", (b"one", b"two"))
@@ -899,7 +901,7 @@ def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World
     row = row_of(world.ledger, numbers[0])
     assert row is not None
     world.ledger.reopen(job=row.job, outcomes=[Outcome.FAILED], now=NOW)
-    assert world.ledger.bodies([numbers[0]]) == [b"first"]
+    assert world.ledger.body(numbers[0]) == b"first"
     assert world.ledger.snapshot().batch_queue[0].size == len(b"first")
     batch = world.opened()
     assert world.ledger.rows(Which(requests=numbers, batch=batch.id))[numbers[0]].turns == ()
@@ -925,7 +927,7 @@ DATED = attrs.evolve(NIGHTLY, max_cost_each=6, max_cost_per_byte=2)
 def test_answers_on_a_roll_end_as_settlements_do(world: World, twin: World, chunks: list[list[int]]) -> None:
     numbers, batch = mixed(world)
     assert mixed(twin) == (numbers, batch)
-    roll = world.ledger.roll(batch.id)
+    roll = world.ledger.batches.roll(batch.id)
     assert roll is not None
     assert sum(roll.left.values()) == 8
     late = NOW + 31 * HOUR
@@ -944,10 +946,10 @@ def test_answers_on_a_roll_end_as_settlements_do(world: World, twin: World, chun
     assert not roll.left
     assert missing(world.ledger, batch.id) == []
     for each in (world, twin):
-        each.ledger.update_batch(attrs.evolve(batch, state=BatchState.CLOSED, groups=()))
+        each.ledger.batches.update(attrs.evolve(batch, state=BatchState.CLOSED, groups=()))
     assert world.ledger.snapshot() == twin.ledger.snapshot()
-    assert world.ledger.report(job=None) == twin.ledger.report(job=None)
-    assert world.ledger.counts(job=None) == twin.ledger.counts(job=None)
+    assert world.ledger.statistics.report(job=None) == twin.ledger.statistics.report(job=None)
+    assert world.ledger.statistics.counts(job=None) == twin.ledger.statistics.counts(job=None)
     by_request = [
         sorted(each._replace(cursor=0) for each in side.ledger.results(job=None, after=0, limit=99))
         for side in (world, twin)
@@ -972,7 +974,7 @@ def test_what_has_settled_is_told_once_it_is_durable_and_once(world: World) -> N
         look()
         raise KeyboardInterrupt
 
-    roll = world.ledger.roll(batch.id)
+    roll = world.ledger.batches.roll(batch.id)
     assert roll is not None
     answers: list[Answer] = [(number, line(number), 5, 5, 1, None) for number in numbers[1:]]
     with pytest.raises(KeyboardInterrupt):
@@ -992,29 +994,29 @@ def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
 
     def refused(roll: Roll | None) -> bool:
         assert roll is not None
-        before = world.ledger.snapshot(), world.ledger.report(job=None), marks(world.ledger)
+        before = world.ledger.snapshot(), world.ledger.statistics.report(job=None), marks(world.ledger)
         answers = [answer(n) for n in numbers]
         assert not world.ledger.settle_answers(roll, answers, now=NOW)
         assert answers == [answer(n) for n in numbers], "they can be settled otherwise"
-        return before == (world.ledger.snapshot(), world.ledger.report(job=None), marks(world.ledger))
+        return before == (world.ledger.snapshot(), world.ledger.statistics.report(job=None), marks(world.ledger))
 
-    roll = world.ledger.roll(batch.id)
+    roll = world.ledger.batches.roll(batch.id)
     assert roll is not None
     assert not world.ledger.settle_answers(roll, [answer(numbers[0])] * 2, now=NOW), "it came twice"
     assert not world.ledger.results(job=None, after=0, limit=9)
     earlier = attrs.evolve(NIGHTLY, deadline=NOW + 25 * HOUR)
     world.ledger.accept(Offer(entry("0", earlier), "job", world.run, NOW))
     assert refused(roll), "a request has other terms now"
-    roll = world.ledger.roll(batch.id)
+    roll = world.ledger.batches.roll(batch.id)
     requeue(world.ledger, [numbers[1]], lane=SYNC, costs_attempt=False, now=NOW, batch=batch.id)
     assert refused(roll), "a request has left"
-    roll = world.ledger.roll(batch.id)
+    roll = world.ledger.batches.roll(batch.id)
     assert roll is not None
     assert roll.kind(numbers[1]) is None
     assert refused(roll), "one of these is not on it"
     assert world.ledger.settle_answers(roll, [answer(numbers[2])], now=NOW)
     assert roll.kind(numbers[2]) is None
-    stale = world.ledger.roll(batch.id)
+    stale = world.ledger.batches.roll(batch.id)
     world.ledger.settle([settlement(numbers[3])], now=NOW, batch=batch.id)
     assert refused(stale), "one has settled"
     roll.tick([numbers[3], 99])
@@ -1024,21 +1026,21 @@ def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
 def test_a_roll_has_bounds(world: World) -> None:
     world.bulk([entry(str(n), attrs.evolve(FLEXIBLE, output_tokens=n + 1)) for n in range(255)], chunk=99)
     batch = world.opened()
-    roll = world.ledger.roll(batch.id)
+    roll = world.ledger.batches.roll(batch.id)
     assert roll is not None
     assert len(roll.kinds) == 255
     unseal(world.ledger, batch.id, now=NOW)
     world.accept("one kind too many", attrs.evolve(FLEXIBLE, output_tokens=999))
-    assert world.ledger.roll(world.opened().id) is None
+    assert world.ledger.batches.roll(world.opened().id) is None
 
 
 def test_a_roll_knows_the_sizes_of_small_and_large_bodies(world: World) -> None:
     bodies = ["x" * size for size in (10, 20_000, 65_535, 100_000, 7)]
     numbers = world.bulk([entry(str(n), FLEXIBLE if n < 2 else DATED, body=body) for n, body in enumerate(bodies)])
     batch = world.opened()
-    roll = world.ledger.roll(batch.id)
+    roll = world.ledger.batches.roll(batch.id)
     assert roll is not None
-    sizes = [len(body) for body in world.ledger.bodies(numbers)]
+    sizes = [len(world.ledger.body(number)) for number in numbers]
     assert [roll.size([number]) for number in numbers] == sizes
     assert [size >> 16 > 0 for size in sizes] == [False, False, False, True, False]
 
@@ -1051,7 +1053,7 @@ def test_results_come_in_the_order_of_settling(world: World) -> None:
     for number in order:
         raw = line(number, text="\u2028\U0001f600")
         assert world.ledger.settle([settlement(number, line=raw)], now=NOW, batch=batch.id) == 1
-    job = world.ledger.job_id("job")
+    job = world.ledger.jobs.number("job")
     everything = world.ledger.results(job=None, after=0, limit=9)
     assert [each.request for each in everything] == order
     assert [each.request for each in world.ledger.results(job=job, after=0, limit=9)] == [
@@ -1090,7 +1092,7 @@ def test_settling_twice_is_settling_once(world: World) -> None:
     assert world.ledger.settle(rows, now=NOW + HOUR, batch=batch.id) == 0
     other = [settlement(numbers[0], Outcome.FAILED, line=b"other")]
     assert world.ledger.settle(other, now=NOW + HOUR, batch=batch.id) == 0
-    report = world.ledger.report(job=None)
+    report = world.ledger.statistics.report(job=None)
     assert (report.requests, report.cost, report.wasted) == (3, Decimal(15).scaleb(-12), 0)
     assert world.ledger.settle([settlement(99)], now=NOW) == 0, "never heard of it"
 
@@ -1107,7 +1109,7 @@ def test_the_report(world: World) -> None:
     ]
     for row, hours in zip(rows, (30, 31, 32, 1), strict=True):
         world.ledger.settle([row], now=NOW + hours * HOUR)
-    report = world.ledger.report(job=a.job)
+    report = world.ledger.statistics.report(job=a.job)
     pico = Decimal(1).scaleb(-12)
     assert (report.requests, report.cost, report.saved, report.unpriced) == (4, 34 * pico, 14 * pico, 1)
     assert report.cost_by_lane == {SYNC: 20 * pico, BATCH: 14 * pico}
@@ -1115,9 +1117,9 @@ def test_the_report(world: World) -> None:
     assert (report.attempts, report.input_tokens, report.cache_read_tokens) == (3, 100, 60)
     assert (report.cache_written_tokens, report.cache_saved) == (20, Decimal(5).scaleb(-12))
     assert report.cache_hit_rate == 0.75
-    assert world.ledger.report(job=None) == report
-    assert world.ledger.report(job=0).requests == 0
-    assert world.ledger.counts(job=a.job).by == {
+    assert world.ledger.statistics.report(job=None) == report
+    assert world.ledger.statistics.report(job=0).requests == 0
+    assert world.ledger.statistics.counts(job=a.job).by == {
         (BATCH, SETTLED, Outcome.SUCCEEDED): 2,
         (SYNC, SETTLED, Outcome.SUCCEEDED): 1,
         (BATCH, SETTLED, Outcome.FAILED): 1,
@@ -1138,9 +1140,9 @@ def test_a_bulk_without_a_name_is_a_job_that_is_nowhere_shown(world: World) -> N
     places = {"a": 0, "b": 1, "c": 2, "d": 4}
     numbers = [world.number(key) for key in places]
 
-    assert [job.name for job in ledger.jobs()] == [None]
-    assert ledger.counts(job=second).by == {(BATCH, QUEUED, None): 3, (BATCH, SETTLED, Outcome.SUCCEEDED): 1}
-    assert sum(ledger.counts(job=first).by.values()) == 3
+    assert [job.name for job in ledger.jobs.all()] == [None]
+    assert ledger.statistics.counts(job=second).by == {(BATCH, QUEUED, None): 3, (BATCH, SETTLED, Outcome.SUCCEEDED): 1}
+    assert sum(ledger.statistics.counts(job=first).by.values()) == 3
     assert ledger.numbers(Which(job=second)) == numbers
     pages = [ledger.numbers(Which(job=second), after=after, limit=1) for after in (0, *numbers)]
     assert pages == [*([number] for number in numbers), []]
@@ -1162,7 +1164,7 @@ def test_a_bulk_without_a_name_is_a_job_that_is_nowhere_shown(world: World) -> N
     assert ledger.numbers(left, after=world.number("b"), limit=1) == [world.number("x")]
     assert ledger.numbers(left, after=world.number("c")) == []
     assert result_of(ledger, other) is not None
-    ledger.flush(job=first)
+    ledger.flush(Which(job=first))
     assert sorted((group.requests, group.flush) for group in ledger.snapshot().batch_queue) == [(1, False), (3, True)]
 
 
@@ -1174,10 +1176,10 @@ def test_cancelling_a_bulk_without_a_name_leaves_others(world: World) -> None:
     assert missing(ledger, batch.id, job=job) == [world.number("a"), world.number("b")]
     assert missing(ledger, batch.id, job=world.unnamed([entry("b")])) == [world.number("b")]
     assert missing(ledger, batch.id, job=world.unnamed([entry("new")])) == []
-    assert ledger.cancel(job=job, now=NOW) == (1, (batch.id,))
+    assert ledger.cancel(Which(job=job), now=NOW) == (1, (batch.id,))
     assert world.status(world.number("c")) is SETTLED
     assert (world.status(world.number("a")), world.status(other)) == (IN_FLIGHT, QUEUED)
-    assert ledger.cancel(job=world.unnamed([entry("other")]), now=NOW) == (1, ())
+    assert ledger.cancel(Which(job=world.unnamed([entry("other")])), now=NOW) == (1, ())
 
 
 def test_a_bulk_without_a_name_goes_with_its_requests(world: World) -> None:
@@ -1186,9 +1188,9 @@ def test_a_bulk_without_a_name_goes_with_its_requests(world: World) -> None:
     ledger.settle([settlement(world.number("a"))], now=NOW)
     again = world.unnamed([entry("a")])
     assert ledger.purge(before=NOW + HOUR) == 1
-    assert sum(ledger.counts(job=job).by.values()) == 1
+    assert sum(ledger.statistics.counts(job=job).by.values()) == 1
     for gone in (again, empty):
-        assert not ledger.counts(job=gone).by
+        assert not ledger.statistics.counts(job=gone).by
         assert not ledger.results(job=gone, after=0, limit=9)
     with ledger.database.read() as db:
         assert db.execute("SELECT id FROM job WHERE behind IS NOT NULL").fetchall() == [(job,)]
@@ -1201,14 +1203,14 @@ def test_pages_of_results(world: World, limit: int) -> None:
     alone = world.accept("alone").row.id
     requeue(world.ledger, [numbers[1]], lane=BATCH, costs_attempt=True, now=NOW, batch=world.opened().id)
     batch = world.ledger.snapshot().batches[0]
-    roll = world.ledger.roll(batch.id)
+    roll = world.ledger.batches.roll(batch.id)
     assert roll is not None
     some = [numbers[n] for n in (0, 2, 3, 6, 9, 11)]
     assert world.ledger.settle_answers(roll, [(n, line(n), 5, 5, 1, None) for n in some], now=NOW)
     rest = [*numbers[4:6], *numbers[7:9], numbers[10], alone]
     outcomes = [Outcome.FAILED, Outcome.SUCCEEDED]
     world.ledger.settle([settlement(n, outcomes[n % 2]) for n in rest], now=NOW, batch=batch.id)
-    named = {world.ledger.job_id(name) or 0: name for name in ("j", "k")}
+    named = {world.ledger.jobs.number(name) or 0: name for name in ("j", "k")}
     jobs = [None, 0, *named]
     assert len(jobs) == 4
     assert world.ledger.reopen(job=jobs[2] or 0, outcomes=[Outcome.FAILED], now=NOW)
@@ -1230,8 +1232,8 @@ def test_cancel_settles_what_is_queued_and_names_the_batches(world: World) -> No
     batch = world.opened()
     queued = world.accept("out", NIGHTLY, job="j").row
     other = world.accept("other").row
-    assert world.ledger.cancel(request=inside.id, now=NOW) == (0, (batch.id,))
-    assert world.ledger.cancel(job=inside.job, now=NOW) == (1, (batch.id,))
+    assert world.ledger.cancel(Which(requests=[inside.id]), now=NOW) == (0, (batch.id,))
+    assert world.ledger.cancel(Which(job=inside.job), now=NOW) == (1, (batch.id,))
     result = result_of(world.ledger, queued.id)
     assert result is not None
     assert (result.how.outcome, result.cost, result.how.met, result.how.attempts) == (Outcome.CANCELED, 0, None, 0)
@@ -1241,7 +1243,7 @@ def test_cancel_settles_what_is_queued_and_names_the_batches(world: World) -> No
     assert decoded["custom_id"].startswith("out_bw000000000000-")
     assert world.status(other.id) is QUEUED
     assert world.ledger.cancel(now=NOW) == (1, (batch.id,))
-    assert world.ledger.cancel(request=other.id, now=NOW) == (0, ())
+    assert world.ledger.cancel(Which(requests=[other.id]), now=NOW) == (0, ())
     assert not world.accept("out", NIGHTLY, job="j").created, "cancelled on purpose: retry() is the way back"
 
 
@@ -1268,7 +1270,7 @@ def test_however_it_is_cancelled_no_deadline_is_met_or_missed(world: World, hour
     queued = world.accept("queued", NIGHTLY).row.id
     assert world.ledger.cancel(now=now) == (1, ())
     assert [met_of(world, each) for each in (abandoned, in_batch, queued)] == [None] * 3
-    report = world.ledger.report(job=None)
+    report = world.ledger.statistics.report(job=None)
     assert (report.requests, report.met, report.missed, report.worst_lateness) == (3, 0, 0, timedelta(0))
 
 
@@ -1280,13 +1282,13 @@ def met_of(world: World, number: int) -> bool | None:
 
 def test_cancel_of_many(world: World) -> None:
     world.bulk([entry(str(n)) for n in range(4_500)], chunk=1_000)
-    assert world.ledger.cancel(job=world.ledger.job_id("job"), now=NOW) == (4_500, ())
+    assert world.ledger.cancel(Which(job=world.ledger.jobs.number("job")), now=NOW) == (4_500, ())
     assert total(world.ledger) == {QUEUED: 0, IN_FLIGHT: 0, SETTLED: 4_500}
 
 
 def test_reopen_queues_anew(world: World) -> None:
     numbers = world.bulk([entry(str(n), NIGHTLY) for n in range(3)])
-    job = world.ledger.job_id("job")
+    job = world.ledger.jobs.number("job")
     assert job is not None
     batch = world.opened()
     outcomes = [Outcome.SUCCEEDED, Outcome.FAILED, Outcome.EXPIRED]
@@ -1302,8 +1304,8 @@ def test_reopen_queues_anew(world: World) -> None:
     row = row_of(world.ledger, numbers[1])
     assert row is not None
     assert (row.status, row.attempts, row.result, row.terms.deadline) == (QUEUED, 0, None, None)
-    assert (world.ledger.report(job=job).requests, world.ledger.report(job=job).met) == (1, 1)
-    assert world.ledger.report(job=job).cost == Decimal(15).scaleb(-12), "spent is spent"
+    assert (world.ledger.statistics.report(job=job).requests, world.ledger.statistics.report(job=job).met) == (1, 1)
+    assert world.ledger.statistics.report(job=job).cost == Decimal(15).scaleb(-12), "spent is spent"
     batch = world.opened()
     world.ledger.settle([settlement(number) for number in numbers], now=later, batch=batch.id)
     again = world.ledger.results(job=job, after=last, limit=9)
@@ -1316,12 +1318,12 @@ def test_purge_takes_what_is_old_and_keeps_the_books(world: World) -> None:
     batch = world.opened()
     world.ledger.settle([settlement(number) for number in numbers[:2]], now=NOW, batch=batch.id)
     world.ledger.settle([settlement(numbers[2])], now=NOW + HOUR, batch=batch.id)
-    report = world.ledger.report(job=None)
+    report = world.ledger.statistics.report(job=None)
     assert world.ledger.purge(before=NOW + HOUR) == 2
     assert row_of(world.ledger, numbers[0]) is None
     assert [each.request for each in world.ledger.results(job=None, after=0, limit=9)] == [numbers[2]]
     assert total(world.ledger) == {QUEUED: 0, IN_FLIGHT: 2, SETTLED: 1}
-    assert world.ledger.report(job=None) == report
+    assert world.ledger.statistics.report(job=None) == report
     assert missing(world.ledger, batch.id) == [numbers[3], find(world.ledger, "k", job=None).id]  # type: ignore[union-attr]
     assert world.ledger.settle([settlement(numbers[0])], now=NOW, batch=batch.id) == 0
     assert world.accept("0", job="job").created
@@ -1345,37 +1347,37 @@ def test_numbers_of_what_was_purged_are_not_given_again(world: World) -> None:
 
 
 def test_lanes_are_suspended_and_resumed(world: World) -> None:
-    world.ledger.suspend(SYNC, "monthly cap\n")
-    world.ledger.suspend(BATCH, "key revoked")
+    world.ledger.conditions.suspend(SYNC, "monthly cap\n")
+    world.ledger.conditions.suspend(BATCH, "key revoked")
     assert world.ledger.snapshot().suspended == {SYNC: "monthly cap\n", BATCH: "key revoked"}
-    world.ledger.resume()
+    world.ledger.conditions.resume()
     assert world.ledger.snapshot().suspended == {}
 
 
 def test_what_began_before_a_resume_suspends_nothing_after_it(world: World) -> None:
     before = world.ledger.snapshot().resumes
-    assert world.ledger.suspend(SYNC, "key revoked", resumes=before) == (True, True, before)
-    assert world.ledger.suspend(SYNC, "key revoked", resumes=before) == (True, False, before)
-    assert world.ledger.resume() == (SYNC,)
-    assert world.ledger.suspend(SYNC, "key revoked", resumes=before) == (False, False, before + 1)
+    assert world.ledger.conditions.suspend(SYNC, "key revoked", resumes=before) == (True, True, before)
+    assert world.ledger.conditions.suspend(SYNC, "key revoked", resumes=before) == (True, False, before)
+    assert world.ledger.conditions.resume() == (SYNC,)
+    assert world.ledger.conditions.suspend(SYNC, "key revoked", resumes=before) == (False, False, before + 1)
     assert (world.ledger.snapshot().suspended, world.ledger.snapshot().resumes) == ({}, before + 1)
-    assert world.ledger.suspend(SYNC, "key revoked", resumes=before + 1) == (True, True, before + 1)
+    assert world.ledger.conditions.suspend(SYNC, "key revoked", resumes=before + 1) == (True, True, before + 1)
 
 
 def test_failures_are_counted_until_a_batch_is_created_or_the_lane_is_resumed_afresh(world: World) -> None:
-    note = world.ledger.note_failure
+    note = world.ledger.conditions.note_failure
     assert note("create", now=NOW) == (1, NOW)
     assert note("create", now=NOW + HOUR) == (2, NOW)
     assert note("full", now=NOW + HOUR) == (1, NOW + HOUR)
-    world.ledger.resume(afresh=False)
+    world.ledger.conditions.resume(afresh=False)
     assert note("create", now=NOW + HOUR) == (3, NOW)
-    world.ledger.resume()
+    world.ledger.conditions.resume()
     assert note("create", now=NOW + HOUR) == (1, NOW + HOUR)
     world.accept()
     batch = world.seal()
     assert note("create", now=NOW + HOUR) == (2, NOW + HOUR)
     posted(world.ledger, batch)
-    world.ledger.created(batch.id, remote_id="b", created_at=NOW, expires_at=NOW, now=NOW)
+    world.ledger.batches.created(batch.id, remote_id="b", created_at=NOW, expires_at=NOW, now=NOW)
     assert note("create", now=NOW) == (1, NOW)
     assert note("full", now=NOW) == (1, NOW)
 
@@ -1383,53 +1385,53 @@ def test_failures_are_counted_until_a_batch_is_created_or_the_lane_is_resumed_af
 def test_what_a_process_told_that_failed(world: World) -> None:
     told = Setback(3, NOW + HOUR, "polling failed 2 times in a row: a reason with spaces")
     assert world.ledger.snapshot().setback is None
-    world.ledger.note_setback(told)
+    world.ledger.conditions.note_setback(told)
     assert world.ledger.snapshot().setback == told
-    world.ledger.note_setback(None)
+    world.ledger.conditions.note_setback(None)
     assert world.ledger.snapshot().setback is None
 
 
 def test_pause_and_pass(world: World) -> None:
-    world.ledger.note(batch_paused_until=NOW + HOUR)
-    world.ledger.note()
+    world.ledger.conditions.note(batch_paused_until=NOW + HOUR)
+    world.ledger.conditions.note()
     assert world.ledger.snapshot().batch_paused_until == NOW + HOUR
     assert world.ledger.snapshot().sizes == Sizes()
     for sizes in (Sizes(largest=7, room=50_000), Sizes(portion=1), Sizes()):
-        world.ledger.resize(lambda _before, after=sizes: after)
+        world.ledger.conditions.resize(lambda _before, after=sizes: after)
         assert world.ledger.snapshot().sizes == sizes
-    world.ledger.resize(lambda before: before.full(10))
+    world.ledger.conditions.resize(lambda before: before.full(10))
     assert world.ledger.snapshot().sizes == Sizes(room=5)
-    world.ledger.note(clock_offset=timedelta(seconds=-30))
+    world.ledger.conditions.note(clock_offset=timedelta(seconds=-30))
     assert world.ledger.snapshot().clock_offset == timedelta(seconds=-30)
     assert (world.ledger.snapshot().sync_answered_at, world.ledger.snapshot().sync_failed_at) == (None, None)
-    world.ledger.note(sync_answered_at=NOW)
-    world.ledger.note(sync_failed_at=NOW + HOUR)
+    world.ledger.conditions.note(sync_answered_at=NOW)
+    world.ledger.conditions.note(sync_failed_at=NOW + HOUR)
     assert (world.ledger.snapshot().sync_answered_at, world.ledger.snapshot().sync_failed_at) == (NOW, NOW + HOUR)
-    assert world.ledger.note_advance(now=NOW) is None
-    assert world.ledger.note_advance(now=NOW + HOUR) == HOUR
+    assert world.ledger.conditions.note_advance(now=NOW) is None
+    assert world.ledger.conditions.note_advance(now=NOW + HOUR) == HOUR
 
 
 def test_how_the_sync_lane_does_is_known_by_class_of_models(world: World) -> None:
     assert world.ledger.snapshot().measured == {}
     slow = Measured(at=NOW, share=0.25, requests_per_minute=50, output_tokens_per_minute=8_000)
     unlimited = Measured(at=NOW + MINUTE)
-    world.ledger.note(measured=dict.fromkeys(("claude-haiku-4-5", "*"), unlimited))
-    world.ledger.note(measured={"claude-haiku-4-5": slow})
+    world.ledger.conditions.note(measured=dict.fromkeys(("claude-haiku-4-5", "*"), unlimited))
+    world.ledger.conditions.note(measured={"claude-haiku-4-5": slow})
     assert world.ledger.snapshot().measured == {"claude-haiku-4-5": slow, "*": unlimited}
     assert world.ledger.snapshot().sync_answered_at is None
 
 
 def test_a_clock_that_is_set_back_makes_no_gap_between_passes(world: World) -> None:
-    assert world.ledger.note_advance(now=NOW + DAY) is None
-    assert world.ledger.note_advance(now=NOW) is None, "not known yet"
-    assert world.ledger.note_advance(now=NOW + HOUR) == HOUR
-    assert world.ledger.note_advance(now=NOW - DAY) == HOUR, "as long as the time before"
+    assert world.ledger.conditions.note_advance(now=NOW + DAY) is None
+    assert world.ledger.conditions.note_advance(now=NOW) is None, "not known yet"
+    assert world.ledger.conditions.note_advance(now=NOW + HOUR) == HOUR
+    assert world.ledger.conditions.note_advance(now=NOW - DAY) == HOUR, "as long as the time before"
 
 
 def test_a_series_of_failures_does_not_begin_in_the_future(world: World) -> None:
-    assert world.ledger.note_failure("full", now=NOW + DAY).since == NOW + DAY
-    assert world.ledger.note_failure("full", now=NOW).since == NOW
-    assert world.ledger.note_failure("full", now=NOW + HOUR) == (3, NOW)
+    assert world.ledger.conditions.note_failure("full", now=NOW + DAY).since == NOW + DAY
+    assert world.ledger.conditions.note_failure("full", now=NOW).since == NOW
+    assert world.ledger.conditions.note_failure("full", now=NOW + HOUR) == (3, NOW)
 
 
 def test_what_is_believed_is_stored(world: World) -> None:
@@ -1438,19 +1440,19 @@ def test_what_is_believed_is_stored(world: World) -> None:
     numbers = world.bulk([entry(str(n)) for n in range(3)])
     batch = world.opened()
     requeue(ledger, numbers[:1], lane=Lane.BATCH, costs_attempt=False, now=NOW + DAY)
-    ledger.update_batch(attrs.evolve(batch, sealed_at=NOW + DAY, polled_at=NOW + DAY, groups=()))
-    ledger.note(batch_paused_until=NOW + DAY, sync_answered_at=NOW + DAY, sync_failed_at=NOW + DAY + MINUTE)
+    ledger.batches.update(attrs.evolve(batch, sealed_at=NOW + DAY, polled_at=NOW + DAY, groups=()))
+    ledger.conditions.note(batch_paused_until=NOW + DAY, sync_answered_at=NOW + DAY, sync_failed_at=NOW + DAY + MINUTE)
     known = ledger.snapshot()
     right = believed(known, NOW, policy)
     for view, was in zip(right.batches, known.batches, strict=True):
-        ledger.update_batch(view, was=was)
-    ledger.set_right(right, now=NOW, latest=NOW + longest_pause(policy))
+        ledger.batches.update(view, was=was)
+    ledger.conditions.set_right(right, now=NOW, latest=NOW + longest_pause(policy))
     assert ledger.snapshot() == right
     assert believed(right, NOW, policy) is right
     assert (right.sync_answered_at, right.sync_failed_at) == (NOW - MINUTE, NOW), "in their order"
     assert [group.since for group in right.batch_queue] == [NOW]
     nonce, most = new_nonce(b"9" * 16), 9
-    sealed = ledger.seal(
+    sealed = ledger.batches.seal(
         [right.batch_queue[0].terms.id],
         nonce=nonce,
         taken=frozenset(),
@@ -1476,7 +1478,7 @@ def test_what_a_clock_that_was_ahead_spent_and_settled_counts_as_of_now(world: W
 
 
 def test_a_ledger_belongs_to_one_workspace(world: World) -> None:
-    bind = world.ledger.bind
+    bind = world.ledger.conditions.bind
     bind(endpoint="https://a", workspace=None)
     bind(endpoint="https://a", workspace="w")
     bind(endpoint="https://a", workspace=None)
@@ -1506,7 +1508,7 @@ def test_a_closed_ledger_says_so(world: World) -> None:
 
 
 def test_texts_with_what_no_database_may_take_harm_nothing(world: World) -> None:
-    world.ledger.suspend(SYNC, "a server said \0 and \ud800")
+    world.ledger.conditions.suspend(SYNC, "a server said \0 and \ud800")
     assert world.ledger.snapshot().suspended == {SYNC: r"a server said \x00 and \ud800"}
     number = world.accept("a\0b\ud800", body=b'{"a":"\\u0000"}', job="j\0").row.id
     found = find(world.ledger, "a\0b\ud800", job="j\0")
@@ -1514,9 +1516,9 @@ def test_texts_with_what_no_database_may_take_harm_nothing(world: World) -> None
     assert found.id == number
     theirs = attrs.evolve(FLEXIBLE, adopted=True)
     named = {"keys": {}, "requests": 3, "terms": theirs, "nonce": "n", "created_at": NOW, "expires_at": NOW, "now": NOW}
-    world.ledger.adopt("msgbatch_1", job=None, **named)
+    world.ledger.adoption.adopt("msgbatch_1", job=None, **named)
     (batch,) = world.ledger.snapshot().batches
-    assert list(world.ledger.name_adopted(batch.id, ["x\0", "good", "\ud800"])) == ["good"]
+    assert list(world.ledger.adoption.name(batch.id, ["x\0", "good", "\ud800"])) == ["good"]
 
 
 # -- the lease ------------------------------------------------------------------------------------------------------
@@ -1531,19 +1533,19 @@ def test_who_lost_the_lease_sends_nothing_of_what_was_sealed_before(backend: Bac
     batch = one.sealed()
     one.accept("b")
     posted(one.ledger, batch, watermark="w", posting_server=NOW)
-    assert one.ledger.still_posting(batch.id)
+    assert one.ledger.batches.still_posting(batch.id)
     later = one.sealed()
     one.accept("c")
     one.ledger.lease.release()  # as if its session had ended, and it did not know yet
-    assert one.ledger.still_posting(batch.id), "nobody else has led"
+    assert one.ledger.batches.still_posting(batch.id), "nobody else has led"
     assert two.ledger.lease.acquire()
     two.ledger.lease.release()
     assert one.seal() is None
     assert one.ledger.lease.acquire()
-    assert not one.ledger.still_posting(batch.id), "another one has led in between"
-    assert not one.ledger.update_batch(attrs.evolve(later, state=BatchState.POSTING, posting_at=NOW), was=later)
+    assert not one.ledger.batches.still_posting(batch.id), "another one has led in between"
+    assert not one.ledger.batches.update(attrs.evolve(later, state=BatchState.POSTING, posting_at=NOW), was=later)
     assert one.view(later.id).state is BatchState.SEALED
-    one.ledger.created(batch.id, remote_id="msgbatch_1", created_at=NOW, expires_at=NOW, now=NOW)
+    one.ledger.batches.created(batch.id, remote_id="msgbatch_1", created_at=NOW, expires_at=NOW, now=NOW)
     assert one.view(batch.id).remote_id == "msgbatch_1", "what the API said is true all the same"
     assert one.sealed().requests == 1
 
@@ -1584,9 +1586,9 @@ def test_what_a_dead_run_leaves(backend: Backend) -> None:
         assert orjson.loads(result.line)["result"]["error"]["type"] == "abandoned"
     rows = [row_of(ledger, number) for number in (patient, queued)]
     assert [(row.status, row.lane, row.attempts) for row in rows if row] == [(QUEUED, SYNC, 1), (QUEUED, SYNC, 0)]
-    assert ledger.report(job=None).possible_doubles == 2, "both calls that ran may have been billed"
+    assert ledger.statistics.report(job=None).possible_doubles == 2, "both calls that ran may have been billed"
     assert missing(ledger, batch.id)
-    assert ledger.job_id("bulk") is None
+    assert ledger.jobs.number("bulk") is None
     again = World(ledger)
     assert len(again.bulk([entry("0", body="other")], job="bulk")) == 1
 
@@ -1612,7 +1614,7 @@ def test_an_abandoned_request_is_accepted_anew(backend: Backend) -> None:
     assert row is not None
     assert (row.status, row.lane, row.terms.deadline) == (QUEUED, BATCH, NIGHTLY.deadline)
     assert again.ledger.results(job=None, after=0, limit=9) == []
-    assert again.ledger.report(job=None).requests == 0
+    assert again.ledger.statistics.report(job=None).requests == 0
     again.ledger.settle([settlement(number, lane=SYNC)], now=NOW, run=again.run)
     assert again.ledger.results(job=None, after=0, limit=9)[0].cursor > max(cursors)
 
@@ -1691,7 +1693,7 @@ def test_a_batch_under_an_hour_says_so_in_its_bodies_and_its_length(world: World
         batch = world.seal(max_requests=count, caching=caching)
         assert batch is not None
         assert (batch.caching, batch.requests) == (caching, count)
-        rows = list(world.ledger.entries(batch.id))
+        rows = list(world.ledger.batches.entries(batch.id))
         name = sealer(batch.nonce)
         length = sum(map(len, body_chunks((name(key, number), body) for number, key, body in rows)))
         assert length == batch.size
@@ -1713,7 +1715,7 @@ def test_rows_that_share_a_prefix_are_sent_side_by_side(world: World, caching: C
     world.bulk(entries, chunk=100)
     batch = world.seal(caching=caching)
     assert batch is not None
-    rows = list(world.ledger.entries(batch.id))
+    rows = list(world.ledger.batches.entries(batch.id))
     assert [key for _, key, _ in rows] == [key for share in shares.values() for key in share]
     name = sealer(batch.nonce)
     assert sum(map(len, body_chunks((name(key, number), body) for number, key, body in rows))) == batch.size

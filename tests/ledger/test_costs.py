@@ -77,26 +77,26 @@ def settle(world: World, count: int, prefix: str) -> None:
         for start in range(0, 60, 10):
             world.ledger.settle([settlement(each) for each in numbers[start : start + 10]], now=NOW, batch=batch.id)
         ended = attrs.evolve(world.view(batch.id), state=BatchState.CLOSED, ended_at=NOW)
-        assert world.ledger.update_batch(ended)
+        assert world.ledger.batches.update(ended)
 
 
 def looks(world: World, batch: int) -> dict[str, Callable[[], object]]:
     """What a planning pass asks for, and those who wait, look or report."""
     ledger = world.ledger
-    job = ledger.job_id("job")
+    job = ledger.jobs.number("job")
     last = ledger.results(job=job, after=0, limit=10_000).cursor
     return {
         "snapshot": ledger.snapshot,
-        "history": lambda: ledger.history(limit=1),
-        "counts": lambda: ledger.counts(job=None),
-        "counts of the job": lambda: ledger.counts(job=job),
-        "flush": lambda: ledger.flush(job=job),
-        "cancel": lambda: ledger.cancel(job=99, now=NOW),
-        "report": lambda: ledger.report(job=job),
-        "jobs": ledger.jobs,
+        "history": lambda: ledger.statistics.history(limit=1),
+        "counts": lambda: ledger.statistics.counts(job=None),
+        "counts of the job": lambda: ledger.statistics.counts(job=job),
+        "flush": lambda: ledger.flush(Which(job=job)),
+        "cancel": lambda: ledger.cancel(Which(job=99), now=NOW),
+        "report": lambda: ledger.statistics.report(job=job),
+        "jobs": ledger.jobs.all,
         "missing": lambda: ledger.numbers(Which(batch=batch)),
-        "roll": lambda: ledger.roll(batch),
-        "entries": lambda: list(ledger.entries(batch)),
+        "roll": lambda: ledger.batches.roll(batch),
+        "entries": lambda: list(ledger.batches.entries(batch)),
         "members": lambda: ledger.rows(Which(requests=range(1, PAGE), batch=batch)),
         "a page of numbers": lambda: ledger.numbers(Which(job=job), after=FEW, limit=PAGE),
         "find": lambda: ledger.rows(Which(key="q0", job=job)),
@@ -146,10 +146,10 @@ def test_what_is_read_page_by_page_costs_as_much_a_row_however_many_there_are(
         numbers = world.bulk([entry(f"{count}-{n}", NIGHTLY) for n in range(count)], f"job {count}", chunk=500)
         batch = world.opened().id
         with counting(world.ledger, monkeypatch) as cost:
-            assert len(list(world.ledger.entries(batch))) == count
+            assert len(list(world.ledger.batches.entries(batch))) == count
             sent = cost()
         world.ledger.settle([settlement(each) for each in numbers], now=NOW, batch=batch)
-        job = world.ledger.job_id(f"job {count}")
+        job = world.ledger.jobs.number(f"job {count}")
         with counting(world.ledger, monkeypatch) as cost:
             after, read = 0, 0
             while page := world.ledger.results(job=job, after=after, limit=PAGE):

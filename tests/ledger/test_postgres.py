@@ -236,7 +236,7 @@ def test_the_number_of_a_transaction_that_a_crashed_server_gives_again_stores_no
                     db.execute("INSERT INTO meta VALUES (?, ?)", ("mine", "1"))  # it waits for the commit
                     restart(server, "immediate")
                     for number in range(5):  # one of these has the number that the server forgot
-                        two.suspend(Lane.SYNC, f"{number}")
+                        two.conditions.suspend(Lane.SYNC, f"{number}")
 
             with pytest.raises(LedgerError) as failure:
                 crash()
@@ -361,7 +361,7 @@ def test_neither_settings_of_the_server_nor_of_the_url_change_how_a_ledger_works
         def write(ledger: Ledger) -> None:
             for _ in range(15):
                 try:
-                    ledger.suspend(Lane.SYNC, "für → x")
+                    ledger.conditions.suspend(Lane.SYNC, "für → x")
                 except LedgerError as error:
                     failed.append(error)
 
@@ -389,7 +389,7 @@ def test_a_database_that_cannot_keep_every_text_is_refused(encoding: str, fits: 
             assert where != postgres
             if fits:
                 with closing(opened(where)) as ledger:
-                    ledger.suspend(Lane.SYNC, "für → x")
+                    ledger.conditions.suspend(Lane.SYNC, "für → x")
                     assert ledger.snapshot().suspended == {Lane.SYNC: "für → x"}
             else:
                 with pytest.raises(LedgerError, match="ENCODING 'UTF8'"):
@@ -464,9 +464,9 @@ def test_news_are_heard_though_a_listener_failed(url: str) -> None:
 
         listener = Listener()
         assert two.listen(listener.hear)
-        one.suspend(Lane.SYNC, "a")
+        one.conditions.suspend(Lane.SYNC, "a")
         until(lambda: listener.times == 1, "no news came")
-        one.suspend(Lane.SYNC, "b")
+        one.conditions.suspend(Lane.SYNC, "b")
         until(lambda: listener.times == 2, "it stopped listening")
 
 
@@ -479,9 +479,9 @@ def test_a_process_without_free_descriptors_keeps_its_session(url: str) -> None:
         "assert one.lease.acquire()\n"
         "before, end = one.version(), time.monotonic() + 20\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
-        "two.suspend(Lane.SYNC, 'a')\n"
+        "two.conditions.suspend(Lane.SYNC, 'a')\n"
         "while one.version() == before and time.monotonic() < end: time.sleep(0.01)\n"
-        "two.suspend(Lane.SYNC, 'b')\n"
+        "two.conditions.suspend(Lane.SYNC, 'b')\n"
         "time.sleep(0.2)\n"
         "print(one.version() > before, one.lease.held)\n"
     )

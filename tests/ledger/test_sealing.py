@@ -61,12 +61,12 @@ def test_a_seal_takes_the_first_that_fit_and_knows_their_body_s_length(
         wanted = (telling_count(len(fitting), taken) or len(fitting)) if fitting else 0
         groups = ledger.snapshot().batch_queue
         terms = [group.terms.id for group in groups if group.terms.deadline is None]
-        batch = ledger.seal(terms, nonce=NONCE, taken=taken, now=NOW, max_requests=most, max_bytes=limit)
+        batch = ledger.batches.seal(terms, nonce=NONCE, taken=taken, now=NOW, max_requests=most, max_bytes=limit)
         if not wanted:
             assert batch is None
             return
         assert batch is not None
-        assert list(ledger.entries(batch.id)) == rows[:wanted]
+        assert list(ledger.batches.entries(batch.id)) == rows[:wanted]
         assert (batch.requests, batch.size) == (wanted, body_size(rows[:wanted]))
         sealed = ledger.snapshot().batches[0].groups
         assert [(group.requests, group.size) for group in sealed] == [

@@ -153,7 +153,7 @@ def test_a_bulk_takes_transactions_of_so_many_rows_and_bytes(tmp_path: Path, mon
     bodies = [b"1", b"22", b"333", b"4444", b"55555", b"6666666", b"7" * 20, b"8"]
     numbers = world.bulk([entry(str(n), body=body) for n, body in enumerate(bodies)], chunk=99)
     assert sizes == [3, 6, 7, 8], "three rows, or as many as reach ten bytes"
-    assert world.ledger.bodies(numbers) == bodies
+    assert [world.ledger.body(number) for number in numbers] == bodies
     world.ledger.close()
 
 
@@ -235,7 +235,7 @@ def test_answers_are_let_go_before_they_are_committed(tmp_path: Path, *, broken:
     with closing(SqliteLedger(Watched(tmp_path / "ledger.db"))) as ledger:
         world = World(ledger)
         numbers = world.bulk([entry(str(number)) for number in range(3)])
-        roll = ledger.roll(world.opened().id)
+        roll = ledger.batches.roll(world.opened().id)
         assert roll is not None
         answers = [(number, line(number), 5, 5, 1, None) for number in reversed(numbers)]
 
@@ -315,7 +315,7 @@ def test_calls_that_end_together_share_a_commit_and_the_fault_of_one_harms_no_ot
         if broken:
             ends[0] = ends[0]._replace(cost=2**70)  # no column takes it
         with ledger.database.lock:  # as if another thread were in a transaction
-            ending = [threads.submit(ledger.settling_call(end, now=NOW, run=world.run)) for end in ends]
+            ending = [threads.submit(ledger.settling(end, now=NOW, run=world.run)) for end in ends]
             while len(ledger._settlements._shared._waiting) < 6:
                 time.sleep(0.001)
         with pytest.raises(OverflowError) if broken else nullcontext():
@@ -456,11 +456,11 @@ def _work(path: str, name: int, rounds: int) -> None:
         assert len(numbers) == 10
         if ledger.lease.acquire():
             ids = [group.terms.id for group in ledger.snapshot().batch_queue]
-            batch = ledger.seal(
+            batch = ledger.batches.seal(
                 ids, nonce=f"{name:06d}{index:06d}", taken=frozenset(), now=NOW, max_requests=7, max_bytes=10**6
             )
             if batch is not None:
-                rows = [settlement(row[0]) for row in ledger.entries(batch.id)]
+                rows = [settlement(row[0]) for row in ledger.batches.entries(batch.id)]
                 assert ledger.settle(rows, now=NOW, batch=batch.id) == batch.requests
             ledger.lease.release()
         ledger.recover(now=NOW)

@@ -21,7 +21,7 @@ from batchwise.ledger import transitions
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.roll import Roll
 from batchwise.ledger.sqlite import SqliteLedger
-from batchwise.ledger.values import Claim, Offer
+from batchwise.ledger.values import Claim, Offer, Which
 from batchwise.models import Lane, Outcome, Status
 from batchwise.planning.capacity import Measured
 from batchwise.planning.state import BatchState, Group, Terms
@@ -331,14 +331,14 @@ class LedgerMachine(RuleBasedStateMachine):
             number for number in self._where(status=QUEUED, lane=BATCH) if self._terms_id(number) in chosen
         )[:most]
         self.nonce += 1
-        batch = self.ledger.seal(
+        batch = self.ledger.batches.seal(
             chosen, nonce=f"{self.nonce:012d}", taken=taken, now=self.now, max_requests=most, max_bytes=10**6
         )
         if batch is None:
             assert not fitting
             return
         count = next((n for n in range(len(fitting), 0, -1) if n not in taken), len(fitting))
-        assert [row[0] for row in self.ledger.entries(batch.id)] == fitting[:count]
+        assert [row[0] for row in self.ledger.batches.entries(batch.id)] == fitting[:count]
         assert batch.requests == count
         self.batches[batch.id] = BatchState.SEALED
         for number in fitting[:count]:
@@ -356,12 +356,14 @@ class LedgerMachine(RuleBasedStateMachine):
     def post(self, wanted: int, reached: bool) -> None:
         sealed = [batch for batch, state in self.batches.items() if state is BatchState.SEALED]
         for batch in self._choose(sealed, [wanted]):
-            view = self.ledger.batch(batch)
+            view = self.ledger.batches.get(batch)
             assert view is not None
             posted(self.ledger, view, now=self.now)
             self.batches[batch] = BatchState.POSTING
             if reached:
-                self.ledger.created(batch, remote_id=f"r{batch}", created_at=self.now, expires_at=None, now=self.now)
+                self.ledger.batches.created(
+                    batch, remote_id=f"r{batch}", created_at=self.now, expires_at=None, now=self.now
+                )
                 self.batches[batch] = BatchState.OPEN
 
     @rule(wanted=picks, lane=lanes, keep=st.booleans(), maybe_billed=st.booleans())
@@ -386,9 +388,9 @@ class LedgerMachine(RuleBasedStateMachine):
             changed = attrs.evolve(view, state=to)
             if to is not view.state and to not in transitions.MOVES[view.state]:
                 with pytest.raises(LedgerError, match=f"cannot become {to.value}|still has"):
-                    self.ledger.update_batch(changed, was=view)
+                    self.ledger.batches.update(changed, was=view)
             elif to not in transitions.OVER:
-                assert self.ledger.update_batch(changed, was=view)
+                assert self.ledger.batches.update(changed, was=view)
                 self.batches[view.id] = to
 
     def _alive(self) -> list[int]:
@@ -419,7 +421,7 @@ class LedgerMachine(RuleBasedStateMachine):
         new: dict[str, Any] = {name: self.now + ago * HOUR for name, ago in moments.items()}
         if offset is not None:
             new["clock_offset"] = offset * HOUR
-        self.ledger.note(**new, measured=paces)
+        self.ledger.conditions.note(**new, measured=paces)
         self.noted |= new
         self.measured |= paces
 
@@ -456,7 +458,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self._call_the_roll(batch)
 
     def _call_the_roll(self, batch: int) -> None:
-        roll = self.ledger.roll(batch)
+        roll = self.ledger.batches.roll(batch)
         if roll is not None:
             self.rolls[batch] = roll, self._roll_of(batch)
 
@@ -512,10 +514,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def cancel(self, job: str | None) -> None:
         chosen = [n for n in self._where(status=QUEUED) if job == "all" or self.requests[n].job == job]
         inside = [n for n in self._where(status=IN_FLIGHT, lane=BATCH) if job == "all" or self.requests[n].job == job]
-        number = None if job == "all" else self.ledger.job_id(job) if job is not None else 0
+        number = None if job == "all" else self.ledger.jobs.number(job) if job is not None else 0
         if number is None and job != "all":
             return
-        got, batches = self.ledger.cancel(job=number, now=self.now)
+        got, batches = self.ledger.cancel(Which(job=number), now=self.now)
         assert got == len(chosen)
         assert set(batches) == {self.requests[n].batch for n in inside}
         self._ended_here(chosen)
@@ -527,7 +529,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(job=st.sampled_from(JOBS), chosen=st.sets(outcomes, min_size=1))
     def reopen(self, job: str | None, chosen: set[Outcome]) -> None:
-        number = 0 if job is None else self.ledger.job_id(job)
+        number = 0 if job is None else self.ledger.jobs.number(job)
         if number is None:
             return
         again = [n for n in self.order if self.requests[n].job == job and self.requests[n].outcome in chosen]
@@ -550,7 +552,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def reopen_file(self) -> None:
         other = self._open()
         assert other.snapshot() == self.ledger.snapshot()
-        assert other.counts(job=None) == self.ledger.counts(job=None)
+        assert other.statistics.counts(job=None) == self.ledger.statistics.counts(job=None)
         assert other.recover(now=self.now) == 0, "the run lives"
         other.close()
 
@@ -612,7 +614,7 @@ class LedgerMachine(RuleBasedStateMachine):
             *((group, SYNC, IN_FLIGHT, 0) for group in snapshot.sync_running),
             *((group, BATCH, IN_FLIGHT, batch.id) for batch in snapshot.batches for group in batch.groups),
         ]
-        numbers = {job: 0 if job is None else self.ledger.job_id(job) for job in JOBS}
+        numbers = {job: 0 if job is None else self.ledger.jobs.number(job) for job in JOBS}
         names = {number: job for job, number in numbers.items() if number is not None}
         for group, lane, status, batch in places:
             got[names[group.terms.job], plain(group.terms), lane, status, batch] += group.requests
@@ -631,14 +633,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def counts_agree(self) -> None:
         for job in JOBS:
-            number = 0 if job is None else self.ledger.job_id(job)
+            number = 0 if job is None else self.ledger.jobs.number(job)
             mine = [each for each in self.requests.values() if each.job == job]
             assert number is not None or not mine
             if number is not None:
-                assert self.ledger.counts(job=number).by == Counter(
+                assert self.ledger.statistics.counts(job=number).by == Counter(
                     (each.lane, each.status, each.outcome) for each in mine
                 )
-        assert counted(self.ledger, self.requests) == self.ledger.counts(job=None).by
+        assert counted(self.ledger, self.requests) == self.ledger.statistics.counts(job=None).by
 
     @invariant()
     def results_agree(self) -> None:
@@ -657,7 +659,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def books_agree(self) -> None:
-        report = self.ledger.report(job=None)
+        report = self.ledger.statistics.report(job=None)
         assert report.requests == len(self.order)
         assert (report.cost * 10**12, report.wasted * 10**12) == (self.cost, self.wasted)
         assert report.possible_doubles == self.doubles

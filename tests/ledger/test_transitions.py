@@ -50,7 +50,7 @@ def test_a_create_that_is_answered_late_is_not_lost(world: World) -> None:
     posted(world.ledger, batch)
     unseal(world.ledger, batch.id, now=NOW)
     assert world.ledger.snapshot().batches == ()
-    world.ledger.created(batch.id, remote_id="late", created_at=NOW, expires_at=NOW, now=NOW)
+    world.ledger.batches.created(batch.id, remote_id="late", created_at=NOW, expires_at=NOW, now=NOW)
     assert world.view(batch.id).state is BatchState.OPEN
 
 
@@ -59,9 +59,9 @@ def test_a_create_that_is_answered_late_does_not_bring_a_batch_back(world: World
     world.accept()
     batch = world.opened()
     ended = attrs.evolve(batch, state=BatchState.ENDED)
-    assert world.ledger.update_batch(ended, was=batch)
+    assert world.ledger.batches.update(ended, was=batch)
     assert batch.remote_id is not None
-    world.ledger.created(batch.id, remote_id=batch.remote_id, created_at=NOW, expires_at=NOW, now=NOW)
+    world.ledger.batches.created(batch.id, remote_id=batch.remote_id, created_at=NOW, expires_at=NOW, now=NOW)
     assert world.view(batch.id).state is BatchState.ENDED
 
 
@@ -69,4 +69,4 @@ def test_a_batch_that_is_open_is_not_sealed_again(world: World) -> None:
     world.accept()
     batch = world.opened()
     with pytest.raises(LedgerError, match=f"batch {batch.id} is open, not sealed, and cannot become posting"):
-        world.ledger.update_batch(attrs.evolve(batch, state=BatchState.POSTING), was=batch)
+        world.ledger.batches.update(attrs.evolve(batch, state=BatchState.POSTING), was=batch)

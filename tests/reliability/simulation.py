@@ -543,7 +543,7 @@ class World:
         self.tasks.clear()
         while self.ledger._runs.held:
             self.ledger._runs.held.popitem()[1].release()
-        self.ledger._lease.release()
+        self.ledger.lease.release()
         self.engine = self._start()
 
     def restart(self) -> None:
@@ -573,7 +573,7 @@ class World:
                 assert not ours or each.id not in orjson.loads(struck), "our own batch was struck off"
 
     def check(self) -> None:
-        counts = self.ledger.counts(job=None).by
+        counts = self.ledger.statistics.counts(job=None).by
         assert sum(counts.values()) == len(self.accepted), (counts, len(self.accepted))
         results = self.ledger.results(job=None, after=0, limit=100_000)
         assert len({row.request for row in results}) == len(results), "a request has two outcomes"
@@ -584,7 +584,7 @@ class World:
                 text = orjson.loads(row.line)["result"]["message"]["content"][0]["text"]
                 assert text == self.accepted[row.request], "an answer went to another request"
         assert self.seen.keys() == {row.request for row in results}, "an outcome was lost"
-        bought, report = self.api.bought(), self.ledger.report(job=None)
+        bought, report = self.api.bought(), self.ledger.statistics.report(job=None)
         twice = {prompt: times for prompt, times in bought.items() if times > 1}
         excess = sum(times - 1 for times in twice.values())
         assert excess <= report.possible_doubles, f"bought twice unbooked: {twice}, books {report.possible_doubles}"
@@ -612,11 +612,11 @@ class World:
     def settle_all(self) -> None:
         """Heal everything and let time pass: all must settle."""
         self.api.heal()
-        self.ledger.resume()
+        self.ledger.conditions.resume()
         for _ in range(200):
             self.pass_time(HOUR)
             if self.engine.suspensions.lanes:
-                self.ledger.resume()
+                self.ledger.conditions.resume()
             self.check()
             if len(self.seen) == len(self.accepted):
                 break

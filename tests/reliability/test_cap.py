@@ -71,10 +71,10 @@ def live_through(seed: int, path: str = ":memory:") -> str:
                 world.run(chance.randint(0, 8))
                 world.crash(done=chance.random() < 0.5)
             if chance.random() < 0.2:
-                world.ledger.resume()
+                world.ledger.conditions.resume()
             world.check()
         world.settle_all()
-        report = world.ledger.report(job=None)
+        report = world.ledger.statistics.report(job=None)
     finally:
         world.close()
     assert accepted, "the limit leaves room for something"
@@ -109,7 +109,7 @@ def test_a_limit_that_comes_later_holds_for_what_was_accepted_before(tmp_path: P
         for _ in range(100):
             after.pass_time(HOUR, wakes=10)
             after.check()  # the limit among it
-        counts = after.ledger.counts(job=None).by
+        counts = after.ledger.statistics.counts(job=None).by
         answered = sum(number for (_, _, outcome), number in counts.items() if outcome is bw.Outcome.SUCCEEDED)
         assert 1 < answered < 21
         assert sum(number for (_, _, outcome), number in counts.items() if outcome is None) == 21 - answered
@@ -145,7 +145,7 @@ def test_a_limit_that_comes_later_counts_what_was_lost_before(tmp_path: Path, lo
         before.api.batches[0].gone = True
     before.pass_time(30 * HOUR, wakes=1_000)
     before.settle_all()
-    assert before.ledger.report(job=None).possible_doubles > 0
+    assert before.ledger.statistics.report(job=None).possible_doubles > 0
     paid = before.paid()
     after = World(bw.Policy(max_spend=Decimal(paid * 3).scaleb(-12)), path=path, beside=before)
     try:
@@ -176,7 +176,7 @@ def test_a_limit_with_room_keeps_nobody_waiting(tmp_path: Path) -> None:
         before.engine.close()
         after.accepted = before.accepted
         after.settle_all()
-        assert after.ledger.report(job=None).met == 13
+        assert after.ledger.statistics.report(job=None).met == 13
         with after.ledger.database.read() as db:
             assert after.ledger.books.reserved_cost(db) == 0
     finally:

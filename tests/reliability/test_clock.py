@@ -147,14 +147,17 @@ def test_what_a_wrong_clock_stored_delays_nothing(
     usual, doubles = as_usual(stage, restarts)
     assert took <= usual + 2 * HOUR, f"{took} instead of {usual}"
     assert START + took <= PROMISE
-    assert world.ledger.report(job=None).possible_doubles <= doubles, "nothing is bought once more for it"
+    assert world.ledger.statistics.report(job=None).possible_doubles <= doubles, "nothing is bought once more for it"
 
 
 @cache
 def as_usual(stage: Callable[[World], None], restarts: bool) -> tuple[timedelta, int]:
     """How long it takes with a clock that was never wrong, and how much may be bought twice."""
     world = World(POLICY)
-    took, doubles = live_through(stage, timedelta(0), restarts, world), world.ledger.report(job=None).possible_doubles
+    took, doubles = (
+        live_through(stage, timedelta(0), restarts, world),
+        world.ledger.statistics.report(job=None).possible_doubles,
+    )
     world.close()
     return took, doubles
 

@@ -116,7 +116,7 @@ def test_a_whole_stream_settles_everything_in_one_reading_however_it_is_cut(
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert len(reads) == 1
     assert len(world.api.batches) == 1
-    report = world.ledger.report(job=None)
+    report = world.ledger.statistics.report(job=None)
     assert (report.possible_doubles, world.ledger.snapshot().batches) == (0, ())
 
 
@@ -192,7 +192,7 @@ def test_a_commit_that_fails_beside_the_reading_is_not_passed_over(
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert len(reads) == 2
     assert len(world.api.batches) == 1, "bought again"
-    assert world.ledger.report(job=None).wasted == 0
+    assert world.ledger.statistics.report(job=None).wasted == 0
 
 
 BROKEN: dict[str, tuple[Callable[[World], bytes], str | None]] = {
@@ -219,7 +219,7 @@ def test_a_broken_reading_is_repeated_before_anything_is_bought_again(world: Wor
     assert kept.items() <= world.seen.items()
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert len(world.api.batches) == 1, "bought again"
-    report = world.ledger.report(job=None)
+    report = world.ledger.statistics.report(job=None)
     assert (report.wasted, report.possible_doubles) == (0, 0)
 
 
@@ -229,7 +229,7 @@ def test_rows_that_stay_missing_are_tried_again_and_the_books_say_that_they_may_
     assert len(reads) == 4
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert [len(batch.rows) for batch in world.api.batches] == [ROWS, 1]
-    assert world.ledger.report(job=None).possible_doubles == 1
+    assert world.ledger.statistics.report(job=None).possible_doubles == 1
 
 
 def _without_result(line: bytes) -> bytes:
@@ -260,7 +260,7 @@ def test_a_row_that_is_damaged_in_every_reading_is_kept_as_it_came_and_not_bough
     assert kept["custom_id"] == orjson.loads(whole[0])["custom_id"]
     came = kept["result"]["message"]
     assert (came if isinstance(came, str) else orjson.dumps(came).decode()) == damaged.decode(errors="backslashreplace")
-    assert world.ledger.report(job=None).unpriced == 1
+    assert world.ledger.statistics.report(job=None).unpriced == 1
 
 
 def test_a_row_that_is_damaged_in_some_readings_is_read_in_another(world: World) -> None:
@@ -308,7 +308,7 @@ def test_results_that_cannot_be_read_in_time_go_to_the_sync_lane(request: pytest
     world.check()
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert world.api.sync.total() == ROWS
-    assert world.ledger.report(job=None).possible_doubles == ROWS
+    assert world.ledger.statistics.report(job=None).possible_doubles == ROWS
 
 
 def test_an_unknown_result_type_fails_its_request_unbought(world: World) -> None:
@@ -324,7 +324,7 @@ def test_results_gone_are_bought_again_and_booked(world: World) -> None:
     finish(world)
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert len(world.api.batches) == 2
-    assert world.ledger.report(job=None).possible_doubles == ROWS
+    assert world.ledger.statistics.report(job=None).possible_doubles == ROWS
 
 
 def no_results(world: World, until: timedelta) -> None:
@@ -345,7 +345,7 @@ def test_results_that_come_later_than_the_end_are_not_bought_again(world: World,
     finish(world)
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert len(world.api.batches) == 1
-    assert world.ledger.report(job=None).possible_doubles == 0
+    assert world.ledger.statistics.report(job=None).possible_doubles == 0
 
 
 @pytest.mark.parametrize("archived", [True, False])
@@ -382,11 +382,11 @@ def test_results_that_do_not_come_are_rescued_at_the_last_safe_moment() -> None:
     no_results(world, timedelta(days=9))
     for _ in range(30):
         world.pass_time(HOUR)
-        world.ledger.resume()
+        world.ledger.conditions.resume()
     world.check()
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert world.api.sync.total() == ROWS
-    report = world.ledger.report(job=None)
+    report = world.ledger.statistics.report(job=None)
     assert (report.met, report.missed, report.possible_doubles) == (ROWS, 0, ROWS)
     world.close()
 
@@ -414,7 +414,7 @@ def test_a_batch_that_only_the_listing_knows_is_read_all_the_same() -> None:
     finish(world)
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert sum(batch.ours for batch in world.api.batches) == 1, "bought again"
-    assert world.ledger.report(job=None).possible_doubles == 0
+    assert world.ledger.statistics.report(job=None).possible_doubles == 0
     assert not world.engine.suspensions.lanes
     world.close()
 
@@ -427,7 +427,7 @@ def test_a_batch_that_others_delete_is_bought_again_and_booked() -> None:
     finish(world)
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert len(world.api.batches) == 2
-    assert world.ledger.report(job=None).possible_doubles == ROWS
+    assert world.ledger.statistics.report(job=None).possible_doubles == ROWS
     world.close()
 
 
@@ -454,15 +454,15 @@ def test_rows_that_failed_alike_before_a_resume_suspend_no_lane_after_it(
     failed = [orjson.dumps({"custom_id": name, "result": told}) + b"\n" for name, _ in world.api.batches[0].rows]
     counted(world, errored=ROWS)
     serve(world, b"".join(failed))
-    suspend, done = world.ledger.suspend, list[bool]()
+    suspend, done = world.ledger.conditions.suspend, list[bool]()
 
     def resumed_first(*arguments: Any, **keywords: Any) -> Any:
-        world.ledger.resume()  # as another process does
+        world.ledger.conditions.resume()  # as another process does
         found = suspend(*arguments, **keywords)
         done.append(found.done)
         return found
 
-    monkeypatch.setattr(world.ledger, "suspend", resumed_first)
+    monkeypatch.setattr(world.ledger.conditions, "suspend", resumed_first)
     world.pass_time(HOUR)
     assert done == [False]
     assert not world.engine.suspensions.lanes
@@ -515,7 +515,7 @@ def test_a_stop_sign_is_obeyed_for_all_rows_or_none_when_the_process_dies(
         world.pass_time(HOUR)
     world.crash(done=False)
     world.engine.plan()  # a new process takes the lanes up again
-    world.ledger.suspend(bw.Lane.BATCH, "lest it send them again")
+    world.ledger.conditions.suspend(bw.Lane.BATCH, "lest it send them again")
     world.pass_time(HOUR)
     world.check()
     assert not world.seen, "requests failed for what is not their fault"
@@ -526,11 +526,11 @@ def test_a_paid_row_of_a_request_that_left_is_used_if_nothing_else_ended_it(requ
     request.addfinalizer(world.close)
     (batch,) = world.ledger.snapshot().batches
     world.ledger.requeue(Which(batch=batch.id), lane=bw.Lane.SYNC, now=world.now(), keep=True, maybe_billed=True)
-    world.ledger.suspend(bw.Lane.SYNC, "as if it could not run now")
+    world.ledger.conditions.suspend(bw.Lane.SYNC, "as if it could not run now")
     finish(world)
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert world.api.sync.total() == 0
-    assert world.ledger.report(job=None).wasted == 0
+    assert world.ledger.statistics.report(job=None).wasted == 0
 
 
 def test_rows_canceled_for_a_rescue_are_tried_again_and_those_of_a_caller_settle() -> None:
@@ -578,7 +578,7 @@ def test_a_row_without_an_answer_that_was_counted_as_answered_is_read_again_befo
     assert len(reads) == 2
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert (len(world.api.batches), world.api.sync.total()) == (1, 0), "bought again"
-    report = world.ledger.report(job=None)
+    report = world.ledger.statistics.report(job=None)
     assert (report.possible_doubles, report.attempts) == (0, ROWS)
     assert not caplog.records
 
@@ -603,7 +603,7 @@ def test_rows_that_stay_without_an_answer_are_tried_again_as_possible_doubles_an
     assert len(reads) == 4
     assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
     assert [len(batch.rows) for batch in world.api.batches] == [ROWS, 2]
-    assert world.ledger.report(job=None).possible_doubles == 2
+    assert world.ledger.statistics.report(job=None).possible_doubles == 2
     (record,) = caplog.records
     assert record.getMessage() == (
         f"batchwise: the results of batch {world.api.batches[0].id} differ from its request_counts (expired: +2); "
@@ -637,7 +637,7 @@ def test_rows_that_expired_as_counted_are_tried_again_at_once_however_often_they
     finish(world)
     assert len(reads) == 1
     assert [len(batch.rows) for batch in world.api.batches] == [ROWS, 2]
-    assert world.ledger.report(job=None).possible_doubles == 0
+    assert world.ledger.statistics.report(job=None).possible_doubles == 0
     assert not caplog.records
 
 
@@ -648,7 +648,7 @@ def test_fewer_rows_without_an_answer_than_counted_are_no_reason_to_doubt_those(
     reads = serve(world, b"".join(expire(world)))
     finish(world)
     assert len(reads) == 1
-    assert world.ledger.report(job=None).possible_doubles == 0
+    assert world.ledger.statistics.report(job=None).possible_doubles == 0
     assert "(expired: -1)" in caplog.text
 
 
@@ -662,7 +662,7 @@ def test_counts_that_do_not_add_up_are_not_heeded(
     reads = serve(world, b"".join(expire(world)))
     finish(world)
     assert (len(reads), len(world.api.batches)) == (1, 2)
-    assert world.ledger.report(job=None).possible_doubles == 0
+    assert world.ledger.statistics.report(job=None).possible_doubles == 0
     assert not caplog.records
 
 
@@ -703,7 +703,7 @@ def test_any_mix_of_rows_in_any_chunks_settles_each_once(
         finish(world)
         assert outcomes(world) == {bw.Outcome.SUCCEEDED: ROWS}
         assert len(world.api.batches) == 1
-        report = world.ledger.report(job=None)
+        report = world.ledger.statistics.report(job=None)
         assert (report.wasted, report.possible_doubles, report.attempts) == (0, 0, ROWS)
     finally:
         world.close()

@@ -141,7 +141,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def heal(self) -> None:
         self.world.api.heal()
-        self.world.ledger.resume()
+        self.world.ledger.conditions.resume()
 
     @rule(hours=st.sampled_from([0, 1, 20, 30]))
     def slow_batches(self, hours: int) -> None:

@@ -17,8 +17,8 @@ import batchwise as bw
 from batchwise.engine import actions, reading, reconciliation
 from batchwise.engine.core import Engine
 from batchwise.engine.leadership import Leadership
+from batchwise.ledger.batches import Batches
 from batchwise.ledger.lease import Lease
-from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.locks import ProcessLock
 from batchwise.ledger.values import Which
 from batchwise.planning.custom_ids import new_nonce, parse, sealer
@@ -51,7 +51,9 @@ def other_tools_batches(_folder: Path) -> None:
         world.cancel()
         world.run()
         world.settle_all()
-        assert world.ledger.report(job=None).possible_doubles == 0, "waited for by nobody, sent again by nobody"
+        assert world.ledger.statistics.report(job=None).possible_doubles == 0, (
+            "waited for by nobody, sent again by nobody"
+        )
     finally:
         world.close()
 
@@ -66,7 +68,7 @@ def death_while_creating(_folder: Path) -> None:
         world.check()
         world.settle_all()
         assert len(world.api.batches) == 1
-        assert world.ledger.report(job=None).possible_doubles == 0
+        assert world.ledger.statistics.report(job=None).possible_doubles == 0
     finally:
         world.close()
 
@@ -161,7 +163,7 @@ def no_lock(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ProcessLock, "acquire", lambda _lock: True)
     patch.setattr(ProcessLock, "held", property(lambda _lock: True))
     patch.setattr(Lease, "epoch", lambda *_: 0)
-    patch.setattr(Ledger, "still_posting", lambda _ledger, _batch: True)
+    patch.setattr(Batches, "still_posting", lambda _ledger, _batch: True)
 
 
 def collect_without_ticking_off(patch: pytest.MonkeyPatch) -> None:

@@ -162,15 +162,15 @@ def test_the_lane_rests_before_anything_is_queued_for_it_again(
 def test_what_began_before_a_resume_suspends_no_lane_after_it(
     operation: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suspend, done = world.ledger.suspend, list[bool]()
+    suspend, done = world.ledger.conditions.suspend, list[bool]()
 
     def resumed_first(*arguments: Any, **keywords: Any) -> Any:
-        world.ledger.resume()  # as another process does
+        world.ledger.conditions.resume()  # as another process does
         found = suspend(*arguments, **keywords)
         done.append(found.done)
         return found
 
-    monkeypatch.setattr(world.ledger, "suspend", resumed_first)
+    monkeypatch.setattr(world.ledger.conditions, "suspend", resumed_first)
     if operation == "list":
         world.api.order("create", "dropped after")
     world.api.faults[operation] = ["401"]
@@ -190,7 +190,7 @@ def test_a_full_queue_is_waited_for_and_in_the_end_told(world: World) -> None:
     world.pass_time(6 * HOUR, wakes=1_000)
     assert "for a whole window (the API answered 429 rate_limit_error)" in world.engine.suspensions.lanes[bw.Lane.BATCH]
     world.settle_all()
-    assert world.ledger.report(job=None).attempts == len(NAMES), "it cost an attempt"
+    assert world.ledger.statistics.report(job=None).attempts == len(NAMES), "it cost an attempt"
 
 
 def test_creates_that_vanish_again_and_again_suspend_the_lane(world: World) -> None:
@@ -276,7 +276,7 @@ def test_what_failed_is_forgotten_when_a_create_is_answered_or_the_lane_resumed(
     world.pass_time(10 * MINUTE)
     assert world.api.bought().total() == 1
     fail(9)
-    world.ledger.resume()
+    world.ledger.conditions.resume()
     fail(9)
     world.settle_all()
 
@@ -320,7 +320,7 @@ def test_another_tools_unreadable_batch_does_not_hide_ours(fault: str, world: Wo
     foreign.duration = timedelta(0)
     world.settle_all()
     assert sum(batch.ours for batch in world.api.batches) == 1
-    assert world.ledger.report(job=None).possible_doubles == 0
+    assert world.ledger.statistics.report(job=None).possible_doubles == 0
 
 
 def test_in_an_exclusive_workspace_the_only_candidate_is_ours_at_once() -> None:
@@ -360,7 +360,7 @@ def test_a_clock_that_is_set_does_not_shorten_the_grace(jump: timedelta, world: 
     world.pass_time(3 * HOUR)
     world.settle_all()
     assert len(world.api.batches) == 1
-    assert world.ledger.report(job=None).possible_doubles == 0
+    assert world.ledger.statistics.report(job=None).possible_doubles == 0
 
 
 def test_what_is_cancelled_while_in_doubt_settles_at_once_and_is_not_sent_again(world: World) -> None:
@@ -388,7 +388,7 @@ def test_a_batch_that_turns_up_late_is_cancelled_even_if_the_first_cancel_fails(
     assert first.cancel_at is not None
     assert world.api.calls["cancel"] == 2
     world.settle_all()
-    assert world.ledger.report(job=None).possible_doubles == 6
+    assert world.ledger.statistics.report(job=None).possible_doubles == 6
     world.check()
     assert set(outcomes(world).values()) == {"succeeded"}
     world.close()
@@ -406,7 +406,7 @@ def test_a_rescues_cancel_is_asked_for_again_if_it_did_not_take(world: World) ->
     assert world.api.batches[0].cancel_at is not None
     world.check()
     assert set(outcomes(world).values()) == {"succeeded"}
-    assert world.ledger.report(job=None).missed == 0
+    assert world.ledger.statistics.report(job=None).missed == 0
 
 
 def test_a_sealed_batch_of_a_dead_process_is_queued_again_even_while_the_lane_rests(world: World) -> None:
@@ -415,7 +415,7 @@ def test_a_sealed_batch_of_a_dead_process_is_queued_again_even_while_the_lane_re
     assert view(world).state is BatchState.SEALED
     world.crash(done=False)
     world.engine.plan()  # a new process takes the lanes up again
-    world.ledger.suspend(bw.Lane.BATCH, "as if")
+    world.ledger.conditions.suspend(bw.Lane.BATCH, "as if")
     world.run()
     snapshot = world.ledger.snapshot()
     assert (snapshot.batches, [group.requests for group in snapshot.batch_queue]) == ((), [6])
@@ -474,11 +474,11 @@ def test_a_look_that_is_out_of_date_overwrites_nothing(world: World) -> None:
     world.api.order("create", "dropped after")
     world.run()
     before = view(world)
-    world.ledger.created(before.id, remote_id="x", created_at=None, expires_at=None, now=world.now())
+    world.ledger.batches.created(before.id, remote_id="x", created_at=None, expires_at=None, now=world.now())
     stale = attrs.evolve(before, state=BatchState.WATCHED, failures=3)
-    assert not world.ledger.update_batch(stale, was=before)
+    assert not world.ledger.batches.update(stale, was=before)
     assert (view(world).state, view(world).remote_id, view(world).failures) == (BatchState.OPEN, "x", 0)
-    assert world.ledger.update_batch(attrs.evolve(before, canceled=True), was=before), "what it does not know stays"
+    assert world.ledger.batches.update(attrs.evolve(before, canceled=True), was=before), "what it does not know stays"
     assert (view(world).state, view(world).remote_id, view(world).canceled) == (BatchState.OPEN, "x", True)
 
 

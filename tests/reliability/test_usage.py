@@ -48,7 +48,7 @@ def test_an_answer_with_an_odd_usage_settles_once_and_has_no_price(
     world.dispatch_all(["one", "two"], bw.Latency.FLEXIBLE if lane is Lane.BATCH else HOUR)
     for _ in range(60):
         world.pass_time(10 * MINUTE)
-        report = world.ledger.report(job=None)
+        report = world.ledger.statistics.report(job=None)
         if report.requests == 2:
             break
     assert (report.requests, report.unpriced, report.cost) == (2, 2, 0)

@@ -28,7 +28,7 @@ def given_policy(ledger: Ledger, path: str | None) -> Policy | None:
     """
     if path is None:
         return None
-    policy, kept = Policy.from_toml(path), ledger.kept_policy()
+    policy, kept = Policy.from_toml(path), ledger.conditions.kept_policy()
     if kept is not None and policy != kept:
         note(f"other policy than the work in {ledger.name} was accepted under: {policy.differs_from(kept)}")
     return policy

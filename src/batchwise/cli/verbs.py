@@ -90,7 +90,7 @@ def jobs(*, ledger: str | None = None) -> Answer:
     """All jobs with their counts."""
     with looking(ledger) as engine:
         name = engine.ledger.name
-        found = {row.name: Progress(**tallies(row.counts.by.items())) for row in engine.ledger.jobs()}
+        found = {row.name: Progress(**tallies(row.counts.by.items())) for row in engine.ledger.jobs.all()}
     lines = [f"{job or '(no job)'}: {str(progress).splitlines()[0]}" for job, progress in found.items()]
     values = [
         {
@@ -323,7 +323,7 @@ def migrate(*, sql: bool = False, ledger: str | None = None) -> Answer:
 def resume(*, ledger: str | None = None) -> Answer:
     """Let suspended lanes take work again; the next pass sends it."""
     with looking(ledger) as engine:
-        engine.ledger.resume()
+        engine.ledger.conditions.resume()
         return Answer("both lanes take work again", {"ledger": engine.ledger.name})
 
 

@@ -41,14 +41,14 @@ async def carry_out(engine: Engine, action: agenda.Action) -> None:
         case agenda.WaitUntil():
             return
         case agenda.MoveFromBatch():
-            batch = await store(engine.ledger.batch, action.batch)
+            batch = await store(engine.ledger.batches.get, action.batch)
             if batch is not None:
                 await move_from_batch(engine, batch, action.terms)
         case agenda.Probe():
             await probe(engine, action.batch, action.terms)
         case _:
             await engine.workspace.check()
-            batch = await store(engine.ledger.batch, action.batch)
+            batch = await store(engine.ledger.batches.get, action.batch)
             if batch is not None:
                 await _with_batch(engine, action, batch)
 
@@ -141,9 +141,10 @@ async def withdraw(engine: Engine, *, request: int | None = None, job: int | Non
     their results come later, their cost is booked.
     """
     ledger = engine.ledger
-    count, batches = await store(ledger.cancel, request=request, job=job, now=engine.now())
+    which = Which(requests=None if request is None else [request], job=job)
+    count, batches = await store(ledger.cancel, which, now=engine.now())
     for number in batches:
-        batch = await store(ledger.batch, number)
+        batch = await store(ledger.batches.get, number)
         if batch is None:
             continue
         mine = await store(_mine, engine, batch, job, request)
@@ -154,7 +155,7 @@ async def withdraw(engine: Engine, *, request: int | None = None, job: int | Non
             count += await store(_settle_shared, engine, batch, mine)
             continue
         asked = attrs.evolve(batch, canceled=True)
-        await store(ledger.update_batch, asked, was=batch)
+        await store(ledger.batches.update, asked, was=batch)
         if asked.state is BatchState.OPEN:
             await cancel(engine, asked)
     engine.announcing.settled([] if request is None else [request])

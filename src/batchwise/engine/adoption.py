@@ -34,7 +34,7 @@ async def adopt(engine: Engine, batch_id: str, keys: Mapping[str, str] | None, j
         WrongWorkspaceError: The client's workspace is not the ledger's.
     """
     given = _checked(batch_id, keys, job)
-    known = await store(engine.ledger.adopted, batch_id, job=job)
+    known = await store(engine.ledger.adoption.adopted, batch_id, job=job)
     if known is not None:
         return known
     await engine.workspace.check()
@@ -84,7 +84,7 @@ def _take_in(engine: Engine, info: BatchInfo, keys: Mapping[str, str], job: str 
         batch_only=True,
         adopted=True,
     )
-    return engine.ledger.adopt(
+    return engine.ledger.adoption.adopt(
         info.id,
         job=job,
         keys=keys,

@@ -209,7 +209,7 @@ def _ask(claim: Claim) -> Ask[Reply]:
 
 
 async def _settle(engine: Engine, slot: Slot, settlement: Settlement) -> None:
-    await store_together(lambda: engine.ledger.settling_call(settlement, now=engine.now(), run=engine.run), sure=True)
+    await store_together(lambda: engine.ledger.settling(settlement, now=engine.now(), run=engine.run), sure=True)
     _finish(engine, slot)
 
 
@@ -221,7 +221,7 @@ def _finish(engine: Engine, slot: Slot) -> None:
 
 async def _store_health(engine: Engine, *, answered: bool) -> None:
     """Store whether the sync lane answers, for the planners of all processes."""
-    note, now = engine.ledger.note, engine.now()
+    note, now = engine.ledger.conditions.note, engine.now()
     await (store(note, sync_answered_at=now) if answered else store(note, sync_failed_at=now))
 
 
@@ -230,7 +230,7 @@ async def _store_pace(engine: Engine, claim: Claim) -> None:
     news = engine.health.paced(claim.terms.model)
     if news is not None:
         name, measured = news
-        await store(engine.ledger.note, measured={name: measured})
+        await store(engine.ledger.conditions.note, measured={name: measured})
 
 
 def _tried(claim: Claim, *, costs: bool) -> Claim:

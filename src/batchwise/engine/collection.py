@@ -75,7 +75,7 @@ async def cancel(engine: Engine, batch: BatchView) -> None:
     try:
         info = await api.cancel(remote)
     except LaneFault:  # the batch may have ended, or the cancel may have arrived: the next poll tells
-        await store(engine.ledger.update_batch, asked, was=batch)
+        await store(engine.ledger.batches.update, asked, was=batch)
         return
     await store(_update, engine, asked, info, was=batch)
 
@@ -94,7 +94,7 @@ async def move_from_batch(engine: Engine, batch: BatchView, terms: tuple[int, ..
             engine.telling.tell(Rescued(at=now, batch=batch.remote_id, requests=moved, canceled=False))
         left = {group.terms.id for group in batch.groups} - set(terms)
         if batch.state is BatchState.IN_DOUBT and not left:
-            engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED), was=batch)
+            engine.ledger.batches.update(attrs.evolve(batch, state=BatchState.WATCHED), was=batch)
 
     await store(queue)
 
@@ -135,8 +135,8 @@ def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView
     state = states[info.status]
     now = engine.now()
     if info.server_time is not None:
-        engine.ledger.note(clock_offset=info.server_time - now)
-    stored = engine.ledger.update_batch(
+        engine.ledger.conditions.note(clock_offset=info.server_time - now)
+    stored = engine.ledger.batches.update(
         attrs.evolve(
             batch,
             state=state,
@@ -174,7 +174,7 @@ async def _unreadable(engine: Engine, batch: BatchView, error: LaneFault, resume
             await _unknown(engine, batch, words)
             return
         noted = attrs.evolve(batch, polled_at=engine.now(), failures=batch.failures + 1)
-        await store(engine.ledger.update_batch, noted, was=batch)
+        await store(engine.ledger.batches.update, noted, was=batch)
         return
     reason = (ruling.reason or "") if ruling.verdict is Verdict.SUSPEND else None
     await _note_failed_look(engine, batch, words, reason, resumes=resumes)
@@ -221,7 +221,7 @@ async def _note_failed_look(
     """Note a failed look at the batch; in the end suspend the lane. No row is bought again because of it."""
     failures = batch.failures + 1
     noted = attrs.evolve(batch, polled_at=engine.now(), failures=failures)
-    await store(engine.ledger.update_batch, noted, was=batch)
+    await store(engine.ledger.batches.update, noted, was=batch)
     if reason is None and failures >= _MAX_FAILURES:
         reason = (
             f"batch {printable(batch.remote_id or '')} could not be read {failures} times in a row ({words}); "
@@ -249,7 +249,7 @@ async def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> None:
             for number, member in members.items():
                 sorter.add_failure(number, member, ruling, None)
             sorter.write()
-        engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.CLOSED), was=batch)
+        engine.ledger.batches.update(attrs.evolve(batch, state=BatchState.CLOSED), was=batch)
         return sorter.ended
 
     engine.announcing.settled(await store(give_back))
@@ -299,7 +299,7 @@ async def _collect(engine: Engine, batch: BatchView, reader: Reader) -> None:
         engine.setbacks.mended(_asking(batch))
     if not missing:
         closed = attrs.evolve(batch, state=BatchState.CLOSED, polled_at=engine.now())
-        await store(engine.ledger.update_batch, closed, was=batch)
+        await store(engine.ledger.batches.update, closed, was=batch)
     elif fault is not None:
         await _unreadable(engine, batch, fault, resumes)
     elif batch.failures < _REREADS:

@@ -78,7 +78,7 @@ class Engine:
         self.prices, self.forecasts = book_of(policy.prices), Forecasts(ledger, policy)
         self.router, self.admissions = Router(policy, self.prices, self.forecasts.of), Admissions(ledger, policy)
         self.spend_limit = SpendLimit(policy, ledger, self.router, self.setbacks, clock)
-        ledger.reckon_by(lambda: self.prices.source, self.spend_limit.bounded)
+        ledger.books.reckon_by(lambda: self.prices.source, self.spend_limit.bounded)
         self.queue = CallQueue(policy.limits)
         self.sync_lane, self.health = SyncLane(ledger, self.queue, clock), Health(self.queue, clock)
         self.announcing = Announcing(ledger, self.queue, self.telling, clock)
@@ -145,7 +145,7 @@ class Engine:
 
     def wake_gap(self) -> timedelta:
         """Return how long it may take until the next `advance`: as long as since the last one, at most a day."""
-        return min(self.ledger.note_advance(now=self.now()) or _NO_GAP, _DAY)
+        return min(self.ledger.conditions.note_advance(now=self.now()) or _NO_GAP, _DAY)
 
     def close(self) -> None:
         """End the run: give claims and the lease back, and let go of the ledger's liveness lock."""

@@ -20,7 +20,7 @@ def job_number(ledger: Ledger, name: str) -> int:
         JobNotFoundError: There is none of this name.
     """
     check_job(name)
-    number = ledger.job_id(name)
+    number = ledger.jobs.number(name)
     if number is None:
         raise JobNotFoundError(f"no job {shown(name)} in the ledger {ledger.name}; is it the right ledger?")
     return number
@@ -34,7 +34,7 @@ def find_request(ledger: Ledger, key: str, job: str | None) -> RequestRow:
     """
     if job is not None:
         check_job(job)
-    number = 0 if job is None else ledger.job_id(job)
+    number = 0 if job is None else ledger.jobs.number(job)
     rows = {} if number is None else ledger.rows(Which(key=key, job=number))
     if not rows:
         where = "" if job is None else f" in job {shown(job)}"
@@ -46,6 +46,6 @@ def find_request(ledger: Ledger, key: str, job: str | None) -> RequestRow:
 
 def _elsewhere(ledger: Ledger, key: str) -> str:
     """Return the end of an error's message: the jobs that have a request of this key."""
-    names = (ledger.job_name(row.job) for row in ledger.rows(Which(key=key), limit=_NAMED).values())
+    names = (ledger.jobs.name(row.job) for row in ledger.rows(Which(key=key), limit=_NAMED).values())
     places = ["without a job" if name is None else f"in job {shown(name)}" for name in names]
     return f"; there is one {' and one '.join(places)}" if places else ""

@@ -30,7 +30,7 @@ class Forecasts:
     def of(self, model: str | None = None, *, requests: int | None = None, at: datetime | None = None) -> Forecast:
         """Return the forecast of how long batches of this kind take."""
         if monotonic() - self._read > _READ_ANEW:
-            self._history, self._made, self._read = self._ledger.history(), {}, monotonic()
+            self._history, self._made, self._read = self._ledger.statistics.history(), {}, monotonic()
         hour = None if at is None else at.hour
         kind = (model, None if requests is None else size_class(requests), hour)
         history, made = self._history, self._made

@@ -283,7 +283,7 @@ class JobView:
 
     def __len__(self) -> int:
         """Return how many requests it has; purged ones do not count."""
-        return sum(self._engine.ledger.counts(job=self._number).by.values())
+        return sum(self._engine.ledger.statistics.counts(job=self._number).by.values())
 
     def __bool__(self) -> bool:
         """A job is true even if it has no requests."""
@@ -315,7 +315,7 @@ class JobView:
 
     def _unsettled(self) -> dict[Lane, int]:
         """Return how many of its requests are not settled, by lane; raises if a suspended lane holds all of them up."""
-        counts = self._engine.ledger.counts(job=self._number)
+        counts = self._engine.ledger.statistics.counts(job=self._number)
         left: dict[Lane, int] = {}
         moving = False
         for (lane, status, _), number in counts.by.items():
@@ -372,14 +372,14 @@ class JobView:
         tag = None if latency is None else to_latency(latency)
         self._engine.suspensions.resume_on_first_use()
         count = reopen(self._engine, self._number, outcomes, tag)
-        self._engine.ledger.flush(job=self._number)
+        self._engine.ledger.flush(Which(job=self._number))
         return count
 
     def _progress(self) -> Progress:
         found = progress(self._engine, self._scope)
         if self._name is not None:
             return found
-        counts = self._engine.ledger.counts(job=self._number)
+        counts = self._engine.ledger.statistics.counts(job=self._number)
         return attrs.evolve(found, **tallies(counts.by.items()))
 
     def _late(self, timeout: float | None) -> ResultTimeoutError:

@@ -27,7 +27,7 @@ class KeptPolicy:
     def __init__(self, ledger: Ledger, given: Policy | None) -> None:
         if given is not None:
             check_policy(given)
-        kept = ledger.kept_policy()
+        kept = ledger.conditions.kept_policy()
         self._ledger, self.policy = ledger, given or kept or Policy()
         self._unstored = None if given == kept else given
         """The policy that the ledger does not keep yet; None: it keeps this one."""
@@ -40,7 +40,7 @@ class KeptPolicy:
         if self._unstored is None:
             return
         try:
-            self._ledger.keep_policy(self._unstored)
+            self._ledger.conditions.keep_policy(self._unstored)
         except LedgerError:  # the work is accepted; the next acceptance tries again
             _log.debug("batchwise: the policy could not be stored yet", exc_info=True)
         else:

@@ -83,7 +83,7 @@ class PlannerPass:
         for batch in known.batches:
             if batch.state is BatchState.POSTING and not self._under_way.sends(batch.id):
                 doubt = attrs.evolve(batch, state=BatchState.IN_DOUBT, last_byte_at=self._now(), polled_at=None)
-                changed = self._ledger.update_batch(doubt, was=batch) or changed
+                changed = self._ledger.batches.update(doubt, was=batch) or changed
         return changed
 
     def _watch_now_and_then(self, known: Snapshot, now: datetime) -> None:

@@ -43,11 +43,11 @@ def report_of(engine: Engine, job: str | None) -> Report:
 def report(engine: Engine, job: int | None) -> Report:
     """Return the report on a job (by its number), or on all work, with its batches."""
     batches = []
-    for fields in engine.ledger.records(job=job):
+    for fields in engine.ledger.statistics.batches(job=job):
         created = fields["created_at"]
         forecast = engine.forecasts.of(fields["model"] or None, requests=fields["requests"], at=created)
         batches.append(BatchRecord(**fields, expected=(forecast.quantile(0.1), forecast.quantile(0.9))))
-    return attrs.evolve(engine.ledger.report(job=job), batches=tuple(batches))
+    return attrs.evolve(engine.ledger.statistics.report(job=job), batches=tuple(batches))
 
 
 def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)) -> Progress:
@@ -55,7 +55,7 @@ def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)
     policy, known = engine.policy, engine.situation.read()
     now = engine.now()
     snapshot = believed(known, now, policy)
-    counts = engine.ledger.counts(job=job).by
+    counts = engine.ledger.statistics.counts(job=job).by
     found = risks(snapshot, now, policy)
     risk = sum(found.values(), SAFE) if job is None else found.get(job, SAFE)
     if job is None and (found or engine.telling.in_danger):

@@ -130,7 +130,7 @@ class Sorter:
         gone: list[int] = []
         models = self.engine.policy.fallback_models
         for number, line, member, ruling in self.turns:
-            (before,) = ledger.bodies([number])
+            before = ledger.body(number)
             goes_on = next_call(ruling, before, member.turns, line, terms=member.terms, fallback_models=models)
             if goes_on is None:  # it settles with the message that came
                 message = decode(line)["result"]["message"]
@@ -241,7 +241,7 @@ class Reader:
         self._unanswered: dict[str, set[int]] = {kind: set() for kind in UNANSWERED}
         self.off: Mapping[str, int] = {}
         """The result of `discrepancy`, once the reading has ended."""
-        self._roll = None if batch.adopted else engine.ledger.roll(batch.id)
+        self._roll = None if batch.adopted else engine.ledger.batches.roll(batch.id)
         kinds = () if self._roll is None else self._roll.kinds
         self._ruled = _RULED if any(each.terms.structured for each in kinds) else (*PAUSES, REFUSAL)
         self._part = self._new_part()
@@ -353,7 +353,7 @@ class Reader:
         # These first: a caller may wait only for a row that has left the batch, and while the batch still has rows,
         # that row is not given up.
         if part.adopted:
-            numbers = self.engine.ledger.name_adopted(self.batch.id, list(part.adopted))
+            numbers = self.engine.ledger.adoption.name(self.batch.id, list(part.adopted))
             if len(numbers) < len(part.adopted):
                 _log.warning(
                     "batchwise: the results of batch %s have %d rows beyond its %d requests; they are passed over",

@@ -71,14 +71,14 @@ async def reconcile(engine: Engine, batch: BatchView) -> None:
     looked = attrs.evolve(batch, candidates=candidates, struck=tuple(sorted(struck)), polled_at=now, failures=0)
     looked = sent_by(looked, now + offset)
     if ours is not None:
-        await store(engine.ledger.update_batch, looked, was=batch)
+        await store(engine.ledger.batches.update, looked, was=batch)
         await _recognise(engine, looked, ours)
     elif unread is not None:
         await _unseen(engine, batch, looked, unread, now, resumes)
     elif batch.state is BatchState.WATCHED and not candidates and _window_is_over(batch, policy, now, now + offset):
-        await store(engine.ledger.update_batch, attrs.evolve(looked, state=BatchState.VOID), was=batch)
+        await store(engine.ledger.batches.update, attrs.evolve(looked, state=BatchState.VOID), was=batch)
     else:
-        await store(engine.ledger.update_batch, looked, was=batch)
+        await store(engine.ledger.batches.update, looked, was=batch)
 
 
 def _window_is_over(batch: BatchView, policy: Policy, now: datetime, server_now: datetime) -> bool:
@@ -93,7 +93,7 @@ async def _unseen(
     """The listing, or a candidate, cannot be read: again later; requests that wait for it are told in the end."""
     failures = batch.failures + 1
     failed = attrs.evolve(looked, polled_at=now, failures=failures)
-    await store(engine.ledger.update_batch, failed, was=batch)
+    await store(engine.ledger.batches.update, failed, was=batch)
     engine.setbacks.refused(_LOOKING, "looking for a batch", fault, pause_after_failures(failures, engine.policy))
     ruling = rule_call(fault)
     reason = ruling.reason if ruling.verdict is Verdict.SUSPEND else None
@@ -126,7 +126,7 @@ async def _candidates(engine: Engine, batch: BatchView) -> list[BatchInfo]:
             if info.id == batch.watermark or too_old(batch, info):
                 break
             newer.append(info)
-        known = await store(engine.ledger.known_remotes, [info.id for info in newer])
+        known = await store(engine.ledger.batches.known, [info.id for info in newer])
         found += [
             info
             for info in newer
@@ -190,10 +190,10 @@ async def give_up(engine: Engine, batch: BatchView) -> None:
         except SpendLimitError:  # not for all of them
             numbers = engine.ledger.numbers(Which(batch=batch.id))
             ended = buy_again(engine, batch, numbers, lane=Lane.BATCH, costs_attempt=False)
-        engine.ledger.update_batch(attrs.evolve(batch, state=BatchState.WATCHED, failures=0), was=batch)
+        engine.ledger.batches.update(attrs.evolve(batch, state=BatchState.WATCHED, failures=0), was=batch)
         return ended
 
-    vanished = await store(engine.ledger.note_failure, "vanished", now=engine.now())
+    vanished = await store(engine.ledger.conditions.note_failure, "vanished", now=engine.now())
     if vanished.times >= _VANISHED:
         reason = (
             f"{vanished.times} create calls in a row were not answered, and their batches were never listed; "

@@ -44,7 +44,7 @@ def _routed(engine: Engine, job: int, outcomes: Sequence[Outcome], latency: Late
         for number, known in engine.ledger.rows(Which(requests=ended)).items():
             routed[number] = terms = known.terms
             if not terms.adopted:  # else there is no body, and the ledger refuses
-                (body,) = engine.ledger.bodies([number])
+                body = engine.ledger.body(number)
                 routed[number] = terms = engine.router.reroute(terms, body, latency, now)
                 sums[terms] += len(body)
     counts = Counter(routed.values())

@@ -164,7 +164,7 @@ class Setbacks:
             ours = self.to_store(run)
             over = kept is not None and (kept.run == run or self._now() > kept.next_try + _RENEWED)
             if ours != kept and (ours is not None or over):
-                ledger.note_setback(ours)
+                ledger.conditions.note_setback(ours)
         except LedgerError:  # that is what fails; this process knows it
             _log.debug("batchwise: what fails could not be stored yet", exc_info=True)
 

@@ -86,8 +86,8 @@ class Situation:
             self._health.set_right(right)
             for batch, was in zip(right.batches, known.batches, strict=True):
                 if batch is not was:
-                    self._ledger.update_batch(batch, was=was)
-            self._ledger.set_right(right, now=now, latest=now + longest_pause(self._policy))
+                    self._ledger.batches.update(batch, was=was)
+            self._ledger.conditions.set_right(right, now=now, latest=now + longest_pause(self._policy))
         return right
 
     @property

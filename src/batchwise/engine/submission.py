@@ -88,7 +88,7 @@ def _seal(engine: Engine, seal: Seal, listing: Listing) -> BatchView | None:
     listed = {info.counts.total for info in listing.batches if info.status != "ended"}
     known = engine.ledger.snapshot()
     unfinished = {batch.requests for batch in known.batches if batch.state is not BatchState.ENDED}
-    return engine.ledger.seal(
+    return engine.ledger.batches.seal(
         seal.terms,
         nonce=new_nonce(os.urandom(16)),
         taken=frozenset(listed | unfinished),
@@ -108,7 +108,7 @@ def _mark_posting(engine: Engine, batch: BatchView, listing: Listing) -> bool:
         posting_server=listing.server_time,
         posting_at=engine.now(),
     )
-    return engine.ledger.update_batch(posting, was=batch)
+    return engine.ledger.batches.update(posting, was=batch)
 
 
 async def _post(engine: Engine, batch: BatchView) -> None:
@@ -124,7 +124,7 @@ async def _post(engine: Engine, batch: BatchView) -> None:
 
     def entries() -> object:
         passed = 0
-        for number, key, body in engine.ledger.entries(batch.id):
+        for number, key, body in engine.ledger.batches.entries(batch.id):
             passed += len(body)
             if passed > _CHECKED:
                 go_on()
@@ -133,7 +133,7 @@ async def _post(engine: Engine, batch: BatchView) -> None:
 
     def fence() -> None:
         go_on()
-        if not engine.ledger.still_posting(batch.id):
+        if not engine.ledger.batches.still_posting(batch.id):
             raise FenceError("a batch's requests had gone elsewhere before its create was sent; it was broken off")
 
     chunks = body_chunks(entries(), before_last=fence)  # type: ignore[arg-type]  # a generator of pairs
@@ -155,12 +155,12 @@ def _take_back(engine: Engine, batch: BatchView) -> None:
 
 def _resize(engine: Engine, batch: BatchView, because: Callable[[Sizes, int], Sizes]) -> None:
     """Remember what became of a create of so many: it tells how many the next may have, in whatever process."""
-    engine.ledger.resize(lambda sizes: because(sizes, batch.requests))
+    engine.ledger.conditions.resize(lambda sizes: because(sizes, batch.requests))
 
 
 def record_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
     """The batch was created: it is this one. Batches may grow again."""
-    engine.ledger.created(
+    engine.ledger.batches.created(
         batch.id,
         remote_id=info.id,
         created_at=info.created_at,
@@ -180,7 +180,7 @@ def _tell_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
             batch=info.id,
             requests=batch.requests,
             model=batch.model,
-            jobs=tuple(map(engine.ledger.job_name, jobs)),
+            jobs=tuple(map(engine.ledger.jobs.name, jobs)),
             size=batch.size,
             sealed_at=batch.sealed_at,
             expires_at=info.expires_at,
@@ -195,7 +195,7 @@ async def _cut_off(engine: Engine, batch: BatchView, fault: Fault) -> bool:
     """Whether the upload seems to be too large: the listing was answered, yet large bodies are cut off every time."""
     if fault.status is not None or fault.request_sent or batch.requests < 2 or batch.size < _LARGE:
         return False
-    cut_off = await store(engine.ledger.note_failure, "cut off", now=engine.now())
+    cut_off = await store(engine.ledger.conditions.note_failure, "cut off", now=engine.now())
     return cut_off.times >= _CUT_OFF
 
 
@@ -207,10 +207,10 @@ async def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: da
         case CreateOutcome.UNKNOWN:
             engine.setbacks.refused(_SENDING, "sending a batch", fault, engine.policy.poll_every[0])
             # By number: the batch was read before `posting`, and a caller may have cancelled meanwhile.
-            posting = await store(engine.ledger.batch, batch.id)
+            posting = await store(engine.ledger.batches.get, batch.id)
             if posting is not None:
                 doubt = attrs.evolve(posting, state=BatchState.IN_DOUBT, last_byte_at=sent, polled_at=None, failures=0)
-                await store(ledger.update_batch, doubt, was=posting)
+                await store(ledger.batches.update, doubt, was=posting)
         case CreateOutcome.TOO_LARGE if batch.requests > 1:
             await store(_resize, engine, batch, Sizes.too_large)
             await store(_take_back, engine, batch)
@@ -240,7 +240,7 @@ async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> No
     def fail() -> list[int]:
         guilty = [
             number
-            for position, (number, _, _) in enumerate(ledger.entries(batch.id))
+            for position, (number, _, _) in enumerate(ledger.batches.entries(batch.id))
             if positions is None or position in positions
         ]
         members = ledger.rows(Which(requests=guilty, batch=batch.id))
@@ -260,7 +260,7 @@ async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> No
         return guilty
 
     if not ruling.everyone and not ruling.culprits:
-        refused = await store(ledger.note_failure, "refused", now=engine.now())
+        refused = await store(ledger.conditions.note_failure, "refused", now=engine.now())
         if refused.times >= _REFUSED:
             reason = (
                 f"{refused.times} requests in a row were refused, each alone in its batch, the last with "
@@ -277,7 +277,7 @@ async def _not_created(
     full = ruling.outcome is CreateOutcome.QUEUE_FULL
     reason, wait = ruling.reason, ruling.wait or timedelta(0)
     if reason is None:
-        failed = await store(engine.ledger.note_failure, "full" if full else "create", now=engine.now())
+        failed = await store(engine.ledger.conditions.note_failure, "full" if full else "create", now=engine.now())
         wait = ruling.wait or (engine.policy.poll_every[0] if smaller else backoff(failed.times, engine.policy))
         if not full and failed.times >= _MAX_FAILURES:
             reason = (
@@ -293,7 +293,7 @@ async def _not_created(
     if reason is None:
         pause = min(wait, longest_pause(engine.policy))
         engine.setbacks.refused(_SENDING, "sending a batch", fault, pause)
-        await store(engine.ledger.note, batch_paused_until=engine.now() + pause)
+        await store(engine.ledger.conditions.note, batch_paused_until=engine.now() + pause)
     else:
         engine.setbacks.mended(_SENDING)  # what is to be done about it says the suspended lane
         await store(engine.suspensions.suspend, Lane.BATCH, reason, resumes=resumes)

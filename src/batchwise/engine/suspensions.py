@@ -53,7 +53,7 @@ class Suspensions:
         if not self.used:
             with self._lock:  # nobody works on before it is done: what is suspended from then on stays so
                 if not self.used:
-                    lanes = self._ledger.resume(afresh=False)
+                    lanes = self._ledger.conditions.resume(afresh=False)
                     self._lift()
                     self.used = True
         if lanes is not None:
@@ -72,7 +72,7 @@ class Suspensions:
             Whether the lane is suspended; False if it was resumed in between.
         """
         with self._lock:
-            found = self._ledger.suspend(lane, reason, resumes=resumes)
+            found = self._ledger.conditions.suspend(lane, reason, resumes=resumes)
             self.resumes = found.resumes
             if found.done:
                 self.lanes = {**self.lanes, lane: reason}
@@ -83,7 +83,7 @@ class Suspensions:
     def resume(self) -> None:
         """Both lanes take work again."""
         with self._lock:
-            lanes = self._ledger.resume()
+            lanes = self._ledger.conditions.resume()
             self._lift()
         self._tell_resumed(lanes)
 
@@ -92,7 +92,7 @@ class Suspensions:
         for lane, reason in self.read().suspended.items():
             left = sum(
                 number
-                for (where, status, _), number in self._ledger.counts(job=None).by.items()
+                for (where, status, _), number in self._ledger.statistics.counts(job=None).by.items()
                 if where is lane and status is Status.QUEUED
             )
             if left:

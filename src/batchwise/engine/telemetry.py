@@ -227,7 +227,7 @@ class _Metrics:
 
 
 def _depth(engine: Engine) -> Iterator[tuple[int, dict[str, str]]]:
-    for (lane, status, _), number in engine.ledger.counts(job=None).by.items():
+    for (lane, status, _), number in engine.ledger.statistics.counts(job=None).by.items():
         if status is not Status.SETTLED:
             yield number, {"batchwise.lane": lane.value, "batchwise.status": status.value}
 
@@ -241,7 +241,7 @@ def _overdue(engine: Engine) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _doubles(engine: Engine) -> Iterator[tuple[int, dict[str, str]]]:
-    yield engine.ledger.report(job=None).possible_doubles, {}
+    yield engine.ledger.statistics.report(job=None).possible_doubles, {}
 
 
 def _suspended(engine: Engine) -> Iterator[tuple[int, dict[str, str]]]:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from batchwise.ledger.ledger import Ledger
+from batchwise.ledger.values import Which
 from batchwise.planning.linger import Gathering
 
 __all__ = ["Waits"]
@@ -62,9 +63,9 @@ class Waits:
             return
         try:
             if waited.requests:
-                self._ledger.flush(requests=waited.requests)
+                self._ledger.flush(Which(requests=sorted(waited.requests)))
             for job in waited.jobs:
-                self._ledger.flush(job=job)
+                self._ledger.flush(Which(job=job))
         except BaseException:  # it is tried again a linger later
             self.add(now, requests=waited.requests, jobs=waited.jobs)
             raise

@@ -28,7 +28,7 @@ class Workspace:
 
     def __init__(self, ledger: Ledger, endpoint: str | None, now: Callable[[], datetime]) -> None:
         self._ledger, self._endpoint, self._now = ledger, endpoint or "", now
-        self._claimed = endpoint is not None and ledger.bind(endpoint=endpoint, workspace=None)
+        self._claimed = endpoint is not None and ledger.conditions.bind(endpoint=endpoint, workspace=None)
         self.known = False
         """Whether the client's workspace is known to be the ledger's."""
 
@@ -43,7 +43,7 @@ class Workspace:
         Raises:
             WrongWorkspaceError: It is not the ledger's.
         """
-        self._ledger.bind(endpoint=self._endpoint, workspace=workspace)
+        self._ledger.conditions.bind(endpoint=self._endpoint, workspace=workspace)
         self.known = True
 
     def note_from(self, told: Listing | BatchInfo) -> None:
@@ -54,7 +54,7 @@ class Workspace:
         """
         self.bind(told.workspace)
         if told.server_time is not None:
-            self._ledger.note(clock_offset=told.server_time - self._now())
+            self._ledger.conditions.note(clock_offset=told.server_time - self._now())
 
     async def check(self) -> None:
         """Learn whose workspace the client's is, before anything of the ledger's is touched with it.

@@ -16,10 +16,10 @@ from .bulk import Intakes
 from .claims import Claims
 from .database import Connection, Database
 from .jobs import add_job, job_of
-from .joining import Joining
 from .keys import Positions, StagedError, conflict, find, is_position
-from .looking import Looking
 from .records import Records
+from .repeats import Repeats
+from .requests import Requests
 from .rows import IN_FLIGHT, LANE_CODES, LANES, QUEUED, STATUSES, SYNC, decode_key, encode_key
 from .sharing import Call, SharedCommit
 from .values import Accepted, Claim, Entry, Offer, RequestRow
@@ -45,14 +45,14 @@ class Accepting:
         records: Records,
         books: Books,
         *,
-        looking: Looking,
+        requests: Requests,
         claims: Claims,
-        joining: Joining,
+        repeats: Repeats,
         intakes: Intakes,
         positions: Positions,
     ) -> None:
         self._database, self._records, self._books = database, records, books
-        self._looking, self._claims, self._joining = looking, claims, joining
+        self._requests, self._claims, self._repeats = requests, claims, repeats
         self._intakes, self._positions = intakes, positions
         self._shared: SharedCommit[_Pending] = SharedCommit(database, "accept", self._accept_all, positions.forget)
 
@@ -123,15 +123,15 @@ class Accepting:
         else:
             if found.staged:
                 raise StagedError(found.staged)
-            if not self._joining.same(db, found.id, found.terms, entry.body, entry.terms):
+            if not self._repeats.same(db, found.id, found.terms, entry.body, entry.terms):
                 raise conflict(
                     decode_key(key),
                     offer.job,
                     adopted=self._records.terms(db, found.terms).adopted,
-                    differs=self._joining.differs(db, found.id, found.terms, entry.body, entry.terms),
+                    differs=self._repeats.differs(db, found.id, found.terms, entry.body, entry.terms),
                 )
             anew = self._again(db, found.id, offer)
-            row = self._looking.find_row(db, found.id)
+            row = self._requests.find_row(db, found.id)
             if row is None:
                 raise LedgerError(f"request {found.id} was stored and is not there")
             accepted = Accepted(row, anew)
@@ -169,7 +169,7 @@ class Accepting:
         used = self._positions.used(job)
         while True:
             found = find(db, job, b"#%d" % used.next)
-            if found is None or self._joining.same(db, found.id, found.terms, entry.body, entry.terms):
+            if found is None or self._repeats.same(db, found.id, found.terms, entry.body, entry.terms):
                 return used.next
             alike = db.execute(
                 "SELECT q.id, q.key, q.terms FROM request q JOIN body b ON b.id = q.id "
@@ -180,7 +180,7 @@ class Accepting:
             known = sorted(
                 int(key[1:])
                 for number, key, terms in alike
-                if is_position(key) and self._joining.same(db, number, terms, entry.body, entry.terms)
+                if is_position(key) and self._repeats.same(db, number, terms, entry.body, entry.terms)
             )
             again = next((each for each in known if each >= used.next and each not in used.ahead), None)
             if again is not None:
@@ -194,7 +194,7 @@ class Accepting:
         """The same request once more: tightened, or begun anew if it was abandoned; returns whether it was."""
         row = self._records.rows(db, [number])[number]
         moves, terms = self._books.moves(db, offer.now), offer.entry.terms
-        anew = self._joining.join(db, moves, row, terms, run=offer.run, now=offer.now, cap=offer.cap)
+        anew = self._repeats.join(db, moves, row, terms, run=offer.run, now=offer.now, cap=offer.cap)
         moves.book()
         if anew and offer.claims is not None:
             row = self._records.rows(db, [number])[number]

@@ -45,7 +45,7 @@ class Adoption:
         """Take in a batch that others have made, in state `open`; returns its job's name. Again is harmless.
 
         Its rows are requests at once, without bodies. Each has a placeholder for a key (`<remote id>#<position>`)
-        until `name_adopted` has seen its row. `keys` gives keys by custom_ids; job None: named after the batch.
+        until `name` has seen its row. `keys` gives keys by custom_ids; job None: named after the batch.
 
         Raises:
             InvalidValueError: The batch is one of the ledger's own, or was adopted into another job.
@@ -119,7 +119,7 @@ class Adoption:
             )
         return there
 
-    def name_adopted(self, batch: int, custom_ids: Sequence[str]) -> dict[str, int]:
+    def name(self, batch: int, custom_ids: Sequence[str]) -> dict[str, int]:
         """The requests of rows of an adopted batch, by their custom_ids.
 
         One that has not been seen before takes the next of the batch's requests, and gives it its key: the one that

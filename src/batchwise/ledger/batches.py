@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from itertools import chain
@@ -23,10 +23,9 @@ from .books import Books, Place
 from .database import Connection, Database
 from .fitting import looked_at, summed_up
 from .lease import Lease
-from .records import CHUNK, IN_BATCH, SENT_IN, UNSETTLED_OF_JOB, Records
+from .records import CHUNK, IN_BATCH, SENT_IN, Records
 from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, QUEUED, decode_key, micros, view_of, view_values
-from .unnamed import REQUESTS_OF, Unnamed
 
 __all__ = ["Batches"]
 
@@ -61,30 +60,9 @@ def _runs(
 class Batches:
     """Seals and the life of a batch."""
 
-    def __init__(self, database: Database, records: Records, books: Books, unnamed: Unnamed, *, lease: Lease) -> None:
+    def __init__(self, database: Database, records: Records, books: Books, *, lease: Lease) -> None:
         self._database, self._records, self._books = database, records, books
-        self._unnamed, self._lease = unnamed, lease
-
-    def flush(
-        self,
-        terms: Iterable[int] | None = None,
-        *,
-        requests: Iterable[int] | None = None,
-        job: int | None = None,
-    ) -> None:
-        """Mark queued groups as waited for (all; those of these terms; those of requests; those of a job)."""
-        with self._database.write("flush") as db:
-            what, values = "TRUE", [()]  # type: tuple[str, list[tuple[Any, ...]]]
-            if terms is not None:
-                what, values = "terms = ?", [(number,) for number in terms]
-            elif requests is not None:
-                what = f"terms IN (SELECT terms FROM request WHERE id {self._database.among} AND status = 0)"
-                values = [(self._database.list_of(requests),)]
-            elif job is not None:
-                unnamed = self._unnamed.behind(db, job) is not None
-                theirs = f"terms IN (SELECT q.terms FROM {REQUESTS_OF} AND q.status = 0)"
-                what, values = theirs if unnamed else UNSETTLED_OF_JOB, [(job,)]
-            db.executemany(f"UPDATE cohort SET flush = 1 WHERE status = 0 AND flush = 0 AND {what}", values)
+        self._lease = lease
 
     def seal(
         self,
@@ -160,7 +138,7 @@ class Batches:
             moves.book()
             return self._batch(db, batch)
 
-    def batch(self, batch: int) -> BatchView | None:
+    def get(self, batch: int) -> BatchView | None:
         """A batch that is not over, as the snapshot shows it."""
         with self._database.read() as db:
             row = db.execute(f"{_LIVE} AND id = ?", (batch,)).fetchone()
@@ -306,7 +284,7 @@ class Batches:
                 failures=0,
             )
 
-    def update_batch(self, view: BatchView, *, was: BatchView | None = None) -> bool:
+    def update(self, view: BatchView, *, was: BatchView | None = None) -> bool:
         """Store the fields of a view (its groups aside); with `was`, what was read, only those that differ from it.
 
         With `was`, nothing is stored if the batch has another state by now and this would change it. Nor does a batch
@@ -341,7 +319,7 @@ class Batches:
                 "settle or requeue them before it is closed"
             )
 
-    def known_remotes(self, remote_ids: Sequence[str]) -> frozenset[str]:
+    def known(self, remote_ids: Sequence[str]) -> frozenset[str]:
         """Which of these the ledger knows as batches of its own."""
         with self._database.read() as db:
             known = (
@@ -377,8 +355,3 @@ class Batches:
         ).fetchone()
         # Of a whole batch nothing is settled: no need to look for each row's result.
         return first, last, SENT_IN if whole else IN_BATCH
-
-    def bodies(self, requests: Sequence[int]) -> list[bytes]:
-        """The encoded params of these requests, in order."""
-        with self._database.read() as db:
-            return [db.execute("SELECT params FROM body WHERE id = ?", (number,)).fetchone()[0] for number in requests]

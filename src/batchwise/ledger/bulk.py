@@ -25,10 +25,10 @@ from .books import Books, Moves, Place, reserved_cost
 from .database import Connection, Database
 from .forks import check_own
 from .jobs import add_job, job_of
-from .joining import Joining
 from .keys import Positions, StagedError, conflict, find
 from .ranges import Ranges
 from .records import CHUNK, Records
+from .repeats import Repeats
 from .rows import BATCH, LANE_CODES, QUEUED, SYNC, decode_key, encode_key
 from .runs import Runs
 from .unnamed import Unnamed
@@ -296,7 +296,7 @@ class Intake:
                 continue
             if found.staged not in {0, self._id}:
                 raise StagedError(found.staged)
-            if not self._intakes.joining.same(db, found.id, found.terms, body, self._terms[index]):
+            if not self._intakes.repeats.same(db, found.id, found.terms, body, self._terms[index]):
                 before, here = self._sum.numbers.all(), staged.numbers.all()
                 raise conflict(
                     decode_key(key),
@@ -304,7 +304,7 @@ class Intake:
                     adopted=self._records.terms(db, found.terms).adopted,
                     item=len(before) + place,
                     earlier=[*before, *here].index(found.id) if found.staged == self._id else None,
-                    differs=self._intakes.joining.differs(db, found.id, found.terms, body, self._terms[index]),
+                    differs=self._intakes.repeats.differs(db, found.id, found.terms, body, self._terms[index]),
                 )
             staged.numbers.add(range(found.id, found.id + 1))
             staged.flush.add(found.terms)
@@ -388,7 +388,7 @@ class Intake:
                 if row is not None:
                     moves = self._books.moves(db, now)
                     new = self._records.terms(db, terms)
-                    self._intakes.joining.join(db, moves, row, new, run=self._run, now=now, cap=cap, flush=flush)
+                    self._intakes.repeats.join(db, moves, row, new, run=self._run, now=now, cap=cap, flush=flush)
                     moves.book()
             after = found[-1][0]
 
@@ -400,7 +400,7 @@ class Intakes:
     database: Database
     records: Records
     books: Books
-    joining: Joining
+    repeats: Repeats
     runs: Runs
     positions: Positions
     unnamed: Unnamed

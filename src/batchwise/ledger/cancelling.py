@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
 from batchwise.models import Outcome
 from batchwise.planning.continuation import failed
@@ -17,7 +18,7 @@ from .records import BEHIND, CHUNK, RESULTS_BEHIND, UNSETTLED_IN_BATCH, UNSETTLE
 from .rows import IN_FLIGHT, LANES, canceled_line, decode_key, micros
 from .settlements import Settlements
 from .unnamed import REQUESTS_OF, Unnamed
-from .values import Settlement
+from .values import EVERYTHING, Settlement, Which
 
 __all__ = ["Cancelling", "Purging"]
 
@@ -52,47 +53,45 @@ class Cancelling:
         end = Settlement(row.id, Outcome.FAILED, LANES[row.lane], line, 0, 0, maybe_billed=True)
         self._settlements.settle_in(db, [end], now=now)
 
-    def cancel(
-        self, *, request: int | None = None, job: int | None = None, now: datetime
-    ) -> tuple[int, tuple[int, ...]]:
-        """Settle what is queued (one request, a job, or all) as CANCELED.
+    def cancel(self, which: Which = EVERYTHING, *, now: datetime) -> tuple[int, tuple[int, ...]]:
+        """Settle as CANCELED what is queued of these: by their numbers, of a job, or all.
 
-        Returns how many, and the batches in which other rows of it still are.
+        Returns how many, and the batches in which others of them still are.
         """
         with self._database.read() as db:
-            unnamed = self._unnamed.behind(db, job) is not None
-        queued, values = _queued(request, job, unnamed=unnamed)
+            unnamed = self._unnamed.behind(db, which.job) is not None
+        queued, values = self._queued(which, unnamed=unnamed)
         canceled, found = 0, CHUNK
         while found == CHUNK:
             with self._database.write("cancel") as db:
                 ids = [number for (number,) in db.execute(f"{queued} LIMIT {CHUNK}", values)]
                 found = len(ids)
                 canceled += self.cancel_rows(db, ids, "canceled", _CANCELED, now)
-        sent, values = _sent(request, job, unnamed=unnamed)
+        sent, values = self._sent(which, unnamed=unnamed)
         with self._database.read() as db:
             return canceled, tuple(sorted(batch for (batch,) in db.execute(sent, values)))
 
+    def _queued(self, which: Which, *, unnamed: bool) -> tuple[str, tuple[Any, ...]]:
+        """Selects what is queued of these, and what is bound to that."""
+        queued = "SELECT id FROM request WHERE status = 0 AND"
+        if which.requests is not None:
+            return f"{queued} id {self._database.among}", (self._database.list_of(which.requests),)
+        if which.job is None:
+            return f"{queued} terms IN (SELECT terms FROM cohort)", ()
+        if unnamed:
+            return f"SELECT q.id FROM {REQUESTS_OF} AND q.status = 0", (which.job,)
+        return f"{queued} terms IN (SELECT terms FROM cohort WHERE {UNSETTLED_OF_JOB})", (which.job,)
 
-def _queued(request: int | None, job: int | None, *, unnamed: bool) -> tuple[str, tuple[int, ...]]:
-    """Selects what is queued of it, and what is bound to that."""
-    queued = "SELECT id FROM request WHERE status = 0 AND"
-    if request is not None:
-        return f"{queued} id = ?", (request,)
-    if job is None:
-        return f"{queued} terms IN (SELECT terms FROM cohort)", ()
-    if unnamed:
-        return f"SELECT q.id FROM {REQUESTS_OF} AND q.status = 0", (job,)
-    return f"{queued} terms IN (SELECT terms FROM cohort WHERE {UNSETTLED_OF_JOB})", (job,)
-
-
-def _sent(request: int | None, job: int | None, *, unnamed: bool) -> tuple[str, tuple[int, ...]]:
-    """Selects the batches in which some of it is not settled, and what is bound to that."""
-    if request is not None:
-        return f"SELECT q.batch FROM request q WHERE q.id = ? AND {UNSETTLED_IN_BATCH}", (request,)
-    if unnamed and job is not None:
-        return f"SELECT DISTINCT q.batch FROM {REQUESTS_OF} AND {UNSETTLED_IN_BATCH}", (job,)
-    which = "" if job is None else f" AND {UNSETTLED_OF_JOB}"
-    return f"SELECT DISTINCT batch FROM cohort WHERE batch > 0{which}", () if job is None else (job,)
+    def _sent(self, which: Which, *, unnamed: bool) -> tuple[str, tuple[Any, ...]]:
+        """Selects the batches in which some of these are not settled, and what is bound to that."""
+        if which.requests is not None:
+            some = f"SELECT DISTINCT q.batch FROM request q WHERE q.id {self._database.among} AND {UNSETTLED_IN_BATCH}"
+            return some, (self._database.list_of(which.requests),)
+        if which.job is None:
+            return "SELECT DISTINCT batch FROM cohort WHERE batch > 0", ()
+        if unnamed:
+            return f"SELECT DISTINCT q.batch FROM {REQUESTS_OF} AND {UNSETTLED_IN_BATCH}", (which.job,)
+        return f"SELECT DISTINCT batch FROM cohort WHERE batch > 0 AND {UNSETTLED_OF_JOB}", (which.job,)
 
 
 class Purging:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from .database import Connection, Database
+from batchwise.models import Lane, Outcome, Status
 
-__all__ = ["add_job", "job_of"]
+from .database import Connection, Database
+from .records import Records
+from .rows import LANES, OUTCOMES, STATUSES, decode_key, encode_key
+from .values import Counts, JobRow
+
+__all__ = ["Jobs", "add_job", "job_of"]
 
 
 def job_of(db: Connection, name: bytes | None) -> tuple[int | None, bool]:
@@ -17,3 +22,45 @@ def job_of(db: Connection, name: bytes | None) -> tuple[int | None, bool]:
 def add_job(database: Database, db: Connection, name: bytes | None) -> int:
     """A new job's number; it is visible once something of it is accepted."""
     return database.insert(db, "INSERT INTO job (name) VALUES (?)", (name,))
+
+
+class Jobs:
+    """Reads which jobs there are."""
+
+    def __init__(self, database: Database, records: Records) -> None:
+        self._database, self._records = database, records
+
+    def number(self, name: str) -> int | None:
+        """The number of a job that has been accepted; None: there is none."""
+        with self._database.read() as db:
+            row = db.execute("SELECT id FROM job WHERE name = ? AND visible = 1", (encode_key(name),)).fetchone()
+            return None if row is None else int(row[0])
+
+    def name(self, job: int) -> str | None:
+        """The name of a job by its number; None for 0, the shared scope."""
+        with self._database.read() as db:
+            return self._records.job_name(db, job)
+
+    def all(self) -> list[JobRow]:
+        """All jobs, in the order of their beginning; the shared scope, too, if there are requests without a job."""
+        with self._database.read() as db:
+            names = dict(db.execute("SELECT id, name FROM job WHERE visible = 1 ORDER BY id").fetchall())
+            unsettled = db.execute(
+                "SELECT (SELECT t.job FROM terms t WHERE t.id = c.terms), lane, status, sum(requests) FROM cohort c "
+                "GROUP BY 1, 2, 3"
+            ).fetchall()
+            settled = db.execute(
+                "SELECT job, lane, outcome, sum(requests - purged) FROM tally GROUP BY job, lane, outcome"
+            ).fetchall()
+        found: dict[int, dict[tuple[Lane, Status, Outcome | None], int]] = {job: {} for job in names}
+        for job, lane, status, count in unsettled:
+            if job in found and count:
+                found[job][LANES[lane], STATUSES[status], None] = count
+        for job, lane, outcome, count in settled:
+            if job in found and count:
+                found[job][LANES[lane], Status.SETTLED, OUTCOMES[outcome]] = count
+        return [
+            JobRow(job, None if names[job] is None else decode_key(names[job]), Counts(by))
+            for job, by in found.items()
+            if by or names[job] is not None
+        ]

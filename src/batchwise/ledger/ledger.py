@@ -1,7 +1,10 @@
 """The ledger: what is durable, in one colour (synchronous; async drivers reach it through a thread).
 
-Every method is one transaction and safe to call from several threads and processes. A method that changes something
-returns after it is durable. Times are aware UTC datetimes, money whole pico-USD (1e-12 USD).
+This file shows the whole protocol: what is done with requests is a method of the ledger, everything else a method of
+one of its parts, which its attributes name. Every method is one transaction, or some at a time where it says so, and
+safe to call from several threads and processes. A method that changes something returns after it is durable. What takes
+a `Connection` is for other parts, within their transaction. Times are aware UTC datetimes, money whole pico-USD
+(1e-12 USD).
 """
 
 from __future__ import annotations
@@ -19,16 +22,20 @@ from .cancelling import Cancelling, Purging
 from .claims import Claims
 from .conditions import Conditions
 from .database import Database
-from .joining import Joining
+from .jobs import Jobs
 from .keys import Positions
 from .lease import Lease
-from .looking import Looking
 from .records import Records
 from .recovery import Recovery
-from .renewing import Renewing
+from .reopening import Reopening
+from .repeats import Repeats
+from .requests import Requests
 from .requeuing import Requeuing
+from .results import Results
 from .runs import Runs
 from .settlements import Settlements
+from .snapshots import Snapshots
+from .statistics import Statistics
 from .unnamed import Unnamed
 
 __all__ = ["Ledger"]
@@ -58,30 +65,49 @@ class Ledger:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._lease, positions = Lease(database), Positions()
-        records = Records(database)
-        self.books = books = Books(database, records)
+        records, positions = Records(database), Positions()
         unnamed = Unnamed(database, records)
+        self.books = books = Books(database, records)
+        """What is counted where, what is reserved and spent, and by which prices."""
+        self.lease = Lease(database)
+        """The lease of batch actions: the process that holds it does them. It ends with its process, not with time."""
+        self.batches = Batches(database, records, books, lease=self.lease)
+        """Batches of the ledger's own: sealed, moved from state to state, and what is in them. For the lease's holder.
+
+        `seal`, `get`, `entries`, `still_posting`, `created`, `update`, `known`, `roll`.
+        """
+        self.adoption = Adoption(database, records, books)
+        """Batches made elsewhere: `adopt`, `adopted`, `name`."""
+        self.conditions = Conditions(database)
+        """Whose ledger it is, and what is known of the lanes and of the API.
+
+        `bind`, `keep_policy`, `kept_policy`, `suspend`, `resume`, `note`, `note_failure`, `note_advance`,
+        `note_setback`, `resize`, `set_right`.
+        """
+        self.jobs = Jobs(database, records)
+        """Which jobs there are: `all`, `number`, `name`."""
+        self.statistics = Statistics(database, records, unnamed)
+        """How much of what: `counts`, `report`, `batches`, `history`."""
+
         self._runs = Runs(database)
-        self._conditions = Conditions(database)
-        self._batches = Batches(database, records, books, unnamed, lease=self._lease)
-        self._looking = Looking(database, records, books, unnamed, batches=self._batches, lease=self._lease)
+        self._snapshots = Snapshots(database, books, self.batches, self.lease)
+        self._requests = Requests(database, records, unnamed)
+        self._results = Results(database, records, unnamed)
         self._claims = Claims(database, records, books)
         self._settlements = Settlements(database, records, books)
-        self._requeuing = Requeuing(database, records, books, self._batches)
-        self._renewing = Renewing(database, records, books, unnamed)
+        self._requeuing = Requeuing(database, records, books, unnamed, batches=self.batches)
+        self._reopening = Reopening(database, records, books, unnamed)
         self._cancelling = Cancelling(database, records, self._settlements, unnamed)
         self._purging = Purging(database, records)
-        self._adoption = Adoption(database, records, books)
-        joining = Joining(records, books, self._renewing)
-        self._intakes = Intakes(database, records, books, joining, self._runs, positions, unnamed)
+        repeats = Repeats(records, books, self._reopening)
+        self._intakes = Intakes(database, records, books, repeats, self._runs, positions, unnamed)
         self._accepting = Accepting(
             database,
             records,
             books,
-            looking=self._looking,
+            requests=self._requests,
             claims=self._claims,
-            joining=joining,
+            repeats=repeats,
             intakes=self._intakes,
             positions=positions,
         )
@@ -100,11 +126,6 @@ class Ledger:
         """Its absolute path, or `:memory:`; for messages."""
         return self.database.name
 
-    @property
-    def lease(self) -> Lease:
-        """The lease of batch actions: the process that holds it does them. It ends with its process, not with time."""
-        return self._lease
-
     def version(self) -> int:
         """A number that changes when anything in the ledger changed, by whomever."""
         return self.database.version()
@@ -122,75 +143,42 @@ class Ledger:
         """Close it and give up its locks; again is harmless."""
         self.database.close()
 
-    # -- life -------------------------------------------------------------------------------------------------------
+    # -- runs: the dispatchers that use it ----------------------------------------------------------------------------
 
     start_run = _by("_runs", Runs.start)
     end_run = _by("_recovery", Recovery.end_run)
     recover = _by("_recovery", Recovery.recover)
-    bind = _by("_conditions", Conditions.bind)
-    keep_policy = _by("_conditions", Conditions.keep_policy)
-    kept_policy = _by("_conditions", Conditions.kept_policy)
-    reckon_by = _by("books", Books.reckon_by)
 
-    # -- intake -----------------------------------------------------------------------------------------------------
+    # -- requests come ------------------------------------------------------------------------------------------------
 
     accept = _by("_accepting", Accepting.accept)
     accepting = _by("_accepting", Accepting.accepting)
     intake = _by("_intakes", Intakes.intake)
-    job_id = _by("_looking", Looking.job_id)
-    job_name = _by("_looking", Looking.job_name)
-    jobs = _by("_looking", Looking.jobs)
+    reopen = _by("_reopening", Reopening.reopen)
 
-    # -- looking ----------------------------------------------------------------------------------------------------
+    # -- they are looked at -------------------------------------------------------------------------------------------
 
-    snapshot = _by("_looking", Looking.snapshot)
-    batch = _by("_batches", Batches.batch)
-    results = _by("_looking", Looking.results)
-    results_of = _by("_looking", Looking.results_of)
-    rows = _by("_looking", Looking.rows)
-    numbers = _by("_looking", Looking.numbers)
-    counts = _by("_looking", Looking.counts)
-    report = _by("_looking", Looking.report)
-    records = _by("_looking", Looking.records)
-    history = _by("_looking", Looking.history)
+    snapshot = _by("_snapshots", Snapshots.snapshot)
+    rows = _by("_requests", Requests.rows)
+    numbers = _by("_requests", Requests.numbers)
+    body = _by("_requests", Requests.body)
+    results = _by("_results", Results.results)
+    results_of = _by("_results", Results.results_of)
 
-    # -- the sync lane ----------------------------------------------------------------------------------------------
+    # -- they move between queues, calls and batches ------------------------------------------------------------------
 
+    flush = _by("_requeuing", Requeuing.flush)
+    requeue = _by("_requeuing", Requeuing.requeue)
+    reserve_cost = _by("_requeuing", Requeuing.reserve_cost)
     claim = _by("_claims", Claims.claim)
     note_attempt = _by("_claims", Claims.note_attempt)
 
-    # -- the batch lane (lease holder only) -------------------------------------------------------------------------
-
-    flush = _by("_batches", Batches.flush)
-    seal = _by("_batches", Batches.seal)
-    entries = _by("_batches", Batches.entries)
-    still_posting = _by("_batches", Batches.still_posting)
-    created = _by("_batches", Batches.created)
-    update_batch = _by("_batches", Batches.update_batch)
-    known_remotes = _by("_batches", Batches.known_remotes)
-    adopt = _by("_adoption", Adoption.adopt)
-    adopted = _by("_adoption", Adoption.adopted)
-    name_adopted = _by("_adoption", Adoption.name_adopted)
-    roll = _by("_batches", Batches.roll)
-    reserve_cost = _by("_requeuing", Requeuing.reserve_cost)
-
-    # -- ends -------------------------------------------------------------------------------------------------------
+    # -- they end -----------------------------------------------------------------------------------------------------
 
     settle = _by("_settlements", Settlements.settle)
-    settling_call = _by("_settlements", Settlements.settling_call)
+    settling = _by("_settlements", Settlements.settling)
     settle_answers = _by("_settlements", Settlements.settle_answers)
-    take_sums = _by("_settlements", Settlements.take_sums)
-    requeue = _by("_requeuing", Requeuing.requeue)
-    bodies = _by("_batches", Batches.bodies)
     book_stray = _by("_settlements", Settlements.book_stray)
+    take_sums = _by("_settlements", Settlements.take_sums)
     cancel = _by("_cancelling", Cancelling.cancel)
-    reopen = _by("_renewing", Renewing.reopen)
-    suspend = _by("_conditions", Conditions.suspend)
-    resume = _by("_conditions", Conditions.resume)
-    note_failure = _by("_conditions", Conditions.note_failure)
-    note_advance = _by("_conditions", Conditions.note_advance)
-    note_setback = _by("_conditions", Conditions.note_setback)
-    note = _by("_conditions", Conditions.note)
-    resize = _by("_conditions", Conditions.resize)
-    set_right = _by("_conditions", Conditions.set_right)
     purge = _by("_purging", Purging.purge)

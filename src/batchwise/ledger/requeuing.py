@@ -1,9 +1,12 @@
 """How requests are queued again, taken back out of a batch, and moved to the other lane."""
 
+# ruff: noqa: S608 (statements are made of constants and question marks)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from batchwise.models import Lane
 from batchwise.planning.cache_priming import Caching
@@ -12,9 +15,10 @@ from batchwise.planning.state import BatchState, Group, Terms
 from .batches import Batches
 from .books import Books, Place, most_again, place_of, reserved_cost
 from .database import Connection, Database
-from .records import IN_BATCH, Records, Row
+from .records import IN_BATCH, UNSETTLED_OF_JOB, Records, Row
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, QUEUED, SYNC
-from .values import Cap, Turn, Which
+from .unnamed import REQUESTS_OF, Unnamed
+from .values import EVERYTHING, Cap, Turn, Which
 
 __all__ = ["Requeuing"]
 
@@ -25,8 +29,30 @@ _KEPT_AT_ONCE = 500
 class Requeuing:
     """Queues requests again that are not settled: another attempt, or the other lane."""
 
-    def __init__(self, database: Database, records: Records, books: Books, batches: Batches) -> None:
-        self._database, self._records, self._books, self._batches = database, records, books, batches
+    def __init__(
+        self, database: Database, records: Records, books: Books, unnamed: Unnamed, *, batches: Batches
+    ) -> None:
+        self._database, self._records, self._books = database, records, books
+        self._unnamed, self._batches = unnamed, batches
+
+    def flush(self, which: Which = EVERYTHING) -> None:
+        """Mark groups that are queued as waited for: those that hold any of these, by numbers, a job, or terms."""
+        with self._database.write("flush") as db:
+            what, values = self._groups_of(db, which)
+            db.execute(f"UPDATE cohort SET flush = 1 WHERE status = 0 AND flush = 0 AND {what}", values)
+
+    def _groups_of(self, db: Connection, which: Which) -> tuple[str, tuple[Any, ...]]:
+        """The condition that a cohort holds some of these, and its values."""
+        if which.terms is not None:
+            return f"terms {self._database.among}", (self._database.list_of(which.terms),)
+        if which.requests is not None:
+            theirs = f"SELECT terms FROM request WHERE id {self._database.among} AND status = 0"
+            return f"terms IN ({theirs})", (self._database.list_of(which.requests),)
+        if which.job is None:
+            return "TRUE", ()
+        if self._unnamed.behind(db, which.job) is None:
+            return UNSETTLED_OF_JOB, (which.job,)
+        return f"terms IN (SELECT q.terms FROM {REQUESTS_OF} AND q.status = 0)", (which.job,)
 
     def requeue(
         self,

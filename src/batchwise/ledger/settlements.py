@@ -122,7 +122,7 @@ class Settlements:
         with self._database.write("settle") as db:
             return self.settle_in(db, settlements, now=now, batch=batch, run=run)
 
-    def settling_call(self, settlement: Settlement, *, now: datetime, run: int) -> Callable[[], None]:
+    def settling(self, settlement: Settlement, *, now: datetime, run: int) -> Callable[[], None]:
         """Ask to settle the end of one of the run's calls, as `settle` does. Those that end together share a commit.
 
         What this gives waits for that, and has to be called.

@@ -14,6 +14,7 @@ from batchwise.planning.state import Terms
 from .roll import Cached
 
 __all__ = [
+    "EVERYTHING",
     "Accepted",
     "Cap",
     "Claim",
@@ -80,6 +81,10 @@ class Which:
     """The batch that they are in, not settled."""
     terms: Sequence[int] | None = None
     unsettled: bool = False
+
+
+EVERYTHING = Which()
+"""All requests."""
 
 
 class Turn(NamedTuple):

@@ -21,7 +21,7 @@ from .rows import LANE_CODES, OUTCOME_CODES, QUEUED
 from .unnamed import Unnamed
 from .values import Cap
 
-__all__ = ["Renewing"]
+__all__ = ["Reopening"]
 
 
 @attrs.frozen
@@ -39,7 +39,7 @@ class _Wanted:
         return self.routed is None or request in self.routed
 
 
-class Renewing:
+class Reopening:
     """Queues settled requests as if they were new."""
 
     def __init__(self, database: Database, records: Records, books: Books, unnamed: Unnamed) -> None:

@@ -10,18 +10,18 @@ from .books import Books, Moves, place_of, reserved_cost
 from .database import Connection
 from .keys import differing, same_body
 from .records import Records, Row
-from .renewing import Renewing
+from .reopening import Reopening
 from .rows import LANE_CODES, QUEUED, SETTLED, merged
 from .values import Cap
 
-__all__ = ["Joining"]
+__all__ = ["Repeats"]
 
 
-class Joining:
+class Repeats:
     """Joins requests that are dispatched again with those that are there."""
 
-    def __init__(self, records: Records, books: Books, renewing: Renewing) -> None:
-        self._records, self._books, self._renewing = records, books, renewing
+    def __init__(self, records: Records, books: Books, reopening: Reopening) -> None:
+        self._records, self._books, self._reopening = records, books, reopening
 
     def same(self, db: Connection, request: int, terms: int, body: bytes, new: Terms) -> bool:
         """Whether a request has this content: its canonical params, betas and stream."""
@@ -57,7 +57,7 @@ class Joining:
             if not row.abandoned:
                 return False
             self._books.check_cap(db, cap, reserved_cost(new, 1, row.size))
-            self._renewing.renew(db, moves, row, new, now=now, run=run, flush=flush)
+            self._reopening.renew(db, moves, row, new, now=now, run=run, flush=flush)
             return True
         queued = row.status == QUEUED
         terms = merged(self._records.terms(db, row.terms), new, queued=queued)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from .database import Connection
 
-__all__ = ["Places"]
+__all__ = ["Ordinals"]
 
 _FEW = 8
 """For fewer requests than this it is counted; for more, the numbers of the whole job are read once."""
@@ -19,7 +19,7 @@ _UP_TO = "SELECT id FROM request WHERE job = ? AND id <= ?"
 _BETWEEN = "SELECT id FROM request WHERE id > ? AND id <= ? AND +job = ? ORDER BY id"  # not by the index of keys
 
 
-class Places:
+class Ordinals:
     """Remembers the numbers of jobs whose results are read: as a range where they follow each other."""
 
     def __init__(self) -> None:

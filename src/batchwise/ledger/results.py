@@ -1,0 +1,138 @@
+"""Reading results, in the order of settling or by their requests."""
+
+# ruff: noqa: S608 (statements are made of constants and question marks)
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .database import Connection, Database
+from .ordinals import Ordinals
+from .ranges import Ranges
+from .records import CHUNK, REQUESTS, Records, Settling
+from .rows import LANES, OUTCOMES, decode_key, from_micros
+from .unnamed import Unnamed
+from .values import Page, ResultRow, Settled
+
+__all__ = ["Results"]
+
+_RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.cache_saved, r.line, q.batch"
+_RESULTS = f"{_RESULT} FROM result r CROSS JOIN request q WHERE q.id = r.request AND r.seq"
+_RESULT_OF = f"{_RESULT}, s.* FROM {REQUESTS} WHERE r.seq > 0 AND"
+_SETTLINGS = 8
+"""Settlings that are looked at together: a page of a bulk's results lies in one or two, others settle one by one."""
+
+
+def _cursors(settlings: Sequence[Settling], after: int, limit: int) -> Ranges:
+    """Those of the first results behind a cursor, at most so many."""
+    found = Ranges()
+    for each in settlings:
+        cursors = range(max(each.first, after + 1), each.last + 1)[:limit]
+        if cursors:
+            found.add(cursors)
+        limit -= len(cursors)
+    return found
+
+
+class Results:
+    """Reads results."""
+
+    def __init__(self, database: Database, records: Records, unnamed: Unnamed) -> None:
+        self._database, self._records, self._unnamed, self._ordinals = database, records, unnamed, Ordinals()
+
+    def results(self, *, job: int | None, after: int, limit: int) -> Page:
+        """Settled results in the order of settling, from behind the cursor `after`; job None: of all jobs."""
+        rows: list[ResultRow] = []
+        with self._database.read() as db:
+            last = max(after, self._unnamed.behind(db, job) or 0)
+            which, values = self._unnamed.settlings(db, job)
+            select = f"SELECT s.* FROM settling s WHERE s.last > ? AND {which} ORDER BY s.last LIMIT ?"
+            most = _SETTLINGS
+            while len(rows) < limit:
+                settlings = list(map(Settling._make, db.execute(select, (last, *values, most)).fetchall()))
+                if not settlings:
+                    last = max(last, self._records.last_result(db))
+                    break
+                found, last = self._page(db, job, settlings, last, limit - len(rows))
+                rows += found
+                most = min(4 * most, CHUNK)
+            return Page(self._placed(db, rows, job), last)
+
+    def results_of(self, requests: Sequence[int], *, job: int | None = None) -> list[ResultRow]:
+        """The results of those of these requests (of this job) that are settled, in the order of the requests."""
+        with self._database.read() as db:
+            found = [self._result_row(db, row) for row in self._records.select(db, f"{_RESULT_OF} q.id", requests)]
+            by_number = {row.request: row for row in self._placed(db, found, job)}
+        return [by_number[number] for number in requests if number in by_number]
+
+    def _placed(self, db: Connection, rows: list[ResultRow], job: int | None) -> list[ResultRow]:
+        """Rows with their places in this job, if it is one without a name; those of others have theirs."""
+        if job is None or self._unnamed.behind(db, job) is None:
+            return rows
+        places = self._unnamed.places(db, job, [row.request for row in rows])
+        return [row._replace(place=place) for row, place in zip(rows, places, strict=True)]
+
+    def _result_row(self, db: Connection, found: Sequence[Any]) -> ResultRow:
+        cursor, number, key, cost, saved, gained, line, batch, *rest = found
+        how = Settling._make(rest)
+        (place,) = self._ordinals.of(db, how.job, [number]) if how.job else (None,)
+        return ResultRow(
+            cursor, number, decode_key(key), line, cost, saved, gained, self._settled(db, how, batch), place
+        )
+
+    def _page(
+        self, db: Connection, job: int | None, settlings: Sequence[Settling], after: int, limit: int
+    ) -> tuple[list[ResultRow], int]:
+        """The first results of a job behind a cursor in these settlings, and how far they were looked for."""
+        mine, values = self._unnamed.results(db, job)
+        cursors = _cursors(settlings, after, CHUNK if values else limit).all()
+        if isinstance(cursors, range):
+            which, listed = "BETWEEN ? AND ?", [cursors[0], cursors[-1]]
+        else:
+            which, listed = self._database.among, [self._database.list_of(cursors)]
+        found = db.execute(f"{_RESULTS} {which} AND {mine} ORDER BY r.seq LIMIT ?", (*listed, *values, limit))
+        rows = self._result_rows(db, settlings, found)
+        return rows, rows[-1].cursor if len(rows) == limit else cursors[-1]
+
+    def _result_rows(
+        self, db: Connection, settlings: Sequence[Settling], found: Iterable[tuple[Any, ...]]
+    ) -> list[ResultRow]:
+        """Results, in order, which these settlings hold."""
+        rows: list[ResultRow] = []
+        jobs: dict[int, list[int]] = {}
+        last, before, following = 0, None, iter(settlings)
+        for cursor, request, key, cost, saved, gained, line, batch in found:
+            if cursor > last or batch != before:  # mostly they are alike
+                while cursor > last:
+                    settling = next(following)
+                    last = settling.last
+                before, how = batch, self._settled(db, settling, batch)
+                here = jobs.setdefault(settling.job, [])
+            here.append(len(rows))
+            name = key.decode("utf-8", "surrogatepass")
+            rows.append(ResultRow(cursor, request, name, line, cost, saved, gained, how, None))
+        for job, here in jobs.items():
+            if job:
+                places = self._ordinals.of(db, job, [rows[index].request for index in here])
+                for index, place in zip(here, places, strict=True):
+                    rows[index] = ResultRow(*rows[index][:-1], place)
+        return rows
+
+    def _settled(self, db: Connection, how: Settling, batch: int) -> Settled:
+        """What the results of a settling have in common; `batch`: the one that they are in, or were in last."""
+        terms = self._records.terms(db, how.terms)
+        return Settled(
+            job=self._records.job_name(db, how.job),
+            outcome=OUTCOMES[how.outcome],
+            lane=LANES[how.lane],
+            attempts=how.attempts,
+            # It went under that of the batch that settled it, else of the one that it was in before.
+            nonce=self._records.nonce(db, how.batch or batch),
+            adopted=terms.adopted,
+            deadline=terms.deadline,
+            settled_at=from_micros(how.settled_at),
+            met=None if how.met is None else bool(how.met),
+            betas=terms.betas,
+            labels=terms.labels,
+        )

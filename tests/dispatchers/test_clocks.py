@@ -20,8 +20,8 @@ async def test_what_falls_due_while_the_machine_sleeps_is_seen_within_a_second(w
         set_clock = clock_of(d)
         await d.dispatch(params("x"), latency=Latency.FLEXIBLE)
         driver = d._driver
-        await world.until(lambda: driver._next is not None)
-        driver._look_at = time.monotonic() + 1e6  # no look for what other processes did wakes the pump meanwhile
+        await world.until(lambda: driver.schedule._next is not None)
+        driver.changes.look_at = time.monotonic() + 1e6  # no look for what other processes did wakes the pump meanwhile
         await world.colour.sleep(passes.WATCH)
         set_clock(2 * HOUR)
         await world.until(lambda: world.creates, 1.0 + passes.CLOCK_LOOK)

@@ -217,7 +217,7 @@ def test_whoever_was_told_what_ended_it_does_not_hold_it(sandbox: Sandbox, tmp_p
     caught: list[bw.BatchwiseError] = []
     with told(1):
         d = bw.Dispatcher(ledger=tmp_path / "ledger.db", policy=POLICY)
-        d._driver._fail(bw.WrongWorkspaceError("of others"))
+        d._driver.life.fail(bw.WrongWorkspaceError("of others"))
         for _ in range(2):
             try:
                 d.dispatch(params("x"))

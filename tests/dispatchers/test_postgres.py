@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 import batchwise as bw
-from batchwise.drivers import pump
+from batchwise.drivers import changes
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.opening import open_ledger
 from batchwise.ledger.postgres_database import PostgresDatabase
@@ -36,7 +36,7 @@ def url(schemas: Schemas) -> str:
 
 @pytest.fixture
 def rare_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pump, "WATCH", SLOW_LOOKS)
+    monkeypatch.setattr(changes, "WATCH", SLOW_LOOKS)
 
 
 def test_a_waiter_is_told_of_what_another_dispatcher_settled(url: str, rare_looks: None) -> None:
@@ -105,8 +105,8 @@ def test_of_two_idle_dispatchers_each_asks_the_server_one_thing_a_minute(
         bw.Dispatcher(sandbox.client(), ledger=url) as two,
     ):
         assert one.dispatch(params("a"), key="a").result(timeout=timedelta(seconds=30)).ok
-        monkeypatch.setattr(pump, "IDLE_SWEEP", minute)
-        monkeypatch.setattr(pump, "WATCH", 0.05)
+        monkeypatch.setattr(changes, "IDLE_SWEEP", minute)
+        monkeypatch.setattr(changes, "WATCH", 0.05)
         rounds: list[list[str]] = []
 
         def still() -> bool:

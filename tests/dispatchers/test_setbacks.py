@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from batchwise import Lane, LedgerError, Outcome, Request, ResultTimeoutError, Status, WrongWorkspaceError
-from batchwise.drivers import pump, threads
+from batchwise.drivers import ending, retrying
 from batchwise.engine import calls
 from batchwise.ledger import sqlite_file
 from batchwise.ledger.sqlite import SqliteLedger
@@ -174,7 +174,7 @@ async def test_an_end_in_the_midst_of_trouble_comes_and_says_so(
     answer: threading.Event,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    for module in (pump, threads):
+    for module in (ending, retrying):
         monkeypatch.setattr(module, "END_GRACE", 0.5)
     d = world.open(ledger=ledger)
     await d.__aenter__()

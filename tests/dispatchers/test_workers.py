@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import batchwise as bw
-from batchwise.drivers import pump
+from batchwise.drivers import changes
 from batchwise.engine import actions
 from batchwise.engine.queue import Slot
 from batchwise.sandbox import Sandbox
@@ -51,7 +51,7 @@ async def test_whoever_plans_hands_out_more_as_soon_as_the_calls_run_out(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(actions, "_BACKLOG", 4)
-    monkeypatch.setattr(pump, "WATCH", 60.0)  # else it would look again by itself
+    monkeypatch.setattr(changes, "WATCH", 60.0)  # else it would look again by itself
     async with world.open(limits=bw.Limits(concurrency=4)) as d:
         job = await d.dispatch_all(many(40))
         assert len([result async for result in job.results(10.0)]) == 40

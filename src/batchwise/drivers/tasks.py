@@ -28,7 +28,7 @@ from batchwise.engine.effects import AsyncPorts, Procedure, Threads, drive_async
 from batchwise.engine.queue import Slot
 from batchwise.errors import ClosedDispatcherError, WrongLoopError
 
-from .pump import Driver
+from .driver import Driver
 from .reentry import in_background
 
 __all__ = ["TaskDriver", "on_asyncio"]
@@ -123,9 +123,9 @@ class TaskDriver(Driver):
     def _changed_by_others(self) -> None:
         with suppress(RuntimeError):  # the loop has ended, and with it all who waited
             if isinstance(self._loop, asyncio.AbstractEventLoop):
-                self._loop.call_soon_threadsafe(self._waiters.notify_all)
+                self._loop.call_soon_threadsafe(self.notifiers.waiters.notify_all)
             else:
-                self._loop.run_sync_soon(self._waiters.notify_all)
+                self._loop.run_sync_soon(self.notifiers.waiters.notify_all)
 
     async def start(self) -> None:
         """Start the host, and in it the pump."""
@@ -146,7 +146,7 @@ class TaskDriver(Driver):
         """The task that all its tasks live in: until it is closed, or cancelled with the event loop's other tasks."""
         try:
             async with self._tasks:
-                self._start_in_background(self._pump)
+                self._start_in_background(self._pump.run)
                 self._tasks.start_soon(self._feed)
                 begun.set()
                 await self._leaving.wait()
@@ -158,10 +158,9 @@ class TaskDriver(Driver):
                 "all its work"
             )
             fault.__cause__ = error
-            self._fail(fault)
+            self.life.fail(fault)
         finally:
-            self._closing = self._closed = self._over = True
-            self._waiters.notify_all()
+            self.life.end()
             begun.set()
             with anyio.CancelScope(shield=True):
                 await self._let_go()
@@ -169,7 +168,7 @@ class TaskDriver(Driver):
     async def _let_go(self) -> None:
         try:
             try:
-                await self._ports.threads.run(self._close_ledger)
+                await self._ports.threads.run(self._ending.close_ledger)
             finally:
                 if self._close_client is not None:
                     await self._close_client()
@@ -186,7 +185,7 @@ class TaskDriver(Driver):
         held: Callable[[], bool] | None = None,
     ) -> T | None:
         """The first value that `check` (run in a thread) gives; None after `timeout` seconds."""
-        return await drive_async(self._waiting(check, timeout, request, held), self._ports)
+        return await drive_async(self._waiting.until(check, timeout, request, held), self._ports)
 
     async def cancel(self, *, request: int | None = None, job: int | None = None) -> int:
         """Cancel for the caller; returns how many settled now."""
@@ -202,7 +201,7 @@ class TaskDriver(Driver):
 
     async def advance(self, gap: timedelta) -> None:
         """Carry out what is due in this task until nothing is."""
-        await drive_async(self._advancing(gap), self._ports)
+        await drive_async(self._advancing.advance(gap), self._ports)
 
     def check(self) -> None:
         """Raise if this dispatcher is closed, or belongs to another process or event loop."""
@@ -215,7 +214,7 @@ class TaskDriver(Driver):
 
     def call(self) -> bool:
         """Take up what the call queue holds."""
-        self._work_notifier.notify()
+        self.notifiers.work.notify()
         return True
 
     def _on_settled(self, requests: Sequence[int]) -> None:
@@ -226,7 +225,7 @@ class TaskDriver(Driver):
             anyio.from_thread.run_sync(super()._on_settled, requests)
 
     def _start_in_background(self, procedure: Callable[[], Procedure[None]]) -> bool:
-        if self._closed:
+        if self.life.closed:
             return False
         self._tasks.start_soon(self._drive, procedure)
         return True
@@ -236,13 +235,14 @@ class TaskDriver(Driver):
 
     async def _feed(self) -> None:
         """Start calls as the queue lets them through."""
-        while not self._over:
-            seen = self._work_notifier.version()
+        work = self.notifiers.work
+        while not self.life.stopped:
+            seen = work.version()
             got = self.engine.sync_lane.next_call()
             if isinstance(got, Slot):
-                self._start_in_background(partial(self._call, got))
+                self._start_in_background(partial(self._calls.run, got))
             else:
-                await self._work_notifier.wait(seen, got)
+                await work.wait(seen, got)
 
     async def close(self, *, finish: bool, spare_calls: bool = False) -> None:
         """End; whoever is not the first waits for the end.
@@ -254,20 +254,20 @@ class TaskDriver(Driver):
         Raises:
             WrongLoopError: It lives on another event loop.
         """
-        if self.forked:
+        if self.life.forked:
             return
         if not self._gone.is_set():
             self._check_loop()
-        first = not self._closing
-        self._begin_end()
+        first = not self.life.closing
+        self._ending.begin()
         try:
             if not first:
                 await self._gone.wait()
-            elif finish and self._fatal is None:
-                await drive_async(self._repeating_to_the_end(self._drain()), self._ports)
             elif spare_calls:
                 with anyio.CancelScope(shield=True):
-                    await drive_async(self._repeating_to_the_end(self._let_calls_end()), self._ports)
+                    await drive_async(self._ending.finish(finish=finish, spare_calls=True), self._ports)
+            else:
+                await drive_async(self._ending.finish(finish=finish, spare_calls=False), self._ports)
         finally:
             if first:
                 await self._stop()
@@ -279,11 +279,10 @@ class TaskDriver(Driver):
             self._loop.call_soon_threadsafe(lambda: _spawn(self.close(finish=False, spare_calls=True)))
         except RuntimeError:  # the loop is closed, and its tasks are gone
             with suppress(RuntimeError):
-                in_background(self._close_ledger)
+                in_background(self._ending.close_ledger)
 
     async def _stop(self) -> None:
-        self._closed = True
-        self._waiters.notify_all()
+        self.life.end()
         self._leaving.set()
         with anyio.CancelScope(shield=True):
             await self._gone.wait()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Notifier", "Waiters"]
+__all__ = ["Notifier", "Notifiers", "Waiters"]
 
 
 class Notifier(Protocol):
@@ -82,3 +82,27 @@ class Waiters:
             notifiers = [notifier for waiting in self._notifiers.values() for notifier in waiting]
         for notifier in (*notifiers, self.news):
             notifier.notify()
+
+
+class Notifiers(NamedTuple):
+    """What wakes the parts of a driver, and those who wait."""
+
+    pump: Notifier
+    """The pump has to look at once."""
+    work: Notifier
+    """There are calls to take up, or some work has ended."""
+    ending: Notifier
+    """The end begins: whatever waits before another try is then tried at once."""
+    waiters: Waiters
+    """Callers who wait for requests."""
+
+    @classmethod
+    def made_by(cls, make: Callable[[], Notifier]) -> Notifiers:
+        """Those of a new driver."""
+        return cls(make(), make(), make(), Waiters(make))
+
+    def notify_all(self) -> None:
+        """Wake everybody."""
+        for notifier in (self.ending, self.pump, self.work):
+            notifier.notify()
+        self.waiters.notify_all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 from batchwise.planning import agenda
 
@@ -22,6 +22,7 @@ __all__ = [
     "describe",
     "one_by_one",
     "repeats",
+    "seconds_until",
 ]
 
 MAX_ACTIONS = 8
@@ -86,3 +87,8 @@ def repeats(action: agenda.Action, *, only_sending: bool) -> int:
     if only_sending and not isinstance(action, _SENDING):
         return 0
     return _REPEATS.get(type(action), 1)
+
+
+def seconds_until(moment: datetime, now: datetime) -> float:
+    """Return how many seconds are left until a moment; 0 if it has passed."""
+    return max(0.0, (moment - now) / timedelta(seconds=1))

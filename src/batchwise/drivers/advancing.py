@@ -1,0 +1,126 @@
+"""How all that is due is carried out until nothing is: for `advance`, and for the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+from time import monotonic
+
+import attrs
+
+from batchwise.engine.core import Engine
+from batchwise.engine.effects import pause, store
+from batchwise.engine.passes import CLOCK_LOOK, QUICK, action_key, one_by_one, repeats, seconds_until
+from batchwise.planning import agenda
+
+from .actions import Actions
+from .calls import Calls
+from .life import Life
+from .retrying import Retrying
+from .waiters import Notifiers
+
+__all__ = ["Advancing"]
+
+_NO_GAP = timedelta(0)
+
+
+@attrs.define
+class _Go:
+    """What one `advance` has done and waits for."""
+
+    only_sending: bool
+    awaited: set[object]
+    """The marks of the actions that it waits for."""
+    done: Counter[object] = attrs.field(factory=Counter)
+    """How often each action was begun."""
+    raised: list[Exception] = attrs.field(factory=list)
+    """What its actions raised in the background."""
+
+    def may_begin(self, action: agenda.Action, *, meanwhile: bool) -> bool:
+        """Whether an action belongs to it and may be begun again. `meanwhile`: time passes, so it is due again."""
+        most = repeats(action, only_sending=self.only_sending)
+        return most > 0 and (meanwhile or self.done[action_key(action)] < most)
+
+
+@attrs.define
+class _Look:
+    """What one look of it at the planner's actions came to."""
+
+    due: bool = False
+    """Whether there was any for it, whoever does it: the pump may."""
+    began: bool = False
+    moved: bool = False
+    """Whether rows may have moved."""
+    wait: float = CLOCK_LOOK
+    """Seconds until it looks again, at most."""
+
+
+class Advancing:
+    """Carries out what is due.
+
+    Args:
+        engine: The core.
+        life: Whether the dispatcher works.
+        retrying: What is done about failures.
+        notifiers: Wakes it when some work has ended.
+        actions: Begins actions.
+        calls: The calls of the sync lane.
+    """
+
+    def __init__(
+        self, engine: Engine, life: Life, retrying: Retrying, notifiers: Notifiers, *, actions: Actions, calls: Calls
+    ) -> None:
+        self._engine, self._life, self._retrying, self._notifiers = engine, life, retrying, notifiers
+        self._actions, self._calls = actions, calls
+
+    async def advance(self, gap: timedelta, *, only_sending: bool = False) -> None:
+        """Carry out what is due until nothing is and nothing of it goes on, calls of the sync lane included.
+
+        An upload, a reading or a call may take minutes: what falls due meanwhile does not wait for it.
+        """
+        await store(self._engine.suspensions.resume_on_first_use)
+        go = _Go(only_sending, awaited=self._actions.under_way)
+        while not self._life.failed:
+            meanwhile = self._going_on(go)
+            before = await store(self._engine.ledger.version)
+            look = await self._begin_due(go, _NO_GAP if meanwhile else gap, meanwhile=meanwhile)
+            if go.raised:
+                raise go.raised[0]
+            if look.due:
+                go.awaited |= self._actions.under_way
+            if look.moved and await store(self._engine.ledger.version) != before:
+                continue
+            unsure = not only_sending and self._engine.ledger.unsure
+            if unsure:  # what a dead process left is done in this go
+                await store(self._engine.leadership.take_over)
+            if self._going_on(go) or unsure:
+                await self._until_one_ends(look.wait, unsure=unsure)
+            elif not look.began and not meanwhile:
+                return
+
+    async def _begin_due(self, go: _Go, gap: timedelta, *, meanwhile: bool) -> _Look:
+        """Look once at what is due, and begin what belongs to it."""
+        look = _Look()
+        for action in one_by_one(await store(self._engine.plan, gap)):
+            if isinstance(action, agenda.WaitUntil):
+                look.wait = min(look.wait, seconds_until(action.moment, self._engine.now()))
+            elif go.may_begin(action, meanwhile=meanwhile):
+                look.due = True
+                if await self._actions.begin(action, go.raised):
+                    go.done[action_key(action)] += 1
+                    look.began, look.moved = True, look.moved or isinstance(action, QUICK)
+        return look
+
+    def _going_on(self, go: _Go) -> bool:
+        """Whether any of the actions that it waits for, or a call, goes on."""
+        return self._calls.going_on or not go.awaited.isdisjoint(self._actions.under_way)
+
+    async def _until_one_ends(self, seconds: float, *, unsure: bool) -> None:
+        """Wait until an action ends, or calls run out, so many seconds at most; `unsure`: so many, if nothing runs."""
+        end, acting, work = monotonic() + seconds, self._actions.under_way, self._notifiers.work
+        while monotonic() < end and acting <= self._actions.under_way and (acting or self._calls.going_on or unsure):
+            self._retrying.give_up()
+            if not await self._calls.run_one_here():
+                await pause(work.wait, work.version(), min(0.05, max(0.0, end - monotonic())))
+            if self._calls.used_up:
+                return

@@ -1,0 +1,70 @@
+"""What other processes do to the ledger: changed by them, or left by one that died."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+
+from batchwise.engine.core import Engine
+from batchwise.engine.effects import store
+from batchwise.engine.passes import IDLE_SWEEP, PASS_SHARE, SWEEP, WATCH
+
+from .schedule import Schedule
+from .waiters import Waiters
+
+__all__ = ["Changes"]
+
+
+class Changes:
+    """Looks for changes again and again, and tells those who wait. Used by the pump alone.
+
+    Args:
+        engine: The core.
+        schedule: Whether anything falls due.
+        waiters: Those who wait.
+        listener: What the database calls, from any thread, when others changed something, if it can.
+    """
+
+    def __init__(self, engine: Engine, schedule: Schedule, waiters: Waiters, listener: Callable[[], None]) -> None:
+        self._engine, self._schedule, self._waiters = engine, schedule, waiters
+        self._is_notified = engine.ledger.listen(listener)
+        """Whether the database notifies this process of what others change."""
+        self._gap, self._version, self._swept = WATCH, -1, 0.0
+        self.look_at = 0.0
+        """When it looks again, by the monotonic clock."""
+
+    def slow_down(self, pass_took: float) -> None:
+        """Look less often while a pass takes so many seconds: planning takes a small share of the time."""
+        self._gap = max(WATCH, PASS_SHARE * pass_took)
+
+    async def look(self) -> bool:
+        """Look whether anybody has changed the ledger since the last look. If so, whoever waits is told.
+
+        Every change is told, those that fall between two passes too: a caller that looked just before one would
+        wait for ever.
+        """
+        if monotonic() < self.look_at:
+            return False
+        self.look_at = monotonic() + self._gap
+        sweep = self._sweep()
+        left = await store(sweep) if sweep is not None else False
+        before, self._version = self._version, await store(self._engine.ledger.version)
+        if self._version == before and not left:
+            return False
+        self._waiters.notify_all()
+        return True
+
+    def _sweep(self) -> Callable[[], bool] | None:
+        """How to look for what dead processes left; None: not yet. Of a ledger on a server, that asks the server.
+
+        An idle dispatcher asks one question: a dead holder of the lease is found by the lock of its run, too.
+        """
+        idle = False
+        if self._is_notified:
+            unsure = self._engine.ledger.unsure
+            idle = not (self._schedule.planned or self._waiters.waiting or unsure)
+            if monotonic() < self._swept + (IDLE_SWEEP if idle else SWEEP):
+                return None
+        self._swept = monotonic()
+        leadership = self._engine.leadership
+        return leadership.clear_up if idle else leadership.take_over

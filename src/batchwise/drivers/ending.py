@@ -1,0 +1,128 @@
+"""How a dispatcher ends: what is queued is sent, calls that run are spared, and the ledger is let go of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from time import monotonic
+
+from batchwise.engine.core import Engine
+from batchwise.engine.effects import pause, store
+from batchwise.engine.passes import END_GRACE
+
+from .actions import Actions
+from .advancing import Advancing
+from .calls import Calls
+from .life import Life
+from .owner import Owner
+from .retrying import Retrying
+from .waiters import Notifiers
+
+__all__ = ["Ending"]
+
+_BRIEFLY = 0.2
+"""Seconds that is waited for work which is not to be finished."""
+
+
+class Ending:
+    """The steps of an end, in their order: `begin`, `finish`, `await_rest`, `close_ledger`.
+
+    Args:
+        engine: The core.
+        life: Whether the dispatcher works.
+        owner: For whom it works.
+        retrying: What is done about failures.
+        notifiers: Wakes whoever waits.
+        actions: Which actions are under way.
+        calls: The calls of the sync lane.
+        advancing: Carries out what is due.
+        wake: Has the pump look.
+        owns_ledger: Whether the ledger is closed at the end.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        life: Life,
+        owner: Owner,
+        retrying: Retrying,
+        notifiers: Notifiers,
+        *,
+        actions: Actions,
+        calls: Calls,
+        advancing: Advancing,
+        wake: Callable[[], None],
+        owns_ledger: bool,
+    ) -> None:
+        self._engine, self._life, self._owner, self._retrying = engine, life, owner, retrying
+        self._notifiers, self._actions, self._calls, self._advancing = notifiers, actions, calls, advancing
+        self._wake, self._owns_ledger = wake, owns_ledger
+
+    def begin(self) -> None:
+        """Nothing more is taken, and no ResourceWarning is due any more."""
+        self._life.begin_closing()
+        self._owner.close()
+
+    async def finish(self, *, finish: bool, spare_calls: bool) -> None:
+        """Do the work that the end waits for.
+
+        Args:
+            finish: Send what is queued for a batch, and let the sync calls end.
+            spare_calls: Let calls that run end: they are paid for.
+
+        Raises:
+            LedgerError: What is left could not be stored, for as long as calls that run are given.
+        """
+        if finish and not self._life.failed:
+            await self._retrying.to_the_end(self._drain())
+        elif spare_calls:
+            await self._retrying.to_the_end(self._let_calls_end())
+
+    async def _drain(self) -> None:
+        """Let the pump and the calls send what is queued; then do here what they could not."""
+        await store(self._engine.flush)
+        self._wake()
+        news = self._notifiers.waiters.news
+        while not self._life.failed:
+            self._retrying.give_up()
+            seen = news.version()
+            if not self._working:
+                await self._advancing.advance(timedelta(0), only_sending=True)
+                if not self._working:
+                    return
+            if self._calls.suspended:
+                await self._calls.put_back()
+            await self._calls.finish()
+            await pause(news.wait, seen, 0.02)
+
+    @property
+    def _working(self) -> bool:
+        return bool(self._actions.under_way) or self._engine.queue.busy > 0
+
+    async def _let_calls_end(self) -> None:
+        """Calls that run are paid for: let them end, and begin nothing more."""
+        self._life.stop()
+        end, work = monotonic() + END_GRACE, self._notifiers.work
+        await self._calls.put_back()
+        while self._engine.queue.busy and monotonic() < end:
+            await pause(work.wait, work.version(), 0.05)
+            await self._calls.put_back()
+
+    async def await_rest(self, *, wait: bool) -> None:
+        """Wait for the actions under way, briefly unless `wait`, and for answers being stored: they are paid for."""
+        await self._until_none(lambda: len(self._actions.under_way), END_GRACE if wait else _BRIEFLY)
+        await self._until_none(lambda: self._engine.queue.storing, END_GRACE)
+
+    async def _until_none(self, going_on: Callable[[], int], seconds: float) -> None:
+        """Wait until nothing of it goes on, so many seconds at most."""
+        end, news = monotonic() + seconds, self._notifiers.waiters.news
+        while going_on() and monotonic() < end:
+            await pause(news.wait, news.version(), 0.01)
+
+    def close_ledger(self) -> None:
+        """Let go of the ledger: the last step of every end."""
+        try:
+            self._engine.close()
+        finally:
+            if self._owns_ledger:
+                self._engine.ledger.close()

@@ -1,0 +1,84 @@
+"""What is done about failures: which ledger calls are repeated, how long that goes on, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from time import monotonic
+from typing import Any, TypeGuard, TypeVar
+
+from batchwise.engine.effects import Effect, Procedure, Store, pause, persist
+from batchwise.engine.passes import END_GRACE
+from batchwise.engine.setbacks import Setbacks, lasting, passing
+
+from .life import Life
+from .waiters import Notifiers
+
+__all__ = ["Retrying"]
+
+T = TypeVar("T")
+_CLOSING = "closing"
+"""Under which name it is noted that the end fails."""
+
+
+class Retrying:
+    """Repeats ledger calls that fail in passing.
+
+    Args:
+        setbacks: Notes what failed, and says when it is tried again.
+        life: Ends by what can never work.
+        notifiers: Wakes those who have to know.
+    """
+
+    def __init__(self, setbacks: Setbacks, life: Life, notifiers: Notifiers) -> None:
+        self._setbacks, self._life, self._notifiers = setbacks, life, notifiers
+
+    def failed(self, what: Hashable, words: str, error: Exception) -> float:
+        """It failed: it is tried again, after so many seconds, unless the error ends the dispatcher."""
+        if lasting(error):
+            self._life.fail(error)
+            return 0.0
+        seconds = self._setbacks.failed(what, words, error)
+        self._notifiers.waiters.notify_all()  # they look for themselves: some of it is theirs to raise
+        return seconds
+
+    async def storing(self, procedure: Procedure[T], what: Hashable, words: str, *, every: bool) -> T:
+        """Carry a procedure out. Ledger calls that fail in passing are repeated: the sure ones, or every one."""
+
+        async def retry(effect: Effect, error: Exception) -> bool:
+            if not (_is_passing(effect, error) and (every or effect.sure)):
+                return False
+            await self._rest(self.failed(what, words, error))
+            return True
+
+        return await persist(procedure, retry)
+
+    async def to_the_end(self, procedure: Procedure[None]) -> None:
+        """Carry out a part of the end. Ledger calls that fail in passing are repeated for `END_GRACE` s in all."""
+        end: float | None = None
+
+        async def retry(effect: Effect, error: Exception) -> bool:
+            nonlocal end
+            end = monotonic() + END_GRACE if end is None else end
+            if not _is_passing(effect, error) or monotonic() >= end:
+                return False
+            await self._rest(min(1.0, self.failed(_CLOSING, "ending", error)))
+            return True
+
+        await persist(procedure, retry)
+        self._setbacks.mended(_CLOSING)
+
+    def give_up(self) -> None:
+        """Raise what has been failing for `END_GRACE` seconds: whoever waits for the end waits no longer."""
+        stuck = self._setbacks.stuck(END_GRACE)
+        if stuck is not None:
+            raise stuck
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep so long, or until the end begins; while it ends, for a second at most."""
+        ending = self._notifiers.ending
+        await pause(ending.wait, ending.version(), min(seconds, 1.0) if self._life.stopped else seconds)
+
+
+def _is_passing(effect: Effect, error: Exception) -> TypeGuard[Store[Any]]:
+    """Whether it is a ledger call that failed in a way that may end by itself."""
+    return isinstance(effect, Store) and passing(error)

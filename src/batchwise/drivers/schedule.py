@@ -1,0 +1,63 @@
+"""When the pump looks again: at a moment that falls due, or as soon as somebody wakes it."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime, timedelta
+
+from batchwise.engine.passes import NEVER
+
+from .waiters import Notifier
+
+__all__ = ["Schedule"]
+
+
+class Schedule:
+    """Thread-safe. Times are those of the wall clock, passed in.
+
+    Args:
+        notifier: Wakes the pump.
+    """
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier, self._lock = notifier, threading.Lock()
+        self._next: datetime | None = None
+        """When the pump looks again; None while it does."""
+        self._asked = NEVER
+        """When it has to look at the latest, for what was accepted while it was looking."""
+
+    def wake(self, due: datetime | None = None) -> None:
+        """Have the pump look again: at once, or not later than `due`."""
+        with self._lock:
+            if due is not None:
+                self._asked = min(self._asked, due)
+                if self._next is None or due >= self._next:
+                    return
+        self._notifier.notify()
+
+    def begin_look(self) -> None:
+        """The pump looks now: what is asked for from now on may have escaped it."""
+        with self._lock:
+            self._next, self._asked = None, NEVER
+
+    def end_look(self, now: datetime, wait: float | None, waited: datetime | None) -> float | None:
+        """The pump has looked; returns the seconds until it looks again, None: nothing falls due.
+
+        Args:
+            now: The time.
+            wait: Seconds until something is due, as far as it saw.
+            waited: When what callers wait for is submitted.
+        """
+        with self._lock:
+            planned = NEVER if wait is None else now + timedelta(seconds=wait)
+            self._next = min(self._asked, planned, waited or NEVER)
+            return None if self._next is NEVER else (self._next - now) / timedelta(seconds=1)
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether the moment has come for which the pump waits."""
+        return now >= (self._next or NEVER)
+
+    @property
+    def planned(self) -> bool:
+        """Whether the pump waits for a moment."""
+        return self._next not in {None, NEVER}

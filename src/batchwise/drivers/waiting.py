@@ -1,0 +1,108 @@
+"""How a caller waits for what the ledger will hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import TypeVar
+
+from batchwise.engine.core import Engine
+from batchwise.engine.effects import Procedure, pause, store, store_together
+from batchwise.engine.passes import WATCH
+from batchwise.engine.setbacks import passing
+from batchwise.errors import ClosedDispatcherError, LedgerError
+
+from .life import Life
+from .waiters import Waiters
+
+__all__ = ["Waiting"]
+
+T = TypeVar("T")
+
+
+class Waiting:
+    """Waits for callers.
+
+    Args:
+        engine: The core.
+        life: Whether the dispatcher works.
+        waiters: Wakes those who wait.
+        check: Raises if nobody can wait any more.
+        wake: Has the pump look.
+        is_alone: Whether the pump cannot be started now, so that whoever waits does its work.
+        look: What the pump does at each look.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        life: Life,
+        waiters: Waiters,
+        *,
+        check: Callable[[], None],
+        wake: Callable[[], None],
+        is_alone: Callable[[], bool],
+        look: Callable[[], Procedure[float | None]],
+    ) -> None:
+        self._engine, self._life, self._waiters = engine, life, waiters
+        self._check, self._wake, self._is_alone, self._pump_look = check, wake, is_alone, look
+
+    async def until(
+        self,
+        check: Callable[[], T | None],
+        timeout: float | None,
+        request: int | None,
+        held: Callable[[], bool] | None,
+    ) -> T | None:
+        """The first value that `check` gives; None after `timeout` seconds. A busy ledger is asked again until then.
+
+        While `held` says so, there is nothing to look for in the ledger yet.
+        """
+        self._life.check_own()  # a child may go on with an iteration over results
+        end = None if timeout is None else monotonic() + timeout
+        with self._waiters.listening(request) as notifier, self._forgetting(notifier):
+            while True:
+                seen = notifier.version()
+                self._life.raise_fatal()
+                retry_in = None
+                if held is None or not held():
+                    value, retry_in = await self._look(check, notifier)
+                    if value is not None:
+                        return value
+                left = None if end is None else end - monotonic()
+                if left is not None and left <= 0:
+                    return None
+                if self._is_alone():
+                    await self._pump_look()
+                    retry_in = WATCH if retry_in is None else min(retry_in, WATCH)
+                if retry_in is not None:
+                    left = retry_in if left is None else min(left, retry_in)
+                await pause(notifier.wait, seen, left)
+                self._life.raise_fatal()  # first: it says why it is closed
+                self._check()
+
+    @contextmanager
+    def _forgetting(self, waiter: object) -> Iterator[None]:
+        """Forget at the end that this waiter could not look: nobody waits any more."""
+        try:
+            yield
+        finally:
+            self._engine.setbacks.mended(waiter)
+
+    async def _look(self, check: Callable[[], T | None], waiter: object) -> tuple[T | None, float | None]:
+        """What `check` gives; if the ledger cannot be read for now, None and the seconds until it is tried again."""
+        suspensions, setbacks = self._engine.suspensions, self._engine.setbacks
+        try:
+            if not suspensions.used and await store(suspensions.resume_on_first_use):
+                self._wake()
+            value = await store_together(lambda: check)
+        except ClosedDispatcherError:  # of the ledger, which was closed meanwhile
+            self._life.raise_fatal()
+            raise
+        except LedgerError as error:
+            if not passing(error):
+                raise
+            return None, setbacks.failed(waiter, "looking for what is waited for", error)
+        setbacks.mended(waiter)
+        return value, None

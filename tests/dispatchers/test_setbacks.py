@@ -120,6 +120,7 @@ async def test_a_batch_that_ends_while_the_ledger_cannot_be_written_is_collected
     async with world.open(ledger=ledger) as d:
         job = await d.dispatch_all([Request(params(LARGE + str(i))) for i in range(3)], latency=HOURS_30)
         await world.until(lambda: running(d))
+        await world.until(lambda: not d._driver._actions.under_way)  # else it may be the sending that fails
         with trouble(ledger):
             world.sandbox.finish(world.books.batches[0].id)
             await world.until(lambda: last_error(d))

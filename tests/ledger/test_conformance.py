@@ -6,6 +6,7 @@ import threading
 import time
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import attrs
 import orjson
@@ -22,7 +23,7 @@ from batchwise.planning.capacity import Measured
 from batchwise.planning.clock_skew import believed, longest_pause
 from batchwise.planning.custom_ids import new_nonce, sealer
 from batchwise.planning.packing import Sizes, body_chunks
-from batchwise.planning.state import BatchState, BatchView, Setback
+from batchwise.planning.state import BatchState, BatchView, Setback, Terms
 
 from .conftest import Backend
 from .model import (
@@ -118,6 +119,28 @@ def test_same_key_same_content_is_one_request(world: World) -> None:
     assert not second.created
     assert second.row == first.row
     assert total(world.ledger)[QUEUED] == 1
+
+
+def test_requests_that_share_a_commit_know_of_each_other(world: World) -> None:
+    world.accept("old")
+
+    def begin(key: str | None, body: str = '{"a":1}', job: str | None = None, terms: Terms = FLEXIBLE) -> Any:
+        return world.ledger.accepting(Offer(entry(key, terms, body), job, world.run, NOW, None))
+
+    wanted = [begin("a"), begin("b", terms=NIGHTLY), begin("a"), begin("old"), begin("a", "{}"), begin(None)]
+    wanted += [begin("a", job="j"), begin(None, job="j"), begin("c", terms=NIGHTLY), begin("a", job="j")]
+    found: list[tuple[int, bool] | None] = []
+    for each in wanted:
+        try:
+            accepted = each()
+        except KeyConflictError:
+            found.append(None)
+        else:
+            found.append((accepted.row.id, accepted.created))
+    new = [(2, True), (3, True), (2, False), (1, False), None, (4, True), (5, True), (6, True), (7, True), (5, False)]
+    assert found == new
+    assert [row.key for row in world.ledger.rows(Which(requests=[2, 3, 7])).values()] == ["a", "b", "c"]
+    assert world.ledger.rows(Which(requests=[7]))[7].terms == world.ledger.rows(Which(requests=[3]))[3].terms
 
 
 def test_same_key_other_content_is_refused_and_leaves_no_trace(world: World) -> None:

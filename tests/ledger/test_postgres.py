@@ -233,6 +233,7 @@ def test_the_number_of_a_transaction_that_a_crashed_server_gives_again_stores_no
 
             def crash() -> None:
                 with one.database.write("lost") as db:
+                    one.database.begin(db)  # from here on it has a number
                     db.execute("INSERT INTO meta VALUES (?, ?)", ("mine", "1"))  # it waits for the commit
                     restart(server, "immediate")
                     for number in range(5):  # one of these has the number that the server forgot

@@ -17,7 +17,7 @@ from .claims import Claims
 from .database import Connection, Database
 from .jobs import add_job, job_of
 from .keys import Positions, StagedError, conflict, find, is_position
-from .records import Records
+from .records import LookedUp, Records
 from .repeats import Repeats
 from .requests import Requests
 from .rows import IN_FLIGHT, LANE_CODES, LANES, QUEUED, STATUSES, SYNC, decode_key, encode_key
@@ -34,6 +34,24 @@ class _Pending(Call):
     offer: Offer
     accepted: Accepted | None = None
     """What becomes of it once the transaction is durable."""
+    key: bytes | None = attrs.field(init=False)
+    """None: it is given a position in its job."""
+    looked_up: Callable[[], LookedUp] | None = None
+    """What was asked for before the work began."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.offer.entry.key is not None:
+            self.key = encode_key(self.offer.entry.key)
+        else:
+            self.key = b"~" + uuid4().hex.encode() if self.offer.job is None else None
+
+
+@attrs.define
+class _Added:
+    """What a transaction has added so far."""
+
+    requests: int = 0
+    keys: set[tuple[int, bytes]] = attrs.field(factory=set)
 
 
 class Accepting:
@@ -54,7 +72,9 @@ class Accepting:
         self._database, self._records, self._books = database, records, books
         self._requests, self._claims, self._repeats = requests, claims, repeats
         self._intakes, self._positions = intakes, positions
-        self._shared: SharedCommit[_Pending] = SharedCommit(database, "accept", self._accept_all, positions.forget)
+        self._shared: SharedCommit[_Pending] = SharedCommit(
+            database, "accept", self._accept_all, positions.forget, self._look_up
+        )
 
     def accept(self, offer: Offer) -> Accepted:
         """Accept one request. If this raises, a claim that was added counts only if the ledger has its request.
@@ -92,34 +112,39 @@ class Accepting:
             raise call.error or LedgerError("the request was not accepted")
         return call.accepted
 
+    def _look_up(self, db: Connection, calls: list[_Pending]) -> None:
+        """Ask for what the usual case needs, a request without a job; others ask step by step."""
+        for call in calls:
+            if call.offer.job is None and call.key is not None:
+                call.looked_up = self._records.look_up(db, call.offer.entry.terms, 0, call.key)
+
     def _accept_all(self, db: Connection, calls: list[_Pending]) -> None:
+        added = _Added()
         for call in calls:
             # `_accept` writes nothing before its last refusal, so a refused call leaves no trace.
             try:
-                call.accepted = self._accept(db, call.offer)
+                call.accepted = self._accept(db, call, added)
             except (BatchwiseError, StagedError) as error:
                 call.error = error
 
-    def _accept(self, db: Connection, offer: Offer) -> Accepted:
+    def _accept(self, db: Connection, call: _Pending, added: _Added) -> Accepted:
+        offer, key, position = call.offer, call.key, None
         entry = offer.entry
         name = None if offer.job is None else encode_key(offer.job)
         job, visible = job_of(db, name)
-        position, unheard = None, False
-        if entry.key is not None:
-            key = encode_key(entry.key)
-        elif name is not None:
+        if key is None:
             position = self._position(db, job, entry)
             key = b"#%d" % position
-        else:
-            key, unheard = b"~" + uuid4().hex.encode(), True
-        found = None if job is None or unheard else find(db, job, key)
+        known = None if call.looked_up is None else call.looked_up()
+        free = known is not None and not known.taken and (job, key) not in added.keys
+        found = None if job is None or free else find(db, job, key)
         if found is None:
             self._books.check_cap(db, offer.cap, reserved_cost(entry.terms, 1, len(entry.body)))
             if job is None:
                 job = add_job(self._database, db, name)
             if not visible:
                 db.execute("UPDATE job SET visible = 1 WHERE id = ?", (job,))
-            accepted = Accepted(self._insert(db, offer, job, key), True)
+            accepted = Accepted(self._insert(db, offer, job, key, known, added), True)
         else:
             if found.staged:
                 raise StagedError(found.staged)
@@ -140,10 +165,16 @@ class Accepting:
             db.execute("UPDATE job SET positions = ? WHERE id = ? AND positions < ?", (position + 1, job, position + 1))
         return accepted
 
-    def _insert(self, db: Connection, offer: Offer, job: int, key: bytes) -> RequestRow:
+    def _insert(
+        self, db: Connection, offer: Offer, job: int, key: bytes, known: LookedUp | None, added: _Added
+    ) -> RequestRow:
         entry = offer.entry
-        terms = self._records.store_terms(db, entry.terms, job)
-        number = self._records.last_request(db) + 1
+        terms = None if known is None else known.terms
+        if terms is None:
+            terms = self._records.store_terms(db, entry.terms, job)
+        number = (self._records.last_request(db) if known is None else known.last + added.requests) + 1
+        added.requests += 1
+        added.keys.add((job, key))
         lane = LANE_CODES[entry.terms.lane] if offer.claims is None else SYNC
         status = QUEUED if offer.claims is None else IN_FLIGHT
         size = len(entry.body)

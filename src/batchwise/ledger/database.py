@@ -117,6 +117,12 @@ class Database(Protocol):
             ClosedDispatcherError: It is closed.
         """
 
+    def ask(self, db: Connection, sql: str, values: Sequence[Any]) -> Callable[[], list[Any]]:
+        """Ask for rows, and read them later: questions to a server that are asked together are one trip."""
+
+    def begin(self, db: Connection) -> None:
+        """Wait until no other process writes, where `write` has not: its first trip to a server may do more."""
+
     def insert(self, db: Connection, sql: str, values: Sequence[Any]) -> int:
         """Insert one row into a table that numbers its rows; returns the number."""
 

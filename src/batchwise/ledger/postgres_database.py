@@ -85,47 +85,97 @@ class _Changed:
         """Nothing to read."""
 
 
+class _Answer:
+    """What a statement gives, which is sent at the latest when somebody asks for that."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+        self.came: Rows | None = None
+
+    @property
+    def _rows(self) -> Rows:
+        if self.came is None:
+            self._transaction.send()
+        if self.came is None:
+            raise psycopg.InterfaceError("its transaction was given up")
+        return self.came
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows it changed."""
+        return self._rows.rowcount
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._rows)
+
+    def fetchone(self) -> Any:
+        """The next row; None: there is none."""
+        return self._rows.fetchone()
+
+    def fetchall(self) -> list[Any]:
+        """All rows that are left."""
+        return self._rows.fetchall()
+
+    def close(self) -> None:
+        """Read no more of it."""
+        self._rows.close()
+
+
 class Transaction:
     """Runs statements inside a transaction. See `database.Connection`.
 
-    An insertion waits, to be sent together with the next statement that is waited for, mostly the commit: with each
-    trip to the server less, other processes wait less for the ledger's lock.
+    A statement waits until somebody asks for what it gave, and is then sent with all that waits, which for insertions
+    is mostly the commit. With each trip to the server less, other processes wait less for the ledger's lock.
+
+    Args:
+        database: Whose.
+        begin: What begins it: sent with the first statement.
     """
 
-    def __init__(self, database: PostgresDatabase) -> None:
-        self._database, self._begun = database, False
-        self._waiting: list[tuple[Statement, Sequence[Any]]] = []
+    def __init__(self, database: PostgresDatabase, *begin: tuple[Statement, Sequence[Any]]) -> None:
+        self._database = database
+        self.begun = False
+        """Whether the server knows of it."""
+        self._waiting: list[tuple[Statement, Sequence[Any], _Answer]] = []
+        self.beginning = [self.later(*each) for each in begin]
+        """What those that begin it give."""
 
     def execute(self, sql: str, values: Sequence[Any] = (), /) -> Cursor:
         """Run one statement."""
         statement, writes, inserts = _translated(sql)
+        answer = self.later(statement, values)
+        if not writes:
+            return answer
         if inserts:
-            self.send_later(statement, values)
             self._database.changed = True
             return _Changed(1)
-        rows = self.send((statement, values))[-1]
-        if writes and rows.rowcount:
+        if answer.rowcount:
             self._database.changed = True
-        return rows
+        return answer
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> Cursor:
         """Run one statement once for each row of values, without waiting for each."""
         statement, found, source = _translated(sql).statement, _Changed(), iter(rows)
-        while part := [(statement, values) for values in islice(source, _MANY)]:
-            found.rowcount += sum(each.rowcount for each in self.send(*part)[-len(part) :])
+        while answers := [self.later(statement, values) for values in islice(source, _MANY)]:
+            found.rowcount += sum(each.rowcount for each in answers)
         if found.rowcount:
             self._database.changed = True
         return found
 
-    def send_later(self, statement: Statement, values: Sequence[Any] = ()) -> None:
-        """Send this with what is sent next. Its error comes out there."""
-        self._waiting.append((statement, values))
+    def later(self, statement: Statement, values: Sequence[Any] = ()) -> _Answer:
+        """Send this with what is sent next. If it fails, its error comes out there."""
+        answer = _Answer(self)
+        self._waiting.append((statement, values, answer))
+        return answer
 
-    def send(self, *statements: tuple[Statement, Sequence[Any]]) -> list[Rows]:
-        """Send what waits, and then these; what each of them gave."""
+    def send(self) -> None:
+        """Send what waits."""
         waiting, self._waiting = self._waiting, []
-        begun, self._begun = self._begun, True
-        return self._database.run([*waiting, *statements], again=not begun)
+        if waiting:
+            begun, self.begun = self.begun, True
+            sent = self._database.run([(statement, values) for statement, values, _ in waiting], again=not begun)
+            for (_, _, answer), came in zip(waiting, sent, strict=True):
+                answer.came = came
 
 
 class PostgresDatabase:
@@ -154,7 +204,8 @@ class PostgresDatabase:
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._key, self._channel = key_of(self._where.schema, "write"), channel_of(self._where.schema)
         self._quiet = False
-        self._transaction, self._number = Transaction(self), ""
+        self._transaction = Transaction(self)
+        self._number = ""
         self._mark = f"commit:{uuid4().hex}"
         """Under which name of `meta` the number of this object's last transaction is committed with it."""
         self.changed = False
@@ -191,9 +242,7 @@ class PostgresDatabase:
     def write(self, name: str, *, quiet: bool = False) -> Iterator[Transaction]:
         """A write transaction. One that changed nothing is none."""
         with self._using():
-            self._transaction = Transaction(self)
-            _, lock = self._transaction.send((_BEGIN, ()), (_LOCK, (self._key,)))
-            _, self._number = lock.fetchone()
+            self._transaction = Transaction(self, (_BEGIN, ()), (_LOCK, (self._key,)))
             self._quiet, self.changed = quiet, False
             try:
                 yield self._transaction
@@ -210,11 +259,14 @@ class PostgresDatabase:
 
     def commit(self, name: str) -> None:  # noqa: ARG002 (for subclasses, which tell commits apart by it)
         """Every change to the ledger becomes durable here and nowhere else."""
+        transaction = self._transaction
+        _, self._number = transaction.beginning[-1].fetchone()
+        transaction.later(_MARK, (self._mark, self._number))
+        if not self._quiet:
+            transaction.later(_NOTIFY, (self._channel,))
+        transaction.later(_COMMIT)
         try:
-            self._transaction.send_later(_MARK, (self._mark, self._number))
-            if not self._quiet:
-                self._transaction.send_later(_NOTIFY, (self._channel,))
-            self._transaction.send((_COMMIT, ()))
+            transaction.send()
         except psycopg.Error:
             if not self._lost:
                 raise
@@ -250,10 +302,11 @@ class PostgresDatabase:
     def read(self) -> Iterator[Transaction]:
         """One consistent state for several selects."""
         with self._using():
-            transaction = Transaction(self)
-            transaction.send_later(_BEGIN_READING)
+            transaction = Transaction(self, (_BEGIN_READING, ()))
             yield transaction
-            transaction.send((_COMMIT, ()))
+            if transaction.begun:
+                transaction.later(_COMMIT)
+                transaction.send()
 
     @contextmanager
     def _using(self) -> Iterator[None]:
@@ -320,6 +373,15 @@ class PostgresDatabase:
     def not_ascii(column: str) -> str:
         """Whether some bytes are written otherwise than they are; a backslash is one of them, too."""
         return f"length(encode({column}, 'escape')) <> length({column})"
+
+    @staticmethod
+    def ask(db: Connection, sql: str, values: Sequence[Any]) -> Callable[[], list[Any]]:
+        """Ask for rows, and read them later."""
+        return db.execute(sql, values).fetchall
+
+    def begin(self, db: Connection) -> None:  # noqa: ARG002
+        """Wait for the ledger's lock, if nothing has yet."""
+        self._transaction.send()
 
     @staticmethod
     def insert(db: Connection, sql: str, values: Sequence[Any]) -> int:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from batchwise.planning.state import Terms
@@ -26,6 +26,7 @@ __all__ = [
     "UNSETTLED",
     "UNSETTLED_IN_BATCH",
     "UNSETTLED_OF_JOB",
+    "LookedUp",
     "Records",
     "Row",
     "Settling",
@@ -55,6 +56,10 @@ _LAST_REQUEST, _LAST_RESULT = (
     f"SELECT max(n) FROM (SELECT max({column}) AS n FROM {table} UNION ALL "
     f"SELECT last FROM deleted WHERE name = '{name}') AS given"
     for name, column, table in (("request", "id", "request"), ("result", "last", "settling"))
+)
+_LOOK_UP = (
+    f"SELECT ({_LAST_REQUEST}), (SELECT id FROM terms WHERE digest = ?), "
+    "EXISTS (SELECT 1 FROM request WHERE job = ? AND key = ?)"
 )
 UNSETTLED = "q.status < 2 AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = q.id)"
 """A request q is not settled."""
@@ -90,6 +95,17 @@ class Row(NamedTuple):
     """How many of its attempts were calls on the sync lane."""
 
 
+class LookedUp(NamedTuple):
+    """What the ledger holds that has to do with a request that is dispatched."""
+
+    last: int
+    """The highest number that a request was ever given."""
+    terms: int | None
+    """The number of its terms."""
+    taken: bool
+    """A request has its key, be it one that is staged."""
+
+
 class Settling(NamedTuple):
     """What results that settled together have in common: those from `first` to `last`, as far as they are still there.
 
@@ -122,6 +138,25 @@ class Records:
         self._terms_by_id: dict[int, Terms] = {}
         self._job_names: dict[int, str | None] = {0: None}
         self._nonces: dict[int, str] = {}
+
+    def look_up(self, db: Connection, terms: Terms, job: int, key: bytes) -> Callable[[], LookedUp]:
+        """Ask, in one go, for all that the ledger has to know before it takes in a new request. See `Database.ask`."""
+        data = encode_terms(terms)
+        found = self._database.ask(db, _LOOK_UP, (digest_of(job, data), job, key))
+
+        def read() -> LookedUp:
+            ((last, number, taken),) = found()
+            if number is not None and number not in self._terms_by_id:
+                self._remember(decode_terms(number, job, data))
+            return LookedUp(last, number, bool(taken))
+
+        return read
+
+    def _remember(self, terms: Terms) -> Terms:
+        if len(self._terms_by_id) >= _CACHED:
+            self._terms_by_id.clear()
+        self._terms_by_id[terms.id] = terms
+        return terms
 
     def last_request(self, db: Connection) -> int:
         """The highest number that a request was ever given."""
@@ -156,9 +191,7 @@ class Records:
         known = self._terms_by_id.get(number)
         if known is None:
             job, data = db.execute("SELECT job, data FROM terms WHERE id = ?", (number,)).fetchone()
-            if len(self._terms_by_id) >= _CACHED:
-                self._terms_by_id.clear()
-            known = self._terms_by_id[number] = decode_terms(number, job, data)
+            known = self._remember(decode_terms(number, job, data))
         return known
 
     def store_terms(self, db: Connection, terms: Terms, job: int, *, staged: int = 0) -> int:

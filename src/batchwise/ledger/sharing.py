@@ -47,6 +47,7 @@ class SharedCommit(Generic[C]):
         work: Carries calls out inside a transaction. The error that it raises, all of them get;
             what interrupts a thread, such as KeyboardInterrupt, is raised in that thread alone.
         failed: Called when a transaction was given up.
+        ask: Asks inside the transaction for what `work` has to know of calls, before it has to wait for others.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class SharedCommit(Generic[C]):
         name: str,
         work: Callable[[Connection, list[C]], None],
         failed: Callable[[], None] = lambda: None,
+        ask: Callable[[Connection, list[C]], None] = lambda _db, _calls: None,
     ) -> None:
-        self._database, self._name, self._work, self._failed = database, name, work, failed
+        self._database, self._name, self._work, self._failed, self._ask = database, name, work, failed, ask
         self._waiting: deque[C] = deque()
 
     def ask(self, call: C) -> None:
@@ -81,8 +83,10 @@ class SharedCommit(Generic[C]):
         calls: list[C] = []
         try:
             with self._database.write(self._name) as db:
-                # Collected only now: waiting for another process's transaction lets more come together.
-                self._take(calls, _MOST)
+                self._ask(db, self._take(calls))
+                self._database.begin(db)
+                # Waiting for another process's transaction lets more come together.
+                self._ask(db, self._take(calls))
                 self._work(db, calls)
         except Exception as error:  # noqa: BLE001 (raised by those whose calls these are)
             if not calls:
@@ -100,6 +104,9 @@ class SharedCommit(Generic[C]):
             call.error = error
         self._failed()
 
-    def _take(self, calls: list[C], most: int) -> None:
+    def _take(self, calls: list[C], most: int = _MOST) -> list[C]:
+        """Take some more of those that wait; returns them."""
+        before = len(calls)
         while self._waiting and len(calls) < most:
             calls.append(self._waiting.popleft())
+        return calls[before:]

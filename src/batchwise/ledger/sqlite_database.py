@@ -174,6 +174,15 @@ class SqliteDatabase:
         """Whether there are more bytes than characters, or fewer characters because of a NUL."""
         return f"length(CAST({column} AS TEXT)) <> length({column})"
 
+    @staticmethod
+    def ask(db: Connection, sql: str, values: Sequence[Any]) -> Callable[[], list[Any]]:
+        """The rows, read at once: a cursor that is read later would keep its state of the database."""
+        rows = db.execute(sql, values).fetchall()
+        return lambda: rows
+
+    def begin(self, db: Connection) -> None:
+        """Nothing: `write` has waited."""
+
     def insert(self, db: Connection, sql: str, values: Sequence[Any]) -> int:
         """Insert one row; returns its number."""
         db.execute(sql, values)

@@ -22,7 +22,7 @@ from batchwise.api.types import BatchInfo, Listing
 from batchwise.errors import BatchwiseError, LedgerError
 from batchwise.events import Hedged, Submitted
 from batchwise.ledger.values import Which
-from batchwise.models import Lane, Outcome, Reason
+from batchwise.models import Lane, Outcome
 from batchwise.planning.agenda import Seal
 from batchwise.planning.clock_skew import longest_pause
 from batchwise.planning.custom_ids import new_nonce, sealer
@@ -186,7 +186,7 @@ def _tell_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
             expires_at=info.expires_at,
         )
     )
-    hedged = sum(group.requests for group in batch.groups if group.terms.reason is Reason.HEDGED)
+    hedged = sum(group.requests for group in batch.groups if group.terms.hedged)
     if hedged:
         engine.telling.tell(Hedged(at=engine.now(), batch=info.id, requests=hedged))
 

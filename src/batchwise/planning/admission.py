@@ -173,15 +173,7 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
 
 
 def may_wait(snapshot: Snapshot, prefix: str, until: datetime, now: datetime, policy: Policy) -> bool:
-    """Whether every deadline can be kept in the worst case if all that shares a prefix waits for its primer.
-
-    Args:
-        snapshot: The unsettled work.
-        prefix: The digest of the prefix.
-        until: When its primer is over at the latest.
-        now: The moment.
-        policy: The rules' figures.
-    """
+    """Whether every deadline can be kept in the worst case if all that shares a prefix waits `until` it is primed."""
     others = tuple(group for group in snapshot.batch_queue if group.terms.prefix != prefix)
     promises = promises_of(attrs.evolve(snapshot, batch_queue=others), now, policy)
     for group in snapshot.batch_queue:

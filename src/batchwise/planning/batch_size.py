@@ -59,9 +59,7 @@ def best_size(requests: int, ends: Mapping[int, timedelta]) -> int:
 def expected_ends(groups: Iterable[Group], ends: Mapping[tuple[str, int], timedelta]) -> dict[int, timedelta]:
     """The mean time to the end of batches in which these groups go together, by the class of their size.
 
-    Args:
-        groups: What goes together, in the same proportions in each batch.
-        ends: The mean time by model and class.
+    Each batch has them in the same proportions; `ends` has the mean time by model and class.
     """
     found = list(groups)
     total = sum(group.requests for group in found)

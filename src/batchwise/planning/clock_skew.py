@@ -36,13 +36,7 @@ def longest_pause(policy: Policy) -> timedelta:
 def believed(snapshot: Snapshot, now: datetime, policy: Policy) -> Snapshot:
     """The snapshot with what lies in the future and ought to be past taken as now, and a pause of such a clock as over.
 
-    Args:
-        snapshot: What the ledger says.
-        now: The moment (aware UTC).
-        policy: The rules' figures.
-
-    Returns:
-        The snapshot itself if there is nothing of the kind; else what is as it was is the same object in the new one.
+    It is the snapshot itself if there is nothing of the kind; else what is as it was is the same object in the new one.
     """
     right: dict[str, Any] = {
         name: _groups(getattr(snapshot, name), now) for name in ("batch_queue", "sync_queue", "sync_running")

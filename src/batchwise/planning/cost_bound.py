@@ -112,11 +112,7 @@ def refuse_unbounded(request: Request, where: str) -> None:
 def length_class(prices: PriceBook, request: Request, models: Iterable[str], *, at: datetime) -> tuple[int | None, ...]:
     """What decides beside its traits what is kept for a request: its media, and what input of its length costs.
 
-    Args:
-        prices: The price book.
-        request: The request.
-        models: All to which it may go.
-        at: When.
+    `models` are all to which it may go.
     """
     media = media_tokens(request)
     if media is None:

@@ -45,11 +45,7 @@ SAFE = Risk()
 def risks(snapshot: Snapshot, now: datetime, policy: Policy, *, leeway: timedelta = ZERO) -> Mapping[int, Risk]:
     """The requests in danger, by the number of their job; a job without any is left out.
 
-    Args:
-        snapshot: The unsettled work.
-        now: The moment (aware UTC).
-        policy: The rules' figures.
-        leeway: How late a rescue may begin before it counts as not begun.
+    A rescue counts as not begun once it is later than `leeway`.
     """
     found: dict[int, Risk] = {}
     for group in groups_of(snapshot):

@@ -309,11 +309,7 @@ UNAFFORDABLE = ResultError(
 def rule_row(result: Mapping[str, Any], *, structured: bool = False) -> Ruling:
     """What a batch's result object (`{"type": "succeeded", "message": ...}` and its like) means. Total: never raises.
 
-    Billed are succeeded rows alone (API documentation).
-
-    Args:
-        result: The decoded object.
-        structured: Whether its request asked for an answer that keeps to a JSON schema.
+    Billed are succeeded rows alone (API documentation). `structured`: its answer has to keep to a JSON schema.
     """
     match result.get("type"):
         case "succeeded":
@@ -449,11 +445,6 @@ def met_deadline(outcome: Outcome, deadline: datetime | None, settled: datetime)
 
     Only an answer meets a deadline. A cancelled request has none any more, whoever cancelled it and when.
 
-    Args:
-        outcome: How it ends.
-        deadline: When it was due.
-        settled: When it ends.
-
     Returns:
         True or False, None without a deadline; and the time from the deadline to the end, zero where it is in time.
     """
@@ -473,11 +464,7 @@ def rule_answer(message: object, *, structured: bool = False) -> Ruling:
 
     A message is an object with a list of `content`; what it is made of is the caller's to read. A refusal is billed and
     no answer. An answer that was cut off is one, unless it had to keep to a JSON schema: half of that is of no use.
-    Anything else is kept as it came, and not bought again unasked.
-
-    Args:
-        message: The decoded JSON.
-        structured: Whether its request asked for an answer that keeps to a JSON schema.
+    Anything else is kept as it came, and not bought again unasked. `structured`: it has to keep to a JSON schema.
     """
     content = message.get("content") if isinstance(message, Mapping) else None
     if not isinstance(message, Mapping) or not isinstance(content, list):

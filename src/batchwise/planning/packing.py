@@ -58,12 +58,7 @@ def body_length(count: int, entry_bytes: int) -> int:
 
 
 def check_entry(size: int, name: str, *, max_bytes: int = MAX_BYTES) -> None:
-    """Refuse a request that no create call can carry.
-
-    Args:
-        size: Its `entry_size`.
-        name: What to call it in the error.
-        max_bytes: The limit of a create call's body.
+    """Refuse a request whose entry is of a size that no create call can carry.
 
     Raises:
         RequestTooLargeError: Even alone it exceeds the limit.

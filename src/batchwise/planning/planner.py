@@ -68,13 +68,8 @@ def next_due(snapshot: Snapshot, now: datetime, policy: Policy, *, job: int | No
     """When some process must run at the latest so that every deadline is kept; None: nothing waits.
 
     A moment in the past is the one at which somebody should have come, and nobody did. Looks at batches that a pump
-    takes in between, to be early, are not counted.
-
-    Args:
-        snapshot: The unsettled work.
-        now: The moment (aware UTC).
-        policy: The rules' figures.
-        job: Only what this job (by its number) needs; rescues are computed over everything all the same.
+    takes in between, to be early, are not counted. With a job (its number) only what that one needs counts; rescues are
+    computed over everything all the same.
     """
     asked = _asked(snapshot, now, policy, job)
     if not _undone(asked):

@@ -9,7 +9,7 @@ from itertools import accumulate
 from operator import attrgetter, itemgetter
 
 from batchwise.basics.times import ZERO
-from batchwise.models import Lane, Reason
+from batchwise.models import Lane
 
 from .admission import may_wait, priming_ends
 from .agenda import Agenda, FailLate, Move, Run, Seal
@@ -182,8 +182,7 @@ def _bundles(groups: Iterable[Group]) -> Iterator[list[Group]]:
 
     def order(group: Group) -> tuple[object, ...]:
         deadline = group.terms.deadline
-        hedged = group.terms.reason is Reason.HEDGED
-        return group.terms.betas, hedged, deadline is not None, deadline or group.since, group.terms.id
+        return group.terms.betas, group.terms.hedged, deadline is not None, deadline or group.since, group.terms.id
 
     bundle: list[Group] = []
     for group in sorted(groups, key=order):
@@ -205,7 +204,7 @@ def _may_share(first: Group, other: Group) -> bool:
     one, two = first.terms, other.terms
     return (
         one.betas == two.betas
-        and (one.reason is Reason.HEDGED) == (two.reason is Reason.HEDGED)
+        and one.hedged == two.hedged
         and may_share(one.deadline, two.deadline, tolerance=max(one.interval, _NEAR))
     )
 

@@ -5,7 +5,7 @@ Prices may depend on a request's length, so a price is asked for each length and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from decimal import Context, Decimal
 from fractions import Fraction
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from batchwise.basics.figures import Number, to_number
+from batchwise.basics.figures import Number, check_whole, to_number
 from batchwise.errors import InvalidValueError, shown
 from batchwise.models import Lane
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .pricing import PriceBook
 
-__all__ = ["Kind", "Mix", "mix_of", "sampled", "to_dollars"]
+__all__ = ["Kind", "Mix", "mix_of", "to_dollars"]
 
 _MONEY = Context(prec=40)
 
@@ -95,39 +95,63 @@ class Mix:
 
 
 def mix_of(
-    model: str,
+    sample: Iterable[Request] | None,
     *,
+    model: str | None,
     mean_input_tokens: Number | None,
     input_lengths: Mapping[int, Number] | None,
-    mean_output_tokens: Number,
+    mean_output_tokens: Number | None,
     mean_cached_tokens: Number,
-    request_bytes: int,
+    request_bytes: int | None,
 ) -> Mix:
-    """The mix that figures describe: requests of the mean length, or of `input_lengths` with their shares.
+    """The mix that a sample stands for, or that figures describe: the mean length, or lengths with their shares.
 
     Raises:
-        InvalidValueError: A figure is no number, or no share is above zero.
+        InvalidValueError: Too much is said or too little, a figure is no number, or no share is above zero.
     """
+    lengths = "mean_input_tokens" if input_lengths is None else "input_lengths"
+    figures = {
+        "model": model,
+        lengths: mean_input_tokens if input_lengths is None else input_lengths,
+        "mean_output_tokens": mean_output_tokens,
+        "request_bytes": request_bytes,
+    }
+    if sample is not None:
+        known = {**figures, "mean_cached_tokens": mean_cached_tokens or None}
+        doubled = next((name for name, figure in known.items() if figure is not None), None)
+        if doubled is not None:
+            raise InvalidValueError(f"sample says what requests are like, and so does {doubled}; leave one of them out")
+        return _sampled(sample)
+    if mean_input_tokens is not None and input_lengths is not None:
+        raise InvalidValueError("mean_input_tokens and input_lengths both say how long requests are; leave one out")
+    lacks = next((name for name, figure in figures.items() if figure is None), None)
+    if model is None or lacks:
+        raise InvalidValueError(f"{lacks} is missing; give it, or sample=[Request(...), ...]")
+    if not model:
+        raise InvalidValueError(f"model={model!r} is not a model's id; give one, e.g. 'claude-sonnet-5'")
+    size = check_whole(request_bytes, "request_bytes", 1)
     output = to_number(mean_output_tokens, "mean_output_tokens")
     cached = to_number(mean_cached_tokens, "mean_cached_tokens")
-    if input_lengths is None:
-        lengths = {to_number(mean_input_tokens, "mean_input_tokens"): Fraction(1)}
-    else:
-        lengths = {
-            to_number(length, "input_lengths"): to_number(share, f"input_lengths[{shown(length)}]")
-            for length, share in input_lengths.items()
-        }
     kinds = tuple(
         Kind(weight=share, model=model, input_tokens=length, cached_tokens=cached, output_tokens=output)
-        for length, share in lengths.items()
+        for length, share in _shares(mean_input_tokens, input_lengths)
         if share
     )
     if not kinds:
         raise InvalidValueError(f"input_lengths={shown(input_lengths)} has no length with a share above zero")
-    return Mix(kinds=kinds, request_bytes=request_bytes)
+    return Mix(kinds=kinds, request_bytes=size)
 
 
-def sampled(requests: Iterable[Request]) -> Mix:
+def _shares(mean: Number | None, lengths: Mapping[int, Number] | None) -> Iterator[tuple[Fraction, Fraction]]:
+    """Lengths with their shares."""
+    if lengths is None:
+        yield to_number(mean, "mean_input_tokens"), Fraction(1)
+        return
+    for length, share in lengths.items():
+        yield to_number(length, "input_lengths"), to_number(share, f"input_lengths[{shown(length)}]")
+
+
+def _sampled(requests: Iterable[Request]) -> Mix:
     """The mix that a sample of requests stands for.
 
     Tokens are estimated as the router does: four bytes of the body for an input token, and what is expected of the

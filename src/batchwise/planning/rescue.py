@@ -10,7 +10,7 @@ from operator import attrgetter
 import attrs
 
 from batchwise.basics.times import ZERO
-from batchwise.models import Policy, Reason
+from batchwise.models import Policy
 
 from .capacity import FILLED, Capacity
 from .reserve import margin_of
@@ -32,7 +32,7 @@ _CALM = Fraction(70, 100)
 
 def is_hedged(terms: Terms, policy: Policy) -> bool:
     """Whether its batch may be broken off before its window is over."""
-    return policy.hedge or terms.reason is Reason.HEDGED
+    return policy.hedge or terms.hedged
 
 
 def _places(snapshot: Snapshot) -> Iterator[tuple[Group, BatchView | None]]:
@@ -145,7 +145,7 @@ class Rescues:
         if key is None or key not in self._calm:
             return None
         last = self._calm[key] - self._policy.cancel_settle
-        return last if terms.reason is not Reason.HEDGED or terms.rescue_at is None else min(last, terms.rescue_at)
+        return min(last, terms.rescue_at) if terms.hedged and terms.rescue_at is not None else last
 
     def cancel_moments(self, batch: BatchView) -> list[datetime]:
         """The same for each of its groups."""

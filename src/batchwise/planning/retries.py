@@ -29,16 +29,9 @@ def next_attempt(
 ) -> tuple[Lane, bool] | None:
     """Where a request goes on that its batch gave no answer: another batch if the time allows one, else the sync lane.
 
-    The last attempt is kept for the sync lane. A request that has used it up and can still meet its deadline goes there
-    all the same, and that try costs nothing.
-
-    Args:
-        terms: The request's terms.
-        attempts: What it has used up before.
-        now: The moment.
-        policy: The rules' figures.
-        costs: Whether this try counts among its attempts.
-        sync_works: Whether the sync lane takes work now.
+    It used up so many attempts before; `costs` says whether this try counts among them. The last one is kept for the
+    sync lane, as long as that takes work (`sync_works`). A request that has used it up and can still meet its deadline
+    goes there all the same, and that try costs nothing.
 
     Returns:
         The lane, and whether the try counts; None: no attempt is left, or it was adopted, so it ends.
@@ -59,14 +52,8 @@ def next_attempt(
 def may_call_again(terms: Terms, *, attempts: int, calls: int, now: datetime, policy: Policy) -> bool:
     """Whether a request whose call failed may be called again.
 
-    What batches used up tells nothing of the sync lane: where its deadline can still be met, calls alone count.
-
-    Args:
-        terms: The request's terms.
-        attempts: What it has used up, with this call if that counts.
-        calls: How many of these were calls.
-        now: The moment.
-        policy: The rules' figures.
+    It has used up so many attempts, with this call if that counts; so many `calls` are among them. What batches used up
+    tells nothing of the sync lane: where its deadline can still be met, calls alone count.
     """
     return (calls if _may_meet(terms, now) else attempts) < policy.max_attempts
 

@@ -417,13 +417,7 @@ def _refuse_contradictions(case: Case, where: str) -> None:
 
 
 def check_size(size: int, lane: Lane, *, rescue: bool, where: str) -> None:
-    """Refuse a request that is too large for a lane that it needs.
-
-    Args:
-        size: Bytes of its body.
-        lane: The lane that it goes to.
-        rescue: Whether the sync lane has to redo what its batch does not finish.
-        where: What to call it in the error.
+    """Refuse a body of so many bytes that is too large for its lane, or for the sync lane where that is its rescue.
 
     Raises:
         RequestTooLargeError: It exceeds what a Messages call, or a create call, may carry.

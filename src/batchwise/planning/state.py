@@ -91,6 +91,11 @@ class Terms:
         return None if self.batch_only else self.deadline
 
     @property
+    def hedged(self) -> bool:
+        """Whether it went to a batch that may have to be broken off for it."""
+        return self.reason is Reason.HEDGED
+
+    @property
     def grows(self) -> int:
         """Bytes by which one of these grows where its breakpoints ask for an hour."""
         return self.breakpoints * GROWTH if self.prefix else 0

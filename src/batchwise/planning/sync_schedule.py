@@ -258,12 +258,7 @@ def latest_starts(cohorts: Sequence[Cohort], pace: Pace, *, tail: timedelta) -> 
     """When each cohort has to start on the lane at the latest (UTC), in the order given, so that all are in time.
 
     `f_k = min(D_k - tail, f_(k+1)) - W_k`, deadlines descending; of cohorts with the same deadline the first given
-    runs first. Releases are not looked at: a cancel makes work available early.
-
-    Args:
-        cohorts: Everything that may have to be rescued.
-        pace: The sync lane's.
-        tail: How long the slowest call takes; at least `limits.latency`.
+    runs first. Releases are not looked at: a cancel makes work available early. The slowest call takes the tail.
     """
     jobs = _to_jobs(cohorts, pace, _EPOCH, tail)
     starts = [0] * len(jobs)
@@ -277,13 +272,7 @@ def fits(cohorts: Sequence[Cohort], pace: Pace, *, now: datetime, tail: timedelt
     """Whether the preemptive EDF schedule of all cohorts, each available from its release, meets every deadline.
 
     It does exactly if for all t1 < t2 the work released from t1 on that is due by t2 is at most t2 - t1. What the lane
-    is busy with already goes in as a cohort too.
-
-    Args:
-        cohorts: Everything that may have to be rescued.
-        pace: The sync lane's.
-        now: Nothing runs before it.
-        tail: How long the slowest call takes; at least `limits.latency`.
+    is busy with already goes in as a cohort too. The tail is what the slowest call takes.
 
     Returns:
         None if it fits, else the span in which most is lacking.

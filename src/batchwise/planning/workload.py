@@ -29,7 +29,7 @@ from .constraints import SEARCHED, Load, Violation, longest_interval, nearest_lo
 from .forecast import Forecast
 from .packing import MAX_BYTES, MAX_REQUESTS
 from .pricing import PriceBook, book_of
-from .request_mix import Mix, mix_of, sampled, to_dollars
+from .request_mix import Mix, mix_of, to_dollars
 from .routing import Case, decide
 
 if TYPE_CHECKING:
@@ -143,15 +143,6 @@ class _Money:
     sync: Fraction | None
     batch: Fraction | None
 
-    @classmethod
-    def of(cls, mix: Mix, prices: PriceBook, at: datetime | None) -> _Money:
-        """Of the mix's requests."""
-        return cls(
-            model=mix.kinds[0].model,
-            sync=mix.price(prices, Lane.SYNC, at),
-            batch=mix.price(prices, Lane.BATCH, at),
-        )
-
     def saving(self) -> Decimal | None:
         """USD a request."""
         return None if self.sync is None or self.batch is None else to_dollars(self.sync - self.batch)
@@ -247,45 +238,6 @@ def _nearest(load: Load, money: _Money) -> WorkloadPlan | None:
     return attrs.evolve(_plan(near, interval, money), changed=tuple(name for name, other in differs.items() if other))
 
 
-def _mix(
-    sample: Iterable[Request] | None,
-    model: str | None,
-    mean_input_tokens: Number | None,
-    input_lengths: Mapping[int, Number] | None,
-    mean_output_tokens: Number | None,
-    mean_cached_tokens: Number,
-    request_bytes: int | None,
-) -> Mix:
-    lengths = "mean_input_tokens" if input_lengths is None else "input_lengths"
-    figures = {
-        "model": model,
-        lengths: mean_input_tokens if input_lengths is None else input_lengths,
-        "mean_output_tokens": mean_output_tokens,
-        "request_bytes": request_bytes,
-    }
-    if sample is not None:
-        known = {**figures, "mean_cached_tokens": mean_cached_tokens or None}
-        doubled = next((name for name, figure in known.items() if figure is not None), None)
-        if doubled is not None:
-            raise InvalidValueError(f"sample says what requests are like, and so does {doubled}; leave one of them out")
-        return sampled(sample)
-    if mean_input_tokens is not None and input_lengths is not None:
-        raise InvalidValueError("mean_input_tokens and input_lengths both say how long requests are; leave one out")
-    lacks = next((name for name, figure in figures.items() if figure is None), None)
-    if model is None or mean_output_tokens is None or request_bytes is None or lacks:
-        raise InvalidValueError(f"{lacks} is missing; give it, or sample=[Request(...), ...]")
-    if not model:
-        raise InvalidValueError(f"model={model!r} is not a model's id; give one, e.g. 'claude-sonnet-5'")
-    return mix_of(
-        model,
-        mean_input_tokens=mean_input_tokens,
-        input_lengths=input_lengths,
-        mean_output_tokens=mean_output_tokens,
-        mean_cached_tokens=mean_cached_tokens,
-        request_bytes=check_whole(request_bytes, "request_bytes", 1),
-    )
-
-
 def _slowest(capacity: Capacity, mix: Mix) -> Limits:
     """The limits of the class of models that takes longest for the mean request, as if it had to take all of them."""
     every = [capacity.limits(name) for name in sorted(capacity.classes)]
@@ -363,7 +315,15 @@ def plan_workload(
     """
     if burst == 0 and arrivals_per_hour == 0:
         raise InvalidValueError("arrivals_per_hour=0 and burst=0: nothing to plan; give one of them")
-    mix = _mix(sample, model, mean_input_tokens, input_lengths, mean_output_tokens, mean_cached_tokens, request_bytes)
+    mix = mix_of(
+        sample,
+        model=model,
+        mean_input_tokens=mean_input_tokens,
+        input_lengths=input_lengths,
+        mean_output_tokens=mean_output_tokens,
+        mean_cached_tokens=mean_cached_tokens,
+        request_bytes=request_bytes,
+    )
     if limits is not None:
         check_limits(limits)
     if policy is not None:
@@ -396,7 +356,8 @@ def plan_workload(
         f"sla={sla} or rounds={rounds}",
     )
     own = {} if policy is None else policy.prices
-    money = _Money.of(mix, book_of(own if prices is None else prices), at)
+    sync, batch = (mix.price(book_of(own if prices is None else prices), lane, at) for lane in (Lane.SYNC, Lane.BATCH))
+    money = _Money(model=mix.kinds[0].model, sync=sync, batch=batch)
     load = attrs.evolve(load, worthwhile=_case(load, money).worthwhile)
     plan = _plan(load, load.interval or longest_interval(load), money)
     return attrs.evolve(plan, nearest=_nearest(load, money)) if plan.violations else plan

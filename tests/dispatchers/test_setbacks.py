@@ -106,7 +106,7 @@ async def test_an_answer_that_cannot_be_stored_for_a_while_is_stored_later(
 
 async def storing_error(d: Any) -> str | None:
     error = await last_error(d)
-    return error if error and error.startswith("storing what became of a call failed ") else None
+    return error if error and error.startswith("storing the outcome of a call failed ") else None
 
 
 async def no_error(d: Any) -> bool:

@@ -46,7 +46,7 @@ class Actions:
 
     @property
     def under_way(self) -> set[object]:
-        """The marks of batch actions under way."""
+        """Marks of the batch actions under way."""
         with self._lock:
             return set(self._groups)
 
@@ -90,11 +90,11 @@ class Actions:
         return True
 
     async def _act(self, action: agenda.Action, token: object, mark: object, raised: list[Exception] | None) -> None:
-        """Carry an action out. One that fails begins again after its pause; its place is free meanwhile."""
+        """Carry out an action. If it fails, it begins again after a pause; meanwhile it does not count in its group."""
         what, words = action_key(action), describe(action)
         try:
             await self._retrying.storing(carry_out(self._engine, action), what, words, every=False)
-        except Exception as error:  # noqa: BLE001  # tried again, or raised by whoever asked for it
+        except Exception as error:  # noqa: BLE001  # tried again, or raised by the caller
             if raised is None:
                 self._retrying.failed(what, words, error)
             else:

@@ -74,9 +74,9 @@ class Advancing:
         self._actions, self._calls = actions, calls
 
     async def advance(self, gap: timedelta, *, only_sending: bool = False) -> None:
-        """Carry out what is due until nothing is and nothing of it goes on, calls of the sync lane included.
+        """Carry out actions until none is due and none is under way, and until no call runs.
 
-        An upload, a reading or a call may take minutes: what falls due meanwhile does not wait for it.
+        An upload, a reading or a call may take minutes: actions that fall due meanwhile do not wait for it.
         """
         await store(self._engine.suspensions.resume_on_first_use)
         go = _Go(only_sending, awaited=self._actions.under_way)
@@ -91,7 +91,7 @@ class Advancing:
             if look.moved and await store(self._engine.ledger.version) != before:
                 continue
             unsure = not only_sending and self._engine.ledger.unsure
-            if unsure:  # what a dead process left is done in this go
+            if unsure:  # take over from dead processes now
                 await store(self._engine.leadership.take_over)
             if self._going_on(go) or unsure:
                 await self._until_one_ends(look.wait, unsure=unsure)
@@ -116,7 +116,7 @@ class Advancing:
         return self._calls.going_on or not go.awaited.isdisjoint(self._actions.under_way)
 
     async def _until_one_ends(self, seconds: float, *, unsure: bool) -> None:
-        """Wait until an action ends, or calls run out, so many seconds at most; `unsure`: so many, if nothing runs."""
+        """Wait until an action ends or no call waits, at most so many seconds; `unsure`: so long if nothing runs."""
         end, acting, work = monotonic() + seconds, self._actions.under_way, self._notifiers.work
         while monotonic() < end and acting <= self._actions.under_way and (acting or self._calls.going_on or unsure):
             self._retrying.give_up()

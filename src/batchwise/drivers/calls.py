@@ -64,7 +64,7 @@ class Calls:
             if lasting(error):
                 self._life.fail(error)
             else:
-                _log.exception("batchwise: a call's end could not be stored")
+                _log.exception("batchwise: the outcome of a call could not be stored")
         self._engine.setbacks.mended(what)
         self._notifiers.work.notify()
         if self.used_up:
@@ -73,7 +73,7 @@ class Calls:
             self._notifiers.waiters.notify_all()
 
     async def run_one_here(self) -> bool:
-        """Where no worker can be started, run one call of the queue; returns whether there was one."""
+        """If no worker can be started, run one call of the queue here; returns whether it did."""
         if not self._engine.queue.waiting or self._take_up():
             return False
         got = self._engine.sync_lane.next_call()

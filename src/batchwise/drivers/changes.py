@@ -28,7 +28,7 @@ class Changes:
     def __init__(self, engine: Engine, schedule: Schedule, waiters: Waiters, listener: Callable[[], None]) -> None:
         self._engine, self._schedule, self._waiters = engine, schedule, waiters
         self._is_notified = engine.ledger.listen(listener)
-        """Whether the database notifies this process of what others change."""
+        """Whether the database notifies this process of changes by others."""
         self._gap, self._version, self._swept = WATCH, -1, 0.0
         self.look_at = 0.0
         """When it looks again, by the monotonic clock."""
@@ -38,10 +38,9 @@ class Changes:
         self._gap = max(WATCH, PASS_SHARE * pass_took)
 
     async def look(self) -> bool:
-        """Look whether anybody has changed the ledger since the last look. If so, whoever waits is told.
+        """Return whether the ledger was changed since the last look; if so, wake waiting callers.
 
-        Every change is told, those that fall between two passes too: a caller that looked just before one would
-        wait for ever.
+        Changes between two passes count too: a caller that looked just before one would wait for ever.
         """
         if monotonic() < self.look_at:
             return False
@@ -55,9 +54,9 @@ class Changes:
         return True
 
     def _sweep(self) -> Callable[[], bool] | None:
-        """How to look for what dead processes left; None: not yet. Of a ledger on a server, that asks the server.
+        """Return the function that looks for dead processes; None: it is too early. With Postgres it asks the server.
 
-        An idle dispatcher asks one question: a dead holder of the lease is found by the lock of its run, too.
+        An idle dispatcher only looks at the locks of runs: they show a dead holder of the lease, too.
         """
         idle = False
         if self._is_notified:

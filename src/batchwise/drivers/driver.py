@@ -30,7 +30,7 @@ __all__ = ["Driver"]
 
 
 class Driver(ABC):
-    """Carries out what the planner asks for.
+    """Carries out the planner's actions.
 
     Args:
         engine: The core.
@@ -88,22 +88,22 @@ class Driver(ABC):
 
     @abstractmethod
     def call(self) -> bool:
-        """See to it that somebody takes up what the call queue holds; False: there is nobody."""
+        """Have a worker take up the calls in the queue; False: there is no worker."""
 
     @abstractmethod
     def _start_in_background(self, procedure: Callable[[], Procedure[None]]) -> bool:
-        """Start a procedure in the background; False, and nothing is started, if that is impossible now."""
+        """Start a procedure in the background; False if that is impossible now."""
 
     @abstractmethod
     def _abandon(self) -> None:
-        """Let calls that run end, then end it. Takes no lock: the collector of garbage may be what calls it."""
+        """Let running calls end, then close. Takes no lock, for the garbage collector may call it."""
 
     @abstractmethod
     def _changed_by_others(self) -> None:
-        """Tell whoever waits that the ledger has changed. From any thread."""
+        """Wake waiting callers: the ledger has changed. Called from any thread."""
 
     def _is_alone(self) -> bool:
-        """Whether the pump cannot be started now, so that whoever waits does its work."""
+        """Whether the pump cannot be started now, so that waiting callers do its work."""
         return False
 
     def _on_settled(self, requests: Sequence[int]) -> None:
@@ -118,12 +118,12 @@ class Driver(ABC):
 
     @property
     def owner(self) -> object:
-        """The dispatcher that it works for: while somebody holds that, it goes on."""
+        """The dispatcher that it works for; None: it was garbage-collected."""
         return self._owner.dispatcher
 
     @property
     def closed(self) -> bool:
-        """Whether it has ended."""
+        """Whether it is closed."""
         return self.life.closed
 
     def check(self) -> None:
@@ -131,12 +131,12 @@ class Driver(ABC):
         self.life.check()
 
     def check_working(self) -> None:
-        """Raise if nobody would do work that is handed in now: this dispatcher has ended, or is ending."""
+        """Raise if this dispatcher is closed, or is being closed: new work would not be done."""
         self.check()
         self.life.check_working()
 
     def raise_fatal(self) -> None:
-        """Raise what ended this dispatcher, if something did."""
+        """Raise the error that ended this dispatcher, if there is one."""
         self.life.raise_fatal()
 
     def wake(self, due: datetime | None = None) -> None:

@@ -59,7 +59,7 @@ class Ending:
         self._wake, self._owns_ledger = wake, owns_ledger
 
     def begin(self) -> None:
-        """Nothing more is taken, and no ResourceWarning is due any more."""
+        """Take no more work; a ResourceWarning is no longer due."""
         self._life.begin_closing()
         self._owner.close()
 
@@ -71,7 +71,7 @@ class Ending:
             spare_calls: Let calls that run end: they are paid for.
 
         Raises:
-            LedgerError: What is left could not be stored, for as long as calls that run are given.
+            LedgerError: The ledger failed for `END_GRACE` seconds.
         """
         if finish and not self._life.failed:
             await self._retrying.to_the_end(self._drain())
@@ -100,7 +100,7 @@ class Ending:
         return bool(self._actions.under_way) or self._engine.queue.busy > 0
 
     async def _let_calls_end(self) -> None:
-        """Calls that run are paid for: let them end, and begin nothing more."""
+        """Let running calls end, for they are paid for; begin no new ones."""
         self._life.stop()
         end, work = monotonic() + END_GRACE, self._notifiers.work
         await self._calls.put_back()
@@ -114,13 +114,13 @@ class Ending:
         await self._until_none(lambda: self._engine.queue.storing, END_GRACE)
 
     async def _until_none(self, going_on: Callable[[], int], seconds: float) -> None:
-        """Wait until nothing of it goes on, so many seconds at most."""
+        """Wait until `going_on` returns 0, at most so many seconds."""
         end, news = monotonic() + seconds, self._notifiers.waiters.news
         while going_on() and monotonic() < end:
             await pause(news.wait, news.version(), 0.01)
 
     def close_ledger(self) -> None:
-        """Let go of the ledger: the last step of every end."""
+        """Close the engine, and the ledger if it is owned: the last step of closing."""
         try:
             self._engine.close()
         finally:

@@ -28,13 +28,13 @@ class Life:
         self.stopped = False
         """Whether it begins nothing more of the work that it has."""
         self.closed = False
-        """Whether it has ended."""
+        """Whether it is closed."""
 
     # -- who may go on ----------------------------------------------------------------------------------------------
 
     @property
     def forked(self) -> bool:
-        """Whether this is a child of the process that it was made in: it belongs to the parent."""
+        """Whether this process is a fork of the one that it belongs to."""
         return self._pid != os.getpid()
 
     def check_own(self) -> None:
@@ -69,7 +69,7 @@ class Life:
     def raise_fatal(self) -> None:
         """Raise what ended the dispatcher, if something did."""
         if self._error is not None:
-            # To each a copy: a traceback holds everybody whom the error passed, and with him the dispatcher.
+            # A copy for each caller: a traceback holds the frames that the error passed, and so the dispatcher.
             raise copy(self._error) from self._error.__cause__
 
     # -- its end, step by step --------------------------------------------------------------------------------------

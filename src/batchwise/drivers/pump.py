@@ -71,7 +71,7 @@ class Pump:
                 await pause(notifier.wait, seen, self._retrying.failed(_LOOKING, _LOOKING, error))
 
     async def look(self) -> float | None:
-        """A pass and what belongs to it. Returns the seconds until the next one is due: after a pause if it failed."""
+        """Make a pass; returns the seconds until the next one is due, or the pause after a failure."""
         try:
             await self._changes.look()
             if self._engine.waits.end is not None:
@@ -83,7 +83,7 @@ class Pump:
             self._changes.slow_down(monotonic() - begun)
             self._tell_problems()
         except Exception as error:  # noqa: BLE001  # tried again
-            if isinstance(error, LedgerError) and not passing(error):  # its file is gone, or broken
+            if isinstance(error, LedgerError) and not passing(error):  # the ledger is gone, or damaged
                 self._life.fail(error)
                 return 0.0
             return self._retrying.failed(_LOOKING, _LOOKING, error)
@@ -98,7 +98,7 @@ class Pump:
             self._notifiers.waiters.notify_all()
 
     async def _begin_due(self) -> float | None:
-        """One look at the state; begins what is due. Returns the seconds until something is due again."""
+        """Ask the planner once, and begin what is due; returns the seconds until something is due again."""
         wait: float | None = None
         before, moved = await store(self._engine.ledger.version), False
         actions = await store(self._engine.plan)
@@ -114,16 +114,16 @@ class Pump:
             else:
                 await self._actions.begin_in_background(action)
         if moved and await store(self._engine.ledger.version) != before:
-            return 0.0  # rows moved: what is due now was not seen by this plan
+            return 0.0  # rows moved, so other actions may be due now
         return wait
 
     async def _move(self, action: agenda.Action) -> bool:
-        """Carry it out within the pass. A fault in it keeps nothing else of the pass from being done."""
+        """Carry out an action within the pass; returns whether it was begun. A fault in it does not end the pass."""
         what = action_key(action)
         try:
             moved = await self._actions.carry_out_here(action)
         except Exception as error:
-            if lasting(error) or passing(error):  # what comes next would meet the same
+            if lasting(error) or passing(error):  # the next action would meet the same error
                 raise
             self._retrying.failed(what, describe(action), error)
             return False
@@ -133,8 +133,8 @@ class Pump:
     async def _sleep(self, seen: Any, wait: float | None) -> None:
         """Sleep until something is due, until it is woken, or until another process changed the ledger or ended.
 
-        What is due is due by the wall clock, which may be set, and goes on while the machine sleeps; the monotonic
-        clock does neither. So the wall clock is looked at again and again, and whichever is first decides.
+        Work is due by the wall clock, which may be set, and goes on while the machine sleeps. The monotonic clock does
+        neither. So this looks at both again and again, and the first one that is due decides.
         """
         end = None if wait is None else monotonic() + wait
         notifier = self._notifiers.pump

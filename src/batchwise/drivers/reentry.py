@@ -1,7 +1,6 @@
-"""Ends that come in the middle of other code: from a signal's handler, or from the collector of garbage.
+"""Closing in the middle of other code: in a signal's handler, or in the garbage collector.
 
-Such code runs in a thread that may hold any lock, also one that it cannot take twice. So it takes none: what has to be
-done is done by another thread.
+Such code runs in a thread that may hold any lock. So it takes none, and has another thread do the work.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def started(thread: threading.Thread) -> bool:
-    """Start a thread; False if none can be had: the system's limit, or an interpreter that ends."""
+    """Start a thread; False if none can be started: the system's limit, or the interpreter ends."""
     try:
         thread.start()
     except RuntimeError:
@@ -27,9 +26,9 @@ def started(thread: threading.Thread) -> bool:
 
 
 def interrupted() -> FrameType | None:
-    """Where batchwise was in this thread when it called other code, which has now called batchwise; None: nowhere.
+    """Return the frame of batchwise's work in this thread that was interrupted by the code that called; None: none was.
 
-    That other code is the handler of a signal that came while batchwise worked, or an iterable that batchwise reads.
+    Such code is the handler of a signal, or an iterable that batchwise reads.
     """
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # it is documented, and takes no lock
     while frame is not None and _is_ours(frame):
@@ -44,10 +43,10 @@ def _is_ours(frame: FrameType) -> bool:
 
 
 def in_background(function: Callable[[], object]) -> None:
-    """Call it in a thread of its own, which the end of the interpreter waits for. Takes no lock.
+    """Call a function in a thread of its own, which the end of the interpreter waits for. Takes no lock.
 
     Raises:
-        RuntimeError: No thread can be had.
+        RuntimeError: No thread can be started.
     """
     _thread.start_new_thread(_begin, (function,))
 

@@ -42,7 +42,7 @@ class Retrying:
         return seconds
 
     async def storing(self, procedure: Procedure[T], what: Hashable, words: str, *, every: bool) -> T:
-        """Carry a procedure out. Ledger calls that fail in passing are repeated: the sure ones, or every one."""
+        """Carry out a procedure. Retry transient failures of the ledger: of `sure` calls, or of `every` call."""
 
         async def retry(effect: Effect, error: Exception) -> bool:
             if not (_is_passing(effect, error) and (every or effect.sure)):
@@ -74,7 +74,7 @@ class Retrying:
             raise stuck
 
     async def _rest(self, seconds: float) -> None:
-        """Sleep so long, or until the end begins; while it ends, for a second at most."""
+        """Sleep for so many seconds, or until closing begins; while it closes, for at most a second."""
         ending = self._notifiers.ending
         await pause(ending.wait, ending.version(), min(seconds, 1.0) if self._life.stopped else seconds)
 

@@ -24,7 +24,7 @@ class Schedule:
         self._next: datetime | None = None
         """When the pump looks again; None while it does."""
         self._asked = NEVER
-        """When it has to look at the latest, for what was accepted while it was looking."""
+        """When the pump has to look at the latest, for requests that were accepted while it looked."""
 
     def wake(self, due: datetime | None = None) -> None:
         """Have the pump look again: at once, or not later than `due`."""

@@ -1,9 +1,9 @@
 """The driver of tasks: one for the pump, one for each batch action and each call.
 
-They live in one task group, on the event loop that opened it; the ledger is reached through threads. The task that
-holds the group is the driver's own, so that an error of its caller's cancels nothing of it, and nothing that happens in
-it cancels its caller. On asyncio that task belongs to no other, so whichever task of the loop likes may close it. On
-trio every task has a parent: there it belongs to the task that entered it.
+They live in one task group, on the event loop that opened it, and reach the ledger through threads. The task that holds
+the group is the driver's own: an error of the caller cancels no task of the driver, and no error of the driver cancels
+the caller. On asyncio that task has no parent, so any task of the loop may close it. On trio every task has a parent:
+there it belongs to the task that entered it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["TaskDriver", "on_asyncio"]
 T = TypeVar("T")
 _log = logging.getLogger("batchwise")
 _spawned: set[asyncio.Task[None]] = set()
-"""An event loop holds its tasks weakly."""
+"""Tasks that run: an event loop holds them weakly."""
 
 
 def on_asyncio() -> bool:
@@ -45,9 +45,9 @@ def on_asyncio() -> bool:
 
 
 def _loop() -> Any:
-    """The event loop, or its token on trio."""
+    """Return the event loop, or its token on trio."""
     token = anyio.lowlevel.current_token()
-    return getattr(token, "native_token", token)  # anyio before 4.11 gives it as it is
+    return getattr(token, "native_token", token)  # anyio before 4.11 returns the loop itself
 
 
 def _spawn(work: Coroutine[Any, Any, None]) -> None:
@@ -62,7 +62,7 @@ class _Notifier:
     def __init__(self) -> None:
         self._version = 0
         self._event: anyio.Event | None = None
-        """Of those who wait now; None while nobody waits: most changes come then."""
+        """The event of the tasks that wait now; None while none waits, which is most of the time."""
 
     def notify(self) -> None:
         self._version += 1
@@ -90,12 +90,12 @@ class _Notifier:
 
 
 class TaskDriver(Driver):
-    """Carries out what the planner asks for, in tasks of a group of its own.
+    """Carries out the planner's actions, in tasks of a group of its own.
 
     Args:
         engine: The core.
         ports: The API.
-        threads: In which callers reach the ledger: an iterable of theirs that blocks holds up no work.
+        threads: Threads in which callers reach the ledger: if an iterable of theirs blocks, that holds up no work.
         owns_ledger: Whether the ledger is closed at the end.
         close_client: Awaited at the end; None: the client is the caller's, and stays open.
     """
@@ -117,18 +117,18 @@ class TaskDriver(Driver):
         self._leaving, self._gone = anyio.Event(), anyio.Event()
         self._end_error: Exception | None = None
         self._parent: Any = None
-        """On trio: the group of the task that entered it, in which the host lives; None on asyncio."""
+        """On trio the group of the task that entered it, in which the host lives; None on asyncio."""
         self._entered_by: int | None = None
 
     def _changed_by_others(self) -> None:
-        with suppress(RuntimeError):  # the loop has ended, and with it all who waited
+        with suppress(RuntimeError):  # the loop has ended, and all waiting tasks with it
             if isinstance(self._loop, asyncio.AbstractEventLoop):
                 self._loop.call_soon_threadsafe(self.notifiers.waiters.notify_all)
             else:
                 self._loop.run_sync_soon(self.notifiers.waiters.notify_all)
 
     async def start(self) -> None:
-        """Start the host, and in it the pump."""
+        """Start the host, which starts the pump."""
         begun = anyio.Event()
         if on_asyncio():
             _spawn(self._host(begun))
@@ -138,12 +138,12 @@ class TaskDriver(Driver):
             self._parent.start_soon(self._host, begun)
         try:
             await begun.wait()
-        except BaseException:  # cancelled: nobody has it, and nobody will close it
+        except BaseException:  # cancelled: no caller has it, so none will close it
             await self.leave(finish=False, spare_calls=False)
             raise
 
     async def _host(self, begun: anyio.Event) -> None:
-        """The task that all its tasks live in: until it is closed, or cancelled with the event loop's other tasks."""
+        """Hold the group of all tasks until it is closed, or cancelled with the event loop's other tasks."""
         try:
             async with self._tasks:
                 self._start_in_background(self._pump.run)
@@ -151,7 +151,7 @@ class TaskDriver(Driver):
                 begun.set()
                 await self._leaving.wait()
                 self._tasks.cancel_scope.cancel()
-        except Exception as error:  # noqa: BLE001  # whoever waits is told
+        except Exception as error:  # noqa: BLE001  # waiting callers get it
             _log.exception("batchwise: a dispatcher ended by a fault within batchwise")
             fault = ClosedDispatcherError(
                 "this dispatcher ended by a fault within batchwise; the log says where. Open a new one: the ledger has "
@@ -172,7 +172,7 @@ class TaskDriver(Driver):
             finally:
                 if self._close_client is not None:
                     await self._close_client()
-        except Exception as error:  # noqa: BLE001  # whoever closes it is told
+        except Exception as error:  # noqa: BLE001  # `close` raises it
             self._end_error = error
         finally:
             self._gone.set()
@@ -184,7 +184,7 @@ class TaskDriver(Driver):
         request: int | None = None,
         held: Callable[[], bool] | None = None,
     ) -> T | None:
-        """The first value that `check` (run in a thread) gives; None after `timeout` seconds."""
+        """Return the first value that `check` (run in a thread) gives; None after `timeout` seconds."""
         return await drive_async(self._waiting.until(check, timeout, request, held), self._ports)
 
     async def cancel(self, *, request: int | None = None, job: int | None = None) -> int:
@@ -200,7 +200,7 @@ class TaskDriver(Driver):
         return name
 
     async def advance(self, gap: timedelta) -> None:
-        """Carry out what is due in this task until nothing is."""
+        """Carry out actions in this task until none is due."""
         await drive_async(self._advancing.advance(gap), self._ports)
 
     def check(self) -> None:
@@ -213,12 +213,12 @@ class TaskDriver(Driver):
             raise WrongLoopError("this dispatcher belongs to the event loop that opened it; make one for this loop")
 
     def call(self) -> bool:
-        """Take up what the call queue holds."""
+        """Have the queued calls taken up."""
         self.notifiers.work.notify()
         return True
 
     def _on_settled(self, requests: Sequence[int]) -> None:
-        """Called from worker threads, too."""
+        """Wake waiting callers; called from worker threads, too."""
         if threading.get_ident() == self._thread:
             super()._on_settled(requests)
         else:
@@ -234,7 +234,7 @@ class TaskDriver(Driver):
         await drive_async(procedure(), self._ports)
 
     async def _feed(self) -> None:
-        """Start calls as the queue lets them through."""
+        """Start calls as soon as the queue gives them out."""
         work = self.notifiers.work
         while not self.life.stopped:
             seen = work.version()
@@ -245,11 +245,11 @@ class TaskDriver(Driver):
                 await work.wait(seen, got)
 
     async def close(self, *, finish: bool, spare_calls: bool = False) -> None:
-        """End; whoever is not the first waits for the end.
+        """Close it; a second caller waits until it is closed.
 
         Args:
-            finish: Only after what is queued for a batch was sent and the sync calls have ended.
-            spare_calls: Let calls that run end: they are paid for.
+            finish: First send the work that is queued for a batch, and wait for the sync calls.
+            spare_calls: First let running calls end: they are paid for.
 
         Raises:
             WrongLoopError: It lives on another event loop.
@@ -274,7 +274,7 @@ class TaskDriver(Driver):
 
     def _abandon(self) -> None:
         if self._parent is not None:
-            return  # trio's block holds its owner, and ends it
+            return  # trio's block holds its owner, and closes it
         try:
             self._loop.call_soon_threadsafe(lambda: _spawn(self.close(finish=False, spare_calls=True)))
         except RuntimeError:  # the loop is closed, and its tasks are gone
@@ -290,7 +290,7 @@ class TaskDriver(Driver):
             raise self._end_error
 
     async def leave(self, *, finish: bool, spare_calls: bool) -> None:
-        """What `async with` does at its end: close it, and on trio leave the group that the host lives in.
+        """Close it at the end of `async with`; on trio leave the group that the host lives in.
 
         Raises:
             WrongLoopError: It lives on another event loop, or another task of trio entered it.

@@ -29,11 +29,11 @@ T = TypeVar("T")
 _log = logging.getLogger("batchwise")
 _STARTING = "starting a thread"
 _NO_THREAD = (
-    "the system gives this process no more threads (see ulimit -u); until it does, work is done when batchwise is "
+    "the system gives this process no more threads (see ulimit -u); until it does, batchwise works only while it is "
     "called: dispatch, flush, wait, advance or close"
 )
 _LOOK = 2.0
-"""Seconds between two looks whether this is a forked child, in which nobody notifies."""
+"""Seconds between two looks whether this is a forked child, in which no thread notifies."""
 
 
 class _Notifier:
@@ -57,7 +57,7 @@ class _Notifier:
     def wait(self, seen: int, timeout: float | None) -> None:
         end = None if timeout is None else monotonic() + timeout
         with self._condition:
-            # Nobody notifies in a child that the handler of a signal has forked from here.
+            # In a child that a signal's handler has forked from here, no thread notifies.
             while self._version == seen and self._pid == os.getpid():
                 left = _LOOK if end is None else min(_LOOK, end - monotonic())
                 if left <= 0:
@@ -66,12 +66,12 @@ class _Notifier:
 
 
 class ThreadDriver(Driver):
-    """Carries out what the planner asks for, in threads started on first need and ended by `close`.
+    """Carries out the planner's actions, in threads that are started on first need and ended by `close`.
 
     Args:
         engine: The core.
         ports: The API.
-        stopping: Set when the driver ends; naps of the lanes end with it.
+        stopping: Set when the driver ends; it ends the pauses of API calls.
         owns_ledger: Whether the ledger is closed at the end.
         close_client: Called at the end; None: the client is the caller's, and stays open.
     """
@@ -92,9 +92,9 @@ class ThreadDriver(Driver):
         self._starting = threading.Lock()
         """Held while the pump is started."""
         self._made_within = interrupted()
-        """The frame of another dispatcher's work within which this one was made: it may end there."""
+        """The frame of another dispatcher's work within which this one was made: it may be closed there."""
         self._first, self._ended = threading.Lock(), threading.Event()
-        """Taken for good by the one who ends it; set when it has ended."""
+        """The lock is taken for good by the first caller of `close`; the event is set when it is closed."""
 
     def wait_for(
         self,
@@ -103,7 +103,7 @@ class ThreadDriver(Driver):
         request: int | None = None,
         held: Callable[[], bool] | None = None,
     ) -> T | None:
-        """The first value that `check` gives; None after `timeout` seconds."""
+        """Return the first value that `check` gives; None after `timeout` seconds."""
         return drive(self._waiting.until(check, timeout, request, held), self._ports)
 
     def cancel(self, *, request: int | None = None, job: int | None = None) -> int:
@@ -119,13 +119,13 @@ class ThreadDriver(Driver):
         return name
 
     def advance(self, gap: timedelta) -> None:
-        """Carry out what is due in this thread until nothing is."""
+        """Carry out actions in this thread until none is due."""
         drive(self._advancing.advance(gap), self._ports)
 
     def wake(self, due: datetime | None = None) -> None:
         """Have the pump look again: at once, or not later than `due`.
 
-        Where it cannot be started, what is due now is done here; the log and `Progress.last_error` tell of it.
+        If the pump cannot be started, due actions are carried out here; the log and `Progress.last_error` say so.
         """
         super().wake(due)
         if self._is_alone():
@@ -134,7 +134,7 @@ class ThreadDriver(Driver):
                 pass
 
     def _start(self) -> None:
-        """Start the pump on first need; where no thread can be had, the next call tries again."""
+        """Start the pump on first need; if no thread can be started, the next call tries again."""
         if self._pumping is None and not self.life.stopped:
             with self._starting:
                 if self._pumping is None:
@@ -163,20 +163,20 @@ class ThreadDriver(Driver):
         self.notifiers.waiters.notify_all()
 
     def call(self) -> bool:
-        """See to it that somebody takes up what the call queue holds; False: there is nobody."""
+        """Have a worker take up the calls in the queue; False: there is no worker."""
         return self._workers.take_up()
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def close(self, *, finish: bool, spare_calls: bool = False) -> None:
-        """End; whoever is not the first waits for the end.
+        """Close it; a second caller waits until it is closed.
 
-        Called in the middle of batchwise's own work (by the handler of a signal), it returns at once: that work has to
-        go on before this can end. Another thread ends it.
+        In a signal's handler that interrupts batchwise's own work it returns at once, for that work has to go on first.
+        Another thread then closes it.
 
         Args:
-            finish: Only after what is queued for a batch was sent and the sync calls have ended.
-            spare_calls: Let calls that run end: they are paid for.
+            finish: First send the work that is queued for a batch, and wait for the sync calls.
+            spare_calls: First let running calls end: they are paid for.
         """
         if self.life.forked or self._ended.is_set():
             return
@@ -196,33 +196,33 @@ class ThreadDriver(Driver):
         try:
             in_background(partial(self._end_logged, finish=finish, spare_calls=spare_calls))
         except RuntimeError:
-            self._first.release()  # whoever closes it next does it himself
+            self._first.release()  # the next caller of `close` closes it
             raise
 
     def _end_logged(self, *, finish: bool, spare_calls: bool) -> None:
         try:
             self._end(finish=finish, spare_calls=spare_calls)
-        except Exception:  # noqa: BLE001  # nobody is there to be told
-            _log.exception("batchwise: a dispatcher could not be closed in order; a later process clears up")
+        except Exception:  # noqa: BLE001  # no caller waits for it
+            _log.exception("batchwise: a dispatcher could not be closed properly; a later process recovers its work")
 
     def _abandon(self) -> None:
         if self._first.acquire(blocking=False):
-            with suppress(RuntimeError):  # no thread can be had: it works on
+            with suppress(RuntimeError):  # no thread can be started: it works on
                 self._end_in_background(finish=False, spare_calls=True)
 
     def _end(self, *, finish: bool, spare_calls: bool) -> None:
         wait = finish
-        self.engine.setbacks.mended(_STARTING)  # what could not be done beside is done here
+        self.engine.setbacks.mended(_STARTING)  # closing works in this thread
         try:
             drive(self._ending.finish(finish=finish, spare_calls=spare_calls), self._ports)
         except BatchwiseError:
-            wait = False  # for what could not be ended there is no use in waiting
+            wait = False  # it is no use to wait longer
             raise
         finally:
             try:
                 self._stop(wait=wait)
             finally:
-                self._made_within = None  # a frame holds all that its function knows
+                self._made_within = None  # a frame holds the function's variables
                 self._ended.set()
 
     def _stop(self, *, wait: bool) -> None:

@@ -1,4 +1,4 @@
-"""Who waits for what in a dispatcher, and the notifiers that wake them."""
+"""Callers who wait in a dispatcher, and the notifiers that wake them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Waiters:
     def __init__(self, make_notifier: Callable[[], Notifier]) -> None:
         self._make_notifier, self._lock = make_notifier, threading.Lock()
         self._notifiers: dict[int, list[Notifier]] = {}
-        """By the number of the request that is waited for."""
+        """Notifiers of waiting callers, by the number of the request."""
         self._listening = 0
         self.news: Notifier = make_notifier()
         """Notifies when any request settles, and of each change that any waiter may have to know."""
 
     @property
     def waiting(self) -> bool:
-        """Whether anybody waits."""
+        """Whether any caller waits."""
         return self._listening > 0
 
     @contextmanager
@@ -70,14 +70,14 @@ class Waiters:
                 self._listening -= 1
 
     def settled(self, requests: Sequence[int]) -> None:
-        """Wake whoever waits for one of these requests, or for any."""
+        """Wake callers who wait for one of these requests, or for any request."""
         with self._lock:
             found = [each for number in requests for each in self._notifiers.get(number, ())] if self._notifiers else []
         for notifier in (*found, self.news):
             notifier.notify()
 
     def notify_all(self) -> None:
-        """Wake everybody: something changed that any waiter may have to know."""
+        """Wake all callers: something changed that any of them may have to know."""
         with self._lock:
             notifiers = [notifier for waiting in self._notifiers.values() for notifier in waiting]
         for notifier in (*notifiers, self.news):

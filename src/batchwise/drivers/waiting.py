@@ -55,9 +55,9 @@ class Waiting:
         request: int | None,
         held: Callable[[], bool] | None,
     ) -> T | None:
-        """The first value that `check` gives; None after `timeout` seconds. A busy ledger is asked again until then.
+        """Return the first value that `check` gives; None after `timeout` seconds. A busy ledger is tried again.
 
-        While `held` says so, there is nothing to look for in the ledger yet.
+        While `held` returns True, the ledger cannot have the value yet, and is not asked.
         """
         self._life.check_own()  # a child may go on with an iteration over results
         end = None if timeout is None else monotonic() + timeout
@@ -84,20 +84,20 @@ class Waiting:
 
     @contextmanager
     def _forgetting(self, waiter: object) -> Iterator[None]:
-        """Forget at the end that this waiter could not look: nobody waits any more."""
+        """Forget at the end the failed looks of this waiter: it waits no more."""
         try:
             yield
         finally:
             self._engine.setbacks.mended(waiter)
 
     async def _look(self, check: Callable[[], T | None], waiter: object) -> tuple[T | None, float | None]:
-        """What `check` gives; if the ledger cannot be read for now, None and the seconds until it is tried again."""
+        """Return the value of `check`; if the ledger cannot be read now, None and the seconds until the next try."""
         suspensions, setbacks = self._engine.suspensions, self._engine.setbacks
         try:
             if not suspensions.used and await store(suspensions.resume_on_first_use):
                 self._wake()
             value = await store_together(lambda: check)
-        except ClosedDispatcherError:  # of the ledger, which was closed meanwhile
+        except ClosedDispatcherError:  # the ledger was closed meanwhile
             self._life.raise_fatal()
             raise
         except LedgerError as error:

@@ -17,7 +17,7 @@ from .waiters import Notifier
 __all__ = ["Workers"]
 
 _SPARE = 8
-"""Workers at most that stand idle while calls wait for the pacing: each looks at the queue when it is told to."""
+"""The most workers that stand idle while calls wait for the pacing."""
 _IDLE = 10.0
 """Seconds after which a worker ends that has found nothing to call."""
 
@@ -44,7 +44,7 @@ class Workers:
         return list(self._threads)
 
     def take_up(self) -> bool:
-        """See to it that somebody takes up what the call queue holds; False: there is nobody."""
+        """Have a worker take up the calls in the queue; False: there is no worker."""
         waiting = self._engine.queue.waiting
         if not waiting:
             return True
@@ -90,7 +90,7 @@ class Workers:
         return got
 
     def _take_up_more(self) -> None:
-        """One who takes up a call sees to it that the next one finds somebody, too."""
+        """Have a worker ready for the next call, after this one took a call."""
         if self._engine.queue.waiting and not self._idle and not self._life.stopped:
             self.take_up()
 

@@ -1,8 +1,8 @@
-"""How a batch is found again when its create's outcome is unknown. docs/explanation/reliability.md.
+"""Finds a batch again when the outcome of its create is unknown. docs/explanation/reliability.md.
 
-What is not proved, either way, is in doubt: looked for in the listing down to the watermark. One row's nonce proves a
-candidate ours or strikes it off; an unproved candidate is never cancelled. Nothing seen past the grace: its requests go
-elsewhere, and it is watched for until its window has passed.
+Until one outcome is proved the batch is in doubt, and is looked for in the listing down to the watermark. The nonce of
+one row proves a candidate ours, or strikes it off; an unproved candidate is never cancelled. If the batch is not seen
+within the grace, its requests go elsewhere, and it is watched for until its window has passed.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from .submission import record_created
 __all__ = ["give_up", "reconcile", "too_old"]
 
 _LOOKING = "looking"
-"""Under which name it is noted that the API does not show its batches."""
+"""The setback's name when the API does not list its batches."""
 _MAX_FAILURES = 10
 """Looks for one batch that fail in a row before the lane is suspended."""
 _VANISHED = 3
 """Creates given up in a row before the lane is suspended."""
 _SKEW = timedelta(minutes=5)
-"""How far behind the watermark's moment a listing is read where there is no watermark."""
+"""How long before the POST a listed batch may have been created, where there is no watermark."""
 
 
 async def reconcile(engine: Engine, batch: BatchView) -> None:
-    """Look for a batch whose create's outcome is unknown."""
+    """Look for a batch when the outcome of its create is unknown."""
     now, policy, resumes = engine.now(), engine.policy, engine.suspensions.resumes
     try:
         found = await _candidates(engine, batch)
@@ -82,7 +82,7 @@ async def reconcile(engine: Engine, batch: BatchView) -> None:
 
 
 def _window_is_over(batch: BatchView, policy: Policy, now: datetime, server_now: datetime) -> bool:
-    """Whether it cannot turn up any more: by the server's clock too, for ours may have been set meanwhile."""
+    """Whether a batch cannot turn up any more: by the server's clock too, for ours may have been set meanwhile."""
     lasts = policy.window + policy.create_grace
     return now > batch.sealed_at + lasts and (batch.posting_server is None or server_now > batch.posting_server + lasts)
 
@@ -90,7 +90,7 @@ def _window_is_over(batch: BatchView, policy: Policy, now: datetime, server_now:
 async def _unseen(
     engine: Engine, batch: BatchView, looked: BatchView, fault: Fault, now: datetime, resumes: int
 ) -> None:
-    """The listing, or a candidate, cannot be read: again later; requests that wait for it are told in the end."""
+    """Note that the listing, or a candidate, could not be read; in the end suspend the lane."""
     failures = batch.failures + 1
     failed = attrs.evolve(looked, polled_at=now, failures=failures)
     await store(engine.ledger.batches.update, failed, was=batch)
@@ -107,7 +107,7 @@ async def _unseen(
 
 
 def _alone_with_its_count(engine: Engine, batch: BatchView) -> bool:
-    """Whether no other batch of ours that the API has not named yet has the same count."""
+    """Whether no other of our batches without an id has the same count."""
     return not any(
         other.id != batch.id and other.remote_id is None and other.requests == batch.requests
         for other in engine.ledger.snapshot().batches
@@ -115,7 +115,7 @@ def _alone_with_its_count(engine: Engine, batch: BatchView) -> bool:
 
 
 async def _candidates(engine: Engine, batch: BatchView) -> list[BatchInfo]:
-    """Batches listed above the watermark that the ledger does not know, with our count, not struck off."""
+    """Return listed batches above the watermark with our count that the ledger does not know and has not struck off."""
     found: list[BatchInfo] = []
     after: str | None = None
     while True:
@@ -143,7 +143,7 @@ def too_old(batch: BatchView, info: BatchInfo) -> bool:
 
 
 async def _proved(batch: BatchView, info: BatchInfo) -> bool | None:
-    """Read one row of an ended candidate: does it carry our nonce? None: no row could be read, which proves nothing."""
+    """Return whether a row of an ended candidate carries our nonce; None: no row could be read."""
     splitter, ids = LineSplitter(), list[str]()
 
     def feed(chunk: bytes) -> bool:
@@ -166,15 +166,15 @@ def _id_of(line: bytes) -> str | None:
 
 
 async def _recognise(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
-    """The batch is ours, so it is open.
+    """Record that the batch is ours, and so open.
 
-    The planner cancels one whose requests have gone elsewhere; what it did is booked when it ends.
+    The planner cancels it if its requests have gone elsewhere; its results are booked when it ends.
     """
     await store(record_created, engine, batch, info)
 
 
 async def give_up(engine: Engine, batch: BatchView) -> None:
-    """Not seen within the grace: its requests go into another batch, and this one is watched for."""
+    """Queue the requests of a batch again that was not seen within the grace; the batch is watched for."""
 
     def queue() -> list[int]:
         ended: list[int] = []
@@ -187,7 +187,7 @@ async def give_up(engine: Engine, batch: BatchView) -> None:
                 maybe_billed=True,
                 cap=engine.spend_limit.cap(),
             )
-        except SpendLimitError:  # not for all of them
+        except SpendLimitError:  # there is no room for all of them
             numbers = engine.ledger.numbers(Which(batch=batch.id))
             ended = buy_again(engine, batch, numbers, lane=Lane.BATCH, costs_attempt=False)
         engine.ledger.batches.update(attrs.evolve(batch, state=BatchState.WATCHED, failures=0), was=batch)

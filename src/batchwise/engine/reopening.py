@@ -1,4 +1,4 @@
-"""How settled requests are queued anew, for whoever retries them."""
+"""Queues settled requests anew, for `Job.retry`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .core import Engine
 __all__ = ["reopen"]
 
 _PAGE = 500
-"""Results that are looked through at a time."""
+"""Results that are read at a time."""
 
 
 def reopen(engine: Engine, job: int, outcomes: Sequence[Outcome], latency: LatencyTag | None = None) -> int:
-    """Queue settled requests anew; returns how many. With a latency, which counts from now, they are routed anew.
+    """Queue settled requests anew; returns how many. With a latency, which counts from now, they are routed again.
 
     Raises:
         AdmissionError: No lane can keep their new deadline; none of them is queued.
-        SpendLimitError: They could pass the cap; none of them is queued.
-        UnknownPriceError: There is a cap, and the price of one's model is unknown.
+        SpendLimitError: They could pass the spend limit; none of them is queued.
+        UnknownPriceError: There is a spend limit, and the price of a model is unknown.
     """
     cap, now = engine.spend_limit.cap(), engine.now()
     with_max_cost = None if cap is None else partial(engine.router.with_max_cost, now=now)
@@ -35,7 +35,7 @@ def reopen(engine: Engine, job: int, outcomes: Sequence[Outcome], latency: Laten
 
 
 def _routed(engine: Engine, job: int, outcomes: Sequence[Outcome], latency: LatencyTag) -> dict[int, Terms]:
-    """New terms for settled requests that are tried again, by their numbers, as a bulk dispatch would have them."""
+    """Return new terms for settled requests by their numbers, as a bulk dispatch would give them."""
     now, after = engine.now(), 0
     routed, sums = {}, Counter[Terms]()
     while rows := engine.ledger.results(job=job, after=after, limit=_PAGE):

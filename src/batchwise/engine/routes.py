@@ -1,4 +1,4 @@
-"""How a request is routed: the decision, and the terms that the ledger keeps of it."""
+"""Routes requests: makes the decision on each, and the terms that the ledger keeps of it."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ __all__ = ["Router", "check_size", "decision_of", "moment_of"]
 _log = logging.getLogger("batchwise")
 
 _REMEMBERED = 1_000
-"""Decisions."""
+"""The most decisions that a router remembers."""
 _SOON = timedelta(hours=1)
 
 
 class _Forecaster(Protocol):
-    """How long batches of a model take that are created at a moment."""
+    """Returns the forecast for batches of a model that are created at a moment."""
 
     def __call__(self, model: str | None, /, *, at: datetime | None) -> Forecast: ...
 
 
 def moment_of(latency: LatencyTag, now: datetime) -> datetime:
-    """The moment as of which a request is routed that is dispatched by itself now: the last full second.
+    """Return the moment as of which a single request is routed: the last full second.
 
-    So requests that come one by one within a second share their terms, and neither the ledger nor the planner has as
-    many of them as requests. What is due within the hour, or is over, is routed as of `now` itself.
+    So requests that come one by one within a second share their terms, and the ledger and the planner have far fewer
+    terms than requests. A request that is due within the hour, or overdue, is routed as of `now` itself.
     """
     if isinstance(latency, datetime):
         latency = latency - now
@@ -54,7 +54,7 @@ class Router:
     Args:
         policy: The rules' figures.
         prices: The price book.
-        forecast: How long batches take.
+        forecast: Forecasts how long batches take.
     """
 
     def __init__(self, policy: Policy, prices: PriceBook, forecast: _Forecaster) -> None:
@@ -67,10 +67,10 @@ class Router:
     def route(
         self, request: Request, now: datetime, latency: LatencyTag | None = None, tool_use: ToolUse | None = None
     ) -> tuple[Decision, Terms]:
-        """The decision for a request and the terms to store; `latency`, `tool_use`: defaults for its own tags.
+        """Return the decision for a request and the terms to store; `latency`, `tool_use`: defaults for its tags.
 
         Raises:
-            InvalidRequestError: Its tags or parameters cannot be kept; see `choose_lane`.
+            InvalidRequestError: No lane can keep its tags and parameters; see `choose_lane`.
             UnknownPriceError: There is a spend limit and no price.
         """
         where = routing.named(request)
@@ -114,7 +114,7 @@ class Router:
         )
 
     def _warn_of_a_short_prefix(self, request: Request) -> None:
-        """Say once for each model that a breakpoint does nothing. Asked for the first of requests that are alike."""
+        """Warn once for each model that a cache breakpoint has no effect. Called for the first of requests alike."""
         prefix = None if request.model in self._warned else prefix_of(request.model, request.body)
         if prefix is not None and is_never_cached(prefix.tokens):
             self._warned.add(request.model)
@@ -126,11 +126,11 @@ class Router:
             )
 
     def recall(self, request: Request, now: datetime) -> tuple[Decision, Terms]:
-        """As `route` at `moment_of(request.latency, now)`, but remembered where others may share it."""
+        """As `route` at `moment_of(request.latency, now)`, with a memory for requests that are alike."""
         if self._policy.max_spend is not None:  # prices may change
             return self.route(request, now)
         moment = moment_of(request.latency, now)
-        # Where somebody is waiting, neither the time nor a forecast has a say.
+        # The decision on a blocking request depends neither on the time nor on a forecast.
         signature = (None if request.latency is Latency.BLOCKING else moment, self.signature(request, moment))
         known = self._known.get(signature)
         if known is None:
@@ -140,7 +140,7 @@ class Router:
         return known
 
     def signature(self, request: Request, now: datetime) -> tuple[object, ...]:
-        """What requests have in common that are routed alike at one moment."""
+        """Return a key that is equal for requests that are routed alike at one moment."""
         return (
             request.traits,
             request.latency_tag,
@@ -156,10 +156,10 @@ class Router:
         )
 
     def reroute(self, terms: Terms, body: bytes, latency: LatencyTag, now: datetime) -> Terms:
-        """The terms of a request that is tried again, and may take so long from now on.
+        """Return the terms of a request that is tried again with a new latency, which counts from now.
 
         Raises:
-            InvalidRequestError: It cannot be kept; see `choose_lane`.
+            InvalidRequestError: No lane can keep the latency; see `choose_lane`.
         """
         params: Any = {**decode(body), "model": terms.asked[0]}  # a fallback model may have been asked last
         request = Request(
@@ -173,10 +173,10 @@ class Router:
         return self.route(request, now, latency)[1]
 
     def with_max_cost(self, terms: Terms, *, now: datetime) -> Terms:
-        """Terms with what is kept for one of their requests; one of which nothing is known may fill its model.
+        """Return the terms with the most that one of their requests can cost; it may fill its model's context.
 
         Raises:
-            SpendLimitError: It may use tools of which nothing is known.
+            SpendLimitError: It may use tools, and nothing bounds what those cost.
             UnknownPriceError: A price is unknown.
         """
         if terms.max_cost_each:
@@ -193,10 +193,10 @@ class Router:
         return attrs.evolve(terms, max_cost_each=each, max_cost_per_byte=per_byte)
 
     def with_max_cost_of(self, terms: Terms, body: bytes, *, now: datetime) -> Terms:
-        """Terms with what is kept for their request with this body, as if it were accepted now.
+        """Return the terms with the most that their request with this body can cost, as if it were accepted now.
 
         Raises:
-            InvalidRequestError: It could not be dispatched any more.
+            InvalidRequestError: The request could not be dispatched any more.
             SpendLimitError: Nothing bounds what its tools can cost.
             UnknownPriceError: A price is unknown.
         """
@@ -219,11 +219,11 @@ class Router:
         )
 
     def _models(self, model: str) -> Iterable[str]:
-        """The models to which a request for this one may go."""
+        """Return the models to which a request for `model` may go: itself, and the fallback models."""
         return dict.fromkeys((model, *self._policy.fallback_models))
 
     def _most(self, traits: Traits, **about: Any) -> tuple[int, int]:
-        """The most that a request can cost, where each model declines but the last of the fallback models."""
+        """Return the most that a request can cost: every model but the last fallback model refuses it."""
         models = self._models(traits.model)
         costs = [most_cost(self._prices, traits._replace(model=model), **about) for model in models]
         return sum(each for each, _ in costs), sum(per_byte for _, per_byte in costs)
@@ -233,14 +233,14 @@ def check_size(request: Request, terms: Terms) -> None:
     """Refuse a request that is too large for a lane that its terms need.
 
     Raises:
-        RequestTooLargeError: It is.
+        RequestTooLargeError: The request is too large.
     """
     if len(request.body) > packing.MAX_CALL_BYTES:  # hardly ever
         routing.check_size(len(request.body), terms.lane, rescue=terms.due is not None, where=routing.named(request))
 
 
 def decision_of(terms: Terms) -> Decision:
-    """The decision that was recorded in terms."""
+    """Return the decision that the terms record."""
     return Decision(
         terms.lane,
         terms.reason,

@@ -1,4 +1,4 @@
-"""What failed and is tried again: when that is, and what whoever waits may be told meanwhile."""
+"""Setbacks: failures that are tried again, when that is, and what waiting callers are told of them meanwhile."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = ["Setbacks", "lasting", "passing"]
 
 _log = logging.getLogger("batchwise")
 _OVER = 600.0
-"""Seconds after which a failure of the API is over that nobody has come back to: its request has gone elsewhere."""
+"""Seconds after its next try until an API failure counts as over that was not tried again."""
 _RENEWED = timedelta(minutes=1)
-"""After its next try a process has so long to tell again what still fails."""
+"""After its next try a process has so long to store a setback again; then other processes take it for over."""
 _LASTING = (WrongWorkspaceError, ForkedDispatcherError, ClosedDispatcherError)
 
 
@@ -47,7 +47,7 @@ class _Setback:
     words: str
     cause: str
     error: Exception | None
-    """None: the API failed, and what becomes of that is decided by whoever asked it."""
+    """None: the API failed, and the caller of the API decides what follows."""
     times: int
     since: float
     """When it began to fail, by the monotonic clock."""
@@ -61,7 +61,7 @@ class _Setback:
 
 
 def _cause(error: Exception) -> str:
-    """Of errors that are not ours not the message: nobody knows what stands in it."""
+    """Return the cause in words; of a foreign error only the type, for its message may hold secrets."""
     if isinstance(error, BatchwiseError):
         return str(error)
     return f"{type(error).__name__} within batchwise; the log says where"
@@ -79,12 +79,12 @@ class Setbacks:
         self._open: dict[Hashable, _Setback] = {}
 
     def failed(self, what: Hashable, words: str, error: Exception) -> float:
-        """It failed (again); returns the seconds until it is tried again.
+        """Note that something failed (again); returns the seconds until it is tried again.
 
         Args:
-            what: What counts as the same thing again.
-            words: The same for people, as the subject of a sentence.
-            error: Why.
+            what: A key that is the same each time that it fails.
+            words: What failed, in words: the subject of a sentence.
+            error: The cause.
         """
         with self._lock:
             times = self._times(what)
@@ -97,10 +97,10 @@ class Setbacks:
         return pause / timedelta(seconds=1)
 
     def refused(self, what: str, words: str, fault: Fault, pause: timedelta) -> None:
-        """The API refused it (again), or did not answer; whoever asked tries it again after a pause of his own.
+        """Note that the API refused something (again), or did not answer; the caller tries it again after `pause`.
 
         Args:
-            what: As for `failed`; a string, so that it is not an action's.
+            what: As for `failed`; a string, so that it is no action's key.
             words: As for `failed`.
             fault: What the API said.
             pause: How long until it is tried again.
@@ -124,35 +124,35 @@ class Setbacks:
         return found
 
     def mended(self, what: Hashable) -> None:
-        """It worked, or nobody needs it any more."""
+        """Note that it worked, or that nobody needs it any more."""
         if self._open:
             with self._lock:
                 self._open.pop(what, None)
 
     def forget(self, kind: type, but: Collection[Hashable]) -> None:
-        """Forget the failures of things of this kind that are not to be done any more: all `but` these."""
+        """Forget the setbacks whose keys are of this type, `but` not these: the others are no longer to be done."""
         if self._open:
             with self._lock:
                 self._open = {what: it for what, it in self._open.items() if not isinstance(what, kind) or what in but}
 
     def pause(self, what: Hashable) -> float:
-        """Seconds until it may be tried again; 0: now."""
+        """Return the seconds until it may be tried again; 0: now."""
         found = self._open.get(what)
         return 0.0 if found is None else max(0.0, found.retry_at - monotonic())
 
     @property
     def last(self) -> str | None:
-        """What failed last and has not worked since, how often, and when it is tried again."""
+        """The last failure that has not been mended: what failed, how often, and when it is tried again."""
         found = self._last()
         return None if found is None else str(found)
 
     def to_store(self, run: int) -> Setback | None:
-        """The same for the ledger, which other processes look at; `run` is this one's."""
+        """Return the last setback as the ledger stores it for other processes; `run`: this process's."""
         found = self._last()
         return None if found is None else Setback(run, found.next_try, str(found))
 
     def store(self, ledger: Ledger, run: int, known: Snapshot | None = None) -> None:
-        """Have the ledger know what fails here, for other processes to see. What has not been renewed in time is over.
+        """Store the last setback, for other processes to see; drop a stored one that was not renewed in time.
 
         Args:
             ledger: The durable record.
@@ -165,8 +165,8 @@ class Setbacks:
             over = kept is not None and (kept.run == run or self._now() > kept.next_try + _RENEWED)
             if ours != kept and (ours is not None or over):
                 ledger.conditions.note_setback(ours)
-        except LedgerError:  # that is what fails; this process knows it
-            _log.debug("batchwise: what fails could not be stored yet", exc_info=True)
+        except LedgerError:  # the ledger itself fails; this process knows that
+            _log.debug("batchwise: a setback could not be stored yet", exc_info=True)
 
     def _last(self) -> _Setback | None:
         clock = monotonic()
@@ -175,7 +175,7 @@ class Setbacks:
         return found[-1] if found else None
 
     def stuck(self, seconds: float) -> BatchwiseError | None:
-        """The error for whoever will not wait longer for something that has been failing for so long."""
+        """Return the error of something that has been failing for so many seconds; None: nothing has."""
         with self._lock:
             found = [it for it in self._open.values() if it.error is not None and monotonic() - it.since >= seconds]
         if not found:

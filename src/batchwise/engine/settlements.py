@@ -1,4 +1,4 @@
-"""The settlement of a request that ends with an answer, and of one that ends without."""
+"""Makes settlements: of requests with an answer, and of requests without."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def settlement_of(
     turns: Sequence[bytes],
     outcome: Outcome = Outcome.SUCCEEDED,
 ) -> Settlement:
-    """The settlement of a request that ends with a message of the API's, whatever is odd about it."""
+    """Return the settlement of a request that ends with a message of the API, even a malformed one."""
     try:
         bill, whole = biller.bill(asked, lane, message, turns), merged(turns, line)
-    except Exception as error:  # noqa: BLE001  # it is paid: kept as it came, and its cost is not known
+    except Exception as error:  # noqa: BLE001  # it is paid for: keep it as it came; its cost is unknown
         _log.warning("batchwise: an answer is kept as it came, without its price (%s)", type(error).__name__)
         bill, whole = UNKNOWN, line
     return Settlement(request, outcome, lane, whole, bill.cost, bill.saved, bill.input_tokens, bill.cached)
@@ -49,7 +49,7 @@ def settlement_without_answer(
     status: int | None = None,
     request_id: str | None = None,
 ) -> Settlement:
-    """The settlement of a request that has no answer; its attempts were not billed."""
+    """Return the settlement of a request that has no answer; its attempts were not billed."""
     name = custom_id(key, nonce or UNSEALED, request)
     line = failed(name, outcome, error, status=status, request_id=request_id)
     return Settlement(request, outcome, lane, line, 0, 0, attempted=attempted)

@@ -1,4 +1,4 @@
-"""Where the work stands: what the ledger says of it, with what only this process knows."""
+"""The state of the work: the ledger's snapshot, completed by what only this process knows."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["Situation"]
 
 
 class Situation:
-    """Reads where the work stands, and remembers of the last time what callers are told.
+    """Reads the state of the work, and remembers the problems that callers are told of.
 
     Args:
         ledger: The durable record.
         policy: The rules' figures.
         prices: The price book.
-        suspensions: Read the ledger's snapshot.
-        health: How the sync lane does.
-        forecasts: How long batches take.
-        queue: Learns how much other processes reach.
+        suspensions: Reads the ledger's snapshot.
+        health: What this process sees of the sync lane.
+        forecasts: Forecasts how long batches take.
+        queue: Learns the limits that other processes have measured.
         now: The wall clock.
     """
 
@@ -50,12 +50,12 @@ class Situation:
         self._ledger, self._policy, self._prices, self._now = ledger, policy, prices, now
         self._suspensions, self._health, self._forecasts, self._queue = suspensions, health, forecasts, queue
         self.stalled: frozenset[int] = frozenset()
-        """Jobs none of whose batches could be read the last time."""
+        """Jobs of which no batch could be read the last time."""
         self.backlog = False
-        """Whether the ledger held calls to hand out, the last time."""
+        """Whether the ledger held queued sync requests the last time."""
 
     def read(self) -> Snapshot:
-        """The ledger's snapshot with what only this process knows."""
+        """Return the ledger's snapshot with what only this process knows."""
         known = self._suspensions.read()
         snapshot = attrs.evolve(
             self._health.seen_with(known),
@@ -70,17 +70,17 @@ class Situation:
         return snapshot
 
     def _tariffs(self, known: Snapshot) -> dict[str, Tariff]:
-        """What the batch lane charges for the models of queued requests with a prefix."""
+        """Return the batch lane's tariffs for the models of queued requests that share a prefix."""
         models = {group.terms.model for group in known.batch_queue if group.terms.prefix}
         found = {model: self._prices.rates(model, Lane.BATCH, at=self._now()) for model in models}
         return {model: tariff for model, tariff in found.items() if tariff is not None}
 
     def note_backlog(self, sendable: Snapshot) -> None:
-        """Remember whether there are calls to hand out, of what may be sent."""
+        """Remember whether the work that may be sent has queued sync requests."""
         self.backlog = bool(sendable.sync_queue)
 
     def set_right(self, known: Snapshot, now: datetime) -> Snapshot:
-        """What is believed of a snapshot. Where the clock was ahead, that is stored: the ledger has to agree to it."""
+        """Return the snapshot with its times corrected after a step of the clock; a correction is stored, too."""
         right = believed(known, now, self._policy)
         if right is not known:
             self._health.set_right(right)
@@ -92,11 +92,11 @@ class Situation:
 
     @property
     def problems(self) -> tuple[Mapping[Lane, str], frozenset[int]]:
-        """What callers who wait may have to be told: suspended lanes, and jobs whose batches cannot be read."""
+        """The problems that waiting callers are told of: suspended lanes, and jobs whose batches cannot be read."""
         return self._suspensions.lanes, self.stalled
 
 
 def _stalled(known: Snapshot) -> frozenset[int]:
-    """The jobs none of whose batches can be read."""
+    """Return the jobs of which no batch can be read."""
     unread = frozenset(group.terms.job for batch in known.batches if batch.failures for group in batch.groups)
     return unread - {group.terms.job for batch in known.batches if not batch.failures for group in batch.groups}

@@ -1,9 +1,9 @@
-"""`Policy.max_spend`: what may be spent now, and which work has to wait for room under it.
+"""`Policy.max_spend`: how much may be spent now, and which work has to wait for room under the limit.
 
-Nothing is kept for work that was accepted without a spend limit. What is queued of it is not sent before so much as it
-can cost is kept for it, and waits until there is room for that. What was sent already counts with the most that it can
-cost while it is under way. What may have been billed and was never seen counts for good, whether or not there was a
-limit when it was lost.
+Nothing is reserved for work that was accepted without a spend limit. Such work that is queued waits until the limit has
+room for the most that it can cost; that is reserved before it is sent. Such work that was sent counts with the most
+that it can cost while it is under way. Work that may have been billed without an answer counts for good, whether or
+not there was a limit when the answer was lost.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .setbacks import Setbacks
 __all__ = ["SpendLimit"]
 
 _UNKEPT = "unkept"
-"""Under which name it is noted that work waits for room under the spend limit."""
+"""The setback's name when work waits for room under the spend limit."""
 _NO_ROOM = (
     "the limit has no room for what {} of these requests can cost, or nothing bounds that; they wait. Raise the limit, "
     "cancel them, or run them without one"
@@ -39,13 +39,13 @@ _NO_ROOM = (
 
 
 class SpendLimit:
-    """Says how much may be spent now, and holds back what there is no room for.
+    """Says how much may be spent now, and holds back work for which there is no room.
 
     Args:
         policy: The limit, and the period that it holds for.
-        ledger: Keeps for each request what it can cost, and refuses what could pass the limit.
-        router: Says what a request can cost at most.
-        setbacks: Is told that work waits.
+        ledger: Reserves what each request can cost, and refuses requests that could pass the limit.
+        router: Computes the most that a request can cost.
+        setbacks: Notes that work waits.
         now: The wall clock.
     """
 
@@ -54,12 +54,12 @@ class SpendLimit:
     ) -> None:
         self._policy, self._ledger, self._router, self._setbacks, self._now = policy, ledger, router, setbacks, now
         self._sent_uncapped = 0
-        """pico-USD that may be spent on what was sent without a spend limit, where there is one now."""
+        """The most pico-USD that running work costs which was sent without a spend limit, if there is one now."""
         if policy.max_spend is not None:
             self._count_uncapped(ledger.snapshot(), now())
 
     def cap(self) -> Cap | None:
-        """The spend limit as of now; None: there is none."""
+        """Return the spend limit as of now; None: there is none."""
         if self._policy.max_spend is None:
             return None
         period = self._policy.max_spend_period
@@ -67,18 +67,18 @@ class SpendLimit:
         return Cap(limit=limit, since=None if period is None else self._now() - period)
 
     def bounded(self, terms: Terms, body: bytes) -> Terms:
-        """Terms with the most that their request with this body can cost; as they are where nothing bounds that."""
+        """Return the terms with the most that their request with this body can cost, or as they are without a bound."""
         return self._bounded(terms, body, self._now()) or terms
 
     def sendable(
         self, known: Snapshot, now: datetime, read_again: Callable[[], Snapshot]
     ) -> tuple[Snapshot, tuple[agenda.WaitUntil, ...]]:
-        """What may be sent of what is known; if work waits for room, when to look again, as a period moves on.
+        """Return the snapshot without work that has no room under the limit, and when to look again for room.
 
         Args:
-            known: What is known of the ledger.
+            known: The snapshot.
             now: The time.
-            read_again: Gives what is known once something has been kept.
+            read_again: Returns a new snapshot, after costs were reserved.
         """
         if self._policy.max_spend is None:
             return known, ()
@@ -96,7 +96,7 @@ class SpendLimit:
         return right, (agenda.WaitUntil(now + pause),)
 
     def _count_uncapped(self, known: Snapshot, now: datetime) -> None:
-        """Count what requests under way may cost at most for which nothing is kept; tools that are unbounded aside."""
+        """Sum up the most that running requests cost for which nothing is reserved; unbounded tools aside."""
         running = [(SYNC, known.sync_running), *((BATCH, batch.groups) for batch in known.batches)]
         self._sent_uncapped = sum(
             reserved_cost(terms, group.requests, group.size, lane=lane)
@@ -106,7 +106,7 @@ class SpendLimit:
         )
 
     def _keep(self, known: Snapshot, cap: Cap, now: datetime) -> int:
-        """Keep what queued requests can cost for which nothing is kept, as far as there is room; returns how many."""
+        """Reserve the cost of queued requests for which nothing is reserved, while there is room; returns how many."""
 
         def bounded(terms: Terms, body: bytes) -> Terms | None:
             return self._bounded(terms, body, now)
@@ -117,14 +117,14 @@ class SpendLimit:
         )
 
     def _bounded(self, terms: Terms, body: bytes, now: datetime) -> Terms | None:
-        """Terms with the most that their request with this body can cost; None: nothing bounds that."""
+        """Return the terms with the most that their request with this body can cost; None: nothing bounds that."""
         try:
             return self._router.with_max_cost_of(terms, body, now=now)
         except BatchwiseError:
             return None
 
     def _without_unkept(self, known: Snapshot, now: datetime) -> tuple[Snapshot, int]:
-        """What is known without what is queued and has nothing kept for it, and how many requests that is."""
+        """Return the snapshot without queued requests for which nothing is reserved, and how many those are."""
         queued = (*known.sync_queue, *known.batch_queue)
         unkept = {group.terms.id for group, _ in self._unkept(queued, now)}
         if not unkept:
@@ -137,14 +137,14 @@ class SpendLimit:
         return right, sum(group.requests for group in queued if group.terms.id in unkept)
 
     def _unkept(self, groups: Iterable[Group], now: datetime) -> Iterator[tuple[Group, Terms | None]]:
-        """Those for which nothing is kept, with the terms that say what has to be.
+        """Yield the groups for which nothing is reserved, with terms that say how much has to be.
 
-        None: nothing bounds what they cost.
+        None in place of terms: nothing bounds their cost.
         """
         for group in groups:
             if not group.terms.max_cost_each:
                 terms: Terms | None = None
                 with suppress(SpendLimitError, UnknownPriceError):
                     terms = self._router.with_max_cost(group.terms, now=now)
-                if terms is None or terms.max_cost_each:  # what costs nothing needs nothing
+                if terms is None or terms.max_cost_each:  # else they cost nothing
                     yield group, terms

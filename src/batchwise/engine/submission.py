@@ -1,11 +1,11 @@
-"""How a batch is submitted; reconciliation.py finds it again. docs/explanation/reliability.md.
+"""Submits a batch; reconciliation.py finds it again. docs/explanation/reliability.md.
 
 1. List once: the newest id is the watermark, and the server's `Date` is noted.
 2. Seal: a fresh nonce in every custom_id, and a count that no unfinished batch has.
 3. Make `posting` durable, then POST once. The last chunk is held back until the fence has been checked.
-4. A create of unknown outcome is in doubt: nothing of it is sent again before it has been looked for.
-5. What fails again and again suspends the lane with its reason: nothing is sent for ever. The ledger counts it, since
-   a cron line is a new process each time.
+4. A batch whose create has an unknown outcome is in doubt: it is looked for before any of its requests is sent again.
+5. Failures in a row suspend the lane with their reason, so that nothing is sent for ever. The ledger counts them, for
+   each run of a cron line is a new process.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from .settlements import settlement_without_answer
 __all__ = ["FenceError", "record_created", "submit", "unseal"]
 
 _SENDING = "sending"
-"""Under which name it is noted that the API takes no batch."""
+"""The setback's name when the API takes no batch."""
 _MAX_FAILURES = 10
-"""Creates that fail in a row, without proof of a lasting cause, before the lane is suspended."""
+"""Failed creates in a row, without proof of a lasting cause, before the lane is suspended."""
 _REFUSED = 10
-"""Single requests refused in a row, unnamed by the API, before the lane is suspended."""
+"""Batches of one request refused in a row before the lane is suspended."""
 _CUT_OFF = 3
-"""Uploads cut off in a row before they are taken for too large: the 413 is lost where a proxy closes at once."""
+"""Uploads cut off in a row before they are taken for too large: a proxy may close without a 413."""
 _LARGE = 1_000_000
 """Bytes from which on a body may be too large for some proxy; 1 MB is the smallest limit in common use."""
 _CHECKED = 50_000
-"""Bytes of bodies between two looks whether the process stood still."""
+"""Bytes of bodies between two checks whether the process stood still."""
 
 
 class FenceError(BatchwiseError):
-    """The create was broken off before its last chunk: its requests had gone elsewhere."""
+    """The create was broken off before its last chunk, because its requests had gone elsewhere."""
 
 
 def _clock() -> Callable[[], float]:
-    """A clock that counts suspension, where the system has one."""
+    """Return a clock that also runs while the machine sleeps, where the system has one."""
     import time
 
     boot = getattr(time, "CLOCK_BOOTTIME", None)
@@ -79,12 +79,12 @@ async def submit(engine: Engine, seal: Seal) -> None:
     try:
         if await store(_mark_posting, engine, batch, listing):
             await _post(engine, batch)
-    finally:  # what is still `posting` now, nobody sends: the next pass puts it into doubt
+    finally:  # if it is still `posting`, the next pass puts it in doubt
         engine.under_way.end(token)
 
 
 def _seal(engine: Engine, seal: Seal, listing: Listing) -> BatchView | None:
-    """Seal a number of requests that no unfinished batch has, be it listed or not yet seen."""
+    """Seal a batch whose number of requests no unfinished batch has, whether that is listed or not."""
     listed = {info.counts.total for info in listing.batches if info.status != "ended"}
     known = engine.ledger.snapshot()
     unfinished = {batch.requests for batch in known.batches if batch.state is not BatchState.ENDED}
@@ -142,7 +142,7 @@ async def _post(engine: Engine, batch: BatchView) -> None:
     except LaneFault as error:
         await _not_answered(engine, batch, error.fault, engine.now(), resumes)
         return
-    except (FenceError, LedgerError):  # the last chunk was not handed over: nothing is created
+    except (FenceError, LedgerError):  # the last chunk was not sent: nothing is created
         await store_surely(_take_back, engine, batch)
         return
     await store_surely(record_created, engine, batch, created.batch)
@@ -154,12 +154,12 @@ def _take_back(engine: Engine, batch: BatchView) -> None:
 
 
 def _resize(engine: Engine, batch: BatchView, because: Callable[[Sizes, int], Sizes]) -> None:
-    """Remember what became of a create of so many: it tells how many the next may have, in whatever process."""
+    """Store the sizes of the next batches, for all processes, after a create of this size."""
     engine.ledger.conditions.resize(lambda sizes: because(sizes, batch.requests))
 
 
 def record_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
-    """The batch was created: it is this one. Batches may grow again."""
+    """Record that the batch was created, and let batches grow again."""
     engine.ledger.batches.created(
         batch.id,
         remote_id=info.id,
@@ -192,7 +192,7 @@ def _tell_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
 
 
 async def _cut_off(engine: Engine, batch: BatchView, fault: Fault) -> bool:
-    """Whether the upload seems to be too large: the listing was answered, yet large bodies are cut off every time."""
+    """Whether the upload seems to be too large: the API listed its batches, yet cuts off large bodies every time."""
     if fault.status is not None or fault.request_sent or batch.requests < 2 or batch.size < _LARGE:
         return False
     cut_off = await store(engine.ledger.conditions.note_failure, "cut off", now=engine.now())
@@ -206,7 +206,7 @@ async def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: da
     match ruling.outcome:
         case CreateOutcome.UNKNOWN:
             engine.setbacks.refused(_SENDING, "sending a batch", fault, engine.policy.poll_every[0])
-            # By number: the batch was read before `posting`, and a caller may have cancelled meanwhile.
+            # Read it again: `batch` was read before `posting`, and a caller may have cancelled meanwhile.
             posting = await store(engine.ledger.batches.get, batch.id)
             if posting is not None:
                 doubt = attrs.evolve(posting, state=BatchState.IN_DOUBT, last_byte_at=sent, polled_at=None, failures=0)
@@ -220,13 +220,13 @@ async def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: da
             smaller = ruling.outcome is CreateOutcome.QUEUE_FULL and batch.requests > 1
             if smaller:
                 await store(_resize, engine, batch, Sizes.full)
-            # First: what is queued while the lane takes work is sent again at once.
+            # First: requests that are queued while the lane takes work are sent again at once.
             await _not_created(engine, fault, ruling, resumes, smaller=smaller)
             await store(_take_back, engine, batch)
 
 
 async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> None:
-    """Fail the requests that spoil a create; where the API names none, halve until one is left."""
+    """Fail the requests that make a create invalid; where the API names none, halve the batch until one is left."""
     ledger = engine.ledger
     if ruling.everyone or batch.requests == 1:
         positions: set[int] | None = None
@@ -273,7 +273,7 @@ async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> No
 async def _not_created(
     engine: Engine, fault: Fault, ruling: CreateRuling, resumes: int, *, smaller: bool = False
 ) -> None:
-    """Nothing was created: wait, or suspend the lane. A `smaller` batch may fit into the queue, and is tried soon."""
+    """Pause or suspend the lane: nothing was created. `smaller`: the next batch is smaller, and is tried soon."""
     full = ruling.outcome is CreateOutcome.QUEUE_FULL
     reason, wait = ruling.reason, ruling.wait or timedelta(0)
     if reason is None:
@@ -284,7 +284,7 @@ async def _not_created(
                 f"{failed.times} create calls in a row failed, the last time: {fault.summary}; see whether the API can "
                 "be reached, then resume()"
             )
-        lasts = engine.now() - failed.since > engine.policy.window  # whatever filled the queue has ended by now
+        lasts = engine.now() - failed.since > engine.policy.window  # the batches that filled the queue have ended
         if full and lasts and failed.times >= _MAX_FAILURES:  # the clock may have been set: one refusal lasts no window
             reason = (
                 f"the API has refused every batch for a whole window ({fault.summary}); see what fills the "
@@ -295,7 +295,7 @@ async def _not_created(
         engine.setbacks.refused(_SENDING, "sending a batch", fault, pause)
         await store(engine.ledger.conditions.note, batch_paused_until=engine.now() + pause)
     else:
-        engine.setbacks.mended(_SENDING)  # what is to be done about it says the suspended lane
+        engine.setbacks.mended(_SENDING)  # the suspension says what to do
         await store(engine.suspensions.suspend, Lane.BATCH, reason, resumes=resumes)
 
 

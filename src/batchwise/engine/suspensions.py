@@ -1,4 +1,4 @@
-"""Which lanes take no work until somebody resumes them, as this process knows it."""
+"""Suspended lanes, which take no work until they are resumed, as this process knows them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Suspensions:
 
     Args:
         ledger: Where the suspensions are recorded.
-        telling: Is told of each suspension, and of its end.
+        telling: Announces each suspension, and its end.
     """
 
     def __init__(self, ledger: Ledger, telling: Telling) -> None:
@@ -32,13 +32,13 @@ class Suspensions:
         self.lanes: Mapping[Lane, str] = {}
         """The reasons of the suspended lanes, as last seen."""
         self.resumes = 0
-        """How often lanes were resumed, as last seen: what began before another one suspends nothing after it."""
+        """How often lanes were resumed, as last seen: a failure of work that began before a resume proves nothing."""
         self.used = False
         """Whether this dispatcher has begun to work; see `resume_on_first_use`."""
 
     def read(self) -> Snapshot:
-        """The ledger's snapshot, whose suspensions are the known ones from now on."""
-        with self._lock:  # else what was read before a resume could be taken over after it
+        """Return the ledger's snapshot, and remember its suspensions."""
+        with self._lock:  # else an older snapshot could undo a resume
             snapshot = self._ledger.snapshot()
             self.lanes, self.resumes = snapshot.suspended, snapshot.resumes
         return snapshot
@@ -46,12 +46,12 @@ class Suspensions:
     def resume_on_first_use(self) -> bool:
         """Lift the suspensions of an earlier process; returns whether this was the first use.
 
-        Whoever dispatches, flushes, waits or advances has restarted the work, so each of these calls this first.
-        Read-only calls and an idle pump do not.
+        To dispatch, flush, wait or advance is to restart the work, so each of these calls this first. Read-only calls
+        and an idle pump do not.
         """
         lanes: Sequence[Lane] | None = None
         if not self.used:
-            with self._lock:  # nobody works on before it is done: what is suspended from then on stays so
+            with self._lock:  # no work begins before it is done: a later suspension stays
                 if not self.used:
                     lanes = self._ledger.conditions.resume(afresh=False)
                     self._lift()
@@ -61,12 +61,12 @@ class Suspensions:
         return lanes is not None
 
     def suspend(self, lane: Lane, reason: str, *, resumes: int | None = None) -> bool:
-        """No more work for this lane until `resume`.
+        """Suspend a lane until `resume`.
 
         Args:
             lane: The lane.
-            reason: What whoever waits is told.
-            resumes: `resumes` as it was when that began which failed. It says nothing of the time after another resume.
+            reason: The reason that waiting callers are told.
+            resumes: The value of `self.resumes` when the failed work began: after another resume it proves nothing.
 
         Returns:
             Whether the lane is suspended; False if it was resumed in between.
@@ -81,14 +81,14 @@ class Suspensions:
         return found.done
 
     def resume(self) -> None:
-        """Both lanes take work again."""
+        """Let both lanes take work again."""
         with self._lock:
             lanes = self._ledger.conditions.resume()
             self._lift()
         self._tell_resumed(lanes)
 
     def warn_of_rest(self) -> None:
-        """Say what stays queued because its lane is suspended: nobody may be there to be told otherwise."""
+        """Log how much work stays queued because its lane is suspended: perhaps no caller waits for it."""
         for lane, reason in self.read().suspended.items():
             left = sum(
                 number

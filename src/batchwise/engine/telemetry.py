@@ -1,7 +1,7 @@
-"""Spans and metrics through OpenTelemetry, made of the events. Without `opentelemetry-api` there is nothing of it.
+"""Spans and metrics through OpenTelemetry, made of the events. Without `opentelemetry-api` there are none.
 
 Spans follow the semantic conventions for generative AI: `gen_ai.operation.name`, `gen_ai.provider.name`,
-`gen_ai.request.model`, `gen_ai.usage.*`. None of them has any content.
+`gen_ai.request.model`, `gen_ai.usage.*`. None of them holds a prompt or an answer.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["observe"]
 _PROVIDER = "anthropic"
 _SECOND = timedelta(seconds=1)
 _LINKS = 32
-"""Spans of dispatches that the span of a batch is linked to at most, of each job."""
+"""The most spans of dispatches of a job to which the span of a batch is linked."""
 _REMEMBERED = 1_000
-"""Dispatches, and batches, whose spans are remembered at most."""
+"""The most dispatches, and the most batches, whose spans are remembered."""
 
 
 def observe(engine: Engine) -> None:
-    """Make spans and metrics of what this engine tells, if OpenTelemetry is set up in this process."""
+    """Make spans and metrics of this engine's events, if OpenTelemetry is set up in this process."""
     try:
         from opentelemetry import metrics, trace
         from opentelemetry.metrics import NoOpMeterProvider
@@ -61,14 +61,14 @@ class _Spans:
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
         self._single: OrderedDict[int, SpanContext] = OrderedDict()
-        """By the number of a request that was dispatched by itself."""
+        """Spans of single dispatches, by the number of the request."""
         self._waiting: OrderedDict[str | None, deque[SpanContext]] = OrderedDict()
-        """Dispatches whose requests may go with the next batch, by job."""
+        """Spans of dispatches whose requests may go with the next batch, by job."""
         self._sent: OrderedDict[str, list[SpanContext]] = OrderedDict()
-        """Those that a batch is linked to, by the batch."""
+        """Spans to which a batch is linked, by the id of the batch."""
 
     def hear(self, event: Event) -> None:
-        """Begin or end the spans of what this event tells."""
+        """Begin or end the spans of an event."""
         match event:
             case Accepted():
                 self._accepted(event)
@@ -153,7 +153,7 @@ def _trim(known: OrderedDict[Any, Any]) -> None:
 
 @cache
 def _metrics(provider: Any) -> _Metrics:
-    """One for a process and its provider: an instrument is made once."""
+    """Return the instruments of this process and provider: each is made once."""
     return _Metrics(provider.get_meter("batchwise"))
 
 
@@ -182,7 +182,7 @@ class _Metrics:
             meter.create_observable_gauge(name, [self._asking(look)], unit, words)
 
     def hear(self, event: Event) -> None:
-        """Count what this event tells."""
+        """Count an event."""
         match event:
             case Settled():
                 lane = {"batchwise.lane": event.lane.value}

@@ -1,4 +1,4 @@
-"""Who is told what happens: the log, and whoever listens."""
+"""Passes events on to the log and to listeners."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Hook", "Telling"]
 _log = logging.getLogger("batchwise")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 _AGAIN = 600.0
-"""Seconds after which it is told again that still more deadlines are in danger."""
+"""Seconds after which it is announced again that more deadlines are in danger."""
 
 Hook = Callable[[Event], object]
 
@@ -36,7 +36,7 @@ class Telling:
     """Thread-safe. Call it outside of transactions and locks.
 
     Args:
-        hook: What the caller listens with; None: he does not.
+        hook: The caller's `on_event`; None: there is none.
         now: The wall clock.
 
     Raises:
@@ -52,12 +52,12 @@ class Telling:
         self._risk, self._risk_told = SAFE, float("-inf")
 
     def listen(self, hook: Hook) -> None:
-        """Another one listens."""
+        """Add a listener."""
         self._hooks.append(hook)
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody listens to what is too frequent for the log."""
+        """Whether anybody reads events that are too frequent for the log: a listener, or a log at DEBUG."""
         return bool(self._hooks) or _log.isEnabledFor(logging.DEBUG)
 
     @property
@@ -66,7 +66,7 @@ class Telling:
         return self._risk != SAFE
 
     def tell(self, event: Event) -> None:
-        """Log it, and hand it to whoever listens. What goes wrong in that harms none of the work."""
+        """Log an event, and pass it to the listeners. An error in a listener is logged, and harms no work."""
         _log.log(_LEVELS[event.level], "batchwise: %s", event)
         for hook in self._hooks:
             try:
@@ -74,10 +74,10 @@ class Telling:
             except Exception:  # noqa: BLE001  # logged
                 if not self._broken:
                     self._broken = True
-                    _log.exception("batchwise: on_event raised; it is called further, and this is logged once")
+                    _log.exception("batchwise: on_event raised; it is still called, and this is logged once")
 
     def settled(self, found: Sum) -> None:
-        """Tell of requests that settled, and of deadlines that they missed."""
+        """Announce requests that have settled, and deadlines that they missed."""
         now = self.now()
         if self.wanted:
             slack = None if found.outcome is Outcome.CANCELED or found.deadline is None else found.deadline - now
@@ -98,7 +98,7 @@ class Telling:
             self.tell(Missed(at=now, job=found.job, requests=found.requests, lateness=found.lateness))
 
     def risk(self, found: Risk) -> None:
-        """Tell of deadlines in danger: when there are any, and now and then when they become more."""
+        """Announce deadlines in danger: the first ones, and now and then that there are more."""
         before, self._risk = self._risk, found
         more = found.at_risk > before.at_risk or found.overdue > before.overdue
         begins = (found.at_risk > 0 and not before.at_risk) or (found.overdue > 0 and not before.overdue)

@@ -1,4 +1,4 @@
-"""Which actions of the planner are under way in this process, so that none is begun twice."""
+"""The planner's actions that are under way in this process, so that none is begun twice."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class UnderWay:
             case _:
                 token = ("batch", action.batch)
         with self._lock:
-            if isinstance(action, agenda.Seal):  # one at a time: each looks at what the others left
+            if isinstance(action, agenda.Seal):  # one at a time: each seals what the ones before have left
                 if self._sealing is not None:
                     return None
                 self._sealing = token
             elif token in self._tokens or (isinstance(action, agenda.Unseal) and self._sealing is not None):
-                return None  # a batch that is being sealed now is sent by the one who seals it
+                return None  # it may be the batch that is being sealed now: the same action sends it
             else:
                 self._tokens.add(token)
         return token
 
     def sealed(self, batch: int) -> object:
-        """The seal under way has become this batch, so the next seal may begin. Returns the token for sending it."""
+        """Note that the seal under way made this batch, so that the next may begin; returns a token for its sending."""
         with self._lock:
             token = ("batch", batch)
             self._tokens.add(token)
@@ -50,12 +50,12 @@ class UnderWay:
         return token
 
     def sends(self, batch: int) -> bool:
-        """Whether this process is sending this batch, or does something else with it."""
+        """Whether an action on this batch is under way in this process."""
         with self._lock:
             return ("batch", batch) in self._tokens
 
     def end(self, token: object) -> None:
-        """The action of this token is done."""
+        """Note that the action of this token has ended."""
         with self._lock:
             self._tokens.discard(token)
             if token is self._sealing:

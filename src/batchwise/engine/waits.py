@@ -1,4 +1,4 @@
-"""What is waited for in this process and not submitted yet: many waiting callers share one batch."""
+"""Requests and jobs that callers wait for and that are not submitted yet: many callers share one batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Waits:
     """Thread-safe. Times are those of the wall clock, passed in.
 
     Args:
-        ledger: Where it is submitted.
+        ledger: Takes the order to submit them.
         linger: How long a wait lets others join.
     """
 
@@ -36,7 +36,7 @@ class Waits:
         self._jobs: set[int] = set()
 
     def add(self, now: datetime, *, requests: Iterable[int] = (), jobs: Iterable[int] = ()) -> datetime:
-        """Somebody waits for these; returns when they are submitted if nothing joins any more."""
+        """Note that a caller waits for these; returns when they are submitted if nothing more joins."""
         with self._lock:
             self._requests.update(requests)
             self._jobs.update(jobs)
@@ -44,7 +44,7 @@ class Waits:
             return self._gathering.ends(self._linger)
 
     def joined(self, now: datetime) -> None:
-        """A request was accepted, which may go with those that are waited for."""
+        """Note that a request was accepted, which may go into the same batch."""
         if self._gathering is not None:
             with self._lock:
                 if self._gathering is not None:
@@ -52,12 +52,12 @@ class Waits:
 
     @property
     def end(self) -> datetime | None:
-        """When there is something to submit; None: nobody waits for what is not submitted."""
+        """When to submit; None: nobody waits for work that is not submitted."""
         with self._lock:
             return None if self._gathering is None else self._gathering.ends(self._linger)
 
     def submit(self, now: datetime) -> None:
-        """Have what is waited for sent, unless something joined it within the last linger."""
+        """Submit what is waited for, unless more joined within the last linger."""
         waited = self._take(now)
         if waited is None:
             return
@@ -66,12 +66,12 @@ class Waits:
                 self._ledger.flush(Which(requests=sorted(waited.requests)))
             for job in waited.jobs:
                 self._ledger.flush(Which(job=job))
-        except BaseException:  # it is tried again a linger later
+        except BaseException:  # tried again a linger later
             self.add(now, requests=waited.requests, jobs=waited.jobs)
             raise
 
     def _take(self, now: datetime) -> _WaitedFor | None:
-        """What is to be submitted now, once; None: nothing yet."""
+        """Take out and return what is to be submitted now; None: nothing yet."""
         if self._gathering is None:
             return None
         with self._lock:

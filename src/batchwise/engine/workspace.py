@@ -1,4 +1,4 @@
-"""Whose workspace the client's is. Nothing of a ledger is touched with the key of another workspace."""
+"""Checks that the client's workspace is the ledger's. No work of a ledger is sent with the key of another workspace."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["Workspace"]
 
 
 class Workspace:
-    """Binds the ledger to the client's endpoint, and to its workspace as soon as the API has said which that is.
+    """Binds the ledger to the client's endpoint, and to its workspace as soon as the API has named that.
 
     Args:
-        ledger: What is bound.
-        endpoint: The client's base URL; None: the ledger is only looked at, and bound to nothing.
+        ledger: The ledger to bind.
+        endpoint: The client's base URL; None: the ledger is only read, and not bound.
         now: The wall clock.
 
     Raises:
@@ -34,38 +34,38 @@ class Workspace:
 
     @property
     def may_differ(self) -> bool:
-        """Whether the ledger belongs to a workspace, and it is not known yet that this is the client's."""
+        """Whether the ledger belongs to a workspace, and the client's is not known yet."""
         return self._claimed and not self.known
 
     def bind(self, workspace: str | None) -> None:
-        """Learn whose workspace the client's is; None: the API did not say.
+        """Bind the ledger to the client's workspace; None: the API did not name it.
 
         Raises:
-            WrongWorkspaceError: It is not the ledger's.
+            WrongWorkspaceError: The workspace is not the ledger's.
         """
         self._ledger.conditions.bind(endpoint=self._endpoint, workspace=workspace)
         self.known = True
 
     def note_from(self, told: Listing | BatchInfo) -> None:
-        """Take over what any answer tells: whose workspace it is, and the server's time.
+        """Note what every answer of the API says: the workspace, and the server's time.
 
         Raises:
-            WrongWorkspaceError: It is not the ledger's.
+            WrongWorkspaceError: The workspace is not the ledger's.
         """
         self.bind(told.workspace)
         if told.server_time is not None:
             self._ledger.conditions.note(clock_offset=told.server_time - self._now())
 
     async def check(self) -> None:
-        """Learn whose workspace the client's is, before anything of the ledger's is touched with it.
+        """Ask the API for the client's workspace, before work of the ledger is sent with its key.
 
         Raises:
-            WrongWorkspaceError: It is not the ledger's.
+            WrongWorkspaceError: The workspace is not the ledger's.
         """
         if self.known:
             return
         try:
             listing = await api.list(limit=1)
         except LaneFault:
-            return  # what follows meets the same fault, and is asked for again
+            return  # the next call meets the same fault, and is tried again
         await store(self.note_from, listing)

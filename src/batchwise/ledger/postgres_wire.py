@@ -118,7 +118,7 @@ class Wire:
     def _bind(self, values: Sequence[Any]) -> _Bound:
         dumper = self._dumper
         sent = dumper.dump_sequence(values, [PyFormat.AUTO] * len(values))
-        return _Bound(sent, dumper.types or (), dumper.formats or ())
+        return _Bound(sent, dumper.types or (), dumper.formats or [])  # psycopg 3.2 takes lists alone
 
     def _send(self, pgconn: PGconn, statement: Statement, bound: _Bound) -> Iterator[_Kind | None]:
         """Send one statement; gives for each answer that comes to it what that says is prepared, or None."""

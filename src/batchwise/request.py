@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
@@ -99,16 +99,14 @@ def check_job(job: object) -> str:
     return job
 
 
-def _to_params(params: object) -> dict[str, Any]:
+def _to_params(params: object) -> Mapping[str, Any]:
+    """What belongs into the body, where the options of the call say nothing."""
     if not isinstance(params, Mapping):
         raise InvalidRequestError(
             f"params is a {type(params).__name__}; give the call's body as a dict, e.g. {_EXAMPLE}"
         )
-    return dict(params)
-
-
-def _without_options(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Only what belongs into the body, where the options of the call say nothing."""
+    if _OPTION_NAMES.isdisjoint(params):
+        return params
     body = dict(params)
     for option in _OPTION_NAMES.intersection(body):
         value = body.pop(option)
@@ -133,48 +131,56 @@ def _to_max_tokens(tokens: object) -> int:
 
 
 def _tool_type(tool: Any) -> str:
-    kind = bare(tool.get("type")) if isinstance(tool, Mapping) else None
+    kind = bare(tool.get("type")) if isinstance(tool, dict) else None
     return kind if isinstance(kind, str) else "custom"
 
 
-def _traits(params: Mapping[str, Any]) -> Traits:
+def _to_stream(stream: object) -> bool:
+    if stream and stream is not True:
+        raise InvalidRequestError(f"stream={shown(stream)} is neither True nor False")
+    return bool(stream)
+
+
+def _to_expected(tokens: object) -> int | None:
+    if tokens is None:
+        return None
+    number = check_whole(tokens, "expected_output_tokens", 1)
+    _check_possible(number, "expected_output_tokens")
+    return number
+
+
+def _traits(params: Mapping[str, Any], betas: tuple[str, ...]) -> Traits:
+    """What routing looks at in params as `encode` gives them: whatever is a mapping in them is a dict."""
     try:
         model, max_tokens, messages = params["model"], params["max_tokens"], params["messages"]
     except KeyError as error:
         raise InvalidRequestError(f"params lack {error}; a Messages call needs it") from None
-    if type(model) is not str or not model or not model.isprintable():
-        model = _to_model(model)
-    if type(max_tokens) is not int or not 0 <= max_tokens <= _MOST_TOKENS:
-        max_tokens = _to_max_tokens(max_tokens)
     if not isinstance(messages, (list, tuple)) or not messages:
         raise InvalidRequestError("params['messages'] has to be a list of at least one message")
-    types: tuple[str, ...] = ()
-    chosen, speed, structured = "auto", "", False
-    if len(params) > 3:  # more than the three that each call has
-        tools, choice = params.get("tools") or (), params.get("tool_choice")
-        if not isinstance(tools, (list, tuple)):
-            raise InvalidRequestError(f"params['tools'] is a {type(tools).__name__}; give a list")
-        types = tuple(map(_tool_type, tools))
-        if isinstance(choice, Mapping):
-            chosen = str(bare(choice.get("type", "auto")))
-        speed = str(bare(params.get("speed")) or "")
-        structured = is_structured(params)
     names = tuple(params)
-    if "billing_policy" in params:
-        policy = params["billing_policy"]
-        if isinstance(policy, Mapping) and bare(policy.get("bill_to")) == "user_profile":
-            names = (*names, BILLED_TO_A_PROFILE)
-    return Traits(model, max_tokens, names, types, chosen, speed, structured)
+    if len(names) == 3 and not betas:  # no more than those three, mostly
+        return Traits(_to_model(model), _to_max_tokens(max_tokens), names, (), "auto", "")
+    tools, choice, policy = params.get("tools") or (), params.get("tool_choice"), params.get("billing_policy")
+    if not isinstance(tools, (list, tuple)):
+        raise InvalidRequestError(f"params['tools'] is a {type(tools).__name__}; give a list")
+    types = tuple(map(_tool_type, tools))
+    if betas:
+        types += tuple(_added_tools(messages))
+    chosen = str(bare(choice.get("type", "auto"))) if isinstance(choice, dict) else "auto"
+    speed = str(bare(params.get("speed")) or "")
+    if isinstance(policy, dict) and bare(policy.get("bill_to")) == "user_profile":
+        names = (*names, BILLED_TO_A_PROFILE)
+    return Traits(_to_model(model), _to_max_tokens(max_tokens), names, types, chosen, speed, is_structured(params))
 
 
 def _added_tools(messages: Iterable[Any]) -> Iterator[str]:
     """The types of the tools that messages define (SDK 2.14, beta `tool_addition`); references name known ones."""
     for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else None
+        content = message.get("content") if isinstance(message, dict) else None
         for block in content if isinstance(content, (list, tuple)) else ():
-            if isinstance(block, Mapping) and block.get("type") == "tool_addition":
+            if isinstance(block, dict) and block.get("type") == "tool_addition":
                 tool = block.get("tool")
-                if isinstance(tool, Mapping) and "definition" in tool:
+                if isinstance(tool, dict) and "definition" in tool:
                     yield _tool_type(tool["definition"])
 
 
@@ -214,8 +220,7 @@ class Request:
     body: bytes
     traits: Traits
     latency_tag: LatencyTag | None
-    label_pairs: ClassVar[Labels] = ()
-    """Most have none: only those that have some hold them."""
+    label_pairs: Labels
 
     def __init__(
         self,
@@ -238,43 +243,28 @@ class Request:
         if key is not None:
             check_key(key)
         try:
-            if not isinstance(params, dict):
-                params = _to_params(params)
-            if not _OPTION_NAMES.isdisjoint(params):
-                params = _without_options(params)
-            if output_format is not None:
-                params = asking_for(output_format, params)
-            body, plain = encode(params)
-            if latency is not None:
-                latency = to_latency(latency)
-            if tool_use is not None:
-                tool_use = to_enum(ToolUse, tool_use, "tool_use")
-            if betas:
-                betas = _to_betas(betas)
-            if stream and stream is not True:
-                raise InvalidRequestError(f"stream={shown(stream)} is neither True nor False")
-            if expected_output_tokens is not None:
-                expected_output_tokens = check_whole(expected_output_tokens, "expected_output_tokens", 1)
-                _check_possible(expected_output_tokens, "expected_output_tokens")
-            pairs = to_labels(labels) if labels else ()
-            traits = _traits(plain)
-            if betas and (added := tuple(_added_tools(plain["messages"]))):
-                traits = traits._replace(tool_types=(*traits.tool_types, *added))
-            if traits.max_tokens == 0 and latency not in {None, Latency.BLOCKING}:
+            given = _to_params(params)
+            body, plain = encode(given if output_format is None else asking_for(output_format, given))
+            wanted = _to_betas(betas) if betas else ()
+            traits = _traits(plain, wanted)
+            self.__attrs_init__(
+                key=key,
+                betas=wanted,
+                stream=_to_stream(stream),
+                tool_use=None if tool_use is None else to_enum(ToolUse, tool_use, "tool_use"),
+                expected_output_tokens=_to_expected(expected_output_tokens),
+                body=body,
+                traits=traits,
+                latency_tag=None if latency is None else to_latency(latency),
+                label_pairs=to_labels(labels) if labels else (),
+            )
+            if traits.max_tokens == 0 and self.latency is not Latency.BLOCKING:
                 raise InvalidRequestError(
                     "max_tokens is 0 (a cache warm-up), which a batch refuses; leave latency out or raise it"
                 )
         except InvalidValueError as error:
             where = "request" if key is None else f"request {shown(key)}"
             raise InvalidRequestError(f"{where}: {error}") from None
-        # Past the frozen `__setattr__`: made 100,000 times for a bulk.
-        values = self.__dict__
-        values["key"], values["body"], values["traits"] = key, body, traits
-        values["latency_tag"], values["tool_use"] = latency, tool_use
-        values["betas"], values["stream"] = tuple(betas), stream
-        values["expected_output_tokens"] = expected_output_tokens
-        if pairs:
-            values["label_pairs"] = pairs
 
     def keyed(self, key: str) -> Request:
         """The same request under another key.

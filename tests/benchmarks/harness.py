@@ -89,12 +89,14 @@ def folder() -> Iterator[str]:
         yield name
 
 
-def child(module: str, workload: str, **options: Any) -> dict[str, Any]:
-    """Run one workload of `tests.benchmarks.<module>` in a fresh process; gives what it found."""
+def child(module: str, workload: str, *, source: Path | None = None, **options: Any) -> dict[str, Any]:
+    """Run one workload of `tests.benchmarks.<module>` in a fresh process; gives what it found.
+
+    `source`: the `src` folder that it imports batchwise from, if it is another than this one.
+    """
     command = [sys.executable, "-m", f"tests.benchmarks.{module}", workload, json.dumps(options)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True, check=False, timeout=PATIENCE
-    )
+    env = environment() | ({} if source is None else {"PYTHONPATH": str(source)})
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=False, timeout=PATIENCE)
     if done.returncode:
         raise SystemExit(f"{module} {workload} {options} failed (exit code {done.returncode})\n{done.stdout}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

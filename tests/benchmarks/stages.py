@@ -126,7 +126,6 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
         for piece in pieces:
             reader.feed(piece)
         assert reader.finish(whole=True) == []
-        reader.close()
 
     table.time("collect", collect)
     table.time("results", lambda: _look(bw, ledger, count, decode=False))

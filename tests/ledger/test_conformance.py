@@ -990,20 +990,23 @@ def test_what_has_settled_is_told_once_it_is_durable_and_once(world: World) -> N
 
     early: list[object] = []
 
-    def look() -> None:
+    def look() -> str:
         early.extend(world.ledger.take_sums())
+        return "prices"
 
-    def look_and_fail() -> None:
+    def look_and_fail() -> str:
         look()
         raise KeyboardInterrupt
 
     roll = world.ledger.batches.roll(batch.id)
     assert roll is not None
     answers: list[Answer] = [(number, line(number), 5, 5, 1, None) for number in numbers[1:]]
+    world.ledger.reckon_by(look_and_fail, lambda terms, _body: terms)  # asked within the transaction
     with pytest.raises(KeyboardInterrupt):
-        world.ledger.settle_answers(roll, list(answers), now=NOW, committing=look_and_fail)
+        world.ledger.settle_answers(roll, answers, now=NOW)
     assert early == world.ledger.take_sums() == []
-    assert world.ledger.settle_answers(roll, answers, now=NOW, committing=look)
+    world.ledger.reckon_by(look, lambda terms, _body: terms)
+    assert world.ledger.settle_answers(roll, answers, now=NOW)
     assert not early, "it is not durable yet"
     assert [each.requests for each in world.ledger.take_sums()] == [2]
 

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -157,33 +156,6 @@ def test_a_bulk_takes_transactions_of_so_many_rows_and_bytes(tmp_path: Path, mon
     world.ledger.close()
 
 
-def test_the_next_requests_are_taken_in_while_those_before_are_committed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bulk, "_ROWS", 2)
-    asked, seen = threading.Semaphore(0), list[bool]()
-
-    class Slow(SqliteDatabase):
-        def commit(self, name: str) -> None:
-            if name == "stage":
-                seen.append(asked.acquire(timeout=10.0))
-            super().commit(name)
-
-    def entries() -> Iterator[Entry]:
-        for number in range(6):
-            if number % 2 == 0 and number:
-                asked.release()
-            yield entry(str(number))
-        asked.release()
-
-    with closing(SqliteLedger(Slow(tmp_path / "ledger.db"))) as ledger:
-        world = World(ledger)
-        with ledger.intake(job="job", run=world.run) as intake:
-            assert intake.stage(entries()) == 6
-            assert list(intake.accept(now=NOW)) == [1, 2, 3, 4, 5, 6]
-    assert seen == [True] * 3
-
-
 @pytest.mark.parametrize("broken", ["conflict", "disk", "caller"])
 def test_what_fails_behind_a_full_transaction_is_not_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
@@ -221,33 +193,22 @@ def test_what_fails_behind_a_full_transaction_is_not_counted(
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_answers_are_let_go_before_they_are_committed(tmp_path: Path, *, broken: bool) -> None:
-    events: list[object] = []
-
-    class Watched(SqliteDatabase):
+def test_answers_are_ticked_off_once_they_are_durable(tmp_path: Path, *, broken: bool) -> None:
+    class Full(SqliteDatabase):
         def commit(self, name: str) -> None:
-            if name == "settle":
-                events.append(("commit", list(answers)))
-                if broken:
-                    raise sqlite3.OperationalError("disk full")
+            if name == "settle" and broken:
+                raise sqlite3.OperationalError("disk full")
             super().commit(name)
 
-    with closing(SqliteLedger(Watched(tmp_path / "ledger.db"))) as ledger:
+    with closing(SqliteLedger(Full(tmp_path / "ledger.db"))) as ledger:
         world = World(ledger)
         numbers = world.bulk([entry(str(number)) for number in range(3)])
         roll = ledger.batches.roll(world.opened().id)
         assert roll is not None
         answers = [(number, line(number), 5, 5, 1, None) for number in reversed(numbers)]
 
-        def settle() -> bool:
-            return ledger.settle_answers(roll, answers, now=NOW, committing=lambda: events.append("committing"))
-
-        if broken:
-            with pytest.raises(LedgerError):
-                settle()
-        else:
-            assert settle()
-        assert events == ["committing", ("commit", [])]
+        with pytest.raises(LedgerError) if broken else nullcontext():
+            assert ledger.settle_answers(roll, answers, now=NOW)
         assert sum(roll.left.values()) == (3 if broken else 0)
         assert total(ledger)[SETTLED] == (0 if broken else 3)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,7 +20,6 @@ from batchwise.api.types import Counts
 from batchwise.engine import reading
 from batchwise.errors import LedgerError
 from batchwise.ledger.values import Which
-from batchwise.planning.continuation import usage_of
 from batchwise.planning.custom_ids import custom_id, parse
 from tests.ledger.model import total
 from tests.reliability.simulation import HOUR, MINUTE, World, commits, message_of
@@ -121,37 +119,19 @@ def test_a_whole_stream_settles_everything_in_one_reading_however_it_is_cut(
 
 
 @pytest.mark.parametrize("limit", ["_ROWS", "_BYTES"])
-def test_the_next_rows_are_read_while_those_before_are_committed(
-    world: World, monkeypatch: pytest.MonkeyPatch, limit: str
-) -> None:
+def test_rows_settle_and_are_told_of_as_they_come(world: World, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     monkeypatch.setattr(reading, limit, 1)
-    here, behind, committed = threading.get_ident(), threading.Semaphore(0), list[bool]()
-    real, read_, told = world.ledger.database.commit, list[Any](), list[int]()
-
-    def commit(name: str) -> None:
-        if name == "settle":
-            committed.append(behind.acquire(timeout=10.0))
-        real(name)
-
-    def usage(message: dict[str, Any]) -> Any:
-        if read_:
-            behind.release()  # the row behind one that is being committed is read
-        read_.append(message)
-        return usage_of(message)
+    told = list[int]()
 
     def read(_: str, feed: Callable[[bytes], bool]) -> None:
-        for line in lines(world):
+        for number, line in enumerate(lines(world), 1):
             assert feed(line)
-        behind.release()
+            assert len(told) == total(world.ledger)[bw.Status.SETTLED] == number
 
-    monkeypatch.setattr(world.ledger.database, "commit", commit)
-    monkeypatch.setattr(reading, "usage_of", usage)
     world.api.read = read  # type: ignore[method-assign]
-    world.engine.announcing.listen(lambda _: told.append(threading.get_ident()))
+    world.engine.announcing.listen(told.extend)
     finish(world)
-    assert committed == [True] * ROWS
-    assert set(told) == {here}, "an event loop is told from the threads that it knows"
-    assert len(told) == ROWS, "as they settle, not in the end"
+    assert len(told) == ROWS
 
 
 def test_a_row_that_is_no_request_of_the_batch_is_looked_up_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +149,7 @@ def test_a_row_that_is_no_request_of_the_batch_is_looked_up_once(world: World, m
 
 
 @pytest.mark.parametrize("broken", range(ROWS))
-def test_a_commit_that_fails_beside_the_reading_is_not_passed_over(
+def test_a_commit_that_fails_while_rows_are_read_is_not_passed_over(
     world: World, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
     monkeypatch.setattr(reading, "_ROWS", 1)

@@ -5,20 +5,6 @@ from __future__ import annotations
 __all__ = ["LineSplitter"]
 
 
-_LONG = 700
-"""Bytes of a line from which on looking for its end is faster than `bytes.split`, which looks at each byte."""
-
-
-def _cut(chunk: bytes) -> list[bytes]:
-    """What `split` at LF gives, for long lines."""
-    find, start, lines = chunk.find, 0, list[bytes]()
-    while (end := find(b"\n", start)) >= 0:
-        lines.append(chunk[start:end])
-        start = end + 1
-    lines.append(chunk[start:])
-    return lines
-
-
 class LineSplitter:
     """Cuts chunks into lines at LF or CRLF, wherever the chunks are cut. Blank lines are skipped."""
 
@@ -29,7 +15,7 @@ class LineSplitter:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The lines that this chunk completes, without their ends."""
-        lines = _cut(chunk) if chunk.find(b"\n") >= _LONG else chunk.split(b"\n")
+        lines = chunk.split(b"\n")
         rest = lines.pop()
         if lines and self._held:  # joined alone: the chunk behind it is not copied
             lines[0] = b"".join((*self._held, lines[0]))

@@ -73,11 +73,11 @@ def asking_for(type_: object, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_structured(params: Mapping[str, Any]) -> bool:
-    """Whether these params ask for a JSON schema: in `output_config`, or where betas had it before."""
+    """Whether encoded params ask for a JSON schema: in `output_config`, or where betas had it before."""
     config = params.get("output_config")
-    wanted = config.get("format") if isinstance(config, Mapping) else None
+    wanted = config.get("format") if isinstance(config, dict) else None
     wanted = params.get("output_format") if wanted is None else wanted
-    return isinstance(wanted, Mapping) and bare(wanted.get("type")) == "json_schema"
+    return isinstance(wanted, dict) and bare(wanted.get("type")) == "json_schema"
 
 
 def read(text: str, type_: type[T]) -> T:

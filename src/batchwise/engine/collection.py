@@ -8,7 +8,6 @@ again. A failed read is no reason to buy a row again: it is repeated, and in the
 from __future__ import annotations
 
 import logging
-from contextlib import closing
 from datetime import timedelta
 
 import attrs
@@ -258,8 +257,7 @@ async def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> None:
 async def collect(engine: Engine, batch: BatchView) -> None:
     """Read an ended batch's rows, settle them, and tick them off."""
     last = batch.failures >= _REREADS
-    with closing(await store(Reader, engine, batch, last=last)) as reader:
-        await _collect(engine, batch, reader)
+    await _collect(engine, batch, await store(Reader, engine, batch, last=last))
 
 
 def _tell_collected(engine: Engine, batch: BatchView, reader: Reader, missing: int) -> None:

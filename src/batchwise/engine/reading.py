@@ -1,6 +1,6 @@
 """Reads the rows of an ended batch as raw lines in bounded memory, and settles or requeues them in chunks.
 
-Reading rows again changes nothing. While a chunk is being committed, the next one is read.
+Reading rows again changes nothing.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import attrs
@@ -19,12 +18,11 @@ import orjson
 from batchwise.api.lines import LineSplitter
 from batchwise.basics.jsontext import decode
 from batchwise.errors import printable
-from batchwise.ledger.beside import Beside
 from batchwise.ledger.roll import Answer
 from batchwise.ledger.values import RequestRow, Settlement, Turn, Which
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.continuation import next_call, received, usage_of
-from batchwise.planning.custom_ids import opener
+from batchwise.planning.custom_ids import parse
 from batchwise.planning.outcomes import (
     CUTS,
     MALFORMED,
@@ -174,7 +172,7 @@ def _answer(result: Mapping[str, Any], ruled: Sequence[str] = _RULED) -> dict[st
     if not isinstance(message, dict):
         return None
     stop = message.get("stop_reason")
-    if stop != "end_turn" and stop in ruled:
+    if stop in ruled:
         return None
     return message if isinstance(message.get("content"), list) else None
 
@@ -221,7 +219,7 @@ class _Part:
 
 
 class Reader:
-    """Takes a stream of results: call `feed` for each chunk, then `finish`, and `close`.
+    """Takes a stream of results: call `feed` for each chunk, then `finish`.
 
     Args:
         engine: The core, whose ledger takes the rows.
@@ -235,7 +233,6 @@ class Reader:
         self.last = last
         self._resumes = engine.suspensions.resumes
         self._splitter = LineSplitter()
-        self._open = opener(batch.nonce)
         self._held: dict[int, bytes] = {}  # lines without an answer are short, and a batch's worth at most
         self._kinds: Counter[tuple[str, str]] = Counter()
         self._unanswered: dict[str, set[int]] = {kind: set() for kind in UNANSWERED}
@@ -245,17 +242,13 @@ class Reader:
         kinds = () if self._roll is None else self._roll.kinds
         self._ruled = _RULED if any(each.terms.structured for each in kinds) else (*PAUSES, REFUSAL)
         self._part = self._new_part()
-        self._beside = Beside("batchwise-settle")
 
     def feed(self, chunk: bytes) -> bool:
         """Take in a chunk; returns True: more is wanted."""
         self._tell_apart(self._splitter.feed(chunk))
         self._part.size += len(chunk)
         if self._part.full:
-            self._end()
-            part, self._part = self._part, self._new_part()
-            if not self._beside.start(partial(self._settle_part, part)):
-                self._tell()
+            self._settle_part()
         return True
 
     def _new_part(self) -> _Part:
@@ -272,9 +265,7 @@ class Reader:
         last, self.last = self.last and whole, False  # the rest is a line that was cut off, not a damaged one
         rest = self._splitter.rest()
         self._tell_apart([rest] if rest else [])
-        self._end()
-        self._settle_part(self._part)
-        self._tell()
+        self._settle_part()
         missing = self._missing()
         found = {kind: len(numbers) for kind, numbers in self._unanswered.items()}
         self.off = discrepancy(found, self.batch.counts)
@@ -292,37 +283,26 @@ class Reader:
             return []
         return self.engine.ledger.numbers(Which(batch=self.batch.id))
 
-    def close(self) -> None:
-        """End the reading. A commit that runs goes on: the ledger's end waits for it."""
-        self._beside.close(wait=False)
-
-    def _end(self) -> None:
-        """Wait until the part before is settled, and announce it."""
-        try:
-            self._beside.end()
-        finally:
-            self._tell()
-
     def _tell(self) -> None:
-        """Announce settled requests, while no commit runs in the background: no event loop knows that thread."""
+        """Announce settled requests."""
         self.engine.announcing.settled(self.sorter.take_ended())
 
     def _tell_apart(self, lines: Iterable[bytes]) -> None:
-        """Take in lines, while the part before may still be being committed.
+        """Take in lines.
 
-        So a row that soon comes twice is noticed only when it is settled. Then the roll is dropped: the rest settles
-        more slowly, with the same outcomes.
+        A row that comes twice in one part is noticed only when it is settled. Then the roll is dropped: the rest
+        settles more slowly, with the same outcomes.
         """
         if self.batch.adopted:
             self._tell_adopted(lines)
             return
         answers, rows, meters = self._part.answers, self._part.rows, self._part.meters
-        loads, open_, roll, ruled = orjson.loads, self._open, self._roll, self._ruled
+        loads, number_of, roll, ruled = orjson.loads, self._number, self._roll, self._ruled
         for line in lines:
             try:
                 row = loads(line)
-                number, result = open_(row["custom_id"].encode()), row["result"]
-                if number < 0:
+                number, result = number_of(row["custom_id"]), row["result"]
+                if number is None:
                     continue
                 message = _answer(result, ruled)
                 kind = None if roll is None or message is None else roll.kind(number)
@@ -337,9 +317,14 @@ class Reader:
     def _take_odd(self, line: bytes) -> None:
         """Take a line that the fast path cannot take. The request of a line that is no row is not ticked off."""
         row = _row(line, damaged=self.last)
-        number = -1 if row is None else self._open(row[0].encode("utf-8", "replace"))
-        if row is not None and number >= 0:
+        number = None if row is None else self._number(row[0])
+        if row is not None and number is not None:
             self._part.rows[number] = row[1:]
+
+    def _number(self, custom_id: str) -> int | None:
+        """The number of the request that an id of this batch names; None: the id is another's."""
+        ours = parse(custom_id)
+        return ours.number if ours is not None and ours.nonce == self.batch.nonce else None
 
     def _tell_adopted(self, lines: Iterable[bytes]) -> None:
         for line in lines:
@@ -347,8 +332,15 @@ class Reader:
             if row is not None:
                 self._part.adopted.setdefault(row[0], row[1:])
 
-    def _settle_part(self, part: _Part, committing: Callable[[], None] | None = None) -> None:
-        """Settle a part; `committing` is called when only the commit of the answers is left."""
+    def _settle_part(self) -> None:
+        """Settle what was taken in, and announce it."""
+        part, self._part = self._part, self._new_part()
+        try:
+            self._store(part)
+        finally:
+            self._tell()
+
+    def _store(self, part: _Part) -> None:
         self.sorter.price_at(self.engine.now())
         # These first: a caller may wait only for a row that has left the batch, and while the batch still has rows,
         # that row is not given up.
@@ -364,17 +356,16 @@ class Reader:
             part.rows.update((number, part.adopted[name]) for name, number in numbers.items())
         self._settle(part.rows)
         answers = part.answers
-        if answers and not self._tick_off(answers, committing):
+        if answers and not self._tick_off(answers):
             self._roll = None
             self._settle({number: (line, decode(line)["result"]) for number, line, *_ in answers})
 
-    def _tick_off(self, answers: list[Answer], committing: Callable[[], None] | None) -> bool:
+    def _tick_off(self, answers: Sequence[Answer]) -> bool:
         """Settle answers by the roll; False, and nothing is changed, if the roll is out of date."""
         engine, roll = self.engine, self._roll
-        numbers = [answer[0] for answer in answers]
-        if roll is None or not engine.ledger.settle_answers(roll, answers, now=engine.now(), committing=committing):
+        if roll is None or not engine.ledger.settle_answers(roll, answers, now=engine.now()):
             return False
-        self.sorter.end(numbers)
+        self.sorter.end([answer[0] for answer in answers])
         return True
 
     def _write(self) -> None:

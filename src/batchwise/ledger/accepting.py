@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import partial
 from uuid import uuid4
@@ -94,7 +93,7 @@ class Accepting:
             try:
                 return self._accepted(_Pending(offer))
             except StagedError as error:
-                self._intakes.wait_for(error.intake, threading.get_ident())
+                self._intakes.wait_for(error.intake)
 
     def accepting(self, offer: Offer) -> Callable[[], Accepted]:
         """Ask for an acceptance; what this gives waits for it, and has to be called.

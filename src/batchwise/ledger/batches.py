@@ -21,7 +21,7 @@ from batchwise.planning.state import BatchState, BatchView, Group
 from . import meta, transitions
 from .books import Books, Place
 from .database import Connection, Database
-from .fitting import looked_at, summed_up
+from .fitting import first_fitting
 from .lease import Lease
 from .records import CHUNK, IN_BATCH, SENT_IN, Records
 from .roll import Roll
@@ -92,9 +92,7 @@ class Batches:
             which = "= ?" if alone else self._database.among
             queued = f"status = 0 AND terms {which} AND lane = 1"
             values = (accepted[0] if alone else self._database.list_of(accepted),)
-            rows = summed_up(self._database, db, accepted[0], taken, max_requests, max_bytes) if alone else None
-            if rows is None:
-                rows = looked_at(db, queued, values, taken, max_requests, max_bytes, sort=not alone)
+            rows = first_fitting(db, queued, values, taken, max_requests, max_bytes, sort=not alone)
             if not rows.count:
                 return None
             # By number, where they lie close together: an index that is read must not change under the update,

@@ -7,9 +7,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from itertools import accumulate, islice
 from types import TracebackType
 from uuid import uuid4
@@ -20,7 +19,6 @@ from batchwise.errors import LedgerError
 from batchwise.models import Lane
 from batchwise.planning.state import Terms
 
-from .beside import Beside
 from .books import Books, Moves, Place, reserved_cost
 from .database import Connection, Database
 from .forks import check_own
@@ -36,8 +34,8 @@ from .values import Cap, Entry
 
 __all__ = ["Intake", "Intakes"]
 
-_ROWS, _BYTES = 500, 500_000
-"""Requests, and bytes of their bodies, staged in one transaction: two are held at a time, in two threads' memory."""
+_ROWS, _BYTES = 1_000, 1_000_000
+"""Requests, and bytes of their bodies, staged in one transaction, and held in memory meanwhile."""
 _PAUSE = 0.02
 """Seconds between two looks at a bulk dispatch that is waited for."""
 _REQUEST = "request (id, job, key, terms, size, lane, run)"
@@ -73,11 +71,6 @@ class _Chunk:
     bodies: _Bodies
     changes: list[tuple[int, int]]
     """Where requests of other terms begin, and which of the intake's those are: mostly the same throughout."""
-
-    @property
-    def full(self) -> bool:
-        """Whether more may follow."""
-        return len(self.keys) >= _ROWS or sum(self.bodies.sizes) >= _BYTES
 
     def alike(self) -> Iterator[tuple[int, range]]:
         """Requests that follow each other on the same terms: which of the intake's, and their places."""
@@ -148,8 +141,7 @@ class Intake:
     def stage(self, entries: Iterable[Entry]) -> int:
         """Stage some more, as many in each transaction as it should hold; returns how many.
 
-        The caller's code may run while they are taken in: outside of a transaction, and beside the commit of those
-        before.
+        The caller's code may run while they are taken in: outside of a transaction.
 
         Raises:
             KeyConflictError: A key is taken by other content (in the ledger or earlier in this intake).
@@ -158,30 +150,15 @@ class Intake:
         self._check_open()
         source, before = iter(entries), len(self._sum.numbers)
         try:
-            self._stage_all(source)
+            while (chunk := self._take_in(source)).keys:
+                self._stage_chunk(chunk)
         finally:
             self._taken = len(self._sum.numbers)  # what failed is not counted
         return self._taken - before
 
-    def _stage_all(self, source: Iterator[Entry]) -> None:
-        chunk = self._take_in(source)
-        if not chunk.full:
-            self._stage_chunk(chunk)
-            return
-        beside = Beside("batchwise-stage")
-        try:
-            while chunk.keys:
-                beside.start(partial(self._stage_chunk, chunk))
-                chunk = self._take_in(source)
-                beside.end()
-        finally:
-            beside.close(wait=True)
-
-    def _stage_chunk(self, chunk: _Chunk, committing: Callable[[], None] | None = None) -> None:
-        """Stage these, in one transaction; `committing` is called before its commit."""
-        if not chunk.keys:
-            return
-        staged = self._store_chunk(chunk, committing)
+    def _stage_chunk(self, chunk: _Chunk) -> None:
+        """Stage these, in one transaction."""
+        staged = self._store_chunk(chunk)
         # Only now: a chunk that failed leaves no trace here either.
         for numbers in staged.numbers.ranges:
             self._sum.numbers.add(numbers)
@@ -189,18 +166,16 @@ class Intake:
         for terms, (requests, size) in staged.counts.items():
             self._sum.add(terms, size, requests)
 
-    def _store_chunk(self, chunk: _Chunk, committing: Callable[[], None] | None) -> _Staged:
+    def _store_chunk(self, chunk: _Chunk) -> _Staged:
         before = len(self._stored)
         while True:
             try:
                 with self._database.write("stage") as db:
                     staged = self._stage(db, chunk)
-                    if committing is not None:
-                        committing()
             except BaseException as error:
                 del self._stored[before:]  # terms that were stored with this chunk went with it
                 if isinstance(error, StagedError):
-                    self._intakes.wait_for(error.intake, self._intakes.threads[self._id])
+                    self._intakes.wait_for(error.intake)
                 elif isinstance(error, _CollidedError):
                     # A second run of a script meets them all, so this chunk and the next ones look first.
                     self._collided = True
@@ -425,18 +400,18 @@ class Intakes:
                     mine = self.database.insert(db, "INSERT INTO intake (job, run) VALUES (?, ?)", (number, run))
                     self.threads[mine] = threading.get_ident()
                     return Intake(self, mine, job=job, job_id=number, run=run)
-            self.wait_for(other[0], threading.get_ident())
+            self.wait_for(other[0])
 
-    def wait_for(self, intake: int, thread: int) -> None:
-        """Wait, for this thread, until a bulk dispatch has ended; end it, if its process is dead.
+    def wait_for(self, intake: int) -> None:
+        """Wait until a bulk dispatch has ended; end it, if its process is dead.
 
         Raises:
-            LedgerError: It is the thread's own, and would never end.
+            LedgerError: It is this thread's own, and would never end.
         """
         if intake in self.left:
             self.abort(intake)
             return
-        if self.threads.get(intake) == thread:
+        if self.threads.get(intake) == threading.get_ident():
             raise LedgerError(
                 "this thread is within a bulk dispatch that holds this job or key; end it before dispatching into it"
             )

@@ -94,9 +94,6 @@ class Database(Protocol):
     def json_array(self, column: str) -> str:
         """The values of a column of the rows, in their order, as a JSON array."""
 
-    def not_ascii(self, column: str) -> str:
-        """Whether bytes may hold others than ASCII, or a NUL."""
-
     def write(self, name: str, *, quiet: bool = False) -> AbstractContextManager[Connection]:
         """A write transaction, one at a time. It is durable when the block has been left.
 

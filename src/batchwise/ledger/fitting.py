@@ -12,18 +12,11 @@ import attrs
 from batchwise.planning.custom_ids import MAX_LENGTH, custom_id_length
 from batchwise.planning.packing import body_length, entry_size, telling_count
 
-from .database import Connection, Database
-from .rows import BATCH, decode_key
+from .database import Connection
+from .rows import decode_key
 
-__all__ = ["Fitting", "looked_at", "summed_up"]
+__all__ = ["Fitting", "first_fitting"]
 
-# One character of a key is one byte of its id; where the two counts differ, it is not in ASCII, or holds a NUL.
-_SUMS = (
-    "SELECT count(*), coalesce(sum(size), 0), "
-    "coalesce(sum(CASE WHEN length(key) < ? THEN length(key) ELSE ? END), 0), count(CASE WHEN {odd} THEN 1 END) "
-    "FROM request WHERE id BETWEEN ? AND ? AND status + 0 = 0 AND terms = ?"
-)
-"""`status + 0`: by number, whatever indices there are."""
 _NO_ENTRIES = body_length(0, 0) - 1
 """Each entry counts its comma; the first one has none."""
 
@@ -42,11 +35,7 @@ class Fitting:
     @property
     def close(self) -> bool:
         """Whether their numbers lie so close together that walking over all between them costs little."""
-        return _close(self.first, self.last, self.count)
-
-
-def _close(first: int, last: int, count: int) -> bool:
-    return last - first < 2 * count
+        return self.last - self.first < 2 * self.count
 
 
 def _framing(number: int) -> tuple[int, int, int]:
@@ -60,43 +49,7 @@ def _framing(number: int) -> tuple[int, int, int]:
     return 16 ** len(f"{number:x}"), entry_size(nameless, 0) + 1, MAX_LENGTH - nameless
 
 
-def summed_up(
-    database: Database,
-    db: Connection,
-    terms: int,
-    taken: frozenset[int],
-    max_requests: int,
-    max_bytes: int,
-) -> Fitting | None:
-    """The queued rows of these terms that fit into a body, if nothing about them needs a look at each.
-
-    They are a bulk's, mostly: side by side, with keys in ASCII, and not too large.
-    """
-    places = db.execute("SELECT lane, requests FROM cohort WHERE terms = ? AND status = 0", (terms,)).fetchall()
-    if len(places) != 1 or places[0][0] != BATCH:
-        return None
-    ((_, queued),) = places
-    count = telling_count(min(queued, max_requests), taken)
-    if count is None:
-        return None
-    nth = "SELECT id FROM request WHERE status = 0 AND terms = ? ORDER BY id LIMIT 1 OFFSET ?"
-    (first,), (last,) = (db.execute(nth, (terms, place)).fetchone() for place in (0, count - 1))
-    if not _close(first, last, count):
-        return None
-    start, size, whole = first, 0, _NO_ENTRIES
-    sums = _SUMS.format(odd=database.not_ascii("key"))
-    while start <= last:
-        same, frame, room = _framing(start)
-        rows, bodies, names, odd = db.execute(sums, (room, room, start, min(last, same - 1), terms)).fetchone()
-        if odd:
-            return None
-        start, size, whole = same, size + bodies, whole + rows * frame + bodies + names
-    if whole > max_bytes:
-        return None
-    return Fitting(first, last, count, whole, {terms: (count, size)})
-
-
-def looked_at(
+def first_fitting(
     db: Connection,
     queued: str,
     values: Sequence[Any],
@@ -106,13 +59,13 @@ def looked_at(
     *,
     sort: bool,
 ) -> Fitting:
-    """The queued rows that fit into a body, of a telling count if there is one. Each row is looked at."""
-    rows = _first_fitting(db, queued, (*values, max_requests), max_bytes, sort=sort)
+    """The queued rows that fit into a body, of a telling count if there is one."""
+    rows = _first_of(db, queued, (*values, max_requests), max_bytes, sort=sort)
     telling = telling_count(rows.count, taken) or rows.count
-    return rows if telling == rows.count else _first_fitting(db, queued, (*values, telling), max_bytes, sort=sort)
+    return rows if telling == rows.count else _first_of(db, queued, (*values, telling), max_bytes, sort=sort)
 
 
-def _first_fitting(db: Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool) -> Fitting:
+def _first_of(db: Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool) -> Fitting:
     """The queued rows that fit into a body, in order."""
     # Those of one terms come out of their index in order, and reading them ends at the limit. Others are sorted
     # without their keys, which are looked up in that order, one page after the other.

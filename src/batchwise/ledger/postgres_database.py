@@ -370,11 +370,6 @@ class PostgresDatabase:
         return f"json_agg({column})::text"
 
     @staticmethod
-    def not_ascii(column: str) -> str:
-        """Whether some bytes are written otherwise than they are; a backslash is one of them, too."""
-        return f"length(encode({column}, 'escape')) <> length({column})"
-
-    @staticmethod
     def ask(db: Connection, sql: str, values: Sequence[Any]) -> Callable[[], list[Any]]:
         """Ask for rows, and read them later."""
         return db.execute(sql, values).fetchall

@@ -147,15 +147,11 @@ class Settlements:
     def settle_answers(
         self,
         roll: Roll,
-        answers: list[Answer],
+        answers: Sequence[Answer],
         *,
         now: datetime,
-        committing: Callable[[], None] | None = None,
     ) -> bool:
         """Settle answers to requests on a batch's roll, and tick them off.
-
-        The list is emptied, and `committing` called, just before the commit: what is left waits for the disk alone.
-        They are not durable yet, and a commit that fails does not fill the list again.
 
         The usual end of a bulk, at a fraction of what `settle` costs: rows are not looked at again, for the roll holds
         them. False, and nothing done, if any has left the batch since the roll was read, or changed its terms: then
@@ -164,20 +160,15 @@ class Settlements:
         rows = sorted(answers)
         if not rows:
             return True
-        numbers = list(map(_number, rows))
         parts = roll.parts(rows)
         if parts is None:
             return False
         try:
             with self._database.write("settle") as db:
                 self._settle_parts(db, roll, parts, now)
-                for held in (parts, rows, answers):
-                    held.clear()
-                if committing is not None:
-                    committing()
         except _OutOfDateError:
             return False
-        roll.tick(numbers)
+        roll.tick(map(_number, rows))
         return True
 
     def _settle_parts(

@@ -170,11 +170,6 @@ class SqliteDatabase:
         return f"json_group_array({column})"
 
     @staticmethod
-    def not_ascii(column: str) -> str:
-        """Whether there are more bytes than characters, or fewer characters because of a NUL."""
-        return f"length(CAST({column} AS TEXT)) <> length({column})"
-
-    @staticmethod
     def ask(db: Connection, sql: str, values: Sequence[Any]) -> Callable[[], list[Any]]:
         """The rows, read at once: a cursor that is read later would keep its state of the database."""
         rows = db.execute(sql, values).fetchall()

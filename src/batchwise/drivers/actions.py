@@ -1,4 +1,4 @@
-"""How the planner's actions are begun: those that move rows at once, those that talk to the API in the background."""
+"""Begins the planner's actions: at once if they only move rows, in the background if they talk to the API."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Actions"]
 
 
 class Actions:
-    """Begins actions, and knows which are under way in the background. Thread-safe.
+    """Begins actions, and counts those under way in the background. Thread-safe.
 
     Args:
         engine: The core.
-        retrying: What is done about failures.
-        notifiers: Wakes the pump, and whoever waits for the end of work.
-        start: Starts a procedure in the background; False, and nothing is started, if that is impossible now.
+        retrying: Handles failures.
+        notifiers: Wakes the pump, and callers who wait for the end of work.
+        start: Starts a procedure in the background; returns False if that is impossible now.
         take_up_calls: See `Calls.take_up`.
     """
 
@@ -51,16 +51,16 @@ class Actions:
             return set(self._groups)
 
     async def begin(self, action: agenda.Action, raised: list[Exception] | None = None) -> bool:
-        """Carry an action out here if it is quick, else in the background; False: not now.
+        """Carry out an action here if it is quick, else in the background; False: it cannot begin now.
 
-        `raised` takes what it raises in the background, for callers who do not have it tried again.
+        `raised` takes its error in the background, for callers who do not have it tried again.
         """
         if isinstance(action, QUICK):
             return await self.carry_out_here(action)
         return await self.begin_in_background(action, raised)
 
     async def carry_out_here(self, action: agenda.Action) -> bool:
-        """Carry a quick action out; False: it is under way already."""
+        """Carry out a quick action; False: it is under way already."""
         token = self._engine.under_way.try_begin(action)
         if token is None:
             return False
@@ -75,7 +75,7 @@ class Actions:
     async def begin_in_background(self, action: agenda.Action, raised: list[Exception] | None = None) -> bool:
         """Start an action in the background, or carry it out here if nothing can be started.
 
-        Returns False if it is under way already, or if too many of its kind are.
+        Returns False if it is under way already, or if too many of its group are.
         """
         group = concurrency_group(action)
         with self._lock:

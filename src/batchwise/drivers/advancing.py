@@ -1,4 +1,4 @@
-"""How all that is due is carried out until nothing is: for `advance`, and for the end."""
+"""Carries out actions until none is due: for `advance`, and for closing."""
 
 from __future__ import annotations
 
@@ -26,43 +26,43 @@ _NO_GAP = timedelta(0)
 
 @attrs.define
 class _Go:
-    """What one `advance` has done and waits for."""
+    """What one `advance` has done, and what it waits for."""
 
     only_sending: bool
     awaited: set[object]
-    """The marks of the actions that it waits for."""
+    """Marks of the actions that it waits for."""
     done: Counter[object] = attrs.field(factory=Counter)
     """How often each action was begun."""
     raised: list[Exception] = attrs.field(factory=list)
-    """What its actions raised in the background."""
+    """Errors of its actions in the background."""
 
     def may_begin(self, action: agenda.Action, *, meanwhile: bool) -> bool:
-        """Whether an action belongs to it and may be begun again. `meanwhile`: time passes, so it is due again."""
+        """Whether this `advance` may begin an action (again). `meanwhile`: time has passed, so it may be due again."""
         most = repeats(action, only_sending=self.only_sending)
         return most > 0 and (meanwhile or self.done[action_key(action)] < most)
 
 
 @attrs.define
 class _Look:
-    """What one look of it at the planner's actions came to."""
+    """The outcome of one look at the planner's actions."""
 
     due: bool = False
-    """Whether there was any for it, whoever does it: the pump may."""
+    """Whether an action was due; the pump may carry it out."""
     began: bool = False
     moved: bool = False
     """Whether rows may have moved."""
     wait: float = CLOCK_LOOK
-    """Seconds until it looks again, at most."""
+    """The most seconds until the next look."""
 
 
 class Advancing:
-    """Carries out what is due.
+    """Carries out due actions.
 
     Args:
         engine: The core.
         life: Whether the dispatcher works.
-        retrying: What is done about failures.
-        notifiers: Wakes it when some work has ended.
+        retrying: Handles failures.
+        notifiers: Wakes it when work has ended.
         actions: Begins actions.
         calls: The calls of the sync lane.
     """
@@ -99,7 +99,7 @@ class Advancing:
                 return
 
     async def _begin_due(self, go: _Go, gap: timedelta, *, meanwhile: bool) -> _Look:
-        """Look once at what is due, and begin what belongs to it."""
+        """Ask the planner once, and begin the actions that are due."""
         look = _Look()
         for action in one_by_one(await store(self._engine.plan, gap)):
             if isinstance(action, agenda.WaitUntil):
@@ -112,7 +112,7 @@ class Advancing:
         return look
 
     def _going_on(self, go: _Go) -> bool:
-        """Whether any of the actions that it waits for, or a call, goes on."""
+        """Whether an action that it waits for is under way, or a call runs."""
         return self._calls.going_on or not go.awaited.isdisjoint(self._actions.under_way)
 
     async def _until_one_ends(self, seconds: float, *, unsure: bool) -> None:

@@ -1,4 +1,4 @@
-"""The calls of the sync lane, as a driver runs them: by its workers, or here where there are none."""
+"""Runs the calls of the sync lane: in workers, or here if none can be started."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _log = logging.getLogger("batchwise")
 
 
 class Calls:
-    """Runs what the call queue lets through.
+    """Runs the calls that the queue gives out.
 
     Args:
         engine: The core.
         life: Whether the dispatcher works.
         retrying: What is done about failures.
-        notifiers: Wakes the pump, and whoever waits for the end of work.
-        take_up: Sees to it that somebody takes up what the call queue holds; False: there is nobody.
+        notifiers: Wakes the pump, and callers who wait for the end of work.
+        take_up: Has a worker take up the queued calls; returns False if there is no worker.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Calls:
 
     @property
     def going_on(self) -> bool:
-        """Whether calls wait or run, and can end."""
+        """Whether calls wait or run, and the lane is not suspended."""
         return self._engine.queue.busy > 0 and not self.suspended
 
     @property
@@ -57,10 +57,10 @@ class Calls:
         """Run one call to its end."""
         what = f"call {slot.sequence}"
         try:
-            # All its ledger calls: nobody plans a call again, and an answer that came is paid for.
+            # Retry all its ledger calls: the planner does not plan a call again, and its answer is paid for.
             procedure = call(self._engine, slot)
-            await self._retrying.storing(procedure, what, "storing what became of a call", every=True)
-        except Exception as error:  # noqa: BLE001  # its request is cleared up after the end of this run
+            await self._retrying.storing(procedure, what, "storing the outcome of a call", every=True)
+        except Exception as error:  # noqa: BLE001  # recovery settles its request after this run
             if lasting(error):
                 self._life.fail(error)
             else:
@@ -83,7 +83,7 @@ class Calls:
         return True
 
     async def finish(self) -> None:
-        """Run what the queue holds, with the workers where there are threads to be had."""
+        """Wait until the queued calls have run: in workers, or here if none can be started."""
         while self.going_on and not self._life.failed:
             self._retrying.give_up()
             if await self.run_one_here():
@@ -94,5 +94,5 @@ class Calls:
                 await pause(work.wait, seen, 0.05)
 
     async def put_back(self) -> None:
-        """Give back to the ledger what has not begun."""
+        """Give the calls back to the ledger that have not begun."""
         await store(self._engine.sync_lane.put_back)

@@ -1,4 +1,4 @@
-"""What other processes do to the ledger: changed by them, or left by one that died."""
+"""Notices what other processes do: they change the ledger, or die and leave work behind."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["Changes"]
 
 
 class Changes:
-    """Looks for changes again and again, and tells those who wait. Used by the pump alone.
+    """Looks for changes again and again, and wakes waiting callers. Only the pump uses it.
 
     Args:
         engine: The core.
-        schedule: Whether anything falls due.
-        waiters: Those who wait.
-        listener: What the database calls, from any thread, when others changed something, if it can.
+        schedule: Knows whether anything falls due.
+        waiters: The waiting callers.
+        listener: Called from any thread when another process has changed the ledger, if the database can tell.
     """
 
     def __init__(self, engine: Engine, schedule: Schedule, waiters: Waiters, listener: Callable[[], None]) -> None:
@@ -31,10 +31,10 @@ class Changes:
         """Whether the database notifies this process of changes by others."""
         self._gap, self._version, self._swept = WATCH, -1, 0.0
         self.look_at = 0.0
-        """When it looks again, by the monotonic clock."""
+        """When it looks next, by the monotonic clock."""
 
     def slow_down(self, pass_took: float) -> None:
-        """Look less often while a pass takes so many seconds: planning takes a small share of the time."""
+        """Set the gap between looks by the seconds of a pass, so that planning takes a small share of the time."""
         self._gap = max(WATCH, PASS_SHARE * pass_took)
 
     async def look(self) -> bool:

@@ -1,4 +1,4 @@
-"""What both drivers have in common: the parts that wait, look, advance and end, put together on one engine.
+"""The common base of both drivers: the parts that wait, look, advance and close, put together on one engine.
 
 The parts are procedures (see `engine.effects`): they await ledger calls, calls of the API and waits as effects. A
 thread carries an effect out by calling, a task by awaiting. A driver adds only how it waits and how it starts things.
@@ -107,7 +107,7 @@ class Driver(ABC):
         return False
 
     def _on_settled(self, requests: Sequence[int]) -> None:
-        """Tell whoever waits for these requests. From any thread in which procedures reach the ledger."""
+        """Wake callers who wait for these requests. Called from any thread in which procedures reach the ledger."""
         self.notifiers.waiters.settled(requests)
 
     # -- for a dispatcher, and what it gives out --------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How a dispatcher ends: what is queued is sent, calls that run are spared, and the ledger is let go of."""
+"""Closes a dispatcher: sends queued work, lets running calls end, and closes the ledger."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from .waiters import Notifiers
 __all__ = ["Ending"]
 
 _BRIEFLY = 0.2
-"""Seconds that is waited for work which is not to be finished."""
+"""Seconds to wait for work that is not to be finished."""
 
 
 class Ending:
-    """The steps of an end, in their order: `begin`, `finish`, `await_rest`, `close_ledger`.
+    """The steps of closing, in their order: `begin`, `finish`, `await_rest`, `close_ledger`.
 
     Args:
         engine: The core.
         life: Whether the dispatcher works.
-        owner: For whom it works.
-        retrying: What is done about failures.
-        notifiers: Wakes whoever waits.
-        actions: Which actions are under way.
+        owner: The dispatcher, held weakly.
+        retrying: Handles failures.
+        notifiers: Wakes waiting callers.
+        actions: Counts the actions under way.
         calls: The calls of the sync lane.
-        advancing: Carries out what is due.
+        advancing: Carries out due actions.
         wake: Has the pump look.
         owns_ledger: Whether the ledger is closed at the end.
     """
@@ -64,11 +64,11 @@ class Ending:
         self._owner.close()
 
     async def finish(self, *, finish: bool, spare_calls: bool) -> None:
-        """Do the work that the end waits for.
+        """Do the work that comes before closing.
 
         Args:
-            finish: Send what is queued for a batch, and let the sync calls end.
-            spare_calls: Let calls that run end: they are paid for.
+            finish: Send the work that is queued for a batch, and wait for the sync calls.
+            spare_calls: Let running calls end: they are paid for.
 
         Raises:
             LedgerError: The ledger failed for `END_GRACE` seconds.
@@ -79,7 +79,7 @@ class Ending:
             await self._retrying.to_the_end(self._let_calls_end())
 
     async def _drain(self) -> None:
-        """Let the pump and the calls send what is queued; then do here what they could not."""
+        """Wait until the pump and the workers have sent all queued work; then do here what they could not."""
         await store(self._engine.flush)
         self._wake()
         news = self._notifiers.waiters.news
@@ -109,7 +109,7 @@ class Ending:
             await self._calls.put_back()
 
     async def await_rest(self, *, wait: bool) -> None:
-        """Wait for the actions under way, briefly unless `wait`, and for answers being stored: they are paid for."""
+        """Wait for the actions under way (briefly unless `wait`), and for answers that are being stored."""
         await self._until_none(lambda: len(self._actions.under_way), END_GRACE if wait else _BRIEFLY)
         await self._until_none(lambda: self._engine.queue.storing, END_GRACE)
 

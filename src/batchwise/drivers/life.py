@@ -1,4 +1,4 @@
-"""Whether a dispatcher works, is being closed, or has ended, and what ended it."""
+"""The life of a dispatcher: whether it works, is being closed or is closed, and the error that ended it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Life"]
 
 
 class Life:
-    """Takes no lock: a signal's handler and the collector of garbage end dispatchers, too.
+    """Takes no lock, for a signal's handler and the garbage collector close dispatchers, too.
 
     Args:
-        notifiers: Wakes those who have to know of the end.
+        notifiers: Wakes the pump, the workers and waiting callers.
     """
 
     def __init__(self, notifiers: Notifiers) -> None:
@@ -26,7 +26,7 @@ class Life:
         self.closing = False
         """Whether it takes no more work."""
         self.stopped = False
-        """Whether it begins nothing more of the work that it has."""
+        """Whether it begins no more of its work."""
         self.closed = False
         """Whether it is closed."""
 
@@ -48,7 +48,7 @@ class Life:
             raise ClosedDispatcherError("this dispatcher is closed; open a new one: the ledger has all its work")
 
     def check_working(self) -> None:
-        """Raise if nobody would do work that is handed in now: the dispatcher has ended, or is ending."""
+        """Raise if this dispatcher is closed, or is being closed: new work would not be done."""
         self.check()
         self.raise_fatal()
         if self.closing:
@@ -58,16 +58,16 @@ class Life:
 
     @property
     def failed(self) -> bool:
-        """Whether an error ended it."""
+        """Whether an error has ended it."""
         return self._error is not None
 
     def fail(self, error: Exception) -> None:
-        """This error ends the dispatcher: whoever waits is told."""
+        """Note the error that ends the dispatcher, and wake waiting callers."""
         self._error = error
         self._notifiers.waiters.notify_all()
 
     def raise_fatal(self) -> None:
-        """Raise what ended the dispatcher, if something did."""
+        """Raise the error that ended the dispatcher, if there is one."""
         if self._error is not None:
             # A copy for each caller: a traceback holds the frames that the error passed, and so the dispatcher.
             raise copy(self._error) from self._error.__cause__
@@ -75,16 +75,16 @@ class Life:
     # -- its end, step by step --------------------------------------------------------------------------------------
 
     def begin_closing(self) -> None:
-        """Nothing more is taken."""
+        """Take no more work."""
         self.closing = True
 
     def stop(self) -> None:
-        """Nothing more is begun. What waits before another try is tried at once."""
+        """Begin no more work. End the pauses before another try."""
         self.closing = self.stopped = True
         self._notifiers.ending.notify()
         self._notifiers.pump.notify()
 
     def end(self) -> None:
-        """It has ended, but for letting go of what it holds; everybody is told."""
+        """Mark it as closed, and wake everybody; only the ledger and the client are still to be closed."""
         self.closing = self.stopped = self.closed = True
         self._notifiers.notify_all()

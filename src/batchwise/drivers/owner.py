@@ -1,4 +1,4 @@
-"""For whom a driver works: as long as somebody holds its dispatcher."""
+"""The owner of a driver: its dispatcher. The driver works until that is closed or garbage-collected."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Owner:
 
     Args:
         life: Whether the driver works.
-        ledger_name: For messages.
-        abandon: Ends the driver of a dispatcher that nobody holds. It takes no lock: the collector of garbage may be
-            what calls it.
+        ledger_name: The ledger's name, for messages.
+        abandon: Ends the driver of a dispatcher that nobody holds. It takes no lock, for the garbage collector may
+            call it.
     """
 
     def __init__(self, life: Life, ledger_name: str, abandon: Callable[[], None]) -> None:
@@ -27,18 +27,18 @@ class Owner:
         self._dropped: weakref.finalize[..., object] | None = None
 
     def serve(self, dispatcher: object) -> None:
-        """Work as long as somebody holds this dispatcher, or until it is closed. Call it once."""
+        """Work until this dispatcher is closed or garbage-collected. Call it once."""
         self._dispatcher = weakref.ref(dispatcher)
         self._dropped = weakref.finalize(dispatcher, self._forsaken, type(dispatcher).__name__)
         self._dropped.atexit = False
 
     @property
     def dispatcher(self) -> object:
-        """The dispatcher; None: nobody holds it."""
+        """The dispatcher; None: it was garbage-collected."""
         return None if self._dispatcher is None else self._dispatcher()
 
     def close(self) -> None:
-        """It is closed in order: nobody is warned any more when it is dropped."""
+        """Note that it is being closed: a ResourceWarning is no longer due."""
         if self._dropped is not None:
             self._dropped.detach()
 

@@ -1,4 +1,4 @@
-"""The pump: it asks the planner what is due, begins that, and sleeps until the next moment or the next change."""
+"""The pump: asks the planner what is due, begins that, and sleeps until the next moment or the next change."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Pump:
     Args:
         engine: The core.
         life: Whether the dispatcher works.
-        retrying: What is done about failures.
-        notifiers: Wakes the pump, and those who wait.
-        schedule: When it looks again.
-        changes: What other processes do.
+        retrying: Handles failures.
+        notifiers: Wakes the pump, and waiting callers.
+        schedule: Knows when it looks next.
+        changes: Notices what other processes do.
         actions: Begins actions.
         calls: Runs calls where there are no workers.
     """
@@ -56,7 +56,7 @@ class Pump:
         self._problems = engine.situation.problems
 
     async def run(self) -> None:
-        """Look again and again, until the dispatcher stops or an error ends it."""
+        """Make passes until the dispatcher stops, or an error ends it."""
         notifier = self._notifiers.pump
         while not self._life.stopped:
             seen = notifier.version()
@@ -91,7 +91,7 @@ class Pump:
         return wait
 
     def _tell_problems(self) -> None:
-        """Wake those who wait where there is something new that may be theirs to raise."""
+        """Wake waiting callers if the problems have changed: some are theirs to raise."""
         problems = self._engine.situation.problems
         if problems != self._problems:
             self._problems = problems

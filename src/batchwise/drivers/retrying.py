@@ -1,4 +1,4 @@
-"""What is done about failures: which ledger calls are repeated, how long that goes on, and who is told."""
+"""Handles failures: retries ledger calls, for how long, and wakes waiting callers."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ __all__ = ["Retrying"]
 
 T = TypeVar("T")
 _CLOSING = "closing"
-"""Under which name it is noted that the end fails."""
+"""The setback's name when closing fails."""
 
 
 class Retrying:
-    """Repeats ledger calls that fail in passing.
+    """Retries ledger calls after transient failures.
 
     Args:
         setbacks: Notes what failed, and says when it is tried again.
-        life: Ends by what can never work.
-        notifiers: Wakes those who have to know.
+        life: Ends after an error that will last.
+        notifiers: Wakes waiting callers.
     """
 
     def __init__(self, setbacks: Setbacks, life: Life, notifiers: Notifiers) -> None:
         self._setbacks, self._life, self._notifiers = setbacks, life, notifiers
 
     def failed(self, what: Hashable, words: str, error: Exception) -> float:
-        """It failed: it is tried again, after so many seconds, unless the error ends the dispatcher."""
+        """Note a failure; returns the seconds until the next try, unless the error ends the dispatcher."""
         if lasting(error):
             self._life.fail(error)
             return 0.0
         seconds = self._setbacks.failed(what, words, error)
-        self._notifiers.waiters.notify_all()  # they look for themselves: some of it is theirs to raise
+        self._notifiers.waiters.notify_all()  # they look, and raise some errors themselves
         return seconds
 
     async def storing(self, procedure: Procedure[T], what: Hashable, words: str, *, every: bool) -> T:
@@ -53,7 +53,7 @@ class Retrying:
         return await persist(procedure, retry)
 
     async def to_the_end(self, procedure: Procedure[None]) -> None:
-        """Carry out a part of the end. Ledger calls that fail in passing are repeated for `END_GRACE` s in all."""
+        """Carry out a part of closing. Retry transient failures of the ledger, for `END_GRACE` s in all."""
         end: float | None = None
 
         async def retry(effect: Effect, error: Exception) -> bool:
@@ -68,7 +68,7 @@ class Retrying:
         self._setbacks.mended(_CLOSING)
 
     def give_up(self) -> None:
-        """Raise what has been failing for `END_GRACE` seconds: whoever waits for the end waits no longer."""
+        """Raise an error that has lasted for `END_GRACE` seconds: it is no use to wait longer."""
         stuck = self._setbacks.stuck(END_GRACE)
         if stuck is not None:
             raise stuck
@@ -80,5 +80,5 @@ class Retrying:
 
 
 def _is_passing(effect: Effect, error: Exception) -> TypeGuard[Store[Any]]:
-    """Whether it is a ledger call that failed in a way that may end by itself."""
+    """Whether a ledger call failed in a way that may end by itself."""
     return isinstance(effect, Store) and passing(error)

@@ -1,4 +1,4 @@
-"""When the pump looks again: at a moment that falls due, or as soon as somebody wakes it."""
+"""When the pump looks next: at the next moment that is due, or as soon as it is woken."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Schedule:
         self._notifier.notify()
 
     def begin_look(self) -> None:
-        """The pump looks now: what is asked for from now on may have escaped it."""
+        """Note that the pump looks now: it may miss requests that come from now on."""
         with self._lock:
             self._next, self._asked = None, NEVER
 
     def end_look(self, now: datetime, wait: float | None, waited: datetime | None) -> float | None:
-        """The pump has looked; returns the seconds until it looks again, None: nothing falls due.
+        """Note that the pump has looked; returns the seconds until it looks again; None: nothing falls due.
 
         Args:
             now: The time.
-            wait: Seconds until something is due, as far as it saw.
-            waited: When what callers wait for is submitted.
+            wait: Seconds until something is due, as far as the pump saw.
+            waited: When the work that callers wait for is submitted.
         """
         with self._lock:
             planned = NEVER if wait is None else now + timedelta(seconds=wait)
@@ -54,7 +54,7 @@ class Schedule:
             return None if self._next is NEVER else (self._next - now) / timedelta(seconds=1)
 
     def is_due(self, now: datetime) -> bool:
-        """Whether the moment has come for which the pump waits."""
+        """Whether the moment has come until which the pump waits."""
         return now >= (self._next or NEVER)
 
     @property

@@ -85,20 +85,20 @@ class Waiters:
 
 
 class Notifiers(NamedTuple):
-    """What wakes the parts of a driver, and those who wait."""
+    """The notifiers that wake the parts of a driver, and waiting callers."""
 
     pump: Notifier
     """The pump has to look at once."""
     work: Notifier
-    """There are calls to take up, or some work has ended."""
+    """There are calls to take up, or work has ended."""
     ending: Notifier
-    """The end begins: whatever waits before another try is then tried at once."""
+    """Closing begins: pauses before another try end."""
     waiters: Waiters
     """Callers who wait for requests."""
 
     @classmethod
     def made_by(cls, make: Callable[[], Notifier]) -> Notifiers:
-        """Those of a new driver."""
+        """Return the notifiers of a new driver."""
         return cls(make(), make(), make(), Waiters(make))
 
     def notify_all(self) -> None:

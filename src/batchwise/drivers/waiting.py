@@ -1,4 +1,4 @@
-"""How a caller waits for what the ledger will hold."""
+"""Waits for callers until the ledger has what they ask for."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Waiting:
     Args:
         engine: The core.
         life: Whether the dispatcher works.
-        waiters: Wakes those who wait.
+        waiters: Wakes waiting callers.
         check: Raises if nobody can wait any more.
         wake: Has the pump look.
-        is_alone: Whether the pump cannot be started now, so that whoever waits does its work.
-        look: What the pump does at each look.
+        is_alone: Whether the pump cannot be started now, so that waiting callers do its work.
+        look: Makes a pass of the pump.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Waiting:
 
         While `held` returns True, the ledger cannot have the value yet, and is not asked.
         """
-        self._life.check_own()  # a child may go on with an iteration over results
+        self._life.check_own()  # a forked child may go on with an iteration over results
         end = None if timeout is None else monotonic() + timeout
         with self._waiters.listening(request) as notifier, self._forgetting(notifier):
             while True:

@@ -1,4 +1,4 @@
-"""The threads that call the sync lane: started on first need, and ended when there is nothing to call for a while."""
+"""Worker threads that call the sync lane: started on first need, and ended when they are idle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Workers"]
 _SPARE = 8
 """The most workers that stand idle while calls wait for the pacing."""
 _IDLE = 10.0
-"""Seconds after which a worker ends that has found nothing to call."""
+"""Seconds after which an idle worker ends."""
 
 
 class Workers:
@@ -40,7 +40,7 @@ class Workers:
 
     @property
     def threads(self) -> list[threading.Thread]:
-        """Those that have not ended."""
+        """The threads that have not ended."""
         return list(self._threads)
 
     def take_up(self) -> bool:
@@ -55,7 +55,7 @@ class Workers:
                 worker = threading.Thread(target=self._work, name="batchwise-call", daemon=True)
                 if not started(worker):
                     break
-                self._threads.add(worker)  # it takes nothing up before the lock is free
+                self._threads.add(worker)  # it takes no call before the lock is free
                 self._idle += 1
             anybody = bool(self._threads)
         self._notifier.notify()
@@ -82,8 +82,8 @@ class Workers:
             self._leave(at_once=True)
 
     def _next_call(self) -> Slot | float | None:
-        """The call to begin now, for which this worker is idle no more; else as `SyncLane.next_call`."""
-        with self._lock:  # in one step: `take_up` counts on whoever is idle for what still waits
+        """Return the call to begin now, and count this worker as busy; else as `SyncLane.next_call`."""
+        with self._lock:  # in one step: `take_up` counts idle workers for waiting calls
             got = self._engine.sync_lane.next_call()
             if isinstance(got, Slot):
                 self._idle -= 1
@@ -95,7 +95,7 @@ class Workers:
             self.take_up()
 
     def _leave(self, *, at_once: bool = False) -> bool:
-        """Whether this worker may end. Decided under the lock: `take_up` counts on whoever is idle."""
+        """Return whether this worker may end. Decided under the lock, for `take_up` counts idle workers."""
         me = threading.current_thread()
         with self._lock:
             if self._engine.queue.waiting and not at_once:

@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from batchwise import InvalidRequestError, Request
 from batchwise.basics.encoding import canonical, encode
 from batchwise.basics.jsontext import decode
-from batchwise.engine.handles import retagged
+from batchwise.engine.arguments import retagged
 from tests.strategies import params
 
 PICTURE = b"\x89PNG\r\n\x1a\n"

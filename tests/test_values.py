@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import batchwise as bw
-from batchwise.engine.handles import seconds
+from batchwise.engine.arguments import seconds
 from batchwise.errors import BatchwiseError
 from batchwise.ledger.values import ResultRow, Settled
 from tests.strategies import HOUR, NOW, params

@@ -18,11 +18,12 @@ from .basics.times import check_aware
 from .client.tagging import Tags
 from .client.transport import Shared, async_client, async_transport
 from .drivers.tasks import TaskDriver, on_asyncio
+from .engine.arguments import formatted, takes_one_dict, to_outcomes, to_request, to_tags
 from .engine.core import Engine
-from .engine.effects import AsyncPorts, Threads
 from .engine.finding import find_request, job_number
-from .engine.handles import formatted, takes_one_dict, to_outcomes, to_request, to_tags
+from .engine.ports import AsyncPorts
 from .engine.progress import progress, progress_of, report_of
+from .engine.worker_threads import Threads
 from .errors import ClosedDispatcherError, WrongLoopError
 from .ledger.keys import StagedError
 from .ledger.ledger import Ledger

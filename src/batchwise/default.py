@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .dispatcher import Dispatcher
-from .engine.handles import takes_one_dict
+from .engine.arguments import takes_one_dict
 from .models import LatencyLike, ToolUseLike
 from .request import Request
 from .tickets import Ticket

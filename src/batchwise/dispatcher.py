@@ -18,10 +18,10 @@ from .client.tagging import Tags
 from .client.transport import Shared
 from .client.transport import client as front
 from .drivers.threads import ThreadDriver
+from .engine.arguments import formatted, takes_one_dict, to_outcomes, to_request, to_tags
 from .engine.core import Engine
-from .engine.effects import SyncPorts
 from .engine.finding import find_request, job_number
-from .engine.handles import formatted, takes_one_dict, to_outcomes, to_request, to_tags
+from .engine.ports import SyncPorts
 from .engine.progress import progress, progress_of, report_of
 from .ledger.ledger import Ledger
 from .ledger.opening import open_ledger

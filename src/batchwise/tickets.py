@@ -9,7 +9,8 @@ from functools import partial
 
 from .basics.jsonl import JsonLines
 from .drivers.threads import ThreadDriver
-from .engine.handles import JobView, TicketView, seconds, to_outcomes
+from .engine.arguments import seconds, to_outcomes
+from .engine.handles import JobView, TicketView
 from .engine.progress import report
 from .ledger.values import RequestRow
 from .models import Decision, LatencyLike, Outcome, Progress, Report

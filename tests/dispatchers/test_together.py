@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from batchwise import Latency, Request
-from batchwise.engine.effects import Threads
+from batchwise.engine.worker_threads import Threads
 from batchwise.ledger.bulk import _ROWS
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.sqlite_database import SqliteDatabase

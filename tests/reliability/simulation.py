@@ -1,6 +1,6 @@
 """The Message Batches API and the Messages API as plain objects in virtual time, and a driver that may die anywhere.
 
-`Api` implements `engine.effects.Ports`. It keeps its own account of what was bought, and it shares no code with what it
+`Api` implements `engine.ports.Ports`. It keeps its own account of what was bought, and it shares no code with what it
 judges. `World` carries procedures out one effect at a time, interleaved by a seeded choice, so that races between
 actions, and a death between any two effects, are reached without threads or sleeping.
 """

@@ -24,8 +24,10 @@ import anyio.lowlevel
 from batchwise.engine.actions import withdraw
 from batchwise.engine.adoption import adopt
 from batchwise.engine.core import Engine
-from batchwise.engine.effects import AsyncPorts, Procedure, Threads, drive_async
+from batchwise.engine.effects import Procedure, drive_async
+from batchwise.engine.ports import AsyncPorts
 from batchwise.engine.queue import Slot
+from batchwise.engine.worker_threads import Threads
 from batchwise.errors import ClosedDispatcherError, WrongLoopError
 
 from .driver import Driver

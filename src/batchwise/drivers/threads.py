@@ -15,7 +15,8 @@ from typing import TypeVar
 from batchwise.engine.actions import withdraw
 from batchwise.engine.adoption import adopt
 from batchwise.engine.core import Engine
-from batchwise.engine.effects import Procedure, SyncPorts, drive
+from batchwise.engine.effects import Procedure, drive
+from batchwise.engine.ports import SyncPorts
 from batchwise.engine.queue import Slot
 from batchwise.errors import BatchwiseError
 

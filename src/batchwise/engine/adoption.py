@@ -16,7 +16,8 @@ from batchwise.planning.state import BatchState, BatchView, Terms
 from batchwise.request import check_job, check_key
 
 from .core import Engine
-from .effects import api, store
+from .effects import store
+from .ports import api
 from .reconciliation import too_old
 
 __all__ = ["adopt"]

@@ -29,9 +29,10 @@ from batchwise.planning.outcomes import (
 from batchwise.planning.retries import call_costs, may_call_again
 
 from .core import Engine
-from .effects import Ask, api, store, store_surely, store_together
+from .effects import Ask, store, store_surely, store_together
 from .money import Biller, tokens_of
 from .pauses import backoff, overload_pause
+from .ports import api
 from .queue import Slot
 from .setbacks import lasting, passing
 from .settlements import settlement_of, settlement_without_answer

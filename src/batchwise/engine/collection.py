@@ -23,8 +23,10 @@ from batchwise.planning.retries import pause_after_failures
 from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
-from .effects import api, store
-from .reading import CHUNK, Reader, Sorter
+from .effects import store
+from .ports import api
+from .reading import Reader
+from .sorting import CHUNK, Sorter
 
 __all__ = ["cancel", "collect", "move_from_batch", "poll", "probe"]
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
-from functools import wraps
+from collections.abc import Callable
+from datetime import datetime
 from html import escape
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import attrs
 
-from batchwise.basics.times import LONGEST, check_duration, from_numpy
 from batchwise.errors import (
     BatchwiseError,
-    InvalidRequestError,
-    InvalidValueError,
     LaneSuspendedError,
     LedgerError,
     ResultTimeoutError,
@@ -24,9 +19,8 @@ from batchwise.errors import (
     shown,
 )
 from batchwise.ledger.values import RequestRow, ResultRow, Which
-from batchwise.models import Decision, Lane, LatencyTag, Outcome, Progress, Status, ToolUse, to_enum, to_latency
+from batchwise.models import Decision, Lane, Outcome, Progress, Status, to_latency
 from batchwise.planning.custom_ids import UNSEALED, custom_id
-from batchwise.request import Request, check_one_dict
 from batchwise.results import Result
 
 from .core import Engine
@@ -34,107 +28,10 @@ from .progress import progress, tallies
 from .reopening import reopen
 from .routes import decision_of
 
-if TYPE_CHECKING:
-    from batchwise.params import Params
-
-__all__ = [
-    "JobView",
-    "TicketView",
-    "formatted",
-    "seconds",
-    "suspended",
-    "takes_one_dict",
-    "to_outcomes",
-    "to_request",
-    "to_tags",
-]
-
-_Given = ParamSpec("_Given")
-_Returned = TypeVar("_Returned")
+__all__ = ["JobView", "TicketView", "suspended"]
 
 _PAGE = 250
 """The most results read from the ledger, and held in memory, at once."""
-
-
-def seconds(timeout: float | timedelta | None) -> float | None:
-    """Return a timeout in seconds; None: it never ends, or not within a hundred years.
-
-    Raises:
-        InvalidValueError: The timeout is negative, or no duration.
-    """
-    if timeout is None:
-        return None
-    value: object = from_numpy(timeout)
-    if isinstance(value, timedelta):
-        value = check_duration(value, "timeout").total_seconds()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise InvalidValueError(f"timeout={shown(timeout)} is neither seconds nor a timedelta of zero or more")
-    return None if value > LONGEST.total_seconds() else float(value)
-
-
-def to_request(request: Request | Params, tags: Mapping[str, Any]) -> Request:
-    """Return a request made from the arguments of `dispatch`.
-
-    Raises:
-        InvalidRequestError: They make no request, or content is given beside a finished `Request`.
-    """
-    given = {name: value for name, value in tags.items() if value not in (None, (), False, {})}
-    if isinstance(request, Request):
-        if not given:
-            return request
-        if {"betas", "stream"} & given.keys():
-            raise InvalidRequestError(
-                f"request {shown(request.key)}: betas and stream belong to its content; give them to Request(...)"
-            )
-        return retagged(request, given)
-    if isinstance(request, (list, tuple, Iterator)):
-        raise InvalidRequestError(
-            f"dispatch takes params (a dict) or a Request, not a {type(request).__name__}; use dispatch_all for several"
-        )
-    return Request(request, **given)
-
-
-def takes_one_dict(method: Callable[_Given, _Returned]) -> Callable[_Given, _Returned]:
-    """Have `dispatch` explain its arguments when it is called as the SDK's `messages.create` is."""
-
-    @wraps(method)
-    def called(*args: _Given.args, **kwargs: _Given.kwargs) -> _Returned:
-        check_one_dict("dispatch", kwargs)
-        return method(*args, **kwargs)
-
-    return called
-
-
-def retagged(request: Request, tags: Mapping[str, Any]) -> Request:
-    """Return a request with the same content and other tags."""
-    merged = {
-        "key": request.key,
-        "latency": request.latency_tag,
-        "tool_use": request.tool_use,
-        "expected_output_tokens": request.expected_output_tokens,
-        "labels": request.labels,
-        **tags,
-    }
-    return Request(request.params, betas=request.betas, stream=request.stream, **merged)
-
-
-def formatted(requests: Iterable[Request], output_format: object) -> Iterable[Request]:
-    """Return the requests of `dispatch_all`; those without a JSON schema of their own get the schema of this type."""
-    return requests if output_format is None else _formatted(requests, output_format)
-
-
-def _formatted(requests: Iterable[Request], output_format: object) -> Iterator[Request]:
-    for request in requests:
-        plain = isinstance(request, Request) and not request.traits.structured
-        yield retagged(request, {"output_format": output_format}) if plain else request
-
-
-def to_tags(latency: object, tool_use: object) -> tuple[LatencyTag | None, ToolUse | None]:
-    """Return the defaults given to `dispatch_all`, checked."""
-    return (
-        None if latency is None else to_latency(latency),
-        None if tool_use is None else to_enum(ToolUse, tool_use, "tool_use"),
-    )
 
 
 def suspended(engine: Engine, lane: Lane, name: str) -> LaneSuspendedError | None:
@@ -152,17 +49,6 @@ def _late(engine: Engine, what: str, timeout: float | None) -> ResultTimeoutErro
         f"{what} not settled within {timeout} s; nothing is lost, ask again"
         + ("" if last is None else f". What failed last: {last}")
     )
-
-
-def to_outcomes(value: object) -> tuple[Outcome, ...]:
-    """Return the outcomes that `retry` is given, as a tuple.
-
-    Raises:
-        InvalidValueError: One of them is no `Outcome`.
-    """
-    several = isinstance(value, Iterable) and not isinstance(value, str)
-    found = tuple(value) if isinstance(value, Iterable) and several else (value,)
-    return tuple(to_enum(Outcome, each, "outcomes") for each in found)
 
 
 class TicketView:

@@ -9,7 +9,6 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import attrs
@@ -19,9 +18,9 @@ from batchwise.api.lines import LineSplitter
 from batchwise.basics.jsontext import decode
 from batchwise.errors import printable
 from batchwise.ledger.roll import Answer
-from batchwise.ledger.values import RequestRow, Settlement, Turn, Which
-from batchwise.models import Lane, Outcome, ResultError
-from batchwise.planning.continuation import next_call, received, usage_of
+from batchwise.ledger.values import RequestRow, Which
+from batchwise.models import Lane, Outcome
+from batchwise.planning.continuation import received, usage_of
 from batchwise.planning.custom_ids import parse
 from batchwise.planning.outcomes import (
     CUTS,
@@ -29,21 +28,18 @@ from batchwise.planning.outcomes import (
     PAUSES,
     REFUSAL,
     UNANSWERED,
-    Ruling,
     Verdict,
     discrepancy,
     lane_wide_error,
     rule_row,
 )
-from batchwise.planning.retries import next_attempt
 from batchwise.planning.state import BatchView
 
 from .core import Engine
 from .money import Biller, Meter
-from .rebuying import buy_again
-from .settlements import settlement_of, settlement_without_answer
+from .sorting import CHUNK, Sorter
 
-__all__ = ["CHUNK", "Reader", "Sorter"]
+__all__ = ["Reader"]
 
 _log = logging.getLogger("batchwise")
 
@@ -54,114 +50,8 @@ _Rows = dict[int, tuple[bytes, Mapping[str, Any]]]
 """Lines with their results, by the number of the request."""
 _RULED = (*PAUSES, REFUSAL, *CUTS)
 """Stop reasons of messages that may be no whole answers: `rule_answer` decides."""
-CHUNK = 2_000
-"""The most rows that one transaction gives back."""
 _ROWS, _BYTES = 1_200, 2_500_000
 """Rows, and bytes of rows, settled in one transaction: so few that the garbage collector frees their objects early."""
-
-
-class Sorter:
-    """Collects the outcomes of a chunk's rows, and writes them."""
-
-    def __init__(self, engine: Engine, batch: BatchView) -> None:
-        self.engine, self.batch = engine, batch
-        self.settlements: list[Settlement] = []
-        self.requeued: dict[tuple[Lane, bool, bool], list[int]] = {}
-        self.turns: list[tuple[int, bytes, RequestRow, Ruling]] = []
-        self.ended: list[int] = []
-        self.settled = self.rescued = 0
-        """How many rows it has settled, and how many it has queued for the sync lane."""
-        self.price_at(engine.now())
-
-    def price_at(self, now: datetime) -> None:
-        """Bill the next rows at the prices of this moment."""
-        self.biller = Biller(self.engine.prices, now)
-
-    def add_answer(
-        self,
-        number: int,
-        member: RequestRow,
-        line: bytes,
-        message: Mapping[str, Any],
-        outcome: Outcome = Outcome.SUCCEEDED,
-    ) -> None:
-        """Add a row with a message: it is billed, and its request settles."""
-        # Only the answer names the model of an adopted batch's row.
-        asked = member.terms.asked if member.terms.model else (str(message.get("model")),)
-        self.settlements.append(
-            settlement_of(self.biller, number, Lane.BATCH, asked, line, message, member.turns, outcome)
-        )
-
-    def add_failure(self, number: int, member: RequestRow, ruling: Ruling, line: bytes | None) -> None:
-        """Add a row without an answer: its request is tried again while attempts are left, else it settles."""
-        if ruling.verdict in {Verdict.RETRY, Verdict.SUSPEND} and not self.batch.canceled:
-            # A row that somebody else canceled costs an attempt: they may go on cancelling.
-            costs = ruling.costs_attempt or (ruling.caller_decides and self.batch.cancel_at is None)
-            following = self._next(member, costs=costs)
-            if following is not None:
-                self.requeued.setdefault((*following, ruling.maybe_billed), []).append(number)
-                return
-        outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
-        settlement = settlement_without_answer(
-            number,
-            member.key,
-            outcome,
-            error or ResultError("unknown_error", "the API gave no reason", retryable=True),
-            lane=Lane.BATCH,
-            nonce=self.batch.nonce,
-        )
-        settlement = settlement._replace(maybe_billed=ruling.maybe_billed)
-        if line is not None:
-            settlement = settlement._replace(line=line)
-        if ruling.verdict is Verdict.SETTLE and ruling.maybe_billed:  # an unreadable answer is paid for
-            settlement = settlement._replace(cost=None, saved=None)
-        self.settlements.append(settlement)
-
-    def _next(self, member: RequestRow, *, costs: bool) -> tuple[Lane, bool] | None:
-        engine = self.engine
-        works = Lane.SYNC not in engine.suspensions.lanes
-        return next_attempt(member.terms, member.attempts, engine.now(), engine.policy, costs=costs, sync_works=works)
-
-    def write(self) -> list[int]:
-        """Settle and requeue the added rows, a transaction for each kind of outcome; returns their requests."""
-        ledger, now, batch = self.engine.ledger, self.engine.now(), self.batch.id
-        gone: list[int] = []
-        models = self.engine.policy.fallback_models
-        for number, line, member, ruling in self.turns:
-            before = ledger.body(number)
-            goes_on = next_call(ruling, before, member.turns, line, terms=member.terms, fallback_models=models)
-            if goes_on is None:  # it settles with the message that came
-                message = decode(line)["result"]["message"]
-                self.add_answer(number, member, line, message, ruling.outcome or Outcome.FAILED)
-                continue
-            lane, _ = self._next(member, costs=False) or (Lane.BATCH, False)
-            turn = Turn(line, goes_on[0], goes_on[1].asked)
-            one = Which(requests=[number], batch=batch)
-            ledger.requeue(one, lane=lane, costs_attempt=ruling.costs_attempt, now=now, turn=turn)
-            gone.append(number)
-        settled = [settlement.id for settlement in self.settlements]
-        if self.settlements:
-            ledger.settle(self.settlements, now=now, batch=batch)
-            self.end(settled)
-        for (lane, costs, maybe_billed), numbers in self.requeued.items():
-            if maybe_billed:
-                self.end(buy_again(self.engine, self.batch, numbers, lane=lane, costs_attempt=costs))
-            else:
-                ledger.requeue(Which(requests=numbers, batch=batch), lane=lane, costs_attempt=costs, now=now)
-            self.rescued += len(numbers) if lane is Lane.SYNC else 0
-            gone += numbers
-        self.settlements, self.requeued, self.turns = [], {}, []
-        return gone + settled
-
-    def end(self, numbers: Sequence[int]) -> None:
-        """Count requests that have settled; they are announced later."""
-        self.ended += numbers
-        self.settled += len(numbers)
-
-    def take_ended(self) -> list[int]:
-        """Return the requests that settled since the last call."""
-        ended, self.ended = self.ended, []
-        return ended
 
 
 def _answer(result: Mapping[str, Any], ruled: Sequence[str] = _RULED) -> dict[str, Any] | None:

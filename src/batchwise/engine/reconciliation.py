@@ -25,7 +25,8 @@ from batchwise.planning.retries import pause_after_failures
 from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
-from .effects import api, store
+from .effects import store
+from .ports import api
 from .rebuying import buy_again
 from .submission import record_created
 

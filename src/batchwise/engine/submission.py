@@ -31,8 +31,9 @@ from batchwise.planning.packing import MAX_BYTES, Sizes, body_chunks
 from batchwise.planning.state import BatchState, BatchView
 
 from .core import Engine
-from .effects import api, store, store_surely
+from .effects import store, store_surely
 from .pauses import backoff
+from .ports import api
 from .settlements import settlement_without_answer
 
 __all__ = ["FenceError", "record_created", "submit", "unseal"]

@@ -9,7 +9,8 @@ from batchwise.api.faults import LaneFault
 from batchwise.api.types import BatchInfo, Listing
 from batchwise.ledger.ledger import Ledger
 
-from .effects import api, store
+from .effects import store
+from .ports import api
 
 __all__ = ["Workspace"]
 

@@ -216,13 +216,15 @@ class SlowToLearn(SqliteLedger):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.answered = threading.Event()
+        self.answered, bind = threading.Event(), self.conditions.bind
 
-    def bind(self, *, endpoint: str, workspace: str | None) -> bool:
-        if workspace is not None:
-            self.answered.set()
-            time.sleep(0.4)
-        return super().bind(endpoint=endpoint, workspace=workspace)
+        def slow(*, endpoint: str, workspace: str | None) -> bool:
+            if workspace is not None:
+                self.answered.set()
+                time.sleep(0.4)
+            return bind(endpoint=endpoint, workspace=workspace)
+
+        self.conditions.bind = slow  # type: ignore[method-assign]
 
 
 class World:

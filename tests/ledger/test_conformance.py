@@ -17,12 +17,13 @@ from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.roll import Answer, Roll
 from batchwise.ledger.values import Cap, Claim, Offer, Settled, Turn, Which
 from batchwise.models import Lane, Outcome, Policy
-from batchwise.planning.cache_priming import BREAKPOINT, Caching, Hits, Primed
-from batchwise.planning.cache_priming import HOUR as HOUR_BLOCK
+from batchwise.planning.cache_priming import Caching, Hits, Primed
 from batchwise.planning.capacity import Measured
 from batchwise.planning.clock_skew import believed, longest_pause
 from batchwise.planning.custom_ids import new_nonce, sealer
 from batchwise.planning.packing import Sizes, body_chunks
+from batchwise.planning.prompt_prefix import BREAKPOINT
+from batchwise.planning.prompt_prefix import HOUR as HOUR_BLOCK
 from batchwise.planning.state import BatchState, BatchView, Setback, Terms
 
 from .conftest import Backend

@@ -17,24 +17,18 @@ from batchwise.basics.wording import human
 from batchwise.models import Lane, Latency, Limits, Policy, Reason
 from batchwise.planning.admission import admit, promises_of
 from batchwise.planning.agenda import Move, Seal, WaitUntil
-from batchwise.planning.cache_priming import (
+from batchwise.planning.cache_priming import LIFE, Caching, Hits, Primed, cheapest, expected_cost, next_step
+from batchwise.planning.planner import plan
+from batchwise.planning.pricing import PriceBook
+from batchwise.planning.prompt_prefix import (
     GROWTH,
-    LIFE,
-    Caching,
-    Hits,
     Prefixes,
-    Primed,
-    cheapest,
-    expected_cost,
     is_never_cached,
     minimum_tokens,
-    next_step,
     prefix_of,
     prefix_words,
     under_an_hour,
 )
-from batchwise.planning.planner import plan
-from batchwise.planning.pricing import PriceBook
 from batchwise.planning.reserve import noticing_of, reserve_for
 from batchwise.planning.routing import choose_lane
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms

@@ -7,7 +7,7 @@ import pytest
 from tests.strategies import NOW
 
 from batchwise.models import Lane, Reason
-from batchwise.planning.cache_priming import GROWTH
+from batchwise.planning.prompt_prefix import GROWTH
 from batchwise.planning.state import BatchState, BatchView, Group, Terms
 
 TERMS = Terms(

@@ -245,6 +245,10 @@ def test_without_the_price_of_one_there_is_none():
             "input_lengths={} has no length with a share above zero$",
         ),
         (
+            {"model": "known", "input_lengths": {5: 0}, "mean_output_tokens": 1, "request_bytes": 1},
+            "input_lengths={5: 0} has no length with a share above zero$",
+        ),
+        (
             {"model": "known", "input_lengths": {5: -1}, "mean_output_tokens": 1, "request_bytes": 1},
             "input_lengths.5.=-1",
         ),

@@ -18,9 +18,9 @@ from batchwise.models import Lane, LatencyTag, Limits
 from batchwise.planning.cadence import rescue_duration, sla_cadence
 from batchwise.planning.capacity import class_of, limits_of, queue_limit
 from batchwise.planning.custom_ids import MAX_LENGTH
-from batchwise.planning.packing import MAX_BYTES, MAX_REQUESTS, entry_size
+from batchwise.planning.packing import BYTES_PER_TOKEN, MAX_BYTES, MAX_REQUESTS, entry_size
 from batchwise.planning.pricing import estimate, named_remedy, to_usd
-from batchwise.planning.state import BYTES_PER_TOKEN, Group, Terms
+from batchwise.planning.state import Group, Terms
 from batchwise.request import Request
 
 __all__ = ["Plan", "plan_of"]

@@ -15,7 +15,7 @@ from batchwise.planning.capacity import MOST_CALLS, Measured, class_of, follows,
 from batchwise.planning.outcomes import Refusal
 from batchwise.planning.output_forecast import OutputForecast, Writing
 from batchwise.planning.pacing import Pacer, Reservation
-from batchwise.planning.state import BYTES_PER_TOKEN
+from batchwise.planning.packing import BYTES_PER_TOKEN
 
 __all__ = ["BACKGROUND", "BLOCKING", "URGENT", "CallQueue", "Slot"]
 

@@ -13,10 +13,10 @@ from batchwise.basics.jsontext import decode
 from batchwise.errors import SpendLimitError, shown
 from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse
 from batchwise.planning import packing, routing
-from batchwise.planning.cache_priming import Prefixes, is_never_cached, prefix_of
 from batchwise.planning.cost_bound import length_class, media_tokens, most_cost, refuse_unbounded
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.pricing import PriceBook
+from batchwise.planning.prompt_prefix import Prefixes, is_never_cached, prefix_of
 from batchwise.planning.state import Terms
 from batchwise.request import Request, Traits
 

@@ -14,8 +14,9 @@ from typing import Any
 import orjson
 
 from batchwise.errors import LedgerError, printable
-from batchwise.planning.cache_priming import GROWTH, Caching, under_an_hour
+from batchwise.planning.cache_priming import Caching
 from batchwise.planning.packing import MAX_REQUESTS
+from batchwise.planning.prompt_prefix import GROWTH, under_an_hour
 from batchwise.planning.state import BatchState, BatchView, Group
 
 from . import meta, transitions

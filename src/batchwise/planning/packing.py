@@ -18,6 +18,7 @@ import attrs
 from batchwise.errors import RequestTooLargeError
 
 __all__ = [
+    "BYTES_PER_TOKEN",
     "CHUNK_SIZE",
     "MAX_BYTES",
     "MAX_CALL_BYTES",
@@ -37,6 +38,8 @@ MAX_BYTES = 256_000_000
 """Bytes of one create call's body: the documented 256 MB, read as decimal, the smaller reading."""
 MAX_CALL_BYTES = 32_000_000
 """Bytes of one Messages call's body: the documented 32 MB, read as decimal."""
+BYTES_PER_TOKEN = 4
+"""A rough mean for English text and code; used where input tokens have to be estimated."""
 CHUNK_SIZE = 256 * 1024
 """Bytes after which `body_chunks` hands a chunk on."""
 

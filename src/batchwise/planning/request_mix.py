@@ -20,8 +20,7 @@ from batchwise.errors import InvalidValueError, shown
 from batchwise.models import Lane
 
 from .custom_ids import MAX_LENGTH
-from .packing import entry_size
-from .state import BYTES_PER_TOKEN
+from .packing import BYTES_PER_TOKEN, entry_size
 
 if TYPE_CHECKING:
     from batchwise.request import Request

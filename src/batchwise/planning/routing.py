@@ -20,12 +20,11 @@ from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy,
 from batchwise.request import BILLED_TO_A_PROFILE, Request, Traits
 
 from . import packing
-from .cache_priming import Prefix, prefix_of, prefix_words
 from .custom_ids import MAX_LENGTH
 from .forecast import Forecast
 from .pricing import PriceBook, Tariff, book_of, estimate, named_remedy, to_usd
+from .prompt_prefix import Prefix, prefix_of, prefix_words
 from .reserve import least_reserve, longest_batch_of, reserve_for
-from .state import BYTES_PER_TOKEN
 from .waiting_cost import Hedge, best_hedge, delay_cost, longest_worthwhile
 
 __all__ = [
@@ -164,7 +163,7 @@ class Case:
         return to_usd(self._estimate(sync) - self._estimate(batch))
 
     def _estimate(self, rates: Tariff) -> int:
-        return estimate(self.size // BYTES_PER_TOKEN, self.output_tokens, rates)
+        return estimate(self.size // packing.BYTES_PER_TOKEN, self.output_tokens, rates)
 
 
 class _Rule(NamedTuple):

@@ -10,16 +10,14 @@ import attrs
 
 from batchwise.models import Labels, Lane, Reason, ToolUse
 
-from .cache_priming import GROWTH, Caching, Hits, Primed
+from .cache_priming import Caching, Hits, Primed
 from .capacity import Measured
 from .forecast import Forecast
-from .packing import Sizes
+from .packing import BYTES_PER_TOKEN, Sizes
 from .pricing import Tariff
+from .prompt_prefix import GROWTH
 
-__all__ = ["BYTES_PER_TOKEN", "BatchState", "BatchView", "Group", "Snapshot", "Terms"]
-
-BYTES_PER_TOKEN = 4
-"""A rough mean for English text and code; used where input tokens have to be estimated."""
+__all__ = ["BatchState", "BatchView", "Group", "Snapshot", "Terms"]
 
 
 @attrs.frozen(kw_only=True)

@@ -506,6 +506,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(wanted=some, lane=lanes, attempt=st.booleans(), turn=st.none() | st.binary(min_size=1, max_size=3))
     def requeue(self, wanted: list[int], lane: Lane, attempt: bool, turn: bytes | None) -> None:
         numbers = self._choose(self._where(status=IN_FLIGHT), wanted)
+        if lane is BATCH and any(self.requests[number].lane is SYNC for number in numbers):
+            with pytest.raises(LedgerError, match="calling cannot become queued_batch"):
+                requeue(self.ledger, numbers, lane=lane, costs_attempt=attempt, now=self.now)
+            return
         assert requeue(self.ledger, numbers, lane=lane, costs_attempt=attempt, now=self.now, turn=turn) == len(numbers)
         for number in numbers:
             self._requeue(number, lane, attempt=attempt)

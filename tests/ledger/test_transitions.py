@@ -1,4 +1,4 @@
-"""The life of a batch: one table, which the ledger enforces and the documentation draws."""
+"""The lives of requests and batches: a table each, which the ledger enforces and the documentation draws."""
 
 from __future__ import annotations
 
@@ -10,17 +10,32 @@ import pytest
 
 from batchwise.errors import LedgerError
 from batchwise.ledger import transitions
+from batchwise.ledger.books import Place
+from batchwise.ledger.transitions import RequestState
 from batchwise.planning.state import BatchState
 
-from .model import NOW, World, posted, unseal
+from .model import BATCH, IN_FLIGHT, NOW, PATIENT, World, posted, requeue, unseal
 
 DESIGN = Path(__file__).parents[2] / "docs" / "explanation" / "design.md"
 
 
-def test_the_documentation_draws_the_table() -> None:
-    (diagram,) = re.findall(
-        r"## Life of a batch\n+```mermaid\nstateDiagram-v2\n(.*?)```", DESIGN.read_text(), re.DOTALL
-    )
+def _drawn(life: str) -> list[str]:
+    """The arrows of a diagram in the documentation; what it calls its states besides is left out."""
+    (diagram,) = re.findall(rf"## {life}\n+```mermaid\nstateDiagram-v2\n(.*?)```", DESIGN.read_text(), re.DOTALL)
+    return [line.strip() for line in diagram.strip().splitlines() if "-->" in line]
+
+
+def test_the_documentation_draws_the_table_of_requests() -> None:
+    begin = [f"[*] --> {state.value}: {why}" for state, why in transitions.REQUEST_BEGINNINGS.items()]
+    move = [
+        f"{was.value} --> {to.value}: {why}"
+        for was, following in transitions.REQUEST_MOVES.items()
+        for to, why in following.items()
+    ]
+    assert _drawn("Life of a request") == [*begin, *move, "settled --> [*]"]
+
+
+def test_the_documentation_draws_the_table_of_batches() -> None:
     begin = [f"[*] --> {state.value}: {why}" for state, why in transitions.BEGINNINGS.items()]
     move = [
         f"{was.value} --> {to.value}: {why}"
@@ -28,7 +43,52 @@ def test_the_documentation_draws_the_table() -> None:
         for to, why in following.items()
     ]
     end = [f"{state.value} --> [*]" for state in transitions.MOVES if state in transitions.OVER]
-    assert [line.strip() for line in diagram.strip().splitlines()] == [*begin, *move, *end]
+    assert _drawn("Life of a batch") == [*begin, *move, *end]
+
+
+def test_every_state_of_a_request_is_reached_and_left() -> None:
+    assert set(transitions.REQUEST_MOVES) == set(RequestState)
+    reached = set(transitions.REQUEST_BEGINNINGS)
+    reached |= {to for following in transitions.REQUEST_MOVES.values() for to in following}
+    assert reached == set(RequestState)
+    assert all(transitions.REQUEST_MOVES.values()), "a settled one may begin anew"
+
+
+def test_a_call_goes_to_no_batch_but_by_the_queue_of_the_sync_lane(world: World) -> None:
+    """Nothing that could do this is there: it would leave the call alone that the request is in."""
+    number = world.accept(terms=PATIENT, claim=True).row.id
+    with pytest.raises(LedgerError, match="a request that is calling cannot become queued_batch"):
+        requeue(world.ledger, [number], lane=BATCH, costs_attempt=False, now=NOW)
+    assert world.status(number) is IN_FLIGHT
+    assert world.ledger.snapshot().batch_queue == ()
+
+
+def test_no_request_moves_but_as_the_table_says(world: World) -> None:
+    queued, in_flight, sync, batch = 0, 1, 0, 1
+    places = {
+        RequestState.QUEUED_BATCH: Place(1, batch, queued, 0),
+        RequestState.QUEUED_SYNC: Place(1, sync, queued, 0),
+        RequestState.IN_BATCH: Place(1, batch, in_flight, 1),
+        RequestState.CALLING: Place(1, sync, in_flight, 0),
+    }
+    with world.ledger.database.read() as db:
+        moves = world.ledger.books.moves(db, NOW)
+        for was, place in places.items():
+            assert place.state is was
+            moves.begin(place, 1, 9)
+            moves.settle(place, 1, 9)
+            for to, other in places.items():
+                if to is was or to in transitions.REQUEST_MOVES[was]:
+                    moves.move(place, other, 1, 9)
+                else:
+                    with pytest.raises(LedgerError, match=f"is {was.value} cannot become {to.value}"):
+                        moves.move(place, other, 1, 9)
+        for to, place in places.items():
+            if to in transitions.REQUEST_MOVES[RequestState.SETTLED]:
+                moves.reopen(place, 9)
+            else:
+                with pytest.raises(LedgerError, match=f"is settled cannot become {to.value}"):
+                    moves.reopen(place, 9)
 
 
 def test_every_state_is_reached_and_has_an_end() -> None:

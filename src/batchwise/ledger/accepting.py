@@ -183,7 +183,7 @@ class Accepting:
         )
         db.execute("INSERT INTO body VALUES (?, ?)", (number, entry.body))
         moves = self._books.moves(db, offer.now)
-        moves.add(Place(terms, lane, status, 0), 1, size)
+        moves.begin(Place(terms, lane, status, 0), 1, size)
         moves.book()
         row = RequestRow(
             number, decode_key(key), job, self._records.terms(db, terms), LANES[lane], STATUSES[status], 0, None, None

@@ -88,7 +88,7 @@ class Adoption:
                 [(batch, custom_id, encode_key(key)) for custom_id, key in keys.items()],
             )
             moves = self._books.moves(db, now)
-            moves.add(Place(stored, BATCH, IN_FLIGHT, batch), requests, 0)
+            moves.begin(Place(stored, BATCH, IN_FLIGHT, batch), requests, 0)
             moves.book()
             return name
 

@@ -132,8 +132,8 @@ class Batches:
             )
             moves = self._books.moves(db, now)
             for number, (requests, size) in rows.by_terms.items():
-                moves.add(Place(number, BATCH, QUEUED, 0), -requests, -size)
-                moves.add(Place(number, BATCH, IN_FLIGHT, batch), requests, size)
+                queue = Place(number, BATCH, QUEUED, 0)
+                moves.move(queue, Place(number, BATCH, IN_FLIGHT, batch), requests, size)
             moves.book()
             return self._batch(db, batch)
 

@@ -17,7 +17,8 @@ from . import meta
 from .database import Connection, Database
 from .records import IN_BATCH, Records, Row
 from .roll import Cached
-from .rows import BATCH, LANE_CODES, SETTLED, SYNC, from_micros, micros
+from .rows import BATCH, IN_FLIGHT, LANE_CODES, QUEUED, SYNC, from_micros, micros
+from .transitions import RequestState, check_beginning, check_request
 from .values import Cap
 
 __all__ = ["Books", "Moves", "Place", "most_again", "most_of", "place_of", "reserved_cost"]
@@ -32,6 +33,14 @@ _LATER = ", ".join(
 )
 
 
+_STATES = {
+    (BATCH, QUEUED): RequestState.QUEUED_BATCH,
+    (SYNC, QUEUED): RequestState.QUEUED_SYNC,
+    (BATCH, IN_FLIGHT): RequestState.IN_BATCH,
+    (SYNC, IN_FLIGHT): RequestState.CALLING,
+}
+
+
 class Place(NamedTuple):
     """Where an unsettled request is: a cohort's key."""
 
@@ -39,6 +48,11 @@ class Place(NamedTuple):
     lane: int
     status: int
     batch: int
+
+    @property
+    def state(self) -> RequestState:
+        """The state of the requests there."""
+        return _STATES[self.lane, self.status]
 
 
 def place_of(row: Row) -> Place:
@@ -290,8 +304,28 @@ class Moves:
         self._delta: dict[Place, list[int]] = {}
         self._flush: set[Place] = set()
 
-    def add(self, place: Place, requests: int, size: int, *, flush: bool = False) -> None:
-        """`requests` more there (or fewer, if negative)."""
+    def begin(self, to: Place, requests: int, size: int, *, flush: bool = False) -> None:
+        """So many requests that are new are there, with bodies of so many bytes together."""
+        check_beginning(to.state)
+        self._add(to, requests, size, flush=flush)
+
+    def move(self, was: Place, to: Place, requests: int, size: int, *, grown: int = 0, flush: bool = False) -> None:
+        """So many requests go from one place to another; `grown`: by how many bytes their bodies do."""
+        check_request(was.state, to.state)
+        self._add(was, -requests, -size)
+        self._add(to, requests, size + grown, flush=flush)
+
+    def settle(self, was: Place, requests: int, size: int) -> None:
+        """So many requests settle."""
+        check_request(was.state, RequestState.SETTLED)
+        self._add(was, -requests, -size)
+
+    def reopen(self, to: Place, size: int, *, flush: bool = False) -> None:
+        """A settled request is there again."""
+        check_request(RequestState.SETTLED, to.state)
+        self._add(to, 1, size, flush=flush)
+
+    def _add(self, place: Place, requests: int, size: int, *, flush: bool = False) -> None:
         known = self._delta.get(place)
         if known is None:
             self._delta[place] = [requests, size]
@@ -300,13 +334,6 @@ class Moves:
             known[1] += size
         if flush:
             self._flush.add(place)
-
-    def row(self, row: Row, to: Place | None) -> None:
-        """One row leaves its place (unless it is settled) for another (None: settles)."""
-        if row.status != SETTLED:
-            self.add(place_of(row), -1, -row.size)
-        if to is not None:
-            self.add(to, 1, row.size)
 
     def book(self) -> None:
         """Write it all."""

@@ -313,7 +313,7 @@ class Intake:
             moves = self._books.moves(db, now)
             for index, (requests, size) in self._sum.counts.items():
                 lane = LANE_CODES[self._terms[index].lane]
-                moves.add(Place(self._stored[index], lane, QUEUED, 0), requests, size, flush=flush)
+                moves.begin(Place(self._stored[index], lane, QUEUED, 0), requests, size, flush=flush)
             for terms, (requests, others) in (sync or {}).items():
                 self._divert(db, moves, terms, requests, others, flush=flush)
             # Booked before rows that were there are joined: those of this bulk may be among them.
@@ -348,8 +348,8 @@ class Intake:
             f"SELECT count(*), coalesce(sum(size), 0) FROM request WHERE id IN ({last})", (number, count)
         ).fetchone()
         db.execute(f"UPDATE request SET lane = 0, terms = ? WHERE id IN ({last})", (new, number, count))
-        moves.add(Place(number, BATCH, QUEUED, 0), -requests, -size)
-        moves.add(Place(new, SYNC, QUEUED, 0), requests, size, flush=flush)
+        there = Place(new, SYNC, QUEUED, 0)
+        moves.move(Place(number, BATCH, QUEUED, 0), there, requests, size, flush=flush)
 
     def _join_again(self, db: Connection, now: datetime, cap: Cap | None, *, flush: bool) -> None:
         """Requests that were there already: tightened, or begun anew."""

@@ -63,8 +63,8 @@ class Claims:
             if turn is not None:
                 moves = self._books.moves(db, now)
                 number, size = self._records.keep_turn(db, row, turn)
-                moves.add(place_of(row), -1, -row.size)
-                moves.add(place_of(row)._replace(terms=number), 1, size)
+                place = place_of(row)
+                moves.move(place, place._replace(terms=number), 1, row.size, grown=size - row.size)
                 moves.book()
             return True
 
@@ -72,7 +72,7 @@ class Claims:
         """Hand these rows to the run."""
         moves = self._books.moves(db, now)
         for row in rows:
-            moves.row(row, Place(row.terms, SYNC, IN_FLIGHT, 0))
+            moves.move(place_of(row), Place(row.terms, SYNC, IN_FLIGHT, 0), 1, row.size)
         db.executemany(
             "UPDATE request SET status = 1, lane = 0, run = ? WHERE id = ?",
             [(run, row.id) for row in rows],

@@ -153,7 +153,7 @@ class Reopening:
             "WHERE id = ?",
             (number, lane, run, row.id),
         )
-        moves.add(Place(number, lane, QUEUED, 0), 1, size, flush=flush)
+        moves.reopen(Place(number, lane, QUEUED, 0), size, flush=flush)
 
     def _forget_result(self, db: Connection, row: Row) -> None:
         """The result goes, and the request out of the counts; money, attempts and tokens stay in the books."""

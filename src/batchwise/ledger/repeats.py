@@ -71,8 +71,7 @@ class Repeats:
                     "SELECT flush FROM cohort WHERE terms = ? AND lane = ? AND status = ? AND batch = ?", place
                 ).fetchone()[0]
             )
-            moves.add(place, -1, -row.size)
-            moves.add(place._replace(terms=number, lane=lane), 1, row.size, flush=flush)
+            moves.move(place, place._replace(terms=number, lane=lane), 1, row.size, flush=flush)
             db.execute("UPDATE request SET terms = ?, lane = ? WHERE id = ?", (number, lane, row.id))
         if queued and row.run != run:
             # Whoever asked last is the one who waits: the row is not abandoned with those before.

@@ -133,8 +133,9 @@ class Requeuing:
         moves = self._books.moves(db, now)
         for row in rows:
             terms, size = changed.get(row.id, (row.terms, row.size))
-            moves.add(place_of(row), -1, -row.size)
-            moves.add(Place(terms, lane, QUEUED, 0), 1, size, flush=True)  # it has waited its interval
+            queue = Place(terms, lane, QUEUED, 0)
+            # It has waited its interval.
+            moves.move(place_of(row), queue, 1, row.size, grown=size - row.size, flush=True)
         db.executemany(
             "UPDATE request SET status = 0, lane = ?, attempts = attempts + ?, calls = calls + ? WHERE id = ?",
             [(lane, costs_attempt, costs_attempt and row.lane == SYNC, row.id) for row in rows],
@@ -168,9 +169,8 @@ class Requeuing:
         moves = self._books.moves(db, now)
         for place, group in self._groups(db, which):
             moved += group.requests
-            moves.add(place, -group.requests, -group.size)
             # It has waited its interval already.
-            moves.add(Place(place.terms, lane, QUEUED, 0), group.requests, group.size, flush=True)
+            moves.move(place, Place(place.terms, lane, QUEUED, 0), group.requests, group.size, flush=True)
             if caching == Caching.PRIMER.value and not sent:
                 self._books.forget_primer(db, group.terms.prefix)
         only = "" if which.terms is None else f" AND terms {self._database.among}"
@@ -187,8 +187,7 @@ class Requeuing:
         moved = 0
         for place, group in self._books.groups(db, "terms = ? AND status = 0 AND lane = ?", (terms, 1 - lane)):
             moves = self._books.moves(db, group.since)
-            moves.add(place, -group.requests, -group.size)
-            moves.add(place._replace(lane=lane), group.requests, group.size, flush=group.flush)
+            moves.move(place, place._replace(lane=lane), group.requests, group.size, flush=group.flush)
             moves.book()
             moved += group.requests
             db.execute(
@@ -223,8 +222,7 @@ class Requeuing:
                 moves = self._books.moves(db, group.since)
                 for row, kept in chosen.get(place, ()):
                     onto = self._records.store_terms(db, kept, row.job)
-                    moves.add(place, -1, -row.size)
-                    moves.add(place._replace(terms=onto), 1, row.size, flush=group.flush)
+                    moves.move(place, place._replace(terms=onto), 1, row.size, flush=group.flush)
                     db.execute("UPDATE request SET terms = ? WHERE id = ?", (onto, row.id))
                 moves.book()
             return sum(map(len, chosen.values()))

@@ -17,7 +17,7 @@ from batchwise.errors import LedgerError
 from batchwise.models import Outcome
 from batchwise.planning.outcomes import met_deadline, was_cut
 
-from .books import Books, Place, most_of
+from .books import Books, Place, most_of, place_of
 from .database import Connection, Database
 from .records import Records, Row
 from .roll import Answer, Kind, Roll
@@ -186,7 +186,8 @@ class Settlements:
             kind = _Kind(terms.job, terms.id, _SUCCEEDED, BATCH, attempts + 1)
             if not self._settle_kind(db, kind, part, batch=roll.batch, now=now):
                 raise _OutOfDateError
-            moves.add(Place(terms.id, BATCH, IN_FLIGHT, roll.batch), -len(part), -roll.size(map(_number, part)))
+            place = Place(terms.id, BATCH, IN_FLIGHT, roll.batch)
+            moves.settle(place, len(part), roll.size(map(_number, part)))
         moves.book()
 
     def _settle_kind(
@@ -300,7 +301,7 @@ class Settlements:
             abandoned = each.outcome is Outcome.CANCELED and _is_abandoned(each.line)
             if abandoned or not row.inside:
                 updates.append((abandoned, row.id))
-            moves.row(row, None)
+            moves.settle(place_of(row), 1, row.size)
         for kind, answers in kinds.items():
             if not self._settle_kind(db, kind, answers, batch=batch or 0, now=now):
                 raise LedgerError(f"the ledger {self._database.name} has results of requests that are not settled")

@@ -1,16 +1,74 @@
-"""The life of a batch: which state may follow which, and why. The ledger refuses every other move.
+"""The lives of a request and of a batch: which state may follow which, and why. The ledger refuses every other move.
 
-The diagram in docs/explanation/design.md shows this table; a test compares the two.
+The diagrams in docs/explanation/design.md show these tables; a test compares them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 
 from batchwise.errors import LedgerError
 from batchwise.planning.state import BatchState
 
-__all__ = ["BEGINNINGS", "MOVES", "OVER", "check"]
+__all__ = [
+    "BEGINNINGS",
+    "MOVES",
+    "OVER",
+    "REQUEST_BEGINNINGS",
+    "REQUEST_MOVES",
+    "RequestState",
+    "check",
+    "check_beginning",
+    "check_request",
+]
+
+
+class RequestState(Enum):
+    """Where a request is: its status, and its lane."""
+
+    QUEUED_BATCH = "queued_batch"
+    QUEUED_SYNC = "queued_sync"
+    IN_BATCH = "in_batch"
+    CALLING = "calling"
+    SETTLED = "settled"
+
+
+REQUEST_BEGINNINGS: Mapping[RequestState, str] = {
+    RequestState.QUEUED_BATCH: "dispatched, batch lane",
+    RequestState.QUEUED_SYNC: "dispatched, sync lane",
+    RequestState.CALLING: "dispatched, and a slot is free",
+    RequestState.IN_BATCH: "its batch was adopted",
+}
+"""The states in which a request begins."""
+
+REQUEST_MOVES: Mapping[RequestState, Mapping[RequestState, str]] = {
+    RequestState.QUEUED_BATCH: {
+        RequestState.IN_BATCH: "sealed",
+        RequestState.QUEUED_SYNC: "its last safe moment, or dispatched again for an earlier deadline",
+        RequestState.CALLING: "too late for any lane, and about to fail",
+        RequestState.SETTLED: "cancelled, or a batch that it had left delivers it",
+    },
+    RequestState.QUEUED_SYNC: {
+        RequestState.CALLING: "a slot is free",
+        RequestState.QUEUED_BATCH: "the sync lane is suspended",
+        RequestState.SETTLED: "cancelled, abandoned, or a batch that it had left delivers it",
+    },
+    RequestState.IN_BATCH: {
+        RequestState.SETTLED: "row collected, cancelled, or failed for good",
+        RequestState.QUEUED_BATCH: "not sent, expired, missing or retryable, time for another batch",
+        RequestState.QUEUED_SYNC: "the same without time, or rescued",
+    },
+    RequestState.CALLING: {
+        RequestState.SETTLED: "answered, failed for good, or abandoned",
+        RequestState.QUEUED_SYNC: "retryable, or given back",
+    },
+    RequestState.SETTLED: {
+        RequestState.QUEUED_BATCH: "begun anew, batch lane",
+        RequestState.QUEUED_SYNC: "begun anew, sync lane",
+    },
+}
+"""From each state the states that may follow, and why they do."""
 
 BEGINNINGS: Mapping[BatchState, str] = {
     BatchState.SEALED: "rows and a random nonce are durable",
@@ -75,3 +133,23 @@ def check(batch: int, was: BatchState, to: BatchState) -> None:
         raise LedgerError(
             f"batch {batch} is {was.value}, not {before}, and cannot become {to.value}; look at the snapshot again"
         )
+
+
+def check_beginning(state: RequestState) -> None:
+    """See that a request may begin in a state.
+
+    Raises:
+        LedgerError: It may not.
+    """
+    if state not in REQUEST_BEGINNINGS:
+        raise LedgerError(f"no request begins as {state.value}; look at the snapshot again")
+
+
+def check_request(was: RequestState, to: RequestState) -> None:
+    """See that a state may follow the one that a request has. The same state may: it goes on on other terms.
+
+    Raises:
+        LedgerError: It may not.
+    """
+    if to is not was and to not in REQUEST_MOVES[was]:
+        raise LedgerError(f"a request that is {was.value} cannot become {to.value}; look at the snapshot again")

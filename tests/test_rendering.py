@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import pytest
 
 import batchwise as bw
+from batchwise import events
 from batchwise.models import BatchRecord
+from batchwise.planning.sync_schedule import Shortfall
 from batchwise.sandbox import Sandbox
 from tests.strategies import params
 
@@ -222,3 +225,75 @@ def test_numbers_are_worded_alike_large_and_small():
     little = attrs.evolve(REPORT, cost_by_lane={bw.Lane.BATCH: Decimal("0.00036")}, met=2_000)
     assert "deadlines: 2,000 met" in str(little)
     assert "batch lane $0.00036" in little.to_html()
+
+
+LONG = timedelta(hours=24, minutes=15)
+FILLERS = {
+    "datetime": NOW, "timedelta": LONG, "Decimal": Decimal(1), "int": 1, "str": "x", "bool": True, "Lane": bw.Lane.SYNC,
+    "Outcome": bw.Outcome.FAILED, "tuple[str": ("x",), "tuple[Lane": (bw.Lane.SYNC,),
+}  # fmt: skip
+
+
+def event(kind: Any) -> events.Event:
+    """An event of this kind, of whatever happened for a day and a quarter of an hour."""
+    fields = {field.name: str(field.type) for field in attrs.fields(kind)}
+    made: events.Event = kind(
+        **{name: next(FILLERS[told] for told in FILLERS if type_.startswith(told)) for name, type_ in fields.items()}
+    )
+    return made
+
+
+def refused(call: Callable[[], object]) -> str:
+    with pytest.raises(bw.BatchwiseError) as failed:
+        call()
+    return str(failed.value)
+
+
+def timed_out() -> str:
+    with Sandbox() as sandbox, bw.Dispatcher(sandbox.client(), ledger=":memory:") as d:
+        waiting = d.dispatch(params("later"), latency=30 * HOUR)
+        return refused(lambda: waiting.result(timeout=timedelta(milliseconds=1)))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *[lambda kind=kind: str(event(kind)) for kind in get_args(events.Event)],
+        lambda: str(attrs.evolve(PROGRESS, batches=(attrs.evolve(PROGRESS.batches[0], elapsed=LONG),))),
+        lambda: attrs.evolve(PROGRESS, batches=(attrs.evolve(PROGRESS.batches[0], elapsed=LONG),))._repr_html_(),
+        lambda: str(attrs.evolve(REPORT, worst_lateness=LONG)),
+        lambda: attrs.evolve(REPORT, worst_lateness=LONG)._repr_html_(),
+        lambda: str(bw.sla_cadence(LONG)) + bw.sla_cadence(LONG)._repr_html_(),
+        lambda: str(PLANS) + PLANS._repr_html_() + str(PLANS[0]) + PLANS[0]._repr_html_(),
+        lambda: str(
+            bw.compare_slas(
+                [24 * HOUR],
+                arrivals_per_hour=100,
+                model="claude-sonnet-5",
+                mean_input_tokens=1,
+                mean_output_tokens=1,
+                request_bytes=9,
+            )[0]
+        ),
+        lambda: str(Shortfall(start=NOW, end=NOW, needed=LONG, available=HOUR, resource="", requests=2)),
+        lambda: str(Shortfall(start=NOW, end=NOW, needed=LONG, available=-LONG, resource="", requests=2)),
+        lambda: refused(lambda: bw.sla_cadence(24 * HOUR)),
+        lambda: refused(bw.sla_cadence(31 * HOUR).cron),
+        lambda: refused(lambda: bw.sla_cadence(LONG).with_interval(LONG)),
+        lambda: refused(lambda: attrs.evolve(bw.sla_cadence(LONG), buffer=LONG)),
+        lambda: refused(lambda: attrs.evolve(bw.sla_cadence(LONG), sla=LONG - HOUR / 60, buffer=HOUR * 14 / 60)),
+        lambda: refused(lambda: bw.Policy(window=-LONG)),
+        lambda: refused(lambda: bw.Policy(min_reserve=-LONG)),
+        lambda: refused(lambda: bw.Policy(window=timedelta(days=40_000))),
+        lambda: refused(lambda: bw.Request(params("x"), latency=timedelta(days=40_000))),
+        timed_out,
+    ],
+)
+def test_no_duration_is_shown_as_python_writes_it(told: Callable[[], str]) -> None:
+    words = re.sub(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d", "", told())  # moments have a clock
+    assert words
+    assert not re.search(r"\bdays?, |\d:\d\d:\d\d|timedelta", words), words
+
+
+def test_the_shortest_sla_is_said_in_hours_and_minutes() -> None:
+    assert "a batch is 24 h 15 min; each hour" in refused(lambda: bw.sla_cadence(24 * HOUR))

@@ -13,8 +13,8 @@ from typing import ClassVar, Union
 
 import attrs
 
-from .basics.rendering import moment, span
-from .basics.wording import in_requests
+from .basics.rendering import moment
+from .basics.wording import human, in_requests
 from .errors import printable, shown
 from .models import Lane, Outcome
 
@@ -136,7 +136,7 @@ class Ended(_Event):
     duration: timedelta
 
     def __str__(self) -> str:
-        return f"batch {printable(self.batch)} ended after {span(self.duration)}"
+        return f"batch {printable(self.batch)} ended after {human(self.duration)}"
 
 
 @attrs.frozen(kw_only=True)
@@ -302,7 +302,7 @@ class Missed(_Event):
     lateness: timedelta
 
     def __str__(self) -> str:
-        late = f" by {span(self.lateness)}" if self.lateness else ", without an answer"
+        late = f" by {human(self.lateness)}" if self.lateness else ", without an answer"
         return f"{in_requests(self.requests)}{_of(self.job)} missed the deadline{late}"
 
 

@@ -82,8 +82,8 @@ class TestProtocolExample:
         assert shortfall.missing == timedelta(hours=2, minutes=40)
         assert shortfall.requests == 120_000
         assert str(shortfall) == (
-            "120,000 requests need 5:00:00 of the sync lane (bound by requests_per_minute) between "
-            "2026-11-24 16:00:00+00:00 and 2026-11-24 18:20:00+00:00, which is 2:20:00: 2:40:00 too short"
+            "120,000 requests need 5 h of the sync lane (bound by requests_per_minute) between "
+            "2026-11-24 16:00:00+00:00 and 2026-11-24 18:20:00+00:00, which is 2 h 20 min: 2 h 40 min too short"
         )
         assert fits(self.cohorts[:2], self.pace, now=NOW, tail=ZERO) is not None
 
@@ -388,7 +388,7 @@ def test_a_tail_that_is_no_duration_is_refused_by_name() -> None:
 
 
 def test_a_shortfall_in_words_at_the_end_of_the_time_there_is() -> None:
-    for due, words in ((ZERO, "which is 0:00:00: 0:01:00 too short"), (-HOUR / 60, "0:01:00 after they had to")):
+    for due, words in ((ZERO, "which is 0 ms: 1 min too short"), (-HOUR / 60, "1 min after they had to")):
         ten = Cohort(deadline=NOW + due, requests=10)
         shortfall = fits([ten], Pace(limits=Limits(requests_per_minute=10)), now=NOW, tail=ZERO)
         assert words in str(shortfall)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from html import escape
 
-__all__ = ["moment", "span", "to_html", "to_text"]
-
-
-def span(duration: timedelta) -> str:
-    """A duration in whole seconds: `4:00:00`, `1 day, 6:00:00`."""
-    return str(duration).partition(".")[0]
+__all__ = ["moment", "to_html", "to_text"]
 
 
 def moment(at: datetime | None) -> str:

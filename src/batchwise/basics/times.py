@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from batchwise.errors import InvalidValueError, shown
 
+from .wording import exact
+
 __all__ = [
     "LONGEST",
     "WINDOW",
@@ -72,7 +74,7 @@ def check_positive(value: object, field: str) -> timedelta:
     """
     duration = _plain(value, field, "timedelta(hours=30)")
     if duration <= ZERO:
-        raise InvalidValueError(f"{field}={duration} is not positive; give a duration above zero")
+        raise InvalidValueError(f"{field}={exact(duration)} is not positive; give a duration above zero")
     return duration
 
 
@@ -84,7 +86,7 @@ def check_duration(value: object, field: str) -> timedelta:
     """
     duration = _plain(value, field, "timedelta(minutes=15)")
     if duration < ZERO:
-        raise InvalidValueError(f"{field}={duration} is negative; give a duration of zero or more")
+        raise InvalidValueError(f"{field}={exact(duration)} is negative; give a duration of zero or more")
     return duration
 
 
@@ -121,5 +123,5 @@ def check_reach(value: _T, field: str) -> _T:
         if not _FIRST <= value < _LAST:
             raise InvalidValueError(f"{field}={value.isoformat()} is outside the years 1000 to 2999")
     elif value > LONGEST:
-        raise InvalidValueError(f"{field}={value} is over a hundred years; give a shorter one")
+        raise InvalidValueError(f"{field}={exact(value)} is over a hundred years; give a shorter one")
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from decimal import Context, Decimal
 
-__all__ = ["dollars", "dollars_apart", "human", "human_apart", "in_requests", "in_results"]
+__all__ = ["dollars", "dollars_apart", "exact", "human", "human_apart", "in_requests", "in_results"]
 
 _UNITS = (("d", 86_400_000_000), ("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1_000))
 _SECOND = 1_000_000
@@ -14,15 +14,13 @@ _SECOND = 1_000_000
 def human(duration: timedelta) -> str:
     """`duration` to the nearest of its two largest units: "30 h", "1 h 30 min", "2.5 s"; days only from three on."""
     micros = duration // timedelta.resolution
-    if micros < 0:
-        return f"-{human(-duration)}"
-    return _exact(_rounded(micros))
+    return f"-{human(-duration)}" if micros < 0 else exact(timedelta(microseconds=_rounded(micros)))
 
 
 def human_apart(one: timedelta, other: timedelta) -> tuple[str, str]:
     """Both in words that differ where the two do, for a sentence that compares them."""
     if one != other and human(one) == human(other):
-        return _exact(one // timedelta.resolution), _exact(other // timedelta.resolution)
+        return exact(one), exact(other)
     return human(one), human(other)
 
 
@@ -41,9 +39,11 @@ def _rounded(micros: int) -> int:
     return (micros + grain // 2) // grain * grain
 
 
-def _exact(micros: int) -> str:
+def exact(duration: timedelta) -> str:
+    """`duration` to the microsecond, in the same units, for errors: "24 h 15 min", "5 h 0.000001 s", "-1 h"."""
+    micros = duration // timedelta.resolution
     if micros < 0:
-        return f"-{_exact(-micros)}"
+        return f"-{exact(-duration)}"
     if micros < _SECOND:
         return f"{_plain(Decimal(micros) / 1_000)} ms"
     parts = []

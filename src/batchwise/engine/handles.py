@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from html import escape
 from itertools import takewhile
 
 import attrs
 
+from batchwise.basics.wording import exact
 from batchwise.errors import (
     BatchwiseError,
     LaneSuspendedError,
@@ -46,7 +47,7 @@ def _late(engine: Engine, what: str, timeout: float | None) -> ResultTimeoutErro
     """Return the error for a caller whose timeout is over; it says what failed last, if anything did."""
     last = engine.setbacks.last
     return ResultTimeoutError(
-        f"{what} not settled within {timeout} s; nothing is lost, ask again"
+        f"{what} not settled within {exact(timedelta(seconds=timeout or 0))}; nothing is lost, ask again"
         + ("" if last is None else f". What failed last: {last}")
     )
 

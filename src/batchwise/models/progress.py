@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 
 import attrs
 
-from batchwise.basics.rendering import moment, span, to_html
-from batchwise.basics.wording import in_requests
+from batchwise.basics.rendering import moment, to_html
+from batchwise.basics.wording import human, in_requests
 from batchwise.errors import printable
 
 from .tags import Lane, Outcome, Status
@@ -85,7 +85,7 @@ class Progress:
             rescue = "" if batch.rescue_at is None else f", rescue at {_moment(batch.rescue_at)}"
             yield (
                 f"batch {printable(batch.remote_id or '(id unknown)')}: {in_requests(batch.requests)}, {batch.status} "
-                f"for {span(batch.elapsed)}, expected to end between {first} and {last}{rescue}"
+                f"for {human(batch.elapsed)}, expected to end between {first} and {last}{rescue}"
             )
         for lane, reason in self.suspended.items():
             yield f"suspended: the {lane.value} lane: {reason}"
@@ -115,7 +115,7 @@ class Progress:
                 batch.remote_id or "-",
                 f"{batch.requests:,}",
                 batch.status,
-                span(batch.elapsed),
+                human(batch.elapsed),
                 moment(batch.expected_end[0]),
                 moment(batch.expected_end[1]),
                 moment(batch.rescue_at),

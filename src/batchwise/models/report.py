@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import attrs
 
-from batchwise.basics.rendering import span, to_html
+from batchwise.basics.rendering import to_html
 from batchwise.basics.wording import dollars, human, in_requests
 from batchwise.errors import printable
 
@@ -136,7 +136,7 @@ class Report:
             *((word, f"{number:,}") for word, number in self._odd),
             ("deadlines met", f"{self.met:,}"),
             ("deadlines missed", f"{self.missed:,}"),
-            ("worst lateness", span(self.worst_lateness)),
+            ("worst lateness", human(self.worst_lateness)),
             *((f"cost on the {lane.value} lane", dollars(cost)) for lane, cost in self.cost_by_lane.items()),
             ("cost", dollars(self.cost)),
             ("saved", dollars(self.saved)),

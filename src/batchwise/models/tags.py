@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Literal, TypeVar, Union
 
 from batchwise.basics.times import LONGEST, check_aware, check_positive, check_reach, from_numpy
+from batchwise.basics.wording import exact
 from batchwise.errors import InvalidValueError, shown
 
 __all__ = [
@@ -137,7 +138,9 @@ def to_latency(value: object, field: str = "latency") -> LatencyTag:
     if isinstance(value, timedelta):
         duration = check_positive(value, field)
         if duration > LONGEST:
-            raise InvalidValueError(f"{field}={duration} is over a hundred years; for no deadline say Latency.FLEXIBLE")
+            raise InvalidValueError(
+                f"{field}={exact(duration)} is over a hundred years; for no deadline say Latency.FLEXIBLE"
+            )
         return duration
     if isinstance(value, datetime):
         return check_reach(check_aware(value, field), field)

@@ -20,7 +20,7 @@ import attrs
 from batchwise.basics.figures import Number, check_whole, to_number
 from batchwise.basics.rendering import to_html
 from batchwise.basics.times import WINDOW, ZERO, check_aware, check_duration, check_positive
-from batchwise.basics.wording import human
+from batchwise.basics.wording import exact, human
 from batchwise.errors import InfeasibleSLAError, InvalidValueError, NoCronExpressionError
 
 from .reserve import least_reserve, reserve_for
@@ -101,12 +101,12 @@ class Cadence:
         worst_case = worst_case_latency(self.interval, window=self.window, rounds=self.rounds, overhead=self.overhead)
         if self.buffer != self.sla - self.rounds * self.window or self.worst_case != worst_case:
             raise InvalidValueError(
-                f"buffer={self.buffer}, worst_case={self.worst_case}: not sla - rounds * window and "
+                f"buffer={exact(self.buffer)}, worst_case={exact(self.worst_case)}: not sla - rounds * window and "
                 "rounds * (interval + window) + overhead; let sla_cadence compute them"
             )
         if worst_case + self.reserve > self.sla:
             raise InvalidValueError(
-                f"sla={self.sla} is shorter than worst_case + reserve = {worst_case + self.reserve}; "
+                f"sla={exact(self.sla)} is shorter than worst_case + reserve = {exact(worst_case + self.reserve)}; "
                 "let sla_cadence compute them"
             )
 
@@ -174,7 +174,7 @@ class Cadence:
         needed = check_duration(rescue, "rescue")
         if needed >= self.reserve:
             raise InvalidValueError(
-                f"rescue={needed} leaves nothing of the reserve of {self.reserve} to notice an expiry; "
+                f"rescue={exact(needed)} leaves nothing of the reserve of {exact(self.reserve)} to notice an expiry; "
                 "ask sla_cadence for a longer reserve"
             )
         return self._look(self.reserve - needed)
@@ -193,7 +193,9 @@ class Cadence:
         every = check_positive(interval, "interval")
         longest = (self.buffer - self.overhead) // self.rounds
         if every > longest:
-            raise InvalidValueError(f"interval={every} does not fit the SLA of {self.sla}; give {longest} or less")
+            raise InvalidValueError(
+                f"interval={exact(every)} does not fit the SLA of {exact(self.sla)}; give {exact(longest)} or less"
+            )
         worst_case = worst_case_latency(every, window=self.window, rounds=self.rounds, overhead=self.overhead)
         return attrs.evolve(self, interval=every, worst_case=worst_case, reserve=self.sla - worst_case)
 
@@ -213,7 +215,9 @@ class Cadence:
         if last < first:
             raise InvalidValueError(f"end={end.isoformat()} is before start={start.isoformat()}; swap them")
         if not self.interval:
-            raise InvalidValueError(f"sla={self.sla} leaves an interval of zero: submit each request when it arrives")
+            raise InvalidValueError(
+                f"sla={exact(self.sla)} leaves an interval of zero: submit each request when it arrives"
+            )
         return (first + self.interval * count for count in range(-((first - last) // self.interval)))
 
     def cron(self, *, nearest: bool = False) -> str:
@@ -237,12 +241,12 @@ class Cadence:
         if nearest and shorter:
             return _CRON[shorter]
         mend = (
-            f"the nearest shorter interval that it can express is {shorter} ({_CRON[shorter]!r}): "
+            f"the nearest shorter interval that it can express is {exact(shorter)} ({_CRON[shorter]!r}): "
             "take cron(nearest=True), or with_interval(nearest)"
             if shorter
             else "its shortest period is a minute: keep a dispatcher running instead"
         )
-        raise NoCronExpressionError(f"interval={self.interval} has no cron expression; {mend}", nearest=shorter)
+        raise NoCronExpressionError(f"interval={exact(self.interval)} has no cron expression; {mend}", nearest=shorter)
 
 
 def sla_cadence(
@@ -289,15 +293,17 @@ def sla_cadence(
     else:
         policy = _with(policy, window, reserve)
         one_window = policy.window
-    windows = bounded(lambda: rounds * one_window, f"rounds={rounds} times window={one_window}")
-    buffer = bounded(lambda: sla - windows, f"sla={sla} minus the windows")
+    windows = bounded(lambda: rounds * one_window, f"rounds={rounds} times window={exact(one_window)}")
+    buffer = bounded(lambda: sla - windows, f"sla={exact(sla)} minus the windows")
     thumb = buffer / 3 if reserve is None else reserve
     kept = thumb if policy is None else reserve_for(policy, buffer)
-    interval = bounded(lambda: (buffer - kept - overhead) // rounds, f"reserve={kept} plus overhead={overhead}")
+    interval = bounded(
+        lambda: (buffer - kept - overhead) // rounds, f"reserve={exact(kept)} plus overhead={exact(overhead)}"
+    )
     if buffer <= ZERO or interval < ZERO:
         ruling = policy or _with(None, window, reserve)
         # Without either of them a third of the buffer is kept, however short it is.
-        named = f" and a reserve of at least {least_reserve(ruling)}" if policy or reserve is not None else ""
+        named = f" and a reserve of at least {exact(least_reserve(ruling))}" if policy or reserve is not None else ""
         raise _infeasible(sla, windows, rounds, overhead, ruling, named)
     if policy is not None and policy.interval is not None:
         interval = min(interval, policy.interval)
@@ -336,9 +342,9 @@ def _infeasible(
     derived = ZERO if policy.reserve is not None else (3 * pairs + odd) * _TICK
     shortest = bounded(lambda: windows + max(least + overhead, derived), "the shortest SLA")
     return InfeasibleSLAError(
-        f"sla={sla} leaves no time beside the batch window of {windows} (rounds={rounds}) and an overhead of "
-        f"{overhead}{named}. The shortest SLA that a dispatcher sends to a batch is {shortest}; each "
-        "hour of interval asks for more on top",
+        f"sla={exact(sla)} leaves no time beside the batch window of {exact(windows)} (rounds={rounds}) and an "
+        f"overhead of {exact(overhead)}{named}. The shortest SLA that a dispatcher sends to a batch is "
+        f"{exact(shortest)}; each hour of interval asks for more on top",
         shortest=shortest,
     )
 

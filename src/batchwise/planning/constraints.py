@@ -26,6 +26,7 @@ from typing import Union
 import attrs
 
 from batchwise.basics.times import ZERO
+from batchwise.basics.wording import exact
 from batchwise.models import Limits, Policy
 
 from .cadence import lane_time, number_in, time_for
@@ -195,10 +196,10 @@ def _hours(span: timedelta) -> Fraction:
 def _sla(load: Load, _interval: timedelta) -> Violation | None:
     if load.fits:
         return None
-    taken = load.rounds * load.window + load.overhead + load.kept
-    message = f"{load.rounds} x {load.window} window and {load.overhead} overhead"
-    message += f" and the policy's reserve of {load.kept} take" if load.kept else " take"
-    message += f" the whole SLA of {load.sla}" if taken == load.sla else f" {taken}, and the SLA is {load.sla}"
+    taken, sla = load.rounds * load.window + load.overhead + load.kept, exact(load.sla)
+    message = f"{load.rounds} x {exact(load.window)} window and {exact(load.overhead)} overhead"
+    message += f" and the policy's reserve of {exact(load.kept)} take" if load.kept else " take"
+    message += f" the whole SLA of {sla}" if taken == load.sla else f" {exact(taken)}, and the SLA is {sla}"
     return Violation(name="sla", actual=taken, limit=load.sla, message=f"{message}; allow more time")
 
 
@@ -207,8 +208,8 @@ def _reserve(load: Load, interval: timedelta) -> Violation | None:
     if load.least <= left or not load.fits:
         return None
     message = (
-        f"a rescue needs a reserve of {load.least}, and submitting every {interval} leaves {max(left, ZERO)} before "
-        "the first deadline; submit more often or allow more time"
+        f"a rescue needs a reserve of {exact(load.least)}, and submitting every {exact(interval)} leaves "
+        f"{exact(max(left, ZERO))} before the first deadline; submit more often or allow more time"
     )
     return Violation(name="reserve", actual=load.least, limit=max(left, ZERO), message=message)
 
@@ -239,8 +240,8 @@ def _burst(load: Load, interval: timedelta) -> Violation | None:
     if needed <= left:
         return None
     message = (
-        f"a burst of {load.burst:,} beside the steady requests needs a reserve of {needed}, and submitting every "
-        f"{interval} leaves {max(left, ZERO)}; spread the burst or allow more time"
+        f"a burst of {load.burst:,} beside the steady requests needs a reserve of {exact(needed)}, and submitting "
+        f"every {exact(interval)} leaves {exact(max(left, ZERO))}; spread the burst or allow more time"
     )
     return Violation(name="burst", actual=needed, limit=max(left, ZERO), message=message)
 

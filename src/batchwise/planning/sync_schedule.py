@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import attrs
 
 from batchwise.basics.times import ZERO, check_aware, check_duration
+from batchwise.basics.wording import exact
 from batchwise.errors import InvalidValueError
 
 if TYPE_CHECKING:  # `import batchwise` brings this module, by way of cadences, and not the models
@@ -135,11 +136,13 @@ class Shortfall:
     def __str__(self) -> str:
         start, end = (moment.isoformat(sep=" ", timespec="seconds") for moment in (self.start, self.end))
         if self.available < ZERO:
-            return f"{self.requests:,} requests can start at {start}, {-self.available} after they had to ({end})"
+            return (
+                f"{self.requests:,} requests can start at {start}, {exact(-self.available)} after they had to ({end})"
+            )
         bound = f" (bound by {self.resource})" if self.resource else ""
         return (
-            f"{self.requests:,} requests need {self.needed} of the sync lane{bound} between {start} and {end}, "
-            f"which is {self.available}: {self.missing} too short"
+            f"{self.requests:,} requests need {exact(self.needed)} of the sync lane{bound} between {start} and {end}, "
+            f"which is {exact(self.available)}: {exact(self.missing)} too short"
         )
 
 

@@ -18,7 +18,7 @@ import attrs
 from batchwise.basics.figures import Number, check_whole, to_number
 from batchwise.basics.rendering import to_html, to_text
 from batchwise.basics.times import WINDOW, ZERO, check_duration, check_positive
-from batchwise.basics.wording import dollars, human
+from batchwise.basics.wording import dollars, exact, human
 from batchwise.errors import InvalidValueError
 from batchwise.models import Lane, Limits, Policy, Rates, Reason, ToolUse, check_policy
 from batchwise.request import Request, Traits
@@ -353,7 +353,7 @@ def plan_workload(
         lambda: (
             _START + (load.rounds * (load.window + (load.interval or ZERO)) + load.sla + load.overhead + 2 * SEARCHED)
         ),
-        f"sla={sla} or rounds={rounds}",
+        f"sla={exact(load.sla)} or rounds={rounds}",
     )
     own = {} if policy is None else policy.prices
     sync, batch = (mix.price(book_of(own if prices is None else prices), lane, at) for lane in (Lane.SYNC, Lane.BATCH))

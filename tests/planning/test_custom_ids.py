@@ -18,6 +18,7 @@ from batchwise.planning.custom_ids import (
     custom_id,
     custom_id_length,
     new_nonce,
+    opener,
     parse,
     sealer,
 )
@@ -35,6 +36,7 @@ def test_ids_are_valid_for_any_key_and_parse_back(key: str, nonce: str, number: 
     name = custom_id(key, nonce, number)
     assert VALID.fullmatch(name)
     assert parse(name) == Parsed(nonce, number)
+    assert opener(nonce)(name.encode()) == number
     assert sealer(nonce)(key, number) == name.encode()
     assert len(name) == custom_id_length(len(key), number)
 
@@ -89,11 +91,13 @@ def test_nonces_use_the_entropy() -> None:
 @given(st.from_regex(VALID, fullmatch=True))
 def test_foreign_ids_do_not_parse(name: str) -> None:
     assert parse(name) is None
+    assert opener(NONCE)(name.encode()) == -1
 
 
 @given(st.text(max_size=70))
 def test_other_text_does_not_parse(text: str) -> None:
     assert parse(text) is None
+    assert opener(NONCE)(text.encode(errors="replace")) == -1
 
 
 def _with_check(tail: str) -> list[str]:
@@ -119,18 +123,26 @@ def _with_check(tail: str) -> list[str]:
 )
 def test_only_the_canonical_tail_parses_whatever_its_check_character(tail: str) -> None:
     assert [parse(name) for name in _with_check(tail)] == [None] * 36
+    assert [opener(NONCE)(name.encode()) for name in _with_check(tail)] == [-1] * 36
 
 
 @given(numbers)
 def test_one_check_character_of_36_fits(number: int) -> None:
     names = _with_check(f"{NONCE}-{number:x}")
     assert sum(parse(name) is not None for name in names) == 1
+    assert sum(opener(NONCE)(name.encode()) >= 0 for name in names) == 1
 
 
 def test_what_follows_or_leads_too_long_is_refused() -> None:
     name, long = custom_id("x", NONCE, 5), custom_id("x" * 1_024, NONCE, 5)
     for other in (name + "\n", name + " ", name + "0 ", "x" + long):
         assert parse(other) is None
+        assert opener(NONCE)(other.encode()) == -1
+
+
+@given(nonces, nonces, numbers)
+def test_an_opener_knows_its_own_seal_only(nonce: str, other: str, number: int) -> None:
+    assert (opener(nonce)(sealer(other)("key", number)) >= 0) == (nonce == other)
 
 
 def test_bad_input_is_named() -> None:
@@ -139,6 +151,8 @@ def test_bad_input_is_named() -> None:
     for nonce in ("", "short", "x" * 13, "ABCDEFGHIJKL", "abcdefghijk-", "\u0661" * 12):
         with pytest.raises(InvalidValueError, match="nonce="):
             custom_id("key", nonce, 1)
+        with pytest.raises(InvalidValueError, match="nonce="):
+            opener(nonce)
     for number in (-1, 2**63):
         with pytest.raises(InvalidValueError, match="number="):
             custom_id("key", NONCE, number)
@@ -147,7 +161,9 @@ def test_bad_input_is_named() -> None:
 def test_an_id_of_just_the_longest_length_is_ours_and_a_longer_one_is_not() -> None:
     name = custom_id("x" * 100, NONCE, 10_000)
     assert len(name) == MAX_LENGTH
+    assert opener(NONCE)(name.encode()) == 10_000
     assert parse(name) == Parsed(NONCE, 10_000)
+    assert opener(NONCE)(f"x{name}".encode()) == -1
     assert parse(f"x{name}") is None
 
 
@@ -159,7 +175,7 @@ def test_a_key_has_all_the_room_that_the_tail_leaves() -> None:
 
 def test_the_last_head_counts() -> None:
     key = f"_bw{NONCE}-1x"
-    assert parse(custom_id(key, NONCE, 5)) == Parsed(NONCE, 5)
+    assert opener(NONCE)(custom_id(key, NONCE, 5).encode()) == 5
 
 
 @pytest.mark.parametrize(

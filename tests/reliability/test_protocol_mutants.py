@@ -177,11 +177,14 @@ def collect_without_ticking_off(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_nonce_check(patch: pytest.MonkeyPatch) -> None:
-    def number(_reader: Any, custom_id: str) -> int | None:
-        found = parse(custom_id)
-        return None if found is None else found.number
+    def opener(_nonce: str) -> Callable[[bytes], int]:
+        def number(custom_id: bytes) -> int:
+            found = parse(custom_id.decode())
+            return -1 if found is None else found.number
 
-    patch.setattr(reading.Reader, "_number", number)
+        return number
+
+    patch.setattr(reading, "opener", opener)
 
 
 def no_watermark_nor_grace(patch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from batchwise.ledger.roll import Answer
 from batchwise.ledger.values import RequestRow, Which
 from batchwise.models import Lane, Outcome
 from batchwise.planning.continuation import received, usage_of
-from batchwise.planning.custom_ids import parse
+from batchwise.planning.custom_ids import opener
 from batchwise.planning.outcomes import (
     CUTS,
     MALFORMED,
@@ -123,6 +123,7 @@ class Reader:
         self.last = last
         self._resumes = engine.suspensions.resumes
         self._splitter = LineSplitter()
+        self._open = opener(batch.nonce)
         self._held: dict[int, bytes] = {}  # lines without an answer are short, and a batch's worth at most
         self._kinds: Counter[tuple[str, str]] = Counter()
         self._unanswered: dict[str, set[int]] = {kind: set() for kind in UNANSWERED}
@@ -187,12 +188,12 @@ class Reader:
             self._tell_adopted(lines)
             return
         answers, rows, meters = self._part.answers, self._part.rows, self._part.meters
-        loads, number_of, roll, ruled = orjson.loads, self._number, self._roll, self._ruled
+        loads, open_, roll, ruled = orjson.loads, self._open, self._roll, self._ruled
         for line in lines:
             try:
                 row = loads(line)
-                number, result = number_of(row["custom_id"]), row["result"]
-                if number is None:
+                number, result = open_(row["custom_id"].encode()), row["result"]
+                if number < 0:
                     continue
                 message = _answer(result, ruled)
                 kind = None if roll is None or message is None else roll.kind(number)
@@ -207,14 +208,9 @@ class Reader:
     def _take_odd(self, line: bytes) -> None:
         """Take a line that the fast path cannot take. The request of a line that is no row is not ticked off."""
         row = _row(line, damaged=self.last)
-        number = None if row is None else self._number(row[0])
-        if row is not None and number is not None:
+        number = -1 if row is None else self._open(row[0].encode("utf-8", "replace"))
+        if row is not None and number >= 0:
             self._part.rows[number] = row[1:]
-
-    def _number(self, custom_id: str) -> int | None:
-        """The number of the request that an id of this batch names; None: the id is another's."""
-        ours = parse(custom_id)
-        return ours.number if ours is not None and ours.nonce == self.batch.nonce else None
 
     def _tell_adopted(self, lines: Iterable[bytes]) -> None:
         for line in lines:

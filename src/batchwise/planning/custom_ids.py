@@ -32,6 +32,7 @@ __all__ = [
     "custom_id",
     "custom_id_length",
     "new_nonce",
+    "opener",
     "parse",
     "sealer",
 ]
@@ -177,3 +178,34 @@ def parse(custom_id: str) -> Parsed | None:
         return None
     number = int(digits, 16)
     return Parsed(nonce, number) if number <= MAX_NUMBER else None
+
+
+def opener(nonce: str) -> Callable[[bytes], int]:
+    """A function encoded custom_id -> number, -1 for ids of other seals: `parse` for the collection of one batch.
+
+    Raises:
+        InvalidValueError: The nonce is none of `new_nonce`'s.
+    """
+    sealer(nonce)  # checks it
+    head = f"{_MARKER}{nonce}-".encode()
+    start = crc32(head)
+    checks, crc = _CHECKS, crc32
+
+    def open_(custom_id: bytes) -> int:
+        _, found, tail = custom_id.rpartition(head)
+        digits = tail[:-1]
+        try:
+            number = int(digits, 16)
+        except ValueError:
+            return -1
+        if (
+            not found
+            or b"%x" % number != digits
+            or checks[crc(digits, start) % 36] != tail[-1]
+            or number > MAX_NUMBER
+            or len(custom_id) > MAX_LENGTH
+        ):
+            return -1
+        return number
+
+    return open_

@@ -122,11 +122,11 @@ def test_a_class_of_models_that_is_paused_holds_up_no_other() -> None:
 
 def test_limits_that_another_process_was_told_are_kept_from_the_first_call() -> None:
     queue = CallQueue(None)
-    queue.stored_limits = {"few": Measured(at=NOW, requests_per_minute=3)}
+    queue.learn_limits(few := {"few": Measured(at=NOW, requests_per_minute=3)})
     for number in range(12):
         queue.push(claim(number, ("few", "many")[number % 2]), priority=2, due=1.0, now=0.0)
     assert sorted(gone(queue, 0.0)) == [*range(8), 9, 11]  # three, and the one that makes the debt
-    assert queue.stored_limits_of("few-20251001") == queue.stored_limits["few"]
+    assert queue.stored_limits_of("few-20251001") == few["few"]
     assert queue.measured("few", 0.0, NOW)[1].requests_per_minute == 3
 
 

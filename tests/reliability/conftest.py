@@ -10,13 +10,13 @@ from pathlib import Path
 import attrs
 import pytest
 
-from batchwise.engine import calls, planner_pass, sync_lane
+from batchwise.engine import call_reports, calls, planner_pass, sync_lane
 
 
 @pytest.fixture(autouse=True)
 def real_time_again() -> Iterator[None]:
     yield
-    for module in (calls, planner_pass, sync_lane):
+    for module in (call_reports, calls, planner_pass, sync_lane):
         module.monotonic = time.monotonic  # type: ignore[attr-defined]
 
 

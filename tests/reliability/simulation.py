@@ -22,7 +22,7 @@ import pytest
 import batchwise as bw
 from batchwise.api.faults import LaneFault
 from batchwise.api.types import BatchInfo, Counts, Created, Listing, Reply
-from batchwise.engine import calls, planner_pass, sync_lane
+from batchwise.engine import call_reports, calls, planner_pass, sync_lane
 from batchwise.engine.actions import carry_out, withdraw
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Ask, Effect, Procedure
@@ -438,7 +438,8 @@ class World:
         """Request number to prompt."""
         self.seen: dict[int, tuple[bw.Outcome, bytes]] = {}
         self._facts: dict[int, tuple[str, Any, Any, Any]] = {}
-        self._clocks = [(module, module.monotonic) for module in (calls, planner_pass, sync_lane)]
+        timed = (call_reports, calls, planner_pass, sync_lane)
+        self._clocks = [(module, module.monotonic) for module in timed]
         for module, _ in self._clocks:
             module.monotonic = self._monotonic  # type: ignore[attr-defined]
         self.engine = self._start()

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Mapping
 from datetime import timedelta
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from batchwise.api.faults import LaneFault
 from batchwise.api.types import Reply
 from batchwise.errors import BatchwiseError, SpendLimitError
-from batchwise.events import Called
 from batchwise.ledger.values import Claim, Settlement, Turn
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.continuation import next_call, received, usage_of
@@ -28,9 +27,10 @@ from batchwise.planning.outcomes import (
 )
 from batchwise.planning.retries import call_costs, may_call_again
 
+from .call_reports import learn_from, note_pace, store_health, store_pace, tell_call
 from .core import Engine
 from .effects import Ask, store, store_surely, store_together
-from .money import Biller, tokens_of
+from .money import Biller
 from .pauses import backoff, overload_pause
 from .ports import api
 from .queue import Slot
@@ -66,7 +66,7 @@ async def _reply(engine: Engine, slot: Slot, claim: Claim) -> Reply | None:
         try:
             reply = await _ask(claim)
         except LaneFault as error:
-            _tell_call(engine, claim, timedelta(seconds=monotonic() - begun), error=error.fault.type)
+            tell_call(engine, claim, timedelta(seconds=monotonic() - begun), error=error.fault.type)
             await _faulted(engine, slot, claim, error, resumes)
             return None
     except Exception as error:
@@ -95,6 +95,30 @@ def _failed_within(claim: Claim, error: Exception) -> Settlement:
     return end._replace(maybe_billed=True)  # it may have been answered
 
 
+class _Answer(NamedTuple):
+    """An answer, read."""
+
+    line: bytes
+    message: Any
+    ruling: Ruling
+    usage: Mapping[str, Any]
+    """The tokens that were billed."""
+    goes_on: Claim | None
+    """The claim that goes on with it: a paused turn, or a refusal that the next model is asked about."""
+
+
+def _read(engine: Engine, claim: Claim, reply: Reply) -> _Answer:
+    line, message = received(custom_id(claim.key, UNSEALED, claim.id), reply.body)
+    ruling = rule_answer(message, structured=claim.terms.structured)
+    models = engine.policy.fallback_models
+    follows = next_call(ruling, claim.body, claim.turns, line, terms=claim.terms, fallback_models=models)
+    goes_on = None
+    if follows is not None:
+        body, terms = follows
+        goes_on = claim._replace(body=body, terms=terms, turns=(*claim.turns, line))
+    return _Answer(line, message, ruling, usage_of(message) if ruling.billed else {}, goes_on)
+
+
 async def _take_in(engine: Engine, slot: Slot, claim: Claim, reply: Reply) -> Claim | None:
     """Settle an answer; if its turn was paused, return the claim that continues it.
 
@@ -103,67 +127,29 @@ async def _take_in(engine: Engine, slot: Slot, claim: Claim, reply: Reply) -> Cl
     usage: Mapping[str, Any] = {}
     news, outcome = False, Outcome.FAILED
     try:
-        line, message = received(custom_id(claim.key, UNSEALED, claim.id), reply.body)
-        ruling = rule_answer(message, structured=claim.terms.structured)
-        models = engine.policy.fallback_models
-        follows = next_call(ruling, claim.body, claim.turns, line, terms=claim.terms, fallback_models=models)
-        goes_on = None
-        if follows is not None:
-            body, terms = follows
-            goes_on = claim._replace(body=body, terms=terms, turns=(*claim.turns, line))
-        usage = usage_of(message) if ruling.billed else usage
-        if goes_on is not None and ruling.verdict is Verdict.CONTINUE:
-            _tell_call(engine, claim, reply.latency, usage=usage)
-            return goes_on
+        answer = _read(engine, claim, reply)
+        usage, ruling = answer.usage, answer.ruling
+        if answer.goes_on is not None and ruling.verdict is Verdict.CONTINUE:
+            tell_call(engine, claim, reply.latency, usage=usage)
+            return answer.goes_on
         outcome = ruling.outcome or outcome
         # Before the request settles: a planner that saw neither would probe with another row.
         news = engine.health.note_call(answered=True)
         engine.setbacks.mended(_CALLING)
-        _note_pace(engine, slot, reply, usage)
-        if goes_on is not None:
-            await _fall_back(engine, slot, goes_on, line)
+        note_pace(engine, slot, reply, usage)
+        if answer.goes_on is not None:
+            await _fall_back(engine, slot, answer.goes_on, answer.line)
         else:
-            await _settle(engine, slot, _end(engine, claim, ruling, line, message))
+            await _settle(engine, slot, _end(engine, claim, answer))
     except Exception as error:
         if lasting(error) or passing(error):
             raise
         _log.error("batchwise: an answer could not be taken in; its request fails", exc_info=error)
         news = engine.health.note_call(answered=True) or news
         await _settle(engine, slot, _failed_within(claim, error)._replace(cost=None, saved=None))
-    _tell_call(engine, claim, reply.latency, usage=usage, outcome=outcome)
-    if not engine.workspace.known and reply.workspace is not None:
-        await store_surely(engine.workspace.bind, reply.workspace)
-    engine.sync_lane.forget_unpaid(claim.id)
-    if news:
-        await _store_health(engine, answered=True)
-    await _store_pace(engine, claim)
+    tell_call(engine, claim, reply.latency, usage=usage, outcome=outcome)
+    await learn_from(engine, claim, reply, news=news)
     return None
-
-
-def _tell_call(
-    engine: Engine,
-    claim: Claim,
-    latency: timedelta,
-    *,
-    error: str | None = None,
-    outcome: Outcome | None = None,
-    usage: Mapping[str, Any] | None = None,
-) -> None:
-    if not engine.telling.wanted:
-        return
-    fresh, read, cached, written = tokens_of(usage or {}) or (None, 0, 0, None)
-    engine.telling.tell(
-        Called(
-            at=engine.now(),
-            request=claim.id,
-            model=claim.terms.model,
-            outcome=outcome,
-            latency=latency,
-            error=error,
-            input_tokens=None if fresh is None else fresh + read + cached,
-            output_tokens=written,
-        )
-    )
 
 
 async def _fall_back(engine: Engine, slot: Slot, claim: Claim, refusal: bytes) -> None:
@@ -172,23 +158,13 @@ async def _fall_back(engine: Engine, slot: Slot, claim: Claim, refusal: bytes) -
     await _retry(engine, slot, tried, timedelta(0), costs=True, maybe_billed=False, turn=refusal)
 
 
-def _note_pace(engine: Engine, slot: Slot, reply: Reply, usage: Mapping[str, Any]) -> None:
-    """Let the queue learn from an answer. If that fails, `finish` gives back what the pacing reserved for the claim."""
-    try:
-        fresh, _, cached, written = tokens_of(usage) or (0, 0, 0, 0)
-        engine.queue.done(
-            slot, monotonic(), headers=reply.headers, used_in=fresh + cached, used_out=written, took=reply.latency
-        )
-    except Exception:  # noqa: BLE001  # headers may hold anything
-        _log.exception("batchwise: the pacing could not use an answer's headers or usage")
-
-
-def _end(engine: Engine, claim: Claim, ruling: Ruling, line: bytes, message: Any) -> Settlement:
+def _end(engine: Engine, claim: Claim, answer: _Answer) -> Settlement:
     """Return the settlement of a request whose call was answered with a 200."""
+    ruling, line = answer.ruling, answer.line
     outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
     if ruling.billed or error is None:
-        biller = Biller(engine.prices, engine.now())
-        return settlement_of(biller, claim.id, Lane.SYNC, claim.terms.asked, line, message, claim.turns, outcome)
+        biller, asked = Biller(engine.prices, engine.now()), claim.terms.asked
+        return settlement_of(biller, claim.id, Lane.SYNC, asked, line, answer.message, claim.turns, outcome)
     failure = _failure(claim, outcome, error)
     return failure._replace(line=line, cost=None, saved=None, maybe_billed=True)
 
@@ -220,20 +196,6 @@ def _finish(engine: Engine, slot: Slot) -> None:
         engine.announcing.settled([slot.claim.id])
 
 
-async def _store_health(engine: Engine, *, answered: bool) -> None:
-    """Store whether the sync lane answers, for the planners of all processes."""
-    note, now = engine.ledger.conditions.note, engine.now()
-    await (store(note, sync_answered_at=now) if answered else store(note, sync_failed_at=now))
-
-
-async def _store_pace(engine: Engine, claim: Claim) -> None:
-    """Store how much the sync lane takes, if that has changed, for the planners of all processes."""
-    news = engine.health.paced(claim.terms.model)
-    if news is not None:
-        name, measured = news
-        await store(engine.ledger.conditions.note, measured={name: measured})
-
-
 def _tried(claim: Claim, *, costs: bool) -> Claim:
     """Return the claim after a try; `costs`: the try counts among its attempts."""
     return claim._replace(attempts=claim.attempts + costs, calls=claim.calls + costs)
@@ -260,9 +222,9 @@ async def _faulted(engine: Engine, slot: Slot, claim: Claim, error: LaneFault, r
     engine.queue.failed(slot, monotonic(), refusal=refusal, retry_after=ruling.wait, headers=error.headers)
     answered = ruling.verdict is Verdict.SETTLE and error.fault.status is not None
     if refusal is not None:
-        await _store_pace(engine, claim)
+        await store_pace(engine, claim)
     elif engine.health.note_call(answered=answered):
-        await _store_health(engine, answered=answered)
+        await store_health(engine, answered=answered)
     if ruling.verdict is Verdict.SUSPEND:
         await _suspend(engine, slot, claim, ruling, resumes)
         return

@@ -95,9 +95,18 @@ class Engine:
             now=clock,
         )
         self.leadership = Leadership(ledger, self.spend_limit, clock)
-        self._pass = PlannerPass(
-            ledger,
-            policy,
+        self._pass = self._make_pass(clock)
+        self.workspace, self.run = Workspace(ledger, endpoint, clock), 0
+        if endpoint is not None:
+            self.run = ledger.start_run(pid=os.getpid(), now=self.now())
+            self.leadership.clear_up()
+        self.accepting = self._make_accepting(kept_policy, clock)
+        observe(self)
+
+    def _make_pass(self, clock: Callable[[], datetime]) -> PlannerPass:
+        return PlannerPass(
+            self.ledger,
+            self.policy,
             leadership=self.leadership,
             situation=self.situation,
             spend_limit=self.spend_limit,
@@ -105,12 +114,10 @@ class Engine:
             watch=self._watch,
             now=clock,
         )
-        self.workspace, self.run = Workspace(ledger, endpoint, clock), 0
-        if endpoint is not None:
-            self.run = ledger.start_run(pid=os.getpid(), now=self.now())
-            self.leadership.clear_up()
-        self.accepting = Accepting(
-            ledger,
+
+    def _make_accepting(self, kept_policy: KeptPolicy, clock: Callable[[], datetime]) -> Accepting:
+        return Accepting(
+            self.ledger,
             self.run,
             router=self.router,
             admissions=self.admissions,
@@ -123,7 +130,6 @@ class Engine:
             telling=self.telling,
             now=clock,
         )
-        observe(self)
 
     def plan(self, wake_gap: timedelta = _NO_GAP) -> tuple[agenda.Action, ...]:
         """Return the actions that are due; takes the lease if it is free.

@@ -101,7 +101,7 @@ class CallQueue:
         self._classes: dict[str, _Class] = {}
         self._later: list[tuple[float, int, int, float, Claim]] = []
         self._sequence = 0
-        self.stored_limits: Mapping[str, Measured] = {}
+        self._stored_limits: Mapping[str, Measured] = {}
         """The account's limits by class as the ledger knows them, for classes that this process has not called yet."""
         self._running: set[int] = set()
         """The sequence numbers of claims for which the pacing holds a reservation."""
@@ -115,7 +115,7 @@ class CallQueue:
         name = class_of(claim.terms.model, self._limits)
         found = self._classes.get(name)
         if found is None:
-            limits = limits_of(name, self._limits, self.stored_limits.get(name))
+            limits = limits_of(name, self._limits, self._stored_limits.get(name))
             pacer = Pacer(limits, now=now, follows=follows(name, self._limits))
             found = self._classes[name] = _Class(pacer)
         return found
@@ -229,7 +229,7 @@ class CallQueue:
             name = class_of(model, self._limits)
             pacer = self._classes[name].pacer
             requests, tokens_in, tokens_out = pacer.header_limits
-            before = self.stored_limits.get(name) or Measured(at=at)
+            before = self._stored_limits.get(name) or Measured(at=at)
             return name, Measured(
                 at=at,
                 share=pacer.reached(now),
@@ -278,9 +278,13 @@ class CallQueue:
     def _waiting(self) -> int:
         return sum(lane.waiting for lane in self._classes.values())
 
+    def learn_limits(self, stored: Mapping[str, Measured]) -> None:
+        """Take over what the ledger knows of the account's limits, by class."""
+        self._stored_limits = stored
+
     def stored_limits_of(self, model: str) -> Measured | None:
         """Return what the ledger knows of the limits of a model's class; None: nothing."""
-        return self.stored_limits.get(class_of(model, self._limits))
+        return self._stored_limits.get(class_of(model, self._limits))
 
     def busy_with(self, model: str) -> int:
         """Return how many claims of a model's class wait or run."""

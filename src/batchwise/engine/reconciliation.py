@@ -7,7 +7,9 @@ within the grace, its requests go elsewhere, and it is watched for until its win
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import attrs
 
@@ -44,42 +46,67 @@ _SKEW = timedelta(minutes=5)
 
 async def reconcile(engine: Engine, batch: BatchView) -> None:
     """Look for a batch when the outcome of its create is unknown."""
-    now, policy, resumes = engine.now(), engine.policy, engine.suspensions.resumes
+    now, resumes = engine.now(), engine.suspensions.resumes
     try:
         found = await _candidates(engine, batch)
     except LaneFault as error:
         await _unseen(engine, batch, batch, error.fault, now, resumes)
         return
     engine.setbacks.mended(_LOOKING)
-    certain = policy.exclusive_workspace and len(found) == 1 and await store(_alone_with_its_count, engine, batch)
-    struck, ours = set(batch.struck), None
-    unread: Fault | None = None
+    evidence = await _examine(engine, batch, found)
+    offset = (await store(engine.ledger.snapshot)).clock_offset
+    looked = attrs.evolve(batch, candidates=evidence.candidates, struck=evidence.struck, polled_at=now, failures=0)
+    looked = sent_by(looked, now + offset)
+    if evidence.ours is not None:
+        await store(engine.ledger.batches.update, looked, was=batch)
+        await _recognise(engine, looked, evidence.ours)
+    elif evidence.unread is not None:
+        await _unseen(engine, batch, looked, evidence.unread, now, resumes)
+    elif (
+        batch.state is BatchState.WATCHED
+        and not evidence.candidates
+        and _window_is_over(batch, engine.policy, now, now + offset)
+    ):
+        await store(engine.ledger.batches.update, attrs.evolve(looked, state=BatchState.VOID), was=batch)
+    else:
+        await store(engine.ledger.batches.update, looked, was=batch)
+
+
+class _Evidence(NamedTuple):
+    """What the candidates for a batch have shown."""
+
+    ours: BatchInfo | None
+    """The one that is the batch."""
+    candidates: tuple[str, ...]
+    """Those that may be."""
+    struck: tuple[str, ...]
+    """Those that are not."""
+    unread: Fault | None
+    """Why one could not be read."""
+
+
+async def _examine(engine: Engine, batch: BatchView, found: Sequence[BatchInfo]) -> _Evidence:
+    """Read a row of each candidate that has ended, until one proves to be the batch.
+
+    In a workspace that nobody else uses, the only candidate is the batch even if it has not ended.
+    """
+    exclusive = engine.policy.exclusive_workspace and len(found) == 1
+    certain = exclusive and await store(_alone_with_its_count, engine, batch)
+    struck, ours, unread = set(batch.struck), None, None
     for info in found:
-        if info.status != "ended":
-            proof: bool | None = None
-        else:
+        proof: bool | None = None
+        if info.status == "ended":
             try:
                 proof = await _proved(batch, info)
             except LaneFault as error:  # it stays a candidate
-                proof, unread = None, error.fault
+                unread = error.fault
         if proof or (proof is None and certain):
             ours = info
             break
         if proof is False:
             struck.add(info.id)
     candidates = tuple(info.id for info in found if info.id not in struck)
-    offset = (await store(engine.ledger.snapshot)).clock_offset
-    looked = attrs.evolve(batch, candidates=candidates, struck=tuple(sorted(struck)), polled_at=now, failures=0)
-    looked = sent_by(looked, now + offset)
-    if ours is not None:
-        await store(engine.ledger.batches.update, looked, was=batch)
-        await _recognise(engine, looked, ours)
-    elif unread is not None:
-        await _unseen(engine, batch, looked, unread, now, resumes)
-    elif batch.state is BatchState.WATCHED and not candidates and _window_is_over(batch, policy, now, now + offset):
-        await store(engine.ledger.batches.update, attrs.evolve(looked, state=BatchState.VOID), was=batch)
-    else:
-        await store(engine.ledger.batches.update, looked, was=batch)
+    return _Evidence(ours, candidates, tuple(sorted(struck)), unread)
 
 
 def _window_is_over(batch: BatchView, policy: Policy, now: datetime, server_now: datetime) -> bool:

@@ -85,33 +85,7 @@ class Router:
         )
         decision = routing.decide(case, where)
         self._warn_of_a_short_prefix(request)
-        each, per_byte = self._max_cost(request, now, where)
-        hedged = decision.reason is Reason.HEDGED
-        return decision, Terms(
-            lane=decision.lane,
-            reason=decision.reason,
-            explanation=decision.explanation,
-            blocking=case.latency is Latency.BLOCKING,
-            deadline=decision.deadline,
-            submit_by=decision.submit_by,
-            rescue_at=decision.rescue_at,
-            interval=routing.hedge_wait(case.left) if hedged else case.interval,
-            model=request.model,
-            max_tokens=request.max_tokens,
-            output_tokens=case.output_tokens,
-            expected=request.expected_output_tokens is not None,
-            betas=request.betas,
-            stream=request.stream,
-            tool_use=case.tool_use,
-            structured=request.traits.structured,
-            prefix=case.prefix.digest if case.prefix else "",
-            prefix_tokens=case.prefix.tokens if case.prefix else 0,
-            breakpoints=case.prefix.breakpoints if case.prefix else 0,
-            labels=request.label_pairs,
-            batch_only=bool(case.batch_only),
-            max_cost_each=each,
-            max_cost_per_byte=per_byte,
-        )
+        return decision, _terms(request, case, decision, self._max_cost(request, now, where))
 
     def _warn_of_a_short_prefix(self, request: Request) -> None:
         """Warn once for each model that a cache breakpoint has no effect. Called for the first of requests alike."""
@@ -227,6 +201,36 @@ class Router:
         models = self._models(traits.model)
         costs = [most_cost(self._prices, traits._replace(model=model), **about) for model in models]
         return sum(each for each, _ in costs), sum(per_byte for _, per_byte in costs)
+
+
+def _terms(request: Request, case: routing.Case, decision: Decision, max_cost: tuple[int, int]) -> Terms:
+    """Return what the ledger keeps of a decision, with the most that the request can cost, each and per byte."""
+    hedged = decision.reason is Reason.HEDGED
+    return Terms(
+        lane=decision.lane,
+        reason=decision.reason,
+        explanation=decision.explanation,
+        blocking=case.latency is Latency.BLOCKING,
+        deadline=decision.deadline,
+        submit_by=decision.submit_by,
+        rescue_at=decision.rescue_at,
+        interval=routing.hedge_wait(case.left) if hedged else case.interval,
+        model=request.model,
+        max_tokens=request.max_tokens,
+        output_tokens=case.output_tokens,
+        expected=request.expected_output_tokens is not None,
+        betas=request.betas,
+        stream=request.stream,
+        tool_use=case.tool_use,
+        structured=request.traits.structured,
+        prefix=case.prefix.digest if case.prefix else "",
+        prefix_tokens=case.prefix.tokens if case.prefix else 0,
+        breakpoints=case.prefix.breakpoints if case.prefix else 0,
+        labels=request.label_pairs,
+        batch_only=bool(case.batch_only),
+        max_cost_each=max_cost[0],
+        max_cost_per_byte=max_cost[1],
+    )
 
 
 def check_size(request: Request, terms: Terms) -> None:

@@ -64,7 +64,7 @@ class Situation:
             tariffs=self._tariffs(known),
             leased=self._ledger.lease.held,
         )
-        self._queue.stored_limits = known.measured
+        self._queue.learn_limits(known.measured)
         self.stalled = _stalled(snapshot)
         self.note_backlog(snapshot)
         return snapshot

@@ -228,47 +228,42 @@ async def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: da
 
 async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> None:
     """Fail the requests that make a create invalid; where the API names none, halve the batch until one is left."""
-    ledger = engine.ledger
-    if ruling.everyone or batch.requests == 1:
-        positions: set[int] | None = None
-    elif ruling.culprits:
-        positions = set(ruling.culprits)
-    else:
+    named = ruling.everyone or bool(ruling.culprits)
+    if not named and batch.requests > 1:
         await store(_resize, engine, batch, Sizes.spoiled)
         await store(_take_back, engine, batch)
         return
+    if not named:
+        await _count_refusal(engine, ruling)
+    engine.announcing.settled(await store(_fail_culprits, engine, batch, ruling))
 
-    def fail() -> list[int]:
-        guilty = [
-            number
-            for position, (number, _, _) in enumerate(ledger.batches.entries(batch.id))
-            if positions is None or position in positions
-        ]
-        members = ledger.rows(Which(requests=guilty, batch=batch.id))
-        settlements = [
-            settlement_without_answer(
-                number,
-                member.key,
-                Outcome.FAILED,
-                ruling.error,
-                lane=Lane.BATCH,
-                nonce=batch.nonce,
-            )
-            for number, member in members.items()
-        ]
-        ledger.settle(settlements, now=engine.now(), batch=batch.id)
-        _take_back(engine, batch)
-        return guilty
 
-    if not ruling.everyone and not ruling.culprits:
-        refused = await store(ledger.conditions.note_failure, "refused", now=engine.now())
-        if refused.times >= _REFUSED:
-            reason = (
-                f"{refused.times} requests in a row were refused, each alone in its batch, the last with "
-                f"{ruling.error.type}; their results say why. Mend what the requests share, then resume()"
-            )
-            await store(engine.suspensions.suspend, Lane.BATCH, reason)
-    engine.announcing.settled(await store(fail))
+async def _count_refusal(engine: Engine, ruling: CreateRuling) -> None:
+    """A request was refused alone in its batch. If many are in a row, their cause is not theirs: suspend the lane."""
+    refused = await store(engine.ledger.conditions.note_failure, "refused", now=engine.now())
+    if refused.times >= _REFUSED:
+        reason = (
+            f"{refused.times} requests in a row were refused, each alone in its batch, the last with "
+            f"{ruling.error.type}; their results say why. Mend what the requests share, then resume()"
+        )
+        await store(engine.suspensions.suspend, Lane.BATCH, reason)
+
+
+def _fail_culprits(engine: Engine, batch: BatchView, ruling: CreateRuling) -> list[int]:
+    """Fail the requests that make a create invalid, and queue the others again. Returns the numbers of the failed."""
+    ledger, everyone = engine.ledger, ruling.everyone or batch.requests == 1
+    guilty = [
+        number
+        for position, (number, _, _) in enumerate(ledger.batches.entries(batch.id))
+        if everyone or position in ruling.culprits
+    ]
+    settlements = [
+        settlement_without_answer(number, member.key, Outcome.FAILED, ruling.error, lane=Lane.BATCH, nonce=batch.nonce)
+        for number, member in ledger.rows(Which(requests=guilty, batch=batch.id)).items()
+    ]
+    ledger.settle(settlements, now=engine.now(), batch=batch.id)
+    _take_back(engine, batch)
+    return guilty
 
 
 async def _not_created(

@@ -73,9 +73,11 @@ With `--json` a verb prints one JSON object on one line:
 `command` and `exit_code` are always there. Beside them stand what the verb found, under its name (`progress`, `jobs`,
 `report`, `plan`, `cadence`), and how many it changed (`cancelled`, `retried`, `purged`, `written`). Where it failed,
 `error` has the `type` and the `message`. `results --json` and `run --out - --json` print it after the results, each of
-which is a line of its own (`Result.to_dict`). Values have the fields of the Python values of the same name
-([Progress and Report](dispatcher.md)): moments are ISO 8601 with an offset, durations seconds, money US dollars as
-text, and what is not there null. Fields may be added; none changes its meaning.
+which is a line of its own (`Result.to_dict`). `gateway` and `sandbox`, which run until they are stopped, print it once
+they take calls: `base_url`, and `needs_key`, which is true where callers have to give a certain API key. Values have
+the fields of the Python values of the same name ([Progress and Report](dispatcher.md)): moments are ISO 8601 with an
+offset, durations seconds, money US dollars as text, and what is not there null. Fields may be added; none changes its
+meaning.
 
 ## Environment
 

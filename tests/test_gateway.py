@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 
 import batchwise as bw
 from batchwise import gateway
+from batchwise.cli import main
 from batchwise.sandbox import Sandbox
 from tests.strategies import params as body_of
 
@@ -165,13 +167,23 @@ def test_other_machines_need_a_token(sandbox, tmp_path, host):
     assert not (tmp_path / "l").exists()
 
 
+def test_a_command_that_cannot_serve_says_so_as_json(sandbox, tmp_path, capsys):
+    assert main(["gateway", "--json", "--host", "0.0.0.0", "--ledger", str(tmp_path / "l")]) == 2  # noqa: S104
+    told, noted = capsys.readouterr()
+    error = json.loads(told).pop("error")
+    assert error["type"] == "InvalidValueError"
+    assert noted == f"batchwise: {error['message']}\n"
+
+
 def test_the_command_serves_and_ends_on_sigterm_with_what_waits_in_the_ledger(sandbox, tmp_path: Path):
     sandbox.batch_latency = 3_600
-    command = [sys.executable, "-m", "batchwise", "gateway", "--port", "0", "--within", "30h", "--ledger"]
+    command = [sys.executable, "-m", "batchwise", "gateway", "--json", "--port", "0", "--within", "30h", "--ledger"]
     process = subprocess.Popen([*command, str(tmp_path / "l")], stdout=subprocess.PIPE, text=True, env={**os.environ})
     try:
         assert process.stdout is not None
-        url = process.stdout.readline().strip().partition("=")[2]
+        told = json.loads(process.stdout.readline())
+        url = told.pop("base_url")
+        assert told == {"command": "gateway", "exit_code": 0, "needs_key": False}
         with pytest.raises(httpx2.TimeoutException):
             httpx2.post(f"{url}/v1/messages", json=params("night"), timeout=3)
         process.send_signal(signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import signal
 import subprocess
@@ -107,10 +108,12 @@ def test_control_endpoints(make):
 
 
 def test_command():
-    command = [sys.executable, "-m", "batchwise.sandbox", "--batch-latency", "30", "--api-key", "k"]
+    command = [sys.executable, "-m", "batchwise.sandbox", "--batch-latency", "30", "--api-key", "k", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
         assert process.stdout is not None
-        url = process.stdout.readline().strip()
+        told = json.loads(process.stdout.readline())
+        url = told.pop("base_url")
+        assert told == {"command": "sandbox", "exit_code": 0, "needs_key": True}
         with anthropic.Anthropic(base_url=url, api_key="k") as client:
             batch = client.messages.batches.create(requests=rows(1))
             assert client.messages.batches.retrieve(batch.id).processing_status == "in_progress"

@@ -24,7 +24,7 @@ from batchwise.errors import (
 )
 from batchwise.models import Progress
 
-__all__ = ["Answer", "Exit", "as_json", "code_of", "jsonable", "note", "tell"]
+__all__ = ["Answer", "Exit", "as_json", "code_of", "jsonable", "note", "refuse", "say", "tell"]
 
 
 class Exit(IntEnum):
@@ -127,19 +127,28 @@ def note(words: str) -> None:
     sys.stderr.flush()
 
 
+def say(text: str) -> None:
+    """Print an answer at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def refuse(verb: str, error: BaseException, *, json: bool) -> int:
+    """Print why a verb cannot do it; returns the exit code."""
+    words, code = str(error) or "interrupted", code_of(error)
+    note(words)
+    if json:
+        say(as_json(verb, code, {"error": {"type": type(error).__name__, "message": words}}))
+    return code
+
+
 def tell(verb: str, ask: Callable[[], Answer], *, json: bool) -> int:
     """Print what a verb answers, or why it cannot; returns the exit code."""
     try:
         answer = ask()
     except (BatchwiseError, KeyboardInterrupt) as error:
-        words, code = str(error) or "interrupted", code_of(error)
-        note(words)
-        if json:
-            failed = {"error": {"type": type(error).__name__, "message": words}}
-            sys.stdout.write(f"{as_json(verb, code, failed)}\n")
-        return code
+        return refuse(verb, error, json=json)
     text = as_json(verb, answer.code, answer.values) if json else answer.text
     if text:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+        say(text)
     return answer.code

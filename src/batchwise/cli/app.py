@@ -13,7 +13,7 @@ from batchwise.errors import BatchwiseError
 from batchwise.models import Outcome
 
 from . import verbs
-from .answers import Answer, Exit, note, tell
+from .answers import Answer, Exit, as_json, refuse, say, tell
 
 __all__ = ["app", "main"]
 
@@ -317,33 +317,33 @@ def gateway(
     token: Annotated[_Text, _option(metavar="SECRET", help="What callers have to give as their API key.")] = None,
     ledger: Ledger = None,
     policy: PolicyFile = None,
+    json: Annotated[bool, _option("--json", help="Once it takes calls, print one JSON object.")] = False,
 ) -> None:
     """Answer other programs as the Messages API does, on this machine. Needs the extra `gateway`."""
-    raise typer.Exit(_serve(host=host, port=port, job=job, ledger=ledger, token=token, within=within, policy=policy))
+
+    def started(url: str) -> None:
+        values = {"base_url": url, "needs_key": token is not None}
+        say(as_json("gateway", Exit.DONE, values) if json else f"batchwise: set ANTHROPIC_BASE_URL={url}")
+
+    where = {"host": host, "port": port, "job": job, "ledger": ledger, "token": token}
+    try:
+        _serve(within, policy, **where, started=started)
+    except BatchwiseError as error:
+        raise typer.Exit(refuse("gateway", error, json=json)) from None
 
 
-def _serve(*, within: str, policy: Optional[str], **told: object) -> int:
+def _serve(within: str, policy: Optional[str], **told: Any) -> None:
     try:
         from batchwise.gateway import serve
         from batchwise.gateway import within as to_latency
     except ImportError as error:
-        note(f"the gateway needs {error.name}; install batchwise-claude[gateway]")
-        return Exit.ERROR
+        raise BatchwiseError(f"the gateway needs {error.name}; install batchwise-claude[gateway]") from error
     import asyncio
 
     from batchwise.models import Policy
 
-    def started(url: str) -> None:
-        sys.stdout.write(f"batchwise: set ANTHROPIC_BASE_URL={url}\n")
-        sys.stdout.flush()
-
-    try:
-        rules = None if policy is None else Policy.from_toml(policy)
-        asyncio.run(serve(**told, latency=to_latency(within), policy=rules, started=started))  # type: ignore[arg-type]
-    except BatchwiseError as error:
-        note(str(error))
-        return Exit.ERROR
-    return Exit.DONE
+    rules = None if policy is None else Policy.from_toml(policy)
+    asyncio.run(serve(**told, latency=to_latency(within), policy=rules))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

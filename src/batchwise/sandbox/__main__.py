@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import threading
@@ -12,13 +13,16 @@ from .server import Sandbox
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the sandbox until SIGINT or SIGTERM."""
-    options = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
+    as_json = options.pop("json")
     stop = threading.Event()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Sandbox(**vars(options)) as sandbox:
-        sys.stdout.write(sandbox.base_url + "\n")
+    with Sandbox(**options) as sandbox:
+        said = {"base_url": sandbox.base_url, "needs_key": options["api_keys"] is not None}
+        values = {"command": "sandbox", "exit_code": 0, **said}
+        sys.stdout.write((json.dumps(values) if as_json else sandbox.base_url) + "\n")
         sys.stdout.flush()
         stop.wait()
     return 0
@@ -38,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--api-key", dest="api_keys", action="append", default=None, metavar="KEY", help="a valid key; repeatable"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with the base URL in it")
     return parser
 
 

@@ -22,7 +22,7 @@ from batchwise import (
 from batchwise.sandbox import Reply
 from tests.strategies import params
 
-from .world import World, listed, many
+from .world import PATIENCE, World, listed, many
 
 
 async def made_elsewhere(world: World, count: int, prefix: str = "row", client: Any = None) -> str:
@@ -49,7 +49,7 @@ async def test_each_row_is_found_under_its_custom_id(world: World):
     async with world.open() as d:
         job = await d.adopt(remote)
         assert job.name == remote
-        results = {r.key: r for r in await listed(job.results(timeout=20))}
+        results = {r.key: r for r in await listed(job.results(timeout=PATIENCE))}
         assert {key: r.text for key, r in results.items()} == {f"row-{i}": f"echo: row-{i}" for i in range(40)}
         assert all(r.custom_id == key and r.job == remote for key, r in results.items())
         assert sum(r.cost for r in results.values()) == (await job.report()).cost > Decimal(0)
@@ -72,7 +72,7 @@ async def test_while_it_runs_its_size_is_known_and_another_process_goes_on(world
     out = world.ran(
         f"""
         with bw.Dispatcher(policy=policy) as d:
-            print(sorted((r.key, r.text) for r in d.job("moved").results(timeout=20)))
+            print(sorted((r.key, r.text) for r in d.job("moved").results(timeout={PATIENCE})))
             print(d.adopt({remote!r}).name)
         """
     )
@@ -85,9 +85,9 @@ async def test_again_gives_the_same_job_and_counts_nothing_twice(world: World):
     async with world.open() as d:
         jobs = await world.together(*[lambda: d.adopt(remote)] * 3)
         assert [job.name for job in jobs] == [remote] * 3
-        await listed(jobs[0].results(timeout=20))
+        await listed(jobs[0].results(timeout=PATIENCE))
         again = await d.adopt(remote, job=remote)
-        assert len(await listed(again.results(timeout=5))) == await size(again) == 5
+        assert len(await listed(again.results(timeout=PATIENCE))) == await size(again) == 5
         with pytest.raises(InvalidValueError, match="was adopted into the job"):
             await d.adopt(remote, job="other")
 
@@ -96,7 +96,7 @@ async def test_what_it_cost_counts_against_the_cap(world: World):
     remote = await made_elsewhere(world, 5)
     more = Request(params("more"), key="more")
     async with world.open() as d:
-        await listed((await d.adopt(remote)).results(timeout=20))
+        await listed((await d.adopt(remote)).results(timeout=PATIENCE))
         spent = (await d.report()).cost
         # A token for each byte, written to the cache for an hour, in the region that costs most.
         most = Decimal(1_024 * 10 + len(more.body) * 4) * Decimal("1.1") / 10**6
@@ -104,7 +104,7 @@ async def test_what_it_cost_counts_against_the_cap(world: World):
         with pytest.raises(SpendLimitError):
             await d.dispatch(more)
     async with world.open(max_spend=most + spent) as d:
-        assert (await (await d.dispatch(more)).result(timeout=20)).ok
+        assert (await (await d.dispatch(more)).result(timeout=PATIENCE)).ok
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ async def test_broken_reads_are_read_again_and_change_nothing(world: World, faul
     world.sandbox.fault(fault[0], **fault[1])
     remote = await made_elsewhere(world, 20)
     async with world.open() as d:
-        results = await listed((await d.adopt(remote)).results(timeout=20))
+        results = await listed((await d.adopt(remote)).results(timeout=PATIENCE))
         report = await d.report()
     assert Counter(r.key for r in results) == {f"row-{i}": 1 for i in range(20)}
     assert all(r.text == f"echo: {r.key}" for r in results)
@@ -176,7 +176,7 @@ async def test_rows_without_an_answer_end_as_they_ended_and_are_not_sent_again(
     remote = await made_elsewhere(world, 4)
     async with world.open() as d:
         job = await d.adopt(remote)
-        results = await listed(job.results(timeout=20))
+        results = await listed(job.results(timeout=PATIENCE))
         assert {(r.key, r.custom_id) for r in results} == {(f"row-{i}", f"row-{i}") for i in range(4)}
         assert {(r.outcome, r.error.type) for r in results} == {(outcome, kind)}
         with pytest.raises(InvalidValueError, match="does not have their prompts"):
@@ -190,7 +190,7 @@ async def test_a_paused_turn_is_an_answer_since_nobody_here_can_continue_it(worl
     world.sandbox.reply = lambda _request: Reply.pause_turn("so far")
     remote = await made_elsewhere(world, 2)
     async with world.open() as d:
-        results = await listed((await d.adopt(remote)).results(timeout=20))
+        results = await listed((await d.adopt(remote)).results(timeout=PATIENCE))
     assert [(r.ok, r.text, r.message.stop_reason) for r in results] == [(True, "so far", "pause_turn")] * 2
     assert world.creates == 1
 
@@ -199,7 +199,7 @@ async def test_rows_that_never_come_fail_under_a_placeholder(world: World):
     world.sandbox.fault("results.missing_row", times=None, every=3)
     remote = await made_elsewhere(world, 6)
     async with world.open() as d:
-        results = await listed((await d.adopt(remote)).results(timeout=20))
+        results = await listed((await d.adopt(remote)).results(timeout=PATIENCE))
     assert sorted(r.key for r in results if r.ok) == ["row-1", "row-2", "row-4", "row-5"]
     lost = [r for r in results if not r.ok]
     assert [r.error.type for r in lost] == ["missing_row"] * 2
@@ -215,15 +215,15 @@ async def test_cancelling_its_job_cancels_it_and_a_single_row_is_left(world: Wor
         assert await d.cancel(f"{remote}#0", job=remote) == 0
         assert await size(job) == (await job.progress()).by_status[Status.IN_FLIGHT] == 3
         await job.cancel()
-        results = await listed(job.results(timeout=20))
+        results = await listed(job.results(timeout=PATIENCE))
     assert {(r.key, r.outcome) for r in results} == {(f"row-{i}", Outcome.CANCELED) for i in range(3)}
 
 
 async def test_a_key_of_the_job_stays_with_the_request_that_has_it(world: World):
     remote = await made_elsewhere(world, 2)
     async with world.open() as d:
-        await (await d.dispatch(Request(params("own"), key="row-0"), job="both")).result(timeout=20)
-        results = await listed((await d.adopt(remote, job="both")).results(timeout=20))
+        await (await d.dispatch(Request(params("own"), key="row-0"), job="both")).result(timeout=PATIENCE)
+        results = await listed((await d.adopt(remote, job="both")).results(timeout=PATIENCE))
         assert sorted((r.text, r.key.partition("#")[0]) for r in results) == [
             ("echo: own", "row-0"),
             ("echo: row-0", remote),
@@ -241,7 +241,7 @@ async def test_what_cannot_be_adopted_is_said_and_leaves_nothing(world: World):
             await d.adopt("msgbatch_unknown")
         assert unknown.value.error_type == "not_found_error"
         job = await d.dispatch_all(many(2), latency=Latency.FLEXIBLE)
-        await listed(job.results(timeout=20))
+        await listed(job.results(timeout=PATIENCE))
         own = world.books.batches[0].id
         with pytest.raises(InvalidValueError, match="one of this ledger's own"):
             await d.adopt(own)
@@ -259,7 +259,7 @@ async def test_another_workspace_is_refused(world: World):
     world.sandbox.api_keys = {"one": "wrkspc_one", "two": "wrkspc_two"}
     remote = await made_elsewhere(world, 2, client=world.client(api_key="two"))
     async with world.open(client=world.client(api_key="one")) as d:
-        await listed((await d.dispatch_all(many(2), latency=Latency.FLEXIBLE)).results(timeout=20))
+        await listed((await d.dispatch_all(many(2), latency=Latency.FLEXIBLE)).results(timeout=PATIENCE))
     async with world.open(client=world.client(api_key="two")) as d:
         with pytest.raises(WrongWorkspaceError):
             await d.adopt(remote)
@@ -275,5 +275,5 @@ async def test_a_batch_that_may_be_our_own_is_not_taken_for_a_foreign_one(world:
         with pytest.raises(InvalidValueError, match="this ledger's own"):
             await d.adopt(doubtful)
         world.sandbox.finish(doubtful)
-        assert len([r for r in await listed(job.results(timeout=20)) if r.ok]) == 3
+        assert len([r for r in await listed(job.results(timeout=PATIENCE)) if r.ok]) == 3
     assert world.books.bought_twice() == {}

@@ -27,7 +27,7 @@ from batchwise.ledger.values import Settlement
 from batchwise.sandbox import Reply, turns
 from tests.strategies import params
 
-from .world import HOURS_30, World, listed, many
+from .world import HOURS_30, PATIENCE, World, listed, many
 
 FLEXIBLE = Latency.FLEXIBLE
 SECRET = "the prompt's secret"
@@ -207,7 +207,7 @@ async def test_a_jobs_timeout_loses_nothing(world: World):
             await job.wait(timeout=0.02)
         with pytest.raises(ResultTimeoutError):
             await listed(job.results(timeout=timedelta(milliseconds=20)))
-        assert len(await listed(job.results(timeout=10))) == 3
+        assert len(await listed(job.results(timeout=PATIENCE))) == 3
         assert (await job.wait(timeout=0)).settled == 3
     assert world.books.bought_twice() == {}
 

@@ -10,7 +10,7 @@ from batchwise import Lane, Latency, Limits, Status
 from batchwise.ledger.sqlite import SqliteLedger
 from tests.strategies import params
 
-from .world import HOURS_30, World, listed, many
+from .world import HOURS_30, PATIENCE, World, listed, many
 
 FLEXIBLE = Latency.FLEXIBLE
 FILES = "files-api-2025-04-14"
@@ -104,7 +104,7 @@ async def test_a_batch_is_sent_by_the_one_who_seals_it(world: World):
         for _ in range(10):
             await d.flush()
             await world.colour.sleep(0.02)
-        assert len(await listed(job.results(timeout=10))) == 3
+        assert len(await listed(job.results(timeout=PATIENCE))) == 3
     ledger.close()
     assert world.creates == 1
 

@@ -32,7 +32,7 @@ async def test_what_is_queued_is_cancelled_at_once(world: World):
         ticket = await d.dispatch(params("x"), key="k", latency=HOURS_30)
         other = await d.dispatch(params("y"), key="o", latency=HOURS_30)
         assert await ticket.cancel() == 1
-        result = await ticket.result(timeout=5)
+        result = await ticket.result(timeout=PATIENCE)
         assert (result.outcome, result.ok, result.cost) == (Outcome.CANCELED, False, 0)
         assert result.error.type == "canceled"
         with pytest.raises(RequestFailedError):
@@ -98,7 +98,7 @@ async def test_rows_of_a_shared_batch(world: World):
         await in_flight(world, *mine, *theirs)
         assert len(world.books.batches) == 1
         assert await d.cancel(job="mine") == 2
-        assert (await mine[0].result(timeout=5)).outcome is Outcome.CANCELED
+        assert (await mine[0].result(timeout=PATIENCE)).outcome is Outcome.CANCELED
         assert world.paths[REMOTE] == 0
         assert await theirs[0].cancel() == 1
         world.sandbox.finish(world.books.batches[0].id)
@@ -216,9 +216,9 @@ async def test_retry_of_a_bulk_without_a_name_is_its_own_affair(world: World):
         failed = {r.key for r in await listed(job.results()) if not r.ok}
         assert 0 < len(failed) < 6
         assert await job.retry() == len(failed)
-        results = await listed(job.results(timeout=10))
+        results = await listed(job.results(timeout=PATIENCE))
         assert {r.key: r.ok for r in results} == {f"r-{n}": True for n in range(6)}
-        assert (await other.result(timeout=5)).outcome is Outcome.CANCELED
+        assert (await other.result(timeout=PATIENCE)).outcome is Outcome.CANCELED
         assert (await job.progress()).by_outcome == {Outcome.SUCCEEDED: 6}
         assert (await job.report()).requests in {6, 7}
 
@@ -267,13 +267,13 @@ async def test_a_ticket_whose_request_was_purged_says_so(world: World):
         ticket._found = None  # as one that has not looked since
         assert await d.purge(before=datetime.now(timezone.utc)) == 2
         with pytest.raises(TicketNotFoundError, match=r"'r-0'.*purged"):
-            await ticket.result(timeout=30)
+            await ticket.result(timeout=PATIENCE)
         with pytest.raises(TicketNotFoundError, match=r"'r-0'.*purged"):
             await ticket.refresh()
-        assert (await job.wait(timeout=30)).total == 0
+        assert (await job.wait(timeout=PATIENCE)).total == 0
         new = await d.dispatch_all(many(2), latency=FLEXIBLE)
-        await new.wait(timeout=30)
-        assert sorted([r.text for r in await listed(new.results(timeout=30))]) == ["echo: r-0", "echo: r-1"]
+        await new.wait(timeout=PATIENCE)
+        assert sorted([r.text for r in await listed(new.results(timeout=PATIENCE))]) == ["echo: r-0", "echo: r-1"]
 
 
 @pytest.mark.parametrize("name", ["j", None])
@@ -287,12 +287,12 @@ async def test_what_is_left_of_a_job_that_was_purged_in_part_still_comes(world: 
         for ticket in gone:
             ticket._found = None  # as one that has not looked since
             with pytest.raises(TicketNotFoundError, match="purged"):
-                await ticket.result(timeout=30)
+                await ticket.result(timeout=PATIENCE)
         with pytest.raises(TicketNotFoundError):
             await d.ticket("r-1", job=name)
-        assert sorted([result.key async for result in job.results(timeout=30)]) == ["r-3", "r-4"]
-        assert (await job.wait(timeout=30)).total == 2
-        assert sorted([result.key async for result in job.results(timeout=30)]) == ["r-3", "r-4"]
+        assert sorted([result.key async for result in job.results(timeout=PATIENCE)]) == ["r-3", "r-4"]
+        assert (await job.wait(timeout=PATIENCE)).total == 2
+        assert sorted([result.key async for result in job.results(timeout=PATIENCE)]) == ["r-3", "r-4"]
         assert world.books.billed() == 5
 
 
@@ -303,13 +303,13 @@ async def test_a_job_that_is_purged_while_somebody_reads_it_goes_on(world: World
         world.sandbox.batch_latency = 1.0
         job = await d.dispatch_all(many(6), job=name, latency=FLEXIBLE)
         seen = []
-        async for result in job.results(timeout=30):
+        async for result in job.results(timeout=PATIENCE):
             seen.append(result.key)
             if len(seen) == 3:  # those of the second batch are still to come
                 assert await d.purge(before=datetime.now(timezone.utc)) == 3
             elif len(seen) == 4:
-                await job.wait(timeout=30)
+                await job.wait(timeout=PATIENCE)
                 assert await d.purge(before=datetime.now(timezone.utc)) == 3
         assert sorted(seen) == [f"r-{n}" for n in range(6)]
         assert (await job.progress()).total == 0
-        assert [result async for result in job.results(timeout=30)] == []
+        assert [result async for result in job.results(timeout=PATIENCE)] == []

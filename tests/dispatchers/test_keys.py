@@ -18,7 +18,7 @@ from batchwise import (
 )
 from tests.strategies import params
 
-from .world import HOURS_30, World, listed, many
+from .world import HOURS_30, PATIENCE, World, listed, many
 
 FLEXIBLE = Latency.FLEXIBLE
 
@@ -55,7 +55,7 @@ async def test_asking_again_for_an_answer_now_gets_one(world: World):
     async with world.open() as d:
         queued = await d.dispatch(params("x"), key="k", latency=HOURS_30)
         blocking = await d.dispatch(params("x"), key="k")
-        assert (await blocking.result(timeout=10)).text == (await queued.result()).text == "echo: x"
+        assert (await blocking.result(timeout=PATIENCE)).text == (await queued.result()).text == "echo: x"
     assert world.books.bought("x") == 1
 
 

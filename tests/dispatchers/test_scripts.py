@@ -47,7 +47,7 @@ async def test_a_script_without_a_with_block_is_flushed_at_exit(world: World):
     ]
     assert world.books.bought("unread") == 1
     async with world.open() as d:
-        assert (await (await d.ticket("unread")).result(timeout=5)).text == "echo: unread"
+        assert (await (await d.ticket("unread")).result(timeout=PATIENCE)).text == "echo: unread"
         for batch in world.books.batches:
             world.sandbox.finish(batch.id)
         assert (await (await d.ticket("later")).result()).text == "echo: later"

@@ -210,7 +210,7 @@ async def test_a_bulk_that_could_not_be_taken_back_holds_up_no_later_one(
                 await d.dispatch_all(broken(), job="j", latency=HOURS_30)
             lasting.close()
             job = await d.dispatch_all(many(2), job="j", latency=HOURS_30)
-            assert [result.ok for result in await listed(job.results(timeout=20))] == [True, True]
+            assert [result.ok for result in await listed(job.results(timeout=PATIENCE))] == [True, True]
 
 
 async def test_a_hook_that_raises_harms_nothing(world: World):
@@ -220,9 +220,9 @@ async def test_a_hook_that_raises_harms_nothing(world: World):
     async with world.open() as d:
         d._engine.announcing.listen(fail)
         for key in ("a", "b"):
-            assert (await (await d.dispatch(params(key), key=key)).result(timeout=10)).text == f"echo: {key}"
+            assert (await (await d.dispatch(params(key), key=key)).result(timeout=PATIENCE)).text == f"echo: {key}"
         job = await d.dispatch_all([Request(params("c"), latency=HOURS_30)])
-        assert [result.text for result in await listed(job.results(timeout=10))] == ["echo: c"]
+        assert [result.text for result in await listed(job.results(timeout=PATIENCE))] == ["echo: c"]
         assert world.calls == 2
 
 
@@ -233,7 +233,7 @@ async def test_a_fault_within_a_call_has_its_recorded_end(world: World, monkeypa
     async with world.open() as d:
         with monkeypatch.context() as broken:
             broken.setattr(calls, "received", fail)
-            result = await (await d.dispatch(params("a"), key="a")).result(timeout=20)
+            result = await (await d.dispatch(params("a"), key="a")).result(timeout=PATIENCE)
         assert (result.outcome, result.error.type, result.attempts) == (Outcome.FAILED, "internal_error", 1)
         assert "secret" not in str(result.error)
         assert (world.calls, (await d.report()).unpriced) == (1, 1)
@@ -248,7 +248,7 @@ async def test_an_answer_that_the_pacing_cannot_learn_from_is_kept(world: World,
         with monkeypatch.context() as broken:
             broken.setattr(d._engine.queue, "done", fail)
             for key in ("a", "b"):
-                assert (await (await d.dispatch(params(key), key=key)).result(timeout=20)).text == f"echo: {key}"
+                assert (await (await d.dispatch(params(key), key=key)).result(timeout=PATIENCE)).text == f"echo: {key}"
         assert (world.calls, d._engine.queue.busy) == (2, 0)
 
 
@@ -261,7 +261,7 @@ async def test_an_answer_that_cannot_be_stored_is_not_bought_again(world: World)
 
     ledger = Odd(world.path)
     async with world.open(ledger=ledger) as d:
-        result = await (await d.dispatch(params("a"), key="a")).result(timeout=20)
+        result = await (await d.dispatch(params("a"), key="a")).result(timeout=PATIENCE)
         assert (result.outcome, result.error.type, result.attempts) == (Outcome.FAILED, "internal_error", 1)
         assert world.calls == 1
     ledger.close()
@@ -281,7 +281,7 @@ async def test_a_fault_within_an_action_is_tried_again(world: World):
         assert error.startswith("asking about a batch failed ")
         assert "KeyError within batchwise" in error
         assert "secret" not in error
-        assert [result.text for result in await listed(job.results(timeout=10))] == ["echo: a"]
+        assert [result.text for result in await listed(job.results(timeout=PATIENCE))] == ["echo: a"]
         assert (world.creates, faults) == (1, [])
         await world.until(lambda: no_error(d))
     ledger.close()
@@ -294,7 +294,7 @@ async def test_the_key_of_another_workspace_ends_a_dispatcher_but_not_looking(wo
     async with world.open(client=world.client(api_key="theirs")) as d:
         ticket = await d.dispatch(params("b"), key="b")
         with pytest.raises(WrongWorkspaceError):
-            await ticket.result(timeout=10)
+            await ticket.result(timeout=PATIENCE)
         await raises_wrong_workspace(d.flush)
         await raises_wrong_workspace(d.advance)
         await raises_wrong_workspace(lambda: d.dispatch(params("c"), key="c"))
@@ -349,7 +349,7 @@ async def test_whoever_waits_on_a_ledger_that_was_deleted_is_told(world: World):
     ticket = await d.dispatch(params("a"), key="a", latency=timedelta(hours=2))
     world.path.unlink()
     with pytest.raises(LedgerError, match="deleted") as caught:
-        await ticket.result(timeout=10)
+        await ticket.result(timeout=PATIENCE)
     assert not caught.value.passing
     with pytest.raises(LedgerError, match="deleted"):
         await d.flush()

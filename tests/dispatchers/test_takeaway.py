@@ -13,7 +13,7 @@ from batchwise import Outcome, Request, ResultTimeoutError
 from batchwise.sandbox import Reply, echo
 from tests.strategies import params
 
-from .world import HOURS_30, World, listed, many
+from .world import HOURS_30, PATIENCE, World, listed, many
 
 
 def keys(results: Iterable[Any]) -> list[str]:
@@ -45,7 +45,7 @@ async def test_one_that_is_not_settled_holds_back_those_behind(world: World):
         job = await d.job("j")
         with pytest.raises(ResultTimeoutError):
             await listed(job.results(timeout=0.3, ordered=True))
-        assert keys([await anext_of(job.results(timeout=5))]) == ["now"]
+        assert keys([await anext_of(job.results(timeout=PATIENCE))]) == ["now"]
         batch = await world.until(lambda: world.books.batches)
         world.sandbox.finish(batch[0].id)
         assert keys(await listed(job.results(ordered=True))) == ["r-0", "r-1", "now"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import cached_property
 from typing import NamedTuple
 
 import attrs
@@ -106,7 +107,7 @@ class Case:
         """What the window leaves of the SLA; negative where the deadline is inside the window."""
         return ZERO if self.deadline is None else self.left - self.policy.window
 
-    @property
+    @cached_property
     def reserve(self) -> timedelta:
         """What of the buffer is kept for a rescue."""
         return reserve_for(self.policy, self.buffer)

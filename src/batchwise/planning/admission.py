@@ -1,8 +1,9 @@
-"""Promises: work with a deadline is accepted only while every rescue that could become necessary still fits.
+"""Admission: work with a deadline is accepted only while every rescue that could become necessary still fits.
 
-Worst case: every batch expires at the end of its window. If that does not fit, the work is submitted earlier; what
-still does not fit goes to the sync lane now; what does not fit there either is refused with the figures. Where the
-policy hedges, a batch may be broken off at any time, so its rows count as available once a cancel has settled.
+In the worst case every batch expires at the end of its window. If the rescue of new work does not fit then, the work is
+submitted earlier. Work that still does not fit goes to the sync lane now. If it does not fit there either, it is
+refused with the figures. Where the policy hedges, a batch may be cancelled at any time, so its rows count as available
+once a cancel has settled.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = ["Admission", "Promises", "admit", "may_wait", "priming_ends", "promis
 
 @attrs.frozen
 class Promised:
-    """What is promised of one class of models, and a quick sufficient test: all fits into the shortest span of any."""
+    """The promises of one class of models, with a quick sufficient test: all their work fits into the shortest span."""
 
     cohorts: tuple[Cohort, ...] = ()
     work: timedelta = ZERO
@@ -38,19 +39,19 @@ class Promised:
 
     @property
     def surely_fits(self) -> bool:
-        """Whether it is known without a schedule."""
+        """Whether it fits, as far as the quick test can tell."""
         return self.shortest is None or self.work <= self.shortest
 
 
 @attrs.frozen
 class Promises:
-    """What is promised already, by class of models: each has a sync lane to itself.
+    """All promises, by class of models: each class has a sync lane to itself.
 
     Attributes:
-        capacity: What the lane can take.
+        capacity: The capacity of the sync lane.
         margin: How long before its deadline the last call has to be sent.
-        priming: As `priming_ends` has it: what shares these prefixes waits.
-        by_class: What is promised.
+        priming: As `priming_ends` returns it: requests that share these prefixes wait.
+        by_class: The promises of each class.
     """
 
     capacity: Capacity
@@ -67,7 +68,7 @@ class Promises:
         margin: timedelta,
         priming: Mapping[str, datetime] | None = None,
     ) -> Promises:
-        """Those that have to be kept for these cohorts."""
+        """Return the promises that these cohorts need."""
         promises = cls(capacity, margin, priming or {})
         found = capacity.by_class(cohorts, attrgetter("model"))
         return attrs.evolve(
@@ -81,11 +82,11 @@ class Promises:
 
     @property
     def cohorts(self) -> tuple[Cohort, ...]:
-        """All that is promised."""
+        """All promised cohorts."""
         return tuple(cohort for promised in self.by_class.values() for cohort in promised.cohorts)
 
     def with_one(self, cohort: Cohort, now: datetime) -> Promises:
-        """These and one more."""
+        """Return these promises and one more."""
         capacity = self.capacity.joined(cohort.model)
         if capacity is not self.capacity:  # the classes share the calls of a process: each may have fewer now
             return Promises.of((*self.cohorts, cohort), capacity, now, self.margin, self.priming)
@@ -100,7 +101,7 @@ class Promises:
         return attrs.evolve(self, by_class={**self.by_class, name: more})
 
     def kept(self, now: datetime) -> Shortfall | None:
-        """None if every deadline can be kept in the worst case."""
+        """Return None if every deadline can be kept in the worst case; else what lacks."""
         for name, promised in self.by_class.items():
             if not promised.surely_fits:
                 shortfall = fits(promised.cohorts, self.capacity.pace(name), now=now, tail=self.margin)
@@ -114,14 +115,14 @@ def _span(cohort: Cohort, now: datetime, tail: timedelta) -> timedelta:
 
 
 def _release(terms: Terms, submitted: datetime, now: datetime, policy: Policy) -> datetime:
-    """When rows of these terms, submitted then, are on the sync lane in the worst case."""
+    """Return when rows of these terms that are submitted at a moment reach the sync lane in the worst case."""
     if is_hedged(terms, policy):
         return max(now, submitted) + policy.cancel_settle
     return submitted + longest_batch_of(policy)
 
 
 def priming_ends(snapshot: Snapshot, policy: Policy) -> dict[str, datetime]:
-    """The prefixes that a batch is writing to the prompt cache, and by when it has done so or is over."""
+    """Return the prefixes that a batch is writing to the prompt cache, and by when that batch is over."""
     longest = longest_batch_of(policy)
     primers = (batch for batch in snapshot.batches if batch.caching is Caching.PRIMER)
     return {group.terms.prefix: batch.sealed_at + longest for batch in primers for group in batch.groups}
@@ -130,7 +131,7 @@ def priming_ends(snapshot: Snapshot, policy: Policy) -> dict[str, datetime]:
 def _sent_by(
     terms: Terms, since: datetime, priming: Mapping[str, datetime], now: datetime, policy: Policy, *, flush: bool
 ) -> datetime:
-    """When what is queued since then is sent at the latest: after its interval, and when its prefix is in the cache."""
+    """Return by when requests queued since a moment are sent: after their interval, and once their prefix is cached."""
     sent = now if flush else since + terms.interval
     primed = priming.get(terms.prefix)
     if primed is not None and not is_hedged(terms, policy):
@@ -139,7 +140,7 @@ def _sent_by(
 
 
 def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
-    """What the ledger's unsettled work with deadlines may ask of the sync lane, as far as it can still be in time."""
+    """Return the promises to the ledger's unsettled work whose deadlines can still be kept."""
     capacity, margin = capacity_of(snapshot, now, policy), margin_of(policy)
     found: list[Cohort] = []
 
@@ -163,7 +164,7 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
     promises = Promises.of(found, capacity, now, margin, priming)
     if promises.kept(now) is None:
         return promises
-    # Its deadlines are lost already, or batches have to be cancelled before they expire: what is lost binds no more.
+    # Some deadlines are lost already, or batches have to be cancelled early: lost deadlines bind no more.
     kept: list[Cohort] = []
     for name, promised in promises.by_class.items():
         at_once = [attrs.evolve(cohort, release=None) for cohort in promised.cohorts]
@@ -173,7 +174,7 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
 
 
 def may_wait(snapshot: Snapshot, prefix: str, until: datetime, now: datetime, policy: Policy) -> bool:
-    """Whether every deadline can be kept in the worst case if all that shares a prefix waits `until` it is primed."""
+    """Whether every deadline can be kept in the worst case if all requests of a prefix wait `until` it is primed."""
     others = tuple(group for group in snapshot.batch_queue if group.terms.prefix != prefix)
     promises = promises_of(attrs.evolve(snapshot, batch_queue=others), now, policy)
     for group in snapshot.batch_queue:
@@ -196,13 +197,13 @@ def _less(cohort: Cohort, requests: int) -> Cohort:
 
 @attrs.frozen
 class Admission:
-    """Where new work goes.
+    """The decision where new work goes.
 
     Attributes:
-        terms: The terms as promised (a shorter interval if an earlier submission is needed).
+        terms: The terms as promised: with a shorter interval if they have to be submitted earlier.
         sync: How many of the group go to the sync lane now, of those that were routed to a batch.
-        promises: All promises with these.
-        words: What was changed and why; empty if nothing was.
+        promises: All promises, the new ones included.
+        words: What was changed, and why; empty if nothing was.
     """
 
     terms: Terms
@@ -212,17 +213,17 @@ class Admission:
 
 
 def admit(group: Group, promises: Promises, now: datetime, policy: Policy, *, at_once: bool) -> Admission:
-    """Promise a group of new requests its deadline: in a batch, or part of it, or on the sync lane.
+    """Promise a group of new requests its deadline: all in a batch, some of them, or all on the sync lane.
 
     Args:
         group: The new requests (`terms` as routed).
-        promises: What is promised already.
+        promises: The promises so far.
         now: The moment.
         policy: The rules' figures.
         at_once: They are submitted at once (a bulk dispatch), not with the next cadence tick.
 
     Raises:
-        AdmissionError: Not even the sync lane can have them in time; the message has the figures.
+        AdmissionError: Not even the sync lane can finish them in time; the message has the figures.
     """
     terms, deadline = group.terms, group.terms.due
     if deadline is None:
@@ -247,7 +248,7 @@ def admit(group: Group, promises: Promises, now: datetime, policy: Policy, *, at
 def _on_sync(group: Group, deadline: datetime, promises: Promises, now: datetime) -> Promises:
     name = promises.capacity.class_of(group.terms.model)
     if deadline - promises.margin <= now + promises.capacity.limits(name).latency:
-        return promises  # so near that no call can be promised: it runs at once and may be in time
+        return promises  # too near to be promised: it runs at once, and may be in time
     tried = promises.with_one(cohort_of(group, deadline, None), now)
     shortfall = tried.kept(now)
     if shortfall is not None:
@@ -270,7 +271,7 @@ def _part(group: Group, requests: int) -> Group:
 def _split(
     group: Group, deadline: datetime, promises: Promises, now: datetime, policy: Policy, shortfall: Shortfall | None
 ) -> Admission:
-    """As many as possible in a batch, the others on the sync lane now."""
+    """Put as many as possible into a batch, and the others on the sync lane now."""
     terms = group.terms
 
     def tried(batched: int) -> Promises:

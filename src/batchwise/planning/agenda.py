@@ -1,4 +1,4 @@
-"""What one pass of the planner comes to: the actions, and the moment to ask again."""
+"""The result of one pass of the planner: the actions that are due, and the moment to ask again."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ class Unseal(_OfOneBatch):
 
 
 class Reconcile(_OfOneBatch):
-    """Look for a create of unknown outcome in the listing."""
+    """Look in the listing for a batch whose create has an unknown outcome."""
 
 
 class GiveUp(_OfOneBatch):
-    """The create was not seen within the grace: queue its requests again and watch for it."""
+    """Queue the requests of a batch again that was not seen within the grace, and watch for it."""
 
 
 class Poll(_OfOneBatch):
-    """Ask how a batch is doing."""
+    """Ask the API how far a batch is."""
 
 
 class Cancel(_OfOneBatch):
@@ -69,7 +69,7 @@ class Cancel(_OfOneBatch):
 
 
 class Collect(_OfOneBatch):
-    """Read an ended batch's results."""
+    """Read the results of an ended batch."""
 
 
 @attrs.frozen
@@ -115,7 +115,7 @@ class Run:
 
 @attrs.frozen
 class WaitUntil:
-    """Nothing is due before; ask again then (or when something changed)."""
+    """Ask again at this moment, or when something has changed: nothing is due before."""
 
     moment: datetime
 
@@ -126,15 +126,15 @@ Action = Union[
 
 
 class Agenda:
-    """One pass: what is looked at, the actions found due, and the earliest moment at which something else falls due.
+    """One pass: the snapshot, the actions found due, and the earliest moment at which something else falls due.
 
     Args:
         snapshot: The unsettled work.
         now: The moment.
         policy: The rules' figures.
-        wake_gap: How much later than asked for the planner may be asked again.
+        wake_gap: How late the planner's next pass may be.
         optional_polls: Also poll batches before that is necessary, to collect them early.
-        job: Only what this job (by its number) needs is looked for; the lanes are everybody's.
+        job: The number of a job: look only for what this job needs; all jobs share the lanes.
     """
 
     def __init__(
@@ -158,23 +158,23 @@ class Agenda:
         self.sync_works = Lane.SYNC not in snapshot.suspended
 
     def add(self, action: Action) -> None:
-        """It is due now."""
+        """Add an action that is due now."""
         self.actions.append(action)
 
     def note(self, moment: datetime) -> None:
-        """Ask again at `moment` (at once if it has come)."""
+        """Note that the planner is to be asked again at `moment` (at once if that has come)."""
         moment = max(moment, self.now)
         self.next = moment if self.next is None else min(self.next, moment)
 
     def due(self, moment: datetime) -> bool:
-        """Whether it is time, or would be too late the next time; otherwise the moment is noted."""
+        """Whether `moment` has come, or would have passed at the next pass; if not, note it."""
         if moment <= self.horizon:
             return True
         self.note(moment)
         return False
 
     def any_due(self, moments: Iterable[datetime]) -> bool:
-        """Whether one of them is; all that are not are noted."""
+        """Whether one of these moments is due; note those that are not."""
         return sum(map(self.due, moments)) > 0
 
 

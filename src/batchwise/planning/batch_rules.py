@@ -1,4 +1,4 @@
-"""What batches need: to be posted, looked for, polled, cancelled, collected, or their rows rescued."""
+"""The rules for batches: when one is unsealed, looked for, polled, cancelled or collected, or its rows are rescued."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .state import BatchState, BatchView
 __all__ = ["tend", "tend_stranded"]
 
 _DATE = timedelta(seconds=1)
-"""How exactly a server shows its clock."""
+"""The resolution of the server's clock, as its `Date` header shows it."""
 _LATELY = timedelta(minutes=10)
-"""For so long after its last answer the sync lane is taken to work, and to be down after a failure: our choice."""
+"""For so long after an answer the sync lane counts as working, and after a failure as down: our choice."""
 
 
 def tend(agenda: Agenda, batch: BatchView) -> None:
-    """Rules 1, 3, 6 and 7 for one batch."""
+    """Apply rules 1, 3, 6 and 7 to one batch."""
     match batch.state:
         case BatchState.OPEN:
             _tend_open(agenda, batch)
@@ -42,7 +42,7 @@ def tend(agenda: Agenda, batch: BatchView) -> None:
         case BatchState.CANCELING:
             if not _move_due(agenda, batch, Poll(batch.id)):
                 _look(agenda, batch, Poll(batch.id))
-        case BatchState.ENDED:  # its rows are paid: they are bought again only if they cannot be read
+        case BatchState.ENDED:  # its rows are paid for: they are bought again only if they cannot be read
             _move_unread(agenda, batch)
             _look(agenda, batch, Collect(batch.id))
         case BatchState.CLOSED | BatchState.VOID:
@@ -50,7 +50,7 @@ def tend(agenda: Agenda, batch: BatchView) -> None:
 
 
 def tend_stranded(agenda: Agenda, batch: BatchView) -> None:
-    """Rule 10: what the lease's holder has left to its last safe moment."""
+    """Apply rule 10 to a batch that the lease's holder has left until its last safe moment."""
     if batch.state is BatchState.ENDED:
         _move_unread(agenda, batch)
     else:
@@ -62,27 +62,27 @@ def tend_stranded(agenda: Agenda, batch: BatchView) -> None:
 
 def _tend_open(agenda: Agenda, batch: BatchView) -> None:
     if not batch.groups and (_answers(agenda, agenda.now) or not _waits(agenda)):
-        # Its requests have gone elsewhere: what it does from now on is paid for nothing.
+        # Its requests have gone elsewhere: every row that it finishes now is paid for nothing.
         agenda.add(Cancel(batch.id))
     elif batch.cancel_at is not None and _move_due(agenda, batch):
-        pass  # a cancel that came to nothing
+        pass  # the cancel had no effect
     elif not _rescue(agenda, batch):
         _look(agenda, batch, Poll(batch.id))
 
 
 def _rescue(agenda: Agenda, batch: BatchView) -> bool:
-    """Rule 3: whether its cancel, or what goes before it, is due."""
+    """Apply rule 3; returns whether the cancel, or the look or probe before it, is due."""
     moments = agenda.rescues.cancel_moments(batch)
     if not agenda.sync_works or not moments:
         return False
     due, first, tail = agenda.any_due(moments), min(moments), tail_of(agenda.policy.limits)
     if _answers(agenda, agenda.now if due else first):
         return due and _after_a_look(agenda, batch, first, Cancel(batch.id))
-    if not due and first - tail > agenda.now:  # so early that its answer comes before the cancel
+    if not due and first - tail > agenda.now:  # a probe so early that its answer comes before the cancel
         agenda.note(first - tail)
         return False
     failed, waits = _failed_at(agenda), _waits(agenda)
-    proceeds = due and failed is None  # slow, or throttled, is no reason to lose the others' deadlines
+    proceeds = due and failed is None  # a slow or throttled lane is no reason to lose deadlines
     if waits and (proceeds or max(waits) > agenda.now - tail):  # a call older than that says nothing by then
         late = proceeds and agenda.due(min(min(waits) + tail, first + agenda.policy.cancel_settle))
         return late and _after_a_look(agenda, batch, first, Cancel(batch.id))
@@ -97,38 +97,38 @@ def _rescue(agenda: Agenda, batch: BatchView) -> bool:
 
 
 def _after_a_look(agenda: Agenda, batch: BatchView, moment: datetime, action: Action) -> bool:
-    """What was due at `moment`, once it is known that the batch has not ended meanwhile."""
+    """Add an action that was due at `moment`, or first a look whether the batch has ended meanwhile."""
     agenda.add(action if _fresh(agenda, batch, moment) else Poll(batch.id))
     return True
 
 
 def _failed_at(agenda: Agenda) -> datetime | None:
-    """When the sync lane failed, unless that is long ago or it has answered since."""
+    """Return when the sync lane failed; None: long ago, or it has answered since."""
     failed, answered = agenda.snapshot.sync_failed_at, agenda.snapshot.sync_answered_at
     lately = failed is not None and failed >= agenda.now - _LATELY and (answered is None or answered < failed)
     return failed if lately else None
 
 
 def _answers(agenda: Agenda, moment: datetime) -> bool:
-    """Whether the sync lane is known well enough, up to `moment`, to work."""
+    """Whether the sync lane is known to work until `moment`."""
     answered = agenda.snapshot.sync_answered_at
     since = moment - _LATELY - tail_of(agenda.policy.limits)
     return agenda.sync_works and answered is not None and answered >= since and _failed_at(agenda) is None
 
 
 def _waits(agenda: Agenda) -> list[datetime]:
-    """Since when the sync lane has had what it has to do now."""
+    """Return since when each group has waited or run on the sync lane."""
     return [group.since for group in (*agenda.snapshot.sync_running, *agenda.snapshot.sync_queue)]
 
 
 def _stake(agenda: Agenda, batch: BatchView) -> list[tuple[datetime, int]]:
-    """When each of its terms has to be on the sync lane."""
+    """Return when the rows of each of its terms have to be on the sync lane."""
     starts = ((agenda.rescues.start(group), group.terms.id) for group in batch.groups)
     return [(start, terms) for start, terms in starts if start is not None]
 
 
 def _move_due(agenda: Agenda, batch: BatchView, look: Action | None = None) -> bool:
-    """Rule 1. While there is time, a look goes first: the batch may have ended meanwhile."""
+    """Apply rule 1. While there is time, look at the batch first: it may have ended."""
     if not agenda.sync_works:
         return False
     due = [(start, terms) for start, terms in _stake(agenda, batch) if agenda.due(start)]
@@ -154,14 +154,14 @@ def _move_unread(agenda: Agenda, batch: BatchView) -> None:
 
 
 def _fresh(agenda: Agenda, batch: BatchView, moment: datetime) -> bool:
-    """Whether it was looked at since, or just before, `moment` fell due, or cannot be looked at."""
+    """Whether the batch was looked at since, or shortly before, `moment`, or cannot be looked at."""
     looked, since = batch.polled_at, moment - (agenda.horizon - agenda.now) - agenda.policy.poll_every[0]
     return batch.failures > 0 or (looked is not None and looked >= since)
 
 
 def _look(agenda: Agenda, batch: BatchView, action: Action) -> None:
     moment = _next_poll(agenda, batch)
-    if not agenda.optional_polls:  # a look that nothing hangs on can wait until the batch is over for certain
+    if not agenda.optional_polls:  # such a poll can wait until the batch is certainly over
         over = batch.expires_at or batch.sealed_at + agenda.policy.window
         moment = max(moment, over - agenda.snapshot.clock_offset)
     if moment <= agenda.now:
@@ -171,7 +171,7 @@ def _look(agenda: Agenda, batch: BatchView, action: Action) -> None:
 
 
 def _next_poll(agenda: Agenda, batch: BatchView) -> datetime:
-    """When a batch is looked at next: ever more seldom, but at its expiry, and often again from then on."""
+    """Return when to poll a batch next: less and less often, but at its expiry, and often again after it."""
     shortest: timedelta
     longest: timedelta
     shortest, longest = agenda.policy.poll_every
@@ -191,13 +191,13 @@ def _next_poll(agenda: Agenda, batch: BatchView) -> datetime:
 
 
 def _grace_over(agenda: Agenda, batch: BatchView) -> bool:
-    """Rule 6: no candidate is left, and a listing made after the grace (on the server's clock) shows none."""
+    """Apply rule 6: whether no candidate is left, and a listing after the grace (by the server's clock) shows none."""
     if set(batch.candidates) - set(batch.struck):
         return False
     begun = batch.last_byte_at or batch.posting_at or batch.sealed_at
     waited = ZERO if batch.polled_at is None else batch.polled_at - begun
     sent = sent_at(batch)
     if batch.polled_at is not None and sent is not None:
-        # Our clock may have been set meanwhile: the server's has to say so too, to the second that it shows.
+        # Our clock may have been set meanwhile, so the server's has to agree, to its resolution.
         waited = min(waited, batch.polled_at + agenda.snapshot.clock_offset - sent + _DATE)
     return batch.polled_at is not None and not batch.failures and waited >= agenda.policy.create_grace

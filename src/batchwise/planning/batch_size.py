@@ -1,4 +1,4 @@
-"""How many requests a batch should have: nothing of a batch can be read before all of it has ended."""
+"""Chooses how many requests a batch should have: its results cannot be read before all of it has ended."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .state import Group
 __all__ = ["SIZES", "best_size", "expected_ends", "well_known"]
 
 SIZES = (10_000, 1_000, 100)
-"""Sizes that may be chosen instead of the largest: the forecast tells sizes apart by their number of digits."""
+"""Sizes that may be chosen instead of the largest: the forecast distinguishes sizes by their number of digits."""
 _MOST_BATCHES = 100
-"""Batches into which one submission is cut at most: each is created, polled and read by calls of its own (ours)."""
+"""The most batches into which one submission is cut: each needs calls of its own (our choice)."""
 _GAIN = 0.1
-"""By what share of the time a smaller size has to be earlier: less is within what a forecast knows (our choice)."""
+"""The share of the time by which a smaller size has to be earlier: a forecast is no more exact (our choice)."""
 _ENOUGH = 5
-"""Batches of a model and class that have ended before their time is compared with that of others (our choice)."""
+"""So many batches of a model and class must have ended before their time is compared with others (our choice)."""
 
 
 def well_known(samples: Iterable[Sample]) -> frozenset[tuple[str, int]]:
-    """The models and classes of which enough batches have ended to compare their times."""
+    """Return the models and classes of which enough batches have ended to compare their times."""
     seen = Counter(
         (sample.model, size_class(sample.requests))
         for sample in samples
@@ -33,7 +33,7 @@ def well_known(samples: Iterable[Sample]) -> frozenset[tuple[str, int]]:
 
 
 def best_size(requests: int, ends: Mapping[int, timedelta]) -> int:
-    """The most requests that each batch should have, so that answers can be read earlier for the same money.
+    """Return the most requests that each batch should have, so that answers can be read earlier for the same money.
 
     All batches are sent at once, so an answer can be read when its own batch has ended: smaller ones are better where
     they are expected to end earlier. Of sizes that are about as early the largest is taken.
@@ -57,7 +57,7 @@ def best_size(requests: int, ends: Mapping[int, timedelta]) -> int:
 
 
 def expected_ends(groups: Iterable[Group], ends: Mapping[tuple[str, int], timedelta]) -> dict[int, timedelta]:
-    """The mean time to the end of batches in which these groups go together, by the class of their size.
+    """Return the mean time to the end of batches in which these groups go together, by the class of their size.
 
     Each batch has them in the same proportions; `ends` has the mean time by model and class.
     """

@@ -1,9 +1,9 @@
-"""When a shared prefix of prompts is written to the prompt cache by one request before the others are sent.
+"""Decides when one request writes a shared prefix of prompts to the prompt cache before the others are sent.
 
-Rows of a batch run at the same time, so many of them write what they could have read. A prefix that a batch of one
-request has written under a 1-hour block is read by those of the next batch. What is cheapest follows from the model's
-rates and from how often rows hit the cache, by the ledger's own record. A deadline always comes first: a batch that
-primes may take its whole window, and the batch behind it needs a window and its rescue, too.
+Rows of a batch run at the same time, so many of them write a prefix that they could have read. If a batch of one
+request has written the prefix under a 1-hour block, the rows of the next batch read it. Which way is cheapest follows
+from the model's rates and from how often rows have hit the cache, by the ledger's own record. A deadline always comes
+first: a batch that primes may take its whole window, and the batch behind it needs a window and its rescue, too.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ class Caching(str, Enum):
     """How a batch treats the prompt cache."""
 
     AS_IS = "as_is"
-    """Breakpoints are the caller's."""
+    """Breakpoints stay as the caller wrote them."""
     HOUR = "hour"
-    """Breakpoints that name no life ask for an hour."""
+    """Breakpoints without a lifetime ask for an hour."""
     PRIMER = "primer"
-    """One request that writes the prefix for the others, under an hour."""
+    """One request writes the prefix for the others, for an hour."""
     PRIMED = "primed"
-    """What follows a primer, under an hour."""
+    """The requests after a primer; their breakpoints ask for an hour."""
 
 
 # -- what is cheapest -------------------------------------------------------------------------------------------------
 
 _PRIOR_WEIGHT = 4
-"""So many rows of one's own record weigh as much as what is assumed before: our choice."""
+"""So many rows of the ledger's record weigh as much as the assumed rate: our choice."""
 _ASSUMED = {Caching.AS_IS: Fraction(30, 100), Caching.HOUR: Fraction(40, 100), Caching.PRIMED: Fraction(95, 100)}
-"""How often rows hit the cache before anything is known.
+"""How often rows are assumed to hit the cache before there is a record.
 
 The documentation of the Message Batches API (2026) names 30 % to 98 %, and recommends a batch of one request that
 writes the prefix. Users have measured both ends: none of 138 rows in five batches read what others of the same batch
-wrote, and all of 25 rows read what a batch before theirs had written. So what is primed is taken to be near the upper
-end, and what is not at the lower one; an hour of life helps a little.
+wrote, and all of 25 rows read what a batch before theirs had written. So primed rows are assumed near the upper end,
+and others at the lower one; a lifetime of an hour helps a little.
 """
 
 
@@ -68,7 +68,7 @@ class Hits:
     counts: Mapping[Caching, tuple[int, int]] = attrs.field(factory=dict)
 
     def rate(self, caching: Caching) -> Fraction:
-        """The share of rows that are expected to."""
+        """Return the share of rows that are expected to hit the cache."""
         hit, rows = self.counts.get(caching, (0, 0))
         return (_ASSUMED[caching] * _PRIOR_WEIGHT + hit) / (_PRIOR_WEIGHT + rows)
 
@@ -76,9 +76,9 @@ class Hits:
 def expected_cost(
     caching: Caching, requests: int, tokens: int, tariff: Tariff, hits: Hits, *, warm: bool = False
 ) -> Fraction:
-    """pico-USD that the prefixes of so many requests are expected to cost, their breakpoints naming no life.
+    """Return the expected pico-USD for the prefixes of so many requests whose breakpoints have no lifetime.
 
-    Whatever is done, one request writes the prefix, unless it is in the cache.
+    One request always writes the prefix, unless it is in the cache.
     """
     rates = tariff.at_length(tokens)
     write = rates.cache_write_5m if caching is Caching.AS_IS else rates.cache_write_1h
@@ -91,7 +91,7 @@ def expected_cost(
 def cheapest(
     requests: int, tokens: int, tariff: Tariff, hits: Hits, *, primes: bool = True, warm: bool = False
 ) -> Caching:
-    """How so many requests that share a prefix are sent for the least money that is to be expected.
+    """Return how to send so many requests that share a prefix for the least expected cost.
 
     Args:
         requests: How many.
@@ -111,7 +111,7 @@ def cheapest(
 
 @attrs.frozen
 class Primed:
-    """What is known of a prefix.
+    """The record of a prefix.
 
     Attributes:
         tried_at: When a batch that primes it was last sealed; None: never.
@@ -124,17 +124,17 @@ class Primed:
     kept_until: datetime | None = None
 
     def warm(self, now: datetime) -> bool:
-        """Whether what is sent now finds it in the cache, if it asks for an hour."""
+        """Whether a request that is sent now finds it in the cache, if it asks for an hour."""
         return self.kept_until is not None and now < self.kept_until
 
     @property
     def in_vain(self) -> bool:
-        """Whether the last batch that should have primed it did not."""
+        """Whether the last batch that should have primed it has not."""
         return self.tried_at is not None and (self.used_at is None or self.used_at < self.tried_at)
 
 
 class Step(NamedTuple):
-    """What is done with requests that share a prefix: they are sent, or one goes ahead, or they wait for it."""
+    """The next step for requests that share a prefix: they are sent, one goes ahead, or they wait for it."""
 
     caching: Caching
     waits: bool = False
@@ -154,7 +154,7 @@ def next_step(
     last: datetime | None,
     takes: timedelta,
 ) -> Step:
-    """What comes next for queued requests that share a prefix, once their batch is due.
+    """Return the next step for queued requests that share a prefix, once their batch is due.
 
     Args:
         requests: How many there are.
@@ -162,12 +162,12 @@ def next_step(
         model: Their model.
         tariff: What the batch lane charges; None: unknown.
         hits: The record of hits.
-        known: What is known of the prefix.
-        primed_by: By when a batch that is under way will have primed it, or be over; None: there is none.
+        known: The record of the prefix.
+        primed_by: When a batch under way that primes it is over at the latest; None: there is none.
         now: The moment.
         asked_next: When this may be asked again, at the latest.
         last: Until when they have to be sealed to keep their deadlines; None: whenever.
-        takes: What priming may take: a window, and noticing its end.
+        takes: The time that priming may take: a window, and noticing its end.
     """
     if known.warm(now):
         return Step(Caching.PRIMED if tariff is None else cheapest(requests, tokens, tariff, hits, warm=True))

@@ -56,7 +56,7 @@ _CRON: dict[timedelta, str] = {
 
 
 def bounded(compute: Callable[[], _T], what: str) -> _T:
-    """What `compute` returns, or an InvalidValueError where a `datetime` or `timedelta` cannot hold it."""
+    """Return the value of `compute`; raise InvalidValueError where a `datetime` or `timedelta` cannot hold it."""
     try:
         return compute()
     except OverflowError:
@@ -73,9 +73,9 @@ class Cadence:
         sla: Time from dispatch to deadline.
         window: The batch API's processing window.
         buffer: `sla - rounds * window`.
-        reserve: The part of the buffer kept to redo on the sync lane what no batch finished: a batch that still runs
-            so long before the deadline is broken off. One that was sent by the interval has ended by `worst_case`, and
-            leaves `sla - worst_case`, which is more where `Policy.interval` is shorter than the buffer allows.
+        reserve: The part of the buffer kept to redo unfinished requests on the sync lane: a batch that still runs so
+            long before the deadline is cancelled. A batch that was sent within the interval has ended by `worst_case`,
+            and leaves `sla - worst_case`, which is more where `Policy.interval` is shorter than the buffer allows.
         interval: The longest a request waits for its batch to be sent, in each round; zero: it is sent at once.
         worst_case: `rounds * (interval + window) + overhead`: dispatch to the end of the last round, as
             `worst_case_latency` has it.
@@ -135,7 +135,7 @@ class Cadence:
         return to_html(rows, "Cadence")
 
     def to_svg(self) -> str:
-        """It on a time line: waiting, the window, the reserve, the deadline.
+        """Return a picture of the cadence on a time line: waiting, the window, the reserve, the deadline.
 
         It needs matplotlib, which the extra `batchwise-claude[report]` brings.
 
@@ -155,15 +155,14 @@ class Cadence:
     def check_every(self) -> timedelta:
         """The longest gap between two looks at running batches while the rescue's length is unknown.
 
-        Half the reserve goes to seeing that a batch expired, the other half is left to the rescue; never longer
-        than the interval, so that the same wake-ups also submit. With a known rescue ask `check_every_for`. With
-        a reserve of zero there is nothing to be in time for, and it is the interval (the window where that is zero
-        as well).
+        Half the reserve goes to noticing that a batch expired, and the other half is left to the rescue. It is never
+        longer than the interval, so that the same wake-ups also submit. If you know the length of the rescue, ask
+        `check_every_for`. With a reserve of zero it is the interval (the window where that is zero, too).
         """
         return self._look(-(-self.reserve // 2))
 
     def check_every_for(self, rescue: timedelta) -> timedelta:
-        """The longest gap between two looks that leaves `rescue` before the deadline: at most `reserve - rescue`.
+        """Return the longest gap between two looks that leaves `rescue` before the deadline: at most the rest.
 
         Args:
             rescue: How long a rescue takes, e.g. `rescue_duration(...)`.
@@ -183,7 +182,7 @@ class Cadence:
         return min((span for span in (self.interval, gap) if span), default=self.window)
 
     def with_interval(self, interval: timedelta) -> Cadence:
-        """The same SLA with another interval, e.g. one that cron can express; the reserve takes the difference.
+        """Return the same SLA with another interval, e.g. one that cron can express; the reserve takes the difference.
 
         A dispatcher with `Policy(interval=)` keeps its own reserve: `sla_cadence(sla, policy=)` has that.
 
@@ -200,7 +199,7 @@ class Cadence:
         return attrs.evolve(self, interval=every, worst_case=worst_case, reserve=self.sla - worst_case)
 
     def submissions(self, start: datetime, end: datetime) -> Iterator[datetime]:
-        """When to submit: `start`, then one interval of elapsed time after the other, before `end`; all in UTC.
+        """Yield when to submit: `start`, then one interval of elapsed time after the other, before `end`; all in UTC.
 
         A change to or from daylight saving time between `start` and `end` neither stretches nor shortens a step.
 
@@ -221,7 +220,7 @@ class Cadence:
         return (first + self.interval * count for count in range(-((first - last) // self.interval)))
 
     def cron(self, *, nearest: bool = False) -> str:
-        """A cron expression (five fields, for a cron that runs in UTC) that fires once an interval.
+        """Return a cron expression (five fields, for a cron that runs in UTC) that fires once an interval.
 
         There is one for intervals that divide an hour or a day evenly, in whole minutes and hours, and for a week.
 
@@ -258,24 +257,24 @@ def sla_cadence(
     overhead: timedelta = ZERO,
     policy: Policy | None = None,
 ) -> Cadence:
-    """How often to submit so that every request meets its SLA, however late in the window its batch ends.
+    """Return how often to submit so that every request meets its SLA, however late in the window its batch ends.
 
     `buffer = sla - rounds * window`; `interval = (buffer - reserve - overhead) / rounds`, rounded down to the
     microsecond. 30 h gives a buffer of 6 h, a reserve of 2 h, an interval of 4 h and a worst case of 28 h. A longer
     SLA never gives a shorter interval.
 
-    With a policy it reckons as a dispatcher with that policy does: an SLA has a cadence if the dispatcher sends work
-    with such a deadline to a batch that has its whole window (what it only hedges has none).
+    With a policy it calculates as a dispatcher with that policy does: an SLA has a cadence if the dispatcher sends work
+    with such a deadline to a batch that has its whole window (hedged work has none).
 
     Args:
         sla: Time from dispatch to deadline.
         window: The batch API's processing window; None: the policy's, else 24 h.
-        reserve: What to keep for a rescue on the sync lane, once, after the last round; None: the policy's, else a
-            third of the buffer. Zero keeps nothing: what expires is then late.
+        reserve: The time to keep for a rescue on the sync lane, once, after the last round; None: the policy's, else a
+            third of the buffer. With zero, requests of an expired batch are late.
         rounds: How many batches a request may go through, one after the other, before the sync lane.
         overhead: Time lost on the way, over all rounds together: create calls, poll gaps, cancel settle,
-            collection. It comes out of the waiting time, not out of the reserve. What a policy's rescue loses on
-            its way is in its reserve already.
+            collection. It comes out of the waiting time, not out of the reserve. The reserve of a policy already
+            includes the time that a rescue loses on the way.
         policy: A dispatcher's, for its window, reserves, interval, and the overhead of its rescues.
 
     Raises:
@@ -320,7 +319,7 @@ def sla_cadence(
 
 
 def _with(policy: Policy | None, window: timedelta | None, reserve: timedelta | None) -> Policy:
-    """The policy (None: the default one) with what the caller said beside it."""
+    """Return the policy (None: the default one) with the caller's other arguments."""
     from batchwise.models import Policy, check_policy  # it imports this module; a feasible cadence needs none
 
     policy = Policy() if policy is None else policy
@@ -352,7 +351,7 @@ def _infeasible(
 def worst_case_latency(
     interval: timedelta, *, window: timedelta = WINDOW, rounds: int = 1, overhead: timedelta = ZERO
 ) -> timedelta:
-    """Dispatch to the end of the last batch at worst: `rounds * (interval + window) + overhead`.
+    """Return the longest time from dispatch to the end of the last batch: `rounds * (interval + window) + overhead`.
 
     Args:
         interval: The longest a request waits for its batch to be sent, in each round; zero: it is sent at once.
@@ -371,12 +370,12 @@ def worst_case_latency(
 def latest_submission(
     deadline: datetime, *, window: timedelta = WINDOW, reserve: timedelta = ZERO, overhead: timedelta = ZERO
 ) -> datetime:
-    """The last moment (UTC) to create a batch for this deadline: `deadline - window - reserve - overhead`.
+    """Return the last moment (UTC) to create a batch for this deadline: `deadline - window - reserve - overhead`.
 
     Args:
         deadline: Aware, in any time zone.
         window: The batch API's processing window (24 h).
-        reserve: What to keep for a rescue; with the default of zero whatever expires is late.
+        reserve: The time to keep for a rescue; with the default of zero, requests of an expired batch are late.
         overhead: Time lost on the way: create call, poll gap, collection.
 
     Raises:
@@ -388,12 +387,12 @@ def latest_submission(
 
 
 def check_limits(limits: object) -> None:
-    """See that these are limits.
+    """Refuse a value that is no `Limits`.
 
     Raises:
-        InvalidValueError: They are not.
+        InvalidValueError: It is none.
     """
-    from batchwise.models import Limits  # whoever gives some has loaded them; a cadence needs none
+    from batchwise.models import Limits  # a caller with limits has loaded them; a cadence needs none
 
     if not isinstance(limits, Limits):
         raise InvalidValueError(f"limits={limits!r} is not a Limits; give e.g. Limits.for_tier('start')")
@@ -406,7 +405,7 @@ class _Call(NamedTuple):
 
 
 def lane_time(limits: Limits, mean_input_tokens: Number, mean_output_tokens: Number) -> Fraction:
-    """Microseconds of the sync lane that one request takes, by the slowest resource; zero if nothing limits."""
+    """Return the microseconds of the sync lane that one request takes, by the slowest resource; zero: no limit."""
     check_limits(limits)
     tokens = to_number(mean_input_tokens, "mean_input_tokens"), to_number(mean_output_tokens, "mean_output_tokens")
     each = loads(_Call(1, *tokens), Pace(limits=limits))
@@ -414,7 +413,7 @@ def lane_time(limits: Limits, mean_input_tokens: Number, mean_output_tokens: Num
 
 
 def time_for(requests: int, each: Fraction) -> timedelta:
-    """How long the sync lane takes for so many requests, of `each` microseconds, rounded up.
+    """Return how long the sync lane takes for so many requests, of `each` microseconds, rounded up.
 
     Raises:
         InvalidValueError: It exceeds `timedelta.max`.
@@ -423,14 +422,14 @@ def time_for(requests: int, each: Fraction) -> timedelta:
 
 
 def number_in(duration: timedelta, each: Fraction) -> int | None:
-    """How many requests, of `each` microseconds, the sync lane takes within `duration`; None: any number."""
+    """Return how many requests, of `each` microseconds, the sync lane takes within `duration`; None: any number."""
     return (duration // _TICK) // each if each else None
 
 
 def rescue_duration(
     requests: int, limits: Limits, *, mean_input_tokens: Number = 0, mean_output_tokens: Number = 0
 ) -> timedelta:
-    """How long the sync lane takes to redo so many requests: the slowest resource rules.
+    """Return how long the sync lane takes to redo so many requests: the slowest resource decides.
 
     The lane is fluid, as in `batchwise.planning.sync_schedule`: each resource serves steadily at its limit, concurrency
     at `concurrency / latency`. The calls still running at its end (one `limits.latency`, or the slowest call's
@@ -454,7 +453,7 @@ def rescue_duration(
 def largest_rescuable(
     duration: timedelta, limits: Limits, *, mean_input_tokens: Number = 0, mean_output_tokens: Number = 0
 ) -> int | None:
-    """How many requests the sync lane can redo within `duration`: the exact inverse of `rescue_duration`.
+    """Return how many requests the sync lane can redo within `duration`: the exact inverse of `rescue_duration`.
 
     `rescue_duration(n) <= duration < rescue_duration(n + 1)` holds for the n returned.
 

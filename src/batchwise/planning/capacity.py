@@ -1,7 +1,7 @@
-"""What the sync lane can take: by the account's limits for each class of models, and by what a process delivers.
+"""The capacity of the sync lane: the account's limits for each class of models, and what one process can deliver.
 
-Everything that plans with the lane asks here: admission, rescues, the schedule, progress. So does the pacing that
-carries the plan out. A rate that the driver cannot deliver is never planned with. No clock, no I/O.
+Admission, rescues, the schedule and progress all ask here, and so does the pacing that carries the plan out. No plan
+uses a rate that the driver cannot deliver. No clock, no I/O.
 
 **Classes.** The API's limits hold for each model, but some older models share theirs (API documentation, rate limits,
 October 2026). The class of a model is the longest prefix of it in `Policy.limits`, where that is a mapping. Otherwise
@@ -43,7 +43,7 @@ __all__ = [
 T = TypeVar("T")
 
 MOST_CALLS = 1_000
-"""Calls that one process runs at once at most: the connections that the SDK's client opens by default."""
+"""The most calls that one process runs at once: the connections that the SDK's client opens by default."""
 FILLED = Fraction(95, 100)
 """The share of its limits that the sync lane keeps filled where nothing worse was measured."""
 _BELIEVED = timedelta(minutes=10)
@@ -51,14 +51,14 @@ _BELIEVED = timedelta(minutes=10)
 _COARSE = 1_000
 """A measured share is taken as a fraction with at most this denominator."""
 _START = attrs.evolve(Limits.for_tier("start"), concurrency=None)
-"""What is taken for the account's limits until the API has said them. The API publishes no limit of concurrency."""
+"""The assumed limits of the account until the API has named them. The API publishes no limit of concurrency."""
 _FAMILIES = re.compile(r"claude-(?:opus-4|sonnet-4|fable-5)(?![0-9])")
 _DATE = re.compile(r"(?:[-@][0-9]{8}|-latest)(?:-v[0-9].*)?$")
 
 
 @attrs.frozen(kw_only=True)
 class Measured:
-    """How the sync lane does for one class of models, as some process last saw it.
+    """What a process last measured of the sync lane for one class of models.
 
     Attributes:
         at: When it was seen (our clock).
@@ -76,7 +76,7 @@ class Measured:
 
 
 def class_of(model: str, limits: Limits | Mapping[str, Limits] | None) -> str:
-    """The class of a model under `Policy.limits`: requests of one class share the account's limits."""
+    """Return the class of a model under `Policy.limits`: requests of one class share the account's limits."""
     if isinstance(limits, Mapping):
         prefix = _prefix(model, limits)
         if prefix is not None:
@@ -90,7 +90,7 @@ def _prefix(model: str, limits: Mapping[str, Limits]) -> str | None:
 
 
 def _bare(model: str) -> str:
-    """The model's id without what some platforms put before it."""
+    """Return the model's id without the prefix of some platforms."""
     return model[max(0, model.find("claude-")) :]
 
 
@@ -101,12 +101,12 @@ def _family(model: str) -> str:
 
 
 def follows(model: str, limits: Limits | Mapping[str, Limits] | None) -> bool:
-    """Whether no limits are given for a model (or its class), so that the API's headers say them."""
+    """Whether the API's headers set the limits of a model (or its class): none are given for it."""
     return limits is None or (isinstance(limits, Mapping) and _prefix(model, limits) is None)
 
 
 def limits_of(model: str, limits: Limits | Mapping[str, Limits] | None, measured: Measured | None = None) -> Limits:
-    """The limits in force for a model (or for its class).
+    """Return the limits in force for a model (or for its class).
 
     Given limits are kept to, and the API's headers may lower them. Where none are given, the Start tier's hold until
     the headers have said the account's, which are followed upwards, too.
@@ -138,12 +138,12 @@ def _lower(measured: int | None, known: int | None, given: Limits | None) -> int
 
 
 def delivered(limits: Limits, most: int = MOST_CALLS) -> Limits:
-    """The part of the limits that a process delivers: it runs at most so many calls at once."""
+    """Return the part of the limits that one process can deliver: it runs at most so many calls at once."""
     return attrs.evolve(limits, concurrency=min(most, limits.concurrency or most))
 
 
 def queue_limit(limits: Limits | Mapping[str, Limits] | None) -> int | None:
-    """Batch requests that may wait in the account's queue, for all models together: the least that is given."""
+    """Return how many batch requests of all models may wait in the account's queue: the least that is given."""
     if isinstance(limits, Limits):
         return limits.batch_requests_in_queue
     given = () if limits is None else (each.batch_requests_in_queue for each in limits.values())
@@ -151,18 +151,18 @@ def queue_limit(limits: Limits | Mapping[str, Limits] | None) -> int | None:
 
 
 def tail_of(limits: Limits | Mapping[str, Limits] | None) -> timedelta:
-    """What the slowest sync call is allowed for: three times the mean, of the slowest class."""
+    """Return the time that is allowed for the slowest sync call: three times the mean, of the slowest class."""
     if isinstance(limits, Mapping):
         return max(map(tail_of, (None, *limits.values())))  # models that it does not name have the first tier's
     return 3 * (_START if limits is None else limits).latency
 
 
 def latest(known: Mapping[str, Measured], own: Mapping[str, Measured], now: datetime) -> dict[str, Measured]:
-    """How the lane does, by class: as this process saw it, or as another one did since.
+    """Return the latest measurement of each class: this process's, or a later one of another process.
 
     Args:
-        known: What all processes have told the ledger.
-        own: What this process saw.
+        known: What the ledger holds of all processes.
+        own: What this process measured.
         now: The moment; what was seen after it was seen by a clock that was ahead, and is no news.
     """
     others = {name: it for name, it in known.items() if name not in own or own[name].at < it.at <= now}
@@ -196,11 +196,11 @@ class Capacity:
         self._part = min(Fraction(1), MOST_CALLS / wanted) if wanted else Fraction(1)
 
     def class_of(self, model: str) -> str:
-        """The class of a model."""
+        """Return the class of a model."""
         return class_of(model, self._policy.limits)
 
     def joined(self, model: str) -> Capacity:
-        """The lane when it has to serve this model, too; the same if it does."""
+        """Return the lane as it serves this model, too; the same object if it already does."""
         name = self.class_of(model)
         if name in self.classes:
             return self
@@ -210,29 +210,29 @@ class Capacity:
         return limits_of(name, self._policy.limits, self._measured.get(name))
 
     def limits(self, name: str) -> Limits:
-        """What of a class's limits can be delivered."""
+        """Return the part of a class's limits that can be delivered."""
         limits = self._full.get(name) or self._limits(name)
         if self._part == 1:
             return delivered(limits)
         return delivered(limits, max(1, int(_filling(limits) * self._part)))
 
     def share(self, name: str) -> Fraction:
-        """The share of its limits that a class reaches, as measured lately; 1 if nothing was."""
+        """Return the share of its limits that a class has reached lately; 1 if nothing was measured."""
         measured = self._measured.get(name)
         if measured is None or measured.share is None or abs(self._now - measured.at) > _BELIEVED:
             return Fraction(1)
         return min(Fraction(1), max(Fraction(1, _COARSE), Fraction(measured.share).limit_denominator(_COARSE)))
 
     def pace(self, name: str, most: Fraction = FILLED) -> Pace:
-        """The pace to plan a class with: what is reached, and no more than `most` of the limits."""
+        """Return the pace to plan a class with: the share that it reaches, at most `most` of the limits."""
         return Pace(limits=self.limits(name), share=min(most, self.share(name)))
 
     def tail(self, name: str) -> timedelta:
-        """What the slowest call of a class is allowed for."""
+        """Return the time that is allowed for the slowest call of a class."""
         return tail_of(self._limits(name))
 
     def by_class(self, items: Iterable[T], model: Callable[[T], str]) -> dict[str, list[T]]:
-        """Items, in their order, by the class of the model that each is for."""
+        """Return items, in their order, by the class of their model."""
         found: dict[str, list[T]] = {}
         for item in items:
             found.setdefault(self.class_of(model(item)), []).append(item)
@@ -240,7 +240,7 @@ class Capacity:
 
 
 def calls_at_once(limits: Limits) -> int:
-    """How many calls run at once when the lane fills its limits."""
+    """Return how many calls run at once when the lane fills its limits."""
     return math.ceil(_filling(limits))
 
 

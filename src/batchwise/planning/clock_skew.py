@@ -1,7 +1,7 @@
-"""Which stored moments are believed: none that lies in the future and ought to be past.
+"""Corrects stored moments that lie in the future and ought to be past.
 
-A clock that was ahead stored them, and has been set right since. They are taken as now, and have to be stored so:
-taken as now at each look they would never get old.
+A clock that was ahead stored them, and has been set right since. They are replaced by now, and stored so: replaced at
+each look they would never get old.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from .state import BatchView, Group, Snapshot
 __all__ = ["believed", "longest_pause", "sent_at", "sent_by"]
 
 _HEEDED = timedelta(hours=1)
-"""For so long a `retry-after` is heeded before the API is asked again: our choice; its limits refill within minutes."""
+"""The longest `retry-after` that is followed: our choice; the API's limits refill within minutes."""
 _OURS = ("sealed_at", "posting_at", "last_byte_at", "cancel_at", "polled_at")
 """A batch's moments by our clock; the others are the server's."""
 
 
 def longest_pause(policy: Policy) -> timedelta:
-    """The longest pause that anything is given at once: a `retry-after` as far as it is heeded, or the longest backoff.
+    """Return the longest pause of any kind: the longest `retry-after` that is followed, or the longest backoff.
 
-    One that ends later was meant by a clock that was ahead.
+    A pause that ends later was stored by a clock that was ahead.
     """
     shortest, longest = policy.poll_every
     return max(shortest + longest, _HEEDED)
 
 
 def believed(snapshot: Snapshot, now: datetime, policy: Policy) -> Snapshot:
-    """The snapshot with what lies in the future and ought to be past taken as now, and a pause of such a clock as over.
+    """Return the snapshot with moments that lie in the future and ought to be past replaced by now.
 
     It is the snapshot itself if there is nothing of the kind; else what is as it was is the same object in the new one.
     """
@@ -53,7 +53,7 @@ def believed(snapshot: Snapshot, now: datetime, policy: Policy) -> Snapshot:
 
 
 def sent_at(batch: BatchView) -> datetime | None:
-    """When the last byte of its create was given to the socket, by the server's clock; None: unknown."""
+    """Return when the last byte of the batch's create was sent, by the server's clock; None: unknown."""
     if batch.posting_at is None or batch.posting_server is None:
         return None
     return batch.posting_server + ((batch.last_byte_at or batch.posting_at) - batch.posting_at)

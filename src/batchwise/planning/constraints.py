@@ -1,4 +1,4 @@
-"""What a steady load must keep, and the nearest load that keeps it.
+"""The constraints that a steady load must keep, and the nearest load that keeps them.
 
 Arrivals are steady, and so are their deadlines: of the requests that expire together, only the first is due at the end
 of the reserve, and each other one is due as much later as it arrived later. Call l the arrivals an hour, m what the
@@ -56,7 +56,7 @@ class Violation:
             be late), "burst_rate" (the sync lane is not done with a burst before the next), or "request_bytes" (one
             request is too large for a rescue).
         actual: The plan's figure.
-        limit: What it may be at most.
+        limit: The highest allowed figure.
         message: Both in words, and what to change.
     """
 
@@ -68,7 +68,7 @@ class Violation:
 
 @attrs.frozen(kw_only=True)
 class Load:
-    """What was asked for; durations and limits are checked."""
+    """The workload in question, with checked durations and limits."""
 
     arrivals: Fraction
     burst: int
@@ -81,7 +81,7 @@ class Load:
     request_bytes: int
     limits: Limits
     share: Fraction = Fraction(1)
-    """What a rescue counts on of the limits."""
+    """The share of the limits that a rescue counts on."""
     queue_limit: int | None = None
     policy: Policy | None = None
     interval: timedelta | None = None
@@ -90,17 +90,17 @@ class Load:
 
     @property
     def buffer(self) -> timedelta:
-        """What the windows leave of the SLA."""
+        """The part of the SLA that the windows leave."""
         return self.sla - self.rounds * self.window
 
     @property
     def each(self) -> Fraction:
-        """Microseconds that one request takes of the sync lane; zero: nothing limits."""
+        """Microseconds of the sync lane that one request takes; zero: no limit."""
         return lane_time(self.limits, self.mean_input_tokens, self.mean_output_tokens) / self.share
 
     @property
     def rate(self) -> Fraction | None:
-        """Requests an hour that the sync lane can redo; None: nothing limits."""
+        """Requests an hour that the sync lane can redo; None: no limit."""
         return _HOUR // _TICK / self.each if self.each else None
 
     @property
@@ -110,7 +110,7 @@ class Load:
 
     @property
     def lost(self) -> timedelta:
-        """What of the reserve a rescue takes beside its calls; zero without a policy: `overhead` has it."""
+        """The part of the reserve that a rescue takes besides its calls; zero without a policy: `overhead` has it."""
         return ZERO if self.policy is None else overhead_of(self.policy)
 
     @property
@@ -156,22 +156,22 @@ class Load:
         return self.rounds * self.gathered(interval)
 
     def rescue(self, requests: int) -> timedelta:
-        """What so many take of the sync lane."""
+        """Return the time that so many requests take of the sync lane."""
         return time_for(requests, self.each)
 
     def rescuable(self, duration: timedelta) -> int | None:
-        """How many the sync lane redoes in `duration`; None: nothing limits."""
+        """Return how many requests the sync lane redoes in `duration`; None: no limit."""
         return number_in(duration, self.each)
 
     def reserve(self, interval: timedelta) -> timedelta:
-        """What the interval leaves for a rescue; negative where it does not fit the SLA."""
+        """Return the time that the interval leaves for a rescue; negative where it does not fit the SLA."""
         return self.buffer - self.overhead - self.rounds * interval
 
     def burst_reserve(self, interval: timedelta) -> timedelta:
-        """The shortest reserve with which a burst keeps its deadlines, and what comes right after it keeps its own.
+        """Return the shortest reserve with which a burst, and the requests right after it, keep their deadlines.
 
-        A burst has the interval beside the reserve, and so it goes after what arrived in the interval before it (both
-        ends included). The next request after it is due when so many periods of arrival have passed.
+        A burst has the interval besides the reserve, so it goes after the requests of the interval before it (both ends
+        included). The next request after it is due when as many periods of arrival have passed.
         """
         if not self.arrivals:
             return self.lost + self.rescue(self.burst) - interval

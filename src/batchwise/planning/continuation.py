@@ -1,7 +1,7 @@
-"""What goes on after a message: a turn in several parts, which belong to one answer, and another model's answer.
+"""Continues a request after a message: a paused turn in another part, and a refusal with another model.
 
-A turn that the API paused is sent back, and what follows belongs to the same answer. After a refusal the request is
-sent anew, to the next fallback model; the refusal is billed, and no part of the answer.
+A turn that the API paused is sent back, and the next message belongs to the same answer. After a refusal the request is
+sent anew to the next fallback model; the refusal is billed, and is no part of the answer.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ MAX_TURNS = 20
 """How often a paused turn is continued."""
 _THINKING = ("thinking", "redacted_thinking")
 _UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What a body or a line raises that is not as the API words it."""
+"""The errors that a malformed body or line raises."""
 _KINDS = {Outcome.FAILED: "errored", Outcome.EXPIRED: "expired", Outcome.CANCELED: "canceled"}
 
 
 def _is_continued(turns: Sequence[bytes], terms: Terms) -> bool:
-    """Whether a turn that was paused again after these is continued. A spend limit keeps for one answer alone."""
+    """Whether a turn that paused again after these is continued. A spend limit reserves the cost of one answer only."""
     return len(turns) < MAX_TURNS and not terms.max_cost_each
 
 
 def _wrapped(custom_id: str, kind: str, name: str, value: bytes) -> bytes:
-    """A result line in the shape of a batch's, whatever the lane: `name` is `message` or `error`, `value` JSON."""
+    """Return a result line in the shape of a batch's; `name` is `message` or `error`, `value` is JSON."""
     head = b'{"custom_id":"%b","result":{"type":"%b","%b":' % (custom_id.encode(), kind.encode(), name.encode())
     return head + value + b"}}"
 
@@ -39,7 +39,7 @@ def _wrapped(custom_id: str, kind: str, name: str, value: bytes) -> bytes:
 def failed(
     custom_id: str, outcome: Outcome, error: ResultError, *, status: int | None = None, request_id: str | None = None
 ) -> bytes:
-    """The result line of a request that has no answer of the API's.
+    """Return the result line of a request without an answer of the API.
 
     Args:
         custom_id: The id under which it went.
@@ -57,23 +57,23 @@ def failed(
 
 
 def received(custom_id: str, body: bytes) -> tuple[bytes, Any]:
-    """The result line of a message as it came, whatever it is, and what it decodes to."""
+    """Return the result line of a message as it came, valid or not, and the decoded message."""
     text, message = kept(body)
     return _wrapped(custom_id, "succeeded", "message", text), message
 
 
 def is_refusal(message: object) -> bool:
-    """Whether the model declined."""
+    """Whether the message is a refusal of the model."""
     return isinstance(message, Mapping) and message.get("stop_reason") == REFUSAL
 
 
 def next_call(
     ruling: Ruling, body: bytes, turns: Sequence[bytes], line: bytes, *, terms: Terms, fallback_models: Sequence[str]
 ) -> tuple[bytes, Terms] | None:
-    """The body and the terms with which a request goes on after a message; None: it ends.
+    """Return the body and the terms with which a request goes on after a message; None: it settles.
 
     Args:
-        ruling: What the message means.
+        ruling: The ruling on the message.
         body: The body that it answers.
         turns: The result lines before it: of paused turns, and of refusals.
         line: Its own result line.
@@ -93,13 +93,13 @@ def next_call(
         anew = _sent_anew(body, _parts(turns), model)
     except _UNREADABLE:
         return None
-    # A spend limit keeps by the byte, and for what the refusal cost too: no byte may go before that is booked.
+    # A spend limit reserves by the byte, also for the refusal's cost: no byte may go before that is booked.
     anew = anew.ljust(len(body)) if terms.max_cost_each else anew
     return anew, terms.asking((*terms.asked, model))
 
 
 def _parts(turns: Sequence[bytes]) -> list[Any]:
-    """The messages of these that belong to the answer: those after the last refusal."""
+    """Return the messages that belong to the answer: those after the last refusal."""
     parts: list[Any] = []
     for turn in turns:
         message = decode(turn)["result"]["message"]
@@ -108,10 +108,10 @@ def _parts(turns: Sequence[bytes]) -> list[Any]:
 
 
 def _sent_anew(body: bytes, parts: Sequence[Any], model: str) -> bytes:
-    """The body as its caller made it, for another model.
+    """Return the body as its caller made it, for another model.
 
-    What the refusing model thought is signed for that model alone, so it goes. It is dropped from each message, as the
-    API documentation says (2026, refusals); a message that holds nothing else goes with it.
+    Thinking blocks are signed for the refusing model alone, so they are dropped from each message, as the API
+    documentation says (2026, refusals); a message with no other block is dropped, too.
     """
     params = decode(body)
     messages = params["messages"]
@@ -138,7 +138,7 @@ def _without_thinking(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def continued(body: bytes, line: bytes) -> bytes | None:
-    """The body that lets the turn go on which `line` (a result line) paused; None if it cannot go on."""
+    """Return the body that continues the turn which paused with `line` (a result line); None if it cannot go on."""
     try:
         return _continued(body, line)
     except _UNREADABLE:
@@ -159,7 +159,7 @@ def _continued(body: bytes, line: bytes) -> bytes:
 
 
 def usage_of(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The answer's `usage`; empty where it is no object."""
+    """Return the answer's `usage`; empty if it is no object."""
     usage = message.get("usage")
     return usage if isinstance(usage, dict) else {}
 
@@ -173,7 +173,7 @@ def _sum(first: Any, second: Any) -> Any:
 
 
 def merged(turns: Sequence[bytes], line: bytes) -> bytes:
-    """The last line with the content of all parts before its own and the usage of all added up."""
+    """Return the last line, with the content of all earlier parts before its own, and their usage added up."""
     parts = _parts(turns)
     if not parts:
         return line

@@ -2,8 +2,8 @@
 
 The bound rests on what the API can bill for one answer: at most one input token a byte of text (a tokenizer over bytes
 can do no worse), what it adds of its own, what media take, and `max_tokens` of output; all input as written to the
-1-hour cache, for a request of the greatest length that it may have, in the dearest region. What is not known to be
-within that is refused.
+1-hour cache, for a request of the greatest length that it may have, in the dearest region. A request whose cost may
+exceed that is refused.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _BOUNDED = frozenset(
 )
 """Parameters that add nothing to the bill, or nothing beyond what is reserved (SDK 2.14, `MessageCreateParams`)."""
 _CLIENT_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "memory_", "browser_toolset_")
-"""How the types of tools begin that the caller runs (SDK 2.14, `types/*tool*_param.py`): each turn is one answer."""
+"""Prefixes of the types of tools that the caller runs (SDK 2.14, `types/*tool*_param.py`): each turn is one answer."""
 _COMPACTS = re.compile(rb'"type"\s*:\s*"compact_')
 """A context edit that lets the model write a summary, which is billed beside the answer."""
 _STORED = frozenset({"thread", "previous_thread_event_id", "container"})
 """Parameters that name input which the API keeps."""
 
 _MEDIA = re.compile(rb'"type"\s*:\s*"(?:base64|url|file|container_upload)"|"file_id"\s*:')
-"""What is more than text. Inside a string its quotes are escaped, so a prompt that speaks of it does not match."""
+"""Content other than text. Inside a string its quotes are escaped, so a prompt that mentions it does not match."""
 _IMAGE = 5_000
 """Tokens of one image: 4,784 at most (API documentation, vision, 2026: models with high resolution)."""
 _PROMPTS = 2_000
@@ -52,10 +52,10 @@ _LONG_CONTEXT, _LONG_WINDOW = "context-1m-", 1_000_000
 
 
 def media_tokens(request: Request) -> int | None:
-    """The most input tokens of a request that is more than text; 0: it is text alone, which its bytes bound.
+    """Return the most input tokens of a request's media; 0: it is text alone, which its bytes bound.
 
-    None: nothing but the model's window bounds it (documents, files, threads, containers). Rounded up to a power of
-    two, so that a bulk of requests with images is kept for on few terms.
+    None: only the model's window bounds it (documents, files, threads, containers). Rounded up to a power of two, so
+    that a bulk of requests with images has few terms.
     """
     if not _STORED.isdisjoint(request.traits.parameters):
         return None
@@ -70,7 +70,7 @@ def media_tokens(request: Request) -> int | None:
 
 
 def _images(node: Any) -> Iterator[int | None]:
-    """The bytes of each image's data in the body; None for other media."""
+    """Yield the bytes of each image's data in the body; None for other media."""
     if isinstance(node, Mapping):
         source = node.get("source")
         kind = source.get("type") if isinstance(source, Mapping) else None
@@ -88,7 +88,7 @@ def _images(node: Any) -> Iterator[int | None]:
 
 
 def refuse_unbounded(request: Request, where: str) -> None:
-    """Refuse what has no bound, or none that is known.
+    """Refuse a request whose cost has no known bound.
 
     Each use of a server tool is read again as input, and some have fees of their own; a compaction is billed beside
     the answer.
@@ -110,9 +110,9 @@ def refuse_unbounded(request: Request, where: str) -> None:
 
 
 def length_class(prices: PriceBook, request: Request, models: Iterable[str], *, at: datetime) -> tuple[int | None, ...]:
-    """What decides beside its traits what is kept for a request: its media, and what input of its length costs.
+    """Return what decides a request's bound besides its traits: its media, and the price class of its length.
 
-    `models` are all to which it may go.
+    `models`: all models to which it may go.
     """
     media = media_tokens(request)
     if media is None:
@@ -132,16 +132,16 @@ def most_cost(
     media: int | None,
     where: str,
 ) -> tuple[int, int]:
-    """The most that one sync call of a request can cost; a batch costs half of that at most. Both figures are even.
+    """Return the most that one sync call of a request can cost; a batch costs at most half. Both figures are even.
 
     Args:
         prices: The price book.
-        traits: What it says of its model, output and tools.
+        traits: Its model, output limit and tools.
         at: When it is accepted; dearer prices that are announced for later count.
         betas: Its betas.
         size: Bytes of its body.
         media: As `media_tokens` has it: 0 for text alone, None for all that the model takes.
-        where: What to call it in an error.
+        where: Its name in an error.
 
     Returns:
         pico-USD for the request, and for each byte of its body.
@@ -162,19 +162,19 @@ def most_cost(
 
 
 def _dearest_region(pico: int) -> int:
-    """What it costs where it costs most, rounded up to an even number: a workspace may have that region by default."""
+    """Return the cost in the dearest region, rounded up to an even number: a workspace may have it by default."""
     most = int((pico * US_FACTOR).to_integral_value(ROUND_CEILING))
     return most + most % 2
 
 
 def _added(traits: Traits) -> int:
-    """The most tokens that the API adds to the input."""
+    """Return the most tokens that the API adds to the input."""
     prompts = _PROMPTS if len(traits.parameters) > 3 else 0
     return prompts + _DEFINED_TOOL * sum(kind != "custom" for kind in traits.tool_types)
 
 
 def _window(prices: PriceBook, model: str, betas: Sequence[str], where: str) -> int:
-    """All input that a model takes."""
+    """Return the most input that a model takes."""
     window = prices.context_window(model)
     if window is None:
         raise UnknownPriceError(
@@ -187,7 +187,7 @@ def _window(prices: PriceBook, model: str, betas: Sequence[str], where: str) -> 
 
 
 def _possible(prices: PriceBook, traits: Traits, at: datetime, where: str) -> Iterator[tuple[Tariff, int]]:
-    """The rates by which a request may be billed, each with a factor: 2 for the batch lane, as half is kept.
+    """Yield the rates by which a request may be billed, each with a factor: 2 for the batch lane, as half is reserved.
 
     The speed is the one asked for, or the usual one.
     """

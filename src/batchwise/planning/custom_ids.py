@@ -57,14 +57,14 @@ _TAIL = re.compile(r"(_bw([0-9a-z]{12})-(0|[1-9a-f][0-9a-f]{0,15}))([0-9a-z])\Z"
 
 
 class Parsed(NamedTuple):
-    """What an id says: the seal's nonce and the request's number."""
+    """The content of an id: the seal's nonce and the request's number."""
 
     nonce: str
     number: int
 
 
 def new_nonce(entropy: bytes) -> str:
-    """The nonce of a new seal, made of the caller's random bytes: 12 characters, 62 bits.
+    """Return the nonce of a new seal, made of the caller's random bytes: 12 characters, 62 bits.
 
     Args:
         entropy: At least 8 bytes from a cryptographic source, e.g. `os.urandom(16)`. Two seals must never share them.
@@ -83,7 +83,7 @@ def new_nonce(entropy: bytes) -> str:
 
 
 def _plain(code: int) -> int:
-    """The code of the one ASCII character that stands for this one: itself, its base letter, or `-`."""
+    """Return the code of the ASCII character that stands for this one: itself, its base letter, or `-`."""
     character = chr(code)
     if not character.isascii():
         character = unicodedata.normalize("NFKD", character)[0]
@@ -107,7 +107,7 @@ _FOLDING = _Folding()
 
 
 def _slug(key: str) -> bytes:
-    """`key` in the alphabet of custom_ids, one character for each of its own: `src/été.py` -> `src-ete-py`.
+    """Return `key` in the alphabet of custom_ids, one character for each of its own: `src/été.py` -> `src-ete-py`.
 
     Takes any string, lone surrogates and NULs too. Different keys may share a slug.
     """
@@ -118,7 +118,7 @@ def _slug(key: str) -> bytes:
 
 @lru_cache(maxsize=256)
 def sealer(nonce: str) -> Callable[[str, int], bytes]:
-    """A function (key, number) -> encoded custom_id for one seal: the bulk form of `custom_id`.
+    """Return a function (key, number) -> encoded custom_id for one seal: the bulk form of `custom_id`.
 
     Raises:
         InvalidValueError: The nonce is none of `new_nonce`'s (here); the number is out of range (there).
@@ -143,7 +143,7 @@ def sealer(nonce: str) -> Callable[[str, int], bytes]:
 
 
 def custom_id(key: str, nonce: str, number: int) -> str:
-    """The id of the request `number` in the seal `nonce`; valid for any key, unique over (nonce, number).
+    """Return the id of the request `number` in the seal `nonce`; valid for any key, unique over (nonce, number).
 
     Args:
         key: The caller's key; its slug leads the id.
@@ -151,18 +151,18 @@ def custom_id(key: str, nonce: str, number: int) -> str:
         number: The request's number, 0 to 2**63-1.
 
     Raises:
-        InvalidValueError: The nonce or the number cannot be one.
+        InvalidValueError: The nonce or the number is invalid.
     """
     return sealer(nonce)(key, number).decode()
 
 
 def custom_id_length(key_length: int, number: int) -> int:
-    """How long the id of a key of `key_length` characters is, in characters and bytes, before it is made."""
+    """Return the length, in characters and bytes, of the id of a key of `key_length` characters."""
     return min(MAX_LENGTH, key_length + _TAIL_LENGTH + max(1, (number.bit_length() + 3) // 4))
 
 
 def parse(custom_id: str) -> Parsed | None:
-    """The nonce and number of an id of ours, None for any other.
+    """Return the nonce and number of one of our ids; None for any other.
 
     A foreign id would have to carry the marker, twelve fitting characters, a dash, a canonical number and the one
     right check character of 36 at its end.

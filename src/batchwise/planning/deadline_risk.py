@@ -1,7 +1,7 @@
-"""Which deadlines are in danger, and which have passed. No clock, no I/O.
+"""Finds deadlines that are in danger, and those that have passed. No clock, no I/O.
 
-A deadline is in danger when the rescue that keeps it should have begun and has not, or when the sync lane cannot serve
-all that is due in time any more, however it goes about it.
+A deadline is in danger when the rescue that keeps it should have begun and has not, or when the sync lane can no longer
+serve all due work in time, in whatever order.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["SAFE", "Risk", "risks"]
 
 @attrs.frozen
 class Risk:
-    """How many unsettled requests are in danger.
+    """Counts of unsettled requests in danger.
 
     Attributes:
-        at_risk: Those whose deadline is still to come and may not be kept.
-        overdue: Those whose deadline has passed.
+        at_risk: Requests whose deadline is still to come and may be missed.
+        overdue: Requests whose deadline has passed.
     """
 
     at_risk: int = 0
@@ -43,7 +43,7 @@ SAFE = Risk()
 
 
 def risks(snapshot: Snapshot, now: datetime, policy: Policy, *, leeway: timedelta = ZERO) -> Mapping[int, Risk]:
-    """The requests in danger, by the number of their job; a job without any is left out.
+    """Return the requests in danger by the number of their job; a job without any is left out.
 
     A rescue counts as not begun once it is later than `leeway`.
     """
@@ -58,7 +58,7 @@ def risks(snapshot: Snapshot, now: datetime, policy: Policy, *, leeway: timedelt
 
 
 def _in_danger(snapshot: Snapshot, now: datetime, policy: Policy, leeway: timedelta) -> Iterator[tuple[Group, int]]:
-    """How many of each group may not keep a deadline that is still to come."""
+    """Yield how many requests of each group may miss a deadline that is still to come."""
     places = cohorts_of(snapshot, now)
     if not places:
         return
@@ -76,25 +76,25 @@ def _in_danger(snapshot: Snapshot, now: datetime, policy: Policy, leeway: timede
 def _rescue_moment(
     rescues: Rescues, group: Group, batch: BatchView | None, working: Collection[str]
 ) -> datetime | None:
-    """When its rescue has to begin that has not begun yet; None: it has, or there is none."""
+    """Return when the group's rescue has to begin; None: it has begun, or there is none."""
     if batch is None:
-        # Whoever works through the queue of the sync lane comes to it in its turn.
+        # The sync lane works through its queue, and comes to this group in its turn.
         return None if rescues.class_of(group) in working else rescues.start(group)
     canceled = batch.cancel_at is not None or batch.state is not BatchState.OPEN
     return rescues.start(group) if canceled else rescues.cancel_at(group)
 
 
 def _unserved(capacity: Capacity, name: str, cohorts: Iterable[Cohort], now: datetime) -> list[int]:
-    """How many of each the lane cannot have in time, at the pace that it reaches, if all of it is taken up at once."""
+    """Return how many requests of each cohort the lane cannot finish in time at its pace, if all start at once."""
     pace, tail = capacity.pace(name, Fraction(1)), capacity.tail(name)
-    # Whatever runs can be cancelled at once: only what even that could not save is lost.
+    # Running batches can be cancelled at once: only requests that even that cannot save are lost.
     at_once = [attrs.evolve(cohort, release=None) for cohort in cohorts]
     left = at_risk(at_once, pace, now=now, tail=tail)
     if not left:
         return [0] * len(at_once)
     found = []
     for cohort, kept in zip(at_once, servable(at_once, pace, now=now, tail=tail), strict=True):
-        lost = min(left, cohort.requests - kept)  # what is said to be impossible is counted exactly
+        lost = min(left, cohort.requests - kept)  # impossible requests are counted exactly
         left -= lost
         found.append(lost)
     return found

@@ -1,4 +1,4 @@
-"""How long batches take, and how long their cancels take to end: from the ledger's own record, with a cautious prior.
+"""Forecasts how long batches take, and how long cancels take: from the ledger's own record, with a cautious prior.
 
 A distribution is a survival curve over fixed duration buckets, linear within a bucket. History moves it bucket by
 bucket: the chance to end in a bucket is (ended in it + K * prior mass in it) / (reached it + K * prior mass from it
@@ -22,7 +22,7 @@ from .survival_curve import Curve
 __all__ = ["STRENGTH", "Forecast", "Sample", "check_share"]
 
 STRENGTH = 20
-"""What the parent curve weighs in samples (K above): our choice. 20 samples of one's own count as much as it does."""
+"""The weight of the parent curve in samples (K above): our choice."""
 
 _MICROSECOND = timedelta(microseconds=1)
 _HOURS_AROUND = 2  # the hour of day is a pool of five hours: our choice
@@ -61,7 +61,7 @@ def _known_kind(_sample: object, _attribute: object, value: object) -> None:
 
 @attrs.frozen(kw_only=True)
 class Sample:
-    """One batch, or one cancel, that was watched.
+    """One observation of a batch, or of a cancel.
 
     Attributes:
         duration: From `created_at` (of a cancel: from `cancel_initiated_at`) to the end, or to the last look.
@@ -81,7 +81,7 @@ class Sample:
 
 
 def size_class(requests: int) -> int:
-    """The class of a batch's size: its number of digits."""
+    """Return the class of a batch's size: its number of digits."""
     return len(str(requests))
 
 
@@ -90,7 +90,7 @@ def _near(one: int, other: int) -> bool:
 
 
 def _learned(curve: Curve, pool: list[Sample], model: str | None, requests: int | None, hour: int | None) -> Curve:
-    """From the samples that have least in common with what is asked about to those that have most."""
+    """Return the curve after learning: from the samples that have least in common with the question to the nearest."""
     alike: list[Callable[[Sample], bool]] = []
     if model is not None:
         alike.append(lambda sample: sample.model == model)
@@ -99,7 +99,7 @@ def _learned(curve: Curve, pool: list[Sample], model: str | None, requests: int 
     if hour is not None:
         alike.append(lambda sample: _near(sample.hour, hour))
     pools: list[list[Sample]] = [[] for _ in range(len(alike) + 1)]
-    for sample in pool:  # each in one pool only: counted twice it would drown the prior
+    for sample in pool:  # each in one pool only: counted twice, samples would outweigh the prior
         pools[next((level for level, same in enumerate(alike) if not same(sample)), len(alike))].append(sample)
     for samples in pools:
         curve = curve.learn(((sample.duration, sample.ended) for sample in samples), STRENGTH)
@@ -123,7 +123,7 @@ class Forecast:
 
     @classmethod
     def prior(cls, *, window: timedelta = WINDOW) -> Forecast:
-        """What is assumed without history: most batches end within the hour, some take a day, 5 % expire.
+        """Return the forecast without history: most batches end within the hour, some take a day, 5 % expire.
 
         60 % end within 1 h, 80 % within 4 h, 95 % within 24 h, all within 25 h; of cancels 50 % within a minute, 90 %
         within 10, 99 % within the hour. The API documentation states the first ("most within 1 h") and the window;
@@ -148,7 +148,7 @@ class Forecast:
         hour: int | None = None,
         window: timedelta = WINDOW,
     ) -> Forecast:
-        """What the ledger's own record says about one kind of batch; thin history stays near the prior.
+        """Return the forecast for one kind of batch from the ledger's record; with few samples it stays near the prior.
 
         The prior is moved by the samples of other models, the outcome by those of the model but of other sizes, then
         by those of its size too but of other hours, then by those of its hour. Each sample counts once. Each step
@@ -156,9 +156,9 @@ class Forecast:
 
         Args:
             samples: Batches and cancels, ended or cut off; any order.
-            model: Whose batches are asked about; None: of all models.
-            requests: How many it carries: sizes are pooled by the number of digits; None: of any size.
-            hour: When it starts (UTC hour): hours are pooled with two on each side; None: at any time.
+            model: The model of the batches; None: all models.
+            requests: The size of the batch: sizes are pooled by the number of digits; None: any size.
+            hour: The UTC hour of its start: hours are pooled with two on each side; None: any time.
             window: As for `prior`.
         """
         prior = cls.prior(window=window)
@@ -174,35 +174,35 @@ class Forecast:
         )
 
     def p_end_within(self, duration: timedelta) -> float:
-        """The chance that a batch has ended `duration` after its creation."""
+        """Return the chance that a batch has ended `duration` after its creation."""
         return 1 - self.ends.running(duration // _MICROSECOND)
 
     def quantile(self, p: float, elapsed: timedelta = ZERO) -> timedelta:
-        """The shortest total duration by which a share `p` of batches that still run at `elapsed` has ended."""
+        """Return the shortest total duration by which a share `p` of batches that still run at `elapsed` has ended."""
         elapsed = check_duration(elapsed, "elapsed")
         return self.ends.quantile(check_share(p, "p"), elapsed // _MICROSECOND) * _MICROSECOND
 
     def expected(self, cap: timedelta) -> timedelta:
-        """The mean time until a batch ends or `cap` has passed, whichever comes first."""
+        """Return the mean time until a batch ends or `cap` has passed, whichever comes first."""
         return round(self.ends.area(check_duration(cap, "cap") // _MICROSECOND)) * _MICROSECOND
 
     def steps(self, cap: timedelta) -> list[timedelta]:
-        """The ends of its buckets before `cap`, and `cap`: between two of them a batch ends at any time alike."""
+        """Return the ends of its buckets before `cap`, and `cap`: within a bucket all times are equally likely."""
         ends = [edge * _MICROSECOND for edge in self.ends.edges[1:]]
         return [*(end for end in ends if end < cap), check_duration(cap, "cap")]
 
     def expected_range(self, created_at: datetime, elapsed: timedelta = ZERO) -> tuple[datetime, datetime]:
-        """Between when and when (UTC) it plausibly ends: the 10 % and 90 % points, given that it runs at `elapsed`."""
+        """Return the times (UTC) by which a batch that runs at `elapsed` has ended with 10 % and 90 % chance."""
         created_at = check_aware(created_at, "created_at")
         return created_at + self.quantile(0.1, elapsed), created_at + self.quantile(0.9, elapsed)
 
     def p_cancel_within(self, duration: timedelta) -> float:
-        """The chance that a cancelled batch has ended `duration` after the cancel; 1 less it is the chance to hang."""
+        """Return the chance that a cancelled batch has ended `duration` after the cancel."""
         return 1 - self.cancels.running(duration // _MICROSECOND)
 
 
 def check_share(value: float, field: str) -> float:
-    """`value` if it is a share.
+    """Return `value` if it is a share.
 
     Raises:
         InvalidValueError: It is not between 0 and 1.

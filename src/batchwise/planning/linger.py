@@ -1,4 +1,4 @@
-"""How long a wait lets others join before what it waits for is submitted."""
+"""How long the submission for a waiting caller is held back so that more work can join."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import attrs
 __all__ = ["MOST_LINGERS", "Gathering"]
 
 MOST_LINGERS = 5
-"""So many lingers after the first wait everything is submitted, however many go on joining: our choice."""
+"""After so many lingers everything is submitted, even if more work joins: our choice."""
 
 
 @attrs.frozen
@@ -27,13 +27,13 @@ class Gathering:
     last: datetime
 
     def joined(self, now: datetime) -> Gathering:
-        """The same, after something joined."""
+        """Return the gathering after something joined."""
         return attrs.evolve(self, last=now)
 
     def ends(self, linger: timedelta) -> datetime:
-        """When it is submitted, if nothing joins any more."""
+        """Return when it is submitted, if nothing more joins."""
         return min(self.last + linger, self.first + MOST_LINGERS * linger)
 
     def over(self, now: datetime, linger: timedelta) -> bool:
-        """Whether it is to be submitted now; so it is if the clock was set back since it began."""
+        """Whether it is to be submitted now; also if the clock was set back since it began."""
         return not self.first <= now < self.ends(linger)

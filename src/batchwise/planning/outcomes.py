@@ -1,9 +1,9 @@
-"""What a result row, an API error or a lost connection means, in one table.
+"""The rulings on answers, result rows, API errors and lost connections, in one table.
 
-One question is asked of every answer: is it one (`rule_answer`)? Three are asked of every error: what becomes of a
-request whose batch row says so (`rule_row`), of a request whose Messages call ended so (`rule_call`), and of a batch
-whose create call ended so (`rule_create`). Errors are named by the API's documentation (2026); an error that it does
-not name has a row of its own, so that every input gets a ruling.
+`rule_answer` decides whether an answer is one. Three functions rule on errors: `rule_row` on a request whose batch row
+failed, `rule_call` on a request whose Messages call failed, and `rule_create` on a batch whose create call failed.
+Errors have the names of the API's documentation (2026); an error that it does not name has a row of its own, so that
+every input gets a ruling.
 """
 
 from __future__ import annotations
@@ -72,20 +72,20 @@ UNANSWERED = ("errored", "canceled", "expired")
 
 
 class Verdict(Enum):
-    """What becomes of a request."""
+    """What happens to a request."""
 
     SETTLE = "settle"
-    """It ends, with the ruling's outcome."""
+    """It settles with the ruling's outcome."""
     RETRY = "retry"
-    """It is tried again while attempts are left; else it ends with the ruling's outcome."""
+    """It is tried again while attempts are left; else it settles with the ruling's outcome."""
     CONTINUE = "continue"
-    """The API paused the turn (`PAUSES`): send it back and let it go on. If it cannot, it ends with the outcome."""
+    """The API paused the turn (`PAUSES`): send it back to continue. If it cannot go on, it settles with the outcome."""
     SUSPEND = "suspend"
-    """No work of this lane can succeed now: it stays queued, and so does this request."""
+    """No work of this lane can succeed now: the lane is suspended, and this request stays queued."""
 
 
 class CreateOutcome(Enum):
-    """What became of a create call that did not answer with a batch."""
+    """The outcome of a create call that did not answer with a batch."""
 
     NOT_CREATED = "not_created"
     """Proved: nothing was created. The same bytes may be sent again."""
@@ -98,16 +98,16 @@ class CreateOutcome(Enum):
     RATE_LIMITED = "rate_limited"
     """Nothing was created: wait as long as the API says."""
     INVALID = "invalid"
-    """Nothing was created: some request (`culprits`, or one to be found by halving) spoils the call."""
+    """Nothing was created: a request makes the call invalid (`culprits`, or one to be found by halving)."""
     SUSPENDED = "suspended"
-    """Nothing was created, and nothing will be before somebody mends the cause."""
+    """Nothing was created, and nothing will be until a person removes the cause."""
 
 
 class Refusal(Enum):
     """Why a Messages call was refused for load. Whether it costs an attempt is decided in `retries`."""
 
     OVERLOADED = "overloaded"
-    """The API is busy (529, or an `overloaded_error` inside a stream): it is not we who are too fast."""
+    """The API is overloaded (529, or an `overloaded_error` inside a stream); our rate is not the cause."""
     TOO_FAST = "too_fast"
     """We passed a rate (429)."""
     TOO_MANY_AT_ONCE = "too_many_at_once"
@@ -145,19 +145,19 @@ class Fault:
 
 @attrs.frozen(kw_only=True)
 class Ruling:
-    """What a row or a failed call means for its request.
+    """The ruling on the request of a row or a call.
 
     Attributes:
-        verdict: What becomes of the request.
-        outcome: How it ends if it ends now: for SETTLE, for CONTINUE when it cannot go on, and for RETRY when no
+        verdict: What happens to the request.
+        outcome: Its outcome if it settles now: for SETTLE, for CONTINUE when it cannot go on, and for RETRY when no
             attempt is left.
-        error: Why there is no answer; None where there is one.
-        billed: It came as a message of the API's: its usage tells what it cost, and it is kept as it came.
+        error: Why there is no answer; None if there is one.
+        billed: The API sent a message: its usage gives the cost, and it is kept as it came.
         costs_attempt: Whether this try counts among the request's attempts; False: it is forgiven.
         maybe_billed: The attempt may have been billed although no answer can be used; another one may buy it twice.
         caller_decides: A canceled row: tried again if batchwise canceled to rescue, settled if the caller canceled.
         wait: How long the API asks to wait before the lane's next call.
-        reason: Why the lane is to be suspended, and the mend; for SUSPEND only.
+        reason: Why the lane is suspended, and what to do; only for SUSPEND.
     """
 
     verdict: Verdict
@@ -173,15 +173,15 @@ class Ruling:
 
 @attrs.frozen(kw_only=True)
 class CreateRuling:
-    """What a failed create means for its batch. No create that failed costs its requests an attempt.
+    """The ruling on a batch whose create failed. A failed create costs its requests no attempt.
 
     Attributes:
-        outcome: What became of the batch.
-        error: The failure, as the culprits of an INVALID create get it.
+        outcome: What happened to the batch.
+        error: The error with which the culprits of an INVALID create settle.
         culprits: Positions in the batch that the API names; empty: it names none.
-        everyone: INVALID by what all requests share (the betas): each of them is a culprit.
+        everyone: The create is INVALID because of something that all requests share (the betas).
         wait: How long the API asks to wait.
-        reason: Why the lane is to be suspended, and the mend; for SUSPENDED only.
+        reason: Why the lane is suspended, and what to do; only for SUSPENDED.
     """
 
     outcome: CreateOutcome
@@ -287,7 +287,7 @@ _HOLDS = (
 """The organisation, its workspace or its key is refused, and no request is to blame."""
 _WORDED = frozenset({"invalid_request_error", "rate_limit_error", "permission_error", "billing_error"})
 _DAMAGE = re.compile(r"request body is not valid json|could not parse (?:the )?(?:request )?body", re.IGNORECASE)
-"""Said of a body that was valid JSON when it was sent: every body is encoded here."""
+"""Errors about a body that was valid JSON when it was sent: batchwise encodes every body."""
 _QUEUE_WORDS = re.compile(r"\bqueue\b|batch requests", re.IGNORECASE)
 _CROWD_WORDS = re.compile(r"\bconcurren", re.IGNORECASE)  # "Number of concurrent connections has exceeded ..."
 _NO_MODEL = re.compile(r"model:")  # "model: claude-9"
@@ -303,13 +303,13 @@ UNAFFORDABLE = ResultError(
     "max_spend, then job.retry(), or dispatch it anew",
     retryable=True,
 )
-"""Why a request ends that could pass the spend limit if it were tried again."""
+"""The error of a request that could pass the spend limit if it were tried again."""
 
 
 def rule_row(result: Mapping[str, Any], *, structured: bool = False) -> Ruling:
-    """What a batch's result object (`{"type": "succeeded", "message": ...}` and its like) means. Total: never raises.
+    """Return the ruling on a batch's result object (`{"type": "succeeded", "message": ...}`, ...). Never raises.
 
-    Billed are succeeded rows alone (API documentation). `structured`: its answer has to keep to a JSON schema.
+    Only succeeded rows are billed (API documentation). `structured`: the answer has to keep to a JSON schema.
     """
     match result.get("type"):
         case "succeeded":
@@ -331,7 +331,7 @@ def rule_row(result: Mapping[str, Any], *, structured: bool = False) -> Ruling:
 
 
 def rule_call(fault: Fault, *, bills_profile: bool = False) -> Ruling:
-    """What a failed Messages call means for its request. Total: never raises.
+    """Return the ruling on the request of a failed Messages call. Never raises.
 
     Args:
         fault: The failure.
@@ -348,7 +348,7 @@ def rule_call(fault: Fault, *, bills_profile: bool = False) -> Ruling:
 
 
 def refusal_of(fault: Fault) -> Refusal | None:
-    """Why the API refused a Messages call for load; None: it did not, or no later call will fare better."""
+    """Return why the API refused a Messages call for load; None: it did not, or a later call would fail, too."""
     kind = _kind(fault)
     if fault.status == 529 or fault.type == "overloaded_error":
         return Refusal.OVERLOADED if _TABLE[kind].call is Verdict.RETRY else None
@@ -366,7 +366,7 @@ def bills_profile(body: bytes) -> bool:
 
 
 def rule_create(fault: Fault) -> CreateRuling:
-    """What a failed create means for its batch. Total: never raises.
+    """Return the ruling on the batch of a failed create. Never raises.
 
     A 4xx and a body that was not sent whole prove that nothing was created. A timeout, a 5xx, a dropped connection
     and an answer that cannot be read prove nothing.
@@ -375,7 +375,7 @@ def rule_create(fault: Fault) -> CreateRuling:
     proved = not fault.request_sent or (fault.status is not None and 400 <= fault.status < 500)
     outcome = rule.create if proved else CreateOutcome.UNKNOWN
     if outcome is CreateOutcome.RATE_LIMITED and (fault.retry_after is None or _QUEUE_WORDS.search(fault.message)):
-        outcome = CreateOutcome.QUEUE_FULL  # rate limits always say for how long
+        outcome = CreateOutcome.QUEUE_FULL  # a rate limit always names a time to wait
     invalid = outcome is CreateOutcome.INVALID
     error = ResultError(fault.type, fault.message, retryable=rule.row is not Verdict.SETTLE)
     return CreateRuling(
@@ -389,16 +389,16 @@ def rule_create(fault: Fault) -> CreateRuling:
 
 
 def lane_wide_error(errors: Mapping[tuple[str, str], int], rows: int) -> str | None:
-    """Why the lane must stop after a batch: one same lasting error on all its rows, which is no fault of each row.
+    """Return why the lane must be suspended after a batch: all its rows have the same lasting error; else None.
 
-    A model that does not exist is a fault of each row, as it is of a Messages call.
+    A model that does not exist is a fault of each request, as it is of a Messages call, and no such error.
 
     Args:
         errors: Rows without an answer by (error type, message).
         rows: All rows of the batch.
 
     Returns:
-        The reason with its mend; None for a batch of one row, mixed ends, and errors that pass by themselves.
+        The reason, and what to do; None for a batch of one row, mixed outcomes, and transient errors.
     """
     if rows < 2 or len(errors) != 1:
         return None
@@ -418,15 +418,15 @@ def archived(archived_at: datetime | None, created_at: datetime, now: datetime) 
 
 
 def credible(counts: Mapping[str, int], rows: int) -> Mapping[str, int] | None:
-    """The API's counts of an ended batch's rows; None where they are nonsense: they do not add up to its rows."""
+    """Return the API's counts of an ended batch's rows; None if they do not add up to its rows."""
     return counts if min(counts.values()) >= 0 and sum(counts.values()) == rows else None
 
 
 def discrepancy(found: Mapping[str, int], counts: Mapping[str, int] | None) -> Mapping[str, int]:
-    """How many more rows without an answer were read than the API counted, by result type; negative: fewer.
+    """Return how many more rows without an answer were read than the API counted, by result type; negative: fewer.
 
-    An answer speaks for itself. That there is none is only said, and believing it of a stale row would buy an answer
-    again that is there.
+    An answer proves itself; a row without one proves nothing. If a stale row were believed, an answer that exists would
+    be bought again.
 
     Args:
         found: The rows read, by the types of `UNANSWERED`.
@@ -441,9 +441,9 @@ def discrepancy(found: Mapping[str, int], counts: Mapping[str, int] | None) -> M
 
 
 def met_deadline(outcome: Outcome, deadline: datetime | None, settled: datetime) -> tuple[bool | None, timedelta]:
-    """Whether a request that settles now meets its deadline, and by how much it is late.
+    """Return whether a request that settles now meets its deadline, and by how much it is late.
 
-    Only an answer meets a deadline. A cancelled request has none any more, whoever cancelled it and when.
+    Only an answer meets a deadline. A cancelled request no longer has one, whoever cancelled it and when.
 
     Returns:
         True or False, None without a deadline; and the time from the deadline to the end, zero where it is in time.
@@ -455,16 +455,16 @@ def met_deadline(outcome: Outcome, deadline: datetime | None, settled: datetime)
 
 
 def culprits(message: str) -> tuple[int, ...]:
-    """Positions that a refused create names (`requests.3.custom_id: ...`), ascending; empty if it names none."""
+    """Return the positions that a refused create names (`requests.3.custom_id: ...`), ascending; empty: none."""
     return tuple(sorted({int(position) for position in _CULPRIT.findall(message)}))
 
 
 def rule_answer(message: object, *, structured: bool = False) -> Ruling:
-    """What the body of a 200, or the message of a succeeded row, means, whatever it is. Total: never raises.
+    """Return the ruling on the body of a 200, or on the message of a succeeded row. Never raises.
 
-    A message is an object with a list of `content`; what it is made of is the caller's to read. A refusal is billed and
-    no answer. An answer that was cut off is one, unless it had to keep to a JSON schema: half of that is of no use.
-    Anything else is kept as it came, and not bought again unasked. `structured`: it has to keep to a JSON schema.
+    A message is an object with a list of `content`. A refusal is billed, and is no answer. An answer that was cut off
+    counts, unless it had to keep to a JSON schema (`structured`): half of that is of no use. Any other body is kept as
+    it came, and is not bought again unless the caller asks.
     """
     content = message.get("content") if isinstance(message, Mapping) else None
     if not isinstance(message, Mapping) or not isinstance(content, list):
@@ -487,7 +487,7 @@ _CUT = (
 
 
 def _refused(message: Mapping[str, Any]) -> ResultError:
-    """Why the model declined, as far as the API says (`stop_details`)."""
+    """Return the error of a refusal, with the API's reason if it names one (`stop_details`)."""
     details = message.get("stop_details")
     told = [details.get(name) for name in ("category", "explanation")] if isinstance(details, Mapping) else []
     words = ": ".join(each for each in told if isinstance(each, str) and each)
@@ -500,7 +500,7 @@ def _unusable(kind: str, message: str) -> Ruling:
 
 
 def _row_fault(error: object) -> Fault:
-    """An errored row's error, which lies inside an error response or is bare."""
+    """Return an errored row's error, which lies inside an error response, or is bare."""
     inner = error.get("error", error) if isinstance(error, Mapping) else None
     inner = inner if isinstance(inner, Mapping) else {}
     details = inner.get("details")
@@ -515,7 +515,7 @@ def _row_fault(error: object) -> Fault:
 
 
 def _kind(fault: Fault) -> str:
-    """The fault's name in the table."""
+    """Return the fault's name in the table."""
     status = fault.status
     if status is None or status < 400:  # a row, a lost connection, or an error event inside a stream
         kind = fault.type if fault.type in _TABLE else "unknown_error"
@@ -546,19 +546,19 @@ def _ruling(fault: Fault, verdict: Verdict, mend: str, *, costs_attempt: bool) -
 
 
 def _reason(error: ResultError, mend: str, verdict: Verdict) -> str:
-    """Why a lane is suspended, and the mend.
+    """Return why a lane is suspended, and what to do.
 
-    It has the API's words only where the error is the account's, whose verdict suspends the lane: the API looks at key,
-    access and credit before it reads the request. Others may quote the request.
+    It quotes the API only for errors of the account: the API checks key, access and credit before it reads the request.
+    The messages of other errors may quote the request.
     """
     words = f": {error.message.rstrip('.')}" if verdict is Verdict.SUSPEND else ""
     return f"{error.type}{words}; {mend}"
 
 
 def was_cut(line: bytes) -> bool:
-    """Whether a result line has a message that was cut off, whatever its request's outcome is.
+    """Whether a result line has a message that was cut off, whatever its request's outcome.
 
-    The API writes the stop reason behind the content, so the last one is looked at: quick, for each line of a batch.
+    The API writes the stop reason after the content, so this looks at the last one. Quick, for each line of a batch.
     """
     if not line.startswith(_CUT_WORDS, line.rfind(_STOP_REASON) + len(_STOP_REASON)):
         return False

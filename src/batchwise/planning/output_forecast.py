@@ -1,4 +1,4 @@
-"""How many tokens calls will write: what to reserve before one is written. No clock: `now` is a float, in seconds."""
+"""Forecasts how many tokens calls will write, to reserve them before a call. No clock: `now` is a float, in seconds."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections import deque
 __all__ = ["OutputForecast", "Writing"]
 
 _REMEMBERED = 2_000
-"""Calls of a kind that are looked at."""
+"""The most calls of a kind that count."""
 _SAMPLES = 5
 _ERRORS = 2.0
-"""So many standard errors are added to the mean, so that few samples of a wide spread are not trusted."""
+"""So many standard errors are added to the mean, so that few samples with a wide spread do not count much."""
 _HOLDS = 0.5
-"""Seconds for which an estimate is not made anew."""
+"""Seconds for which an estimate holds."""
 
 
 class Writing:
-    """A call of some kind that writes, or has written."""
+    """A call that writes, or has written."""
 
     __slots__ = ("began", "took", "used")
 
@@ -51,7 +51,7 @@ class OutputForecast:
         self._kinds: dict[tuple[str, int], _Kind] = {}
 
     def expect(self, model: str, max_tokens: int, now: float) -> int:
-        """The tokens to reserve: `max_tokens` until five calls of the kind have ended."""
+        """Return the tokens to reserve: `max_tokens` until five calls of the kind have ended."""
         kind = self._kinds.get((model, max_tokens.bit_length()))
         if kind is None:
             return max_tokens
@@ -60,24 +60,24 @@ class OutputForecast:
         return min(max_tokens, math.ceil(max_tokens * kind.share))
 
     def begin(self, model: str, max_tokens: int, now: float) -> Writing:
-        """A call begins; `end` it, or `drop` it."""
+        """Note that a call begins; `end` it, or `drop` it."""
         writing = Writing(now)
         self._kinds.setdefault((model, max_tokens.bit_length()), _Kind()).calls.append(writing)
         return writing
 
     def end(self, writing: Writing, max_tokens: int, used: int, now: float) -> None:
-        """It wrote so many tokens."""
+        """Note that a call wrote so many tokens."""
         writing.took, writing.used = now - writing.began, used / max(1, max_tokens)
 
     def drop(self, model: str, max_tokens: int, writing: Writing) -> None:
-        """It failed, which says nothing of how much its like write."""
+        """Forget a call that failed: it says nothing about how much such calls write."""
         kind = self._kinds[model, max_tokens.bit_length()]
         if writing in kind.calls:
             kind.calls.remove(writing)
 
 
 def _share(calls: deque[Writing], now: float) -> float:
-    """The share of `max_tokens` to reserve."""
+    """Return the share of `max_tokens` to reserve."""
     ended = sum(call.took is not None for call in calls)
     if ended < _SAMPLES:
         return 1.0

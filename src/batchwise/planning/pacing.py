@@ -1,13 +1,13 @@
-"""How fast the sync lane may go: fills the account's limits without passing them, and gives way when the API says so.
+"""Paces the sync lane: fills the account's limits without passing them, and gives way when the API refuses calls.
 
 A value without a clock: `now` is a float, in seconds of any monotonic clock. One `Pacer` paces one class of models, as
 the API's limits do (API documentation, rate limits).
 
 **Limits** are token buckets that refill continuously, as the API's are. A call may start while no bucket is in debt;
 its cost may take it into debt. A bucket of a given limit holds at most 2 % of a minute (`BURST`), so within any t
-seconds no more is booked than `limit * t/60 + 2 % of limit + one call`. Where no limits are given the account's own
-are followed: a bucket holds a minute, as the API's does, and what the headers say remains may go at once. What a call
-used beyond its reservation is a debt, which is repaid at the whole limit.
+seconds no more is booked than `limit * t/60 + 2 % of limit + one call`. Where no limits are given, the account's own
+are followed: a bucket holds a minute, as the API's does, and all that remains by the headers may go at once. A call
+that used more than its reservation makes a debt, which is repaid at the whole limit.
 
 **Refusals.** A 529 says that the API is busy: the lane slows by the share of its calls that was refused lately, and
 is as fast as before some seconds after the last one. Only when most calls are refused it tries one call at a time. A
@@ -33,9 +33,9 @@ from .outcomes import Refusal
 __all__ = ["BURST", "MINUTE", "Pacer", "Reservation"]
 
 BURST = 0.02
-"""The share of a minute's limit that may start at once after idle time, where limits are given."""
+"""The share of a minute's limit that may start at once after idle time, under given limits."""
 MINUTE = 1.0
-"""The same where the account's limits are followed: a whole minute's limit, as the API's own buckets hold."""
+"""The same under the account's own limits: a whole minute's limit, as the API's own buckets hold."""
 
 _CUT = 0.8
 _LEAST_SHARE = 0.01
@@ -49,36 +49,36 @@ _LONGEST_POLL = 1.0
 _KINDS = ("requests", "input-tokens", "output-tokens")
 
 _WINDOW = 10.0
-"""Seconds after which a call that was refused for overload counts about a third (1/e) of what it did."""
+"""Seconds after which the weight of a call that was refused for overload has fallen to about a third (1/e)."""
 _PRIOR = 5.0
-"""Calls that are taken to have been answered in that window, so that one refusal of few says little."""
+"""Answered calls that are assumed in that window, so that one refusal of few calls counts little."""
 _MOST_REFUSED = 0.5
 _ENOUGH = 8.0
-"""The lane tries single calls once so many calls of the window were made, and more than this share of them refused."""
+"""The lane tries single calls once so many calls of the window were made, and most of them were refused."""
 _ROW = 5
-"""Or once so many calls, of which each was started right after the other, were all refused."""
+"""Or once so many calls that were started one after the other were all refused."""
 
 _REACH_WINDOW = 60.0
 _REACH_SECONDS = 20.0
-"""What the lane reaches is known once calls have waited for it for so long, of the window before."""
+"""The share that the lane reaches is known once calls have waited for so many seconds of the window."""
 
 
 class Reservation(NamedTuple):
-    """A call that was let go, with what is booked for it. It is ended by exactly one `done` or `refused`."""
+    """A call that may start, with the figures booked for it. Exactly one `done` or `refused` ends it."""
 
     at: float
     input_tokens: int
     output_tokens: int
     single: bool
-    """It tries the lane alone."""
+    """It is a single call that tries an overloaded lane."""
     counted: bool
-    """It was waited for, and says something of what the lane reaches."""
+    """It had to wait, so it counts for the share that the lane reaches."""
     number: int
     """Its place among the calls of the lane, in the order of their start."""
 
 
 class _Bucket:
-    """What of one resource may still be started; below zero it is in debt."""
+    """A token bucket of one resource; below zero it is in debt."""
 
     __slots__ = ("at", "burst", "given", "header_limit", "level", "limit", "owed")
 
@@ -89,7 +89,7 @@ class _Bucket:
         self.burst = MINUTE if follows else BURST
         self.level = self.limit * self.burst
         self.owed = 0.0
-        """What finished calls used beyond their reservations; repaid first."""
+        """The debt of finished calls that used more than their reservations; repaid first."""
         self.at = now
 
     def refill(self, now: float, share: float) -> None:
@@ -105,7 +105,7 @@ class _Bucket:
         return (self.owed + booked) * 60.0 / self.limit
 
     def correct(self, more: float) -> None:
-        """A call used so much more than was booked for it, or less."""
+        """Correct the booking of a call that used so much more (or less)."""
         if more > 0.0:
             self.owed += more
             return
@@ -114,14 +114,14 @@ class _Bucket:
         self.level -= more + repaid
 
     def change(self, limit: float) -> None:
-        """Take another limit over; what is booked stays booked."""
+        """Set another limit; bookings stay."""
         if math.isinf(self.limit):
             self.level = limit * self.burst
         self.limit = limit
 
 
 class _Share:
-    """The share of something that is believed to be there: cut when it is refused, then felt for again."""
+    """The share of a limit that is believed to be available: cut after a refusal, then raised step by step."""
 
     def __init__(self, now: float) -> None:
         self.value = self._refused_at = 1.0
@@ -132,7 +132,7 @@ class _Share:
         self.value = max(_LEAST_SHARE, self.value * _CUT)
 
     def hold(self, until: float) -> None:
-        """Grow from then on."""
+        """Do not grow before then."""
         self._grown_at = self._growing_since = max(self._grown_at, until)
 
     def give_back(self, factor: float) -> None:
@@ -140,7 +140,7 @@ class _Share:
         self._refused_at = min(1.0, self._refused_at * factor)
 
     def grow(self, now: float) -> float:
-        """Return to where it was refused, and grow past that, faster the longer nothing is refused.
+        """Return to the share that was refused, and grow past it, faster the longer no call is refused.
 
         Returns:
             The factor by which it would have grown beyond 1; else 1.
@@ -158,12 +158,12 @@ class _Share:
 
 
 class _Overload:
-    """How many of the lane's calls the API was too busy for, of those lately made."""
+    """Counts recent calls, and those that were refused because the API was overloaded."""
 
     def __init__(self, now: float) -> None:
         self._at, self._made, self._refused = now, 0.0, 0.0
         self._row: deque[int] = deque(maxlen=_ROW)
-        """The numbers of the calls that were refused last."""
+        """The numbers of the last refused calls."""
 
     def fade(self, now: float) -> None:
         if now > self._at:
@@ -183,19 +183,19 @@ class _Overload:
 
     @property
     def accepted(self) -> float:
-        """The share of calls that are not refused."""
+        """The share of calls that were not refused."""
         return max(_LEAST_SHARE, 1.0 - min(1.0, self._refused / (self._made + _PRIOR)))
 
     @property
     def severe(self) -> bool:
-        """Whether most calls are refused."""
+        """Whether most calls were refused."""
         if len(self._row) == _ROW and max(self._row) - min(self._row) == _ROW - 1:
             return True
         return self._made >= _ENOUGH and self._refused > _MOST_REFUSED * self._made
 
 
 class _Reach:
-    """What the lane got done while calls waited for it, as a share of what its limits allow."""
+    """Measures the share of its limits that the lane used while calls waited for it."""
 
     def __init__(self, now: float) -> None:
         self.waiting = False
@@ -254,9 +254,9 @@ class Pacer:
         self._series = 0
         """Pauses since the last answer."""
         self._outage = False
-        """Whether they are because most calls met an API that was too busy."""
+        """Whether the pauses are because most calls met an overloaded API."""
         self._single = False
-        """Whether a call that tries the lane alone is out."""
+        """Whether a single call that tries the lane is running."""
         self._started = 0
 
     @property
@@ -266,17 +266,17 @@ class Pacer:
 
     @property
     def running(self) -> int:
-        """Calls that were let go and have not ended."""
+        """How many calls have started and not ended."""
         return self._running[0]
 
     @property
     def share(self) -> float:
-        """The share of the limits that the lane makes use of: 1.0, less after refusals."""
+        """The share of the limits that the lane uses: 1.0, less after refusals."""
         return self._rates.value * self._overload.accepted
 
     @property
     def header_limits(self) -> tuple[int | None, int | None, int | None]:
-        """The limits that the API's headers said: requests, input and output tokens a minute; None: they said none."""
+        """The limits in the API's headers: requests, input and output tokens a minute; None: not named yet."""
         requests, tokens_in, tokens_out = (bucket.header_limit for bucket in self._buckets)
         return requests, tokens_in, tokens_out
 
@@ -288,7 +288,7 @@ class Pacer:
         return max(1.0, math.floor(self._ceiling * self._crowd.value * self._overload.accepted + 1e-9))
 
     def reached(self, now: float) -> float:
-        """The share of the limits at which calls get their answers, to plan with."""
+        """Return the share of the limits at which calls are answered, to plan with."""
         self._advance(now)
         expected = self.share * self._crowd.value * self._overload.accepted
         calls = self._ceiling * 60.0 / self._planned_latency
@@ -297,9 +297,9 @@ class Pacer:
         return expected if measured is None else min(expected, measured)
 
     def ask(self, now: float, *, input_tokens: int, output_tokens: int) -> Reservation | float:
-        """Whether a call may start.
+        """Return a reservation if a call may start now, else the seconds to wait.
 
-        Ask in the order of urgency: a call that was told to wait has no claim before another.
+        Ask in the order of urgency: a call that had to wait has no right before another.
 
         Args:
             now: Seconds of the monotonic clock.
@@ -307,7 +307,7 @@ class Pacer:
             output_tokens: What it is expected to write (see `OutputForecast`); at worst its `max_tokens`.
 
         Returns:
-            What is booked for it: go. Otherwise the seconds after which to ask again, earlier if a call ends.
+            The reservation: the call may start. Else the seconds until the next question; earlier if a call ends.
         """
         self._advance(now)
         wait = self._wait(now)
@@ -327,7 +327,7 @@ class Pacer:
 
     @property
     def _trying(self) -> bool:
-        """Whether the lane tries single calls, since nothing else is answered."""
+        """Whether the lane tries single calls, because most calls are refused."""
         return self._series >= 2
 
     def _wait(self, now: float) -> float:
@@ -338,7 +338,7 @@ class Pacer:
         return max(bucket.wait(self.share) for bucket in self._buckets)
 
     def limited_by(self, now: float) -> str:
-        """What the next call waits for: a field of `Limits`, or "refusals"."""
+        """Return what the next call waits for: a field of `Limits`, or "refusals"."""
         if now < self._paused_until or self._single:
             return "refusals"
         if self.running >= self.concurrency:
@@ -356,11 +356,11 @@ class Pacer:
         output_tokens_used: int = 0,
         latency: float | None = None,
     ) -> None:
-        """A call ended otherwise than by a refusal: its reservation is corrected to what it used.
+        """Note that a call ended without a refusal, and correct its reservation to its use.
 
         Args:
             now: Seconds of the monotonic clock.
-            reserved: What `ask` gave.
+            reserved: The reservation from `ask`.
             input_tokens_used: Uncached input tokens, cache writes included, cache reads not; 0 if the call failed.
             output_tokens_used: Output tokens; 0 if the call failed.
             latency: How long it took, in seconds; None if that says nothing (a failed call).
@@ -369,7 +369,7 @@ class Pacer:
         self._end(reserved)
         more_in, more_out = input_tokens_used - reserved.input_tokens, output_tokens_used - reserved.output_tokens
         self._correct(reserved, 0, more_in, more_out)
-        began_after = reserved.at >= self._paused_at  # one that began before an outage says nothing of it
+        began_after = reserved.at >= self._paused_at  # a call that began before an outage says nothing about it
         if began_after or (now >= self._paused_until and not self._outage):
             if self._outage:
                 self._overload.forget()
@@ -378,11 +378,11 @@ class Pacer:
             self._latency += (latency - self._latency) / 20.0
 
     def refused(self, now: float, reserved: Reservation, refusal: Refusal, retry_after: float | None = None) -> None:
-        """A call was refused for load.
+        """Note that a call was refused for load.
 
         Args:
             now: Seconds of the monotonic clock.
-            reserved: What `ask` gave.
+            reserved: The reservation from `ask`.
             refusal: What the API said.
             retry_after: The header's seconds; None if it was not sent.
         """
@@ -405,17 +405,17 @@ class Pacer:
             if not self._trying:
                 self._cut(refusal, running)
         self._pause(now, pause)
-        for bucket in self._buckets:  # nothing is saved up for the end of the pause
+        for bucket in self._buckets:  # so that no burst follows the pause
             bucket.level = min(bucket.level, 0.0)
             bucket.at = self._paused_until
 
     def observe(self, now: float, headers: Mapping[str, str]) -> None:
-        """Take over what the API says of its limits (`anthropic-ratelimit-*` of any answer).
+        """Take over the API's limits from the headers (`anthropic-ratelimit-*`) of any answer.
 
-        A limit below the given one takes its place, and follows the API up to it again; where none was given, upwards
-        without end. What remains is taken over where it is less than believed (others use the account too), and, where
-        the account's limits are followed, where it is more than all that runs could still use. `-reset` says when a
-        bucket will be full, which the limit and what remains say already, and in the server's time: it is not needed.
+        A limit below the given one replaces it, and follows the API up to the given one again; where none was given,
+        without bound. The remaining amount is taken over where it is less than believed (others use the account, too),
+        and, under the account's own limits, where it is more than all running calls could still use. `-reset` says
+        when a bucket will be full, by the server's time; the limit and the remaining amount say that already.
 
         Args:
             now: Seconds of the monotonic clock.
@@ -437,7 +437,7 @@ class Pacer:
                 bucket.level = min(bucket.level, max(0.0, remaining))
                 if self._follows and remaining - running > bucket.level and now >= self._paused_until:
                     bucket.level, bucket.owed = remaining - running, 0.0
-        self._rates.give_back(1.0 / lowered)  # the refusals are explained: what was cut for them is given back
+        self._rates.give_back(1.0 / lowered)  # the new limits explain the refusals, so undo the cuts
 
     def _advance(self, now: float) -> None:
         self._overload.fade(now)
@@ -456,7 +456,7 @@ class Pacer:
             self._single = False
 
     def _correct(self, reserved: Reservation, requests: int, input_tokens: int, output_tokens: int) -> None:
-        """The request itself stays booked, whatever became of it."""
+        """Correct the bookings of a call; the request itself stays booked."""
         for bucket, more in zip(self._buckets, (0, input_tokens, output_tokens), strict=True):
             bucket.correct(more)
         if reserved.counted:
@@ -475,12 +475,12 @@ class Pacer:
         unlimited = all(math.isinf(bucket.limit) for bucket in self._buckets)
         if refusal is Refusal.TOO_MANY_AT_ONCE or unlimited:
             if math.isinf(self._ceiling):
-                # Nothing was given that a cut could lower: what ran is the first guess.
+                # There is no limit that a cut could lower: the number of running calls is the first guess.
                 self._ceiling, self._learned_ceiling = max(_LEAST_CEILING, float(running)), True
             self._crowd.cut()
             return
         self._rates.cut()
-        for bucket in self._buckets:  # its bucket is not as deep as ours
+        for bucket in self._buckets:  # the API's bucket is less deep than ours
             bucket.burst = BURST
 
 

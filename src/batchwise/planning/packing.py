@@ -1,4 +1,4 @@
-"""How many requests fit into a batch and tell it from others, and the body of its create call.
+"""Packs batches: how many requests fit, which count distinguishes the batch from others, and the create call's body.
 
 The body of a create call is exactly
 
@@ -51,12 +51,12 @@ _BODY_FRAME = len(_OPEN) + len(_CLOSE)
 
 
 def entry_size(custom_id_length: int, body_length: int) -> int:
-    """Bytes of one request's entry in a create body, without the comma that parts it from the next."""
+    """Return the bytes of one request's entry in a create body, without the comma after it."""
     return _ENTRY_FRAME + custom_id_length + body_length
 
 
 def body_length(count: int, entry_bytes: int) -> int:
-    """Bytes of the create body of `count` requests whose `entry_size`s add up to `entry_bytes`: its Content-Length."""
+    """Return the bytes of a create body with `count` entries of `entry_bytes` in all: its Content-Length."""
     return _BODY_FRAME + entry_bytes + max(0, count - 1)
 
 
@@ -74,7 +74,7 @@ def check_entry(size: int, name: str, *, max_bytes: int = MAX_BYTES) -> None:
 
 
 def telling_count(count: int, taken: Collection[int]) -> int | None:
-    """The largest number from 1 to `count` that is not in `taken`; None if there is none.
+    """Return the largest number from 1 to `count` that is not in `taken`; None if there is none.
 
     Args:
         count: How many requests are there to be sealed.
@@ -87,13 +87,13 @@ def telling_count(count: int, taken: Collection[int]) -> int | None:
 
 @attrs.frozen(kw_only=True)
 class Sizes:
-    """How many requests a batch may have, by what became of the creates before; None: as many as are there.
+    """How many requests a batch may have, after the outcomes of earlier creates; None: all queued ones.
 
     Each refusal of more than that halves one of the figures; creates that work let it grow again.
 
     Attributes:
         largest: More were too large for one create call.
-        portion: More hold one that spoils their create, and the API does not say which.
+        portion: More hold a request that makes the create invalid, and the API does not say which.
         room: More did not fit into the account's processing queue.
     """
 
@@ -102,23 +102,23 @@ class Sizes:
     room: int | None = None
 
     def most(self, asked: int) -> int:
-        """How many requests the next batch may have, of `asked`."""
+        """Return how many requests the next batch may have, of `asked`."""
         return min(each for each in (asked, self.largest, self.portion, self.room) if each is not None)
 
     def too_large(self, requests: int) -> Sizes:
-        """A create of so many was too large."""
+        """Return the sizes after a create of so many that was too large."""
         return attrs.evolve(self, largest=_half(requests))
 
     def spoiled(self, requests: int) -> Sizes:
-        """One request spoiled a create of so many."""
+        """Return the sizes after a create of so many that one request made invalid."""
         return attrs.evolve(self, portion=_half(requests))
 
     def full(self, requests: int) -> Sizes:
-        """The account's queue had no room for so many."""
+        """Return the sizes after the account's queue had no room for so many."""
         return attrs.evolve(self, room=_half(requests))
 
     def worked(self, requests: int) -> Sizes:
-        """A create of so many was answered."""
+        """Return the sizes after a create of so many that was answered."""
         largest = self.largest
         if largest is not None and requests >= largest:
             largest += largest // 4 + 1
@@ -135,7 +135,7 @@ def _twice(most: int | None) -> int | None:
 
 
 def may_share(first: datetime | None, second: datetime | None, *, tolerance: timedelta) -> bool:
-    """Whether requests with these deadlines may be in one batch, so that a rescue of one takes little from the other.
+    """Whether requests with these deadlines may share a batch, so that a rescue of one costs the other little.
 
     Args:
         first: A deadline, aware; None for `Latency.FLEXIBLE`, which shares only with its like: nothing may cancel it.
@@ -154,7 +154,7 @@ def body_chunks(
     *,
     before_last: Callable[[], None] | None = None,
 ) -> Iterator[bytes]:
-    """The create body of (custom_id, encoded params) pairs, streamed.
+    """Yield the create body of (custom_id, encoded params) pairs in chunks.
 
     Holds about `chunk_size` bytes and one request. No chunk is empty.
 
@@ -167,7 +167,7 @@ def body_chunks(
     parts: list[bytes] = []
     lead, size = _FIRST, 0
     for name, body in entries:
-        parts += lead, name, _PARAMS, body  # joined once: a body is copied no more than it must
+        parts += lead, name, _PARAMS, body  # joined once, so that bodies are copied as little as possible
         lead = _NEXT
         size += _ENTRY_FRAME + len(name) + len(body)
         if size >= chunk_size:

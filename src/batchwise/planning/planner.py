@@ -1,22 +1,22 @@
-"""The planner: from what is, and what time it is, to what has to be done. No clock, no I/O.
+"""The planner: from the state of the work and the time to the actions that are due. No clock, no I/O.
 
-1. Whatever is unsettled at its last safe moment (unsent, in doubt, canceling, unreadable) goes to the sync lane.
-2. The last safe moment is computed over everything that may have to be rescued at the same time.
+1. Work that is unsettled at its last safe moment (unsent, in doubt, canceling, unreadable) goes to the sync lane.
+2. The last safe moment is computed over all work that may have to be rescued at the same time.
 3. A batch is cancelled only while the sync lane works, only for rows that can still be in time, and only after a
    fresh look at it: it may have ended. A lane that has not answered lately gets one row ahead of the others; while
    that fails, the batch runs on.
 4. Queued work is sealed when its interval is over, its `submit_by` comes, a batch is full, or somebody waits.
-5. A batch gets only what still has a window and its rescue before its deadline (hedged work apart), and nothing that
-   would have to be cancelled before it is looked at again.
-6. A create of unknown outcome is looked for. Past the grace, on the server's clock, its requests go into another batch,
-   and it is watched for.
-7. A suspended lane gets nothing; its work stays queued, or takes the other lane at its last safe moment.
+5. A batch gets only work that still has a window and its rescue before its deadline (hedged work apart), and none that
+   would have to be cancelled before the next look.
+6. A batch whose create has an unknown outcome is looked for. After the grace, by the server's clock, its requests go
+   into another batch, and it is watched for.
+7. A suspended lane gets no work; its work stays queued, or takes the other lane at its last safe moment.
 8. Overdue work runs on the cheapest lane, or fails unsent, as the policy says.
-9. What would be too late when the planner is asked next is done now.
-10. The lease's holder may stand still (stopped, asleep) and hold it all the same: at the last safe moment the others
-    take what is unsettled to the sync lane, and leave its batches alone.
-11. Where the policy asks for it, one of the requests that share a prefix goes ahead to write it to the prompt cache, if
-    that is cheaper and a window more fits; the others wait for its batch, never longer than they can.
+9. An action that would be too late at the next pass is due now.
+10. A process that stands still (stopped, asleep) keeps the lease. At the last safe moment other processes move its
+    unsettled work to the sync lane, and leave its batches alone.
+11. If the policy asks for it, one of the requests that share a prefix goes ahead to write it to the prompt cache, where
+    that is cheaper and another window fits. The others wait for its batch, never longer than their deadlines allow.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from .state import BatchState, BatchView, Snapshot
 __all__ = ["next_due", "plan", "safe_moments"]
 
 _STEPS = 100
-"""Moments looked at, at most, to find since when something has been due."""
+"""The most moments that are tried to find since when an action has been due."""
 
 
 def _walk(agenda: Agenda) -> Agenda:
-    """Look at everything; without the lease only at what concerns the sync lane."""
+    """Apply all rules; without the lease only those of the sync lane."""
     tend_sync_queue(agenda)
     if agenda.snapshot.leased:
         for batch in agenda.batches:
@@ -58,18 +58,17 @@ def _walk(agenda: Agenda) -> Agenda:
 
 
 def safe_moments(snapshot: Snapshot, now: datetime, policy: Policy) -> dict[int, datetime]:
-    """By batch: its last safe moment, for people to see."""
+    """Return the last safe moment of each batch, to be shown."""
     rescues = Rescues(snapshot, now, policy)
     found = {batch.id: rescues.cancel_moments(batch) for batch in snapshot.batches}
     return {number: min(moments) for number, moments in found.items() if moments}
 
 
 def next_due(snapshot: Snapshot, now: datetime, policy: Policy, *, job: int | None = None) -> datetime | None:
-    """When some process must run at the latest so that every deadline is kept; None: nothing waits.
+    """Return when a process must run at the latest so that every deadline is kept; None: no work waits.
 
-    A moment in the past is the one at which somebody should have come, and nobody did. Looks at batches that a pump
-    takes in between, to be early, are not counted. With a job (its number) only what that one needs counts; rescues are
-    computed over everything all the same.
+    A moment in the past means that a process should have run then, and none did. Optional polls do not count. With a
+    job (its number) only its needs count; rescues are still computed over all work.
     """
     asked = _asked(snapshot, now, policy, job)
     if not _undone(asked):
@@ -92,23 +91,23 @@ def _asked(snapshot: Snapshot, at: datetime, policy: Policy, job: int | None) ->
 
 
 def _undone(agenda: Agenda) -> bool:
-    """Whether something is due that nobody does. Whoever runs calls comes to those that are queued behind them."""
+    """Whether an action is due that no process does. A process that runs calls comes to the queued ones by itself."""
     return any(not (isinstance(action, Run) and agenda.snapshot.sync_running) for action in agenda.actions)
 
 
 def _arrivals(snapshot: Snapshot) -> Iterator[datetime]:
-    """Since when each group has been in its queue, and each batch as it was last seen."""
+    """Yield since when each group has been in its queue, and each batch in its last known state."""
     yield from (group.since for group in (*snapshot.sync_running, *snapshot.sync_queue, *snapshot.batch_queue))
     yield from map(_since, snapshot.batches)
 
 
 def _since(batch: BatchView) -> datetime:
-    """Since when it is known to be as it is; an open one runs from its seal on."""
+    """Return since when the batch has been in its state, as far as known; an open one since its seal."""
     return batch.sealed_at if batch.state is BatchState.OPEN else batch.polled_at or batch.sealed_at
 
 
 def _as_of(snapshot: Snapshot, at: datetime) -> Snapshot:
-    """What was there already at a moment before now."""
+    """Return the part of the snapshot that was there already at an earlier moment."""
     return attrs.evolve(
         snapshot,
         batch_queue=tuple(group for group in snapshot.batch_queue if group.since <= at),
@@ -119,17 +118,17 @@ def _as_of(snapshot: Snapshot, at: datetime) -> Snapshot:
 
 
 def plan(snapshot: Snapshot, now: datetime, policy: Policy, *, wake_gap: timedelta = ZERO) -> tuple[Action, ...]:
-    """What has to be done now.
+    """Return the actions that are due now.
 
     Args:
         snapshot: The unsettled work.
         now: The moment (aware UTC).
         policy: The rules' figures.
-        wake_gap: How much later than asked for the planner may be asked again (a cron's period; 0 for a pump).
+        wake_gap: How late the planner's next pass may be (a cron's period; 0 for a pump).
 
     Returns:
         Actions in the order in which to begin them; a `WaitUntil` stands last where something falls due later.
-        Without the lease only what concerns the sync lane.
+        Without the lease only actions of the sync lane.
     """
     agenda = _walk(Agenda(snapshot, now, policy, wake_gap))
     waits = () if agenda.next is None else (WaitUntil(agenda.next),)

@@ -1,8 +1,8 @@
-"""What a request will cost, and what it did cost: genai-prices' data, resolved once and multiplied as integers.
+"""Prices: what a request will cost, and what it did cost, by genai-prices' data, with exact integers.
 
 Prices per token are whole numbers of pico-USD (1e-12 USD), so that sums over 100,000 rows are exact and cheap. An
-unknown model, variant or price kind gives None, never a neighbour's number: `genai_prices.calc_price` matches
-prefixes and would price `claude-opus-4-12` as 4.1.
+unknown model, variant or price kind gives None, never the price of a similar model: `genai_prices.calc_price` matches
+prefixes, and would price `claude-opus-4-12` as 4.1.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _MEMO_LIMIT = 4_096
 _WEB_SEARCH = Decimal("0.01")
 _BATCH = Decimal("0.5")
 US_FACTOR = Decimal("1.1")
-"""What US-only inference costs, of the usual price."""
+"""The factor on the usual price for US-only inference."""
 _GEOS = frozenset({None, "", "global", "not_available", "us"})
 _TIERS = frozenset({None, "", "auto", "standard", "standard_only", "batch"})
 _SPEEDS = frozenset({None, "", "standard", "fast"})
@@ -64,7 +64,7 @@ _DATED = re.compile(r"(.+)-20[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])
 
 @attrs.frozen
 class Tariff:
-    """What one model charges on one lane and variant, in whole pico-USD a token.
+    """The rates of one model on one lane and variant, in whole pico-USD a token.
 
     Attributes:
         input: An uncached input token.
@@ -92,14 +92,14 @@ class Tariff:
             raise InvalidValueError("Tariff: give threshold and above together, or neither")
 
     def at_length(self, tokens: int | Fraction) -> Tariff:
-        """The tariff of a request with so many input tokens, cached ones included."""
+        """Return the tariff of a request with so many input tokens, cached ones included."""
         tariff = self
         while tariff.threshold is not None and tariff.above is not None and tokens > tariff.threshold:
             tariff = tariff.above
         return tariff
 
     def scaled(self, factor: Decimal) -> Tariff:
-        """Every token kind times `factor`; a web search keeps its price.
+        """Return the tariff with every token kind times `factor`; a web search keeps its price.
 
         Raises:
             InvalidValueError: A product is no whole number of pico-USD.
@@ -123,7 +123,7 @@ class PriceBook:
 
     @property
     def source(self) -> str:
-        """Whose prices these are, in words: the release of genai-prices, or the day on which its data were fetched."""
+        """The source of the prices in words: the release of genai-prices, or the day on which its data were fetched."""
         from genai_prices.data_snapshot import get_snapshot
 
         snapshot = get_snapshot()
@@ -140,7 +140,7 @@ class PriceBook:
         service_tier: str | None = None,
         at: datetime | None = None,
     ) -> Tariff | None:
-        """What `model` charges on `lane`, or None where that is not known for certain.
+        """Return the tariff of `model` on `lane`, or None where that is not known for certain.
 
         Args:
             model: An exact model id, or one with a date suffix (`-YYYYMMDD`) of a model that the data know.
@@ -169,7 +169,7 @@ class PriceBook:
         return rates
 
     def context_window(self, model: str) -> int | None:
-        """Input and output tokens that a model takes at most; None where the data do not say."""
+        """Return the most input and output tokens that a model takes; None where the data do not say."""
         from genai_prices import Usage, calc_price
 
         try:
@@ -190,7 +190,7 @@ class PriceBook:
 
 
 def book_of(prices: Mapping[str, Rates] | PriceBook | None) -> PriceBook:
-    """The price book of a caller's prices; equal ones share it."""
+    """Return the price book of a caller's prices; equal ones share it."""
     return prices if isinstance(prices, PriceBook) else _book(frozenset((prices or {}).items()))
 
 
@@ -200,15 +200,15 @@ def _book(own: frozenset[tuple[str, Rates]]) -> PriceBook:
 
 
 def named_remedy(model: str) -> str:
-    """What to write where the price of a model is unknown."""
+    """Return what an error recommends where the price of a model is unknown."""
     return f"give it, in USD per million tokens: Policy(prices={{{shown(model)}: Rates(input=3, output=15)}})"
 
 
 def cost(usage: Mapping[str, Any], rates: Tariff) -> int:
-    """What one answer cost, in pico-USD, from the API's `usage` object.
+    """Return what one answer cost, in pico-USD, from the API's `usage` object.
 
-    Usage of several answers must not be added up before: length decides the rates of each answer by itself. Tokens of
-    other models (`is_priced_whole`) are not in the figure.
+    Do not add up the usage of several answers before: each answer's length decides its own rates. Tokens of other
+    models (`is_priced_whole`) are not in the figure.
     """
     get = usage.get
     fresh = get("input_tokens") or 0
@@ -229,7 +229,7 @@ def cost(usage: Mapping[str, Any], rates: Tariff) -> int:
 
 
 def is_priced_whole(usage: Mapping[str, Any]) -> bool:
-    """Whether `cost` sees all that was billed.
+    """Whether `cost` covers all that was billed.
 
     Beta answers may list `iterations` beside the model's own turns (a compaction, an advisor or fallback model), whose
     tokens are not in the top-level figures or are another model's, or redeem a fallback credit. Usage without its two
@@ -241,20 +241,20 @@ def is_priced_whole(usage: Mapping[str, Any]) -> bool:
 
 
 def estimate(input_tokens: int, output_tokens: int, rates: Tariff) -> int:
-    """What so many uncached input tokens and output tokens would cost, in pico-USD."""
+    """Return what so many uncached input tokens and output tokens would cost, in pico-USD."""
     return cost({"input_tokens": input_tokens, "output_tokens": output_tokens}, rates)
 
 
 def to_usd(pico: int) -> Decimal:
-    """Pico-USD as exact USD."""
+    """Return pico-USD as exact USD."""
     return _EXACT.divide(pico, PICO)
 
 
 def to_pico(usd: Decimal | int) -> int:
-    """USD as pico-USD.
+    """Return USD as pico-USD.
 
     Raises:
-        InvalidValueError: It is no whole number of pico-USD.
+        InvalidValueError: The amount is no whole number of pico-USD.
     """
     return _whole(_EXACT.multiply(Decimal(usd), PICO))
 
@@ -266,7 +266,7 @@ def _whole(pico: Decimal) -> int:
 
 
 def _listed(model: str, at: datetime, *, batch: bool, fast: bool) -> Tariff | None:
-    """The rates by genai-prices' data."""
+    """Return the rates by genai-prices' data."""
     from genai_prices import Usage, calc_price
 
     resolve = partial(calc_price, Usage(), model, provider_id="anthropic", genai_request_timestamp=at)
@@ -287,7 +287,7 @@ def _listed(model: str, at: datetime, *, batch: bool, fast: bool) -> Tariff | No
 
 
 def _own_tariff(given: Rates, usual: _Multiples) -> Tariff:
-    """A caller's rates; what is left out is the model's multiple, rounded up so that its parts are whole, too."""
+    """Return a caller's tariff; missing rates are the model's multiples, rounded up so that their parts are whole."""
     write = given.input * usual.write_5m if given.cache_write is None else given.cache_write
     hour = write * usual.write_1h / usual.write_5m
     read = given.input * usual.read if given.cache_read is None else given.cache_read
@@ -300,7 +300,7 @@ def _own_tariff(given: Rates, usual: _Multiples) -> Tariff:
 
 
 class _Multiples(NamedTuple):
-    """What the cache costs, of an uncached input token."""
+    """The prices of cache tokens, as multiples of an uncached input token's."""
 
     write_5m: Decimal
     write_1h: Decimal
@@ -308,11 +308,11 @@ class _Multiples(NamedTuple):
 
 
 _USUAL = _Multiples(Decimal("1.25"), Decimal(2), Decimal("0.1"))
-"""Of models for which the data have no figures (Anthropic's pricing page, 2026)."""
+"""The multiples of models for which the data have none (Anthropic's pricing page, 2026)."""
 
 
 def _multiples(model: str, at: datetime) -> _Multiples:
-    """A model's multiples by the data, where they have them."""
+    """Return a model's multiples by the data, or the usual ones."""
     tariff = _listed(model, at, batch=False, fast=False)
     if tariff is None or not tariff.input:
         return _USUAL
@@ -333,7 +333,7 @@ def _is_id_of(name: str, model: ModelInfo) -> bool:
 
 
 def _table(prices: Mapping[str, Any]) -> Tariff | None:
-    """The data's prices (USD per million tokens or per 1,000 searches, perhaps by length) as rates."""
+    """Return the data's prices (USD per million tokens or per 1,000 searches, perhaps by length) as a tariff."""
     known = {kind: price for kind, price in prices.items() if price is not None}
     if not known.keys() <= _KINDS or not {"input_mtok", "output_mtok"} <= known.keys():
         return None
@@ -347,7 +347,7 @@ def _table(prices: Mapping[str, Any]) -> Tariff | None:
 
 
 def _at_length(known: Mapping[str, Any], tokens: int) -> Tariff:
-    """The rates of a request with so many input tokens: the highest tier that it passes holds for all of them."""
+    """Return the tariff of a request with so many input tokens: the highest tier that it passes holds for all."""
 
     def price(kind: str, otherwise: Decimal) -> Decimal:
         listed = known.get(kind)

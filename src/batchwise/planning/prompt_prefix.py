@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 BREAKPOINT, HOUR = b'"cache_control":{"type":"ephemeral"}', b'"cache_control":{"type":"ephemeral","ttl":"1h"}'
-"""A breakpoint as the encoder writes it that names no life, and one that asks for an hour."""
+"""A breakpoint without a lifetime, as the encoder writes it, and one that asks for an hour."""
 GROWTH = len(HOUR) - len(BREAKPOINT)
 _FIVE_MINUTES = b'"ttl":"5m"'
 _MINIMA = {"claude-opus": 4_096, "claude-haiku": 4_096, "claude-sonnet": 2_048}
@@ -42,7 +42,7 @@ class Prefix(NamedTuple):
     Attributes:
         digest: Of the model and the blocks, without the breakpoints themselves, as hexadecimal digits.
         tokens: How many, estimated.
-        breakpoints: How many breakpoints of the whole prompt name no life.
+        breakpoints: How many breakpoints of the whole prompt have no lifetime.
     """
 
     digest: str
@@ -51,7 +51,7 @@ class Prefix(NamedTuple):
 
 
 def prefix_of(model: str, body: bytes) -> Prefix | None:
-    """The prefix that a request declares cacheable; None: it has no breakpoint at a block, or asks for five minutes.
+    """Return the prefix that a request declares cacheable; None: no breakpoint at a block, or one of five minutes.
 
     Five minutes are over before a batch that wrote the prefix is seen to have ended, and the API refuses an hour behind
     them, so nothing of such a request is asked for an hour.
@@ -113,7 +113,7 @@ def _blocks(params: Mapping[str, Any]) -> Iterator[tuple[bool, Any]]:
 
 
 def minimum_tokens(model: str) -> int:
-    """The fewest tokens of a prefix that a model caches, to be on the safe side."""
+    """Return the fewest tokens of a prefix that a model surely caches."""
     return next((least for family, least in _MINIMA.items() if model.startswith(family)), _MOST)
 
 
@@ -123,9 +123,9 @@ def is_never_cached(tokens: int) -> bool:
 
 
 def under_an_hour(body: bytes, breakpoints: int) -> bytes:
-    """A body whose breakpoints that name no life ask for an hour; it grows by `GROWTH` for each.
+    """Return a body whose breakpoints without a lifetime ask for an hour; it grows by `GROWTH` for each.
 
-    One that was continued since may have fewer of them: then it is filled up with spaces, which JSON passes over.
+    A body that was continued since may have fewer of them: then it is filled up with spaces, which JSON ignores.
     """
     made = body.replace(BREAKPOINT, HOUR, breakpoints)
     missing = len(body) + breakpoints * GROWTH - len(made)
@@ -133,7 +133,7 @@ def under_an_hour(body: bytes, breakpoints: int) -> bytes:
 
 
 def prefix_words(tokens: int, model: str, left: timedelta | None, needed: timedelta) -> str:
-    """What the explanation of a decision for a batch says of a prefix.
+    """Return what the explanation of a decision for a batch says of a prefix.
 
     Args:
         tokens: How long the prefix is.

@@ -1,4 +1,4 @@
-"""What queued work needs: to be sealed into a batch, run on the sync lane, moved between the two, or failed."""
+"""The rules for queued work: when it is sealed into a batch, run on the sync lane, moved to the other lane, failed."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _NEAR = timedelta(minutes=1)
 _NEVER = datetime.max.replace(tzinfo=timezone.utc)
 _BLOCKING = 1
 _MOST_PRIMERS = 100
-"""Prefixes that are written to the cache at the same time, each by a batch of its own: our choice."""
+"""The most prefixes that are primed at the same time, each by a batch of its own: our choice."""
 _AHEAD = timedelta(minutes=1)
-"""How much of the sync lane's time is handed out beyond the next look, so that the lane does not run dry."""
+"""So much of the sync lane's time is claimed beyond the next pass, so that the lane does not run dry."""
 
 
 # -- for a batch ------------------------------------------------------------------------------------------------------
 
 
 def tend_batch_queue(agenda: Agenda) -> None:
-    """Rules 4, 5, 7 and 8 for what waits for a batch."""
+    """Apply rules 4, 5, 7 and 8 to work that waits for a batch."""
     snapshot, most = agenda.snapshot, queue_limit(agenda.policy.limits)
     waiting = sum(batch.requests for batch in snapshot.batches if batch.state is not BatchState.ENDED)
     room = MAX_REQUESTS if most is None else most - waiting  # a batch that ends makes room, and asks again
@@ -60,10 +60,9 @@ def tend_batch_queue(agenda: Agenda) -> None:
 def _by_caching(
     agenda: Agenda, bundle: list[Group], priming: dict[str, datetime], largest: int
 ) -> Iterator[tuple[Caching, list[Group]]]:
-    """A bundle that is due, by how its batches treat the prompt cache; what waits for a primer is left out.
+    """Yield a due bundle by how its batches treat the prompt cache, without requests that wait for a primer.
 
-    Requests with the same prefix go together, into the same batches. Prefixes for which one goes ahead are added to
-    `priming`.
+    Requests with the same prefix go into the same batches. Prefixes that get a primer are added to `priming`.
     """
     if agenda.policy.cache != "prime":
         yield Caching.AS_IS, bundle
@@ -87,7 +86,7 @@ def _by_caching(
 
 
 def _filled(shares: Iterable[list[Group]], largest: int) -> Iterator[list[Group]]:
-    """Shares put together as long as a batch has room for all of them: none is split that fits into one."""
+    """Yield shares joined into batches: a share that fits into one batch is not split."""
     together, count = list[Group](), 0
     for groups in shares:
         requests = sum(group.requests for group in groups)
@@ -99,13 +98,13 @@ def _filled(shares: Iterable[list[Group]], largest: int) -> Iterator[list[Group]
 
 
 def _may_wait(agenda: Agenda, prefix: str) -> bool:
-    """Whether every deadline can be kept in the worst case if all with this prefix waits for a primer's window."""
+    """Whether every deadline can be kept in the worst case if all work of this prefix waits for a primer's window."""
     until = agenda.horizon + longest_batch_of(agenda.policy)
     return may_wait(agenda.snapshot, prefix, until, agenda.now, agenda.policy)
 
 
 def _step(agenda: Agenda, groups: list[Group], primed_by: datetime | None) -> tuple[Step, datetime]:
-    """What comes next for requests that share a prefix, and until when they wait at the longest, if they do."""
+    """Return the next step for requests that share a prefix, and until when they may wait."""
     terms, snapshot, takes = groups[0].terms, agenda.snapshot, longest_batch_of(agenda.policy)
     lasts = [last for group in groups for last in (group.terms.submit_by, agenda.rescues.last_seal(group))]
     last = min((each for each in lasts if each is not None), default=None)
@@ -136,7 +135,7 @@ def _paused(agenda: Agenda) -> bool:
 
 
 def divert(agenda: Agenda, group: Group, *, sendable: bool) -> bool:
-    """Rules 1, 5, 7 and 8: whether the group leaves the batch queue."""
+    """Apply rules 1, 5, 7 and 8 to a group; returns whether it leaves the batch queue."""
     terms = group.terms
     if terms.deadline is not None and terms.deadline <= agenda.now and agenda.policy.late == "fail":
         agenda.add(FailLate(terms.id))
@@ -161,7 +160,7 @@ def _bundle_due(agenda: Agenda, bundle: list[Group], largest: int) -> bool:
 
 
 def _largest_batch(agenda: Agenda, bundle: list[Group]) -> int:
-    """The most requests in one batch of these."""
+    """Return the most requests that one batch of these may have."""
     asked = agenda.policy.max_batch_requests
     if asked == "auto":
         return best_size(sum(group.requests for group in bundle), expected_ends(bundle, agenda.snapshot.batch_ends))
@@ -178,7 +177,7 @@ def _seal_moments(agenda: Agenda, group: Group) -> Iterator[datetime]:
 
 
 def _bundles(groups: Iterable[Group]) -> Iterator[list[Group]]:
-    """Groups that may share a create call: the same headers, and deadlines so near each other that one rescue fits."""
+    """Yield groups that may share a create call: the same headers, and deadlines so near that one rescue fits."""
 
     def order(group: Group) -> tuple[object, ...]:
         deadline = group.terms.deadline
@@ -195,7 +194,7 @@ def _bundles(groups: Iterable[Group]) -> Iterator[list[Group]]:
 
 
 def _soonest(bundle: list[Group]) -> tuple[bool, datetime]:
-    """Where the account's queue has little room, the nearest deadline goes first."""
+    """Return the sort key by which bundles are sent: nearest deadline first, for the account's queue may be full."""
     first = bundle[0]
     return first.terms.deadline is None, first.terms.deadline or first.since
 
@@ -213,7 +212,7 @@ def _may_share(first: Group, other: Group) -> bool:
 
 
 def tend_sync_queue(agenda: Agenda) -> None:
-    """Rules 7 and 8 for what waits for the sync lane, in the order in which it runs."""
+    """Apply rules 7 and 8 to work that waits for the sync lane, in the order in which it runs."""
     ready = []
     for group in agenda.snapshot.sync_queue:
         terms = group.terms
@@ -221,7 +220,7 @@ def tend_sync_queue(agenda: Agenda) -> None:
         if late and agenda.policy.late == "fail":
             agenda.add(FailLate(terms.id))
         elif late and terms.lane is Lane.BATCH and agenda.batch_works and not terms.max_cost_each:
-            # Under a spend limit no more is kept for it than one call.
+            # Under a spend limit only the cost of one call is reserved for it.
             agenda.add(Move(terms.id, Lane.BATCH))
         elif agenda.sync_works:
             ready.append((_urgency(agenda, group), group))
@@ -229,7 +228,7 @@ def tend_sync_queue(agenda: Agenda) -> None:
 
 
 def _hand_out(agenda: Agenda, ready: Iterable[tuple[tuple[int, datetime], Group]]) -> None:
-    """Claim no more than the lane does before the next pass: urgent work that comes later is not stuck behind it.
+    """Claim no more than the lane can do before the next pass, so that later urgent work is not stuck behind it.
 
     So urgent work waits only for claimed work whose deadline is no later.
     """
@@ -244,7 +243,7 @@ def _hand_out(agenda: Agenda, ready: Iterable[tuple[tuple[int, datetime], Group]
 def _share_out(
     agenda: Agenda, ready: Iterable[tuple[tuple[int, datetime], Group]], running: Iterable[Group]
 ) -> Iterator[tuple[tuple[int, datetime], Run]]:
-    """The same for the work of one class of models."""
+    """Yield the claims for the work of one class of models."""
     lane_time = agenda.rescues.lane_time
     held = sorted((_due(agenda, group), lane_time(group)) for group in running)
     sums = list(accumulate((time for _, time in held), initial=ZERO))
@@ -263,13 +262,13 @@ def _share_out(
 
 
 def _due(agenda: Agenda, group: Group) -> datetime:
-    """Its deadline, if that can be kept: what is late anyway comes last."""
+    """Return the group's deadline if that can be kept; late work comes last."""
     kept = agenda.rescues.start(group) is not None
     return group.terms.deadline if kept and group.terms.deadline is not None else _NEVER
 
 
 def _urgency(agenda: Agenda, group: Group) -> tuple[int, datetime]:
-    """Rescues without slack first, then blocking work, then by deadline; what is late anyway comes last."""
+    """Return the sort key: rescues without slack, then blocking work, then by deadline; late work last."""
     start = agenda.rescues.start(group)
     if start is not None:
         return (0 if start <= agenda.horizon + agenda.rescues.margin else 2), start

@@ -1,4 +1,4 @@
-"""What the requests of a workload are like: their lengths with shares, and what one of them costs on average.
+"""The mix of requests in a workload: their lengths with shares, and the mean cost of one.
 
 Prices may depend on a request's length, so a price is asked for each length and the mean is taken of the prices.
 """
@@ -51,7 +51,7 @@ class Kind:
     output_tokens: Fraction
 
     def price(self, prices: PriceBook, lane: Lane, at: datetime | None) -> Fraction | None:
-        """Pico-USD of one; None: unknown."""
+        """Return the pico-USD of one request; None: unknown."""
         tariff = prices.rates(self.model, lane, at=at)
         if tariff is None:
             return None
@@ -83,7 +83,7 @@ class Mix:
         return self._mean([kind.output_tokens for kind in self.kinds])
 
     def price(self, prices: PriceBook, lane: Lane, at: datetime | None) -> Fraction | None:
-        """Mean pico-USD of one; None where the price of some is unknown."""
+        """Return the mean pico-USD of one request; None if the price of some is unknown."""
         found = [kind.price(prices, lane, at) for kind in self.kinds]
         known = [price for price in found if price is not None]
         return self._mean(known) if len(known) == len(found) else None
@@ -103,10 +103,11 @@ def mix_of(
     mean_cached_tokens: Number,
     request_bytes: int | None,
 ) -> Mix:
-    """The mix that a sample stands for, or that figures describe: the mean length, or lengths with their shares.
+    """Return the mix of a sample, or of figures: the mean length, or lengths with their shares.
 
     Raises:
-        InvalidValueError: Too much is said or too little, a figure is no number, or no share is above zero.
+        InvalidValueError: Arguments are missing or contradict each other, a figure is no number, or no share is above
+            zero.
     """
     lengths = "mean_input_tokens" if input_lengths is None else "input_lengths"
     figures = {
@@ -142,7 +143,7 @@ def mix_of(
 
 
 def _shares(mean: Number | None, lengths: Mapping[int, Number] | None) -> Iterator[tuple[Fraction, Fraction]]:
-    """Lengths with their shares."""
+    """Yield lengths with their shares."""
     if lengths is None:
         yield to_number(mean, "mean_input_tokens"), Fraction(1)
         return
@@ -151,13 +152,13 @@ def _shares(mean: Number | None, lengths: Mapping[int, Number] | None) -> Iterat
 
 
 def _sampled(requests: Iterable[Request]) -> Mix:
-    """The mix that a sample of requests stands for.
+    """Return the mix of a sample of requests.
 
-    Tokens are estimated as the router does: four bytes of the body for an input token, and what is expected of the
-    output, else all of max_tokens.
+    Tokens are estimated as the router does: four bytes of the body for an input token, and the expected output, else
+    all of max_tokens.
 
     Raises:
-        InvalidValueError: The sample is empty, or has something else than requests.
+        InvalidValueError: The sample is empty, or has items that are no requests.
     """
     from batchwise.request import Request
 
@@ -178,6 +179,6 @@ def _sampled(requests: Iterable[Request]) -> Mix:
 
 
 def to_dollars(pico: Fraction) -> Decimal:
-    """Pico-USD as USD, to 40 digits."""
+    """Return pico-USD as USD, to 40 digits."""
     usd = pico / 10**12
     return _MONEY.divide(Decimal(usd.numerator), Decimal(usd.denominator))

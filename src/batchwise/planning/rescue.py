@@ -1,4 +1,4 @@
-"""The joint schedule of all rescues: when what is unsettled has to be on the sync lane, or its batch cancelled."""
+"""The joint schedule of all rescues: when work has to be on the sync lane, and when its batch has to be cancelled."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = [
 ]
 
 _CALM = Fraction(70, 100)
-"""The share of its limits that hedged work counts on, so that urgent work still to come finds room: our choice."""
+"""The share of the limits that hedged work counts on, so that later urgent work finds room: our choice."""
 
 
 def is_hedged(terms: Terms, policy: Policy) -> bool:
-    """Whether its batch may be broken off before its window is over."""
+    """Whether a batch with such work may be cancelled before its window is over."""
     return policy.hedge or terms.hedged
 
 
 def _places(snapshot: Snapshot) -> Iterator[tuple[Group, BatchView | None]]:
-    """Every group that may need the sync lane, with the batch that it is in."""
+    """Yield every group that may need the sync lane, with the batch that it is in."""
     for group in (*snapshot.sync_running, *snapshot.sync_queue, *snapshot.batch_queue):
         yield group, None
     for batch in snapshot.batches:
@@ -45,17 +45,17 @@ def _places(snapshot: Snapshot) -> Iterator[tuple[Group, BatchView | None]]:
 
 
 def groups_of(snapshot: Snapshot) -> Iterator[Group]:
-    """Every group that is not settled, wherever it is."""
+    """Yield every unsettled group."""
     return (group for group, _ in _places(snapshot))
 
 
 def capacity_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Capacity:
-    """The sync lane, for all that the snapshot holds."""
+    """Return the capacity of the sync lane for all work of the snapshot."""
     return Capacity(policy, now, snapshot.measured, (group.terms.model for group in groups_of(snapshot)))
 
 
 def cohort_of(group: Group, deadline: datetime, release: datetime | None) -> Cohort:
-    """A group as work for the sync lane."""
+    """Return a group as a cohort for the sync lane."""
     return Cohort(
         deadline=deadline,
         requests=group.requests,
@@ -67,7 +67,7 @@ def cohort_of(group: Group, deadline: datetime, release: datetime | None) -> Coh
 
 
 def cohorts_of(snapshot: Snapshot, now: datetime) -> list[tuple[Cohort, Group, BatchView | None]]:
-    """What may have to be on the sync lane before a deadline that is still to come."""
+    """Return the cohorts that may have to run on the sync lane before a deadline that is still to come."""
     return [
         (cohort_of(group, due, _release(batch, snapshot.clock_offset, now)), group, batch)
         for group, batch in _places(snapshot)
@@ -76,14 +76,14 @@ def cohorts_of(snapshot: Snapshot, now: datetime) -> list[tuple[Cohort, Group, B
 
 
 def _release(batch: BatchView | None, clock_offset: timedelta, now: datetime) -> datetime | None:
-    """The moment at which it could be on the sync lane without paying twice, should its batch expire."""
+    """Return when rows could be on the sync lane without being paid for twice, if their batch expires."""
     if batch is not None and batch.expires_at is not None:
         return max(now, batch.expires_at - clock_offset)
     return None
 
 
 class Rescues:
-    """Rule 2: the last safe moments, computed over everything that may have to be rescued at the same time.
+    """Rule 2: the last safe moments, computed over all work that may have to be rescued at the same time.
 
     Each class of models has a sync lane to itself.
     """
@@ -99,7 +99,7 @@ class Rescues:
         self._lost = self._hopeless()
 
     def _latest(self, share: Fraction) -> dict[tuple[str, datetime], datetime]:
-        """By class and deadline: when its work has to start on the sync lane at the latest."""
+        """Return, by class and deadline, when work has to start on the sync lane at the latest."""
         starts: dict[tuple[str, datetime], datetime] = {}
         for name, cohorts in self._cohorts.items():
             pace = self.capacity.pace(name, share)
@@ -109,7 +109,7 @@ class Rescues:
         return starts
 
     def _hopeless(self) -> set[tuple[str, datetime]]:
-        """Deadlines that cannot be kept for a single request of the class."""
+        """Return the deadlines that cannot be kept for any request of the class."""
         lost: set[tuple[str, datetime]] = set()
         for name, cohorts in self._cohorts.items():
             keys = {(name, cohort.deadline) for cohort in cohorts}
@@ -128,18 +128,18 @@ class Rescues:
         return None if key in self._lost else key
 
     def class_of(self, group: Group) -> str:
-        """The class of its model, which has a sync lane to itself."""
+        """Return the class of the group's model."""
         return self.capacity.class_of(group.terms.model)
 
     def start(self, group: Group) -> datetime | None:
-        """When it has to be on the sync lane; None: no deadline, or none that can be kept."""
+        """Return when the group has to be on the sync lane; None: no deadline, or none that can be kept."""
         key = self._key(group)
         return None if key is None else self._starts.get(key)
 
     def cancel_at(self, group: Group) -> datetime | None:
-        """When a batch with it has to be cancelled; None: never.
+        """Return when a batch with the group has to be cancelled; None: never.
 
-        Hedged work by the moment of its decision at the latest: the bet was priced by it.
+        For hedged work at the latest at the moment of its decision: the hedge was priced by it.
         """
         key, terms = self._key(group), group.terms
         if key is None or key not in self._calm:
@@ -148,11 +148,11 @@ class Rescues:
         return min(last, terms.rescue_at) if terms.hedged and terms.rescue_at is not None else last
 
     def cancel_moments(self, batch: BatchView) -> list[datetime]:
-        """The same for each of its groups."""
+        """Return when a batch has to be cancelled for each of its groups."""
         return [moment for group in batch.groups if (moment := self.cancel_at(group)) is not None]
 
     def last_seal(self, group: Group) -> datetime | None:
-        """Rule 5: until when it may go into a batch; None: as long as it likes."""
+        """Return until when the group may go into a batch (rule 5); None: at any time."""
         last, deadline = self.cancel_at(group), group.terms.deadline
         if last is None or deadline is None:
             return None
@@ -161,5 +161,5 @@ class Rescues:
         return min(last, deadline - self.margin - self.lane_time(group) - self._policy.window)
 
     def lane_time(self, group: Group) -> timedelta:
-        """What it takes of the sync lane, alone."""
+        """Return the time that the group takes of the sync lane, alone."""
         return work(group, self.capacity.pace(self.class_of(group)))

@@ -1,7 +1,7 @@
-"""How much time is kept before a deadline: the one rule that routing, admission, rescues and planning functions ask.
+"""The reserve: how much time is kept before a deadline. Routing, admission, rescues and planning functions ask here.
 
-A batch that expires has to be noticed and read, and what it left undone has to be sent early enough that the slowest
-call ends in time. `overhead_of` adds that up; a reserve is never shorter.
+A batch that expires has to be noticed and read, and its unfinished requests have to be sent early enough that the
+slowest call ends in time. `overhead_of` adds that up; a reserve is never shorter.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ __all__ = [
 
 
 def reading_of(policy: Policy) -> timedelta:
-    """What reading an ended batch's rows may take: a tenth of what its cancel may take."""
+    """Return the time to read an ended batch's rows: a tenth of the time that its cancel may take."""
     return policy.cancel_settle / 10
 
 
 def noticing_of(policy: Policy) -> timedelta:
-    """Between a batch's expiry and its rows on the sync lane: two polls, and reading what it did finish."""
+    """Return the time from a batch's expiry to its rows on the sync lane: two polls, and reading its finished rows."""
     return 2 * policy.poll_every[0] + reading_of(policy)
 
 
 def longest_batch_of(policy: Policy) -> timedelta:
-    """How long a batch takes at the longest, until its end is noticed and its rows are read."""
+    """Return the longest time of a batch until its end is noticed and its rows are read."""
     return policy.window + noticing_of(policy)
 
 
 def margin_of(policy: Policy) -> timedelta:
-    """Before its deadline by how much the last call has to be sent: its tail, and a batch read at the last moment."""
+    """Return how long before a deadline the last call has to be sent: its tail, and the reading of a batch."""
     from .capacity import tail_of  # it needs the models, which `import batchwise` does not bring
 
     return tail_of(policy.limits) + reading_of(policy)
 
 
 def overhead_of(policy: Policy) -> timedelta:
-    """What a rescue takes beside the calls themselves: from a batch's expiry to the end of the last, slowest call."""
+    """Return the time of a rescue without the calls: from a batch's expiry to the end of the last, slowest call."""
     return noticing_of(policy) + margin_of(policy)
 
 
 def least_reserve(policy: Policy) -> timedelta:
-    """The shortest reserve under this policy: the explicit one or the floor, never less than the overhead."""
+    """Return the shortest reserve under this policy: the explicit one or the floor, never less than the overhead."""
     return max(policy.min_reserve if policy.reserve is None else policy.reserve, overhead_of(policy))
 
 
 def reserve_for(policy: Policy, buffer: timedelta) -> timedelta:
-    """The reserve kept out of `buffer` (SLA less windows): the explicit one, else a third, never under the least."""
+    """Return the reserve kept of `buffer` (SLA less windows): the explicit one, else a third, never under the least."""
     least = least_reserve(policy)
     return least if policy.reserve is not None else max(least, buffer / 3)

@@ -1,4 +1,4 @@
-"""What a failed try costs its request, where the request goes on, and after which pause what failed is tried again."""
+"""Retries: what a failed try costs a request, where the request goes on, and after which pause."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ __all__ = ["call_costs", "may_call_again", "next_attempt", "pause_after", "pause
 
 _SHORTEST = timedelta(milliseconds=250)
 _LONGEST = timedelta(seconds=15)
-"""A disk that has room again, or a database that is free again, is noticed within this."""
+"""The longest pause: within it a disk with room again, or a free database, is noticed."""
 
 _FREE_REFUSALS = 40
-"""How many refusals for load (429, 529) a request without a deadline sits out before they cost it attempts."""
+"""How many refusals for load (429, 529) are free for a request without a deadline; later ones cost attempts."""
 
 
 def _may_meet(terms: Terms, now: datetime) -> bool:
-    """Whether its deadline can still be met on the sync lane."""
+    """Whether the deadline can still be met on the sync lane."""
     return terms.due is not None and terms.due > now
 
 
 def next_attempt(
     terms: Terms, attempts: int, now: datetime, policy: Policy, *, costs: bool, sync_works: bool
 ) -> tuple[Lane, bool] | None:
-    """Where a request goes on that its batch gave no answer: another batch if the time allows one, else the sync lane.
+    """Return where a request goes on whose batch gave no answer: to another batch if time allows, else the sync lane.
 
-    It used up so many attempts before; `costs` says whether this try counts among them. The last one is kept for the
-    sync lane, as long as that takes work (`sync_works`). A request that has used it up and can still meet its deadline
-    goes there all the same, and that try costs nothing.
+    `attempts`: those used before; `costs`: this try counts, too. The last attempt is kept for the sync lane, as long
+    as that takes work (`sync_works`). A request without attempts that can still meet its deadline goes there all the
+    same, and that try costs nothing.
 
     Returns:
         The lane, and whether the try counts; None: no attempt is left, or it was adopted, so it ends.
@@ -52,8 +52,8 @@ def next_attempt(
 def may_call_again(terms: Terms, *, attempts: int, calls: int, now: datetime, policy: Policy) -> bool:
     """Whether a request whose call failed may be called again.
 
-    It has used up so many attempts, with this call if that counts; so many `calls` are among them. What batches used up
-    tells nothing of the sync lane: where its deadline can still be met, calls alone count.
+    `attempts`: those used, with this call if it counts; `calls`: how many of them were calls. If the deadline can still
+    be met, only calls count: attempts in batches say nothing about the sync lane.
     """
     return (calls if _may_meet(terms, now) else attempts) < policy.max_attempts
 
@@ -77,10 +77,10 @@ def call_costs(terms: Terms, now: datetime, *, unpaid: int, refused: bool, costs
 
 
 def pause_after(failures: int, shortest: timedelta = _SHORTEST, longest: timedelta = _LONGEST) -> timedelta:
-    """How long to wait after so many failures in a row (one or more), whoever is to blame: it doubles."""
+    """Return the pause after so many failures in a row (one or more): it doubles each time."""
     return min(longest, shortest * (1 << min(failures - 1, 16)))
 
 
 def pause_after_failures(failures: int, policy: Policy) -> timedelta:
-    """How long a batch is left alone that could not be looked at so many times in a row."""
+    """Return the pause after so many failed looks at a batch in a row."""
     return pause_after(failures + 1, *policy.poll_every)

@@ -59,7 +59,7 @@ _SYNC_ONLY_PARAMETERS = frozenset(
         "thread",
     }
 )
-"""What a batch refuses; `max_tokens` of 0 besides (API documentation, Message Batches, 2026-10).
+"""Parameters that a batch refuses, besides a `max_tokens` of 0 (API documentation, Message Batches, 2026-10).
 
 `stream: true`, which it refuses too, is no parameter here but a tag of the request. `fallback_credit_token` is not
 refused: a batch ignores it, and it lives for 5 minutes (API documentation, fallback credit).
@@ -67,11 +67,11 @@ refused: a batch ignores it, and it lives for 5 minutes (API documentation, fall
 _SYNC_ONLY_BETAS = frozenset({"research_preview_2026_02"})
 """Betas that "batch requests cannot use" (API documentation, Message Batches, 2026-10)."""
 SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset", "advisor_")
-"""How the types of tools begin that the API runs itself (SDK 2.12, `types/*tool*_param.py`)."""
+"""Prefixes of the types of tools that the API runs itself (SDK 2.12, `types/*tool*_param.py`)."""
 
 
 def infer_tool_use(traits: Traits) -> ToolUse:
-    """What the params say about tool use, cautiously: client tools without a forced choice are ITERATIVE."""
+    """Return the tool use that the params show, cautiously: client tools without a forced choice are ITERATIVE."""
     if traits.tool_choice == "none" or not (traits.tool_types or "mcp_servers" in traits.parameters):
         return ToolUse.NONE
     if all(kind.startswith(SERVER_TOOLS) for kind in traits.tool_types):
@@ -81,7 +81,7 @@ def infer_tool_use(traits: Traits) -> ToolUse:
 
 @attrs.frozen(kw_only=True)
 class Case:
-    """One routing question with what its rules need."""
+    """One routing question, with all that its rules need."""
 
     now: datetime
     policy: Policy
@@ -104,17 +104,17 @@ class Case:
 
     @property
     def buffer(self) -> timedelta:
-        """What the window leaves of the SLA; negative where the deadline is inside the window."""
+        """The part of the SLA that the window leaves; negative if the deadline is inside the window."""
         return ZERO if self.deadline is None else self.left - self.policy.window
 
     @cached_property
     def reserve(self) -> timedelta:
-        """What of the buffer is kept for a rescue."""
+        """The part of the buffer that is kept for a rescue."""
         return reserve_for(self.policy, self.buffer)
 
     @property
     def usual_interval(self) -> timedelta:
-        """The longest it could wait for its batch to be sent, whatever waiting costs."""
+        """The longest wait for its batch to be sent, whatever waiting costs."""
         if self.deadline is None:
             return self.policy.flexible_interval
         room = max(ZERO, self.buffer - self.reserve)
@@ -122,15 +122,15 @@ class Case:
 
     @property
     def interval(self) -> timedelta:
-        """The longest it would wait for its batch to be sent: as long as it can, and as it pays."""
+        """The longest wait for its batch to be sent that its deadline allows and that pays."""
         usual, worthwhile = self.usual_interval, self.worthwhile
         return usual if worthwhile is None else max(ZERO, min(usual, worthwhile))
 
     @property
     def worthwhile(self) -> timedelta | None:
-        """The longest interval that pays; None: waiting costs nothing that counts.
+        """The longest interval that pays; None: waiting costs nothing.
 
-        It is negative where not even a batch pays that is sent at once.
+        Negative if even a batch that is sent at once does not pay.
         """
         cost = self.policy.delay_cost_per_hour
         if not cost or self.batch_only:
@@ -144,18 +144,18 @@ class Case:
 
     @property
     def batch_only(self) -> tuple[str, ...]:
-        """What only the batch API accepts."""
+        """Features of the request that only the batch API accepts."""
         return tuple(f"beta {beta}" for beta in self.betas if beta == BATCH_ONLY_BETA)
 
     @property
     def sync_only(self) -> tuple[str, ...]:
-        """What only the Messages API accepts."""
+        """Features of the request that only the Messages API accepts."""
         names = [f"parameter {name!r}" for name in self.traits.parameters if name in _SYNC_ONLY_PARAMETERS]
         names += [f"beta {beta}" for beta in self.betas if beta in _SYNC_ONLY_BETAS]
         return (*names, *(("max_tokens 0",) if self.traits.max_tokens == 0 else ()))
 
     def saving(self) -> Decimal | None:
-        """USD that the batch lane saves on it by estimate; None: unknown price."""
+        """The estimated USD that the batch lane saves on it; None: unknown price."""
         if self.prices is None:
             return None
         sync, batch = (self.prices.rates(self.traits.model, lane, at=self.now) for lane in (Lane.SYNC, Lane.BATCH))
@@ -168,14 +168,14 @@ class Case:
 
 
 class _Rule(NamedTuple):
-    """The lane that this reason speaks for, when it decides, and what it saw in words, whether it decided or not."""
+    """A routing rule: its reason, its lane, when it decides, and its view in words, whether it decides or not."""
 
     reason: Reason
     lane: Lane
     decides: Callable[[Case], object]
     words: Callable[[Case], str]
     needs_sync: bool = False
-    """Nothing but the sync lane will do, whatever the deadline; what only a batch takes is then refused."""
+    """Only the sync lane will do, whatever the deadline; a request that only a batch takes is then refused."""
 
 
 def _inside_window(case: Case) -> bool:
@@ -183,24 +183,24 @@ def _inside_window(case: Case) -> bool:
 
 
 def hedge_wait(sla: timedelta) -> timedelta:
-    """How long hedged work is grouped: 5 % of the SLA, at most 5 minutes."""
+    """Return how long hedged work is grouped: 5 % of the SLA, at most 5 minutes."""
     return min(sla / 20, timedelta(minutes=5))
 
 
 def _hedge_rescue(case: Case) -> timedelta:
-    """Before its deadline by how much a hedge has to be broken off."""
+    """Return how long before its deadline a hedge has to be cancelled."""
     return max(case.policy.min_reserve, least_reserve(case.policy)) + case.policy.cancel_settle
 
 
 def _best_hedge(case: Case) -> Hedge | None:
-    """The hedge that is worth most; None where no time is left for one."""
+    """Return the hedge that is worth most; None: no time is left for one."""
     room = case.left - hedge_wait(case.left) - _hedge_rescue(case)
     if room <= ZERO:
         return None
     saving = case.saving()
     return best_hedge(
         room,
-        saving=Decimal(1) if saving is None else saving,  # whatever it is: without a cost of waiting only p counts
+        saving=Decimal(1) if saving is None else saving,  # any figure will do: without a cost of waiting only p counts
         cost_per_hour=case.policy.delay_cost_per_hour,
         settle=case.policy.cancel_settle,
         forecast=case.forecast,
@@ -208,7 +208,7 @@ def _best_hedge(case: Case) -> Hedge | None:
 
 
 def _hedge(case: Case) -> bool:
-    """With more time it would have to go to a batch as well: otherwise a longer latency would cost more."""
+    """Whether a hedge pays. With more time the request must go to a batch, too: a longer latency never costs more."""
     if not case.policy.hedge or case.batch_only or not _inside_window(case) or _delay_costs_more(case):
         return False
     hedge = _best_hedge(case)

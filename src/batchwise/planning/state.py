@@ -1,4 +1,4 @@
-"""What the ledger tells the planner: the unsettled work in groups, the batches, the lanes. Frozen values."""
+"""The planner's view of the ledger: the unsettled work in groups, the batches, the lanes. Frozen values."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Terms:
     Attributes:
         id: The ledger's number for it; 0: not stored yet.
         job: The ledger's number of the job; 0: the shared scope.
-        lane: The lane decided on at the dispatch.
-        reason: Why.
+        lane: The lane that was chosen at the dispatch.
+        reason: The reason for the lane.
         explanation: The decision's sentence.
-        blocking: Somebody waits for the answer; after a crash of their process nobody does.
+        blocking: A caller waits for the answer; after a crash of its process none does.
         deadline: When the results are due; None: no deadline.
         submit_by: The last moment at which a batch with these may be sent.
         rescue_at: The last moment at which a rescue of one of these alone would begin; None: there is no rescue.
@@ -38,18 +38,18 @@ class Terms:
         model: The model that is asked: the one asked for, or after refusals a fallback model.
         refused_by: The models that declined before, the one asked for first.
         max_tokens: The most output tokens of one of these.
-        output_tokens: What one of these is expected to put out (max_tokens where nothing better is known).
-        expected: The caller said what to expect.
+        output_tokens: The expected output tokens of one of these (max_tokens where nothing better is known).
+        expected: The caller gave `expected_output_tokens`.
         betas: `anthropic-beta` values of its call.
         stream: The caller wants streaming.
-        tool_use: What it does with tools.
+        tool_use: How it uses tools.
         structured: Its answer has to keep to a JSON schema.
         batch_only: No sync rescue exists.
         prefix: The digest of the prefix that these share, where `Policy.cache` asks for that; empty: none.
         prefix_tokens: How long it is, estimated.
-        breakpoints: How many breakpoints of one of these name no life.
-        labels: Who or what one of these is billed to.
-        adopted: It was sent by others: its body is not in the ledger, so it cannot be sent again.
+        breakpoints: How many breakpoints of one of these have no lifetime.
+        labels: The labels to which one of these is billed.
+        adopted: Its batch was made elsewhere: its body is not in the ledger, so it cannot be sent again.
         max_cost_each: The most pico-USD that one call of one of these costs, its body apart; reserved until it
             settles. 0 without a spend limit.
         max_cost_per_byte: The most that each byte of its body adds.
@@ -90,21 +90,21 @@ class Terms:
 
     @property
     def hedged(self) -> bool:
-        """Whether it went to a batch that may have to be broken off for it."""
+        """Whether its batch may have to be cancelled for it."""
         return self.reason is Reason.HEDGED
 
     @property
     def grows(self) -> int:
-        """Bytes by which one of these grows where its breakpoints ask for an hour."""
+        """Bytes by which one of these grows if its breakpoints ask for an hour."""
         return self.breakpoints * GROWTH if self.prefix else 0
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The models that were asked, the one asked for first."""
+        """The models that were asked, in their order."""
         return (*self.refused_by, self.model)
 
     def asking(self, models: Sequence[str]) -> Terms:
-        """These, where the last of these models is asked and those before it have declined."""
+        """Return the terms on which the last of these models is asked, after the ones before it have refused."""
         *refused_by, model = models
         prefix = "" if refused_by else self.prefix  # each model has a cache of its own
         return attrs.evolve(self, model=model, refused_by=tuple(refused_by), prefix=prefix)
@@ -118,8 +118,8 @@ class Group:
         terms: Their terms.
         requests: How many.
         size: Bytes of their bodies together.
-        since: When the first of them came here.
-        flush: Somebody waits: send at once.
+        since: When the first of them came to this place.
+        flush: Send at once: a caller waits.
     """
 
     terms: Terms
@@ -130,38 +130,38 @@ class Group:
 
     @property
     def input_tokens(self) -> int:
-        """All their input, estimated."""
+        """The input tokens of all of them, estimated."""
         return self.size // BYTES_PER_TOKEN
 
     @property
     def output_tokens(self) -> int:
-        """All their output, as far as it is known before."""
+        """The output tokens of all of them, as far as known before."""
         return self.requests * self.terms.output_tokens
 
 
 class BatchState(str, Enum):
-    """Where a batch is. `sealed` and `posting` are ours alone; from `open` on the API knows it.
+    """The state of a batch. `sealed` and `posting` are ours alone; from `open` on the API knows it.
 
     `ledger.transitions` says which state may follow which, and docs/explanation/design.md draws it.
     """
 
     SEALED = "sealed"
-    """Its requests and nonce are durable; nothing was sent: safe to send."""
+    """Its requests and nonce are stored; nothing was sent, so it is safe to send."""
     POSTING = "posting"
     """The one POST may be on its way."""
     IN_DOUBT = "doubt"
-    """The POST's outcome is unknown; looked for in the listing."""
+    """The POST's outcome is unknown; the batch is looked for in the listing."""
     WATCHED = "watched"
-    """Given up and its requests sent otherwise, but it may still turn up until its window has passed."""
+    """It is given up and its requests are sent otherwise, but it may turn up until its window has passed."""
     OPEN = "open"
     """The API processes it."""
     CANCELING = "canceling"
     ENDED = "ended"
-    """To be collected."""
+    """It has ended; its results are to be collected."""
     CLOSED = "closed"
-    """Every row ticked off."""
+    """Every row is ticked off."""
     VOID = "void"
-    """Never created."""
+    """It was never created."""
 
 
 @attrs.frozen(kw_only=True)
@@ -170,8 +170,8 @@ class BatchView:
 
     Attributes:
         id: The ledger's number.
-        nonce: In every custom_id of it.
-        state: Where it is.
+        nonce: The nonce in all its custom_ids.
+        state: Its state.
         remote_id: The API's id; None until known.
         requests: How many rows were sealed.
         size: Bytes of the create body.
@@ -182,7 +182,7 @@ class BatchView:
         last_byte_at: When the last byte was given to the socket (our clock); None: unknown.
         watermark: The newest remote id listed just before the POST; None: the listing was empty.
         candidates: Remote ids that may be it: unknown to the ledger, with its count.
-        struck: Remote ids proved not to be it.
+        struck: Remote ids that are proved not to be it.
         created_at: By the server.
         expires_at: By the server.
         ended_at: By the server.
@@ -191,7 +191,7 @@ class BatchView:
         polled_at: When it was last looked at (our clock).
         failures: Consecutive failed polls or reads.
         canceled: The caller wants none of its rows any more.
-        adopted: It was made elsewhere, with custom_ids that show in its results alone.
+        adopted: It was made elsewhere; only its results show its custom_ids.
         caching: How it treats the prompt cache.
         groups: Its unsettled requests.
     """
@@ -229,13 +229,13 @@ class BatchView:
 
     @property
     def whole(self) -> bool:
-        """Whether all its requests are still in it, unsettled."""
+        """Whether none of its requests has left it or settled."""
         return sum(group.requests for group in self.groups) == self.requests
 
 
 @attrs.frozen
 class Setback:
-    """What failed and is tried again, as a process told the ledger.
+    """A failure that is tried again, as a process stored it.
 
     Attributes:
         run: The run of that process.
@@ -250,7 +250,7 @@ class Setback:
 
 @attrs.frozen(kw_only=True)
 class Snapshot:
-    """All that the planner looks at.
+    """The input of the planner.
 
     Attributes:
         batch_queue: Requests queued for a batch.
@@ -263,16 +263,16 @@ class Snapshot:
         batch_ends: The mean time of a batch by its model and the number of digits of its size, where sizes are chosen.
         clock_offset: The server's clock minus ours, as last seen.
         batch_paused_until: The account's queue is full until then, as far as known.
-        sizes: How many requests a batch may have, by what became of the creates before.
+        sizes: How many requests a batch may have, after the outcomes of earlier creates.
         leased: Whether this process may do batch actions.
         sync_answered_at: When a call of the sync lane was last answered (our clock).
         sync_failed_at: When one was last refused for good or not answered (our clock).
         advanced_at: When a process last called `advance` (our clock).
-        setback: What some process told that failed last and had not worked since.
-        measured: How the sync lane does, by class of models.
-        prefixes: What is known of the prefixes of queued requests, by their digests.
+        setback: The last failure that a process stored and that has not been mended.
+        measured: What was measured of the sync lane, by class of models.
+        prefixes: The records of the prefixes of queued requests, by their digests.
         hits: How often rows of batches have hit the prompt cache.
-        tariffs: What the batch lane charges for the models of requests with a prefix.
+        tariffs: The batch lane's tariffs for the models of requests with a prefix.
     """
 
     batch_queue: tuple[Group, ...] = ()

@@ -1,4 +1,4 @@
-"""A distribution of durations as a survival curve over fixed buckets, which learns from samples, cut off or not."""
+"""A distribution of durations: a survival curve over fixed buckets, which learns from samples, cut off or not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Curve:
 
     @classmethod
     def through(cls, points: Sequence[tuple[float, float]], minutes: Sequence[float], window: timedelta) -> Curve:
-        """Linear through points (minutes, share), read at bucket ends in minutes, and scaled from 24 h to `window`."""
+        """Return a curve through points (minutes, share), read at bucket ends, and scaled from 24 h to `window`."""
         at = [point[0] for point in points]
         survival = [1.0]
         for end in minutes:
@@ -39,7 +39,7 @@ class Curve:
         return cls(tuple(edges), tuple(survival))
 
     def running(self, time: int) -> float:
-        """The share still running at `time`."""
+        """Return the share that still runs at `time`."""
         if time <= 0:
             return 1.0
         right = bisect_right(self.edges, time)
@@ -50,7 +50,7 @@ class Curve:
         return max(low, high + (low - high) * ((time - start) / (stop - start)))
 
     def quantile(self, p: float, elapsed: int) -> int:
-        """The first time by which a share `p` of those that run at `elapsed` has ended, rounded up."""
+        """Return the first time by which a share `p` of those that run at `elapsed` has ended, rounded up."""
         left = self.running(elapsed)
         if left <= 0:  # overdue: as if it had just entered the last bucket
             return elapsed + ceil(p * (self.edges[-1] - self.edges[-2]))
@@ -63,13 +63,13 @@ class Curve:
         return max(elapsed, min(stop, start + ceil((high - target) / (high - low) * (stop - start))))
 
     def area(self, cap: int) -> float:
-        """The mean of the duration, cut at `cap`."""
+        """Return the mean duration, cut at `cap`."""
         points = [(edge, share) for edge, share in zip(self.edges, self.survival, strict=True) if edge < cap]
         points.append((cap, self.running(cap)))
         return sum((stop - start) * (high + low) / 2 for (start, high), (stop, low) in pairwise(points))
 
     def learn(self, seen: Iterable[tuple[timedelta, bool]], strength: int) -> Curve:
-        """This curve moved by what was seen, (duration, whether it ended then or was cut off); it weighs `strength`."""
+        """Return the curve after samples (duration, whether it ended then or was cut off); it weighs `strength`."""
         buckets = len(self.edges) - 1
         ends, entered, watched = [0] * buckets, [0] * buckets, [0.0] * buckets
         for duration, ended in seen:

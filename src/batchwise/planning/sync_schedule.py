@@ -1,4 +1,4 @@
-"""The shared rescue: when work that batches may leave behind has to start on the one sync lane, and whether it fits.
+"""The schedule of the shared sync lane: when work has to start on it if its batches expire, and whether all fits.
 
 The lane is fluid: a resource (requests, input or output tokens a minute, concurrent calls) serves at its limit, the
 work of one cohort may be interrupted between two calls, and a cohort alone takes the time of its tightest resource.
@@ -77,7 +77,7 @@ class Cohort:
 
 
 class Calls(Protocol):
-    """What calls ask of the lane, all together."""
+    """The demand of calls on the lane, in all."""
 
     @property
     def requests(self) -> int:
@@ -96,8 +96,8 @@ class Calls(Protocol):
 class Pace:
     """Limits, and the share of them that the lane reaches.
 
-    A share is one of time, too: what takes an hour at the limits takes two at a half of them. So none of the limits is
-    rounded, however small it is.
+    A share is one of time, too: work that takes an hour at the limits takes two hours at half of them. So none of the
+    limits is rounded, however small it is.
 
     Attributes:
         limits: The lane's limits.
@@ -110,7 +110,7 @@ class Pace:
 
 @attrs.frozen(kw_only=True)
 class Shortfall:
-    """The span of time in which the sync lane lacks most; `str` of it is a sentence with the figures.
+    """The span in which the sync lane lacks most time; `str` of it is a sentence with the figures.
 
     Attributes:
         start: From here on (UTC) the work becomes available.
@@ -130,7 +130,7 @@ class Shortfall:
 
     @property
     def missing(self) -> timedelta:
-        """By how much the last of them would be late."""
+        """How late the last of them would be."""
         return self.needed - self.available
 
     def __str__(self) -> str:
@@ -163,12 +163,12 @@ class _Run(NamedTuple):
 
 
 def _to_int(moment: datetime) -> int:
-    """Microseconds since 1970."""
+    """Return the microseconds since 1970."""
     return (moment - _EPOCH) // _MICROSECOND
 
 
 def _to_moment(value: int) -> datetime:
-    """The inverse of `_to_int`; what lies before the year 1 becomes its start."""
+    """Return the moment of `_to_int`; a moment before the year 1 becomes its start."""
     try:
         return _EPOCH + timedelta(microseconds=value)
     except OverflowError:
@@ -176,12 +176,12 @@ def _to_moment(value: int) -> datetime:
 
 
 def _to_duration(value: int) -> timedelta:
-    """Microseconds as a `timedelta`, at most the longest there is."""
+    """Return microseconds as a `timedelta`, at most the longest there is."""
     return timedelta(microseconds=min(value, timedelta.max // _MICROSECOND))
 
 
 def loads(calls: Calls, pace: Pace) -> Iterator[tuple[str, int | Fraction, int]]:
-    """(field of `Limits`, n, d) for each limited resource: n/d microseconds of lane time; in the same order always."""
+    """Yield (field of `Limits`, n, d) for each limited resource: n/d microseconds of lane time; always in one order."""
     limits, up, down = pace.limits, pace.share.denominator, pace.share.numerator
     minutes = up * _MINUTE
     if limits.requests_per_minute is not None:
@@ -195,7 +195,7 @@ def loads(calls: Calls, pace: Pace) -> Iterator[tuple[str, int | Fraction, int]]
 
 
 def _tightest(calls: Calls, pace: Pace) -> tuple[int, str]:
-    """Microseconds of lane time, rounded up, and the resource that asks for them; (0, "") without a limit."""
+    """Return the microseconds of lane time, rounded up, and the resource that needs them; (0, "") without a limit."""
     longest, bound = 0, ""
     for resource, numerator, denominator in loads(calls, pace):
         load = -(-numerator // denominator)
@@ -205,7 +205,7 @@ def _tightest(calls: Calls, pace: Pace) -> tuple[int, str]:
 
 
 def _to_jobs(cohorts: Sequence[Cohort], pace: Pace, now: datetime, tail: timedelta) -> list[_Job]:
-    """The cohorts as jobs, none available before `now`, each due `tail` before its deadline."""
+    """Return the cohorts as jobs, none available before `now`, each due `tail` before its deadline."""
     first, end = _to_int(check_aware(now, "now")), check_duration(tail, "tail") // _MICROSECOND
     return [
         _Job(
@@ -218,7 +218,7 @@ def _to_jobs(cohorts: Sequence[Cohort], pace: Pace, now: datetime, tail: timedel
 
 
 def _edf(jobs: Sequence[_Job], *, drop: bool = False) -> tuple[list[_Run], list[int]]:
-    """The preemptive EDF schedule and what is left of each job: nothing, unless `drop` gives up late work."""
+    """Return the preemptive EDF schedule, and the rest of each job: zero, unless `drop` gives up late work."""
     order = sorted(range(len(jobs)), key=lambda index: jobs[index].release)
     left = [job.work for job in jobs]
     runs: list[_Run] = []
@@ -249,16 +249,16 @@ def _edf(jobs: Sequence[_Job], *, drop: bool = False) -> tuple[list[_Run], list[
 
 
 def work(cohort: Calls, pace: Pace) -> timedelta:
-    """Lane time that a cohort takes alone: that of its tightest resource, rounded up to a microsecond.
+    """Return the lane time that a cohort takes alone: that of its tightest resource, rounded up to a microsecond.
 
-    With no limit that is zero. Calls that are still running at its end are the tail's business: it has to cover at
-    least one call (`limits.latency`).
+    Without a limit that is zero. The tail covers calls that still run at its end: at least one call
+    (`limits.latency`).
     """
     return _to_duration(_tightest(cohort, pace)[0])
 
 
 def latest_starts(cohorts: Sequence[Cohort], pace: Pace, *, tail: timedelta) -> tuple[datetime, ...]:
-    """When each cohort has to start on the lane at the latest (UTC), in the order given, so that all are in time.
+    """Return when each cohort has to start on the lane at the latest (UTC), in the given order.
 
     `f_k = min(D_k - tail, f_(k+1)) - W_k`, deadlines descending; of cohorts with the same deadline the first given
     runs first. Releases are not looked at: a cancel makes work available early. The slowest call takes the tail.
@@ -272,10 +272,10 @@ def latest_starts(cohorts: Sequence[Cohort], pace: Pace, *, tail: timedelta) -> 
 
 
 def fits(cohorts: Sequence[Cohort], pace: Pace, *, now: datetime, tail: timedelta) -> Shortfall | None:
-    """Whether the preemptive EDF schedule of all cohorts, each available from its release, meets every deadline.
+    """Return None if the preemptive EDF schedule of all cohorts, each from its release on, meets every deadline.
 
-    It does exactly if for all t1 < t2 the work released from t1 on that is due by t2 is at most t2 - t1. What the lane
-    is busy with already goes in as a cohort too. The tail is what the slowest call takes.
+    It does exactly if for all t1 < t2 the work released from t1 on that is due by t2 is at most t2 - t1. Work that the
+    lane already does goes in as a cohort, too. The tail is the time of the slowest call.
 
     Returns:
         None if it fits, else the span in which most is lacking.
@@ -306,16 +306,16 @@ def fits(cohorts: Sequence[Cohort], pace: Pace, *, now: datetime, tail: timedelt
 
 
 def _alone(job: _Job, count: int, each: Fraction) -> int:
-    """How many of a cohort's calls can be in time if the lane does nothing else."""
+    """Return how many of a cohort's calls can be in time if the lane does nothing else."""
     if job.due < job.release:
         return 0
     return min(count, int((job.due - job.release) // each)) if each else count
 
 
 def _keep(jobs: Sequence[_Job], counts: Sequence[int], needs: Sequence[Fraction]) -> list[int]:
-    """Moore-Hodgson: how many of each job's `counts` equal calls can be in time, were all available at the earliest.
+    """Return how many of each job's `counts` equal calls can be in time if all were available first (Moore-Hodgson).
 
-    The one thing taken from a later release is that a cohort alone cannot do more than fits between it and its due.
+    A later release only limits its own cohort: no more calls of it count than fit between its release and its due.
     """
     kept = [0] * len(jobs)
     longest: list[tuple[Fraction, int]] = []
@@ -339,10 +339,10 @@ def _keep(jobs: Sequence[_Job], counts: Sequence[int], needs: Sequence[Fraction]
 
 
 def at_risk(cohorts: Sequence[Cohort], pace: Pace, *, now: datetime, tail: timedelta) -> int:
-    """How many requests cannot be in time in whatever order the lane serves them (Moore-Hodgson).
+    """Return how many requests cannot be in time, in whatever order the lane serves them (Moore-Hodgson).
 
-    Exact if all are released by `now` and one resource binds; else a lower bound: each resource is taken by itself, and
-    so are those that are released from a moment on, and the worst counts. A cohort can be served in part.
+    Exact if all are released by `now` and one resource binds. Else a lower bound: the worst result for a single
+    resource and for the cohorts released from some moment on. A cohort can be served in part.
     """
     if fits(cohorts, pace, now=now, tail=tail) is None:
         return 0
@@ -360,10 +360,10 @@ def at_risk(cohorts: Sequence[Cohort], pace: Pace, *, now: datetime, tail: timed
 
 
 def servable(cohorts: Sequence[Cohort], pace: Pace, *, now: datetime, tail: timedelta) -> tuple[int, ...]:
-    """How many requests of each cohort the lane can surely have in time, in the order given.
+    """Return how many requests of each cohort the lane can surely finish in time, in the given order.
 
-    The rest need not be cancelled: it cannot be rescued anyway. Serving these counts always `fits`. They are as many
-    as can be if all are released by `now` and one resource binds (less at most one a cohort by rounding); with later
+    The rest need not be cancelled, for it cannot be rescued. Serving these counts always `fits`. They are the most
+    possible if all are released by `now` and one resource binds (less at most one a cohort by rounding). With later
     releases the choice is a good one, not always the best.
     """
     jobs = _to_jobs(cohorts, pace, now, tail)

@@ -1,7 +1,7 @@
-"""What waiting is worth: how long an interval pays, and whether a batch pays that is broken off before its window ends.
+"""The cost of waiting: how long an interval pays, and whether a hedge pays, a batch with an early cancel.
 
-A longer latency must never cost more. So an interval is no longer than it is worth, and a hedge is broken off when it
-is worth most, however much later its deadline is.
+A longer latency must never cost more. So an interval is no longer than it pays, and a hedge is cancelled when that is
+worth most, even if its deadline is much later.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _HOUR = timedelta(hours=1)
 
 
 def delay_cost(wait: timedelta, cost_per_hour: Decimal) -> Decimal:
-    """What a wait costs, in USD."""
+    """Return the cost of a wait, in USD."""
     return Decimal(wait // _TICK) * cost_per_hour / (_HOUR // _TICK)
 
 
 def longest_worthwhile(saving: Decimal, cost_per_hour: Decimal, run: timedelta) -> timedelta:
-    """The longest interval whose mean wait costs no more than a batch saves: `2 * (saving / cost - run)`.
+    """Return the longest interval whose mean wait costs no more than a batch saves: `2 * (saving / cost - run)`.
 
     A request waits for half an interval on average, then for its batch to end.
 
     Args:
-        saving: What the batch saves against the sync lane, in USD a request.
-        cost_per_hour: What an hour of waiting costs, in USD a request; more than 0.
+        saving: The batch's saving against the sync lane, in USD a request.
+        cost_per_hour: The cost of an hour of waiting, in USD a request; more than 0.
         run: The mean time that a batch takes.
 
     Returns:
@@ -47,7 +47,7 @@ def longest_worthwhile(saving: Decimal, cost_per_hour: Decimal, run: timedelta) 
 
 
 def hedge_gain(*, p: float, saving: Decimal, hang: float, share_done: float, delay_cost: Decimal) -> Fraction:
-    """By how many USD a batch before a rescue is cheaper than the sync lane at once: `p*s - (1-p)*h*f*s - delay cost`.
+    """Return the USD that a batch before a rescue saves against the sync lane: `p*s - (1-p)*h*f*s - delay cost`.
 
     Finished rows of a cancelled batch are used and unfinished ones are not billed, so only a cancel that hangs costs
     twice. Computed exactly. It says nothing about deadlines: those are `sync_schedule.fits`' business.
@@ -72,14 +72,14 @@ def hedge_gain(*, p: float, saving: Decimal, hang: float, share_done: float, del
 
 @attrs.frozen(kw_only=True)
 class Hedge:
-    """A batch that is broken off before its window may be over.
+    """A batch that is cancelled before its window may be over.
 
     Attributes:
         run: How long it may run.
         chance: The chance that it ends by then.
-        delay_cost: What the wait for that costs on average, in USD a request.
-        gain: By how many USD a request it is expected to be cheaper than the sync lane at once.
-        pays: Whether it is, and a batch saves anything.
+        delay_cost: The mean cost of the wait, in USD a request.
+        gain: The USD a request that it is expected to save against the sync lane.
+        pays: Whether it saves anything.
     """
 
     run: timedelta
@@ -92,10 +92,10 @@ class Hedge:
 def best_hedge(
     room: timedelta, *, saving: Decimal, cost_per_hour: Decimal, settle: timedelta, forecast: Forecast
 ) -> Hedge:
-    """The hedge that is worth most of those that run for at most `room`.
+    """Return the hedge that is worth most, of those that run for at most `room`.
 
-    The gain is convex between two ends of the forecast's buckets, so it is highest at one of them or at `room`; and the
-    best of more room is never worth less.
+    The gain is convex between two ends of the forecast's buckets, so it is highest at one of them or at `room`. With
+    more room the best hedge is never worth less.
 
     Args:
         room: The longest that it may run; more than 0.

@@ -1,8 +1,8 @@
-"""`plan_workload`: what a steady workload needs of batches, of the account's limits and of money.
+"""`plan_workload`: the batches, the account's limits and the money that a steady workload needs.
 
 The plan holds even if every batch expires whole: the sync lane then redoes everything, the earliest deadline first, and
 each before its deadline; `batchwise.planning.constraints` has the law. Arrivals are steady (one every
-`1 / arrivals_per_hour` hours); what comes all at once is the `burst`.
+`1 / arrivals_per_hour` hours); requests that come all at once are the `burst`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _START = datetime(1, 1, 1, tzinfo=timezone.utc)  # any moment: a workload is rou
 
 @attrs.frozen(kw_only=True)
 class WorkloadPlan:
-    """How a workload runs through batches, and what that asks of the account.
+    """How a workload runs through batches, and which limits of the account that needs.
 
     Attributes:
         arrivals_per_hour: Requests an hour.
@@ -63,7 +63,7 @@ class WorkloadPlan:
             256,000,000 bytes each).
         peak_in_queue: The most batch requests waiting in the account's queue at once: what arrives in a window
             plus an interval, and the burst, in each round.
-        queue_limit: How many may wait; None: no limit known.
+        queue_limit: How many requests may wait; None: no limit is known.
         reserve: What the interval leaves for a rescue: `sla - overhead - rounds * (window + interval)`, at least 0.
             With an interval that is shorter than need be it is more than a dispatcher keeps, which breaks a batch off
             only when `sla_cadence(sla, policy=).reserve` is left.
@@ -73,15 +73,15 @@ class WorkloadPlan:
         rescue: How long the sync lane is busy with the requests that arrive for one submission, if they expire.
         sync_per_hour: Requests an hour that the sync lane can redo; None: nothing limits.
         lane: Where a dispatcher with this policy (without one: a default policy) sends the work.
-        reason: The routing rule that says so.
-        explanation: The same in a sentence.
+        reason: The routing rule that decided.
+        explanation: The decision in a sentence.
         usd_per_month: Steady arrivals for 30 days on that lane; None: the model's price is unknown.
         usd_per_month_sync: The same on the sync lane.
         usd_per_month_batch: The same on the batch lane (without rescues).
         cadence: The same as a `Cadence`, to ask for `.cron()` and `.check_every_for(reserve_needed)`; None when
             the interval does not fit the SLA.
         violations: Every constraint that is violated; empty: the plan keeps the SLA.
-        changed: What of the question is different in this plan, for a `nearest` one: "interval", "sla",
+        changed: Of a `nearest` plan, the arguments that differ from the question: "interval", "sla",
             "arrivals_per_hour".
         nearest: For a plan with violations, the nearest one without, see `plan_workload`; None where there is none.
     """
@@ -131,7 +131,7 @@ class WorkloadPlan:
 
     @property
     def usd_per_month(self) -> Decimal | None:
-        """What the steady arrivals of 30 days cost on `lane`; None: the model's price is unknown."""
+        """The cost of the steady arrivals of 30 days on `lane`; None: the model's price is unknown."""
         return self.usd_per_month_sync if self.lane is Lane.SYNC else self.usd_per_month_batch
 
 
@@ -239,7 +239,7 @@ def _nearest(load: Load, money: _Money) -> WorkloadPlan | None:
 
 
 def _slowest(capacity: Capacity, mix: Mix) -> Limits:
-    """The limits of the class of models that takes longest for the mean request, as if it had to take all of them."""
+    """Return the limits of the class of models that takes longest for the mean request, if it had to take all."""
     every = [capacity.limits(name) for name in sorted(capacity.classes)]
     return max(every, key=lambda limits: lane_time(limits, mix.mean_input_tokens, mix.mean_output_tokens))
 
@@ -265,13 +265,13 @@ def plan_workload(
     prices: Mapping[str, Rates] | PriceBook | None = None,
     at: datetime | None = None,
 ) -> WorkloadPlan:
-    """What a steady workload needs, and whether the account can carry it with every deadline kept.
+    """Return the plan of a steady workload: what it needs, and whether the account can keep every deadline.
 
-    With a policy it reckons as a dispatcher with that policy does: its window, reserve, floors, interval and limits (of
-    which a rescue counts on 95 %). Without one the interval is at most two thirds of the buffer.
+    With a policy it calculates as a dispatcher with that policy does: its window, reserve, floors, interval and limits
+    (of which a rescue counts on 95 %). Without one the interval is at most two thirds of the buffer.
 
-    What requests are like is told by a `sample`, or by `model`, `mean_input_tokens` (or `input_lengths`),
-    `mean_output_tokens` and `request_bytes`. A mean hides price tiers: half of the requests with 20,000 input tokens
+    A `sample` describes the requests, or `model`, `mean_input_tokens` (or `input_lengths`), `mean_output_tokens` and
+    `request_bytes` do. A mean hides price tiers: half of the requests with 20,000 input tokens
     and half with 170,000 cost 3,186 USD a month where their mean of 95,000 would cost 702 (claude-haiku-5-5, 100 an
     hour, 500 output tokens, sync lane), since its tokens cost five times as much above 100,000. Then give
     `input_lengths`, or a sample.
@@ -285,9 +285,9 @@ def plan_workload(
     Args:
         arrivals_per_hour: Steady requests an hour; zero for bursts alone.
         sla: Time from dispatch to deadline.
-        sample: Requests such as will come; their tokens, sizes and models are counted from them, each with the same
-            share. Output is what they expect (`expected_output_tokens`), else all of max_tokens. Whether one of them
-            may go to a batch at all (`choose_lane`) is not asked.
+        sample: Typical requests; their tokens, sizes and models are counted, each request with the same share. Their
+            output is their `expected_output_tokens`, else all of max_tokens. It is not checked whether a batch takes
+            them (`choose_lane`).
         mean_input_tokens: Mean uncached input tokens of one request.
         input_lengths: Instead of the mean, lengths in uncached input tokens with their shares (or counts).
         mean_output_tokens: Mean output tokens of one request.
@@ -295,8 +295,8 @@ def plan_workload(
             They cost less and count in no rate limit.
         request_bytes: Mean encoded size of one request in a create call.
         model: An exact model id, for the prices.
-        limits: What the account has free for this workload; None: the policy's, else the published limits of the
-            Start tier.
+        limits: The limits of the account that are free for this workload; None: the policy's, else the published
+            limits of the Start tier.
         policy: A dispatcher's.
         window: The batch API's processing window; None: the policy's, else 24 h.
         rounds: How many batches a request may go through, one after the other, before the sync lane.
@@ -307,7 +307,7 @@ def plan_workload(
             delay cost makes worth it, without a policy two thirds of the buffer.
         burst: The most requests that come all at once beside the steady ones, at most once in a window; they are
             submitted at once. They count in no figure but the queue's peak and the reserve that is needed.
-        prices: What models charge, before genai-prices' bundled data (no network); None: the policy's.
+        prices: Prices of models, before genai-prices' bundled data (no network); None: the policy's.
         at: The time (aware) whose prices hold; None: the newest known.
 
     Raises:
@@ -364,7 +364,7 @@ def plan_workload(
 
 
 class Workload(TypedDict, total=False):
-    """What `plan_workload` takes, but the SLA."""
+    """The arguments of `plan_workload` without the SLA."""
 
     arrivals_per_hour: Number
     sample: Iterable[Request] | None
@@ -418,11 +418,11 @@ def _few_digits(number: float) -> str:
 
 
 def compare_slas(slas: Iterable[timedelta], **workload: Unpack[Workload]) -> PlanTable:
-    """The plans of one workload at several SLAs, to see what each buys: interval, batches a day, dollars, reserve.
+    """Return the plans of one workload at several SLAs, to compare interval, batches a day, dollars and reserve.
 
     Args:
         slas: Times from dispatch to deadline.
-        **workload: What `plan_workload` takes beside the SLA.
+        **workload: The arguments of `plan_workload` without the SLA.
 
     Returns:
         A list of the plans, in the order given; `print` it for a table.

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from batchwise.errors import InvalidValueError, shown
-from batchwise.planning.state import Terms
+from batchwise.planning.state import BatchState, Terms
 
+from . import transitions
 from .books import Books, Place
 from .database import Connection, Database
 from .jobs import add_job, job_of
@@ -51,6 +52,7 @@ class Adoption:
             InvalidValueError: The batch is one of the ledger's own, or was adopted into another job.
             KeyConflictError: The placeholders are taken.
         """
+        opened = transitions.beginning(BatchState.OPEN)
         with self._database.write("adopt") as db:
             there = self._adopted(db, remote_id, job)
             if there is not None:
@@ -62,35 +64,37 @@ class Adoption:
             stored = self._records.store_terms(db, terms, number)
             first = self._records.last_request(db) + 1
             numbers = range(first, first + requests)
+            times = micros(min(now, created_at)), micros(created_at), micros(expires_at)
             batch = self._database.insert(
                 db,
-                "INSERT INTO batch (nonce, state, remote_id, requests, size, betas, sealed_at, created_at, expires_at, "
-                "adopted, job, model, first, last) VALUES (?, 'open', ?, ?, 0, '[]', ?, ?, ?, 1, ?, '', ?, ?)",
-                (
-                    nonce,
-                    remote_id,
-                    requests,
-                    micros(min(now, created_at)),
-                    micros(created_at),
-                    micros(expires_at),
-                    number,
-                    first,
-                    numbers[-1],
-                ),
+                "INSERT INTO batch (state, nonce, remote_id, job, requests, sealed_at, created_at, expires_at, first, "
+                "last, adopted, size, betas, model) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 0, '[]', '')",
+                (opened, nonce, remote_id, number, requests, *times, first, numbers[-1]),
             )
-            placeholders = [encode_key(f"{remote_id}#{index}") for index in range(requests)]
-            columns = numbers, number, placeholders, stored, 0, BATCH, IN_FLIGHT, batch
-            if not self._database.insert_rows(db, _REQUEST, columns):
-                raise conflict(f"{remote_id}#...", name)
-            self._database.insert_rows(db, _BODY, (numbers, [b""] * requests))
+            self._insert_requests(db, remote_id, name, numbers, Place(stored, BATCH, IN_FLIGHT, batch), now)
             db.executemany(
                 "INSERT INTO adopted (batch, custom_id, key) VALUES (?, ?, ?)",
                 [(batch, custom_id, encode_key(key)) for custom_id, key in keys.items()],
             )
-            moves = self._books.moves(db, now)
-            moves.begin(Place(stored, BATCH, IN_FLIGHT, batch), requests, 0)
-            moves.book()
             return name
+
+    def _insert_requests(
+        self, db: Connection, remote_id: str, job: str, numbers: range, place: Place, now: datetime
+    ) -> None:
+        """Store the requests of an adopted batch, whose rows are not known yet.
+
+        Raises:
+            KeyConflictError: The placeholders are taken.
+        """
+        number = self._records.terms(db, place.terms).job
+        placeholders = [encode_key(f"{remote_id}#{index}") for index in range(len(numbers))]
+        columns = numbers, number, placeholders, place.terms, 0, place.lane, place.status, place.batch
+        if not self._database.insert_rows(db, _REQUEST, columns):
+            raise conflict(f"{remote_id}#...", job)
+        self._database.insert_rows(db, _BODY, (numbers, [b""] * len(numbers)))
+        moves = self._books.moves(db, now)
+        moves.begin(place, len(numbers), 0)
+        moves.book()
 
     def adopted(self, remote_id: str, *, job: str | None) -> str | None:
         """The name of the job that a batch was adopted into; None: the ledger does not know the batch.

@@ -22,11 +22,11 @@ from batchwise.planning.state import BatchState, BatchView, Group
 from . import meta, transitions
 from .books import Books, Place
 from .database import Connection, Database
-from .fitting import first_fitting
 from .lease import Lease
 from .records import CHUNK, IN_BATCH, SENT_IN, Records
 from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, QUEUED, decode_key, micros, view_of, view_values
+from .seal_selection import Selection, first_fitting
 
 __all__ = ["Batches"]
 
@@ -89,53 +89,66 @@ class Batches:
             if not self._lease.leads(db):
                 return None
             accepted = [number for (number,) in self._records.select(db, _ACCEPTED_TERMS, terms)]
+            queued, values = self._queued(accepted)
             alone = len(accepted) == 1
-            which = "= ?" if alone else self._database.among
-            queued = f"status = 0 AND terms {which} AND lane = 1"
-            values = (accepted[0] if alone else self._database.list_of(accepted),)
-            rows = first_fitting(db, queued, values, taken, max_requests, max_bytes, sort=not alone)
-            if not rows.count:
+            chosen = first_fitting(db, queued, values, taken, max_requests, max_bytes, sort=not alone)
+            if not chosen.count:
                 return None
-            # By number, where they lie close together: an index that is read must not change under the update,
-            # so all that it found would be held in memory first.
-            queued = f"id BETWEEN ? AND ? AND {queued.replace('status', 'status + 0') if rows.close else queued}"
-            inside = (rows.first, rows.last, *values)
-            sealed = [self._records.terms(db, number) for number in rows.by_terms]
-            about, jobs = sealed[0], {terms.job for terms in sealed}
-            length = rows.length
-            if caching is not Caching.AS_IS:
-                counts = (requests for requests, _ in rows.by_terms.values())
-                length += sum(terms.grows * count for terms, count in zip(sealed, counts, strict=True))
-            if caching is Caching.PRIMER:
-                self._books.note_primer(db, about.prefix, now)
-            batch = self._database.insert(
-                db,
-                "INSERT INTO batch (nonce, state, requests, size, betas, caching, sealed_at, job, model, first, last, "
-                "epoch) VALUES (?, 'sealed', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    nonce,
-                    rows.count,
-                    length,
-                    orjson.dumps(about.betas).decode(),
-                    caching.value,
-                    micros(now),
-                    jobs.pop() if len(jobs) == 1 else 0,
-                    about.model,
-                    rows.first,
-                    rows.last,
-                    self._lease.epoch(db),
-                ),
-            )
-            db.execute(
-                f"{self._database.update_many} request SET status = 1, batch = ? WHERE {queued}",
-                (batch, *inside),
-            )
-            moves = self._books.moves(db, now)
-            for number, (requests, size) in rows.by_terms.items():
-                queue = Place(number, BATCH, QUEUED, 0)
-                moves.move(queue, Place(number, BATCH, IN_FLIGHT, batch), requests, size)
-            moves.book()
+            batch = self._insert_sealed(db, chosen, nonce=nonce, caching=caching, now=now)
+            self._put_in(db, batch, chosen, queued, values, now)
             return self._batch(db, batch)
+
+    def _queued(self, terms: Sequence[int]) -> tuple[str, tuple[Any, ...]]:
+        """The condition that a request of these terms is queued for a batch, and its values."""
+        which, value = ("= ?", terms[0]) if len(terms) == 1 else (self._database.among, self._database.list_of(terms))
+        return f"status = 0 AND terms {which} AND lane = 1", (value,)
+
+    def _insert_sealed(self, db: Connection, chosen: Selection, *, nonce: str, caching: Caching, now: datetime) -> int:
+        """Store a batch of these requests, which is sealed; returns its number."""
+        sealed = [self._records.terms(db, number) for number in chosen.by_terms]
+        about, jobs = sealed[0], {terms.job for terms in sealed}
+        length = chosen.length
+        if caching is not Caching.AS_IS:
+            counts = (requests for requests, _ in chosen.by_terms.values())
+            length += sum(terms.grows * count for terms, count in zip(sealed, counts, strict=True))
+        if caching is Caching.PRIMER:
+            self._books.note_primer(db, about.prefix, now)
+        return self._database.insert(
+            db,
+            "INSERT INTO batch (nonce, state, requests, size, betas, caching, sealed_at, job, model, first, last, "
+            "epoch) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                nonce,
+                transitions.beginning(BatchState.SEALED),
+                chosen.count,
+                length,
+                orjson.dumps(about.betas).decode(),
+                caching.value,
+                micros(now),
+                jobs.pop() if len(jobs) == 1 else 0,
+                about.model,
+                chosen.first,
+                chosen.last,
+                self._lease.epoch(db),
+            ),
+        )
+
+    def _put_in(
+        self, db: Connection, batch: int, chosen: Selection, queued: str, values: Sequence[Any], now: datetime
+    ) -> None:
+        """Move these requests, which are queued, into a batch."""
+        # By number, where they lie close together: an index that is read must not change under the update,
+        # so all that it found would be held in memory first.
+        which = queued.replace("status", "status + 0") if chosen.close else queued
+        db.execute(
+            f"{self._database.update_many} request SET status = 1, batch = ? WHERE id BETWEEN ? AND ? AND {which}",
+            (batch, chosen.first, chosen.last, *values),
+        )
+        moves = self._books.moves(db, now)
+        for number, (requests, size) in chosen.by_terms.items():
+            queue = Place(number, BATCH, QUEUED, 0)
+            moves.move(queue, Place(number, BATCH, IN_FLIGHT, batch), requests, size)
+        moves.book()
 
     def get(self, batch: int) -> BatchView | None:
         """A batch that is not over, as the snapshot shows it."""

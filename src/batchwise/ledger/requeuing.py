@@ -86,11 +86,7 @@ class Requeuing:
         code = LANE_CODES[lane]
         if which.requests is not None:
             with self._database.write("requeue") as db:
-                rows = [
-                    row
-                    for row in self._records.rows(db, list(dict.fromkeys(which.requests))).values()
-                    if row.status == IN_FLIGHT and which.batch in {None, row.inside}
-                ]
+                rows = self._in_flight(db, which.requests, which.batch)
                 if maybe_billed:
                     self.book_doubles(db, rows, lane=code, now=now, cap=cap)
                 changed = {} if turn is None else {row.id: self._records.keep_turn(db, row, turn) for row in rows}
@@ -106,6 +102,11 @@ class Requeuing:
                 return moved
         with self._database.write("move") as db:
             return sum(self._move(db, terms, lane=code) for terms in dict.fromkeys(which.terms or ()))
+
+    def _in_flight(self, db: Connection, requests: Sequence[int], batch: int | None) -> list[Row]:
+        """The rows of those of these requests that are in flight; with a batch, in that one."""
+        rows = self._records.rows(db, list(dict.fromkeys(requests))).values()
+        return [row for row in rows if row.status == IN_FLIGHT and batch in {None, row.inside}]
 
     def book_doubles(self, db: Connection, rows: Sequence[Row], *, lane: int, now: datetime, cap: Cap | None) -> None:
         """Book rows that go on on this lane as possible doubles: they may have been billed. A refusal changes nothing.

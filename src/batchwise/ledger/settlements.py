@@ -16,11 +16,12 @@ from batchwise.basics.jsontext import decode
 from batchwise.errors import LedgerError
 from batchwise.models import Outcome
 from batchwise.planning.outcomes import met_deadline, was_cut
+from batchwise.planning.state import Terms
 
 from .books import Books, Place, most_of, place_of
 from .database import Connection, Database
 from .records import Records, Row
-from .roll import Answer, Kind, Roll
+from .roll import Answer, Cached, Kind, Roll
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, LANES, OUTCOME_CODES, OUTCOMES, SETTLED, SYNC, from_micros, micros
 from .sharing import Call, SharedCommit
 from .values import Settlement, Sum
@@ -200,11 +201,10 @@ class Settlements:
         now: datetime,
     ) -> bool:
         """Store results of one kind, in order, and book them; False: one of the requests has a result."""
-        count = len(answers)
-        first = self._records.last_result(db) + 1
         numbers, lines, costs, savings, tokens, cached = zip(*answers, strict=True)
         used = [each for each in cached if each is not None]  # hardly ever any
         gained = [0 if each is None else each[2] for each in cached] if used else 0
+        count, first = len(answers), self._records.last_result(db) + 1
         columns = range(first, first + count), numbers, costs, savings, gained, lines
         if not self._database.insert_rows(db, _RESULT, columns):
             return False
@@ -213,49 +213,38 @@ class Settlements:
         met, lateness = met_deadline(OUTCOMES[outcome], about.deadline, now)
         last = first + count - 1
         db.execute(_INSERT_SETTLING, (last, first, job, terms, outcome, lane, batch, attempts, micros(now), met))
-        paid, saved, unpriced = sum(filter(None, costs)), sum(filter(None, savings)), costs.count(None)
-        tally = (
-            count,
-            str(paid),
-            str(saved),
-            unpriced,
-            count if met else 0,
-            count if met is False else 0,
-            lateness // _MICROSECOND,
-            count * attempts,
-            sum(tokens),
-            sum(read for read, _, _ in used),
-            sum(map(was_cut, lines)),
-            sum(written for _, written, _ in used),
-            str(sum(gain for _, _, gain in used)),
+        summed = Sum(
+            job=self._records.job_name(db, job),
+            lane=LANES[lane],
+            outcome=OUTCOMES[outcome],
+            requests=count,
+            cost=sum(filter(None, costs)),
+            saved=sum(filter(None, savings)),
+            unpriced=costs.count(None),
+            deadline=about.deadline,
+            met=met,
+            lateness=lateness,
         )
-        db.execute(_TALLY, (job, lane, outcome, *tally))
+        self._unsure.append(summed)
+        _count(db, kind, summed, tokens=sum(tokens), used=used, cut=sum(map(was_cut, lines)))
+        for label in about.labels:
+            db.execute(_LABEL, (job, *label, str(summed.cost)))
         if about.prefix and batch and used:
             self._books.note_hits(db, about, batch, used, now)
-        for label in about.labels:
-            db.execute(_LABEL, (job, *label, str(paid)))
-        self._unsure.append(
-            Sum(
-                self._records.job_name(db, job),
-                LANES[lane],
-                OUTCOMES[outcome],
-                count,
-                paid,
-                saved,
-                unpriced,
-                about.deadline,
-                met,
-                lateness,
-            )
-        )
-        self._books.spend(db, paid, now)
+        self._books.spend(db, summed.cost, now)
         self._books.note_prices(db, now)
-        kept_for = about.max_cost_each or about.max_cost_per_byte  # nothing is, without a spend limit
-        if kept_for and unpriced:
+        if summed.unpriced:
             without = [number for number, cost in zip(numbers, costs, strict=True) if cost is None]
-            size = sum(row.size for row in self._records.rows(db, without).values())
-            self._books.unseen(db, job, most_of(about, unpriced, size, lane=lane), now)
+            self._book_unpriced(db, about, without, lane=lane, now=now)
         return True
+
+    def _book_unpriced(
+        self, db: Connection, about: Terms, requests: Sequence[int], *, lane: int, now: datetime
+    ) -> None:
+        """Count against a spend limit what answers without a price cost at most; without a limit nothing is kept."""
+        if about.max_cost_each or about.max_cost_per_byte:
+            size = sum(row.size for row in self._records.rows(db, requests).values())
+            self._books.unseen(db, about.job, most_of(about, len(requests), size, lane=lane), now)
 
     def settle_in(
         self,
@@ -268,36 +257,17 @@ class Settlements:
     ) -> int:
         """The same as `settle`, inside a transaction."""
         rows = self._records.rows(db, [each.id for each in settlements])
+        known = [(row, each) for each in sorted(settlements, key=_number) if (row := rows.get(each.id)) is not None]
+        fresh, late = _sorted_out(known, batch, run)
         moves = self._books.moves(db, now)
         kinds: dict[_Kind, list[Answer]] = {}
         updates: list[tuple[object, ...]] = []
-        late: list[tuple[Row, Settlement]] = []
-        fresh: dict[int, Settlement] = {}
-        for each in sorted(settlements, key=_number):
-            row = rows.get(each.id)
-            if row is None:
-                continue
-            if row.status == SETTLED:
-                late.append((row, each))
-                continue
-            if row.id in fresh:
-                if batch is None and fresh[row.id].line != each.line:
-                    late.append((row, each))
-                continue
-            if each.outcome is not Outcome.SUCCEEDED and _elsewhere(row, batch, run):
-                continue
-            fresh[row.id] = each
+        for row, each in fresh:
             outcome, lane, attempts = OUTCOME_CODES[each.outcome], LANE_CODES[each.lane], row.attempts + each.attempted
             kind = _Kind(row.job, row.terms, outcome, lane, attempts)
             answer = (each.id, each.line, each.cost, each.saved, each.input_tokens, each.cached)
             kinds.setdefault(kind, []).append(answer)
-            if each.maybe_billed:
-                self._books.waste(db, row.job, possible_doubles=1)
-            if (
-                each.maybe_billed or each.unseen
-            ) and each.cost is not None:  # what has no price is booked with its kind
-                most = self._books.most_unseen(db, self._records.terms(db, row.terms), row)
-                self._books.unseen(db, row.job, most, now)
+            self._book_doubt(db, row, each, now)
             abandoned = each.outcome is Outcome.CANCELED and _is_abandoned(each.line)
             if abandoned or not row.inside:
                 updates.append((abandoned, row.id))
@@ -309,6 +279,14 @@ class Settlements:
         moves.book()
         self._books.spend(db, sum(self._waste_of(db, *each, batch or 0) for each in late), now)
         return len(fresh)
+
+    def _book_doubt(self, db: Connection, row: Row, end: Settlement, now: datetime) -> None:
+        """Book what an end without an answer may have cost; what has no price is booked with its kind."""
+        if end.maybe_billed:
+            self._books.waste(db, row.job, possible_doubles=1)
+        if (end.maybe_billed or end.unseen) and end.cost is not None:
+            most = self._books.most_unseen(db, self._records.terms(db, row.terms), row)
+            self._books.unseen(db, row.job, most, now)
 
     def _waste_of(self, db: Connection, row: Row, repeat: Settlement, batch: int) -> int:
         """What a second delivery for a settled request cost; 0 for the same delivery read again. Books it."""
@@ -345,6 +323,57 @@ class Settlements:
                 self._books.waste(db, 0 if row is None else row.job, wasted=cost)
                 # As of the last look at the batch: there is no clock here.
                 self._books.spend(db, cost, from_micros(seen))
+
+
+def _count(db: Connection, kind: _Kind, summed: Sum, *, tokens: int, used: Sequence[Cached], cut: int) -> None:
+    """Add what settled together to the sums of its job, lane and outcome.
+
+    Args:
+        db: The open transaction.
+        kind: What it has in common.
+        summed: Its sums.
+        tokens: Tokens sent.
+        used: What used the prompt cache.
+        cut: How many answers were cut off.
+    """
+    reads, writes, gains = zip(*used, strict=True) if used else ((), (), ())
+    tally = (
+        summed.requests,
+        str(summed.cost),
+        str(summed.saved),
+        summed.unpriced,
+        summed.requests if summed.met else 0,
+        summed.requests if summed.met is False else 0,
+        summed.lateness // _MICROSECOND,
+        summed.requests * kind.attempts,
+        tokens,
+        sum(reads),
+        cut,
+        sum(writes),
+        str(sum(gains)),
+    )
+    db.execute(_TALLY, (kind.job, kind.lane, kind.outcome, *tally))
+
+
+_Ends = list[tuple[Row, Settlement]]
+
+
+def _sorted_out(known: Iterable[tuple[Row, Settlement]], batch: int | None, run: int | None) -> tuple[_Ends, _Ends]:
+    """The ends that settle their requests, and those that come again; the rest is no news.
+
+    A success settles its request wherever that is by now. Anything else does where it comes from there.
+    """
+    fresh: dict[int, tuple[Row, Settlement]] = {}
+    late: _Ends = []
+    for row, each in known:
+        if row.status == SETTLED:
+            late.append((row, each))
+        elif row.id in fresh:  # a batch's row that stands twice in what was read of it is one row
+            if batch is None and fresh[row.id][1].line != each.line:
+                late.append((row, each))
+        elif each.outcome is Outcome.SUCCEEDED or not _elsewhere(row, batch, run):
+            fresh[row.id] = row, each
+    return list(fresh.values()), late
 
 
 def _elsewhere(row: Row, batch: int | None, run: int | None) -> bool:

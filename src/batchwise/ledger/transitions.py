@@ -18,6 +18,7 @@ __all__ = [
     "REQUEST_BEGINNINGS",
     "REQUEST_MOVES",
     "RequestState",
+    "beginning",
     "check",
     "check_beginning",
     "check_request",
@@ -120,6 +121,17 @@ MOVES: Mapping[BatchState, Mapping[BatchState, str]] = {
 
 OVER = frozenset({BatchState.CLOSED, BatchState.VOID})
 """The states in which nothing more is expected of a batch."""
+
+
+def beginning(state: BatchState) -> str:
+    """A state in which a batch begins, as it is stored.
+
+    Raises:
+        LedgerError: No batch begins so.
+    """
+    if state not in BEGINNINGS:
+        raise LedgerError(f"no batch begins as {state.value}; look at the snapshot again")
+    return state.value
 
 
 def check(batch: int, was: BatchState, to: BatchState) -> None:

@@ -15,14 +15,14 @@ from batchwise.planning.packing import body_length, entry_size, telling_count
 from .database import Connection
 from .rows import decode_key
 
-__all__ = ["Fitting", "first_fitting"]
+__all__ = ["Selection", "first_fitting"]
 
 _NO_ENTRIES = body_length(0, 0) - 1
 """Each entry counts its comma; the first one has none."""
 
 
 @attrs.frozen
-class Fitting:
+class Selection:
     """Rows that go into one body: which, how many, and how long it becomes."""
 
     first: int
@@ -58,14 +58,14 @@ def first_fitting(
     max_bytes: int,
     *,
     sort: bool,
-) -> Fitting:
+) -> Selection:
     """The queued rows that fit into a body, of a telling count if there is one."""
     rows = _first_of(db, queued, (*values, max_requests), max_bytes, sort=sort)
     telling = telling_count(rows.count, taken) or rows.count
     return rows if telling == rows.count else _first_of(db, queued, (*values, telling), max_bytes, sort=sort)
 
 
-def _first_of(db: Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool) -> Fitting:
+def _first_of(db: Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool) -> Selection:
     """The queued rows that fit into a body, in order."""
     # Those of one terms come out of their index in order, and reading them ends at the limit. Others are sorted
     # without their keys, which are looked up in that order, one page after the other.
@@ -75,7 +75,7 @@ def _first_of(db: Connection, queued: str, values: Sequence[Any], max_bytes: int
     return _cut_off(found, max_bytes)
 
 
-def _cut_off(rows: Iterable[tuple[int, bytes, int, int]], max_bytes: int) -> Fitting:
+def _cut_off(rows: Iterable[tuple[int, bytes, int, int]], max_bytes: int) -> Selection:
     """The first of the rows (number, key, size of the body, terms; in order of the numbers) that fit into a body."""
     by_terms: dict[int, list[int]] = {}
     current, sums = -1, [0, 0]
@@ -96,4 +96,4 @@ def _cut_off(rows: Iterable[tuple[int, bytes, int, int]], max_bytes: int) -> Fit
         sums[1] += size
         count += 1
         first, last, length = first or number, number, whole
-    return Fitting(first, last, count, length, by_terms)
+    return Selection(first, last, count, length, by_terms)

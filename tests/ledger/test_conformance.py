@@ -1002,11 +1002,11 @@ def test_what_has_settled_is_told_once_it_is_durable_and_once(world: World) -> N
     roll = world.ledger.batches.roll(batch.id)
     assert roll is not None
     answers: list[Answer] = [(number, line(number), 5, 5, 1, None) for number in numbers[1:]]
-    world.ledger.reckon_by(look_and_fail, lambda terms, _body: terms)  # asked within the transaction
+    world.ledger.books.reckon_by(look_and_fail, lambda terms, _body: terms)  # asked within the transaction
     with pytest.raises(KeyboardInterrupt):
         world.ledger.settle_answers(roll, answers, now=NOW)
     assert early == world.ledger.take_sums() == []
-    world.ledger.reckon_by(look, lambda terms, _body: terms)
+    world.ledger.books.reckon_by(look, lambda terms, _body: terms)
     assert world.ledger.settle_answers(roll, answers, now=NOW)
     assert not early, "it is not durable yet"
     assert [each.requests for each in world.ledger.take_sums()] == [2]

@@ -1,4 +1,4 @@
-"""The life of a batch: requests sealed into it, looked up in it, taken back."""
+"""A batch: sealed, moved from state to state, and read row by row."""
 
 # ruff: noqa: S608 (statements are made of constants and question marks)
 

@@ -1,4 +1,4 @@
-"""Whose ledger it is, and what is known of the lanes and the API's clock and queues."""
+"""What is known of the lanes and of the API: suspensions, pauses, clock, failures in a row; and whose ledger it is."""
 
 from __future__ import annotations
 

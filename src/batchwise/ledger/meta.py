@@ -1,4 +1,4 @@
-"""Single values of the ledger by name: the workspace, what is known of the lanes, the sum that is reserved."""
+"""Single values by name (the table `meta`): the workspace, what is known of the lanes, the sum that is reserved."""
 
 from __future__ import annotations
 

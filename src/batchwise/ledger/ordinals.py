@@ -1,4 +1,4 @@
-"""Which place a request has in its job: how many of the job were accepted before it."""
+"""The place of a request in its job, as a number: how many of the job were accepted before it."""
 
 from __future__ import annotations
 

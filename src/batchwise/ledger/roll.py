@@ -1,4 +1,4 @@
-"""The roll of a batch: which of its requests are not ticked off yet, in three bytes for each, or five.
+"""The open rows of a batch: which of its requests are not ticked off yet, in three bytes for each, or five.
 
 Five where a body of 64 KB or more is among them.
 """

@@ -1,4 +1,4 @@
-"""Which queued requests go into one batch, and how long its create body becomes."""
+"""Which queued requests are sealed into one batch, and how long its create body becomes."""
 
 # ruff: noqa: S608 (statements are made of constants and question marks)
 

@@ -132,8 +132,8 @@ class BatchLane:
         Raises:
             LaneFault: The API did not say.
         """
-        path = wire.batch_path(remote_id)
-        return self._tried(lambda: wire.parse_batch(self._get(path, wire.quick_options(self._client))))
+        path, options = wire.batch_path(remote_id), wire.quick_options(self._client)
+        return self._asked(wire.parse_batch, self._client.get, path, options)
 
     def cancel(self, remote_id: str) -> BatchInfo:
         """Ask for a cancel. The batch ends later, and may have finished all the same.
@@ -141,8 +141,8 @@ class BatchLane:
         Raises:
             LaneFault: The API did not take it.
         """
-        path = wire.batch_path(remote_id, "cancel")
-        return self._tried(lambda: wire.parse_batch(self._post(path, wire.quick_options(self._client))))
+        path, options = wire.batch_path(remote_id, "cancel"), wire.quick_options(self._client)
+        return self._asked(wire.parse_batch, self._client.post, path, options)
 
     def list(self, *, limit: int = 100, after_id: str | None = None, before_id: str | None = None) -> Listing:
         """One page of the workspace's batches, newest first.
@@ -151,7 +151,7 @@ class BatchLane:
             LaneFault: The API did not say.
         """
         options = wire.list_options(self._client, limit, after_id, before_id)
-        return self._tried(lambda: wire.parse_listing(self._get(wire.BATCHES, options)))
+        return self._asked(wire.parse_listing, self._client.get, wire.BATCHES, options)
 
     @contextmanager
     def results(self, remote_id: str) -> Iterator[Iterator[bytes]]:
@@ -164,40 +164,29 @@ class BatchLane:
             LaneFault: They could not be opened.
         """
         path = wire.batch_path(remote_id, "results")
-        response = self._tried(lambda: self._open(path))
+        options = {"options": wire.results_options(self._client), "stream": True, "stream_cls": anthropic.Stream[Any]}
+        response = self._tried(lambda: self._sent(self._client.get, path, **options))
         try:
             with closing(_chunks(response)) as chunks:
                 yield chunks
         finally:
             response.close()
 
+    def _asked(
+        self, parse: Callable[[httpx2.Response], _T], send: Callable[..., Any], path: str, options: object
+    ) -> _T:
+        """What the API answers to a call that may be tried again."""
+        return self._tried(lambda: parse(self._sent(send, path, options=options)))
+
     def _tried(self, call: Callable[[], _T]) -> _T:
         return tenacity.Retrying(sleep=self._sleep, **retry_options())(call)
 
-    def _get(self, path: str, options: Any) -> httpx2.Response:
+    def _sent(self, send: Callable[..., Any], path: str, **options: Any) -> httpx2.Response:
+        """The response to a call by this method of the client's."""
         try:
-            return self._client.get(path, cast_to=httpx2.Response, options=options)
+            return cast("httpx2.Response", send(path, cast_to=httpx2.Response, **options))
         except Exception as error:  # noqa: BLE001  (translate raises again what it does not know)
             failure = translate(error)
-        raise failure
-
-    def _post(self, path: str, options: Any) -> httpx2.Response:
-        try:
-            return self._client.post(path, cast_to=httpx2.Response, options=options)
-        except Exception as error:  # noqa: BLE001
-            failure = translate(error)
-        raise failure
-
-    def _open(self, path: str) -> httpx2.Response:
-        options = wire.results_options(self._client)
-        try:
-            response: Any = self._client.get(
-                path, cast_to=httpx2.Response, options=options, stream=True, stream_cls=anthropic.Stream[Any]
-            )
-        except Exception as error:  # noqa: BLE001
-            failure = translate(error)
-        else:
-            return cast("httpx2.Response", response)
         raise failure
 
 
@@ -226,36 +215,26 @@ class AsyncBatchLane:
 
     async def retrieve(self, remote_id: str) -> BatchInfo:
         """See `BatchLane.retrieve`."""
-        path = wire.batch_path(remote_id)
-
-        async def call() -> BatchInfo:
-            return wire.parse_batch(await self._get(path, wire.quick_options(self._client)))
-
-        return await self._tried(call)
+        path, options = wire.batch_path(remote_id), wire.quick_options(self._client)
+        return await self._asked(wire.parse_batch, self._client.get, path, options)
 
     async def cancel(self, remote_id: str) -> BatchInfo:
         """See `BatchLane.cancel`."""
-        path = wire.batch_path(remote_id, "cancel")
-
-        async def call() -> BatchInfo:
-            return wire.parse_batch(await self._post(path, wire.quick_options(self._client)))
-
-        return await self._tried(call)
+        path, options = wire.batch_path(remote_id, "cancel"), wire.quick_options(self._client)
+        return await self._asked(wire.parse_batch, self._client.post, path, options)
 
     async def list(self, *, limit: int = 100, after_id: str | None = None, before_id: str | None = None) -> Listing:
         """See `BatchLane.list`."""
         options = wire.list_options(self._client, limit, after_id, before_id)
-
-        async def call() -> Listing:
-            return wire.parse_listing(await self._get(wire.BATCHES, options))
-
-        return await self._tried(call)
+        return await self._asked(wire.parse_listing, self._client.get, wire.BATCHES, options)
 
     @asynccontextmanager
     async def results(self, remote_id: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """See `BatchLane.results`."""
         path = wire.batch_path(remote_id, "results")
-        response = await self._tried(lambda: self._open(path))
+        stream_cls = anthropic.AsyncStream[Any]
+        options = {"options": wire.results_options(self._client), "stream": True, "stream_cls": stream_cls}
+        response = await self._tried(lambda: self._sent(self._client.get, path, **options))
         try:
             async with aclosing(_async_chunks(response)) as chunks:
                 yield chunks
@@ -263,34 +242,26 @@ class AsyncBatchLane:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
 
+    async def _asked(
+        self, parse: Callable[[httpx2.Response], _T], send: Callable[..., Awaitable[Any]], path: str, options: object
+    ) -> _T:
+        """See `BatchLane._asked`."""
+
+        async def call() -> _T:
+            return parse(await self._sent(send, path, options=options))
+
+        return await self._tried(call)
+
     async def _tried(self, call: Callable[[], Awaitable[_T]]) -> _T:
         async def attempt() -> _T:  # tenacity awaits only what it can tell is a coroutine function
             return await call()
 
         return await tenacity.AsyncRetrying(sleep=self._sleep, **retry_options())(attempt)
 
-    async def _get(self, path: str, options: Any) -> httpx2.Response:
+    async def _sent(self, send: Callable[..., Awaitable[Any]], path: str, **options: Any) -> httpx2.Response:
+        """See `BatchLane._sent`."""
         try:
-            return await self._client.get(path, cast_to=httpx2.Response, options=options)
+            return cast("httpx2.Response", await send(path, cast_to=httpx2.Response, **options))
         except Exception as error:  # noqa: BLE001
             failure = translate(error)
-        raise failure
-
-    async def _post(self, path: str, options: Any) -> httpx2.Response:
-        try:
-            return await self._client.post(path, cast_to=httpx2.Response, options=options)
-        except Exception as error:  # noqa: BLE001
-            failure = translate(error)
-        raise failure
-
-    async def _open(self, path: str) -> httpx2.Response:
-        options = wire.results_options(self._client)
-        try:
-            response: Any = await self._client.get(
-                path, cast_to=httpx2.Response, options=options, stream=True, stream_cls=anthropic.AsyncStream[Any]
-            )
-        except Exception as error:  # noqa: BLE001
-            failure = translate(error)
-        else:
-            return cast("httpx2.Response", response)
         raise failure

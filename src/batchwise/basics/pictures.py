@@ -11,17 +11,20 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from html import escape
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+import attrs
 
 from batchwise.errors import BatchwiseError
 
 from .wording import dollars
 
-__all__ = ["Batch", "cadence_svg", "report_page"]
+__all__ = ["BatchRecord", "cadence_svg", "report_page"]
 
 _HOUR = timedelta(hours=1)
 _WAITING, _WINDOW, _RESERVE = "#7fb3d5", "#2e6f9e", "#e59866"
 _GOOD, _BAD, _GREY = "#2e7d32", "#c0392b", "#9aa5ad"
+_COLOURS = {"waiting": _WAITING, "window": _WINDOW, "lost": _GREY, "reserve": _RESERVE}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2833; }
 table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
@@ -43,64 +46,29 @@ class _Figure(NamedTuple):
     svg: str
 
 
-class Batch(Protocol):
-    """What is drawn of a batch."""
+@attrs.frozen(kw_only=True)
+class BatchRecord:
+    """What a report knows of one batch that the API has named.
 
-    @property
-    def remote_id(self) -> str:
-        """The API's id."""
+    Attributes:
+        remote_id: The API's id.
+        requests: How many requests went with it.
+        model: The model of the first of them.
+        created_at: When it was created (UTC).
+        ended_at: When it ended (UTC); None: it runs.
+        canceled_at: When its end was asked for (UTC); None: never.
+        deadline: The first deadline of its requests (UTC); None: none has one.
+        expected: How long such batches take: the 10 % and the 90 % point of the forecast as it is now.
+    """
 
-    @property
-    def requests(self) -> int:
-        """How many requests went with it."""
-
-    @property
-    def created_at(self) -> datetime:
-        """When it was created."""
-
-    @property
-    def ended_at(self) -> datetime | None:
-        """When it ended; None: it runs."""
-
-    @property
-    def canceled_at(self) -> datetime | None:
-        """When its end was asked for; None: never."""
-
-    @property
-    def deadline(self) -> datetime | None:
-        """The first deadline of its requests."""
-
-    @property
-    def expected(self) -> tuple[timedelta, timedelta]:
-        """How long such batches take: the 10 % and the 90 % point of the forecast."""
-
-
-class Cadence(Protocol):
-    """What is drawn of a cadence."""
-
-    @property
-    def sla(self) -> timedelta:
-        """Time from dispatch to deadline."""
-
-    @property
-    def window(self) -> timedelta:
-        """The batch API's window."""
-
-    @property
-    def interval(self) -> timedelta:
-        """The longest wait."""
-
-    @property
-    def reserve(self) -> timedelta:
-        """What is kept for the rescue."""
-
-    @property
-    def rounds(self) -> int:
-        """How many batches, one after the other."""
-
-    @property
-    def overhead(self) -> timedelta:
-        """What is lost on the way."""
+    remote_id: str
+    requests: int
+    model: str
+    created_at: datetime
+    ended_at: datetime | None
+    canceled_at: datetime | None
+    deadline: datetime | None
+    expected: tuple[timedelta, timedelta]
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -128,38 +96,37 @@ def _svg(figure: Any, words: str) -> str:
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(words)}" ', 1)
 
 
-def cadence_svg(cadence: Cadence) -> str:
+def cadence_svg(parts: Sequence[tuple[str, timedelta]], sla: timedelta) -> str:
     """A cadence on a time line: waiting, the window, what is lost on the way, the reserve, the deadline.
+
+    Args:
+        parts: What follows one another, each with its length: `waiting`, `window`, `lost` and `reserve`.
+        sla: Time from dispatch to deadline.
 
     Raises:
         BatchwiseError: matplotlib is not installed.
     """
     figure, axes = _figure(8, 1.7)
-    parts: list[tuple[str, timedelta, str]] = []
-    for _ in range(cadence.rounds):
-        parts += [("waiting", cadence.interval, _WAITING), ("window", cadence.window, _WINDOW)]
-    parts += [("lost", cadence.overhead, _GREY), ("reserve", cadence.reserve, _RESERVE)]
+    drawn = [(name, length) for name, length in parts if length]
     at = timedelta(0)
-    for name, length, colour in parts:
-        if not length:
-            continue
-        axes.barh(0, length / _HOUR, left=at / _HOUR, height=0.5, color=colour)
-        narrow = length < cadence.sla / 10
+    for name, length in drawn:
+        axes.barh(0, length / _HOUR, left=at / _HOUR, height=0.5, color=_COLOURS[name])
+        narrow = length < sla / 10
         place, side = ((at + length) / _HOUR, "right") if narrow else ((at + length / 2) / _HOUR, "center")
         axes.text(place, 0.36, f"{name} {length / _HOUR:g} h", ha=side, va="bottom", fontsize=9)
         at += length
-    sla = cadence.sla / _HOUR
-    axes.plot([sla, sla], [-0.3, 0.3], color=_BAD, linewidth=2)
-    axes.text(sla, -0.36, f"deadline {sla:g} h", ha="right", va="top", fontsize=9, color=_BAD)
+    due = sla / _HOUR
+    axes.plot([due, due], [-0.3, 0.3], color=_BAD, linewidth=2)
+    axes.text(due, -0.36, f"deadline {due:g} h", ha="right", va="top", fontsize=9, color=_BAD)
     axes.set_ylim(-0.75, 0.75)
-    axes.set_xlim(0, sla * 1.01)
+    axes.set_xlim(0, due * 1.01)
     axes.set_yticks([])
     axes.set_xlabel("hours since the dispatch")
-    words = ", ".join(f"{name} {length / _HOUR:g} h" for name, length, _ in parts if length)
-    return _svg(figure, f"{words}; deadline after {sla:g} h")
+    words = ", ".join(f"{name} {length / _HOUR:g} h" for name, length in drawn)
+    return _svg(figure, f"{words}; deadline after {due:g} h")
 
 
-def _timeline(batches: Sequence[Batch], now: datetime) -> str:
+def _timeline(batches: Sequence[BatchRecord], now: datetime) -> str:
     figure, axes = _figure(9, 1.2 + 0.28 * len(batches))
     start = min(batch.created_at for batch in batches)
 
@@ -194,7 +161,7 @@ def _money(parts: Sequence[tuple[str, Decimal]]) -> str:
     return _svg(figure, ", ".join(f"{name} {dollars(amount)}" for name, amount in parts))
 
 
-def _forecast(batches: Sequence[Batch]) -> str:
+def _forecast(batches: Sequence[BatchRecord]) -> str:
     ended = [(batch, batch.ended_at - batch.created_at) for batch in batches if batch.ended_at is not None]
     figure, axes = _figure(9, 1.2 + 0.28 * len(ended))
     for row, (batch, took) in enumerate(ended):
@@ -208,7 +175,7 @@ def _forecast(batches: Sequence[Batch]) -> str:
 
 
 def report_page(
-    title: str, table: str, money: Sequence[tuple[str, Decimal]], batches: Iterable[Batch], now: datetime
+    title: str, table: str, money: Sequence[tuple[str, Decimal]], batches: Iterable[BatchRecord], now: datetime
 ) -> str:
     """One page of HTML that holds all it shows.
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import attrs
 
+from batchwise.basics.pictures import BatchRecord, report_page
 from batchwise.basics.rendering import to_html
 from batchwise.basics.wording import dollars, human, in_requests
 from batchwise.errors import printable
@@ -15,31 +16,6 @@ from batchwise.errors import printable
 from .tags import Lane
 
 __all__ = ["BatchRecord", "Report"]
-
-
-@attrs.frozen(kw_only=True)
-class BatchRecord:
-    """What a report knows of one batch that the API has named.
-
-    Attributes:
-        remote_id: The API's id.
-        requests: How many requests went with it.
-        model: The model of the first of them.
-        created_at: When it was created (UTC).
-        ended_at: When it ended (UTC); None: it runs.
-        canceled_at: When its end was asked for (UTC); None: never.
-        deadline: The first deadline of its requests (UTC); None: none has one.
-        expected: How long such batches take: the 10 % and the 90 % point of the forecast as it is now.
-    """
-
-    remote_id: str
-    requests: int
-    model: str
-    created_at: datetime
-    ended_at: datetime | None
-    canceled_at: datetime | None
-    deadline: datetime | None
-    expected: tuple[timedelta, timedelta]
 
 
 @attrs.frozen(kw_only=True)
@@ -164,8 +140,6 @@ class Report:
         Raises:
             BatchwiseError: matplotlib is not installed.
         """
-        from batchwise.basics.pictures import report_page
-
         money = [*((f"{lane.value} lane", cost) for lane, cost in self.cost_by_lane.items())]
         money += [("saved", self.saved), ("wasted", self.wasted)]
         return report_page(title, self._repr_html_(), money, self.batches, datetime.now(timezone.utc))

@@ -144,7 +144,8 @@ class Cadence:
         """
         from batchwise.basics.pictures import cadence_svg
 
-        return cadence_svg(self)
+        rounds = [("waiting", self.interval), ("window", self.window)] * self.rounds
+        return cadence_svg([*rounds, ("lost", self.overhead), ("reserve", self.reserve)], self.sla)
 
     @property
     def per_day(self) -> float:

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -24,11 +24,13 @@ from batchwise.errors import (
     LedgerError,
     LedgerNotFoundError,
 )
+from batchwise.ledger import postgres_session
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.opening import migration_sql, open_ledger
 from batchwise.ledger.postgres_connection import target
 from batchwise.ledger.postgres_database import PostgresDatabase
 from batchwise.ledger.postgres_schema import migrate
+from batchwise.ledger.postgres_session import channel_of
 from batchwise.models import Lane, Status
 from tests.postgres import Schemas, restart, start
 from tests.waiting import until
@@ -223,6 +225,55 @@ def test_processes_that_start_at_once_make_one_ledger(url: str) -> None:
         assert marks(ledger) == (0, 0)
 
 
+# -- notices ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def noticing(postgres: str, url: str, count: str, end: int) -> Iterator[Callable[[], int]]:
+    """Gives a question: how many notices came, the last of them when something counted so many."""
+    with admin(postgres) as db, admin(postgres) as looking, ThreadPoolExecutor(1) as thread:
+        db.execute(f"LISTEN {channel_of(schema_of(url))}")
+        looking.execute(f'SET search_path TO "{schema_of(url)}"')
+
+        def listen() -> int:
+            notifies = db.notifies(timeout=20)
+            for number, _ in enumerate(notifies, 1):
+                if looking.execute(count).fetchone() == (end,):
+                    notifies.close()
+                    return number + len(list(db.notifies(timeout=0.3)))
+            raise AssertionError("the last change was never told")
+
+        yield thread.submit(listen).result
+
+
+def test_changes_in_quick_succession_are_told_together_and_none_is_missed(url: str, postgres: str) -> None:
+    with closing(opened(url)) as ledger, noticing(postgres, url, "SELECT count(*) FROM request", 40) as notices:
+        world, begun = World(ledger), time.monotonic()
+        for number in range(40):
+            world.accept(f"k{number}")
+        assert notices() <= (time.monotonic() - begun) / 0.05 + 2
+
+
+def test_who_ends_tells_first_what_it_has_not_told_yet(
+    url: str, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_session, "_APART", 60.0)
+    with closing(opened(url)) as ledger, noticing(postgres, url, "SELECT count(*) FROM request", 2) as notices:
+        world = World(ledger)
+        world.accept("a")
+        world.accept("b")
+        ledger.close()
+        assert notices() == 2
+
+
+def test_a_process_that_nobody_clears_up_after_tells_each_change_with_its_commit(url: str, postgres: str) -> None:
+    count = "SELECT count(*) FROM meta WHERE name LIKE 'failures:%'"
+    with closing(opened(url)) as ledger, noticing(postgres, url, count, 3) as notices:
+        for number in range(3):
+            ledger.conditions.note_failure(f"{number}", now=NOW)
+        assert notices() == 3
+
+
 # -- lost connections -------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +366,19 @@ def test_who_ends_in_order_is_dead_at_once(url: str) -> None:
         one.end_run(world.run)
         assert two.recover(now=NOW) == 1
         assert runs(two) == []
+
+
+def test_marks_that_killed_processes_left_go_with_the_next_dead_run(url: str) -> None:
+    with closing(opened(url)) as one, closing(opened(url)) as two:
+        world = World(one)
+        with two.database.write("leave") as db:
+            db.execute("INSERT INTO meta VALUES (?, ?)", ("commit:killed", "7 1764000000"))
+        one.end_run(world.run)
+        two.recover(now=NOW)
+        with two.database.read() as db:
+            names = [row[0] for row in db.execute("SELECT name FROM meta WHERE name LIKE 'commit:%'")]
+        assert len(names) == 2, "the marks of those who live are asked for if a commit of theirs is lost"
+        assert "commit:killed" not in names
 
 
 def runs(ledger: Ledger) -> list[int]:

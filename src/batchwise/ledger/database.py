@@ -132,6 +132,9 @@ class Database(Protocol):
             columns: Their values. An integer is the same in all rows.
         """
 
+    def clear_marks(self, db: Connection) -> None:
+        """Delete what dead processes have left in the database that is its own, and nobody asks for any more."""
+
     def version(self) -> int:
         """A number that changes when anything was changed, by whomever."""
 

@@ -35,7 +35,15 @@ _PAUSE = 0.25
 _BEGIN, _COMMIT = Statement(b"BEGIN", prepare=False), Statement(b"COMMIT", prepare=False)
 _BEGIN_READING = Statement(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", prepare=False)
 _LOCK = Statement(b"SELECT pg_advisory_xact_lock($1), pg_current_xact_id()::text")
-_MARK = Statement(b"INSERT INTO meta VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value")
+_MARK = Statement(
+    b"INSERT INTO meta VALUES ($1, $2::text || ' ' || floor(extract(epoch FROM now()))::bigint) "
+    b"ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
+_MARKED = "SELECT split_part(value, ' ', 1) FROM meta WHERE name = $1"
+_OLD_MARKS = """
+DELETE FROM meta WHERE name LIKE 'commit:%' AND split_part(value, ' ', 2)::bigint < extract(epoch FROM now()) - 600
+"""
+"""Ten minutes are far more than there is between a commit and any question for it."""
 _NOTIFY = Statement(b"SELECT pg_notify($1, '')")
 _MANY = 500
 """Statements that are sent together, at most."""
@@ -207,7 +215,8 @@ class PostgresDatabase:
         self._transaction = Transaction(self)
         self._number = ""
         self._mark = f"commit:{uuid4().hex}"
-        """Under which name of `meta` the number of this object's last transaction is committed with it."""
+        """Under which name of `meta` the number of this object's last transaction, and when it began, are committed
+        with it."""
         self.changed = False
         """Whether the transaction has changed anything so far."""
         self._wire: Wire | None = None
@@ -262,7 +271,8 @@ class PostgresDatabase:
         transaction = self._transaction
         _, self._number = transaction.beginning[-1].fetchone()
         transaction.later(_MARK, (self._mark, self._number))
-        if not self._quiet:
+        later = self._quiet or self._session.may_tell_later()
+        if not later:
             transaction.later(_NOTIFY, (self._channel,))
         transaction.later(_COMMIT)
         try:
@@ -273,6 +283,8 @@ class PostgresDatabase:
             # It may have been carried out all the same: then it is done, and must not be done again.
             if not self._was_committed():
                 raise
+        if later and not self._quiet:
+            self._session.tell_soon()
 
     def _was_committed(self) -> bool:
         """Whether the transaction whose commit was not answered is durable.
@@ -288,7 +300,7 @@ class PostgresDatabase:
                 self._drop()
                 found = self.connection.execute("SELECT pg_xact_status($1::xid8)", (self._number,)).fetchone()
                 if found != ("in progress",):
-                    marked = self.connection.execute("SELECT value FROM meta WHERE name = $1", (self._mark,)).fetchone()
+                    marked = self.connection.execute(_MARKED, (self._mark,)).fetchone()
                     return marked == (self._number,)
             if monotonic() > end:
                 raise LedgerError(
@@ -401,6 +413,11 @@ class PostgresDatabase:
             return False
         self.changed = True
         return True
+
+    @staticmethod
+    def clear_marks(db: Connection) -> None:
+        """Delete old marks of commits: whoever was killed has left one."""
+        db.execute(_OLD_MARKS)
 
     # -- changes ----------------------------------------------------------------------------------------------------
 

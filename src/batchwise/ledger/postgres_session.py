@@ -29,6 +29,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 """Seconds between two tries to connect again. They are shorter than the grace in which nobody takes its locks."""
 _TOGETHER = 0.02
 """Seconds between two times that listeners are told, at least."""
+_APART = 0.05
+"""Seconds between two notices of one process: each wakes every session of the ledger."""
 _HELD = """
 SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks
 WHERE locktype = 'advisory' AND granted AND objsubid = 1
@@ -114,6 +116,8 @@ class Session:
         """What was held by a session that was lost, and is to be taken again."""
         self._closed = self._forgotten = False
         self._ended = threading.Event()
+        self._told, self._due = -1.0, -1.0
+        """When others were last told of a change; and when they have to be told next, over 0 (monotonic)."""
         self._free: dict[int, float] = {}
         """Since when (monotonic) others' locks were free each time that it was asked."""
         self._connection: psycopg.Connection[Any] | None = None
@@ -147,7 +151,8 @@ class Session:
         connection = self._where.connect()
         try:
             # What comes while a statement runs is seen by psycopg first.
-            connection.add_notify_handler(lambda notice: self._tell(notice.pid))
+            mine = connection.info.backend_pid
+            connection.add_notify_handler(lambda notice: None if notice.pid == mine else self._tell(notice.pid))
             connection.execute(f"LISTEN {channel_of(self.schema)}")
         except BaseException:
             connection.close()
@@ -225,6 +230,35 @@ class Session:
         connection.close()
         self._nudge()
 
+    # -- telling others ---------------------------------------------------------------------------------------------
+
+    def may_tell_later(self) -> bool:
+        """Whether a change need not be told with its commit, for others have just been told of one: see `tell_soon`.
+
+        Not by a process without a run: if another dies meanwhile, whoever clears up after its run tells others.
+        """
+        now = monotonic()
+        if now < self._told + _APART and any(lock.again for lock in list(self._held.values())):
+            return True
+        self._told = now
+        return False
+
+    def tell_soon(self) -> None:
+        """Tell others of a change that is durable by now."""
+        if self._due < 0:
+            self._due = self._told + _APART
+            self._nudge()
+
+    def _tell_others(self, connection: psycopg.Connection[Any]) -> None:
+        if self._due < 0:
+            return
+        self._told, self._due = monotonic(), -1.0  # first: what is changed from now on is told once more
+        try:
+            connection.execute(f"NOTIFY {channel_of(self.schema)}")
+        except psycopg.Error:
+            self._due = self._told  # to be told by the next session
+            raise
+
     # -- listening --------------------------------------------------------------------------------------------------
 
     def _nudge(self) -> None:
@@ -276,14 +310,17 @@ class Session:
     def _hear(self, connection: psycopg.Connection[Any]) -> None:
         """Wait for news, and tell them."""
         try:
-            self._wait(connection.fileno(), None)
+            self._wait(connection.fileno(), None if self._due < 0 else max(0.0, self._due - monotonic()))
             with self._lock:
                 if self._closed or self._connection is not connection:
                     return
+                if monotonic() >= self._due:
+                    self._tell_others(connection)
                 connection.pgconn.consume_input()
                 pids = set[int]()
                 while (notice := connection.pgconn.notifies()) is not None:
                     pids.add(notice.be_pid)
+            pids.discard(connection.info.backend_pid)
         except (psycopg.Error, OSError, ValueError):
             self._lose(connection)
             return
@@ -334,6 +371,7 @@ class Session:
     def _close_connection(self) -> None:
         if self._connection is not None:
             with suppress(psycopg.Error):  # at once: the server notices the end of a session only when it comes to that
+                self._tell_others(self._connection)
                 self._connection.execute("SELECT pg_advisory_unlock_all()")
             self._connection.close()
         self._close_pipe()

@@ -127,4 +127,5 @@ class Recovery:
                 touched += found
                 if not found:
                     db.execute("DELETE FROM run WHERE id = ?", (run,))
+                    self._database.clear_marks(db)
         return touched

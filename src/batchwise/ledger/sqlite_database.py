@@ -206,6 +206,10 @@ class SqliteDatabase:
             inserted += db.execute(sql, values).rowcount
         return inserted == len(bound[0])
 
+    @staticmethod
+    def clear_marks(db: Connection) -> None:
+        """There are none."""
+
     # -- changes ----------------------------------------------------------------------------------------------------
 
     def version(self) -> int:

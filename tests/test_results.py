@@ -12,7 +12,7 @@ from pydantic import BaseModel, field_validator
 
 import batchwise as bw
 from batchwise.basics.jsontext import decode, encode
-from batchwise.ledger.values import ResultRow, Settled
+from batchwise.ledger.values import ResultGroup, ResultRow
 from batchwise.planning.continuation import failed, received
 from batchwise.results import Result
 from tests.strategies import NOW, json_values, messages
@@ -21,7 +21,7 @@ ACCESSORS = [name for name in dir(Result) if not name.startswith("_")]
 
 
 def result_of(line: bytes, outcome: bw.Outcome = bw.Outcome.SUCCEEDED, betas: tuple[str, ...] = ()) -> Result:
-    how = Settled(
+    how = ResultGroup(
         job=None, outcome=outcome, lane=bw.Lane.SYNC, attempts=1, nonce=None, deadline=None, settled_at=NOW, met=None,
         betas=betas,
     )  # fmt: skip

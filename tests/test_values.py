@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import batchwise as bw
 from batchwise.engine.arguments import seconds
 from batchwise.errors import BatchwiseError
-from batchwise.ledger.values import ResultRow, Settled
+from batchwise.ledger.values import ResultGroup, ResultRow
 from tests.strategies import HOUR, NOW, params
 
 HANDLES = {"AsyncDispatcher", "AsyncJob", "AsyncTicket", "Dispatcher", "Job", "Ticket"}
@@ -30,7 +30,7 @@ HANDLES = {"AsyncDispatcher", "AsyncJob", "AsyncTicket", "Dispatcher", "Job", "T
 
 
 def _result() -> bw.Result:
-    how = Settled("nightly", bw.Outcome.SUCCEEDED, bw.Lane.BATCH, 1, "abcdefghijkl", NOW + HOUR, NOW, True, ())
+    how = ResultGroup("nightly", bw.Outcome.SUCCEEDED, bw.Lane.BATCH, 1, "abcdefghijkl", NOW + HOUR, NOW, True, ())
     message = b'{"content":[{"type":"text","text":"4"}],"stop_reason":"end_turn","usage":{}}'
     line = b'{"custom_id":"a","result":{"type":"succeeded","message":%b}}' % message
     return bw.Result(ResultRow(7, 1, "k", line, 100, 100, 0, how))

@@ -15,7 +15,7 @@ import pytest
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.roll import Answer, Roll
-from batchwise.ledger.values import Cap, Claim, Offer, Settled, Turn, Which
+from batchwise.ledger.values import Cap, Claim, Offer, ResultGroup, Turn, Which
 from batchwise.models import Lane, Outcome, Policy
 from batchwise.planning.cache_priming import Caching, Hits, Primed
 from batchwise.planning.capacity import Measured
@@ -1093,7 +1093,7 @@ def test_results_come_in_the_order_of_settling(world: World) -> None:
     first = everything[0]
     assert first == result_of(world.ledger, numbers[3])
     assert (first.key, first.line, first.cost, first.saved) == ("3", line(numbers[3], text="\u2028\U0001f600"), 5, 5)
-    assert first.how == Settled(
+    assert first.how == ResultGroup(
         job="job",
         outcome=Outcome.SUCCEEDED,
         lane=BATCH,

@@ -1,4 +1,4 @@
-"""How requests are accepted one at a time; `bulk` for many."""
+"""Accepts requests one at a time; `bulk` accepts many."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Pending(Call):
 
     offer: Offer
     accepted: Accepted | None = None
-    """What becomes of it once the transaction is durable."""
+    """Its outcome, once the transaction is durable."""
     key: bytes | None = attrs.field(init=False)
     """None: it is given a position in its job."""
     looked_up: Callable[[], LookedUp] | None = None
@@ -47,7 +47,7 @@ class _Pending(Call):
 
 @attrs.define
 class _Added:
-    """What a transaction has added so far."""
+    """The rows that a transaction has added so far."""
 
     requests: int = 0
     keys: set[tuple[int, bytes]] = attrs.field(factory=set)
@@ -78,16 +78,16 @@ class Accepting:
     def accept(self, offer: Offer) -> Accepted:
         """Accept one request. If this raises, a claim that was added counts only if the ledger has its request.
 
-        The same key with the same content gives the existing row; an earlier deadline tightens it (new terms;
-        where it is still queued, also their lane). An abandoned row is accepted anew. In a named job an entry
-        without a key gets the first free or equal `#<position>`.
+        The same key with the same content gives the existing row; an earlier deadline tightens it (new terms, and
+        their lane if it is still queued). An abandoned row is accepted anew. In a named job an entry without a key
+        gets the first free or equal `#<position>`.
 
-        Threads that accept at the same time share a commit: whoever gets the ledger first takes along what the others
-        have asked for meanwhile. An existing request is never claimed by this, unless it was abandoned.
+        Threads that accept at the same time share a commit: the first one that gets the ledger takes the calls of the
+        others along. An existing request is not claimed by this, unless it was abandoned.
 
         Raises:
             KeyConflictError: The key is taken by other content.
-            SpendLimitError: It could pass the cap.
+            SpendLimitError: It could pass the spend limit.
         """
         while True:
             try:
@@ -96,10 +96,10 @@ class Accepting:
                 self._intakes.wait_for(error.intake)
 
     def accepting(self, offer: Offer) -> Callable[[], Accepted]:
-        """Ask for an acceptance; what this gives waits for it, and has to be called.
+        """Ask for an acceptance; the function that this returns waits for it, and has to be called.
 
-        One thread that asks for many before it waits for the first has one commit for all. As `accept`, but for a key
-        that a bulk dispatch is about to store it raises StagedError.
+        A thread that asks for many before it waits for the first needs one commit for all. As `accept`, but a key that
+        a bulk dispatch is about to store raises StagedError.
         """
         call = _Pending(offer)
         self._shared.ask(call)
@@ -193,7 +193,7 @@ class Accepting:
         return row
 
     def _position(self, db: Connection, job: int | None, entry: Entry) -> int:
-        """The position of the next request without a key: where it was in an earlier run, else the job's end."""
+        """Return the position of the next request without a key: the one of an earlier run, else the job's end."""
         if job is None:
             return 0
         used = self._positions.used(job)
@@ -221,7 +221,7 @@ class Accepting:
             return int(end)
 
     def _again(self, db: Connection, number: int, offer: Offer) -> bool:
-        """The same request once more: tightened, or begun anew if it was abandoned; returns whether it was."""
+        """Handle a request that exists: tighten it, or begin it anew if it was abandoned; returns whether it was."""
         row = self._records.rows(db, [number])[number]
         moves, terms = self._books.moves(db, offer.now), offer.entry.terms
         anew = self._repeats.join(db, moves, row, terms, run=offer.run, now=offer.now, cap=offer.cap)

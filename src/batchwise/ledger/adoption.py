@@ -1,4 +1,4 @@
-"""Batches made elsewhere: their rows are requests from the first, and get their keys when their results are read."""
+"""Batches made elsewhere: their rows are requests at once, and get their keys when their results are read."""
 
 # ruff: noqa: S608 (statements are made of constants and question marks)
 
@@ -25,7 +25,7 @@ _BODY = "body (id, params)"
 
 
 class Adoption:
-    """Takes in batches that others have made."""
+    """Adopts batches that others have made."""
 
     def __init__(self, database: Database, records: Records, books: Books) -> None:
         self._database, self._records, self._books = database, records, books
@@ -43,10 +43,10 @@ class Adoption:
         expires_at: datetime,
         now: datetime,
     ) -> str:
-        """Take in a batch that others have made, in state `open`; returns its job's name. Again is harmless.
+        """Adopt a batch that others have made, in state `open`; returns its job's name. A repeat changes nothing.
 
         Its rows are requests at once, without bodies. Each has a placeholder for a key (`<remote id>#<position>`)
-        until `name` has seen its row. `keys` gives keys by custom_ids; job None: named after the batch.
+        until `name` has seen its row. `keys`: keys by custom_ids; job None: the job is named after the batch.
 
         Raises:
             InvalidValueError: The batch is one of the ledger's own, or was adopted into another job.
@@ -97,7 +97,7 @@ class Adoption:
         moves.book()
 
     def adopted(self, remote_id: str, *, job: str | None) -> str | None:
-        """The name of the job that a batch was adopted into; None: the ledger does not know the batch.
+        """Return the name of the job that a batch was adopted into; None: the ledger does not know the batch.
 
         Raises:
             InvalidValueError: The batch is one of the ledger's own, or was adopted into another job than this.
@@ -124,11 +124,11 @@ class Adoption:
         return there
 
     def name(self, batch: int, custom_ids: Sequence[str]) -> dict[str, int]:
-        """The requests of rows of an adopted batch, by their custom_ids.
+        """Return the requests of an adopted batch's rows, by their custom_ids.
 
-        One that has not been seen before takes the next of the batch's requests, and gives it its key: the one that
-        was given for it, else its custom_id. Ids beyond the number of the batch's requests are left out, and so are
-        those that hold what cannot be seen, which the API takes for none.
+        A new custom_id takes the next of the batch's requests, and gives it its key: the one in `keys`, else the
+        custom_id. Ids beyond the number of the batch's requests are left out, and so are ids with invisible characters,
+        which the API does not accept.
         """
         custom_ids = [each for each in custom_ids if each.isprintable()]
         with self._database.write("name_adopted") as db:

@@ -31,7 +31,7 @@ from .seal_selection import Selection, first_fitting
 __all__ = ["Batches"]
 
 _MOST_BREAKPOINTS = 4
-"""That the API takes in one request (API documentation, prompt caching, 2026)."""
+"""The most breakpoints in one request that the API takes (API documentation, prompt caching, 2026)."""
 _ENTRIES = 128
 _ENTRY_BYTES = 4_000_000
 _ACCEPTED_TERMS = "SELECT id FROM terms WHERE staged = 0 AND id"
@@ -42,7 +42,7 @@ _ALIKE = "SELECT count(*), min(id), max(id), min(terms), max(terms), min(attempt
 def _runs(
     database: Database, db: Connection, batch: int, first: int, last: int, which: str
 ) -> Iterator[tuple[int, Sequence[int], int, int]]:
-    """Requests of a batch as `Roll.of` takes them: those that lie side by side and are alike come together."""
+    """Yield requests of a batch as `Roll.of` takes them: neighbours that are alike come together."""
     rows = f"SELECT id, size, terms, attempts FROM request WHERE {which} ORDER BY id"
     for start in range(first, last + 1, CHUNK):
         values = start, min(start + CHUNK - 1, last), batch
@@ -59,7 +59,7 @@ def _runs(
 
 
 class Batches:
-    """Seals and the life of a batch."""
+    """Seals batches, and keeps their states."""
 
     def __init__(self, database: Database, records: Records, books: Books, *, lease: Lease) -> None:
         self._database, self._records, self._books = database, records, books
@@ -76,11 +76,11 @@ class Batches:
         max_bytes: int,
         caching: Caching = Caching.AS_IS,
     ) -> BatchView | None:
-        """Seal queued requests of these terms, in order, into one batch of a telling count.
+        """Seal queued requests of these terms, in order, into one batch whose count is not in `taken`.
 
-        None: there is nothing to seal, or another process leads by now.
+        None: there is nothing to seal, or another process has the lease.
 
-        Where every count up to what is there is taken, all of it is sealed: no rows are padded, and the nonce tells
+        If every possible count is taken, all requests are sealed: no rows are added as padding, and the nonce shows
         whose the batch is once it has ended.
         """
         if caching is not Caching.AS_IS:
@@ -137,8 +137,8 @@ class Batches:
         self, db: Connection, batch: int, chosen: Selection, queued: str, values: Sequence[Any], now: datetime
     ) -> None:
         """Move these requests, which are queued, into a batch."""
-        # By number, where they lie close together: an index that is read must not change under the update,
-        # so all that it found would be held in memory first.
+        # By number, where they lie close together. If the update changed the index that it reads, all found rows
+        # would have to be held in memory first.
         which = queued.replace("status", "status + 0") if chosen.close else queued
         db.execute(
             f"{self._database.update_many} request SET status = 1, batch = ? WHERE id BETWEEN ? AND ? AND {which}",
@@ -151,15 +151,15 @@ class Batches:
         moves.book()
 
     def get(self, batch: int) -> BatchView | None:
-        """A batch that is not over, as the snapshot shows it."""
+        """Return a live batch, as the snapshot shows it; else None."""
         with self._database.read() as db:
             row = db.execute(f"{_LIVE} AND id = ?", (batch,)).fetchone()
             return None if row is None else self._view(db, row)
 
     def still_posting(self, batch: int) -> bool:
-        """Whether a batch is in `posting` with all its rows, and no other epoch of the lease has begun.
+        """Whether a batch is `posting` with all its rows, and no other epoch of the lease has begun.
 
-        Then nobody has taken them for lost and sent them otherwise.
+        Then no process has taken its requests for lost and sent them otherwise.
         """
         with self._database.read() as db:
             row = db.execute(f"{_LIVE} AND id = ?", (batch,)).fetchone()
@@ -173,7 +173,7 @@ class Batches:
         return bool(epoch == self._lease.epoch(db))
 
     def views(self, db: Connection, groups: Callable[[int], Sequence[Group]]) -> tuple[BatchView, ...]:
-        """All batches that are not over; `groups` gives the groups of a batch."""
+        """Return all live batches; `groups` gives the groups of a batch."""
         return tuple(view_of(row, tuple(groups(row[0]))) for row in db.execute(f"{_LIVE} ORDER BY id"))
 
     def _view(self, db: Connection, row: Sequence[Any]) -> BatchView:
@@ -186,7 +186,7 @@ class Batches:
         """Move a batch to a state, and store values of columns with it.
 
         Raises:
-            LedgerError: That state may not follow the one that it has.
+            LedgerError: The state may not follow the present one.
         """
         (was,) = db.execute("SELECT state FROM batch WHERE id = ?", (batch,)).fetchone()
         transitions.check(batch, BatchState(was), to)
@@ -197,7 +197,7 @@ class Batches:
         )
 
     def entries(self, batch: int) -> Iterator[tuple[int, str, bytes]]:
-        """The number, key and body of each row of the batch, in order; those that share a prefix are side by side.
+        """Yield the number, key and body of each row of the batch, in order; rows that share a prefix are neighbours.
 
         In bounded memory: some rows at a time, in short reads without a lock in between.
         """
@@ -221,9 +221,9 @@ class Batches:
             after = part[-1][0]
 
     def _by_prefix(self, db: Connection, batch: int, which: str, values: Sequence[Any]) -> list[list[int]] | None:
-        """The numbers of a batch's rows in the order in which they are sent, some at a time; None: by number.
+        """Return the numbers of a batch's rows in the order of sending, in parts; None: in the order of numbers.
 
-        Rows that share a prefix come where the first of them would.
+        Rows that share a prefix follow the first of them.
         """
         kinds = db.execute("SELECT DISTINCT terms FROM cohort WHERE batch = ?", (batch,)).fetchall()
         prefixes = {number: self._records.terms(db, number).prefix for (number,) in kinds}
@@ -244,7 +244,7 @@ class Batches:
     def _bodies(
         self, db: Connection, which: str, values: Sequence[Any], caching: str, *, most: float = _ENTRY_BYTES
     ) -> list[tuple[int, str, bytes]]:
-        """The first of these rows, up to so many bytes, as they are sent in a batch that treats the cache so."""
+        """Return the first of these rows, up to so many bytes, as they are sent in a batch with this caching."""
         part: list[tuple[int, str, bytes]] = []
         size = 0
         # CROSS JOIN keeps SQLite's order of the loops: requests by number, and each one's body.
@@ -276,15 +276,15 @@ class Batches:
         expires_at: datetime | None,
         now: datetime,
     ) -> None:
-        """Record that it is this one: state `open`. What `note_failure` counted is over.
+        """Record the API's id of a batch, which is `open` then, and forget what `note_failure` counted.
 
-        Whoever leads by now: what the API said is true, and the batch is looked for no longer.
+        It does not matter which process has the lease: the API has named the batch, so it is no longer looked for.
         """
         with self._database.write("created") as db:
             meta.forget_failures(db)
             (known,) = db.execute("SELECT remote_id FROM batch WHERE id = ?", (batch,)).fetchone()
             if known == remote_id:
-                return  # another process has found it, and may be further with it
+                return  # another process has found it, and may have gone on
             self.move(
                 db,
                 batch,
@@ -297,13 +297,13 @@ class Batches:
             )
 
     def update(self, view: BatchView, *, was: BatchView | None = None) -> bool:
-        """Store the fields of a view (its groups aside); with `was`, what was read, only those that differ from it.
+        """Store the fields of a view (not its groups); with `was`, the view as it was read, only those that differ.
 
-        With `was`, nothing is stored if the batch has another state by now and this would change it. Nor does a batch
+        With `was`, nothing is stored if the state has changed since then and this would change it. Nor does a batch
         become `posting` in another epoch of the lease. Returns whether it was stored.
 
         Raises:
-            LedgerError: It would close a batch that still has requests: they would be lost from sight.
+            LedgerError: It would close a batch that still has requests: they would be lost.
         """
         values = view_values(view)
         with self._database.write(view.state.value) as db:
@@ -332,7 +332,7 @@ class Batches:
             )
 
     def known(self, remote_ids: Sequence[str]) -> frozenset[str]:
-        """Which of these the ledger knows as batches of its own."""
+        """Return those ids that belong to batches of the ledger."""
         with self._database.read() as db:
             known = (
                 db.execute("SELECT remote_id FROM batch WHERE remote_id = ?", (each,)).fetchone() for each in remote_ids
@@ -340,10 +340,9 @@ class Batches:
             return frozenset(row[0] for row in known if row is not None)
 
     def roll(self, batch: int) -> Roll | None:
-        """The requests of a batch that are not ticked off; None if they cannot be kept as a roll.
+        """Return the roll of a batch: its requests that are not ticked off; None: they cannot be kept as one.
 
-        That is so where they are of very many kinds, where their numbers lie far apart, and where a paused turn is
-        among them.
+        That is so if they are of very many kinds, if their numbers lie far apart, or if there is a paused turn.
         """
         with self._database.read() as db:
             first, last, which = self._sent_in(db, batch)

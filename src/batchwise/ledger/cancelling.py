@@ -16,7 +16,7 @@ from batchwise.planning.outcomes import UNAFFORDABLE
 from .database import Connection, Database
 from .records import BEHIND, CHUNK, RESULTS_BEHIND, UNSETTLED_IN_BATCH, UNSETTLED_OF_JOB, Records, Row
 from .rows import IN_FLIGHT, LANES, canceled_line, decode_key, micros
-from .settlements import Settlements
+from .settlements import Settling
 from .unnamed import REQUESTS_OF, Unnamed
 from .values import EVERYTHING, Settlement, Which
 
@@ -28,7 +28,7 @@ _CANCELED = "it was cancelled before it was sent"
 class Cancelling:
     """Settles requests that were never sent, or that nobody may send again."""
 
-    def __init__(self, database: Database, records: Records, settlements: Settlements, unnamed: Unnamed) -> None:
+    def __init__(self, database: Database, records: Records, settlements: Settling, unnamed: Unnamed) -> None:
         self._database, self._records, self._settlements, self._unnamed = database, records, settlements, unnamed
 
     def cancel_rows(self, db: Connection, ids: Iterable[int], kind: str, message: str, now: datetime) -> int:

@@ -64,7 +64,7 @@ class Lock(Protocol):
         """Try, without waiting; True if held (already or now)."""
 
     def release(self) -> None:
-        """Give it up; nothing if it is not held."""
+        """Release the lease, if it is held."""
 
     def remove(self) -> None:
         """Give it up for good: nobody asks for a lock of this name again."""
@@ -139,7 +139,7 @@ class Database(Protocol):
         """A number that changes when anything was changed, by whomever."""
 
     def listen(self, listener: Callable[[], None]) -> bool:
-        """Have this method called, by some thread, when others changed something; False: nobody tells it."""
+        """Have this method called, in any thread, after changes by others; False: the database cannot do that."""
 
     grace: float
     """Seconds for which a lock may be free although its process lives: it was lost, and is about to be taken again."""
@@ -168,7 +168,7 @@ class Database(Protocol):
         """See to it that what was deleted is in no file any more; `again`: only if that failed the last time."""
 
     def close(self) -> None:
-        """Close it and give up its locks; again is harmless."""
+        """Close it and release its locks; a second call does nothing."""
 
 
 def busy(name: str) -> LedgerError:

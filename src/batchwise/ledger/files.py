@@ -1,6 +1,6 @@
-"""The ledger's file, looked at from outside: whether it is one, whether it still is the one that was opened.
+"""Checks of the ledger's file: whether it is a ledger, and whether it is still the one that was opened.
 
-None of these opens the file with SQLite, which would make files beside it.
+None of these functions opens the file with SQLite, which would make files beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from batchwise.errors import InvalidValueError, LedgerError, shown
 __all__ = ["APPLICATION_ID", "FileId", "create", "file_id", "make_private", "path_of", "refused", "scheme_of", "still"]
 
 APPLICATION_ID = int.from_bytes(b"bwLG", "big")
-"""In the header of each ledger: what tells it from other SQLite databases."""
+"""The application id in the header of each ledger, which other SQLite databases do not have."""
 
 _HEADER = struct.Struct(">16s52xI28x")
 """The first 100 bytes of a SQLite database: its magic, and its application id. https://sqlite.org/fileformat.html"""
@@ -34,20 +34,20 @@ _KINDS = (
 
 
 class FileId(NamedTuple):
-    """Which file it is, by whatever name."""
+    """The identity of a file, whatever its name."""
 
     device: int
     inode: int
 
 
 def scheme_of(spec: str) -> str | None:
-    """The scheme of a URL; None: it is none."""
+    """Return the scheme of a URL; None: it is no URL."""
     found = _URL.match(spec)
     return None if found is None else found[1].lower()
 
 
 def path_of(spec: object) -> str:
-    """A ledger's path as text, `~` expanded, or `:memory:`.
+    """Return a ledger's path as text, `~` expanded, or `:memory:`.
 
     Raises:
         InvalidValueError: It is no path: bytes, a number, empty, with a NUL in it, or a URL.
@@ -69,11 +69,11 @@ def path_of(spec: object) -> str:
 
 
 def file_id(path: str) -> FileId | None:
-    """The ledger's file at this path; an empty file may become one. None: there is none.
+    """Return the identity of the ledger's file at this path (an empty file may become one); None: there is no file.
 
     Raises:
-        LedgerError: What is there is something else.
-        OSError: It cannot be looked at.
+        LedgerError: The file is no ledger.
+        OSError: The file cannot be read.
     """
     try:
         found = Path(path).stat()
@@ -97,13 +97,13 @@ def file_id(path: str) -> FileId | None:
 
 
 def create(path: str) -> None:
-    """Make the file private from its first byte: SQLite gives -wal and -shm the mode of the main file."""
+    """Create the file as private: SQLite gives -wal and -shm the mode of the main file."""
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600))
 
 
 def make_private(path: str) -> None:
-    """Take away what others may do with a file of ours."""
+    """Take all rights on a file from other users."""
     found = Path(path).stat()
     if found.st_mode & 0o077 and found.st_uid == os.geteuid():
         with suppress(PermissionError):
@@ -111,7 +111,7 @@ def make_private(path: str) -> None:
 
 
 def still(path: str, known: FileId) -> bool:
-    """Whether the file at this path is the one that was known."""
+    """Whether the file at this path is the known one."""
     try:
         found = os.stat(path)  # noqa: PTH116  # each transaction looks: a Path would cost six times as much
     except OSError:
@@ -120,7 +120,7 @@ def still(path: str, known: FileId) -> bool:
 
 
 def refused(path: str, found: FileId | None) -> LedgerError:
-    """The error for a file that is not there any more, or is another one."""
+    """Return the error for a file that is gone, or was replaced."""
     what = "was deleted or moved" if found is None else "was replaced by another file"
     return LedgerError(
         f"the ledger {path} {what} while it was open; nothing more is sent. Put it back, or end this process: "

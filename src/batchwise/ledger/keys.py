@@ -1,4 +1,4 @@
-"""Which request a key belongs to."""
+"""Keys: finds the request of a key, and explains conflicts."""
 
 # ruff: noqa: S608 (statements are made of constants and question marks)
 
@@ -34,12 +34,12 @@ class Found(NamedTuple):
 
     id: int
     staged: int
-    """The bulk dispatch that has not been accepted yet; 0: none."""
+    """The number of the bulk dispatch that stages it; 0: it is accepted."""
     terms: int
 
 
 def find(db: Connection, job: int, key: bytes) -> Found | None:
-    """The request under this key, staged ones included."""
+    """Return the request of this key, staged ones included; None: there is none."""
     found = db.execute(
         "SELECT q.id, t.staged, q.terms FROM request q JOIN terms t ON t.id = q.terms WHERE q.job = ? AND q.key = ?",
         (job, key),
@@ -48,14 +48,14 @@ def find(db: Connection, job: int, key: bytes) -> Found | None:
 
 
 def same_body(db: Connection, request: int, body: bytes) -> bool:
-    """Whether a request's body, as it was dispatched, says the same as this one."""
+    """Whether a request's body, as it was dispatched, has the same content as this one."""
     stored = _dispatched(db, request)
     # The order of names is all that may differ.
     return stored == body or (len(stored) == len(body) and canonical(stored) == canonical(body))
 
 
 def differing(db: Connection, request: int, body: bytes) -> list[str]:
-    """The names of the parameters in which this body differs from the one that a request was dispatched with."""
+    """Return the names of the parameters in which this body differs from the body of a request at its dispatch."""
     try:
         old, new = decode(_dispatched(db, request)), decode(body)
     except UnreadableError:
@@ -70,7 +70,7 @@ def _dispatched(db: Connection, request: int) -> bytes:
 
 
 def is_position(key: bytes) -> bool:
-    """Whether this key, which begins with a `#`, is one that a request without a key is given."""
+    """Whether this key, which begins with a `#`, has the form of a generated one."""
     digits = key[1:]
     return digits.isdigit() and (digits == b"0" or digits[:1] != b"0")
 
@@ -84,14 +84,14 @@ def conflict(
     earlier: int | None = None,
     differs: Sequence[str] = (),
 ) -> KeyConflictError:
-    """The error for a key that belongs to other content, or to content that only the maker of a batch knows.
+    """Return the error for a key that belongs to other content, or to an adopted batch.
 
     Args:
         key: The key.
         job: The name of its job.
         adopted: Whether it belongs to an adopted batch.
-        item: The place in a bulk of what was to have it.
-        earlier: The place in the same bulk of what it belongs to.
+        item: The position in a bulk of the item that asks for the key.
+        earlier: The position in the same bulk of the item that has the key.
         differs: The names of the parameters that differ.
     """
     names = f" ({', '.join(map(printable, differs))})" if differs else ""
@@ -111,13 +111,13 @@ def conflict(
 
 @attrs.define
 class _Used:
-    """Which positions of a job this process has used: those below `next`, and `ahead`."""
+    """The positions of a job that this process has used: those below `next`, and `ahead`."""
 
     next: int = 0
     ahead: set[int] = attrs.field(factory=set)
 
     def use(self, position: int) -> None:
-        """One more."""
+        """Note that a position is used."""
         self.ahead.add(position)
         while self.next in self.ahead:
             self.ahead.remove(self.next)
@@ -125,19 +125,19 @@ class _Used:
 
 
 class Positions:
-    """Which positions of named jobs this process has used for requests without a key."""
+    """The positions of named jobs that this process has used for requests without a key."""
 
     def __init__(self) -> None:
         self._by_job: dict[int, _Used] = {}
 
     def used(self, job: int) -> _Used:
-        """Those of one job."""
+        """Return the used positions of one job."""
         return self._by_job.setdefault(job, _Used())
 
     def take_all(self, job: int, count: int) -> None:
-        """A bulk dispatch has taken the first `count` of a job."""
+        """Note that a bulk dispatch has taken the first `count` positions of a job."""
         self._by_job[job] = _Used(count)
 
     def forget(self) -> None:
-        """A transaction was given up: what it used is free again. The others are found anew."""
+        """Forget all: a transaction was rolled back, so its positions are free again. The others are read anew."""
         self._by_job.clear()

@@ -1,4 +1,4 @@
-"""The lease of batch actions: one process acts on batches at a time, and one that was cut off can tell that it was."""
+"""The lease of batch actions: one process at a time acts on batches, and a process that lost the lease notices that."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _EPOCH = "lease"
 
 
 class Lease:
-    """A lock that dies with its process, and an epoch, which begins when another holder takes it.
+    """A lock that ends with its process, and an epoch, which begins when another holder takes it.
 
-    Where a lock can be lost while its process lives, its holder may still be sending. So a batch has the epoch in which
-    it was sealed, and is sent in no other one.
+    A process that lives may lose the lock (in Postgres) and still be sending. So a batch has the epoch in which it was
+    sealed, and is sent in no other.
     """
 
     def __init__(self, database: Database) -> None:
@@ -41,7 +41,7 @@ class Lease:
             try:
                 with self._database.write("lead", quiet=True) as db:
                     epoch = self.epoch(db)
-                    if epoch != self._epoch or not epoch:  # else nobody had it since
+                    if epoch != self._epoch or not epoch:  # else no other process had it since
                         epoch += 1
                         meta.put(db, _EPOCH, str(epoch))
             except BaseException:
@@ -51,14 +51,14 @@ class Lease:
         return True
 
     def leads(self, db: Connection) -> bool:
-        """Whether nobody else has taken the lease since this object did."""
+        """Whether no other process has taken the lease since this object did."""
         return self.epoch(db) == self._epoch
 
     @staticmethod
     def epoch(db: Connection) -> int:
-        """The epoch of the ledger's last holder; 0: it had none."""
+        """Return the epoch of the lease's last holder; 0: there was none."""
         return int(meta.get(db, _EPOCH) or 0)
 
     def release(self) -> None:
-        """Give it up; nothing if it is not held."""
+        """Release the lease, if it is held."""
         self._lock.release()

@@ -1,10 +1,10 @@
-"""The ledger: what is durable, in one colour (synchronous; async drivers reach it through a thread).
+"""The ledger: the durable record, in one colour (synchronous; async drivers reach it through a thread).
 
-This file shows the whole protocol: what is done with requests is a method of the ledger, everything else a method of
-one of its parts, which its attributes name. Every method is one transaction, or some at a time where it says so, and
-safe to call from several threads and processes. A method that changes something returns after it is durable. What takes
-a `Connection` is for other parts, within their transaction. Times are aware UTC datetimes, money whole pico-USD
-(1e-12 USD).
+This file shows the whole protocol. Operations on requests are methods of the ledger; all others are methods of one of
+its parts, which its attributes name. Every method is one transaction, or several where it says so, and safe to call
+from several threads and processes. A method that changes something returns after it is durable. A method that takes a
+`Connection` is for other parts, within their transaction. Times are aware UTC datetimes, money is whole pico-USD (1e-12
+USD).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .requests import Requests
 from .requeuing import Requeuing
 from .results import Results
 from .runs import Runs
-from .settlements import Settlements
+from .settlements import Settling
 from .snapshots import Snapshots
 from .statistics import Statistics
 from .unnamed import Unnamed
@@ -45,7 +45,7 @@ _R = TypeVar("_R")
 
 
 def _by(part: str, method: Callable[Concatenate[Any, _P], _R]) -> Callable[Concatenate[Any, _P], _R]:
-    """A method of the ledger which a part of it does."""
+    """Return a method of the ledger that calls a part's method."""
 
     @wraps(method)
     def call(ledger: Ledger, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -57,7 +57,7 @@ def _by(part: str, method: Callable[Concatenate[Any, _P], _R]) -> Callable[Conca
 class Ledger:
     """The parts of the ledger, put together on one database.
 
-    Each part takes what it needs. What a method does is said where the part defines it.
+    Each part takes what it needs. The part's own method documents what it does.
 
     Args:
         database: Where everything is stored; `close` closes it.
@@ -68,33 +68,33 @@ class Ledger:
         records, positions = Records(database), Positions()
         unnamed = Unnamed(database, records)
         self.books = books = Books(database, records)
-        """What is counted where, what is reserved and spent, and by which prices."""
+        """The counts of requests, the reserved and spent money, and the prices."""
         self.lease = Lease(database)
         """The lease of batch actions: the process that holds it does them. It ends with its process, not with time."""
         self.batches = Batches(database, records, books, lease=self.lease)
-        """Batches of the ledger's own: sealed, moved from state to state, and what is in them. For the lease's holder.
+        """The ledger's own batches: sealing, states and contents. For the holder of the lease.
 
         `seal`, `get`, `entries`, `still_posting`, `created`, `update`, `known`, `roll`.
         """
         self.adoption = Adoption(database, records, books)
         """Batches made elsewhere: `adopt`, `adopted`, `name`."""
         self.conditions = Conditions(database)
-        """Whose ledger it is, and what is known of the lanes and of the API.
+        """The workspace, the policy, and what is known of the lanes and of the API.
 
         `bind`, `keep_policy`, `kept_policy`, `suspend`, `resume`, `note`, `note_failure`, `note_advance`,
         `note_setback`, `resize`, `set_right`.
         """
         self.jobs = Jobs(database, records)
-        """Which jobs there are: `all`, `number`, `name`."""
+        """The jobs: `all`, `number`, `name`."""
         self.statistics = Statistics(database, records, unnamed)
-        """How much of what: `counts`, `report`, `batches`, `history`."""
+        """Counts and sums: `counts`, `report`, `batches`, `history`."""
 
         self._runs = Runs(database)
         self._snapshots = Snapshots(database, books, self.batches, self.lease)
         self._requests = Requests(database, records, unnamed)
         self._results = Results(database, records, unnamed)
         self._claims = Claims(database, records, books)
-        self._settlements = Settlements(database, records, books)
+        self._settlements = Settling(database, records, books)
         self._requeuing = Requeuing(database, records, books, unnamed, batches=self.batches)
         self._reopening = Reopening(database, records, books, unnamed)
         self._cancelling = Cancelling(database, records, self._settlements, unnamed)
@@ -127,20 +127,20 @@ class Ledger:
         return self.database.name
 
     def version(self) -> int:
-        """A number that changes when anything in the ledger changed, by whomever."""
+        """Return a number that changes with every change of the ledger by any process."""
         return self.database.version()
 
     @property
     def unsure(self) -> bool:
-        """Whether some process seems to have ended, and is taken for dead if it goes on seeming so: `recover` soon."""
+        """Whether a process seems dead, but not for certain yet: call `recover` soon."""
         return self.database.unsure
 
     def listen(self, listener: Callable[[], None]) -> bool:
-        """Have this method called, by some thread, when others changed something; False: nobody tells it."""
+        """Have this method called, in any thread, after changes by others; False: the database cannot do that."""
         return self.database.listen(listener)
 
     def close(self) -> None:
-        """Close it and give up its locks; again is harmless."""
+        """Close it and release its locks; a second call does nothing."""
         self.database.close()
 
     # -- runs: the dispatchers that use it ----------------------------------------------------------------------------
@@ -175,10 +175,10 @@ class Ledger:
 
     # -- they end -----------------------------------------------------------------------------------------------------
 
-    settle = _by("_settlements", Settlements.settle)
-    settling = _by("_settlements", Settlements.settling)
-    settle_answers = _by("_settlements", Settlements.settle_answers)
-    book_stray = _by("_settlements", Settlements.book_stray)
-    take_sums = _by("_settlements", Settlements.take_sums)
+    settle = _by("_settlements", Settling.settle)
+    settling = _by("_settlements", Settling.settling)
+    settle_answers = _by("_settlements", Settling.settle_answers)
+    book_stray = _by("_settlements", Settling.book_stray)
+    take_sums = _by("_settlements", Settling.take_sums)
     cancel = _by("_cancelling", Cancelling.cancel)
     purge = _by("_purging", Purging.purge)

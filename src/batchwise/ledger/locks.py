@@ -1,4 +1,4 @@
-"""Locks that die with their process: a run's sign of life, and the lease of batch actions."""
+"""Locks that end with their process: they show that a run lives, and hold the lease of batch actions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchwise.errors import LedgerError
 __all__ = ["MemoryLock", "ProcessLock", "drop_all", "hold", "let_go"]
 
 _taking = threading.RLock()
-"""Held while a lock is taken or given up, and during a fork: no child inherits a descriptor that nobody knows of."""
+"""Held while a lock is taken or released, and during a fork, so that a child inherits no unknown descriptor."""
 
 
 class ProcessLock:
@@ -31,7 +31,7 @@ class ProcessLock:
 
     @property
     def held(self) -> bool:
-        """Whether this object holds it: the lock of a file that was deleted or replaced keeps nobody out."""
+        """Whether this object holds it: the lock of a file that was deleted or replaced excludes nobody."""
         return self._lock.is_locked and self._in_place()
 
     def _in_place(self) -> bool:
@@ -68,12 +68,12 @@ class ProcessLock:
             return True
 
     def release(self) -> None:
-        """Give it up; nothing if it is not held."""
+        """Release the lock, if it is held."""
         with _taking:
             self._lock.release(force=True)
 
     def remove(self) -> None:
-        """Delete the file, then give the lock up: whoever opens the path next makes a file of its own."""
+        """Delete the file, then release the lock: the next process makes a new file."""
         with _taking:
             if self._lock.is_locked:
                 with contextlib.suppress(OSError):
@@ -83,7 +83,7 @@ class ProcessLock:
     def drop(self) -> None:
         """In a forked child: close the inherited descriptor, without unlocking what the parent holds.
 
-        The child would keep the lock alive after the parent's death.
+        Else the child would keep the lock after the parent's death.
         """
         descriptor = self._descriptor
         if descriptor is not None:
@@ -93,7 +93,7 @@ class ProcessLock:
 
 
 class MemoryLock:
-    """The same for a ledger that nobody else can see."""
+    """The lock of a ledger in memory, which no other process sees."""
 
     def __init__(self) -> None:
         self._held = False
@@ -109,7 +109,7 @@ class MemoryLock:
         return True
 
     def release(self) -> None:
-        """Give it up."""
+        """Release it."""
         self._held = False
 
     remove = release
@@ -119,17 +119,17 @@ _ALL: weakref.WeakSet[ProcessLock] = weakref.WeakSet()
 
 
 def hold() -> None:
-    """Before a fork: nobody takes a lock meanwhile."""
+    """Before a fork: keep all threads from taking a lock."""
     _taking.acquire()
 
 
 def let_go() -> None:
-    """In the parent, after the fork."""
+    """After the fork, in the parent: let threads take locks again."""
     _taking.release()
 
 
 def drop_all() -> None:
-    """In the child, after the fork: none of the parent's locks is its own."""
+    """After the fork, in the child: drop the parent's locks."""
     global _taking  # noqa: PLW0603  # this thread holds it: the child has no other
     _taking = threading.RLock()
     for lock in list(_ALL):

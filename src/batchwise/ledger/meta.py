@@ -23,34 +23,34 @@ __all__ = [
 ]
 
 FAILURES = "failures:"
-"""Before the names of what `note_failure` counts."""
+"""Prefix of the names that `note_failure` counts."""
 MEASURED = "measured:"
-"""Before the names of the classes of models of which is known how the sync lane does."""
+"""Prefix of the names of classes of models with a measurement of the sync lane."""
 
 POLICY = "policy"
 """The name of the policy under which work was last accepted."""
 
 SETBACK = "setback"
-"""The name of what some process told that failed last."""
+"""The name of the last setback that a process stored."""
 
 PRICES = "prices:"
-"""Before the words for the prices by which answers were reckoned."""
+"""Prefix of the descriptions of the prices by which answers were billed."""
 
 
 def get(db: Connection, name: str) -> str | None:
-    """The value under a name; None: there is none."""
+    """Return the value of a name; None: there is none."""
     row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
     return None if row is None else str(row[0])
 
 
 def beginning(db: Connection, prefix: str) -> dict[str, str]:
-    """The values under all names that begin so, by the rest of their names."""
+    """Return the values of all names with this prefix, by the rest of their names."""
     rows = db.execute("SELECT name, value FROM meta WHERE name LIKE ?", (f"{prefix}%",))
     return {name[len(prefix) :]: value for name, value in rows}
 
 
 def put(db: Connection, name: str, value: str | None) -> None:
-    """Store a value under a name; None: store none."""
+    """Store a value under a name; None: delete it."""
     if get(db, name) == value:
         return
     if value is None:
@@ -62,15 +62,15 @@ def put(db: Connection, name: str, value: str | None) -> None:
 
 
 def resumes(db: Connection) -> int:
-    """How often suspended lanes were resumed."""
+    """Return how often suspended lanes were resumed."""
     return int(get(db, "resumes") or 0)
 
 
 def forget_failures(db: Connection) -> None:
-    """A batch was created: failures of the batch lane are counted anew."""
+    """Count failures of the batch lane anew, after a batch was created."""
     db.execute("DELETE FROM meta WHERE name LIKE ?", (f"{FAILURES}%",))
 
 
 def sizes(db: Connection) -> Sizes:
-    """How many requests a batch may have."""
+    """Return how many requests a batch may have."""
     return Sizes(**orjson.loads(get(db, "sizes") or "{}"))

@@ -1,4 +1,4 @@
-"""Which ledger is meant: a file, memory, or a Postgres database."""
+"""Opens a ledger: in a file, in memory, or in a Postgres database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POSTGRES = frozenset({"postgres", "postgresql"})
 
 
 def open_ledger(spec: str | os.PathLike[str] | Ledger | None = None, *, must_exist: bool = False) -> Ledger:
-    """The ledger that is meant; None: `$BATCHWISE_LEDGER`, else the default.
+    """Open and return a ledger; None: `$BATCHWISE_LEDGER`, else the default.
 
     The default is `.batchwise/ledger.db` under the current folder, with a `.gitignore` beside it: it holds prompts.
 
@@ -27,9 +27,9 @@ def open_ledger(spec: str | os.PathLike[str] | Ledger | None = None, *, must_exi
         must_exist: Make no new ledger.
 
     Raises:
-        InvalidValueError: It is no path, or a URL of another kind.
+        InvalidValueError: `spec` is no path, or a URL of another kind.
         LedgerError: The ledger cannot be used.
-        LedgerNotFoundError: It does not exist and has to.
+        LedgerNotFoundError: It does not exist, and `must_exist` is set.
     """
     if isinstance(spec, Ledger):
         return spec
@@ -53,13 +53,13 @@ def open_ledger(spec: str | os.PathLike[str] | Ledger | None = None, *, must_exi
 
 
 def migration_sql(url: str | None = None) -> str:
-    """The SQL that makes the ledger of a `postgresql://` URL, for somebody who may CREATE. It does not connect.
+    """Return the SQL that makes the ledger of a `postgresql://` URL, for a user who may CREATE. It does not connect.
 
     Args:
         url: None: `$BATCHWISE_LEDGER`.
 
     Raises:
-        InvalidValueError: It is no such URL, or cannot be read.
+        InvalidValueError: It is no such URL, or malformed.
         LedgerError: psycopg is not installed.
     """
     spec = str(_meant(url))

@@ -88,7 +88,7 @@ class SessionLock:
         return self._session.take(self)
 
     def release(self) -> None:
-        """Give it up; nothing if it is not held."""
+        """Release the lease, if it is held."""
         self._session.give(self)
 
     remove = release

@@ -1,4 +1,4 @@
-"""Numbers in order, held as few ranges."""
+"""Numbers in order, stored as few ranges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Ranges"]
 
 
 class Ranges:
-    """Numbers in order, those that follow each other held as one range: nearly always all of them."""
+    """Numbers in order; consecutive ones are stored as one range, and nearly always all are."""
 
     def __init__(self, numbers: range | None = None) -> None:
         self.ranges = [] if numbers is None else [numbers]
@@ -19,11 +19,11 @@ class Ranges:
         return sum(map(len, self.ranges))
 
     def add(self, numbers: range) -> None:
-        """These follow."""
+        """Append these numbers."""
         if self.ranges and self.ranges[-1].stop == numbers.start:
             numbers = range(self.ranges.pop().start, numbers.stop)
         self.ranges.append(numbers)
 
     def all(self) -> Sequence[int]:
-        """Each of them."""
+        """Return all numbers."""
         return self.ranges[0] if len(self.ranges) == 1 else array("q", chain.from_iterable(self.ranges))

@@ -1,4 +1,4 @@
-"""The rows of requests, and what is looked up by number: terms, jobs, nonces."""
+"""Reads the rows of requests, and terms, jobs and nonces by their numbers."""
 
 # ruff: noqa: S608 (statements are made of constants and question marks)
 
@@ -28,12 +28,12 @@ __all__ = [
     "UNSETTLED_OF_JOB",
     "LookedUp",
     "Records",
+    "ResultGroupRow",
     "Row",
-    "Settling",
 ]
 
 CHUNK = 2_000
-"""Rows that one transaction moves where a call may move any number: other writers get their turn in between."""
+"""The most rows that one transaction moves where a call may move any number, so that other writers get their turn."""
 
 _CACHED = 10_000
 REQUESTS = (
@@ -46,7 +46,7 @@ STATUS_NOW = "CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END"
 RESULTS_BEHIND = "settling s CROSS JOIN result r"
 """Settlings s and their results r: two loops, both in the order of settling."""
 BEHIND = "r.seq BETWEEN CASE WHEN s.first > ? THEN s.first ELSE ? + 1 END AND s.last AND s.last > ?"
-"""Those from behind a cursor, which is bound three times."""
+"""Results after a cursor, which is bound three times."""
 _SELECT_ROWS = (
     f"SELECT q.id, q.job, q.size, q.terms, {LANE_NOW}, {STATUS_NOW}, "
     "CASE WHEN q.status = 1 AND q.lane = 1 THEN q.batch ELSE 0 END, "
@@ -71,7 +71,7 @@ IN_BATCH = f"{SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = 
 """The unsettled requests of a batch."""
 
 UNSETTLED_OF_JOB = "(SELECT t.job FROM terms t WHERE t.id = cohort.terms) = ?"
-"""The cohorts of a job: few, and looked up one by one, for terms are as many as there ever were."""
+"""The cohorts of a job: they are few, while the ledger keeps all terms that it ever had."""
 
 
 class Row(NamedTuple):
@@ -96,18 +96,18 @@ class Row(NamedTuple):
 
 
 class LookedUp(NamedTuple):
-    """What the ledger holds that has to do with a request that is dispatched."""
+    """The answers that the ledger needs before it accepts a request."""
 
     last: int
-    """The highest number that a request was ever given."""
+    """Return the highest number that a request was ever given."""
     terms: int | None
     """The number of its terms."""
     taken: bool
-    """A request has its key, be it one that is staged."""
+    """Whether a request (staged ones included) has its key."""
 
 
-class Settling(NamedTuple):
-    """What results that settled together have in common: those from `first` to `last`, as far as they are still there.
+class ResultGroupRow(NamedTuple):
+    """The common fields of results that settled together: those from `first` to `last` that still exist.
 
     In codes and microseconds, as stored.
     """
@@ -134,13 +134,13 @@ class Records:
         self._forget()
 
     def _forget(self) -> None:
-        """What a transaction stored that was given up must not be remembered: its numbers are given again."""
+        """Forget all after a rollback: the numbers of the transaction are used again."""
         self._terms_by_id: dict[int, Terms] = {}
         self._job_names: dict[int, str | None] = {0: None}
         self._nonces: dict[int, str] = {}
 
     def look_up(self, db: Connection, terms: Terms, job: int, key: bytes) -> Callable[[], LookedUp]:
-        """Ask, in one go, for all that the ledger has to know before it takes in a new request. See `Database.ask`."""
+        """Ask, in one query, for all that is needed before a new request is accepted. See `Database.ask`."""
         data = encode_terms(terms)
         found = self._database.ask(db, _LOOK_UP, (digest_of(job, data), job, key))
 
@@ -159,18 +159,18 @@ class Records:
         return terms
 
     def last_request(self, db: Connection) -> int:
-        """The highest number that a request was ever given."""
+        """Return the highest number that a request was ever given."""
         return int(db.execute(_LAST_REQUEST).fetchone()[0])
 
     def last_result(self, db: Connection) -> int:
-        """The highest number that a result was ever given: settlings stay when a result is forgotten."""
+        """Return the highest number that a result was ever given: its group stays when a result is purged."""
         return int(db.execute(_LAST_RESULT).fetchone()[0])
 
     def select(
         self, db: Connection, select: str, ids: Sequence[int], values: Sequence[Any] = ()
     ) -> Iterator[tuple[Any, ...]]:
-        """The rows of a `SELECT ... WHERE ... column` whose column is one of the ids; `values` are bound before it."""
-        if len(ids) == 1:  # what somebody waits for comes alone, and is found in a third of the time
+        """Yield the rows of a `SELECT ... WHERE ... column` whose column is one of the ids; `values` come first."""
+        if len(ids) == 1:  # a caller waits for a single one, which this finds in a third of the time
             yield from db.execute(f"{select} = ?", (*values, *ids))
             return
         for start in range(0, len(ids), CHUNK):
@@ -178,16 +178,16 @@ class Records:
             yield from db.execute(f"{select} {self._database.among}", (*values, part))
 
     def rows(self, db: Connection, ids: Sequence[int]) -> dict[int, Row]:
-        """The rows of these numbers, by number."""
+        """Return the rows of these numbers, by number."""
         return {row[0]: Row(*row) for row in self.select(db, _SELECT_ROWS, ids)}
 
-    def settling(self, db: Connection, result: int) -> Settling:
-        """The settling of a result."""
+    def settling(self, db: Connection, result: int) -> ResultGroupRow:
+        """Return the group of a result."""
         found = db.execute("SELECT * FROM settling WHERE last >= ? ORDER BY last LIMIT 1", (result,))
-        return Settling._make(found.fetchone())
+        return ResultGroupRow._make(found.fetchone())
 
     def terms(self, db: Connection, number: int) -> Terms:
-        """Terms by number. They never change, so they are remembered."""
+        """Return terms by number. They never change, so they are remembered."""
         known = self._terms_by_id.get(number)
         if known is None:
             job, data = db.execute("SELECT job, data FROM terms WHERE id = ?", (number,)).fetchone()
@@ -195,7 +195,7 @@ class Records:
         return known
 
     def store_terms(self, db: Connection, terms: Terms, job: int, *, staged: int = 0) -> int:
-        """The number of such terms; equal ones share it, but for those of a bulk, which are its own."""
+        """Store terms; returns their number. Equal terms share one, but a bulk has its own."""
         data = encode_terms(terms)
         digest = None if staged else digest_of(job, data)
         if digest is not None:
@@ -209,14 +209,14 @@ class Records:
         )
 
     def job_name(self, db: Connection, number: int) -> str | None:
-        """The name of a job; None: it is the shared scope."""
+        """Return the name of a job; None: it is the shared scope."""
         if number not in self._job_names:
             (name,) = db.execute("SELECT name FROM job WHERE id = ?", (number,)).fetchone()
             self._job_names[number] = decode_key(name)
         return self._job_names[number]
 
     def nonce(self, db: Connection, batch: int) -> str | None:
-        """The nonce of a batch; None: there is none (0)."""
+        """Return the nonce of a batch; None for 0, no batch."""
         if not batch:
             return None
         known = self._nonces.get(batch)
@@ -229,7 +229,7 @@ class Records:
 
     @staticmethod
     def delete(db: Connection, requests: Sequence[int]) -> None:
-        """Delete requests with all that is theirs, results aside; none of their numbers is given again."""
+        """Delete requests with all their rows but results; none of their numbers is used again."""
         if not requests:
             return
         db.execute("UPDATE deleted SET last = ? WHERE name = 'request' AND last < ?", (max(requests),) * 2)
@@ -238,7 +238,7 @@ class Records:
         db.executemany("DELETE FROM request WHERE id = ?", gone)
 
     def turns(self, db: Connection, request: int) -> tuple[bytes, ...]:
-        """The result lines of the messages after which a request went on, first first."""
+        """Return the result lines of the messages after which a request went on, in their order."""
         found = db.execute("SELECT line FROM turn WHERE request = ? ORDER BY n", (request,))
         return tuple(line for (line,) in found.fetchall())
 

@@ -1,4 +1,4 @@
-"""What is cleared up when a run has ended or died."""
+"""Recovers the work of runs that have ended or died."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ABANDONED = "the process that waited for it ended before the answer came; dispa
 
 
 class Recovery:
-    """Clears up after runs."""
+    """Recovers the work of runs."""
 
     def __init__(
         self,
@@ -38,12 +38,12 @@ class Recovery:
         self._database, self._records, self._books = database, records, books
         self._runs, self._intakes, self._cancelling, self._requeuing = runs, intakes, cancelling, requeuing
         self._others: dict[int, bool] = {}
-        """The runs of others at the last look, and whether they have said that they ended."""
+        """The runs of others at the last look, and whether they were closed."""
         self._looked: tuple[int, datetime] | None = None
-        """At which version that was, and when."""
+        """The ledger's version at the last look, and its time."""
 
     def end_run(self, run: int) -> None:
-        """The dispatcher is done. What it leaves unfinished is cleared up by the next `recover`."""
+        """Mark this run as ended. The next `recover` takes over its unfinished work."""
         try:
             with self._database.read() as db:
                 mine = db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
@@ -53,7 +53,7 @@ class Recovery:
             self._runs.end(run)
 
     def recover(self, *, now: datetime, cap: Cap | None = None) -> int:
-        """Clear up after dead runs; returns how many requests were touched, staged ones (never accepted) aside.
+        """Recover the work of dead runs; returns how many requests were touched, without staged ones.
 
         Staged rows go. Unsettled blocking requests (queued for the sync lane, or running) settle CANCELED with the
         error type `abandoned`. Other sync calls that ran are queued again with an attempt spent, counted as possible
@@ -77,11 +77,11 @@ class Recovery:
         return touched
 
     def _look(self, mine: set[int], now: datetime) -> None:
-        """See which runs there are, and set the books right: both only if something has changed, or our clock was set.
+        """Read the runs, and correct the books: only if the ledger has changed, or our clock was set.
 
         So a process that is idle asks for nothing but the locks of others.
         """
-        version = self._database.version()  # first: what changes meanwhile is looked at the next time
+        version = self._database.version()  # first: later changes count for the next look
         if self._looked is not None and self._looked[0] == version and self._looked[1] <= now:
             return
         with self._database.read() as db:

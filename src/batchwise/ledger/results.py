@@ -10,10 +10,10 @@ from typing import Any
 from .database import Connection, Database
 from .ordinals import Ordinals
 from .ranges import Ranges
-from .records import CHUNK, REQUESTS, Records, Settling
+from .records import CHUNK, REQUESTS, Records, ResultGroupRow
 from .rows import LANES, OUTCOMES, decode_key, from_micros
 from .unnamed import Unnamed
-from .values import Page, ResultRow, Settled
+from .values import Page, ResultGroup, ResultRow
 
 __all__ = ["Results"]
 
@@ -24,7 +24,7 @@ _SETTLINGS = 8
 """Settlings that are looked at together: a page of a bulk's results lies in one or two, others settle one by one."""
 
 
-def _cursors(settlings: Sequence[Settling], after: int, limit: int) -> Ranges:
+def _cursors(settlings: Sequence[ResultGroupRow], after: int, limit: int) -> Ranges:
     """Those of the first results behind a cursor, at most so many."""
     found = Ranges()
     for each in settlings:
@@ -42,7 +42,7 @@ class Results:
         self._database, self._records, self._unnamed, self._ordinals = database, records, unnamed, Ordinals()
 
     def results(self, *, job: int | None, after: int, limit: int) -> Page:
-        """Settled results in the order of settling, from behind the cursor `after`; job None: of all jobs."""
+        """Return settled results in the order of settling, after the cursor `after`; job None: of all jobs."""
         rows: list[ResultRow] = []
         with self._database.read() as db:
             last = max(after, self._unnamed.behind(db, job) or 0)
@@ -50,7 +50,7 @@ class Results:
             select = f"SELECT s.* FROM settling s WHERE s.last > ? AND {which} ORDER BY s.last LIMIT ?"
             most = _SETTLINGS
             while len(rows) < limit:
-                settlings = list(map(Settling._make, db.execute(select, (last, *values, most)).fetchall()))
+                settlings = list(map(ResultGroupRow._make, db.execute(select, (last, *values, most)).fetchall()))
                 if not settlings:
                     last = max(last, self._records.last_result(db))
                     break
@@ -75,14 +75,14 @@ class Results:
 
     def _result_row(self, db: Connection, found: Sequence[Any]) -> ResultRow:
         cursor, number, key, cost, saved, gained, line, batch, *rest = found
-        how = Settling._make(rest)
+        how = ResultGroupRow._make(rest)
         (place,) = self._ordinals.of(db, how.job, [number]) if how.job else (None,)
         return ResultRow(
             cursor, number, decode_key(key), line, cost, saved, gained, self._settled(db, how, batch), place
         )
 
     def _page(
-        self, db: Connection, job: int | None, settlings: Sequence[Settling], after: int, limit: int
+        self, db: Connection, job: int | None, settlings: Sequence[ResultGroupRow], after: int, limit: int
     ) -> tuple[list[ResultRow], int]:
         """The first results of a job behind a cursor in these settlings, and how far they were looked for."""
         mine, values = self._unnamed.results(db, job)
@@ -96,7 +96,7 @@ class Results:
         return rows, rows[-1].cursor if len(rows) == limit else cursors[-1]
 
     def _result_rows(
-        self, db: Connection, settlings: Sequence[Settling], found: Iterable[tuple[Any, ...]]
+        self, db: Connection, settlings: Sequence[ResultGroupRow], found: Iterable[tuple[Any, ...]]
     ) -> list[ResultRow]:
         """Results, in order, which these settlings hold."""
         rows: list[ResultRow] = []
@@ -119,10 +119,10 @@ class Results:
                     rows[index] = ResultRow(*rows[index][:-1], place)
         return rows
 
-    def _settled(self, db: Connection, how: Settling, batch: int) -> Settled:
+    def _settled(self, db: Connection, how: ResultGroupRow, batch: int) -> ResultGroup:
         """What the results of a settling have in common; `batch`: the one that they are in, or were in last."""
         terms = self._records.terms(db, how.terms)
-        return Settled(
+        return ResultGroup(
             job=self._records.job_name(db, how.job),
             outcome=OUTCOMES[how.outcome],
             lane=LANES[how.lane],

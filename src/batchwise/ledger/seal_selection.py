@@ -23,14 +23,14 @@ _NO_ENTRIES = body_length(0, 0) - 1
 
 @attrs.frozen
 class Selection:
-    """Rows that go into one body: which, how many, and how long it becomes."""
+    """The rows that go into one body, how many they are, and its length."""
 
     first: int
     last: int
     count: int
     length: int
     by_terms: Mapping[int, Sequence[int]]
-    """Requests and bytes, by their terms."""
+    """Counts of requests and bytes, by their terms."""
 
     @property
     def close(self) -> bool:
@@ -39,10 +39,10 @@ class Selection:
 
 
 def _framing(number: int) -> tuple[int, int, int]:
-    """What the length of a request's number decides.
+    """Return the figures that depend on the length of a request's number.
 
     Returns:
-        The next number whose id needs one more hex digit; the bytes of an entry beside its key and its body; the
+        The next number whose id needs one more hex digit; the bytes of an entry without its key and its body; the
         characters that are left for the key.
     """
     nameless = custom_id_length(0, number)
@@ -59,14 +59,14 @@ def first_fitting(
     *,
     sort: bool,
 ) -> Selection:
-    """The queued rows that fit into a body, of a telling count if there is one."""
+    """Return the queued rows that fit into a body, with a count that is not in `taken` if there is one."""
     rows = _first_of(db, queued, (*values, max_requests), max_bytes, sort=sort)
     telling = telling_count(rows.count, taken) or rows.count
     return rows if telling == rows.count else _first_of(db, queued, (*values, telling), max_bytes, sort=sort)
 
 
 def _first_of(db: Connection, queued: str, values: Sequence[Any], max_bytes: int, *, sort: bool) -> Selection:
-    """The queued rows that fit into a body, in order."""
+    """Return the queued rows that fit into a body, in order."""
     # Those of one terms come out of their index in order, and reading them ends at the limit. Others are sorted
     # without their keys, which are looked up in that order, one page after the other.
     inner = f"SELECT id FROM request WHERE {queued} ORDER BY id LIMIT ?"
@@ -76,7 +76,7 @@ def _first_of(db: Connection, queued: str, values: Sequence[Any], max_bytes: int
 
 
 def _cut_off(rows: Iterable[tuple[int, bytes, int, int]], max_bytes: int) -> Selection:
-    """The first of the rows (number, key, size of the body, terms; in order of the numbers) that fit into a body."""
+    """Return the first rows (number, key, body size, terms; in the order of numbers) that fit into a body."""
     by_terms: dict[int, list[int]] = {}
     current, sums = -1, [0, 0]
     first = last = count = length = same = frame = room = 0
@@ -84,7 +84,7 @@ def _cut_off(rows: Iterable[tuple[int, bytes, int, int]], max_bytes: int) -> Sel
     for number, key, size, terms in rows:
         if number >= same:
             same, frame, room = _framing(number)
-        # In ASCII, of most keys, a character is a byte.
+        # Most keys are ASCII, where a character is a byte.
         name = len(key) if key.isascii() else len(decode_key(key))
         whole += frame + size + min(room, name)
         if whole > max_bytes:

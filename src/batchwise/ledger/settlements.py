@@ -26,7 +26,7 @@ from .rows import BATCH, IN_FLIGHT, LANE_CODES, LANES, OUTCOME_CODES, OUTCOMES, 
 from .sharing import Call, SharedCommit
 from .values import Settlement, Sum
 
-__all__ = ["Settlements"]
+__all__ = ["Settling"]
 
 _number = itemgetter(0)
 _SUMS = 10_000
@@ -84,7 +84,7 @@ class _Ended(Call):
     """Others were in its transaction."""
 
 
-class Settlements:
+class Settling:
     """What has ended is settled; what comes again for it is booked as wasted."""
 
     def __init__(self, database: Database, records: Records, books: Books) -> None:
@@ -114,7 +114,7 @@ class Settlements:
         """Settle each request once. A later, other answer changes nothing; its cost is booked as wasted, once a batch.
 
         With `batch`, rows count as that batch's. Books in the same transaction what they cost and whether they met
-        their deadlines (`met_deadline`). Returns how many settled. Those of one call settle kind by kind (`Settled`),
+        their deadlines (`met_deadline`). Returns how many settled. Those of one call settle by groups (`ResultGroup`),
         each in the order of their numbers.
 
         A success settles its request wherever that is by now: it is paid. Anything else settles it only while the

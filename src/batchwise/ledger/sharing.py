@@ -1,4 +1,4 @@
-"""A commit that calls of several threads share: what it costs, above all the wait for the disk, is paid once."""
+"""A commit that calls of several threads share: its cost, above all the wait for the disk, is paid once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .database import Connection, Database
 __all__ = ["Call", "SharedCommit"]
 
 _MOST = 256
-"""Calls that share one transaction: other processes get their turn in between."""
+"""The most calls that share one transaction, so that other processes get their turn."""
 
 _INTERRUPTED = (
     "another thread was interrupted while it wrote this step to the ledger {} together with its own. Unless that was "
@@ -26,7 +26,7 @@ _INTERRUPTED = (
 
 @attrs.define(eq=False)
 class Call:
-    """What one thread asks for."""
+    """A call of one thread."""
 
     asked: bool = attrs.field(default=False, init=False)
     """It is among those that the next commit takes along, or was."""
@@ -39,7 +39,7 @@ C = TypeVar("C", bound=Call)
 
 
 class SharedCommit(Generic[C]):
-    """Carries calls out together: whoever gets the ledger first takes along what others have asked for meanwhile.
+    """Carries calls out together: the first thread that gets the ledger takes the calls of the others along.
 
     Args:
         database: The ledger's database.
@@ -62,12 +62,12 @@ class SharedCommit(Generic[C]):
         self._waiting: deque[C] = deque()
 
     def ask(self, call: C) -> None:
-        """Have it carried out with the next commit. `carry_out` has to follow: there may be no other."""
+        """Have a call carried out with the next commit. `carry_out` has to follow: it may be the one that commits."""
         call.asked = True
         self._waiting.append(call)
 
     def carry_out(self, call: C) -> None:
-        """Return when it is done; `call.error` says what was wrong."""
+        """Return when the call is done; `call.error` has its error."""
         try:
             if not call.asked:
                 self.ask(call)
@@ -105,7 +105,7 @@ class SharedCommit(Generic[C]):
         self._failed()
 
     def _take(self, calls: list[C], most: int = _MOST) -> list[C]:
-        """Take some more of those that wait; returns them."""
+        """Take more of the waiting calls; returns them."""
         before = len(calls)
         while self._waiting and len(calls) < most:
             calls.append(self._waiting.popleft())

@@ -1,4 +1,4 @@
-"""The snapshot: all that the planner sees of the ledger."""
+"""The snapshot: the planner's view of the ledger."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Snapshots"]
 
 
 class Snapshots:
-    """Reads the unsettled work, the batches, and what is known of the lanes, at one moment."""
+    """Reads the unsettled work, the batches and the state of the lanes at one moment."""
 
     def __init__(self, database: Database, books: Books, batches: Batches, lease: Lease) -> None:
         self._database, self._books, self._batches, self._lease = database, books, batches, lease
 
     def snapshot(self) -> Snapshot:
-        """The unsettled work. Its cost does not grow with what has settled.
+        """Return the snapshot. Its cost does not grow with the settled work.
 
         The forecast is the prior: what `history` teaches depends on the policy's window, unknown here.
         """

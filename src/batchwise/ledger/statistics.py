@@ -1,4 +1,4 @@
-"""How much of what: requests counted, money and deadlines summed up, batches and how long they took."""
+"""Statistics: counts of requests, sums of money and deadlines, batches and their durations."""
 
 # ruff: noqa: S608 (statements are made of constants and question marks)
 
@@ -37,7 +37,7 @@ class Statistics:
         self._database, self._records, self._unnamed = database, records, unnamed
 
     def counts(self, *, job: int | None) -> Counts:
-        """How many requests are where, by cohorts and tallies. A bulk dispatch without a name is counted through."""
+        """Return how many requests are in each lane and status. Those of an unnamed bulk are counted one by one."""
         by: dict[tuple[Lane, Status, Outcome | None], int] = {}
         unsettled = "" if job is None else f"WHERE {UNSETTLED_OF_JOB}"
         settled = "" if job is None else "WHERE job = ?"
@@ -61,7 +61,7 @@ class Statistics:
         return Counts(by)
 
     def report(self, *, job: int | None) -> Report:
-        """Money and deadlines of what has settled, what was purged since included."""
+        """Return money and deadlines of settled requests, purged ones included."""
         where, values = ("", ()) if job is None else (" WHERE job = ?", (job,))
         with self._database.read() as db:
             tallies = db.execute(
@@ -107,7 +107,7 @@ class Statistics:
         )
 
     def batches(self, *, job: int | None, limit: int = 200) -> list[dict[str, Any]]:
-        """The last batches that the API has named, of a job or of all, the oldest first; fields of `BatchRecord`."""
+        """Return the last batches with an id of the API, of a job or of all, oldest first; fields of `BatchRecord`."""
         of_job = (
             "AND (id IN (SELECT batch FROM settling WHERE job = ?) OR id IN "
             "(SELECT c.batch FROM cohort c JOIN terms t ON t.id = c.terms WHERE t.job = ?)) "
@@ -144,7 +144,7 @@ class Statistics:
         ]
 
     def history(self, *, limit: int = 1_000) -> Sequence[Sample]:
-        """How long the last batches and cancels took, newest first."""
+        """Return how long the last batches and cancels took, newest first."""
         with self._database.read() as db:
             offset = int(meta.get(db, "clock_offset") or 0)
             found = db.execute(

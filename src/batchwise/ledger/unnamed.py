@@ -1,4 +1,4 @@
-"""Bulk dispatches without a name: each is a job that no list shows, and only its handle knows."""
+"""Bulk dispatches without a name: each is a hidden job, which only its handle knows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REQUESTS_OF = "part p CROSS JOIN request q WHERE p.job = ? AND q.id BETWEEN p.fi
 
 
 def is_in(column: str) -> str:
-    """The condition that the request of this number is in such a job, to which its number is bound."""
+    """Return the SQL condition that the request of this number is in such a job; the job's number is bound to it."""
     part = f"SELECT p.last FROM part p WHERE p.job = ? AND p.first <= {column} ORDER BY p.first DESC LIMIT 1"  # noqa: S608
     return f"{column} <= ({part})"
 
@@ -43,7 +43,7 @@ class Unnamed:
         return job
 
     def behind(self, db: Connection, job: int | None) -> int | None:
-        """The cursor behind which all results of such a job are; None: the job is another one."""
+        """Return the cursor after which all results of such a job are; None: the job has a name."""
         if not job:
             return None
         if job not in self._behind:
@@ -85,7 +85,7 @@ class Unnamed:
         )
 
     def places(self, db: Connection, job: int, requests: Sequence[int]) -> list[int]:
-        """The places of these requests of it, from 0."""
+        """Return the positions of these requests in such a job, from 0."""
         places = []
         first, last, place = 0, -1, 0
         for number in requests:
@@ -99,7 +99,7 @@ class Unnamed:
 
     @staticmethod
     def purge(db: Connection) -> None:
-        """Forget those all of whose requests are gone."""
+        """Delete such jobs if all their requests are gone."""
         gone = db.execute(
             "SELECT id FROM job WHERE behind IS NOT NULL AND NOT EXISTS (SELECT 1 FROM part p CROSS JOIN request q "
             "WHERE p.job = job.id AND q.id BETWEEN p.first AND p.last)"
@@ -109,7 +109,7 @@ class Unnamed:
 
 
 def _parts(given: Sequence[range]) -> list[tuple[int, range]]:
-    """Ranges with the places of their first requests; what comes again has the place where it came first."""
+    """Return ranges with the positions of their first requests; a repeated request has its first position."""
     parts: list[tuple[int, range]] = []
     if all(one.stop <= next_.start for one, next_ in pairwise(sorted(given, key=lambda part: part.start))):
         place = 0

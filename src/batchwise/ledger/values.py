@@ -1,4 +1,4 @@
-"""What the ledger takes and gives."""
+"""The values that the ledger takes and returns."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = [
     "Offer",
     "Page",
     "RequestRow",
+    "ResultGroup",
     "ResultRow",
-    "Settled",
     "Settlement",
     "Streak",
     "Suspension",
@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
 @attrs.frozen(kw_only=True)
 class Cap:
-    """A spend limit: what settled since `since`, plus what is reserved for unsettled work, may not pass `limit`."""
+    """A spend limit: the cost settled since `since` and the cost reserved for unsettled work may not pass `limit`."""
 
     limit: int
     since: datetime | None = None
@@ -65,12 +65,12 @@ class RequestRow(NamedTuple):
     result: int | None
     """The cursor of its result."""
     turns: tuple[bytes, ...] = ()
-    """Result lines of the messages after which it went on, first first: paused turns and refusals."""
+    """Result lines of the messages after which it went on, in their order: paused turns and refusals."""
 
 
 @attrs.frozen(kw_only=True)
 class Which:
-    """Which requests are meant: those for which all holds that is said."""
+    """A selection of requests: those that meet all given conditions."""
 
     requests: Sequence[int] | None = None
     """Their numbers."""
@@ -93,7 +93,7 @@ class Turn(NamedTuple):
     line: bytes
     """As a result line."""
     body: bytes | None = None
-    """What goes on after it; None: the same body."""
+    """The body with which the request goes on; None: the same body."""
     asked: Sequence[str] = ()
     """The models asked, the next one included; none: as before."""
 
@@ -107,12 +107,12 @@ class Offer(NamedTuple):
     run: int
     now: datetime
     claims: list[Claim] | None = None
-    """A list: a new request starts on the sync lane of the run at once, and its claim is added here."""
+    """If it is a list, a new request starts on the run's sync lane at once, and its claim is added to the list."""
     cap: Cap | None = None
 
 
 class Accepted(NamedTuple):
-    """What became of one entry."""
+    """The outcome of one entry."""
 
     row: RequestRow
     created: bool
@@ -127,7 +127,7 @@ class Claim(NamedTuple):
     body: bytes
     attempts: int
     turns: tuple[bytes, ...]
-    """Result lines of the messages after which the request went on, first first: paused turns and refusals."""
+    """Result lines of the messages after which the request went on, in their order: paused turns and refusals."""
     calls: int = 0
     """How many of its attempts were calls."""
 
@@ -151,11 +151,11 @@ class Settlement(NamedTuple):
     maybe_billed: bool = False
     """Its last attempt brought no answer, and may have been billed: a possible double."""
     unseen: bool = False
-    """It may still be billed: what it costs at most counts against a spend limit."""
+    """It may still be billed: the most that it can cost counts against a spend limit."""
 
 
 class Sum(NamedTuple):
-    """What settled together in one transaction of this process, in one sum."""
+    """The sum of requests that settled together in one transaction of this process."""
 
     job: str | None
     lane: Lane
@@ -170,8 +170,8 @@ class Sum(NamedTuple):
     lateness: timedelta
 
 
-class Settled(NamedTuple):
-    """What requests that settled together have in common."""
+class ResultGroup(NamedTuple):
+    """The common fields of requests that settled together."""
 
     job: str | None
     outcome: Outcome
@@ -182,7 +182,7 @@ class Settled(NamedTuple):
     deadline: datetime | None
     settled_at: datetime
     met: bool | None
-    """What `met_deadline` said when they settled."""
+    """The result of `met_deadline` when they settled."""
     betas: tuple[str, ...]
     labels: Labels = ()
     adopted: bool = False
@@ -200,7 +200,7 @@ class ResultRow(NamedTuple):
     saved: int | None
     cache_saved: int
     """pico-USD that the prompt cache saved; negative: it cost more."""
-    how: Settled
+    how: ResultGroup
     place: int | None = None
     """In its job; None in the shared scope."""
 
@@ -210,7 +210,7 @@ class Page(list[ResultRow]):
 
     Args:
         rows: The results.
-        cursor: Behind the last of them, or where there are no more yet, behind all that has settled.
+        cursor: The cursor after the last of them; if there are no more yet, after all settled results.
     """
 
     def __init__(self, rows: Iterable[ResultRow], cursor: int) -> None:
@@ -219,30 +219,30 @@ class Page(list[ResultRow]):
 
 
 class Streak(NamedTuple):
-    """What went wrong again and again."""
+    """Failures in a row."""
 
     times: int
     since: datetime
 
 
 class Suspension(NamedTuple):
-    """What became of an order to suspend a lane."""
+    """The outcome of an order to suspend a lane."""
 
     done: bool
     news: bool
-    """Whether the lane was not suspended for this reason before."""
+    """Whether this reason is new."""
     resumes: int
     """How often lanes were resumed so far."""
 
 
 class Counts(NamedTuple):
-    """How many requests are where: (lane, status, outcome) to a number."""
+    """Counts of requests by (lane, status, outcome)."""
 
     by: dict[tuple[Lane, Status, Outcome | None], int]
 
 
 class JobRow(NamedTuple):
-    """A job, and how far its requests are."""
+    """A job with the counts of its requests."""
 
     number: int
     name: str | None

@@ -27,18 +27,15 @@ def entries(
         InvalidRequestError: An item cannot be sent as it is, or is no `Request`; the message says which.
     """
     routes: dict[object, Terms] = {}
-    last: object = None
     position = -1
     try:
         for position, request in enumerate(requests):
             if not isinstance(request, Request):
                 _refuse_item(request, position)
             signature = router.signature(request, now)
-            if signature != last:  # most are alike, and comparing two costs less than a hash
-                found = routes.get(signature)
-                if found is None:
-                    found = routes[signature] = _route_named(router, request, position, now, latency, tool_use)
-                last, terms = signature, found
+            terms = routes.get(signature)
+            if terms is None:
+                terms = routes[signature] = _route_named(router, request, position, now, latency, tool_use)
             if len(request.body) > MAX_CALL_BYTES:
                 _check_size(request, terms, position)
             yield Entry(request.key, request.body, terms)

@@ -49,7 +49,7 @@ class _CollidedError(Exception):
 class _Bodies:
     """Bodies in one piece, cut out of it when they are stored: thousands of pieces would tear holes into the heap.
 
-    They cost 6 MB of 120 MB at the peak of a bulk job (20,000 requests of 1 KB), and no CPU.
+    Without this a bulk job's peak of memory is 1.13 times as high (20,000 requests of 1 KB), its CPU 1.03 times.
     """
 
     def __init__(self, whole: bytearray, sizes: list[int]) -> None:
@@ -119,8 +119,6 @@ class Intake:
         self._stored: list[int] = []
         """Their numbers in the ledger, as far as they are stored."""
         self._index: dict[Terms, int] = {}
-        # By identity first: hashing terms costs more than the rest of a row.
-        self._known: dict[int, tuple[Terms, int]] = {}
         self._sum = _Staged()
         self._taken = 0
         """How many requests were taken in so far, staged or not yet."""
@@ -217,13 +215,9 @@ class Intake:
         return _Chunk(keys, _Bodies(whole, sizes), changes)
 
     def _number(self, terms: Terms) -> int:
-        known = self._known.get(id(terms))
-        if known is not None:
-            return known[1]
         index = self._index.setdefault(terms, len(self._terms))
         if index == len(self._terms):
             self._terms.append(terms)
-        self._known[id(terms)] = terms, index
         return index
 
     def _stage(self, db: Connection, chunk: _Chunk) -> _Staged:

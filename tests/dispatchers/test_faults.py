@@ -112,6 +112,18 @@ async def test_each_fault_of_the_batch_api(world: World, faults):
     assert world.books.bought_twice() == {}
 
 
+@pytest.mark.parametrize("stop", ["end_turn", "refusal"])
+async def test_an_answer_stays_though_its_row_comes_again_without_one(world: World, stop: str):
+    world.sandbox.reply = lambda _body: Reply.text("half", stop_reason=stop)
+    world.sandbox.fault("results.duplicate_row", times=9, type="errored")
+    async with world.open() as d:
+        results = await listed((await d.dispatch_all(many(6), job="j", latency=FLEXIBLE)).results(timeout=15))
+        assert [(r.stop_reason, r.attempts) for r in results] == [(stop, 1)] * 6
+        assert (await d.report()).possible_doubles == 0
+    assert world.sandbox.faults_fired["results.duplicate_row"] > 0
+    assert world.books.bought_twice() == {}
+
+
 async def test_a_row_that_never_comes_is_bought_again(world: World):
     world.sandbox.fault("results.missing_row", times=5, every=6)
     async with world.open() as d:

@@ -9,7 +9,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import orjson
@@ -46,6 +46,7 @@ _log = logging.getLogger("batchwise")
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 """The errors that a line raises if it is no result of ours."""
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([a-zA-Z0-9_-]{1,64})"')
+_T = TypeVar("_T")
 _Rows = dict[int, tuple[bytes, Mapping[str, Any]]]
 """Lines with their results, by the number of the request."""
 _RULED = (*PAUSES, REFUSAL, *CUTS)
@@ -65,6 +66,15 @@ def _answer(result: Mapping[str, Any], ruled: Sequence[str] = _RULED) -> dict[st
     if stop in ruled:
         return None
     return message if isinstance(message.get("content"), list) else None
+
+
+def _keep(
+    rows: dict[_T, tuple[bytes, Mapping[str, Any]]], request: _T, line: bytes, result: Mapping[str, Any]
+) -> None:
+    """Keep one row of each request: the first that the API has billed, or else the first."""
+    before = rows.get(request)
+    if before is None or (before[1].get("type") in UNANSWERED and result.get("type") not in UNANSWERED):
+        rows[request] = line, result
 
 
 def _row(line: bytes, *, damaged: bool) -> tuple[str, bytes, Mapping[str, Any]] | None:
@@ -198,7 +208,7 @@ class Reader:
                 message = _answer(result, ruled)
                 kind = None if roll is None or message is None else roll.kind(number)
                 if message is None or kind is None:
-                    rows[number] = line, result
+                    _keep(rows, number, line, result)
                 else:
                     cost, saved, tokens, cached = meters[kind](usage_of(message))
                     answers.append((number, line, cost, saved, tokens, cached))
@@ -210,13 +220,13 @@ class Reader:
         row = _row(line, damaged=self.last)
         number = -1 if row is None else self._open(row[0].encode("utf-8", "replace"))
         if row is not None and number >= 0:
-            self._part.rows[number] = row[1:]
+            _keep(self._part.rows, number, *row[1:])
 
     def _tell_adopted(self, lines: Iterable[bytes]) -> None:
         for line in lines:
             row = _row(line, damaged=self.last)
             if row is not None:
-                self._part.adopted.setdefault(row[0], row[1:])
+                _keep(self._part.adopted, *row)
 
     def _settle_part(self) -> None:
         """Settle what was taken in, and announce it."""
@@ -244,7 +254,10 @@ class Reader:
         answers = part.answers
         if answers and not self._tick_off(answers):
             self._roll = None
-            self._settle({number: (line, decode(line)["result"]) for number, line, *_ in answers})
+            rows: _Rows = {}
+            for number, line, *_ in answers:
+                _keep(rows, number, line, decode(line)["result"])
+            self._settle(rows)
 
     def _tick_off(self, answers: Sequence[Answer]) -> bool:
         """Settle answers by the roll; False, and nothing is changed, if the roll is out of date."""
@@ -297,8 +310,8 @@ class Reader:
         self._kinds[error.type, error.message] += 1
         self._held[number] = line
 
-    def _stray(self, number: int, member: RequestRow | None, line: bytes, result: Mapping[str, Any]) -> None:
-        """Handle a paid row of a request that has left this batch, or is settled.
+    def _stray(self, number: int, unsettled: RequestRow | None, line: bytes, result: Mapping[str, Any]) -> None:
+        """Handle a paid row of a request that has left this batch, or is settled (then `unsettled` is None).
 
         A whole answer settles its request wherever that is now, unless it is settled. A paused turn that was continued
         is on record already. Every other row is booked as paid and not used.
@@ -306,10 +319,10 @@ class Reader:
         message = result.get("message")
         if result.get("type") != "succeeded" or not isinstance(message, dict):
             return
-        ruling = rule_row(result, structured=member is not None and member.terms.structured)
+        ruling = rule_row(result, structured=unsettled is not None and unsettled.terms.structured)
         whole = ruling.verdict is Verdict.SETTLE and ruling.outcome is Outcome.SUCCEEDED
-        if member is not None and not member.turns and whole:
-            self.sorter.add_answer(number, member, line, message)
+        if unsettled is not None and not unsettled.turns and whole:
+            self.sorter.add_answer(number, unsettled, line, message)
             return
         cost, *_ = self.sorter.biller.meter(str(message.get("model")), Lane.BATCH)(usage_of(message))
         self.engine.ledger.book_stray(self.batch.id, number, line, cost or 0)

@@ -54,7 +54,8 @@ def _break_lines(fault: Fault, lines: list[bytes], order: list[int]) -> list[byt
     at = _position(fault, lines)
     if name == "results.duplicate_row":
         at = min(at, len(lines) - 1)
-        return lines[: at + 1] + lines[at:]
+        again = lines[at] if fault["type"] is None else _retyped(lines[at], fault["type"])
+        return [*lines[: at + 1], again, *lines[at + 1 :]]
     if name == "results.garbage_line":
         return [*lines[:at], _GARBAGE, *lines[at + 1 if fault["replace"] else at :]]
     return [*lines[:at], b"\n", *lines[at:]]

@@ -22,7 +22,7 @@ from batchwise.planning.outcomes import (
     credible,
     culprits,
     lane_wide_error,
-    met_deadline,
+    punctuality,
     refusal_of,
     rule_answer,
     rule_call,
@@ -628,7 +628,7 @@ def test_only_an_answer_meets_a_deadline_and_lateness_is_never_negative() -> Non
     due, hour, zero = datetime(2026, 11, 1, tzinfo=timezone.utc), timedelta(hours=1), timedelta(0)
     for outcome in Outcome:
         answered = outcome is Outcome.SUCCEEDED
-        assert met_deadline(outcome, None, due) == (None, zero)
+        assert punctuality(outcome, None, due) == (None, zero)
         for settled, late in ((due - hour, zero), (due, zero), (due + hour, hour)):
-            found = met_deadline(outcome, due, settled)
+            found = punctuality(outcome, due, settled)
             assert found == ((None, zero) if outcome is Outcome.CANCELED else (answered and not late, late))

@@ -68,9 +68,7 @@ def _answer(result: Mapping[str, Any], ruled: Sequence[str] = _RULED) -> dict[st
     return message if isinstance(message.get("content"), list) else None
 
 
-def _keep(
-    rows: dict[_T, tuple[bytes, Mapping[str, Any]]], request: _T, line: bytes, result: Mapping[str, Any]
-) -> None:
+def _keep(rows: dict[_T, tuple[bytes, Mapping[str, Any]]], request: _T, line: bytes, result: Mapping[str, Any]) -> None:
     """Keep one row of each request: the first that the API has billed, or else the first."""
     before = rows.get(request)
     if before is None or (before[1].get("type") in UNANSWERED and result.get("type") not in UNANSWERED):

@@ -15,7 +15,7 @@ from datetime import datetime
 import attrs
 
 from batchwise.errors import BatchwiseError, SpendLimitError, UnknownPriceError
-from batchwise.ledger.books import reserved_cost
+from batchwise.ledger.books import cost_to_reserve
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.rows import BATCH, SYNC
 from batchwise.ledger.values import Cap
@@ -99,7 +99,7 @@ class SpendLimit:
         """Sum up the most that running requests cost for which nothing is reserved; unbounded tools aside."""
         running = [(SYNC, known.sync_running), *((BATCH, batch.groups) for batch in known.batches)]
         self._sent_uncapped = sum(
-            reserved_cost(terms, group.requests, group.size, lane=lane)
+            cost_to_reserve(terms, group.requests, group.size, lane=lane)
             for lane, groups in running
             for group, terms in self._unkept(groups, now)
             if terms is not None

@@ -2,7 +2,8 @@
 
 1. List once: the newest id is the watermark, and the server's `Date` is noted.
 2. Seal: a fresh nonce in every custom_id, and a count that no unfinished batch has.
-3. Make `posting` durable, then POST once. The last chunk is held back until the fence has been checked.
+3. Make `posting` durable, then POST once. The last chunk is held back until it is certain that this process sends the
+   batch.
 4. A batch whose create has an unknown outcome is in doubt: it is looked for before any of its requests is sent again.
 5. Failures in a row suspend the lane with their reason, so that nothing is sent for ever. The ledger counts them, for
    each run of a cron line is a new process.
@@ -132,12 +133,12 @@ async def _post(engine: Engine, batch: BatchView) -> None:
                 passed = 0
             yield seal(key, number), body
 
-    def fence() -> None:
+    def check_sender() -> None:
         go_on()
         if not engine.ledger.batches.still_posting(batch.id):
             raise FenceError("a batch's requests had gone elsewhere before its create was sent; it was broken off")
 
-    chunks = body_chunks(entries(), before_last=fence)  # type: ignore[arg-type]  # a generator of pairs
+    chunks = body_chunks(entries(), before_last=check_sender)  # type: ignore[arg-type]  # a generator of pairs
     try:
         created = await api.create(chunks, batch.size, batch.betas)
     except LaneFault as error:

@@ -10,7 +10,7 @@ import attrs
 
 from batchwise.errors import BatchwiseError, LedgerError
 
-from .books import Books, Place, reserved_cost
+from .books import Books, Place, cost_to_reserve
 from .bulk import Intakes
 from .claims import Claims
 from .database import Connection, Database
@@ -138,7 +138,7 @@ class Accepting:
         free = known is not None and not known.taken and (job, key) not in added.keys
         found = None if job is None or free else find(db, job, key)
         if found is None:
-            self._books.check_cap(db, offer.cap, reserved_cost(entry.terms, 1, len(entry.body)))
+            self._books.check_cap(db, offer.cap, cost_to_reserve(entry.terms, 1, len(entry.body)))
             if job is None:
                 job = add_job(self._database, db, name)
             if not visible:

@@ -21,7 +21,7 @@ from .rows import BATCH, IN_FLIGHT, LANE_CODES, QUEUED, SYNC, from_micros, micro
 from .transitions import RequestState, check_beginning, check_request
 from .values import Cap
 
-__all__ = ["Books", "Moves", "Place", "most_again", "most_of", "place_of", "reserved_cost"]
+__all__ = ["Books", "Moves", "Place", "cost_to_reserve", "most_again", "most_of", "place_of"]
 
 _MICROSECOND = timedelta(microseconds=1)
 _BODIES = 128
@@ -66,7 +66,7 @@ def most_of(terms: Terms, requests: int, size: int, *, lane: int) -> int:
     return call if lane == SYNC else call // 2  # both figures are even
 
 
-def reserved_cost(terms: Terms, requests: int, size: int, *, lane: int | None = None) -> int:
+def cost_to_reserve(terms: Terms, requests: int, size: int, *, lane: int | None = None) -> int:
     """Return the pico-USD reserved for requests of these terms that wait or run on this lane; None: their first lane.
 
     On the batch lane that is a batch and the call of a rescue: a batch that has to be rescued may be paid twice.
@@ -78,7 +78,7 @@ def reserved_cost(terms: Terms, requests: int, size: int, *, lane: int | None = 
 
 def most_again(terms: Terms, requests: int, size: int, *, before: int, lane: int) -> int:
     """pico-USD beyond what is kept for requests that may have been billed on a lane before, and go on on this one."""
-    kept, needed = (reserved_cost(terms, requests, size, lane=each) for each in (before, lane))
+    kept, needed = (cost_to_reserve(terms, requests, size, lane=each) for each in (before, lane))
     return most_of(terms, requests, size, lane=before) + needed - kept
 
 
@@ -341,7 +341,7 @@ class Moves:
         reserved = 0
         for place, (requests, size) in self._delta.items():
             terms = self._records.terms(db, place.terms)
-            reserved += reserved_cost(terms, requests, size, lane=place.lane)
+            reserved += cost_to_reserve(terms, requests, size, lane=place.lane)
             if not requests and not size:
                 continue
             if requests >= 0:

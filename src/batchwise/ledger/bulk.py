@@ -19,7 +19,7 @@ from batchwise.errors import LedgerError
 from batchwise.models import Lane
 from batchwise.planning.state import Terms
 
-from .books import Books, Moves, Place, reserved_cost
+from .books import Books, Moves, Place, cost_to_reserve
 from .database import Connection, Database
 from .forks import check_own
 from .jobs import add_job, job_of
@@ -300,7 +300,7 @@ class Intake:
         """
         self._check_open()
         numbers = self._sum.numbers.all()
-        more = sum(reserved_cost(*each) for each in self.fresh)
+        more = sum(cost_to_reserve(*each) for each in self.fresh)
         with self._database.write("intake accept") as db:
             self._books.check_cap(db, cap, more)
             db.execute("UPDATE terms SET staged = 0 WHERE staged = ?", (self._id,))

@@ -1,6 +1,7 @@
 """What the ledger asks of its database: everything in which one database differs from another.
 
-The rules of the ledger and its SQL are written once above this. `opening` chooses the database.
+The rules of the ledger and its SQL are written once above this. `opening` chooses the database. Each database also
+makes the tables of `schema` in its own words, and brings the SQL function `plus(text, text)`, which adds whole numbers.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from batchwise.models import Outcome
 from batchwise.planning.outcomes import was_cut
 from batchwise.planning.state import Terms
 
-from .books import Books, Moves, Place, reserved_cost
+from .books import Books, Moves, Place, cost_to_reserve
 from .database import Connection, Database
 from .records import CHUNK, RESULTS_BEHIND, Records, Row
 from .rows import LANE_CODES, OUTCOME_CODES, QUEUED
@@ -92,7 +92,7 @@ class Reopening:
     def _renew_at_once(self, wanted: _Wanted, now: datetime, cap: Cap | None) -> int:
         with self._database.write("reopen") as db:
             rows = list(self._all_settled(db, wanted))
-            more = sum(reserved_cost(self._terms(db, wanted, row), 1, row.size) for row in rows)
+            more = sum(cost_to_reserve(self._terms(db, wanted, row), 1, row.size) for row in rows)
             self._books.check_cap(db, cap, more)
             self._renew_all(db, wanted, rows, now)
         return len(rows)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from batchwise.planning.state import Terms
 
-from .books import Books, Moves, place_of, reserved_cost
+from .books import Books, Moves, cost_to_reserve, place_of
 from .database import Connection
 from .keys import differing, same_body
 from .records import Records, Row
@@ -56,7 +56,7 @@ class Repeats:
         if row.status == SETTLED:
             if not row.abandoned:
                 return False
-            self._books.check_cap(db, cap, reserved_cost(new, 1, row.size))
+            self._books.check_cap(db, cap, cost_to_reserve(new, 1, row.size))
             self._reopening.renew(db, moves, row, new, now=now, run=run, flush=flush)
             return True
         queued = row.status == QUEUED

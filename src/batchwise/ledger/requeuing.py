@@ -13,7 +13,7 @@ from batchwise.planning.cache_priming import Caching
 from batchwise.planning.state import BatchState, Group, Terms
 
 from .batches import Batches
-from .books import Books, Place, most_again, place_of, reserved_cost
+from .books import Books, Place, cost_to_reserve, most_again, place_of
 from .database import Connection, Database
 from .records import IN_BATCH, UNSETTLED_OF_JOB, Records, Row
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, QUEUED, SYNC
@@ -215,7 +215,7 @@ class Requeuing:
                 row, kept = rows[number], with_max_cost(self._records.terms(db, terms), body)
                 if kept is None or row.status != QUEUED:
                     continue
-                room -= reserved_cost(kept, 1, row.size, lane=row.lane)
+                room -= cost_to_reserve(kept, 1, row.size, lane=row.lane)
                 if room < 0:
                     break
                 chosen.setdefault(place_of(row), []).append((row, kept))

@@ -15,7 +15,7 @@ import attrs
 from batchwise.basics.jsontext import decode
 from batchwise.errors import LedgerError
 from batchwise.models import Outcome
-from batchwise.planning.outcomes import met_deadline, was_cut
+from batchwise.planning.outcomes import punctuality, was_cut
 from batchwise.planning.state import Terms
 
 from .books import Books, Place, most_of, place_of
@@ -114,7 +114,7 @@ class Settling:
         """Settle each request once. A later, other answer changes nothing; its cost is booked as wasted, once a batch.
 
         With `batch`, rows count as that batch's. Books in the same transaction what they cost and whether they met
-        their deadlines (`met_deadline`). Returns how many settled. Those of one call settle by groups (`ResultGroup`),
+        their deadlines (`punctuality`). Returns how many settled. Those of one call settle by groups (`ResultGroup`),
         each in the order of their numbers.
 
         A success settles its request wherever that is by now: it is paid. Anything else settles it only while the
@@ -210,7 +210,7 @@ class Settling:
             return False
         job, terms, outcome, lane, attempts = kind
         about = self._records.terms(db, terms)
-        met, lateness = met_deadline(OUTCOMES[outcome], about.deadline, now)
+        met, lateness = punctuality(OUTCOMES[outcome], about.deadline, now)
         last = first + count - 1
         db.execute(_INSERT_SETTLING, (last, first, job, terms, outcome, lane, batch, attempts, micros(now), met))
         summed = Sum(

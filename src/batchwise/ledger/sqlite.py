@@ -11,7 +11,7 @@ __all__ = ["SqliteLedger"]
 
 
 class SqliteLedger(Ledger):
-    """A `Ledger` in one SQLite file, safe for several threads and several processes on one machine.
+    """A `Ledger` made from a path: one SQLite file, safe for several threads and several processes on one machine.
 
     Args:
         where: The file (made if missing, readable by its owner only), `:memory:`, or the open database.

@@ -182,7 +182,7 @@ class ResultGroup(NamedTuple):
     deadline: datetime | None
     settled_at: datetime
     met: bool | None
-    """The result of `met_deadline` when they settled."""
+    """The result of `punctuality` when they settled."""
     betas: tuple[str, ...]
     labels: Labels = ()
     adopted: bool = False

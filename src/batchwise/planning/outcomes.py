@@ -41,7 +41,7 @@ __all__ = [
     "culprits",
     "discrepancy",
     "lane_wide_error",
-    "met_deadline",
+    "punctuality",
     "refusal_of",
     "rule_answer",
     "rule_call",
@@ -227,7 +227,7 @@ _TABLE: Mapping[str, _Rule] = {
     "request_timeout": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
     "api_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),  # and every other 5xx
     "timeout_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
-    "overloaded_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
+    "overloaded_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),  # a call that is refused so: see `call_costs`
     "unknown_4xx": _Rule(_SETTLE, _SETTLE, _CREATE.SUSPENDED, mend=_ENDPOINT),
     "unknown_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),  # a connection lost, too
     MALFORMED: _Rule(_SETTLE, _SETTLE, _CREATE.NOT_CREATED),  # an answer, and paid: not bought again
@@ -440,7 +440,7 @@ def discrepancy(found: Mapping[str, int], counts: Mapping[str, int] | None) -> M
     return {kind: found[kind] - counts[kind] for kind in UNANSWERED if found[kind] != counts[kind]}
 
 
-def met_deadline(outcome: Outcome, deadline: datetime | None, settled: datetime) -> tuple[bool | None, timedelta]:
+def punctuality(outcome: Outcome, deadline: datetime | None, settled: datetime) -> tuple[bool | None, timedelta]:
     """Return whether a request that settles now meets its deadline, and by how much it is late.
 
     Only an answer meets a deadline. A cancelled request no longer has one, whoever cancelled it and when.

@@ -459,8 +459,8 @@ def test_no_cron_expression_offers_the_nearest_shorter_interval(every, nearest):
     mended = cadence.with_interval(raised.value.nearest)
     assert cadence.cron(nearest=True) == mended.cron()
     assert str(raised.value) == (
-        f"interval={every} has no cron expression; the nearest shorter interval that it can express is {nearest} "
-        f"({mended.cron()!r}): take cron(nearest=True), or with_interval(nearest)"
+        f"interval={exact(every)} has no cron expression; the nearest shorter interval that it can express is "
+        f"{exact(nearest)} ({mended.cron()!r}): take cron(nearest=True), or with_interval(nearest)"
     )
     assert mended.worst_case == WINDOW + nearest
     assert mended.worst_case + mended.reserve == mended.sla == cadence.sla

@@ -19,7 +19,7 @@ from batchwise.models import Lane
 from batchwise.planning.cache_priming import Caching, Hits, cheapest, expected_cost
 from batchwise.planning.pricing import PICO, PriceBook, Tariff
 
-MODELS = "claude-sonnet-5", "claude-opus-5-5", "claude-fable-5-2"
+MODELS = "claude-sonnet-5", "claude-opus-5-5", "claude-fable-5-1"
 """They read from the cache at 0.1, 0.05 and 0.025 of the price of input."""
 PREFIXES = 2_000, 5_000, 20_000, 50_000
 REQUESTS = 10, 100, 1_000, 10_000

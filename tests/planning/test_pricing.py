@@ -117,7 +117,7 @@ def test_kinds_without_a_listed_price_cost_the_documented_multiple() -> None:
         ("claude-sonnet-4-20250514", "claude-sonnet-4-0"),
         ("claude-3-5-haiku-20241022", "claude-3-5-haiku-latest"),
         ("claude-opus-5-latest", "claude-opus-5"),
-        ("claude-fable-5-2-20261020", "claude-fable-5-2"),
+        ("claude-fable-5-1-20261020", "claude-fable-5-1"),
     ],
 )
 def test_known_aliases_and_date_suffixes_are_priced(name: str, like: str) -> None:
@@ -178,9 +178,12 @@ def test_unknown_variants_have_no_price(variant: dict[str, Any]) -> None:
 
 @given(usages())
 def test_fast_mode_costs_what_the_data_say(usage: dict[str, Any]) -> None:
-    fast = rates_of("claude-opus-5", Lane.SYNC, speed="fast")
+    fast, usual = BOOK.rates("claude-opus-5", Lane.SYNC, speed="fast", at=AT), rates_of("claude-opus-5", Lane.SYNC)
+    if fast is None:  # genai-prices 0.1, the last for Python 3.10
+        assert theirs(usage, "claude-opus-5", speed="fast") == theirs(usage, "claude-opus-5")
+        return
     assert to_usd(cost(usage, fast)) == theirs(usage, "claude-opus-5", speed="fast")
-    assert fast != rates_of("claude-opus-5", Lane.SYNC)
+    assert fast != usual
 
 
 @pytest.mark.parametrize(("tokens", "usd"), [(99_999, "0.0099999"), (100_000, "0.01"), (100_001, "0.0500005")])

@@ -754,6 +754,28 @@ def test_a_failure_counts_only_where_the_request_is(world: World) -> None:
     assert world.ledger.settle([failed], now=NOW, run=world.run) == 1
 
 
+def test_a_paid_end_of_a_request_that_has_left_is_wasted_once(world: World) -> None:
+    row = world.accept("a").row
+    batch = world.opened()
+    unseal(world.ledger, batch.id, lane=SYNC, now=NOW, keep=True)
+    refused = settlement(row.id, Outcome.REFUSED, cost=5, line=b"refused")
+    for _ in range(2):
+        assert world.ledger.settle([refused], now=NOW, batch=batch.id) == 0
+    (claim,) = world.ledger.claim(row.terms.id, 1, run=world.run, now=NOW)
+    elsewhere = settlement(claim.id, Outcome.REFUSED, SYNC, cost=7, line=b"of another run")
+    assert world.ledger.settle([elsewhere], now=NOW, run=world.run + 1) == 0
+    assert world.ledger.statistics.report(job=None).wasted == Decimal(12).scaleb(-12)
+
+
+def test_a_turn_after_which_a_request_went_on_is_not_wasted(world: World) -> None:
+    row = world.accept("a").row
+    batch = world.opened()
+    requeue(world.ledger, [row.id], lane=SYNC, costs_attempt=True, now=NOW, turn=b"went on")
+    refused = settlement(row.id, Outcome.REFUSED, cost=9, line=b"went on")
+    assert world.ledger.settle([refused], now=NOW, batch=batch.id) == 0
+    assert world.ledger.statistics.report(job=None).wasted == 0
+
+
 def test_move_between_the_lanes(world: World) -> None:
     row = world.accept("a").row
     world.accept("b")

@@ -445,6 +445,8 @@ class LedgerMachine(RuleBasedStateMachine):
             request = self.requests[row.id]
             if request.status is SETTLED and cost and request.settled_by != batch and request.line != row.line:
                 self._waste(row.id, batch, cost)
+            if request.status is not SETTLED and cost and row.id not in settles:
+                self._waste(row.id, batch, cost)
         order = self._by_kind(settles)
         assert self.ledger.settle(rows, now=self.now, batch=batch) == len(settles)
         for number in order:

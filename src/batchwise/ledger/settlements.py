@@ -118,7 +118,8 @@ class Settling:
         each in the order of their numbers.
 
         A success settles its request wherever that is by now: it is paid. Anything else settles it only while the
-        request is where the news comes from: with `batch` still in that batch, with `run` not in flight elsewhere.
+        request is where the news comes from: with `batch` still in that batch, with `run` not in flight elsewhere. If
+        it is not, and the end has a cost, that is booked as wasted, too.
         """
         with self._database.write("settle") as db:
             return self.settle_in(db, settlements, now=now, batch=batch, run=run)
@@ -289,8 +290,8 @@ class Settling:
             self._books.unseen(db, row.job, most, now)
 
     def _waste_of(self, db: Connection, row: Row, repeat: Settlement, batch: int) -> int:
-        """What a second delivery for a settled request cost; 0 for the same delivery read again. Books it."""
-        if not repeat.cost:
+        """What a delivery that does not settle its request cost; 0 for one that is on record already. Books it."""
+        if not repeat.cost or _is_turn(db, row.id, repeat.line):
             return 0
         if row.result is not None:
             (line,) = db.execute("SELECT line FROM result WHERE seq = ?", (row.result,)).fetchone()
@@ -311,9 +312,8 @@ class Settling:
             row = self._records.rows(db, [request]).get(request)
             if row is not None and row.result is not None and self._records.settling(db, row.result).batch == batch:
                 return  # the row that settled it, read again
-            turn = db.execute("SELECT EXISTS (SELECT 1 FROM turn WHERE request = ? AND line = ?)", (request, line))
-            if turn.fetchone()[0]:
-                return  # the turn after which it went on, read again
+            if _is_turn(db, request, line):
+                return
             seen, first, last = db.execute(
                 "SELECT coalesce(polled_at, sealed_at), first, last FROM batch WHERE id = ?", (batch,)
             ).fetchone()
@@ -359,7 +359,7 @@ _Ends = list[tuple[Row, Settlement]]
 
 
 def _sorted_out(known: Iterable[tuple[Row, Settlement]], batch: int | None, run: int | None) -> tuple[_Ends, _Ends]:
-    """The ends that settle their requests, and those that come again; the rest is no news.
+    """The ends that settle their requests, and those that come again or too late, whose cost is wasted.
 
     A success settles its request wherever that is by now. Anything else does where it comes from there.
     """
@@ -373,6 +373,8 @@ def _sorted_out(known: Iterable[tuple[Row, Settlement]], batch: int | None, run:
                 late.append((row, each))
         elif each.outcome is Outcome.SUCCEEDED or not _elsewhere(row, batch, run):
             fresh[row.id] = row, each
+        else:
+            late.append((row, each))
     return list(fresh.values()), late
 
 
@@ -381,6 +383,12 @@ def _elsewhere(row: Row, batch: int | None, run: int | None) -> bool:
     if batch is not None:
         return row.status != IN_FLIGHT or row.inside != batch
     return run is not None and row.status == IN_FLIGHT and (row.lane != SYNC or row.run != run)
+
+
+def _is_turn(db: Connection, request: int, line: bytes) -> bool:
+    """Whether this is the turn after which the request went on, read again."""
+    found = db.execute("SELECT EXISTS (SELECT 1 FROM turn WHERE request = ? AND line = ?)", (request, line))
+    return bool(found.fetchone()[0])
 
 
 def _is_abandoned(line: bytes) -> bool:

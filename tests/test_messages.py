@@ -107,7 +107,7 @@ WRONG: list[tuple[str, Callable[[Any], Any], type[Exception], list[str]]] = [
         bw.TicketNotFoundError,
         ["in job 'J'", "there is one without a job"],
     ),
-    ("24 h", lambda _: bw.sla_cadence(timedelta(hours=24)), bw.InfeasibleSLAError, ["shortest SLA", "1 day, 0:15:00"]),
+    ("24 h", lambda _: bw.sla_cadence(timedelta(hours=24)), bw.InfeasibleSLAError, ["shortest SLA", "24 h 15 min"]),
     (
         "a class in params",
         lambda _: bw.Request({**PARAMS, "output_format": Verdict}),

@@ -295,7 +295,7 @@ def test_without_limits_only_what_is_past_its_moment_is_lost():
     shortfall = fits([good, late], Pace(limits=Limits()), now=NOW, tail=ZERO)
     assert shortfall is not None
     assert str(shortfall) == (
-        "3 requests can start at 2026-11-23 14:00:00+00:00, 1:00:00 after they had to (2026-11-23 13:00:00+00:00)"
+        "3 requests can start at 2026-11-23 14:00:00+00:00, 1 h after they had to (2026-11-23 13:00:00+00:00)"
     )
     assert at_risk([good, late], Pace(limits=Limits()), now=NOW, tail=ZERO) == 3
     assert servable([good, late], Pace(limits=Limits()), now=NOW, tail=ZERO) == (4, 0)

@@ -236,11 +236,13 @@ def noticing(postgres: str, url: str, count: str, end: int) -> Iterator[Callable
         looking.execute(f'SET search_path TO "{schema_of(url)}"')
 
         def listen() -> int:
-            notifies = db.notifies(timeout=20)
-            for number, _ in enumerate(notifies, 1):
-                if looking.execute(count).fetchone() == (end,):
-                    notifies.close()
-                    return number + len(list(db.notifies(timeout=0.3)))
+            number, there, patience = 0, False, time.monotonic() + 20
+            while time.monotonic() < patience:
+                came = len(list(db.notifies(timeout=0.3)))  # to its end: what is left of it would be lost
+                number += came
+                if there and not came:
+                    return number
+                there = there or (came > 0 and looking.execute(count).fetchone() == (end,))
             raise AssertionError("the last change was never told")
 
         yield thread.submit(listen).result

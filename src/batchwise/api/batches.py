@@ -22,7 +22,7 @@ import httpx2
 import tenacity
 
 from . import wire
-from .faults import retry_options, translate
+from .faults import async_sent, retry_options, sent, translate
 from .types import BatchInfo, Created, Listing
 from .uploads import AsyncUpload, Upload
 
@@ -165,7 +165,7 @@ class BatchLane:
         """
         path = wire.batch_path(remote_id, "results")
         options = {"options": wire.results_options(self._client), "stream": True, "stream_cls": anthropic.Stream[Any]}
-        response = self._tried(lambda: self._sent(self._client.get, path, **options))
+        response = self._tried(lambda: sent(self._client.get, path, **options))
         try:
             with closing(_chunks(response)) as chunks:
                 yield chunks
@@ -176,18 +176,10 @@ class BatchLane:
         self, parse: Callable[[httpx2.Response], _T], send: Callable[..., Any], path: str, options: object
     ) -> _T:
         """What the API answers to a call that may be tried again."""
-        return self._tried(lambda: parse(self._sent(send, path, options=options)))
+        return self._tried(lambda: parse(sent(send, path, options=options)))
 
     def _tried(self, call: Callable[[], _T]) -> _T:
         return tenacity.Retrying(sleep=self._sleep, **retry_options())(call)
-
-    def _sent(self, send: Callable[..., Any], path: str, **options: Any) -> httpx2.Response:
-        """The response to a call by this method of the client's."""
-        try:
-            return cast("httpx2.Response", send(path, cast_to=httpx2.Response, **options))
-        except Exception as error:  # noqa: BLE001  (translate raises again what it does not know)
-            failure = translate(error)
-        raise failure
 
 
 class AsyncBatchLane:
@@ -234,7 +226,7 @@ class AsyncBatchLane:
         path = wire.batch_path(remote_id, "results")
         stream_cls = anthropic.AsyncStream[Any]
         options = {"options": wire.results_options(self._client), "stream": True, "stream_cls": stream_cls}
-        response = await self._tried(lambda: self._sent(self._client.get, path, **options))
+        response = await self._tried(lambda: async_sent(self._client.get, path, **options))
         try:
             async with aclosing(_async_chunks(response)) as chunks:
                 yield chunks
@@ -248,7 +240,7 @@ class AsyncBatchLane:
         """See `BatchLane._asked`."""
 
         async def call() -> _T:
-            return parse(await self._sent(send, path, options=options))
+            return parse(await async_sent(send, path, options=options))
 
         return await self._tried(call)
 
@@ -257,11 +249,3 @@ class AsyncBatchLane:
             return await call()
 
         return await tenacity.AsyncRetrying(sleep=self._sleep, **retry_options())(attempt)
-
-    async def _sent(self, send: Callable[..., Awaitable[Any]], path: str, **options: Any) -> httpx2.Response:
-        """See `BatchLane._sent`."""
-        try:
-            return cast("httpx2.Response", await send(path, cast_to=httpx2.Response, **options))
-        except Exception as error:  # noqa: BLE001
-            failure = translate(error)
-        raise failure

@@ -7,9 +7,9 @@ the text of the transport's error.
 from __future__ import annotations
 
 import email.utils
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, cast
 
 import anthropic
 import httpx2
@@ -17,7 +17,17 @@ import tenacity
 
 from batchwise.planning.outcomes import MALFORMED, Fault, Verdict, rule_call
 
-__all__ = ["LaneFault", "is_transient", "malformed", "retry_after", "retry_options", "server_time", "translate"]
+__all__ = [
+    "LaneFault",
+    "async_sent",
+    "is_transient",
+    "malformed",
+    "retry_after",
+    "retry_options",
+    "sent",
+    "server_time",
+    "translate",
+]
 
 MESSAGE_LIMIT = 500
 TRIES = 4
@@ -203,3 +213,25 @@ def retry_options() -> dict[str, Any]:
         "wait": _pause,
         "reraise": True,
     }
+
+
+def sent(send: Callable[..., Any], path: str, **options: Any) -> httpx2.Response:
+    """Return the response to one call by this method of the client's.
+
+    Raises:
+        LaneFault: There is no answer, or it is an error.
+    """
+    try:
+        return cast("httpx2.Response", send(path, cast_to=httpx2.Response, **options))
+    except Exception as error:  # noqa: BLE001  (translate raises again what it does not know)
+        failure = translate(error)
+    raise failure
+
+
+async def async_sent(send: Callable[..., Awaitable[Any]], path: str, **options: Any) -> httpx2.Response:
+    """See `sent`."""
+    try:
+        return cast("httpx2.Response", await send(path, cast_to=httpx2.Response, **options))
+    except Exception as error:  # noqa: BLE001
+        failure = translate(error)
+    raise failure

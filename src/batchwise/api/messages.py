@@ -10,7 +10,7 @@ import httpx2
 
 from . import wire
 from .clients import must_stream
-from .faults import translate
+from .faults import async_sent, sent
 from .streams import Assembly, dialect, translate_stream
 from .types import Reply
 
@@ -53,16 +53,9 @@ class MessageLane:
         if streams:
             response, message = self._streamed(content, options, betas)
         else:
-            response = self._post(content, options)
+            response = sent(self._client.post, wire.MESSAGES, content=content, options=options)
             message = response.content
         return wire.reply(response, message, time.perf_counter() - started)
-
-    def _post(self, content: bytes, options: Any) -> httpx2.Response:
-        try:
-            return self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=content, options=options)
-        except Exception as error:  # noqa: BLE001  (translate raises again what it does not know)
-            failure = translate(error)
-        raise failure
 
     def _streamed(self, content: bytes, options: Any, betas: tuple[str, ...]) -> tuple[httpx2.Response, bytes]:
         kind, assembly = dialect(betas), Assembly()
@@ -101,16 +94,9 @@ class AsyncMessageLane:
         if streams:
             response, message = await self._streamed(content, options, betas)
         else:
-            response = await self._post(content, options)
+            response = await async_sent(self._client.post, wire.MESSAGES, content=content, options=options)
             message = response.content
         return wire.reply(response, message, time.perf_counter() - started)
-
-    async def _post(self, content: bytes, options: Any) -> httpx2.Response:
-        try:
-            return await self._client.post(wire.MESSAGES, cast_to=httpx2.Response, content=content, options=options)
-        except Exception as error:  # noqa: BLE001
-            failure = translate(error)
-        raise failure
 
     async def _streamed(self, content: bytes, options: Any, betas: tuple[str, ...]) -> tuple[httpx2.Response, bytes]:
         kind, assembly = dialect(betas), Assembly()

@@ -638,3 +638,17 @@ def commits(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 __all__ = ["FAULTS", "HOUR", "MINUTE", "SECOND", "Api", "Remote", "Task", "World", "commits", "message_of"]
+
+
+def resumed_before_suspending(world: World, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Resume the lanes, as another process does, just before each suspension; gives whether each took effect."""
+    suspend, done = world.ledger.conditions.suspend, list[bool]()
+
+    def resumed_first(*arguments: Any, **keywords: Any) -> Any:
+        world.ledger.conditions.resume()
+        found = suspend(*arguments, **keywords)
+        done.append(found.done)
+        return found
+
+    monkeypatch.setattr(world.ledger.conditions, "suspend", resumed_first)
+    return done

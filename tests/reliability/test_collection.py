@@ -22,7 +22,7 @@ from batchwise.errors import LedgerError
 from batchwise.ledger.values import Which
 from batchwise.planning.custom_ids import custom_id, parse
 from tests.ledger.model import total
-from tests.reliability.simulation import HOUR, MINUTE, World, commits, message_of
+from tests.reliability.simulation import HOUR, MINUTE, World, commits, message_of, resumed_before_suspending
 
 ROWS = 6
 NAMES = [f"prompt {number}" for number in range(ROWS)]
@@ -434,15 +434,7 @@ def test_rows_that_failed_alike_before_a_resume_suspend_no_lane_after_it(
     failed = [orjson.dumps({"custom_id": name, "result": told}) + b"\n" for name, _ in world.api.batches[0].rows]
     counted(world, errored=ROWS)
     serve(world, b"".join(failed))
-    suspend, done = world.ledger.conditions.suspend, list[bool]()
-
-    def resumed_first(*arguments: Any, **keywords: Any) -> Any:
-        world.ledger.conditions.resume()  # as another process does
-        found = suspend(*arguments, **keywords)
-        done.append(found.done)
-        return found
-
-    monkeypatch.setattr(world.ledger.conditions, "suspend", resumed_first)
+    done = resumed_before_suspending(world, monkeypatch)
     world.pass_time(HOUR)
     assert done == [False]
     assert not world.engine.suspensions.lanes

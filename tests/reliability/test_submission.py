@@ -17,7 +17,7 @@ from batchwise.engine import reconciliation, submission
 from batchwise.planning import agenda, planner
 from batchwise.planning.outcomes import Fault
 from batchwise.planning.state import BatchState, BatchView
-from tests.reliability.simulation import HOUR, MINUTE, REFUSALS, SECOND, World, commits
+from tests.reliability.simulation import HOUR, MINUTE, REFUSALS, SECOND, World, commits, resumed_before_suspending
 
 NAMES = [f"prompt {number}" for number in range(6)]
 OUTCOMES = {outcome.value: outcome for outcome in bw.Outcome}
@@ -162,15 +162,7 @@ def test_the_lane_rests_before_anything_is_queued_for_it_again(
 def test_what_began_before_a_resume_suspends_no_lane_after_it(
     operation: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suspend, done = world.ledger.conditions.suspend, list[bool]()
-
-    def resumed_first(*arguments: Any, **keywords: Any) -> Any:
-        world.ledger.conditions.resume()  # as another process does
-        found = suspend(*arguments, **keywords)
-        done.append(found.done)
-        return found
-
-    monkeypatch.setattr(world.ledger.conditions, "suspend", resumed_first)
+    done = resumed_before_suspending(world, monkeypatch)
     if operation == "list":
         world.api.order("create", "dropped after")
     world.api.faults[operation] = ["401"]

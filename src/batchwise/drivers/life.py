@@ -48,8 +48,7 @@ class Life:
             raise ClosedDispatcherError("this dispatcher is closed; open a new one: the ledger has all its work")
 
     def check_working(self) -> None:
-        """Raise if this dispatcher is closed, or is being closed: new work would not be done."""
-        self.check()
+        """Raise if an error has ended this dispatcher, or it is being closed: new work would not be done."""
         self.raise_fatal()
         if self.closing:
             raise ClosedDispatcherError("this dispatcher is being closed; open a new one: the ledger has all its work")

@@ -69,8 +69,8 @@ def _translated(sql: str) -> _Translated:
     numbered = _PLACE.sub(lambda found: f"${next(count)}" if found[0] == "?" else found[0], sql)
     # A plan for any list walks along all of it for each row.
     statement = Statement(numbered.encode(), prepare=PostgresDatabase.among not in sql)
-    writes = not sql.lstrip().startswith("SELECT")
-    return _Translated(statement, writes, writes and sql.lstrip().startswith("INSERT") and not _UNSURE.search(sql))
+    verb = sql.split(maxsplit=1)[0]
+    return _Translated(statement, writes=verb != "SELECT", inserts=verb == "INSERT" and not _UNSURE.search(sql))
 
 
 class _Changed:

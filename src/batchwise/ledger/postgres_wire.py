@@ -23,6 +23,8 @@ __all__ = ["Rows", "Statement", "Wire"]
 
 _MOST_PREPARED = 500
 """Statements that the server keeps for one connection, at most. Their texts are constants, so they are far fewer."""
+_AT_ONCE = 500
+"""Rows that are made in one go while somebody iterates."""
 
 
 class Statement(NamedTuple):
@@ -59,8 +61,9 @@ class Rows:
             self._loader.set_pgresult(result)
 
     def __iter__(self) -> Iterator[Any]:
-        while (row := self.fetchone()) is not None:
-            yield row
+        while self._loader is not None and self._next < self._end:
+            first, self._next = self._next, min(self._next + _AT_ONCE, self._end)
+            yield from self._loader.load_rows(first, self._next, tuple)
 
     def fetchone(self) -> Any:
         """The next row; None: there is none."""

@@ -65,7 +65,7 @@ class Lock(Protocol):
         """Try, without waiting; True if held (already or now)."""
 
     def release(self) -> None:
-        """Release the lease, if it is held."""
+        """Release the lock, if it is held."""
 
     def remove(self) -> None:
         """Give it up for good: nobody asks for a lock of this name again."""

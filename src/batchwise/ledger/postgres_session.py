@@ -88,7 +88,7 @@ class SessionLock:
         return self._session.take(self)
 
     def release(self) -> None:
-        """Release the lease, if it is held."""
+        """Release the lock, if it is held."""
         self._session.give(self)
 
     remove = release

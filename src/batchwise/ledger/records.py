@@ -99,7 +99,7 @@ class LookedUp(NamedTuple):
     """The answers that the ledger needs before it accepts a request."""
 
     last: int
-    """Return the highest number that a request was ever given."""
+    """The highest number that a request was ever given."""
     terms: int | None
     """The number of its terms."""
     taken: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import NoReturn
 
@@ -35,9 +36,11 @@ def entries(
             signature = router.signature(request, now)
             terms = routes.get(signature)
             if terms is None:
-                terms = routes[signature] = _route_named(router, request, position, now, latency, tool_use)
+                with _named(position):
+                    terms = routes[signature] = router.route(request, now, latency, tool_use)[1]
             if len(request.body) > MAX_CALL_BYTES:
-                _check_size(request, terms, position)
+                with _named(position):
+                    check_size(request, terms)
             yield Entry(request.key, request.body, terms)
     except Exception as error:
         # Most errors come out of the caller's own iterable, which does not know what became of the items before.
@@ -46,16 +49,11 @@ def entries(
         raise
 
 
-def _route_named(
-    router: Router,
-    request: Request,
-    position: int,
-    now: datetime,
-    latency: LatencyTag | None,
-    tool_use: ToolUse | None,
-) -> Terms:
+@contextmanager
+def _named(position: int) -> Iterator[None]:
+    """Say in an error which item of the bulk dispatch it is about."""
     try:
-        return router.route(request, now, latency, tool_use)[1]
+        yield
     except InvalidRequestError as error:
         raise type(error)(f"item #{position} of dispatch_all: {error}") from None
 
@@ -64,10 +62,3 @@ def _refuse_item(item: object, position: int) -> NoReturn:
     raise InvalidRequestError(
         f"item #{position} of dispatch_all is a {type(item).__name__}; wrap params in Request(...)"
     )
-
-
-def _check_size(request: Request, terms: Terms, position: int) -> None:
-    try:
-        check_size(request, terms)
-    except InvalidRequestError as error:
-        raise type(error)(f"item #{position} of dispatch_all: {error}") from None

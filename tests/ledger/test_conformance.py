@@ -14,7 +14,7 @@ import pytest
 
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
 from batchwise.ledger.ledger import Ledger
-from batchwise.ledger.roll import Answer, Roll
+from batchwise.ledger.open_rows import Answer, OpenRows
 from batchwise.ledger.values import Cap, Claim, Offer, ResultGroup, Turn, Which
 from batchwise.models import Lane, Outcome, Policy
 from batchwise.planning.cache_priming import Caching, Hits, Primed
@@ -494,9 +494,9 @@ def test_what_has_no_price_counts_with_all_that_was_kept_for_it(world: World) ->
     body = b"1234567890"  # a batch costs 100 at most, a call 200
     numbers = world.bulk([entry(str(n), PRICED, body) for n in range(3)])
     batch = world.opened()
-    roll = world.ledger.batches.roll(batch.id)
-    assert roll is not None
-    assert world.ledger.settle_answers(roll, [(numbers[0], b"{}", None, None, 0, None)], now=NOW)
+    open_rows = world.ledger.batches.open_rows(batch.id)
+    assert open_rows is not None
+    assert world.ledger.settle_answers(open_rows, [(numbers[0], b"{}", None, None, 0, None)], now=NOW)
     world.ledger.settle([settlement(numbers[1], cost=None)], now=NOW, batch=batch.id)
     requeue(world.ledger, numbers[2:], lane=SYNC, costs_attempt=True, now=NOW)
     world.ledger.settle([settlement(numbers[2], lane=SYNC, cost=None, maybe_billed=True)], now=NOW)
@@ -914,9 +914,9 @@ def test_turns_in_other_batches_do_not_slow_a_batch_down(world: World) -> None:
     requeue(
         world.ledger, [numbers[0]], lane=SYNC, costs_attempt=False, now=NOW, turn=b"one", body=b"longer", batch=batch.id
     )
-    assert world.ledger.batches.roll(batch.id) is None
+    assert world.ledger.batches.open_rows(batch.id) is None
     world.bulk([entry("c"), entry("d")])
-    assert world.ledger.batches.roll(world.opened().id) is not None
+    assert world.ledger.batches.open_rows(world.opened().id) is not None
 
 
 def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World) -> None:
@@ -937,7 +937,7 @@ def test_a_paused_turn_is_continued_and_forgotten_by_beginning_anew(world: World
         assert requeue(world.ledger, [numbers[0]], lane=BATCH, costs_attempt=False, now=NOW, batch=batch.id) == 0
     assert [world.ledger.body(each) for each in numbers] == [b"longer two", b"other"]
     batch = world.opened()
-    assert world.ledger.batches.roll(batch.id) is None
+    assert world.ledger.batches.open_rows(batch.id) is None
     members = world.ledger.rows(Which(requests=[*numbers, 99], batch=batch.id))
     assert {number: (member.key, member.turns) for number, member in members.items()} == {
         numbers[0]: ("a", (b"one", b"two"))
@@ -973,9 +973,9 @@ DATED = attrs.evolve(NIGHTLY, max_cost_each=6, max_cost_per_byte=2)
 def test_answers_on_a_roll_end_as_settlements_do(world: World, twin: World, chunks: list[list[int]]) -> None:
     numbers, batch = mixed(world)
     assert mixed(twin) == (numbers, batch)
-    roll = world.ledger.batches.roll(batch.id)
-    assert roll is not None
-    assert sum(roll.left.values()) == 8
+    open_rows = world.ledger.batches.open_rows(batch.id)
+    assert open_rows is not None
+    assert sum(open_rows.left.values()) == 8
     late = NOW + 31 * HOUR
     for chunk in chunks:
         part = [numbers[index] for index in chunk]
@@ -983,13 +983,13 @@ def test_answers_on_a_roll_end_as_settlements_do(world: World, twin: World, chun
             (n, line(n), None if n == 3 else n, None if n == 3 else 2 * n, 10 * n, (n, 1, -n) if n % 2 else None)
             for n in part
         ]
-        assert world.ledger.settle_answers(roll, list(answers), now=late)
+        assert world.ledger.settle_answers(open_rows, list(answers), now=late)
         rows = [
             settlement(n, line=text, cost=cost, saved=saved, input_tokens=tokens, cached=cached)
             for n, text, cost, saved, tokens, cached in answers
         ]
         twin.ledger.settle(rows, now=late, batch=batch.id)
-    assert not roll.left
+    assert not open_rows.left
     assert missing(world.ledger, batch.id) == []
     for each in (world, twin):
         each.ledger.batches.update(attrs.evolve(batch, state=BatchState.CLOSED, groups=()))
@@ -1021,15 +1021,15 @@ def test_what_has_settled_is_told_once_it_is_durable_and_once(world: World) -> N
         look()
         raise KeyboardInterrupt
 
-    roll = world.ledger.batches.roll(batch.id)
-    assert roll is not None
+    open_rows = world.ledger.batches.open_rows(batch.id)
+    assert open_rows is not None
     answers: list[Answer] = [(number, line(number), 5, 5, 1, None) for number in numbers[1:]]
     world.ledger.books.reckon_by(look_and_fail, lambda terms, _body: terms)  # asked within the transaction
     with pytest.raises(KeyboardInterrupt):
-        world.ledger.settle_answers(roll, answers, now=NOW)
+        world.ledger.settle_answers(open_rows, answers, now=NOW)
     assert early == world.ledger.take_sums() == []
     world.ledger.books.reckon_by(look, lambda terms, _body: terms)
-    assert world.ledger.settle_answers(roll, answers, now=NOW)
+    assert world.ledger.settle_answers(open_rows, answers, now=NOW)
     assert not early, "it is not durable yet"
     assert [each.requests for each in world.ledger.take_sums()] == [2]
 
@@ -1041,56 +1041,56 @@ def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
     def answer(number: int) -> Answer:
         return number, line(number), 5, 5, 1, None
 
-    def refused(roll: Roll | None) -> bool:
-        assert roll is not None
+    def refused(open_rows: OpenRows | None) -> bool:
+        assert open_rows is not None
         before = world.ledger.snapshot(), world.ledger.statistics.report(job=None), marks(world.ledger)
         answers = [answer(n) for n in numbers]
-        assert not world.ledger.settle_answers(roll, answers, now=NOW)
+        assert not world.ledger.settle_answers(open_rows, answers, now=NOW)
         assert answers == [answer(n) for n in numbers], "they can be settled otherwise"
         return before == (world.ledger.snapshot(), world.ledger.statistics.report(job=None), marks(world.ledger))
 
-    roll = world.ledger.batches.roll(batch.id)
-    assert roll is not None
-    assert not world.ledger.settle_answers(roll, [answer(numbers[0])] * 2, now=NOW), "it came twice"
+    open_rows = world.ledger.batches.open_rows(batch.id)
+    assert open_rows is not None
+    assert not world.ledger.settle_answers(open_rows, [answer(numbers[0])] * 2, now=NOW), "it came twice"
     assert not world.ledger.results(job=None, after=0, limit=9)
     earlier = attrs.evolve(NIGHTLY, deadline=NOW + 25 * HOUR)
     world.ledger.accept(Offer(entry("0", earlier), "job", world.run, NOW))
-    assert refused(roll), "a request has other terms now"
-    roll = world.ledger.batches.roll(batch.id)
+    assert refused(open_rows), "a request has other terms now"
+    open_rows = world.ledger.batches.open_rows(batch.id)
     requeue(world.ledger, [numbers[1]], lane=SYNC, costs_attempt=False, now=NOW, batch=batch.id)
-    assert refused(roll), "a request has left"
-    roll = world.ledger.batches.roll(batch.id)
-    assert roll is not None
-    assert roll.kind(numbers[1]) is None
-    assert refused(roll), "one of these is not on it"
-    assert world.ledger.settle_answers(roll, [answer(numbers[2])], now=NOW)
-    assert roll.kind(numbers[2]) is None
-    stale = world.ledger.batches.roll(batch.id)
+    assert refused(open_rows), "a request has left"
+    open_rows = world.ledger.batches.open_rows(batch.id)
+    assert open_rows is not None
+    assert open_rows.kind(numbers[1]) is None
+    assert refused(open_rows), "one of these is not on it"
+    assert world.ledger.settle_answers(open_rows, [answer(numbers[2])], now=NOW)
+    assert open_rows.kind(numbers[2]) is None
+    stale = world.ledger.batches.open_rows(batch.id)
     world.ledger.settle([settlement(numbers[3])], now=NOW, batch=batch.id)
     assert refused(stale), "one has settled"
-    roll.tick([numbers[3], 99])
-    assert world.ledger.settle_answers(roll, [answer(numbers[0])], now=NOW), "told of it, it holds"
+    open_rows.tick([numbers[3], 99])
+    assert world.ledger.settle_answers(open_rows, [answer(numbers[0])], now=NOW), "told of it, it holds"
 
 
 def test_a_roll_has_bounds(world: World) -> None:
     world.bulk([entry(str(n), attrs.evolve(FLEXIBLE, output_tokens=n + 1)) for n in range(255)], chunk=99)
     batch = world.opened()
-    roll = world.ledger.batches.roll(batch.id)
-    assert roll is not None
-    assert len(roll.kinds) == 255
+    open_rows = world.ledger.batches.open_rows(batch.id)
+    assert open_rows is not None
+    assert len(open_rows.kinds) == 255
     unseal(world.ledger, batch.id, now=NOW)
     world.accept("one kind too many", attrs.evolve(FLEXIBLE, output_tokens=999))
-    assert world.ledger.batches.roll(world.opened().id) is None
+    assert world.ledger.batches.open_rows(world.opened().id) is None
 
 
 def test_a_roll_knows_the_sizes_of_small_and_large_bodies(world: World) -> None:
     bodies = ["x" * size for size in (10, 20_000, 65_535, 100_000, 7)]
     numbers = world.bulk([entry(str(n), FLEXIBLE if n < 2 else DATED, body=body) for n, body in enumerate(bodies)])
     batch = world.opened()
-    roll = world.ledger.batches.roll(batch.id)
-    assert roll is not None
+    open_rows = world.ledger.batches.open_rows(batch.id)
+    assert open_rows is not None
     sizes = [len(world.ledger.body(number)) for number in numbers]
-    assert [roll.size([number]) for number in numbers] == sizes
+    assert [open_rows.size([number]) for number in numbers] == sizes
     assert [size >> 16 > 0 for size in sizes] == [False, False, False, True, False]
 
 
@@ -1252,10 +1252,10 @@ def test_pages_of_results(world: World, limit: int) -> None:
     alone = world.accept("alone").row.id
     requeue(world.ledger, [numbers[1]], lane=BATCH, costs_attempt=True, now=NOW, batch=world.opened().id)
     batch = world.ledger.snapshot().batches[0]
-    roll = world.ledger.batches.roll(batch.id)
-    assert roll is not None
+    open_rows = world.ledger.batches.open_rows(batch.id)
+    assert open_rows is not None
     some = [numbers[n] for n in (0, 2, 3, 6, 9, 11)]
-    assert world.ledger.settle_answers(roll, [(n, line(n), 5, 5, 1, None) for n in some], now=NOW)
+    assert world.ledger.settle_answers(open_rows, [(n, line(n), 5, 5, 1, None) for n in some], now=NOW)
     rest = [*numbers[4:6], *numbers[7:9], numbers[10], alone]
     outcomes = [Outcome.FAILED, Outcome.SUCCEEDED]
     world.ledger.settle([settlement(n, outcomes[n % 2]) for n in rest], now=NOW, batch=batch.id)

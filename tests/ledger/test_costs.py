@@ -95,7 +95,7 @@ def looks(world: World, batch: int) -> dict[str, Callable[[], object]]:
         "report": lambda: ledger.statistics.report(job=job),
         "jobs": ledger.jobs.all,
         "missing": lambda: ledger.numbers(Which(batch=batch)),
-        "roll": lambda: ledger.batches.roll(batch),
+        "open_rows": lambda: ledger.batches.open_rows(batch),
         "entries": lambda: list(ledger.batches.entries(batch)),
         "members": lambda: ledger.rows(Which(requests=range(1, PAGE), batch=batch)),
         "a page of numbers": lambda: ledger.numbers(Which(job=job), after=FEW, limit=PAGE),

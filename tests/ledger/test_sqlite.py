@@ -203,13 +203,13 @@ def test_answers_are_ticked_off_once_they_are_durable(tmp_path: Path, *, broken:
     with closing(SqliteLedger(Full(tmp_path / "ledger.db"))) as ledger:
         world = World(ledger)
         numbers = world.bulk([entry(str(number)) for number in range(3)])
-        roll = ledger.batches.roll(world.opened().id)
-        assert roll is not None
+        open_rows = ledger.batches.open_rows(world.opened().id)
+        assert open_rows is not None
         answers = [(number, line(number), 5, 5, 1, None) for number in reversed(numbers)]
 
         with pytest.raises(LedgerError) if broken else nullcontext():
-            assert ledger.settle_answers(roll, answers, now=NOW)
-        assert sum(roll.left.values()) == (3 if broken else 0)
+            assert ledger.settle_answers(open_rows, answers, now=NOW)
+        assert sum(open_rows.left.values()) == (3 if broken else 0)
         assert total(ledger)[SETTLED] == (0 if broken else 3)
 
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from batchwise.errors import KeyConflictError, LedgerError
 from batchwise.ledger import transitions
 from batchwise.ledger.ledger import Ledger
-from batchwise.ledger.roll import Roll
+from batchwise.ledger.open_rows import OpenRows
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.values import Claim, Offer, Which
 from batchwise.models import Lane, Outcome, Status
@@ -124,7 +124,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.cost = self.wasted = self.doubles = self.unseen = 0
         self.lateness = timedelta(0)
         self.late: set[tuple[int, int]] = set()
-        self.rolls: dict[int, tuple[Roll, dict[int, Terms]]] = {}
+        self.open_rows: dict[int, tuple[OpenRows, dict[int, Terms]]] = {}
         self.nonce = 0
         self.noted: dict[str, Any] = {"clock_offset": timedelta(0), **dict.fromkeys(MOMENTS)}
         self.measured: dict[str, Measured] = {}
@@ -344,7 +344,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for number in fitting[:count]:
             request = self.requests[number]
             request.status, request.batch = IN_FLIGHT, batch.id
-        self._call_the_roll(batch.id)
+        self._read_open_rows(batch.id)
 
     def _terms_id(self, number: int) -> int:
         row = row_of(self.ledger, number)
@@ -455,29 +455,29 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.batches)
     @rule(which=picks)
-    def call_the_roll(self, which: int) -> None:
+    def read_open_rows(self, which: int) -> None:
         (batch,) = self._choose(list(self.batches), [which])
-        self._call_the_roll(batch)
+        self._read_open_rows(batch)
 
-    def _call_the_roll(self, batch: int) -> None:
-        roll = self.ledger.batches.roll(batch)
-        if roll is not None:
-            self.rolls[batch] = roll, self._roll_of(batch)
+    def _read_open_rows(self, batch: int) -> None:
+        open_rows = self.ledger.batches.open_rows(batch)
+        if open_rows is not None:
+            self.open_rows[batch] = open_rows, self._open_rows_of(batch)
 
-    def _roll_of(self, batch: int) -> dict[int, Terms]:
+    def _open_rows_of(self, batch: int) -> dict[int, Terms]:
         return {number: plain(self.requests[number].terms) for number in self._in_batch(batch)}
 
-    @precondition(lambda self: self.rolls)
+    @precondition(lambda self: self.open_rows)
     @rule(which=picks, wanted=some, cost=st.integers(0, 9))
-    def deliver_on_the_roll(self, which: int, wanted: list[int], cost: int) -> None:
-        """Answers by a roll that may have been read long ago."""
-        (batch,) = self._choose(list(self.rolls), [which])
-        roll, members = self.rolls[batch]
+    def deliver_to_open_rows(self, which: int, wanted: list[int], cost: int) -> None:
+        """Answers by open rows that may have been read long ago."""
+        (batch,) = self._choose(list(self.open_rows), [which])
+        open_rows, members = self.open_rows[batch]
         numbers = self._choose(list(members) or list(self.requests), wanted)
         answers = [(n, b"%d rolled" % n, cost, 0, 0, None) for n in numbers]
-        holds = self._roll_of(batch) == members and members.keys() >= set(numbers)
+        holds = self._open_rows_of(batch) == members and members.keys() >= set(numbers)
         order = self._by_kind(numbers)
-        assert self.ledger.settle_answers(roll, answers, now=self.now) == holds
+        assert self.ledger.settle_answers(open_rows, answers, now=self.now) == holds
         if not holds:
             return
         for number in order:

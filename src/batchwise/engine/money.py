@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple, Union
 
 from batchwise.basics.jsontext import decode
-from batchwise.ledger.roll import Cached
+from batchwise.ledger.open_rows import Cached
 from batchwise.models import Lane
 from batchwise.planning.continuation import is_refusal, usage_of
 from batchwise.planning.custom_ids import UNSEALED, parse

@@ -17,7 +17,7 @@ import orjson
 from batchwise.api.lines import LineSplitter
 from batchwise.basics.jsontext import decode
 from batchwise.errors import printable
-from batchwise.ledger.roll import Answer
+from batchwise.ledger.open_rows import Answer
 from batchwise.ledger.values import RequestRow, Which
 from batchwise.models import Lane, Outcome
 from batchwise.planning.continuation import received, usage_of
@@ -99,10 +99,10 @@ def _row(line: bytes, *, damaged: bool) -> tuple[str, bytes, Mapping[str, Any]] 
 
 @attrs.define
 class _Part:
-    """Rows that settle together, by kind: answers to requests on the roll (nearly all), and the rest."""
+    """Rows that settle together, by kind: answers to requests among the open rows (nearly all), and the rest."""
 
     meters: Sequence[Meter]
-    """Bill the answers of each kind on the roll, at the prices of one moment."""
+    """Bill the answers of each kind among the open rows, at the prices of one moment."""
     answers: list[Answer] = attrs.field(factory=list)
     rows: _Rows = attrs.field(factory=dict)
     adopted: dict[str, tuple[bytes, Mapping[str, Any]]] = attrs.field(factory=dict)
@@ -137,8 +137,8 @@ class Reader:
         self._unanswered: dict[str, set[int]] = {kind: set() for kind in UNANSWERED}
         self.off: Mapping[str, int] = {}
         """The result of `discrepancy`, once the reading has ended."""
-        self._roll = None if batch.adopted else engine.ledger.batches.roll(batch.id)
-        kinds = () if self._roll is None else self._roll.kinds
+        self._open_rows = None if batch.adopted else engine.ledger.batches.open_rows(batch.id)
+        kinds = () if self._open_rows is None else self._open_rows.kinds
         self._ruled = _RULED if any(each.terms.structured for each in kinds) else (*PAUSES, REFUSAL)
         self._part = self._new_part()
 
@@ -152,7 +152,7 @@ class Reader:
 
     def _new_part(self) -> _Part:
         biller = Biller(self.engine.prices, self.engine.now())
-        kinds = () if self._roll is None else self._roll.kinds
+        kinds = () if self._open_rows is None else self._open_rows.kinds
         return _Part([biller.meter(each.terms.model, Lane.BATCH) for each in kinds])
 
     def finish(self, *, whole: bool) -> list[int]:
@@ -178,7 +178,7 @@ class Reader:
         return self._missing()
 
     def _missing(self) -> list[int]:
-        if self._roll is not None and not self._roll.left:
+        if self._open_rows is not None and not self._open_rows.left:
             return []
         return self.engine.ledger.numbers(Which(batch=self.batch.id))
 
@@ -189,14 +189,14 @@ class Reader:
     def _tell_apart(self, lines: Iterable[bytes]) -> None:
         """Take in lines.
 
-        A row that comes twice in one part is noticed only when it is settled. Then the roll is dropped: the rest
+        A row that comes twice in one part is noticed only when it is settled. Then the open rows are dropped: the rest
         settles more slowly, with the same outcomes.
         """
         if self.batch.adopted:
             self._tell_adopted(lines)
             return
         answers, rows, meters = self._part.answers, self._part.rows, self._part.meters
-        loads, open_, roll, ruled = orjson.loads, self._open, self._roll, self._ruled
+        loads, open_, open_rows, ruled = orjson.loads, self._open, self._open_rows, self._ruled
         for line in lines:
             try:
                 row = loads(line)
@@ -204,7 +204,7 @@ class Reader:
                 if number < 0:
                     continue
                 message = _answer(result, ruled)
-                kind = None if roll is None or message is None else roll.kind(number)
+                kind = None if open_rows is None or message is None else open_rows.kind(number)
                 if message is None or kind is None:
                     _keep(rows, number, line, result)
                 else:
@@ -251,16 +251,16 @@ class Reader:
         self._settle(part.rows)
         answers = part.answers
         if answers and not self._tick_off(answers):
-            self._roll = None
+            self._open_rows = None
             rows: _Rows = {}
             for number, line, *_ in answers:
                 _keep(rows, number, line, decode(line)["result"])
             self._settle(rows)
 
     def _tick_off(self, answers: Sequence[Answer]) -> bool:
-        """Settle answers by the roll; False, and nothing is changed, if the roll is out of date."""
-        engine, roll = self.engine, self._roll
-        if roll is None or not engine.ledger.settle_answers(roll, answers, now=engine.now()):
+        """Settle answers by the open rows; False, and nothing is changed, if those are out of date."""
+        engine, open_rows = self.engine, self._open_rows
+        if open_rows is None or not engine.ledger.settle_answers(open_rows, answers, now=engine.now()):
             return False
         self.sorter.end([answer[0] for answer in answers])
         return True
@@ -268,8 +268,8 @@ class Reader:
     def _write(self) -> None:
         """Store the outcomes of the rows that were looked up."""
         gone = self.sorter.write()
-        if gone and self._roll is not None:
-            self._roll.tick(gone)
+        if gone and self._open_rows is not None:
+            self._open_rows.tick(gone)
 
     def _settle(self, rows: _Rows) -> None:
         """Settle rows of any kind; looks each request up."""

@@ -23,8 +23,8 @@ from . import meta, transitions
 from .books import Books, Place
 from .database import Connection, Database
 from .lease import Lease
+from .open_rows import OpenRows
 from .records import CHUNK, IN_BATCH, SENT_IN, Records
-from .roll import Roll
 from .rows import BATCH, BATCH_COLUMNS, IN_FLIGHT, QUEUED, decode_key, micros, view_of, view_values
 from .seal_selection import Selection, first_fitting
 
@@ -42,7 +42,7 @@ _ALIKE = "SELECT count(*), min(id), max(id), min(terms), max(terms), min(attempt
 def _runs(
     database: Database, db: Connection, batch: int, first: int, last: int, which: str
 ) -> Iterator[tuple[int, Sequence[int], int, int]]:
-    """Yield requests of a batch as `Roll.of` takes them: neighbours that are alike come together."""
+    """Yield requests of a batch as `OpenRows.of` takes them: neighbours that are alike come together."""
     rows = f"SELECT id, size, terms, attempts FROM request WHERE {which} ORDER BY id"
     for start in range(first, last + 1, CHUNK):
         values = start, min(start + CHUNK - 1, last), batch
@@ -339,17 +339,17 @@ class Batches:
             )
             return frozenset(row[0] for row in known if row is not None)
 
-    def roll(self, batch: int) -> Roll | None:
-        """Return the roll of a batch: its requests that are not ticked off; None: they cannot be kept as one.
+    def open_rows(self, batch: int) -> OpenRows | None:
+        """Return the open rows of a batch; None: `OpenRows` cannot hold them.
 
-        That is so if they are of very many kinds, if their numbers lie far apart, or if there is a paused turn.
+        It cannot hold rows of very many kinds, numbers that lie far apart, or paused turns.
         """
         with self._database.read() as db:
             first, last, which = self._sent_in(db, batch)
             turns = db.execute("SELECT EXISTS (SELECT 1 FROM turn WHERE request BETWEEN ? AND ?)", (first, last))
             if turns.fetchone()[0]:
                 return None
-            return Roll.of(
+            return OpenRows.of(
                 batch,
                 first,
                 last,

@@ -15,8 +15,8 @@ from batchwise.planning.state import Group, Terms
 
 from . import meta
 from .database import Connection, Database
+from .open_rows import Cached
 from .records import IN_BATCH, Records, Row
-from .roll import Cached
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, QUEUED, SYNC, from_micros, micros
 from .transitions import RequestState, check_beginning, check_request
 from .values import Cap

@@ -74,7 +74,7 @@ class Ledger:
         self.batches = Batches(database, records, books, lease=self.lease)
         """The ledger's own batches: sealing, states and contents. For the holder of the lease.
 
-        `seal`, `get`, `entries`, `still_posting`, `created`, `update`, `known`, `roll`.
+        `seal`, `get`, `entries`, `still_posting`, `created`, `update`, `known`, `open_rows`.
         """
         self.adoption = Adoption(database, records, books)
         """Batches made elsewhere: `adopt`, `adopted`, `name`."""

@@ -20,8 +20,8 @@ from batchwise.planning.state import Terms
 
 from .books import Books, Place, most_of, place_of
 from .database import Connection, Database
+from .open_rows import Answer, Cached, Kind, OpenRows
 from .records import Records, Row
-from .roll import Answer, Cached, Kind, Roll
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, LANES, OUTCOME_CODES, OUTCOMES, SETTLED, SYNC, from_micros, micros
 from .sharing import Call, SharedCommit
 from .values import Settlement, Sum
@@ -70,7 +70,7 @@ class _Kind(NamedTuple):
 
 
 class _OutOfDateError(Exception):
-    """A roll is out of date: the transaction is given up. A savepoint would keep a copy of each changed page."""
+    """Open rows are out of date: the transaction is given up. A savepoint would keep a copy of each changed page."""
 
 
 @attrs.define(eq=False)
@@ -148,48 +148,47 @@ class Settling:
 
     def settle_answers(
         self,
-        roll: Roll,
+        open_rows: OpenRows,
         answers: Sequence[Answer],
         *,
         now: datetime,
     ) -> bool:
-        """Settle answers to requests on a batch's roll, and tick them off.
+        """Settle answers to requests among a batch's open rows, and tick them off; returns whether it did.
 
-        The usual end of a bulk, at a fraction of what `settle` costs: rows are not looked at again, for the roll holds
-        them. False, and nothing done, if any has left the batch since the roll was read, or changed its terms: then
-        `settle` looks.
+        The usual end of a bulk, at a fraction of what `settle` costs: no request is read again. If any has left the
+        batch since the open rows were read, or has other terms, nothing is done: use `settle`.
         """
         rows = sorted(answers)
         if not rows:
             return True
-        parts = roll.parts(rows)
+        parts = open_rows.parts(rows)
         if parts is None:
             return False
         try:
             with self._database.write("settle") as db:
-                self._settle_parts(db, roll, parts, now)
+                self._settle_parts(db, open_rows, parts, now)
         except _OutOfDateError:
             return False
-        roll.tick(map(_number, rows))
+        open_rows.tick(map(_number, rows))
         return True
 
     def _settle_parts(
         self,
         db: Connection,
-        roll: Roll,
+        open_rows: OpenRows,
         parts: Iterable[tuple[Kind, Sequence[Answer]]],
         now: datetime,
     ) -> None:
-        left = db.execute("SELECT terms, sum(requests) FROM cohort WHERE batch = ? GROUP BY terms", (roll.batch,))
-        if dict(left) != roll.left:
+        left = db.execute("SELECT terms, sum(requests) FROM cohort WHERE batch = ? GROUP BY terms", (open_rows.batch,))
+        if dict(left) != open_rows.left:
             raise _OutOfDateError
         moves = self._books.moves(db, now)
         for (terms, attempts), part in parts:
             kind = _Kind(terms.job, terms.id, _SUCCEEDED, BATCH, attempts + 1)
-            if not self._settle_kind(db, kind, part, batch=roll.batch, now=now):
+            if not self._settle_kind(db, kind, part, batch=open_rows.batch, now=now):
                 raise _OutOfDateError
-            place = Place(terms.id, BATCH, IN_FLIGHT, roll.batch)
-            moves.settle(place, len(part), roll.size(map(_number, part)))
+            place = Place(terms.id, BATCH, IN_FLIGHT, open_rows.batch)
+            moves.settle(place, len(part), open_rows.size(map(_number, part)))
         moves.book()
 
     def _settle_kind(

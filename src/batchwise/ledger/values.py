@@ -11,7 +11,7 @@ import attrs
 from batchwise.models import Labels, Lane, Outcome, Status
 from batchwise.planning.state import Terms
 
-from .roll import Cached
+from .open_rows import Cached
 
 __all__ = [
     "EVERYTHING",

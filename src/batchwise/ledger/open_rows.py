@@ -13,11 +13,11 @@ import attrs
 
 from batchwise.planning.state import Terms
 
-__all__ = ["Answer", "Cached", "Kind", "Roll"]
+__all__ = ["Answer", "Cached", "Kind", "OpenRows"]
 
 _ABSENT = 255
 _WIDEST = 10_000_000
-"""How far apart its first and its last number may be: a few requests retried together need no roll."""
+"""How far apart the first and the last number may be: a few requests that are retried together gain nothing by this."""
 
 Cached = tuple[int, int, int]
 """Tokens read from the prompt cache, tokens written to it, and what it saved (pico-USD; negative: it cost more)."""
@@ -36,7 +36,7 @@ class Kind(NamedTuple):
 
 
 @attrs.frozen(eq=False)
-class Roll:
+class OpenRows:
     """The requests of a batch that had not been ticked off when it was read, less those ticked off since.
 
     To look each request up when its answer comes takes 1.8 times the CPU of a bulk job (20,000 requests of 1 KB).
@@ -62,8 +62,8 @@ class Roll:
         last: int,
         runs: Iterable[tuple[int, Sequence[int], int, int]],
         terms: Callable[[int], Terms],
-    ) -> Roll | None:
-        """The roll of runs of requests that follow each other; None if it would be too large.
+    ) -> OpenRows | None:
+        """Make it from runs of requests that follow each other; None: it would be too large.
 
         Args:
             batch: The batch's number.
@@ -102,7 +102,7 @@ class Roll:
         return left
 
     def kind(self, number: int) -> int | None:
-        """Which of the kinds a request is of; None: it is not on the roll (any more)."""
+        """Which of the kinds a request is of; None: it is not open (any more)."""
         index = number - self._first
         if not 0 <= index < len(self._codes):
             return None
@@ -110,7 +110,7 @@ class Roll:
         return None if code == _ABSENT else code
 
     def parts(self, answers: Sequence[Answer]) -> list[tuple[Kind, Sequence[Answer]]] | None:
-        """Answers, in the order of their numbers, by kinds of requests; None: one's request is not on the roll."""
+        """Answers, in the order of their numbers, by kinds of requests; None: one of the requests is not open."""
         first, codes = self._first, self._codes
         if not first <= answers[0][0] <= answers[-1][0] < first + len(codes):
             return None
@@ -130,7 +130,7 @@ class Roll:
         return sum([sizes[number - first] for number in numbers])
 
     def tick(self, numbers: Iterable[int]) -> None:
-        """Tick these off; those that are not on the roll are passed over."""
+        """Tick these off; those that are not open are passed over."""
         first, codes, left = self._first, self._codes, self._left
         last = first + len(codes) - 1
         for number in numbers:

@@ -44,22 +44,23 @@ __all__ = ["AsyncDispatcher"]
 
 
 class AsyncDispatcher:
-    """`Dispatcher` with `await`, on the event loop that opened it.
+    """A `Dispatcher` whose methods are awaited, on the event loop that opened it.
 
-    `async with AsyncDispatcher(...) as d:`, or on asyncio, where one task opens it and another closes it (cells of a
-    notebook, fixtures), `d = await AsyncDispatcher.open(...)` and `await d.aclose()`.
+    Write `async with AsyncDispatcher(...) as d:`. On asyncio, where one task opens it and another one closes it (cells
+    of a notebook, fixtures), write `d = await AsyncDispatcher.open(...)` and `await d.aclose()`.
+
+    Before it is opened and after it is closed, its methods raise `ClosedDispatcherError`. They raise `WrongLoopError`
+    on another event loop, `ForkedDispatcherError` in a forked child process, and `LedgerError` if the ledger cannot be
+    read or written.
 
     Args:
-        client: An `anthropic.AsyncAnthropic`; None makes one from the environment.
-        ledger: A path, `":memory:"`, a `postgresql://` URL, or a `Ledger`; None: `$BATCHWISE_LEDGER`, else
-            `.batchwise/ledger.db`.
-        policy: How time is traded for money; None: the policy that the ledger keeps (the last that work was accepted
-            under), else the defaults.
-        on_event: Is called with each event (`batchwise.events`); quick, since work waits for it. One that raises harms
-            nothing.
+        client: An `anthropic.AsyncAnthropic`. None: one is made from the environment (`ANTHROPIC_API_KEY` and so on).
+        ledger: As for `Dispatcher`. It is opened by `async with`, or by `open`.
+        policy: As for `Dispatcher`.
+        on_event: As for `Dispatcher`; a plain function, not a coroutine function.
 
     Raises:
-        InvalidValueError: The client is a synchronous one, or of a platform without the Message Batches API.
+        InvalidValueError: The client is a synchronous one, or it belongs to a platform without the Message Batches API.
     """
 
     def __init__(
@@ -92,9 +93,9 @@ class AsyncDispatcher:
         policy: Policy | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> Self:
-        """Open one without `async with`: for what is opened in one task and closed in another. asyncio only.
+        """Open a dispatcher without `async with`, so that another task can close it. Works on asyncio only.
 
-        Whichever task of the event loop likes may use it and `aclose` it.
+        Any task of the same event loop may use it, and may close it with `aclose`.
 
         Args:
             client: As for `AsyncDispatcher`.
@@ -103,7 +104,7 @@ class AsyncDispatcher:
             on_event: As for `AsyncDispatcher`.
 
         Raises:
-            WrongLoopError: The event loop is trio's, where it has to be `async with`.
+            WrongLoopError: The event loop is trio's; use `async with` there.
             InvalidValueError: As for `AsyncDispatcher`.
             WrongWorkspaceError: The ledger belongs to another endpoint.
             LedgerError: The ledger cannot be opened.
@@ -116,15 +117,14 @@ class AsyncDispatcher:
         return await cls(client, ledger=ledger, policy=policy, on_event=on_event).__aenter__()
 
     async def aclose(self, *, finish: bool = True) -> None:
-        """End it. Does not wait for batches; harmless if it has ended, or was never opened.
+        """Close the dispatcher. It does not wait for batches. If it is closed, or was never opened, this does nothing.
 
         Args:
-            finish: Send what is queued for a batch, and let sync calls end. False: end at once; what is queued stays
-                queued for a later process, and calls that run are cut off.
+            finish: As for `Dispatcher.close`.
 
         Raises:
-            WrongLoopError: It lives on another event loop.
-            LedgerError: What is left could not be stored; a later process clears it up.
+            WrongLoopError: It was opened on another event loop.
+            LedgerError: The last changes could not be stored. A later process repairs that.
         """
         if self._entered is not None:
             await self._entered.close(finish=finish)
@@ -184,7 +184,7 @@ class AsyncDispatcher:
         labels: Mapping[str, str] | None = None,
         job: str | None = None,
     ) -> AsyncTicket:
-        """Accept one request; durable when this returns. See `Dispatcher.dispatch`."""
+        """Accept one request. It is durable when this method returns. See `Dispatcher.dispatch`."""
         tags = {
             "key": key,
             "latency": latency,
@@ -204,7 +204,7 @@ class AsyncDispatcher:
         try:
             try:
                 accepted, decision = await self._driver.together(partial(self._engine.accepting.begin, request, job))
-            except StagedError:  # it waits for a bulk dispatch, and none of the others waits with it
+            except StagedError:  # a bulk dispatch holds its key: let it wait in a thread, so that no other call waits
                 accepted, decision = await self._driver.in_thread(self._engine.accepting.accept, request, job)
         finally:
             self._driver.call()
@@ -221,7 +221,7 @@ class AsyncDispatcher:
         tool_use: ToolUseLike | None = None,
         output_format: object = None,
     ) -> AsyncJob:
-        """Accept many, whole or not at all. The iterable is read in a worker thread. See `Dispatcher.dispatch_all`."""
+        """Accept many requests, all or none. The iterable is read in a worker thread. See `Dispatcher.dispatch_all`."""
         self._driver.check_working()
         latency, tool_use = to_tags(latency, tool_use)
         warn = self._deprecations.for_caller()
@@ -235,16 +235,17 @@ class AsyncDispatcher:
     def client(
         self, *, latency: LatencyLike | None = None, job: str | None = None, tool_use: ToolUseLike | None = None
     ) -> anthropic.AsyncAnthropic:
-        """The dispatcher's client, each Messages call of which is dispatched. See `Dispatcher.client`."""
+        """Return an SDK client whose Messages calls are dispatched. See `Dispatcher.client`."""
         self._driver.check()
         return async_client(self._client, **self._front(latency, job, tool_use))
 
     def transport(
         self, *, latency: LatencyLike | None = None, job: str | None = None, tool_use: ToolUseLike | None = None
     ) -> httpx2.AsyncBaseTransport:
-        """What stands behind `client`, for whoever has requests and no SDK: an HTTP transport.
+        """Return the HTTP transport behind `client`, for programs that have HTTP requests and do not use the SDK.
 
-        `POST /v1/messages` under the client's base URL is dispatched, everything else is sent to the API as it is.
+        It dispatches `POST /v1/messages` under the client's base URL, and sends all other requests to the API
+        unchanged.
 
         Args:
             latency: As for `client`.
@@ -252,7 +253,7 @@ class AsyncDispatcher:
             tool_use: As for `client`.
 
         Raises:
-            InvalidValueError: A tag is not one.
+            InvalidValueError: An argument has a value that it cannot have.
         """
         self._driver.check()
         return async_transport(self._client, **self._front(latency, job, tool_use))
@@ -262,32 +263,32 @@ class AsyncDispatcher:
         return {"accept": self._accept, "shared": self._fronts, "tags": tags}
 
     async def adopt(self, batch_id: str, *, keys: Mapping[str, str] | None = None, job: str | None = None) -> AsyncJob:
-        """Take in a batch that was made elsewhere, by its id. See `Dispatcher.adopt`."""
+        """Collect a batch that was made without batchwise. See `Dispatcher.adopt`."""
         self._driver.check_working()
         return await self.job(await self._driver.adopt(batch_id, keys, job))
 
     # -- finding again ----------------------------------------------------------------------------------------------
 
     async def job(self, name: str) -> AsyncJob:
-        """A job by its name, from whatever process. See `Dispatcher.job`."""
+        """Find a job by its name. See `Dispatcher.job`."""
         self._driver.check()
         return AsyncJob(self._driver, name, await self._driver.in_thread(job_number, self._ledger, name))
 
     async def jobs(self) -> list[AsyncJob]:
-        """All jobs that have a name, in the order of their beginning."""
+        """List the jobs that have a name, the oldest first."""
         self._driver.check()
         found = await self._driver.in_thread(self._ledger.jobs.all)
         return [AsyncJob(self._driver, row.name, row.number) for row in found if row.name is not None]
 
     async def ticket(self, key: str, *, job: str | None = None) -> AsyncTicket:
-        """A request by its key. See `Dispatcher.ticket`."""
+        """Find a request by its key. See `Dispatcher.ticket`."""
         self._driver.check()
         return AsyncTicket(self._driver, await self._driver.in_thread(find_request, self._ledger, key, job), job)
 
     async def results(
         self, *, job: str | None = None, after: int | None = None, outcomes: Outcome | Iterable[Outcome] | None = None
     ) -> AsyncIterator[Result]:
-        """What has settled so far, in the order of settling; does not wait. See `Dispatcher.results`."""
+        """Iterate over the results so far. See `Dispatcher.results`."""
         self._driver.check()
         wanted = to_outcomes(Outcome if outcomes is None else outcomes)
         number = None if job is None else await self._driver.in_thread(job_number, self._ledger, job)
@@ -301,13 +302,13 @@ class AsyncDispatcher:
     # -- acting -----------------------------------------------------------------------------------------------------
 
     async def flush(self) -> None:
-        """Submit what is queued for a batch now. See `Dispatcher.flush`."""
+        """Submit all requests that are queued for a batch now. See `Dispatcher.flush`."""
         self._driver.check_working()
         await self._driver.in_thread(self._engine.flush)
         self._driver.wake()
 
     async def advance(self) -> Progress:
-        """Do all that is due, and return. See `Dispatcher.advance`."""
+        """Do all work that is due, then return. See `Dispatcher.advance`."""
         self._driver.check_working()
         gap = await self._driver.in_thread(self._engine.wake_gap)
         await self._driver.advance(gap)
@@ -315,17 +316,17 @@ class AsyncDispatcher:
         return await self._driver.in_thread(progress, self._engine, None, gap)
 
     async def progress(self, job: str | None = None) -> Progress:
-        """Where the work stands. See `Dispatcher.progress`."""
+        """Count the requests, and list the running batches. See `Dispatcher.progress`."""
         self._driver.check()
         return await self._driver.in_thread(progress_of, self._engine, job)
 
     async def report(self, job: str | None = None) -> Report:
-        """Money and deadlines of what has settled. See `Dispatcher.report`."""
+        """Sum up costs, savings and deadlines of settled requests. See `Dispatcher.report`."""
         self._driver.check()
         return await self._driver.in_thread(report_of, self._engine, job)
 
     async def cancel(self, key: str | None = None, *, job: str | None = None) -> int:
-        """Cancel one request, a job, or all that is unsettled. See `Dispatcher.cancel`."""
+        """Cancel one request, a job, or all unsettled requests. See `Dispatcher.cancel`."""
         self._driver.check()
         if key is not None:
             return await (await self.ticket(key, job=job)).cancel()
@@ -333,12 +334,12 @@ class AsyncDispatcher:
         return await self._driver.cancel(job=number)
 
     async def resume(self) -> None:
-        """Go on after a suspended lane's cause was mended. See `Dispatcher.resume`."""
+        """Let suspended lanes take work again. See `Dispatcher.resume`."""
         self._driver.check()
         await self._driver.in_thread(self._engine.suspensions.resume)
         self._driver.wake()
 
     async def purge(self, *, before: datetime) -> int:
-        """Delete what settled before then. See `Dispatcher.purge`."""
+        """Delete the requests that settled before a moment. See `Dispatcher.purge`."""
         self._driver.check()
         return await self._driver.in_thread(self._ledger.purge, before=check_aware(before, "before"))

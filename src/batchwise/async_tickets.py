@@ -28,7 +28,7 @@ class AsyncTicket(TicketView):
         self._driver, self._owner = driver, driver.owner
 
     async def result(self, timeout: float | timedelta | None = None) -> Result:
-        """Wait for its outcome. See `Ticket.result`."""
+        """Wait for the outcome. See `Ticket.result`."""
         limit = seconds(timeout)
         self._driver.check()
         if not self._called and not await self._driver.in_thread(self._settled):
@@ -39,13 +39,13 @@ class AsyncTicket(TicketView):
         return found
 
     async def refresh(self) -> AsyncTicket:
-        """Look at the ledger again; returns itself."""
+        """Read the status from the ledger again, and return the ticket itself. See `Ticket.refresh`."""
         self._driver.check()
         await self._driver.in_thread(self._read)
         return self
 
     async def cancel(self) -> int:
-        """Cancel it. See `Ticket.cancel`."""
+        """Cancel the request. See `Ticket.cancel`."""
         self._driver.check()
         return await self._driver.cancel(request=self._row.id)
 
@@ -60,7 +60,7 @@ class AsyncJob(JobView):
     async def to_jsonl(
         self, path: str | os.PathLike[str], timeout: float | timedelta | None = None, *, ordered: bool = False
     ) -> int:
-        """Write its results to a file of JSON lines; returns how many. See `Job.to_jsonl`."""
+        """Wait for all results and write them to a file of JSON lines. See `Job.to_jsonl`."""
         async with aclosing(self._pages(timeout, ordered=ordered)) as pages:
             with await self._driver.in_thread(JsonLines, path) as lines:
                 async for rows in pages:
@@ -70,7 +70,7 @@ class AsyncJob(JobView):
     async def results(
         self, timeout: float | timedelta | None = None, *, ordered: bool = False
     ) -> AsyncIterator[Result]:
-        """Its results as they settle, each once. See `Job.results`."""
+        """Iterate over the results as they settle. See `Job.results`."""
         async with aclosing(self._pages(timeout, ordered=ordered)) as pages:
             async for rows in pages:
                 for row in rows:
@@ -93,12 +93,12 @@ class AsyncJob(JobView):
             yield rows
 
     async def progress(self) -> Progress:
-        """Where it stands."""
+        """Count the requests by status and outcome. See `Dispatcher.progress`."""
         self._driver.check()
         return await self._driver.in_thread(self._progress)
 
     async def wait(self, timeout: float | timedelta | None = None) -> Progress:
-        """Wait until all of it is settled. See `Job.wait`."""
+        """Wait until all requests have settled, and return the progress. See `Job.wait`."""
         limit = seconds(timeout)
         self._driver.check()
         self._driver.wake(self._wanted())
@@ -107,12 +107,12 @@ class AsyncJob(JobView):
         return await self._driver.in_thread(self._progress)
 
     async def report(self) -> Report:
-        """Money and deadlines of what has settled of it; without a name, of all work without a job."""
+        """Sum up costs, savings and deadlines. See `Job.report`."""
         self._driver.check()
         return await self._driver.in_thread(report, self._engine, self._scope)
 
     async def cancel(self) -> int:
-        """Cancel what is unsettled of it; returns how many settled now."""
+        """Cancel its unsettled requests, and return how many settled by this call. See `Dispatcher.cancel`."""
         self._driver.check()
         return await self._driver.cancel(job=self._number)
 
@@ -122,7 +122,7 @@ class AsyncJob(JobView):
         *,
         latency: LatencyLike | None = None,
     ) -> int:
-        """Queue its settled requests of these outcomes anew. See `Job.retry`."""
+        """Queue settled requests again and submit them. See `Job.retry`."""
         self._driver.check()
         count = await self._driver.in_thread(self._reopen, to_outcomes(outcomes), latency)
         self._driver.wake()

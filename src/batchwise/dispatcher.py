@@ -43,19 +43,23 @@ __all__ = ["Dispatcher"]
 class Dispatcher:
     """Sends each request to the lane that meets its deadline for the least money, and hands its result back.
 
-    Everything accepted is durable: a later process goes on from the ledger. Thread-safe; not usable after a fork.
+    Accepted requests are durable: after a crash, a later process continues from the ledger. A dispatcher is
+    thread-safe. After a fork, the child process has to make its own.
+
+    After `close`, all other methods raise `ClosedDispatcherError`. Every method raises `ForkedDispatcherError` in a
+    forked child process, and `LedgerError` if the ledger cannot be read or written.
 
     Args:
-        client: An `anthropic.Anthropic`; None makes one from the environment.
-        ledger: A path, `":memory:"`, a `postgresql://` URL, or a `Ledger`; None: `$BATCHWISE_LEDGER`, else
+        client: An `anthropic.Anthropic`. None: one is made from the environment (`ANTHROPIC_API_KEY` and so on).
+        ledger: A path, `":memory:"`, a `postgresql://` URL, or a `Ledger`. None: `$BATCHWISE_LEDGER`, else
             `.batchwise/ledger.db`.
-        policy: How time is traded for money; None: the policy that the ledger keeps (the last that work was accepted
-            under), else the defaults.
-        on_event: Is called with each event (`batchwise.events`); quick, since work waits for it. One that raises harms
-            nothing.
+        policy: How time is traded for money. None: the policy that the ledger keeps, which is the last one that work
+            was accepted under; in a new ledger, the defaults.
+        on_event: A function that is called with each event (`batchwise.events`). It should return at once, because
+            work waits for it. If it raises, the error is logged and work goes on.
 
     Raises:
-        InvalidValueError: The client is an async one, or of a platform without the Message Batches API.
+        InvalidValueError: The client is an async one, or it belongs to a platform without the Message Batches API.
         WrongWorkspaceError: The ledger belongs to another endpoint.
         LedgerError: The ledger cannot be opened.
     """
@@ -117,28 +121,28 @@ class Dispatcher:
         labels: Mapping[str, str] | None = None,
         job: str | None = None,
     ) -> Ticket:
-        """Accept one request; durable when this returns.
+        """Accept one request. It is durable when this method returns.
 
         Args:
             request: The JSON body of a Messages call, or a `Request`.
-            key: The caller's name for it, unique within its job. The same key with the same content gives the
-                existing ticket, so a script that runs again buys nothing twice.
-            latency: How long the caller can wait; left out: somebody is waiting.
-            tool_use: What it does with tools; None infers it.
-            betas: `anthropic-beta` values.
-            stream: The caller wants streaming.
-            expected_output_tokens: The usual size of the answer.
-            output_format: The answer keeps to this type's JSON schema; see `Request`.
-            labels: Who or what it is billed to, such as `{"team": "search"}`; see `Report.by_label`.
-            job: The job to append it to.
+            key: Your name for the request, unique within its job. A second dispatch with the same key and the same
+                content returns the existing ticket, so a script that runs again buys nothing twice.
+            latency: How long you can wait for the answer. None: somebody is waiting for it now (`Latency.BLOCKING`).
+            tool_use: What the request does with tools. None: it is inferred from the params, and never as PATIENT.
+            betas: Values for the header `anthropic-beta`.
+            stream: Whether you want the answer as a stream. Only the sync lane can stream.
+            expected_output_tokens: The usual length of the answer in tokens, for forecasts of cost and time.
+            output_format: A type; the answer has to keep to its JSON schema. See `Request`.
+            labels: Who or what the request is billed to, such as `{"team": "search"}`. See `Report.by_label`.
+            job: The name of the job that the request is added to. None: it belongs to no job.
 
         Raises:
-            InvalidRequestError: It cannot be sent as it is.
-            RequestTooLargeError: It exceeds what a lane that it needs may carry.
-            KeyConflictError: The key is taken by other content.
-            AdmissionError: No lane can keep its deadline.
-            SpendLimitError: It could pass `Policy.max_spend`.
-            UnknownPriceError: There is a spend limit, and its model's price is unknown.
+            InvalidRequestError: The request cannot be sent as it is; the message says why.
+            RequestTooLargeError: The request is larger than a lane that it needs can take.
+            KeyConflictError: The key belongs to a request with other content.
+            AdmissionError: No lane can keep the deadline.
+            SpendLimitError: The request could bring the cost above `Policy.max_spend`.
+            UnknownPriceError: `Policy.max_spend` is set, and the price of the model is unknown.
         """
         tags = {
             "key": key,
@@ -175,17 +179,20 @@ class Dispatcher:
         tool_use: ToolUseLike | None = None,
         output_format: object = None,
     ) -> Job:
-        """Accept many, whole or not at all, in bounded memory, and submit them.
+        """Accept many requests, all or none of them, in bounded memory, and submit them.
 
         Args:
-            requests: The requests; a generator is read once, in chunks.
-            job: A name to find them again by, in this or a later process.
-            latency: The default for requests without a latency of their own.
-            tool_use: The default for requests without a tool use of their own.
-            output_format: The default for requests that ask for no JSON schema of their own.
+            requests: The requests. A generator is read once, in chunks.
+            job: A name by which this process, or a later one, finds the requests again. A name that exists already
+                gets the new requests added.
+            latency: The latency of requests that have none of their own.
+            tool_use: The tool use of requests that have none of their own.
+            output_format: The type whose JSON schema answers have to keep to, for requests without a schema of their
+                own.
 
         Raises:
-            BatchwiseError: What was wrong with which request; nothing of the job was accepted.
+            BatchwiseError: One of the requests cannot be accepted, for the reasons that `dispatch` lists. The message
+                names the request. None was accepted.
         """
         self._driver.check_working()
         latency, tool_use = to_tags(latency, tool_use)
@@ -199,42 +206,43 @@ class Dispatcher:
     def client(
         self, *, latency: LatencyLike | None = None, job: str | None = None, tool_use: ToolUseLike | None = None
     ) -> anthropic.Anthropic:
-        """The dispatcher's client, each Messages call of which is dispatched: for code that talks to the SDK.
+        """Return an SDK client whose Messages calls are dispatched: for code that uses the SDK already.
 
-        Its answers are the API's own messages, its errors the SDK's. Everything but Messages calls goes to the API as
-        it is. A timeout that a call is given ends its wait, not its request. `batchwise.tags` says otherwise for the
-        calls in a block.
+        It is a copy of the dispatcher's client. Its answers are the API's own messages, and its errors are the SDK's.
+        All other calls go to the API unchanged. The timeout of a call ends the wait, not the request: that stays in
+        the ledger. Inside a block of `batchwise.tags`, the tags of that block replace the arguments given here.
 
         Args:
-            latency: How long each call can wait, counted from the call; left out: somebody is waiting.
-            job: The job that the calls are added to. Started again, a script gets the answers that are stored: the
-                n-th call of the same content gets the n-th. Without a job each call is a purchase of its own.
-            tool_use: What the calls do with tools; `ToolUse.PATIENT`: each turn of a loop may wait.
+            latency: How long each call can wait, counted from the call. None: somebody is waiting.
+            job: The job that the calls are added to. When the script runs again, its calls get the stored answers:
+                the n-th call with the same content gets the n-th answer. Without a job, each call is bought anew.
+            tool_use: What the calls do with tools. With `ToolUse.PATIENT`, each turn of a loop may wait for a batch.
 
         Raises:
-            InvalidValueError: A tag is not one.
+            InvalidValueError: An argument has a value that it cannot have.
         """
         self._driver.check()
         tags = Tags(latency=latency, job=job, tool_use=tool_use)
         return front(self._client, accept=self._accept, shared=self._fronts, tags=tags)
 
     def adopt(self, batch_id: str, *, keys: Mapping[str, str] | None = None, job: str | None = None) -> Job:
-        """Take in a batch that was made elsewhere (a loop over the bare SDK), by its id; buys nothing.
+        """Collect a batch that was made without batchwise (by a loop over the bare SDK, say). This buys nothing.
 
-        Its results settle in the job as those of a batch of the dispatcher's own, and their cost counts in reports and
-        against `Policy.max_spend` when they do. A request gets its key when its row has been read, since the API shows
-        custom_ids in results alone. The ledger does not have its prompts: rows without an answer settle as they ended,
-        and none is sent again. Again, from whatever process, gives the same job.
+        The results settle in the job like those of any batch. When they settle, their cost counts in reports and
+        towards `Policy.max_spend`. A request gets its key when its result has been read, because the API shows
+        custom_ids only in results. The ledger does not have the prompts, so a row without an answer settles as it
+        ended, and is never sent again. A second call with the same id, from any process, returns the same job.
 
         Args:
-            batch_id: The batch's id, `msgbatch_...`.
-            keys: Keys by custom_id; a row whose custom_id is not in it is found under its custom_id. A row whose key
-                the job has already keeps a placeholder, `<batch_id>#<n>`. Those of the first time stand.
-            job: The job's name, a new one's or that of one that is there; None: the batch's id.
+            batch_id: The id of the batch, `msgbatch_...`.
+            keys: The key for each custom_id. A row whose custom_id is not in it has its custom_id as its key. A row
+                whose key the job has already keeps a placeholder as its key, `<batch_id>#<n>`. Only the keys of the
+                first call count.
+            job: The name of a new or an existing job. None: the id of the batch.
 
         Raises:
-            InvalidValueError: The batch is one of this ledger's own, or may be; it was adopted into another job; its
-                results are archived (29 days after it was made); or an argument cannot be one.
+            InvalidValueError: The batch was made by this ledger, or may have been; it was adopted into another job;
+                its results are archived (29 days after it was made); or an argument has an impossible value.
             RequestFailedError: The API does not know the batch (`not_found_error`), or did not answer.
             WrongWorkspaceError: The ledger belongs to another workspace.
         """
@@ -244,24 +252,28 @@ class Dispatcher:
     # -- finding again ----------------------------------------------------------------------------------------------
 
     def job(self, name: str) -> Job:
-        """A job by its name, from whatever process.
+        """Find a job by its name, whichever process made it.
 
         Raises:
-            JobNotFoundError: The ledger has none of this name.
+            JobNotFoundError: The ledger has no job of this name.
         """
         self._driver.check()
         return Job(self._driver, name, job_number(self._ledger, name))
 
     def jobs(self) -> list[Job]:
-        """All jobs that have a name, in the order of their beginning."""
+        """List the jobs that have a name, the oldest first."""
         self._driver.check()
         return [Job(self._driver, row.name, row.number) for row in self._ledger.jobs.all() if row.name is not None]
 
     def ticket(self, key: str, *, job: str | None = None) -> Ticket:
-        """A request by its key.
+        """Find a request by its key.
+
+        Args:
+            key: The key that the request was dispatched with.
+            job: The name of its job. None: the request belongs to no job.
 
         Raises:
-            TicketNotFoundError: The ledger has none.
+            TicketNotFoundError: There is no request with this key in this job, or no such job.
         """
         self._driver.check()
         return Ticket(self._driver, find_request(self._ledger, key, job), job)
@@ -269,16 +281,16 @@ class Dispatcher:
     def results(
         self, *, job: str | None = None, after: int | None = None, outcomes: Outcome | Iterable[Outcome] | None = None
     ) -> Iterator[Result]:
-        """What has settled so far, in the order of settling; does not wait.
+        """Iterate over the results so far, in the order in which they settled. Does not wait for more.
 
         Args:
-            job: Of this job only.
-            after: Only those behind this cursor (`Result.cursor` of the last one seen).
-            outcomes: Only those that ended so; a single one, too.
+            job: The name of a job; only its results are returned. None: all results.
+            after: A cursor (`Result.cursor` of the last result seen); only later results are returned.
+            outcomes: An outcome, or several; only results with one of these are returned.
 
         Raises:
             JobNotFoundError: The ledger has no such job.
-            InvalidValueError: An outcome is none.
+            InvalidValueError: One of `outcomes` is not an `Outcome`.
         """
         self._driver.check()
         wanted = to_outcomes(Outcome if outcomes is None else outcomes)
@@ -288,15 +300,19 @@ class Dispatcher:
     # -- acting -----------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Submit what is queued for a batch now, without waiting for the cadence."""
+        """Submit all requests that are queued for a batch now, before their cadence would."""
         self._driver.check_working()
         self._engine.flush()
         self._driver.wake()
 
     def advance(self) -> Progress:
-        """Do all that is due, and return: for cron and scripts. `Progress.next_due` says when to come again.
+        """Do all work that is due, then return: for cron and scripts. `Progress.next_due` says when to call it again.
 
-        It waits for uploads, readings and calls that are due, and does meanwhile what falls due.
+        It submits, polls, collects and rescues what is due. It returns when the uploads, the downloads and the calls
+        have ended, and does what becomes due in the meantime. It does not wait for batches to end.
+
+        Raises:
+            WrongWorkspaceError: The ledger belongs to another workspace.
         """
         self._driver.check_working()
         gap = self._engine.wake_gap()
@@ -305,7 +321,12 @@ class Dispatcher:
         return progress(self._engine, None, gap)
 
     def progress(self, job: str | None = None) -> Progress:
-        """Where the work stands.
+        """Count the requests by status and outcome, list the running batches, and say when work is due next.
+
+        Sends nothing and changes nothing.
+
+        Args:
+            job: The name of a job. None: all work in the ledger.
 
         Raises:
             JobNotFoundError: The ledger has no such job.
@@ -314,7 +335,10 @@ class Dispatcher:
         return progress_of(self._engine, job)
 
     def report(self, job: str | None = None) -> Report:
-        """Money and deadlines of what has settled.
+        """Sum up what settled requests cost and saved, and how many deadlines they met.
+
+        Args:
+            job: The name of a job. None: all work in the ledger.
 
         Raises:
             JobNotFoundError: The ledger has no such job.
@@ -323,12 +347,19 @@ class Dispatcher:
         return report_of(self._engine, job)
 
     def cancel(self, key: str | None = None, *, job: str | None = None) -> int:
-        """Cancel one request (`key`, in `job`), a whole job, or all that is unsettled; returns how many settled now.
+        """Cancel one request, a whole job, or all unsettled requests.
 
-        What is queued settles CANCELED at once. A batch that holds nothing else is cancelled: what it finished is
-        delivered, since it is paid for. Requests in a batch with others, or in one that the API has not named yet,
-        settle CANCELED at once, and what they cost is in `Report.wasted`. Sync calls that are running end by
-        themselves.
+        Queued requests settle CANCELED at once. A batch whose requests are all to be cancelled is cancelled at the
+        API; what it has finished by then is delivered, because it is paid for. Requests that share a batch with
+        others, or whose batch has no id yet, settle CANCELED at once, and their cost is in `Report.wasted`. Running
+        sync calls are not interrupted.
+
+        Args:
+            key: The key of one request, in `job` or in no job. None: the whole job.
+            job: The name of a job. With `key=None`, None means all unsettled requests.
+
+        Returns:
+            How many requests settled by this call.
 
         Raises:
             TicketNotFoundError: There is no such request.
@@ -340,16 +371,22 @@ class Dispatcher:
         return self._driver.cancel(job=None if job is None else job_number(self._ledger, job))
 
     def resume(self) -> None:
-        """Go on after a suspended lane's cause was mended."""
+        """Let suspended lanes take work again. Call it when the cause, such as a wrong API key, is mended."""
         self._driver.check()
         self._engine.suspensions.resume()
         self._driver.wake()
 
     def purge(self, *, before: datetime) -> int:
-        """Delete what settled before then, prompts and results included; returns how many requests.
+        """Delete the requests that settled before a moment, with their prompts and results.
+
+        Args:
+            before: The moment, as an aware datetime.
+
+        Returns:
+            How many requests were deleted.
 
         Raises:
-            InvalidValueError: `before` is no aware datetime.
+            InvalidValueError: `before` is not an aware datetime.
         """
         self._driver.check()
         return self._ledger.purge(before=check_aware(before, "before"))
@@ -357,20 +394,20 @@ class Dispatcher:
     # -- life -------------------------------------------------------------------------------------------------------
 
     def close(self, *, finish: bool = True) -> None:
-        """End it. Does not wait for batches; harmless if it has ended.
+        """Close the dispatcher. It does not wait for batches. A second call does nothing.
 
         Args:
-            finish: Send what is queued for a batch, and let sync calls end. False: end at once; what is queued stays
-                queued for a later process, and calls that run are cut off.
+            finish: True: first submit what is queued for a batch, and let running sync calls end. False: close at
+                once; queued requests stay queued for a later process, and running calls are cut off.
 
         Raises:
-            LedgerError: What is left could not be stored; a later process clears it up.
+            LedgerError: The last changes could not be stored. A later process repairs that.
         """
         self._driver.close(finish=finish)
 
     @property
     def closed(self) -> bool:
-        """Whether it has ended."""
+        """Whether the dispatcher is closed."""
         return self._driver.closed
 
     def __enter__(self) -> Self:

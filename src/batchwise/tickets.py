@@ -29,15 +29,15 @@ class Ticket(TicketView):
         self._driver, self._owner = driver, driver.owner
 
     def result(self, timeout: float | timedelta | None = None) -> Result:
-        """Wait for its outcome; what it waits for is submitted.
+        """Wait for the outcome. If the request is queued for a batch, the wait has it submitted (`Policy.linger`).
 
         Args:
-            timeout: Seconds or a `timedelta`; None waits as long as it takes.
+            timeout: Seconds, or a `timedelta`. None: no limit.
 
         Raises:
-            ResultTimeoutError: It was not settled in time. Nothing is lost.
-            TicketNotFoundError: It was purged, unless its result was seen.
-            LaneSuspendedError: Its lane is suspended, so it cannot be settled before that is mended.
+            ResultTimeoutError: The request did not settle in time. Nothing is lost: call it again.
+            TicketNotFoundError: The request was purged before this ticket had seen its result.
+            LaneSuspendedError: The lane is suspended, so the request cannot settle until the cause is mended.
         """
         limit = seconds(timeout)
         self._driver.check()
@@ -49,21 +49,20 @@ class Ticket(TicketView):
         return found
 
     def refresh(self) -> Ticket:
-        """Look at the ledger again; returns itself. A result that it has seen stays.
+        """Read the status from the ledger again, and return the ticket itself.
 
         Raises:
-            TicketNotFoundError: It was purged, unless its result was seen.
+            TicketNotFoundError: The request was purged before this ticket had seen its result.
         """
         self._driver.check()
         self._read()
         return self
 
     def cancel(self) -> int:
-        """Cancel it; returns 1 if it settled now.
+        """Cancel the request. See `Dispatcher.cancel` for what becomes of a request that is in a batch.
 
-        What is queued, or in a batch with others, settles CANCELED at once; what it cost there is in `Report.wasted`.
-        If it is alone in its batch, the batch is cancelled, and delivers what it finished. A sync call that is running
-        ends by itself.
+        Returns:
+            1 if the request settled by this call, else 0.
         """
         self._driver.check()
         return self._driver.cancel(request=self._row.id)
@@ -77,15 +76,16 @@ class Job(JobView):
         self._driver, self._owner = driver, driver.owner
 
     def results(self, timeout: float | timedelta | None = None, *, ordered: bool = False) -> Iterator[Result]:
-        """Its results as they settle, each once, in bounded memory; ends when all are settled.
+        """Iterate over the results as they settle, each once, in bounded memory. Ends when all have settled.
 
         Args:
-            timeout: Seconds or a `timedelta` to wait for the next result; None waits as long as it takes.
-            ordered: In the order in which the requests were accepted: one that is not settled holds back those behind.
+            timeout: The longest wait for the next result, in seconds or as a `timedelta`. None: no limit.
+            ordered: False: in the order in which the requests settle. True: in the order in which they were accepted;
+                then an unsettled request holds back the results of those after it.
 
         Raises:
-            ResultTimeoutError: No further result came in time. Nothing is lost.
-            LaneSuspendedError: A lane is suspended, and nothing of the job is on its way any more.
+            ResultTimeoutError: No further result came in time. Nothing is lost: call it again.
+            LaneSuspendedError: A lane is suspended, and none of the job's unsettled requests can go on without it.
         """
         limit = seconds(timeout)
         self._driver.check()
@@ -94,15 +94,18 @@ class Job(JobView):
     def to_jsonl(
         self, path: str | os.PathLike[str], timeout: float | timedelta | None = None, *, ordered: bool = False
     ) -> int:
-        """Write its results to a file of JSON lines, each a `Result.to_dict()`; returns how many.
+        """Wait for all results and write them to a file, one line of JSON (`Result.to_dict()`) for each.
 
-        The file is there whole or not at all: what was under its name is replaced when all results are on the disk.
-        Only its owner can read it.
+        The file is complete or absent: a file of this name is replaced when all results are on the disk. Only its
+        owner can read it.
 
         Args:
             path: The file.
             timeout: As for `results`.
             ordered: As for `results`.
+
+        Returns:
+            How many results were written.
 
         Raises:
             OSError: The file cannot be written.
@@ -124,19 +127,22 @@ class Job(JobView):
             rows, after = found
             if not rows:
                 return
-            yield from map(Result, rows)  # made one by one: what the caller has let go is gone
+            yield from map(Result, rows)  # one by one, so that memory holds only those that the caller keeps
 
     def progress(self) -> Progress:
-        """Where it stands."""
+        """Count the requests by status and outcome. See `Dispatcher.progress`."""
         self._driver.check()
         return self._progress()
 
     def wait(self, timeout: float | timedelta | None = None) -> Progress:
-        """Wait until all of it is settled.
+        """Wait until all requests have settled, and return the progress.
+
+        Args:
+            timeout: Seconds, or a `timedelta`. None: no limit.
 
         Raises:
-            ResultTimeoutError: It was not in time. Nothing is lost.
-            LaneSuspendedError: A lane is suspended, and nothing of the job is on its way any more.
+            ResultTimeoutError: They did not settle in time. Nothing is lost: call it again.
+            LaneSuspendedError: A lane is suspended, and none of the job's unsettled requests can go on without it.
         """
         limit = seconds(timeout)
         self._driver.check()
@@ -146,12 +152,12 @@ class Job(JobView):
         return self._progress()
 
     def report(self) -> Report:
-        """Money and deadlines of what has settled of it; without a name, of all work without a job."""
+        """Sum up costs, savings and deadlines; of a job without a name, those of all work without a job."""
         self._driver.check()
         return report(self._engine, self._scope)
 
     def cancel(self) -> int:
-        """Cancel what is unsettled of it; returns how many settled now."""
+        """Cancel its unsettled requests, and return how many settled by this call. See `Dispatcher.cancel`."""
         self._driver.check()
         return self._driver.cancel(job=self._number)
 
@@ -161,18 +167,23 @@ class Job(JobView):
         *,
         latency: LatencyLike | None = None,
     ) -> int:
-        """Queue its settled requests of these outcomes anew; returns how many. Their old results are dropped.
+        """Queue settled requests again and submit them. Their old results are dropped.
+
+        If an error is raised, no request is queued.
 
         Args:
-            outcomes: Those that ended so; a single one, too.
-            latency: How long they can take from now on, by which they are routed anew; None: their deadlines stand, and
-                one that has passed is dropped.
+            outcomes: An outcome, or several: the requests that ended with one of these.
+            latency: How long the requests can take from now on; they are routed anew. None: each keeps its deadline,
+                and a deadline that has passed is dropped.
+
+        Returns:
+            How many requests were queued.
 
         Raises:
-            AdmissionError: No lane can keep the new deadline; none of them is queued.
-            SpendLimitError: They could pass `Policy.max_spend`; none of them is queued.
-            UnknownPriceError: There is a spend limit, and the price of one's model is unknown.
-            InvalidValueError: Some are of an adopted batch, whose prompts the ledger does not have; none is queued.
+            AdmissionError: No lane can keep the new deadline.
+            SpendLimitError: The requests could bring the cost above `Policy.max_spend`.
+            UnknownPriceError: `Policy.max_spend` is set, and the price of a model is unknown.
+            InvalidValueError: Some requests come from an adopted batch, so the ledger does not have their prompts.
         """
         self._driver.check()
         count = self._reopen(to_outcomes(outcomes), latency)

@@ -70,7 +70,7 @@ class Result:
     @property
     def index(self) -> int | None:
         """Its place in its job, from 0, in the order in which the job's requests were accepted; None without a job."""
-        return self._row.place
+        return self._row.ordinal
 
     @property
     def custom_id(self) -> str:

@@ -33,7 +33,7 @@ _LARGE = 500_000
 _PATIENCE = 600.0
 """Seconds to wait for a result before something is wrong."""
 ANSWERED = (
-    "SELECT count(DISTINCT request) FROM settling s JOIN result r ON r.seq BETWEEN s.first AND s.last "
+    "SELECT count(DISTINCT request) FROM result_group g JOIN result r ON r.seq BETWEEN g.first AND g.last "
     "WHERE s.outcome = 0 AND s.lane = 1"
 )
 

@@ -254,10 +254,10 @@ async def test_an_answer_that_the_pacing_cannot_learn_from_is_kept(world: World,
 
 async def test_an_answer_that_cannot_be_stored_is_not_bought_again(world: World):
     class Odd(SqliteLedger):
-        def settling(self, settlement: Settlement, **rest: Any) -> Callable[[], None]:
+        def begin_settle(self, settlement: Settlement, **rest: Any) -> Callable[[], None]:
             if settlement.outcome is Outcome.SUCCEEDED:
                 raise KeyError("secret")
-            return super().settling(settlement, **rest)
+            return super().begin_settle(settlement, **rest)
 
     ledger = Odd(world.path)
     async with world.open(ledger=ledger) as d:

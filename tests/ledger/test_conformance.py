@@ -126,7 +126,7 @@ def test_requests_that_share_a_commit_know_of_each_other(world: World) -> None:
     world.accept("old")
 
     def begin(key: str | None, body: str = '{"a":1}', job: str | None = None, terms: Terms = FLEXIBLE) -> Any:
-        return world.ledger.accepting(Offer(entry(key, terms, body), job, world.run, NOW, None))
+        return world.ledger.begin_accept(Offer(entry(key, terms, body), job, world.run, NOW, None))
 
     wanted = [begin("a"), begin("b", terms=NIGHTLY), begin("a"), begin("old"), begin("a", "{}"), begin(None)]
     wanted += [begin("a", job="j"), begin(None, job="j"), begin("c", terms=NIGHTLY), begin("a", job="j")]
@@ -1197,14 +1197,14 @@ def test_a_bulk_without_a_name_is_a_job_that_is_nowhere_shown(world: World) -> N
     assert pages == [*([number] for number in numbers), []]
 
     found = ledger.results(job=second, after=0, limit=9)
-    assert [(each.key, each.place) for each in found] == [("b", 1)], "from before it was dispatched again"
+    assert [(each.key, each.ordinal) for each in found] == [("b", 1)], "from before it was dispatched again"
     assert not ledger.results(job=second, after=found.cursor, limit=9)
     ledger.settle([settlement(world.number(key)) for key in ("x", "d", "c")], now=NOW)
     more = ledger.results(job=second, after=found.cursor, limit=9)
-    assert {each.key: each.place for each in more} == {"c": 2, "d": 4}
-    assert {each.key: each.place for each in ledger.results(job=first, after=0, limit=9)} == {"b": 0, "x": 1, "c": 2}
+    assert {each.key: each.ordinal for each in more} == {"c": 2, "d": 4}
+    assert {each.key: each.ordinal for each in ledger.results(job=first, after=0, limit=9)} == {"b": 0, "x": 1, "c": 2}
     one = ledger.results_of([world.number(key) for key in ("d", "a", "b")], job=second)
-    assert [(each.key, each.place) for each in one] == [("d", 4), ("b", 1)]
+    assert [(each.key, each.ordinal) for each in one] == [("d", 4), ("b", 1)]
 
     left = Which(job=first, unsettled=True)
     assert (ledger.numbers(left), ledger.numbers(Which(job=second, unsettled=True))) == ([], [world.number("a")])

@@ -276,7 +276,7 @@ def test_calls_that_end_together_share_a_commit_and_the_fault_of_one_harms_no_ot
         if broken:
             ends[0] = ends[0]._replace(cost=2**70)  # no column takes it
         with ledger.database.lock:  # as if another thread were in a transaction
-            ending = [threads.submit(ledger.settling(end, now=NOW, run=world.run)) for end in ends]
+            ending = [threads.submit(ledger.begin_settle(end, now=NOW, run=world.run)) for end in ends]
             while len(ledger._settlements._shared._waiting) < 6:
                 time.sleep(0.001)
         with pytest.raises(OverflowError) if broken else nullcontext():

@@ -25,5 +25,5 @@ def test_a_bulk_without_a_name_keeps_its_order(order: list[int], size: int) -> N
     assert seen == [world.number(str(key)) for key in distinct]
     world.ledger.settle([settlement(number) for number in seen], now=NOW)
     found = world.ledger.results(job=job, after=0, limit=99)
-    assert {each.key: each.place for each in found} == {str(key): order.index(key) for key in distinct}
+    assert {each.key: each.ordinal for each in found} == {str(key): order.index(key) for key in distinct}
     world.ledger.close()

@@ -84,7 +84,7 @@ class Accepting:
     def begin(self, request: Request, job: str | None) -> Callable[[], tuple[Accepted, Decision]]:
         """Begin to accept one request; the function that this returns waits for the commit, and has to be called."""
         offer, decision = self._offer(request, job)
-        return partial(self._accepted, offer, decision, self._ledger.accepting(offer))
+        return partial(self._accepted, offer, decision, self._ledger.begin_accept(offer))
 
     def _offer(self, request: Request, job: str | None) -> tuple[Offer, Decision]:
         """Return the request as it is offered to the ledger, and the decision about it."""

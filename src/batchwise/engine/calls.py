@@ -186,7 +186,7 @@ def _ask(claim: Claim) -> Ask[Reply]:
 
 
 async def _settle(engine: Engine, slot: Slot, settlement: Settlement) -> None:
-    await store_together(lambda: engine.ledger.settling(settlement, now=engine.now(), run=engine.run), sure=True)
+    await store_together(lambda: engine.ledger.begin_settle(settlement, now=engine.now(), run=engine.run), sure=True)
     _finish(engine, slot)
 
 

@@ -95,7 +95,7 @@ class Accepting:
             except StagedError as error:
                 self._intakes.wait_for(error.intake)
 
-    def accepting(self, offer: Offer) -> Callable[[], Accepted]:
+    def begin_accept(self, offer: Offer) -> Callable[[], Accepted]:
         """Ask for an acceptance; the function that this returns waits for it, and has to be called.
 
         A thread that asks for many before it waits for the first needs one commit for all. As `accept`, but a key that
@@ -154,7 +154,7 @@ class Accepting:
                     adopted=self._records.terms(db, found.terms).adopted,
                     differs=self._repeats.differs(db, found.id, found.terms, entry.body, entry.terms),
                 )
-            anew = self._again(db, found.id, offer)
+            anew = self._join(db, found.id, offer)
             row = self._requests.find_row(db, found.id)
             if row is None:
                 raise LedgerError(f"request {found.id} was stored and is not there")
@@ -212,15 +212,15 @@ class Accepting:
                 for number, key, terms in alike
                 if is_position(key) and self._repeats.same(db, number, terms, entry.body, entry.terms)
             )
-            again = next((each for each in known if each >= used.next and each not in used.ahead), None)
-            if again is not None:
-                return again
+            repeated = next((each for each in known if each >= used.next and each not in used.ahead), None)
+            if repeated is not None:
+                return repeated
             (end,) = db.execute("SELECT positions FROM job WHERE id = ?", (job,)).fetchone()
             while find(db, job, b"#%d" % end) is not None:
                 end += 1
             return int(end)
 
-    def _again(self, db: Connection, number: int, offer: Offer) -> bool:
+    def _join(self, db: Connection, number: int, offer: Offer) -> bool:
         """Handle a request that exists: tighten it, or begin it anew if it was abandoned; returns whether it was."""
         row = self._records.rows(db, [number])[number]
         moves, terms = self._books.moves(db, offer.now), offer.entry.terms

@@ -162,7 +162,8 @@ class Books:
         soon = moment + _MINUTE  # others settle meanwhile
         with self._database.read() as db:
             spent, settled = db.execute(
-                "SELECT (SELECT max(minute) FROM spend), (SELECT settled_at FROM settling ORDER BY last DESC LIMIT 1)"
+                "SELECT (SELECT max(minute) FROM spend), "
+                "(SELECT settled_at FROM result_group ORDER BY last DESC LIMIT 1)"
             ).fetchone()
         if (spent or 0) <= soon // _MINUTE and (settled or 0) <= soon:
             return
@@ -170,7 +171,7 @@ class Books:
             ahead = db.execute("SELECT cost FROM spend WHERE minute > ?", (minute,)).fetchall()
             db.execute("DELETE FROM spend WHERE minute > ?", (minute,))
             self.spend(db, sum(int(cost) for (cost,) in ahead), now)
-            db.execute("UPDATE settling SET settled_at = ? WHERE settled_at > ?", (moment, soon))
+            db.execute("UPDATE result_group SET settled_at = ? WHERE settled_at > ?", (moment, soon))
 
     def note_primer(self, db: Connection, prefix: str, now: datetime) -> None:
         """A batch was sealed that writes this prefix to the API's cache."""

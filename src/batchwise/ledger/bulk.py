@@ -280,7 +280,9 @@ class Intake:
             terms = self._stored[index]
             if found.terms != terms:
                 # What to do with it is decided when the bulk is accepted: until then nothing of it counts.
-                db.execute("INSERT INTO again (intake, request, terms) VALUES (?, ?, ?)", (self._id, found.id, terms))
+                db.execute(
+                    "INSERT INTO repeated (intake, request, terms) VALUES (?, ?, ?)", (self._id, found.id, terms)
+                )
         return staged
 
     def accept(
@@ -312,7 +314,7 @@ class Intake:
                 self._divert(db, moves, terms, requests, others, flush=flush)
             # Booked before rows that were there are joined: those of this bulk may be among them.
             moves.book()
-            self._join_again(db, now, cap, flush=flush)
+            self._join_repeated(db, now, cap, flush=flush)
             if flush:
                 db.executemany(
                     "UPDATE cohort SET flush = 1 WHERE terms = ? AND status = 0",
@@ -345,11 +347,11 @@ class Intake:
         there = Place(new, SYNC, QUEUED, 0)
         moves.move(Place(number, BATCH, QUEUED, 0), there, requests, size, flush=flush)
 
-    def _join_again(self, db: Connection, now: datetime, cap: Cap | None, *, flush: bool) -> None:
+    def _join_repeated(self, db: Connection, now: datetime, cap: Cap | None, *, flush: bool) -> None:
         """Requests that were there already: tightened, or begun anew."""
         after = 0
         while found := db.execute(
-            "SELECT id, request, terms FROM again WHERE intake = ? AND id > ? ORDER BY id LIMIT ?",
+            "SELECT id, request, terms FROM repeated WHERE intake = ? AND id > ? ORDER BY id LIMIT ?",
             (self._id, after, CHUNK),
         ).fetchall():
             for _, request, terms in found:

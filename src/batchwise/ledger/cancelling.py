@@ -16,7 +16,7 @@ from batchwise.planning.outcomes import UNAFFORDABLE
 from .database import Connection, Database
 from .records import BEHIND, CHUNK, RESULTS_BEHIND, UNSETTLED_IN_BATCH, UNSETTLED_OF_JOB, Records, Row
 from .rows import IN_FLIGHT, LANES, canceled_line, decode_key, micros
-from .settlements import Settling
+from .settlements import Settlements
 from .unnamed import REQUESTS_OF, Unnamed
 from .values import EVERYTHING, Settlement, Which
 
@@ -28,7 +28,7 @@ _CANCELED = "it was cancelled before it was sent"
 class Cancelling:
     """Settles requests that were never sent, or that nobody may send again."""
 
-    def __init__(self, database: Database, records: Records, settlements: Settling, unnamed: Unnamed) -> None:
+    def __init__(self, database: Database, records: Records, settlements: Settlements, unnamed: Unnamed) -> None:
         self._database, self._records, self._settlements, self._unnamed = database, records, settlements, unnamed
 
     def cancel_rows(self, db: Connection, ids: Iterable[int], kind: str, message: str, now: datetime) -> int:
@@ -44,14 +44,14 @@ class Cancelling:
                     number, Outcome.CANCELED, LANES[lane], line, 0, 0, attempted=False, maybe_billed=status == IN_FLIGHT
                 )
             )
-        return self._settlements.settle_in(db, settlements, now=now)
+        return self._settlements.settle_within(db, settlements, now=now)
 
     def fail_unaffordable(self, db: Connection, row: Row, now: datetime) -> None:
         """Settle a call that may have been billed, and that the cap leaves no room to buy again."""
         (key,) = db.execute("SELECT key FROM request WHERE id = ?", (row.id,)).fetchone()
         line = failed(custom_id(decode_key(key), UNSEALED, row.id), Outcome.FAILED, UNAFFORDABLE)
         end = Settlement(row.id, Outcome.FAILED, LANES[row.lane], line, 0, 0, maybe_billed=True)
-        self._settlements.settle_in(db, [end], now=now)
+        self._settlements.settle_within(db, [end], now=now)
 
     def cancel(self, which: Which = EVERYTHING, *, now: datetime) -> tuple[int, tuple[int, ...]]:
         """Settle as CANCELED what is queued of these: by their numbers, of a job, or all.
@@ -106,8 +106,8 @@ class Purging:
         while found == CHUNK:
             with self._database.write("purge") as db:
                 settled = db.execute(
-                    f"SELECT r.seq, r.request, s.job, s.lane, s.outcome FROM {RESULTS_BEHIND} "
-                    f"WHERE {BEHIND} AND s.settled_at < ? ORDER BY s.last, r.seq LIMIT {CHUNK}",
+                    f"SELECT r.seq, r.request, g.job, g.lane, g.outcome FROM {RESULTS_BEHIND} "
+                    f"WHERE {BEHIND} AND g.settled_at < ? ORDER BY g.last, r.seq LIMIT {CHUNK}",
                     (after, after, after, micros(before)),
                 ).fetchall()
                 found = len(settled)
@@ -122,7 +122,7 @@ class Purging:
                 if found < CHUNK:
                     Unnamed.purge(db)
                     last = self._records.last_result(db)
-                    db.execute("DELETE FROM settling WHERE settled_at < ?", (micros(before),))
+                    db.execute("DELETE FROM result_group WHERE settled_at < ?", (micros(before),))
                     db.execute("UPDATE deleted SET last = ? WHERE name = 'result'", (last,))
             purged += found
             after = settled[-1][0] if settled else after
@@ -130,7 +130,7 @@ class Purging:
             with self._database.write("purge terms") as db:
                 db.execute(
                     "DELETE FROM terms WHERE staged = 0 AND id NOT IN (SELECT terms FROM request) "
-                    "AND id NOT IN (SELECT terms FROM again)"
+                    "AND id NOT IN (SELECT terms FROM repeated)"
                 )
             self._database.wipe()
         return purged

@@ -145,11 +145,10 @@ class Database(Protocol):
     grace: float
     """Seconds for which a lock may be free although its process lives: it was lost, and is about to be taken again."""
 
-    def process_lock(self, name: str, *, again: bool = False) -> Lock:
+    def process_lock(self, name: str, *, retake: bool = False) -> Lock:
         """The lock of this name; `close` gives it up.
 
-        `again`: where a lock can be lost while its process lives, it is taken again as soon as possible, and nobody has
-        to ask for it.
+        `retake`: where a lock can be lost while its process lives, the database takes it again as soon as it can.
         """
 
     def free(self, names: Sequence[str]) -> list[str]:
@@ -165,8 +164,8 @@ class Database(Protocol):
     def unsure(self) -> bool:
         """Whether a lock was free at the last question, but may not be taken yet: ask again soon."""
 
-    def wipe(self, *, again: bool = False) -> None:
-        """See to it that what was deleted is in no file any more; `again`: only if that failed the last time."""
+    def wipe(self, *, retry: bool = False) -> None:
+        """See to it that what was deleted is in no file any more; `retry`: only if that failed the last time."""
 
     def close(self) -> None:
         """Close it and release its locks; a second call does nothing."""

@@ -33,7 +33,7 @@ from .requests import Requests
 from .requeuing import Requeuing
 from .results import Results
 from .runs import Runs
-from .settlements import Settling
+from .settlements import Settlements
 from .snapshots import Snapshots
 from .statistics import Statistics
 from .unnamed import Unnamed
@@ -94,7 +94,7 @@ class Ledger:
         self._requests = Requests(database, records, unnamed)
         self._results = Results(database, records, unnamed)
         self._claims = Claims(database, records, books)
-        self._settlements = Settling(database, records, books)
+        self._settlements = Settlements(database, records, books)
         self._requeuing = Requeuing(database, records, books, unnamed, batches=self.batches)
         self._reopening = Reopening(database, records, books, unnamed)
         self._cancelling = Cancelling(database, records, self._settlements, unnamed)
@@ -152,7 +152,7 @@ class Ledger:
     # -- requests come ------------------------------------------------------------------------------------------------
 
     accept = _by("_accepting", Accepting.accept)
-    accepting = _by("_accepting", Accepting.accepting)
+    begin_accept = _by("_accepting", Accepting.begin_accept)
     intake = _by("_intakes", Intakes.intake)
     reopen = _by("_reopening", Reopening.reopen)
 
@@ -175,10 +175,10 @@ class Ledger:
 
     # -- they end -----------------------------------------------------------------------------------------------------
 
-    settle = _by("_settlements", Settling.settle)
-    settling = _by("_settlements", Settling.settling)
-    settle_answers = _by("_settlements", Settling.settle_answers)
-    book_stray = _by("_settlements", Settling.book_stray)
-    take_sums = _by("_settlements", Settling.take_sums)
+    settle = _by("_settlements", Settlements.settle)
+    begin_settle = _by("_settlements", Settlements.begin_settle)
+    settle_answers = _by("_settlements", Settlements.settle_answers)
+    book_stray = _by("_settlements", Settlements.book_stray)
+    take_sums = _by("_settlements", Settlements.take_sums)
     cancel = _by("_cancelling", Cancelling.cancel)
     purge = _by("_purging", Purging.purge)

@@ -1,4 +1,4 @@
-"""The place of a request in its job, as a number: how many of the job were accepted before it."""
+"""The ordinal of a request in its job: how many requests of the job were accepted before it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .database import Connection
 __all__ = ["Ordinals"]
 
 _FEW = 8
-"""For fewer requests than this it is counted; for more, the numbers of the whole job are read once."""
+"""For fewer requests than this the ordinals are counted; for more, the numbers of the whole job are read once."""
 _JOBS = 32
 """Jobs whose numbers are remembered at most."""
 _BEFORE = "SELECT count(*) FROM request WHERE job = ? AND id < ?"
@@ -26,7 +26,7 @@ class Ordinals:
         self._known: dict[int, Sequence[int]] = {}
 
     def of(self, db: Connection, job: int, requests: Sequence[int]) -> list[int]:
-        """The places, from 0, of these requests of a job. What was purged before they were asked for is not counted."""
+        """The ordinals, from 0, of these requests of a job. What was purged before this was called is not counted."""
         known = self._known.get(job, ())
         if not known and len(requests) < _FEW:
             return [int(db.execute(_BEFORE, (job, number)).fetchone()[0]) for number in requests]

@@ -181,7 +181,7 @@ class Transaction:
         waiting, self._waiting = self._waiting, []
         if waiting:
             begun, self.begun = self.begun, True
-            sent = self._database.run([(statement, values) for statement, values, _ in waiting], again=not begun)
+            sent = self._database.run([(statement, values) for statement, values, _ in waiting], reconnect=not begun)
             for (_, _, answer), came in zip(waiting, sent, strict=True):
                 answer.came = came
 
@@ -331,12 +331,12 @@ class PostgresDatabase:
             finally:
                 self._give_back()
 
-    def run(self, statements: Sequence[tuple[Statement, Sequence[Any]]], *, again: bool = False) -> list[Rows]:
-        """Run statements; `again`: on another connection, if this one was closed while it was idle."""
+    def run(self, statements: Sequence[tuple[Statement, Sequence[Any]]], *, reconnect: bool = False) -> list[Rows]:
+        """Run statements; `reconnect`: on another connection, if this one was closed while it was idle."""
         try:
             return self.wire.run(statements)
         except psycopg.Error:
-            if not again or not self._lost:
+            if not reconnect or not self._lost:
                 raise
             self._drop()
             return self.wire.run(statements)
@@ -441,7 +441,7 @@ class PostgresDatabase:
         self._listeners.append(weakref.WeakMethod(listener))
         return True
 
-    def wipe(self, *, again: bool = False) -> None:
+    def wipe(self, *, retry: bool = False) -> None:
         """Nothing: what was deleted is the server's to clear away (VACUUM)."""
 
     # -- processes --------------------------------------------------------------------------------------------------
@@ -449,9 +449,9 @@ class PostgresDatabase:
     grace = 5.0
     """A session that was lost is opened again in less than half of it, where the server can be reached."""
 
-    def process_lock(self, name: str, *, again: bool = False) -> SessionLock:
+    def process_lock(self, name: str, *, retake: bool = False) -> SessionLock:
         """The lock of this name: an advisory one of the session."""
-        return SessionLock(self._session, name, again=again)
+        return SessionLock(self._session, name, retake=retake)
 
     def free(self, names: Sequence[str]) -> list[str]:
         """Which of others' locks have been free for the grace."""

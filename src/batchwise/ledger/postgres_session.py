@@ -70,8 +70,8 @@ def _said(error: Exception) -> str:
 class SessionLock:
     """A lock that the server gives up when the session ends, however it ends. See `database.Lock`."""
 
-    def __init__(self, session: Session, name: str, *, again: bool) -> None:
-        self.key, self.again = key_of(session.schema, name), again
+    def __init__(self, session: Session, name: str, *, retake: bool) -> None:
+        self.key, self.retake = key_of(session.schema, name), retake
         self._session = session
 
     @property
@@ -224,7 +224,7 @@ class Session:
         with self._lock:
             if self._connection is connection:
                 self._connection = None
-                self._lost.update((lock.key, lock) for lock in self._held.values() if lock.again)
+                self._lost.update((lock.key, lock) for lock in self._held.values() if lock.retake)
                 self._held.clear()
                 self._free = {}  # they may have lost theirs, too
         connection.close()
@@ -238,7 +238,7 @@ class Session:
         Not by a process without a run: if another dies meanwhile, whoever clears up after its run tells others.
         """
         now = monotonic()
-        if now < self._told + _APART and any(lock.again for lock in list(self._held.values())):
+        if now < self._told + _APART and any(lock.retake for lock in list(self._held.values())):
             return True
         self._told = now
         return False

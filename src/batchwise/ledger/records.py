@@ -38,14 +38,14 @@ CHUNK = 2_000
 _CACHED = 10_000
 REQUESTS = (
     "request q LEFT JOIN result r ON r.request = q.id "
-    "LEFT JOIN settling s ON s.last = (SELECT min(last) FROM settling WHERE last >= r.seq)"
+    "LEFT JOIN result_group g ON g.last = (SELECT min(last) FROM result_group WHERE last >= r.seq)"
 )
-"""Requests q, each with its result r and the settling s that this belongs to, if it is settled."""
-LANE_NOW, ATTEMPTS_NOW = "coalesce(s.lane, q.lane)", "coalesce(s.attempts, q.attempts)"
+"""Requests q; each that is settled with its result r, and with the group g that r belongs to."""
+LANE_NOW, ATTEMPTS_NOW = "coalesce(g.lane, q.lane)", "coalesce(g.attempts, q.attempts)"
 STATUS_NOW = "CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END"
-RESULTS_BEHIND = "settling s CROSS JOIN result r"
-"""Settlings s and their results r: two loops, both in the order of settling."""
-BEHIND = "r.seq BETWEEN CASE WHEN s.first > ? THEN s.first ELSE ? + 1 END AND s.last AND s.last > ?"
+RESULTS_BEHIND = "result_group g CROSS JOIN result r"
+"""Groups g and their results r: two loops, both in the order of settling."""
+BEHIND = "r.seq BETWEEN CASE WHEN g.first > ? THEN g.first ELSE ? + 1 END AND g.last AND g.last > ?"
 """Results after a cursor, which is bound three times."""
 _SELECT_ROWS = (
     f"SELECT q.id, q.job, q.size, q.terms, {LANE_NOW}, {STATUS_NOW}, "
@@ -55,7 +55,7 @@ _SELECT_ROWS = (
 _LAST_REQUEST, _LAST_RESULT = (
     f"SELECT max(n) FROM (SELECT max({column}) AS n FROM {table} UNION ALL "
     f"SELECT last FROM deleted WHERE name = '{name}') AS given"
-    for name, column, table in (("request", "id", "request"), ("result", "last", "settling"))
+    for name, column, table in (("request", "id", "request"), ("result", "last", "result_group"))
 )
 _LOOK_UP = (
     f"SELECT ({_LAST_REQUEST}), (SELECT id FROM terms WHERE digest = ?), "
@@ -181,9 +181,9 @@ class Records:
         """Return the rows of these numbers, by number."""
         return {row[0]: Row(*row) for row in self.select(db, _SELECT_ROWS, ids)}
 
-    def settling(self, db: Connection, result: int) -> ResultGroupRow:
+    def result_group(self, db: Connection, result: int) -> ResultGroupRow:
         """Return the group of a result."""
-        found = db.execute("SELECT * FROM settling WHERE last >= ? ORDER BY last LIMIT 1", (result,))
+        found = db.execute("SELECT * FROM result_group WHERE last >= ? ORDER BY last LIMIT 1", (result,))
         return ResultGroupRow._make(found.fetchone())
 
     def terms(self, db: Connection, number: int) -> Terms:

@@ -64,7 +64,7 @@ class Recovery:
         for intake in list(self._intakes.left):
             self._intakes.abort(intake)
         self._look(mine, now)
-        self._database.wipe(again=True)
+        self._database.wipe(retry=True)
         touched = 0
         for run in self._runs.ended(self._others):
             lock = self._runs.lock(run, others=True)

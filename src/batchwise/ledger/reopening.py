@@ -119,7 +119,7 @@ class Reopening:
         behind, values = self._unnamed.results_behind(db, wanted.job, after)
         found = db.execute(
             f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} "
-            f"WHERE {behind} AND s.outcome {self._database.among} ORDER BY s.last, r.seq LIMIT {CHUNK}",
+            f"WHERE {behind} AND g.outcome {self._database.among} ORDER BY g.last, r.seq LIMIT {CHUNK}",
             (*values, wanted.outcomes),
         ).fetchall()
         rows = self._records.rows(db, [request for _, request in found if wanted.has(request)])
@@ -158,7 +158,7 @@ class Reopening:
     def _forget_result(self, db: Connection, row: Row) -> None:
         """The result goes, and the request out of the counts; money, attempts and tokens stay in the books."""
         cost, line = db.execute("SELECT cost, line FROM result WHERE seq = ?", (row.result,)).fetchone()
-        how = self._records.settling(db, row.result or 0)
+        how = self._records.result_group(db, row.result or 0)
         db.execute(
             "UPDATE tally SET requests = requests - 1, unpriced = unpriced - ?, met = met - ?, missed = missed - ?, "
             "truncated = truncated - ? WHERE job = ? AND lane = ? AND outcome = ?",

@@ -57,7 +57,7 @@ class Requests:
                 source, bounds = "FROM request q WHERE q.id BETWEEN ? AND ?", (max(first, after + 1), last)
             elif which.job is not None and self._unnamed.behind(db, which.job) is not None:
                 source, bounds = self._unnamed.requests_behind(db, which.job, after)
-                order = "p.place, q.id"
+                order = "p.ordinal, q.id"
             else:
                 source, bounds = "FROM request q WHERE q.id > ?", (after,)
             found = db.execute(

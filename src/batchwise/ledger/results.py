@@ -19,15 +19,15 @@ __all__ = ["Results"]
 
 _RESULT = "SELECT r.seq, r.request, q.key, r.cost, r.saved, r.cache_saved, r.line, q.batch"
 _RESULTS = f"{_RESULT} FROM result r CROSS JOIN request q WHERE q.id = r.request AND r.seq"
-_RESULT_OF = f"{_RESULT}, s.* FROM {REQUESTS} WHERE r.seq > 0 AND"
-_SETTLINGS = 8
-"""Settlings that are looked at together: a page of a bulk's results lies in one or two, others settle one by one."""
+_RESULT_OF = f"{_RESULT}, g.* FROM {REQUESTS} WHERE r.seq > 0 AND"
+_GROUPS = 8
+"""Groups that are read together: a page of a bulk's results lies in one or two. Other requests settle one by one."""
 
 
-def _cursors(settlings: Sequence[ResultGroupRow], after: int, limit: int) -> Ranges:
+def _cursors(groups: Sequence[ResultGroupRow], after: int, limit: int) -> Ranges:
     """Those of the first results behind a cursor, at most so many."""
     found = Ranges()
-    for each in settlings:
+    for each in groups:
         cursors = range(max(each.first, after + 1), each.last + 1)[:limit]
         if cursors:
             found.add(cursors)
@@ -46,81 +46,81 @@ class Results:
         rows: list[ResultRow] = []
         with self._database.read() as db:
             last = max(after, self._unnamed.behind(db, job) or 0)
-            which, values = self._unnamed.settlings(db, job)
-            select = f"SELECT s.* FROM settling s WHERE s.last > ? AND {which} ORDER BY s.last LIMIT ?"
-            most = _SETTLINGS
+            which, values = self._unnamed.groups(db, job)
+            select = f"SELECT g.* FROM result_group g WHERE g.last > ? AND {which} ORDER BY g.last LIMIT ?"
+            most = _GROUPS
             while len(rows) < limit:
-                settlings = list(map(ResultGroupRow._make, db.execute(select, (last, *values, most)).fetchall()))
-                if not settlings:
+                groups = list(map(ResultGroupRow._make, db.execute(select, (last, *values, most)).fetchall()))
+                if not groups:
                     last = max(last, self._records.last_result(db))
                     break
-                found, last = self._page(db, job, settlings, last, limit - len(rows))
+                found, last = self._page(db, job, groups, last, limit - len(rows))
                 rows += found
                 most = min(4 * most, CHUNK)
-            return Page(self._placed(db, rows, job), last)
+            return Page(self._numbered(db, rows, job), last)
 
     def results_of(self, requests: Sequence[int], *, job: int | None = None) -> list[ResultRow]:
         """The results of those of these requests (of this job) that are settled, in the order of the requests."""
         with self._database.read() as db:
             found = [self._result_row(db, row) for row in self._records.select(db, f"{_RESULT_OF} q.id", requests)]
-            by_number = {row.request: row for row in self._placed(db, found, job)}
+            by_number = {row.request: row for row in self._numbered(db, found, job)}
         return [by_number[number] for number in requests if number in by_number]
 
-    def _placed(self, db: Connection, rows: list[ResultRow], job: int | None) -> list[ResultRow]:
-        """Rows with their places in this job, if it is one without a name; those of others have theirs."""
+    def _numbered(self, db: Connection, rows: list[ResultRow], job: int | None) -> list[ResultRow]:
+        """Rows with their ordinals in this job, if that has no name; in a named job they have them already."""
         if job is None or self._unnamed.behind(db, job) is None:
             return rows
-        places = self._unnamed.places(db, job, [row.request for row in rows])
-        return [row._replace(place=place) for row, place in zip(rows, places, strict=True)]
+        ordinals = self._unnamed.ordinals(db, job, [row.request for row in rows])
+        return [row._replace(ordinal=ordinal) for row, ordinal in zip(rows, ordinals, strict=True)]
 
     def _result_row(self, db: Connection, found: Sequence[Any]) -> ResultRow:
         cursor, number, key, cost, saved, gained, line, batch, *rest = found
         how = ResultGroupRow._make(rest)
-        (place,) = self._ordinals.of(db, how.job, [number]) if how.job else (None,)
+        (ordinal,) = self._ordinals.of(db, how.job, [number]) if how.job else (None,)
         return ResultRow(
-            cursor, number, decode_key(key), line, cost, saved, gained, self._settled(db, how, batch), place
+            cursor, number, decode_key(key), line, cost, saved, gained, self._group(db, how, batch), ordinal
         )
 
     def _page(
-        self, db: Connection, job: int | None, settlings: Sequence[ResultGroupRow], after: int, limit: int
+        self, db: Connection, job: int | None, groups: Sequence[ResultGroupRow], after: int, limit: int
     ) -> tuple[list[ResultRow], int]:
-        """The first results of a job behind a cursor in these settlings, and how far they were looked for."""
+        """The first results of a job behind a cursor in these groups, and how far they were looked for."""
         mine, values = self._unnamed.results(db, job)
-        cursors = _cursors(settlings, after, CHUNK if values else limit).all()
+        cursors = _cursors(groups, after, CHUNK if values else limit).all()
         if isinstance(cursors, range):
             which, listed = "BETWEEN ? AND ?", [cursors[0], cursors[-1]]
         else:
             which, listed = self._database.among, [self._database.list_of(cursors)]
         found = db.execute(f"{_RESULTS} {which} AND {mine} ORDER BY r.seq LIMIT ?", (*listed, *values, limit))
-        rows = self._result_rows(db, settlings, found)
+        rows = self._result_rows(db, groups, found)
         return rows, rows[-1].cursor if len(rows) == limit else cursors[-1]
 
     def _result_rows(
-        self, db: Connection, settlings: Sequence[ResultGroupRow], found: Iterable[tuple[Any, ...]]
+        self, db: Connection, groups: Sequence[ResultGroupRow], found: Iterable[tuple[Any, ...]]
     ) -> list[ResultRow]:
-        """Results, in order, which these settlings hold."""
+        """Results, in order, which these groups hold."""
         rows: list[ResultRow] = []
         jobs: dict[int, list[int]] = {}
-        last, before, following = 0, None, iter(settlings)
+        last, before, following = 0, None, iter(groups)
         for cursor, request, key, cost, saved, gained, line, batch in found:
             if cursor > last or batch != before:  # mostly they are alike
                 while cursor > last:
-                    settling = next(following)
-                    last = settling.last
-                before, how = batch, self._settled(db, settling, batch)
-                here = jobs.setdefault(settling.job, [])
+                    group = next(following)
+                    last = group.last
+                before, how = batch, self._group(db, group, batch)
+                here = jobs.setdefault(group.job, [])
             here.append(len(rows))
             name = key.decode("utf-8", "surrogatepass")
             rows.append(ResultRow(cursor, request, name, line, cost, saved, gained, how, None))
         for job, here in jobs.items():
             if job:
-                places = self._ordinals.of(db, job, [rows[index].request for index in here])
-                for index, place in zip(here, places, strict=True):
-                    rows[index] = ResultRow(*rows[index][:-1], place)
+                ordinals = self._ordinals.of(db, job, [rows[index].request for index in here])
+                for index, ordinal in zip(here, ordinals, strict=True):
+                    rows[index] = ResultRow(*rows[index][:-1], ordinal)
         return rows
 
-    def _settled(self, db: Connection, how: ResultGroupRow, batch: int) -> ResultGroup:
-        """What the results of a settling have in common; `batch`: the one that they are in, or were in last."""
+    def _group(self, db: Connection, how: ResultGroupRow, batch: int) -> ResultGroup:
+        """The common fields of a group's results; `batch`: the batch that these are in, or were in last."""
         terms = self._records.terms(db, how.terms)
         return ResultGroup(
             job=self._records.job_name(db, how.job),

@@ -39,7 +39,7 @@ class Runs:
 
     def lock(self, run: int, *, others: bool = False) -> Lock:
         """The lock that says that a run lives; `others`: another process's."""
-        return self._database.process_lock(_name(run), again=not others)
+        return self._database.process_lock(_name(run), retake=not others)
 
     def ended(self, runs: Mapping[int, bool]) -> list[int]:
         """Which of these runs of others have ended, if their locks can be had. True: it has said so itself."""

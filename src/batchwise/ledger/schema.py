@@ -19,12 +19,12 @@ __all__ = ["MIGRATIONS", "check_version", "statements"]
 # - `cohort` counts the unsettled requests of each terms in each place, `tally` the settled ones: nothing that the
 #   planner or a report asks for ever scans requests, so its cost does not grow with what has settled.
 # - A bulk's rows are inserted with terms that are `staged`; accepting it touches terms and cohorts, not rows.
-# - What results that settled together have in common stands once, in `settling`, whose results are those from `first`
-#   to `last`: a bulk's results come by the thousand. A job's results are found by its settlings, in order. What has
-#   no job settles one by one, and is looked for in the order of settling: an index would be one more page to write.
+# - What results that settled together have in common stands once, in `result_group`, whose results are those from
+#   `first` to `last`: a bulk's results come by the thousand. A job's results are found by its groups, in order. What
+#   has no job settles one by one, and is looked for in the order of settling: an index would be one more page to write.
 # - A bulk dispatch without a name has a job without one. Its requests stay in the shared scope, where their keys are
-#   unique: `part` lists them by ranges of numbers, the first one of each at its place in the bulk. `job.behind` is the
-#   cursor behind which their results are; all other jobs have none.
+#   unique: `part` lists them by ranges of numbers, each with the ordinal of its first one in the bulk. `job.behind` is
+#   the cursor behind which their results are; all other jobs have none.
 # - Numbers are those of the last row and one; `deleted` has the highest of rows that are gone, for none is given twice
 #   (a counter would be one page more that each transaction writes).
 # - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
@@ -62,10 +62,10 @@ CREATE TABLE part (
     job {integer} NOT NULL REFERENCES job,
     first {integer} NOT NULL,
     last {integer} NOT NULL,
-    place {integer} NOT NULL,
+    ordinal {integer} NOT NULL,
     PRIMARY KEY (job, first)
 ){clustered};
-CREATE INDEX part_place ON part (job, place);
+CREATE INDEX part_ordinal ON part (job, ordinal);
 CREATE TABLE intake (id {numbered}, job {integer} NOT NULL REFERENCES job, run {integer} NOT NULL);
 CREATE TABLE terms (
     id {numbered},
@@ -102,13 +102,13 @@ CREATE TABLE turn (
     body {bytes},
     PRIMARY KEY (request, n)
 );
-CREATE TABLE again (
+CREATE TABLE repeated (
     id {numbered},
     intake {integer} NOT NULL REFERENCES intake ON DELETE CASCADE,
     request {integer} NOT NULL,
     terms {integer} NOT NULL
 );
-CREATE INDEX again_intake ON again (intake);
+CREATE INDEX repeated_intake ON repeated (intake);
 CREATE TABLE batch (
     id {numbered},
     live {integer} NOT NULL DEFAULT 1,
@@ -163,7 +163,7 @@ CREATE TABLE cohort (
     PRIMARY KEY (terms, lane, status, batch)
 ){clustered};
 CREATE INDEX cohort_batch ON cohort (batch) WHERE batch > 0;
-CREATE TABLE settling (
+CREATE TABLE result_group (
     last {integer} PRIMARY KEY,
     first {integer} NOT NULL,
     job {integer} NOT NULL,
@@ -175,7 +175,7 @@ CREATE TABLE settling (
     settled_at {integer} NOT NULL,
     met {integer}
 );
-CREATE INDEX settling_job ON settling (job{last}) WHERE job > 0;
+CREATE INDEX result_group_job ON result_group (job{last}) WHERE job > 0;
 CREATE TABLE result (
     seq {integer} PRIMARY KEY,
     request {integer} NOT NULL,

@@ -26,14 +26,14 @@ from .rows import BATCH, IN_FLIGHT, LANE_CODES, LANES, OUTCOME_CODES, OUTCOMES, 
 from .sharing import Call, SharedCommit
 from .values import Settlement, Sum
 
-__all__ = ["Settling"]
+__all__ = ["Settlements"]
 
 _number = itemgetter(0)
 _SUMS = 10_000
 """Sums that are kept for whoever tells of them, at most."""
 _MICROSECOND = timedelta(microseconds=1)
 _SUCCEEDED = OUTCOME_CODES[Outcome.SUCCEEDED]
-_INSERT_SETTLING = "INSERT INTO settling VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_GROUP = "INSERT INTO result_group VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _RESULT = "result (seq, request, cost, saved, cache_saved, line)"
 _SETTLE_REQUEST = "UPDATE request SET status = 2, abandoned = ? WHERE id = ?"
 _TALLY = """
@@ -84,7 +84,7 @@ class _Ended(Call):
     """Others were in its transaction."""
 
 
-class Settling:
+class Settlements:
     """What has ended is settled; what comes again for it is booked as wasted."""
 
     def __init__(self, database: Database, records: Records, books: Books) -> None:
@@ -122,9 +122,9 @@ class Settling:
         it is not, and the end has a cost, that is booked as wasted, too.
         """
         with self._database.write("settle") as db:
-            return self.settle_in(db, settlements, now=now, batch=batch, run=run)
+            return self.settle_within(db, settlements, now=now, batch=batch, run=run)
 
-    def settling(self, settlement: Settlement, *, now: datetime, run: int) -> Callable[[], None]:
+    def begin_settle(self, settlement: Settlement, *, now: datetime, run: int) -> Callable[[], None]:
         """Ask to settle the end of one of the run's calls, as `settle` does. Those that end together share a commit.
 
         What this gives waits for that, and has to be called.
@@ -144,7 +144,7 @@ class Settling:
         for call in calls:
             call.company = len(calls) > 1
         for call in calls:
-            self.settle_in(db, [call.settlement], now=call.now, run=call.run)
+            self.settle_within(db, [call.settlement], now=call.now, run=call.run)
 
     def settle_answers(
         self,
@@ -212,7 +212,7 @@ class Settling:
         about = self._records.terms(db, terms)
         met, lateness = punctuality(OUTCOMES[outcome], about.deadline, now)
         last = first + count - 1
-        db.execute(_INSERT_SETTLING, (last, first, job, terms, outcome, lane, batch, attempts, micros(now), met))
+        db.execute(_INSERT_GROUP, (last, first, job, terms, outcome, lane, batch, attempts, micros(now), met))
         summed = Sum(
             job=self._records.job_name(db, job),
             lane=LANES[lane],
@@ -246,7 +246,7 @@ class Settling:
             size = sum(row.size for row in self._records.rows(db, requests).values())
             self._books.unseen(db, about.job, most_of(about, len(requests), size, lane=lane), now)
 
-    def settle_in(
+    def settle_within(
         self,
         db: Connection,
         settlements: Sequence[Settlement],
@@ -255,7 +255,7 @@ class Settling:
         batch: int | None = None,
         run: int | None = None,
     ) -> int:
-        """The same as `settle`, inside a transaction."""
+        """The same as `settle`, within a transaction."""
         rows = self._records.rows(db, [each.id for each in settlements])
         known = [(row, each) for each in sorted(settlements, key=_number) if (row := rows.get(each.id)) is not None]
         fresh, late = _sorted_out(known, batch, run)
@@ -294,7 +294,7 @@ class Settling:
             return 0
         if row.result is not None:
             (line,) = db.execute("SELECT line FROM result WHERE seq = ?", (row.result,)).fetchone()
-            settled_by = self._records.settling(db, row.result).batch
+            settled_by = self._records.result_group(db, row.result).batch
             if line == repeat.line or (batch and settled_by == batch):
                 return 0
         if not db.execute("INSERT INTO late VALUES (?, ?) ON CONFLICT DO NOTHING", (row.id, batch)).rowcount:
@@ -309,7 +309,7 @@ class Settling:
         """
         with self._database.write("book_stray") as db:
             row = self._records.rows(db, [request]).get(request)
-            if row is not None and row.result is not None and self._records.settling(db, row.result).batch == batch:
+            if row is not None and row.result is not None and self._records.result_group(db, row.result).batch == batch:
                 return  # the row that settled it, read again
             if _is_turn(db, request, line):
                 return

@@ -222,9 +222,9 @@ class SqliteDatabase:
         """Nobody tells what other processes do to a file."""
         return False
 
-    def wipe(self, *, again: bool = False) -> None:
+    def wipe(self, *, retry: bool = False) -> None:
         """Empty the log, which holds what was purged. While another connection reads it, that fails."""
-        if again and self._wiped:
+        if retry and self._wiped:
             return
         with self._using():
             self.connection.execute("PRAGMA busy_timeout = 0")
@@ -243,7 +243,7 @@ class SqliteDatabase:
         """All: whoever gets a lock knows."""
         return list(names)
 
-    def process_lock(self, name: str, *, again: bool = False) -> MemoryLock | ProcessLock:  # noqa: ARG002
+    def process_lock(self, name: str, *, retake: bool = False) -> MemoryLock | ProcessLock:  # noqa: ARG002
         """The lock of this name: a file beside the ledger's."""
         lock = MemoryLock() if self._memory else ProcessLock(self._folder / f"{name}.lock")
         self._locks.add(lock)

@@ -58,7 +58,7 @@ def connect(path: str, *, known: FileId | None = None) -> tuple[sqlite3.Connecti
     try:
         if found is not None:
             make_private(path)
-        _settle_in(db, path)
+        _configure(db, path)
         migrate(db, path)
     except sqlite3.DatabaseError as error:
         db.close()
@@ -76,7 +76,7 @@ def _plus(one: str, other: str) -> str:
     return str(int(one) + int(other))
 
 
-def _settle_in(db: sqlite3.Connection, path: str) -> None:
+def _configure(db: sqlite3.Connection, path: str) -> None:
     db.create_function("plus", 2, _plus, deterministic=True)
     # Bodies and result lines pack better (three of 10 KB to a page, where one of 16 KB takes a single one), and a bulk
     # needs fewer calls of the system for the same bytes; a single request's commits write more. Only new files heed it.

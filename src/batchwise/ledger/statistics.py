@@ -23,7 +23,7 @@ from .values import Counts
 __all__ = ["Statistics"]
 
 _COUNT = (
-    f"SELECT {LANE_NOW}, {STATUS_NOW}, s.outcome, count(*) FROM part p CROSS JOIN {REQUESTS} "
+    f"SELECT {LANE_NOW}, {STATUS_NOW}, g.outcome, count(*) FROM part p CROSS JOIN {REQUESTS} "
     "WHERE p.job = ? AND q.id BETWEEN p.first AND p.last GROUP BY 1, 2, 3"
 )
 _REFUSED = OUTCOME_CODES[Outcome.REFUSED]
@@ -109,7 +109,7 @@ class Statistics:
     def batches(self, *, job: int | None, limit: int = 200) -> list[dict[str, Any]]:
         """Return the last batches with an id of the API, of a job or of all, oldest first; fields of `BatchRecord`."""
         of_job = (
-            "AND (id IN (SELECT batch FROM settling WHERE job = ?) OR id IN "
+            "AND (id IN (SELECT batch FROM result_group WHERE job = ?) OR id IN "
             "(SELECT c.batch FROM cohort c JOIN terms t ON t.id = c.terms WHERE t.job = ?)) "
         )
         where, values = ("", ()) if job is None else (of_job, (job, job))
@@ -122,7 +122,7 @@ class Statistics:
             ).fetchall()
             numbers = [row[0] for row in found]
             terms: dict[int, set[int]] = {number: set() for number in numbers}
-            for table in ("settling", "cohort"):
+            for table in ("result_group", "cohort"):
                 select = f"SELECT DISTINCT batch, terms FROM {table} WHERE batch"
                 for batch, number in self._records.select(db, select, numbers) if numbers else ():
                     terms[batch].add(number)

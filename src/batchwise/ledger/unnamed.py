@@ -36,8 +36,8 @@ class Unnamed:
         """Store a bulk of these requests, in this order; returns the number of its job."""
         last = self._records.last_result(db)
         job = self._database.insert(db, "INSERT INTO job (behind) VALUES (?)", (last,))
-        parts = [(job, part.start, part.stop - 1, place) for place, part in _parts(given)]
-        db.executemany("INSERT INTO part (job, first, last, place) VALUES (?, ?, ?, ?)", parts)
+        parts = [(job, part.start, part.stop - 1, ordinal) for ordinal, part in _parts(given)]
+        db.executemany("INSERT INTO part (job, first, last, ordinal) VALUES (?, ?, ?, ?)", parts)
         earlier = "SELECT min(seq) - 1 FROM part JOIN result ON request BETWEEN part.first AND part.last WHERE job = ?"
         db.execute(f"UPDATE job SET behind = coalesce(({earlier}), behind) WHERE id = ?", (job, job))  # noqa: S608
         return job
@@ -53,49 +53,49 @@ class Unnamed:
             (self._behind[job],) = found
         return self._behind[job]
 
-    def settlings(self, db: Connection, job: int | None) -> tuple[str, tuple[int, ...]]:
-        """The condition that settlings s may hold results of a job (None: any), and its values."""
+    def groups(self, db: Connection, job: int | None) -> tuple[str, tuple[int, ...]]:
+        """The condition that groups g of results may hold some of a job (None: of any), and its values."""
         if job is None:
             return "TRUE", ()
         if self.behind(db, job) is not None:
-            return "s.job = 0", ()
-        return f"s.job = ?{' AND s.job > 0' if job else ''}", (job,)  # has an index
+            return "g.job = 0", ()
+        return f"g.job = ?{' AND g.job > 0' if job else ''}", (job,)  # has an index
 
     def results(self, db: Connection, job: int | None) -> tuple[str, tuple[int, ...]]:
-        """The condition that results r of such settlings are the job's, and its values."""
+        """The condition that results r of such groups are the job's, and its values."""
         if job is None or self.behind(db, job) is None:
             return "TRUE", ()
         return is_in("r.request"), (job,)
 
     def results_behind(self, db: Connection, job: int | None, after: int) -> tuple[str, tuple[int, ...]]:
-        """The condition that results r of settlings s are behind a cursor, and a job's (None: any), and its values."""
-        (which, values), (mine, more) = self.settlings(db, job), self.results(db, job)
+        """The condition that results r of groups g are behind a cursor and of a job (None: of any), and its values."""
+        (which, values), (mine, more) = self.groups(db, job), self.results(db, job)
         start = max(after, self.behind(db, job) or 0)
         return f"{BEHIND} AND {which} AND {mine}", (start, start, start, *values, *more)
 
     @staticmethod
     def requests_behind(db: Connection, job: int, after: int) -> tuple[str, tuple[int, ...]]:
         """What follows a SELECT of requests q of it behind one of them (0: all), in order, and its values."""
-        part = "SELECT place FROM part WHERE job = ? AND first <= ? AND last >= ?"
-        (place,) = db.execute(part, (job, after, after)).fetchone() or (0,)
-        behind = "q.id BETWEEN CASE WHEN p.place > ? OR p.first > ? THEN p.first ELSE ? + 1 END AND p.last"
+        part = "SELECT ordinal FROM part WHERE job = ? AND first <= ? AND last >= ?"
+        (ordinal,) = db.execute(part, (job, after, after)).fetchone() or (0,)
+        behind = "q.id BETWEEN CASE WHEN p.ordinal > ? OR p.first > ? THEN p.first ELSE ? + 1 END AND p.last"
         return (
-            f"FROM part p CROSS JOIN request q WHERE p.job = ? AND p.place >= ? AND {behind}",
-            (job, place, place, after, after),
+            f"FROM part p CROSS JOIN request q WHERE p.job = ? AND p.ordinal >= ? AND {behind}",
+            (job, ordinal, ordinal, after, after),
         )
 
-    def places(self, db: Connection, job: int, requests: Sequence[int]) -> list[int]:
-        """Return the positions of these requests in such a job, from 0."""
-        places = []
-        first, last, place = 0, -1, 0
+    def ordinals(self, db: Connection, job: int, requests: Sequence[int]) -> list[int]:
+        """Return the ordinals of these requests in such a job, from 0."""
+        ordinals = []
+        first, last, ordinal = 0, -1, 0
         for number in requests:
             if not first <= number <= last:
-                first, last, place = db.execute(
-                    "SELECT first, last, place FROM part WHERE job = ? AND first <= ? ORDER BY first DESC LIMIT 1",
+                first, last, ordinal = db.execute(
+                    "SELECT first, last, ordinal FROM part WHERE job = ? AND first <= ? ORDER BY first DESC LIMIT 1",
                     (job, number),
                 ).fetchone()
-            places.append(place + number - first)
-        return places
+            ordinals.append(ordinal + number - first)
+        return ordinals
 
     @staticmethod
     def purge(db: Connection) -> None:
@@ -109,21 +109,21 @@ class Unnamed:
 
 
 def _parts(given: Sequence[range]) -> list[tuple[int, range]]:
-    """Return ranges with the positions of their first requests; a repeated request has its first position."""
+    """Return ranges with the ordinals of their first requests; a repeated request has its first ordinal."""
     parts: list[tuple[int, range]] = []
     if all(one.stop <= next_.start for one, next_ in pairwise(sorted(given, key=lambda part: part.start))):
-        place = 0
+        ordinal = 0
         for part in given:
-            parts.append((place, part))
-            place += len(part)
+            parts.append((ordinal, part))
+            ordinal += len(part)
         return parts
-    places: dict[int, int] = {}
-    for place, number in enumerate(chain.from_iterable(given)):
-        places.setdefault(number, place)
-    for number, place in places.items():
+    ordinals: dict[int, int] = {}
+    for ordinal, number in enumerate(chain.from_iterable(given)):
+        ordinals.setdefault(number, ordinal)
+    for number, ordinal in ordinals.items():
         begin, part = parts[-1] if parts else (0, range(0))
-        if parts and (number, place) == (part.stop, begin + len(part)):
+        if parts and (number, ordinal) == (part.stop, begin + len(part)):
             parts[-1] = begin, range(part.start, number + 1)
         else:
-            parts.append((place, range(number, number + 1)))
+            parts.append((ordinal, range(number, number + 1)))
     return parts

@@ -201,8 +201,8 @@ class ResultRow(NamedTuple):
     cache_saved: int
     """pico-USD that the prompt cache saved; negative: it cost more."""
     how: ResultGroup
-    place: int | None = None
-    """In its job; None in the shared scope."""
+    ordinal: int | None = None
+    """How many requests of its job were accepted before it; None: it is in the shared scope."""
 
 
 class Page(list[ResultRow]):

@@ -13,7 +13,18 @@ import orjson
 
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.records import Records
-from batchwise.ledger.values import Accepted, Cap, Claim, Entry, Offer, RequestRow, ResultRow, Settlement, Turn, Which
+from batchwise.ledger.values import (
+    Accepted,
+    Claim,
+    Entry,
+    MaxSpend,
+    Offer,
+    RequestRow,
+    ResultRow,
+    Settlement,
+    Turn,
+    Which,
+)
 from batchwise.models import Lane, Outcome, Reason, Status
 from batchwise.planning.state import BatchState, BatchView, Terms
 
@@ -113,8 +124,8 @@ class World:
         assert row is not None
         return row.status
 
-    def cap(self, limit: int, since: datetime | None = None) -> Cap:
-        return Cap(limit=limit, since=since)
+    def max_spend(self, limit: int, since: datetime | None = None) -> MaxSpend:
+        return MaxSpend(limit=limit, since=since)
 
 
 def posted(ledger: Ledger, batch: BatchView, *, now: datetime = NOW, **posting: Any) -> None:

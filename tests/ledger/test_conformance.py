@@ -15,7 +15,7 @@ import pytest
 from batchwise.errors import BatchwiseError, KeyConflictError, LedgerError, SpendLimitError, WrongWorkspaceError
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.open_rows import Answer, OpenRows
-from batchwise.ledger.values import Cap, Claim, Offer, ResultGroup, Turn, Which
+from batchwise.ledger.values import Claim, MaxSpend, Offer, ResultGroup, Turn, Which
 from batchwise.models import Lane, Outcome, Policy
 from batchwise.planning.cache_priming import Caching, Hits, Primed
 from batchwise.planning.capacity import Measured
@@ -197,7 +197,7 @@ def test_terms_of_a_bulk_that_failed_are_not_taken_for_others(world: World) -> N
     dear = attrs.evolve(FLEXIBLE, max_cost_each=7)
     with pytest.raises(KeyConflictError):
         world.bulk([entry("a", dear, '{"n":1}'), entry("a", dear, '{"n":2}')])
-    world.accept("b", FLEXIBLE, cap=world.cap(0))
+    world.accept("b", FLEXIBLE, max_spend=world.max_spend(0))
     assert world.ledger.snapshot().batch_queue[0].terms.max_cost_each == 0
 
 
@@ -432,45 +432,45 @@ def test_an_ended_bulk_takes_no_more(world: World) -> None:
 PRICED = attrs.evolve(FLEXIBLE, max_cost_each=100, max_cost_per_byte=10)
 
 
-def test_the_cap_counts_reserved_spent_and_wasted(world: World) -> None:
+def test_the_spend_limit_counts_reserved_spent_and_wasted(world: World) -> None:
     body = b"1234567890"  # 300 reserved: a call costs 200 at most, a batch half of it
-    one = world.accept("a", PRICED, body, cap=world.cap(300)).row.id
+    one = world.accept("a", PRICED, body, max_spend=world.max_spend(300)).row.id
     with pytest.raises(SpendLimitError, match="max_spend"):
-        world.accept("b", PRICED, body, cap=world.cap(599))
+        world.accept("b", PRICED, body, max_spend=world.max_spend(599))
     assert find(world.ledger, "b", job=None) is None
-    world.accept("b", PRICED, body, cap=world.cap(600))
-    world.accept("a", PRICED, body, cap=world.cap(0)), "nothing new"
+    world.accept("b", PRICED, body, max_spend=world.max_spend(600))
+    world.accept("a", PRICED, body, max_spend=world.max_spend(0)), "nothing new"
     batch = world.opened()
     world.ledger.settle([settlement(one, cost=50)], now=NOW, batch=batch.id)
     with pytest.raises(SpendLimitError):
-        world.accept("c", PRICED, body, cap=world.cap(649))
-    world.accept("c", PRICED, body, cap=world.cap(650))
+        world.accept("c", PRICED, body, max_spend=world.max_spend(649))
+    world.accept("c", PRICED, body, max_spend=world.max_spend(650))
     other = world.opened()
     for _ in range(2):
         world.ledger.book_stray(other.id, one, b"a", 7)
         world.ledger.book_stray(batch.id, one, b"a", 7)  # the row that settled it, read again
     with pytest.raises(SpendLimitError):
-        world.accept("d", FLEXIBLE, body, cap=world.cap(656))
-    world.accept("d", FLEXIBLE, body, cap=world.cap(657))
+        world.accept("d", FLEXIBLE, body, max_spend=world.max_spend(656))
+    world.accept("d", FLEXIBLE, body, max_spend=world.max_spend(657))
     assert world.ledger.statistics.report(job=None).wasted == Decimal(7).scaleb(-12)
 
 
-def test_the_cap_over_a_period(world: World) -> None:
+def test_the_spend_limit_over_a_period(world: World) -> None:
     one, two = world.accept("a").row.id, world.accept("b").row.id
     batch = world.opened()
     world.ledger.settle([settlement(one, cost=50)], now=NOW, batch=batch.id)
     world.ledger.settle([settlement(two, cost=20)], now=NOW + HOUR, batch=batch.id)
     with pytest.raises(SpendLimitError):
-        world.accept("c", cap=world.cap(19, NOW + HOUR))
-    world.accept("c", cap=world.cap(20, NOW + HOUR))
+        world.accept("c", max_spend=world.max_spend(19, NOW + HOUR))
+    world.accept("c", max_spend=world.max_spend(20, NOW + HOUR))
 
 
 def test_a_bulk_over_the_cap_stays_out_whole(world: World) -> None:
     entries = [entry(str(n), PRICED, b"1234567890") for n in range(3)]
     with pytest.raises(SpendLimitError):
-        world.bulk(entries, cap=world.cap(899))
+        world.bulk(entries, max_spend=world.max_spend(899))
     assert total(world.ledger)[QUEUED] == 0
-    world.bulk(entries, cap=world.cap(900))
+    world.bulk(entries, max_spend=world.max_spend(900))
 
 
 def test_the_reserve_follows_cancel_reopen_and_requeue(world: World) -> None:
@@ -478,16 +478,16 @@ def test_the_reserve_follows_cancel_reopen_and_requeue(world: World) -> None:
     job = world.ledger.jobs.number("job")
     assert job is not None
     world.ledger.cancel(now=NOW)
-    world.accept("x", cap=world.cap(0))
+    world.accept("x", max_spend=world.max_spend(0))
     world.ledger.reopen(job=job, outcomes=[Outcome.CANCELED], now=NOW)
     with pytest.raises(SpendLimitError):
-        world.accept("y", cap=world.cap(899))
+        world.accept("y", max_spend=world.max_spend(899))
     batch = world.opened(terms=[group.terms.id for group in world.ledger.snapshot().batch_queue])
     (first, *_) = missing(world.ledger, batch.id)
     requeue(world.ledger, [first], lane=BATCH, costs_attempt=True, now=NOW, turn=b"t", body=b"12345678901234567890")
     with pytest.raises(SpendLimitError):
-        world.accept("y", cap=world.cap(1_049))
-    world.accept("y", cap=world.cap(1_050))
+        world.accept("y", max_spend=world.max_spend(1_049))
+    world.accept("y", max_spend=world.max_spend(1_050))
 
 
 def test_what_has_no_price_counts_with_all_that_was_kept_for_it(world: World) -> None:
@@ -501,30 +501,30 @@ def test_what_has_no_price_counts_with_all_that_was_kept_for_it(world: World) ->
     requeue(world.ledger, numbers[2:], lane=SYNC, costs_attempt=True, now=NOW)
     world.ledger.settle([settlement(numbers[2], lane=SYNC, cost=None, maybe_billed=True)], now=NOW)
     with pytest.raises(SpendLimitError):
-        world.accept("c", cap=world.cap(399))
+        world.accept("c", max_spend=world.max_spend(399))
     with pytest.raises(SpendLimitError):
-        world.accept("c", cap=world.cap(399, NOW))
-    world.accept("c", cap=world.cap(400, NOW))
+        world.accept("c", max_spend=world.max_spend(399, NOW))
+    world.accept("c", max_spend=world.max_spend(400, NOW))
     assert world.ledger.statistics.report(job=None).unpriced == 3
 
 
 def test_what_may_be_bought_again_is_kept_under_the_cap(world: World) -> None:
     body = b"1234567890"  # a batch costs 100 at most, a call 200
-    numbers = world.bulk([entry(str(n), PRICED, body) for n in range(3)], cap=world.cap(900))
+    numbers = world.bulk([entry(str(n), PRICED, body) for n in range(3)], max_spend=world.max_spend(900))
     batch = world.opened()
 
     def bought_again(room: int, number: int, lane: Lane) -> bool:
         before = world.ledger.snapshot(), world.ledger.statistics.report(job=None)
         try:
             options = {"costs_attempt": True, "now": NOW, "maybe_billed": True}
-            requeue(world.ledger, [number], lane=lane, cap=world.cap(900 + room), **options)
+            requeue(world.ledger, [number], lane=lane, max_spend=world.max_spend(900 + room), **options)
         except SpendLimitError:
             assert (world.ledger.snapshot(), world.ledger.statistics.report(job=None)) == before
             return False
         return True
 
     with pytest.raises(SpendLimitError):
-        unseal(world.ledger, batch.id, now=NOW, keep=True, maybe_billed=True, cap=world.cap(1_199))
+        unseal(world.ledger, batch.id, now=NOW, keep=True, maybe_billed=True, max_spend=world.max_spend(1_199))
     assert not bought_again(99, numbers[0], BATCH)
     assert bought_again(0, numbers[0], SYNC), "the call of a rescue is kept for from the beginning"
     assert bought_again(100, numbers[1], BATCH)
@@ -532,10 +532,10 @@ def test_what_may_be_bought_again_is_kept_under_the_cap(world: World) -> None:
     (claim,) = world.ledger.claim(terms, 1, run=world.run, now=NOW)
     with pytest.raises(SpendLimitError):
         world.ledger.note_attempt(
-            claim.id, run=world.run, costs_attempt=True, maybe_billed=True, now=NOW, cap=world.cap(1_199)
+            claim.id, run=world.run, costs_attempt=True, maybe_billed=True, now=NOW, max_spend=world.max_spend(1_199)
         )
     assert world.ledger.note_attempt(
-        claim.id, run=world.run, costs_attempt=True, maybe_billed=True, now=NOW, cap=world.cap(1_200)
+        claim.id, run=world.run, costs_attempt=True, maybe_billed=True, now=NOW, max_spend=world.max_spend(1_200)
     )
     assert world.ledger.statistics.report(job=None).possible_doubles == 3
 
@@ -558,11 +558,11 @@ def test_books_of_large_amounts(world: World) -> None:
     unsealed = world.opened(terms=[find(world.ledger, "dear 0", job="dear").terms.id])  # type: ignore[union-attr]
     unseal(world.ledger, unsealed.id, now=NOW, keep=True, maybe_billed=True)
     with pytest.raises(SpendLimitError, match=r"beside 80500000\.0"):
-        world.accept("c", cap=world.cap(50_000_000 * 10**12, NOW))
+        world.accept("c", max_spend=world.max_spend(50_000_000 * 10**12, NOW))
     with pytest.raises(SpendLimitError):
-        world.accept("c", cap=world.cap(2 * large - 1))
+        world.accept("c", max_spend=world.max_spend(2 * large - 1))
     with pytest.raises(SpendLimitError):
-        world.accept("c", cap=world.cap(2 * large - 1, NOW))
+        world.accept("c", max_spend=world.max_spend(2 * large - 1, NOW))
 
 
 # -- sealing ------------------------------------------------------------------------------------------------------
@@ -1521,8 +1521,8 @@ def test_what_a_clock_that_was_ahead_spent_and_settled_counts_as_of_now(world: W
     found = result_of(world.ledger, first)
     assert found is not None
     assert found.how.settled_at == NOW
-    cap = Cap(limit=6, since=NOW + HOUR)
-    assert world.ledger.accept(Offer(entry("b"), None, world.run, NOW + 2 * HOUR, cap=cap)).created
+    max_spend = MaxSpend(limit=6, since=NOW + HOUR)
+    assert world.ledger.accept(Offer(entry("b"), None, world.run, NOW + 2 * HOUR, max_spend=max_spend)).created
     assert world.ledger.purge(before=NOW + MINUTE) == 1
 
 

@@ -152,7 +152,7 @@ class _Answering(ABC):
         return read_call(dict(request.headers), body, tags, self._shared.now(), self._known)
 
     def _passes_through(self, call: Call) -> bool:
-        """Whether its stream goes through as it comes: somebody reads it now, and no cap has to be kept."""
+        """Whether its stream goes through as it comes: somebody reads it now, and there is no spend limit."""
         policy = self._shared.policy
         if not (call.stream and call.blocking and policy.max_spend is None):
             return False

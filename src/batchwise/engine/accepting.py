@@ -102,7 +102,7 @@ class Accepting:
         if terms.lane is Lane.SYNC and Lane.SYNC not in self._suspensions.lanes:
             claims = []
         entry = Entry(request.key, request.body, terms)
-        return Offer(entry, job, self._run, now, claims, self._spend_limit.cap()), decision
+        return Offer(entry, job, self._run, now, claims, self._spend_limit.max_spend()), decision
 
     def _accepted(self, offer: Offer, decision: Decision, store: Callable[[], Accepted]) -> tuple[Accepted, Decision]:
         try:
@@ -166,7 +166,7 @@ class Accepting:
             if check_models is not None:
                 check_models(group.terms.model for group in groups)
             moves = self._admissions.all(groups, now)
-            intake.accept(now=now, cap=self._spend_limit.cap(), flush=True, sync=moves)
+            intake.accept(now=now, max_spend=self._spend_limit.max_spend(), flush=True, sync=moves)
         self._kept_policy.keep()
         self._admissions.forget()
         self._tell_all(groups, moves, job, now)

@@ -272,7 +272,7 @@ async def _retry(
                 costs_attempt=costs,
                 maybe_billed=maybe_billed,
                 now=engine.now(),
-                cap=engine.spend_limit.cap(),
+                max_spend=engine.spend_limit.max_spend(),
                 turn=None if turn is None else Turn(turn, claim.body, claim.terms.asked),
             )
 

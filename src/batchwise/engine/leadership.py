@@ -39,7 +39,7 @@ class Leadership:
 
     def clear_up(self) -> bool:
         """Take over the calls of a process that has ended; returns whether there were any."""
-        return self._ledger.recover(now=self._now(), cap=self._spend_limit.cap()) > 0
+        return self._ledger.recover(now=self._now(), max_spend=self._spend_limit.max_spend()) > 0
 
     def resign(self) -> None:
         """Give the lease back, if this process holds it."""

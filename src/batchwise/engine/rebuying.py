@@ -37,7 +37,7 @@ def buy_again(
             costs_attempt=costs_attempt,
             now=engine.now(),
             maybe_billed=True,
-            cap=engine.spend_limit.cap(),
+            max_spend=engine.spend_limit.max_spend(),
         )
 
     for start in range(0, len(requests), _SOME):

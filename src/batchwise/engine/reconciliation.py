@@ -213,7 +213,7 @@ async def give_up(engine: Engine, batch: BatchView) -> None:
                 now=engine.now(),
                 keep=True,
                 maybe_billed=True,
-                cap=engine.spend_limit.cap(),
+                max_spend=engine.spend_limit.max_spend(),
             )
         except SpendLimitError:  # there is no room for all of them
             numbers = engine.ledger.numbers(Which(batch=batch.id))

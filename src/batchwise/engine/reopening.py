@@ -26,11 +26,11 @@ def reopen(engine: Engine, job: int, outcomes: Sequence[Outcome], latency: Laten
         SpendLimitError: They could pass the spend limit; none of them is queued.
         UnknownPriceError: There is a spend limit, and the price of a model is unknown.
     """
-    cap, now = engine.spend_limit.cap(), engine.now()
-    with_max_cost = None if cap is None else partial(engine.router.with_max_cost, now=now)
+    max_spend, now = engine.spend_limit.max_spend(), engine.now()
+    with_max_cost = None if max_spend is None else partial(engine.router.with_max_cost, now=now)
     routed = None if latency is None else _routed(engine, job, outcomes, latency)
     return engine.ledger.reopen(
-        job=job, outcomes=outcomes, now=engine.now(), cap=cap, with_max_cost=with_max_cost, routed=routed
+        job=job, outcomes=outcomes, now=engine.now(), max_spend=max_spend, with_max_cost=with_max_cost, routed=routed
     )
 
 

@@ -18,7 +18,7 @@ from batchwise.errors import BatchwiseError, SpendLimitError, UnknownPriceError
 from batchwise.ledger.books import cost_to_reserve
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.rows import BATCH, SYNC
-from batchwise.ledger.values import Cap
+from batchwise.ledger.values import MaxSpend
 from batchwise.models import Policy
 from batchwise.planning import agenda
 from batchwise.planning.outcomes import Fault
@@ -30,7 +30,7 @@ from .setbacks import Setbacks
 
 __all__ = ["SpendLimit"]
 
-_UNKEPT = "unkept"
+_UNRESERVED = "unreserved"
 """The setback's name when work waits for room under the spend limit."""
 _NO_ROOM = (
     "the limit has no room for what {} of these requests can cost, or nothing bounds that; they wait. Raise the limit, "
@@ -53,22 +53,22 @@ class SpendLimit:
         self, policy: Policy, ledger: Ledger, router: Router, setbacks: Setbacks, now: Callable[[], datetime]
     ) -> None:
         self._policy, self._ledger, self._router, self._setbacks, self._now = policy, ledger, router, setbacks, now
-        self._sent_uncapped = 0
+        self._sent_without_limit = 0
         """The most pico-USD that running work costs which was sent without a spend limit, if there is one now."""
         if policy.max_spend is not None:
-            self._count_uncapped(ledger.snapshot(), now())
+            self._count_sent_without_limit(ledger.snapshot(), now())
 
-    def cap(self) -> Cap | None:
+    def max_spend(self) -> MaxSpend | None:
         """Return the spend limit as of now; None: there is none."""
         if self._policy.max_spend is None:
             return None
         period = self._policy.max_spend_period
-        limit = int(self._policy.max_spend * PICO) - self._sent_uncapped
-        return Cap(limit=limit, since=None if period is None else self._now() - period)
+        limit = int(self._policy.max_spend * PICO) - self._sent_without_limit
+        return MaxSpend(limit=limit, since=None if period is None else self._now() - period)
 
-    def bounded(self, terms: Terms, body: bytes) -> Terms:
+    def with_max_cost(self, terms: Terms, body: bytes) -> Terms:
         """Return the terms with the most that their request with this body can cost, or as they are without a bound."""
-        return self._bounded(terms, body, self._now()) or terms
+        return self._with_max_cost(terms, body, self._now()) or terms
 
     def sendable(
         self, known: Snapshot, now: datetime, read_again: Callable[[], Snapshot]
@@ -82,61 +82,62 @@ class SpendLimit:
         """
         if self._policy.max_spend is None:
             return known, ()
-        self._count_uncapped(known, now)
-        cap = self.cap()
-        if cap is not None and self._keep(known, cap, now):
+        self._count_sent_without_limit(known, now)
+        max_spend = self.max_spend()
+        if max_spend is not None and self._reserve(known, max_spend, now):
             known = read_again()
-        right, held = self._without_unkept(known, now)
+        right, held = self._without_unreserved(known, now)
         if not held:
-            self._setbacks.mended(_UNKEPT)
+            self._setbacks.mended(_UNRESERVED)
             return right, ()
         pause = self._policy.poll_every[1]
         fault = Fault(None, "spend_limit", _NO_ROOM.format(held))
-        self._setbacks.refused(_UNKEPT, "sending what was accepted without Policy.max_spend", fault, pause)
+        self._setbacks.refused(_UNRESERVED, "sending what was accepted without Policy.max_spend", fault, pause)
         return right, (agenda.WaitUntil(now + pause),)
 
-    def _count_uncapped(self, known: Snapshot, now: datetime) -> None:
+    def _count_sent_without_limit(self, known: Snapshot, now: datetime) -> None:
         """Sum up the most that running requests cost for which nothing is reserved; unbounded tools aside."""
         running = [(SYNC, known.sync_running), *((BATCH, batch.groups) for batch in known.batches)]
-        self._sent_uncapped = sum(
+        self._sent_without_limit = sum(
             cost_to_reserve(terms, group.requests, group.size, lane=lane)
             for lane, groups in running
-            for group, terms in self._unkept(groups, now)
+            for group, terms in self._unreserved(groups, now)
             if terms is not None
         )
 
-    def _keep(self, known: Snapshot, cap: Cap, now: datetime) -> int:
+    def _reserve(self, known: Snapshot, max_spend: MaxSpend, now: datetime) -> int:
         """Reserve the cost of queued requests for which nothing is reserved, while there is room; returns how many."""
 
-        def bounded(terms: Terms, body: bytes) -> Terms | None:
-            return self._bounded(terms, body, now)
+        def with_max_cost(terms: Terms, body: bytes) -> Terms | None:
+            return self._with_max_cost(terms, body, now)
 
-        queued = self._unkept((*known.sync_queue, *known.batch_queue), now)
+        queued = self._unreserved((*known.sync_queue, *known.batch_queue), now)
         return sum(
-            self._ledger.reserve_cost(number, bounded, cap=cap) for number in {group.terms.id for group, _ in queued}
+            self._ledger.reserve_cost(number, with_max_cost, max_spend=max_spend)
+            for number in {group.terms.id for group, _ in queued}
         )
 
-    def _bounded(self, terms: Terms, body: bytes, now: datetime) -> Terms | None:
+    def _with_max_cost(self, terms: Terms, body: bytes, now: datetime) -> Terms | None:
         """Return the terms with the most that their request with this body can cost; None: nothing bounds that."""
         try:
             return self._router.with_max_cost_of(terms, body, now=now)
         except BatchwiseError:
             return None
 
-    def _without_unkept(self, known: Snapshot, now: datetime) -> tuple[Snapshot, int]:
+    def _without_unreserved(self, known: Snapshot, now: datetime) -> tuple[Snapshot, int]:
         """Return the snapshot without queued requests for which nothing is reserved, and how many those are."""
         queued = (*known.sync_queue, *known.batch_queue)
-        unkept = {group.terms.id for group, _ in self._unkept(queued, now)}
-        if not unkept:
+        unreserved = {group.terms.id for group, _ in self._unreserved(queued, now)}
+        if not unreserved:
             return known, 0
         right = attrs.evolve(
             known,
-            sync_queue=tuple(group for group in known.sync_queue if group.terms.id not in unkept),
-            batch_queue=tuple(group for group in known.batch_queue if group.terms.id not in unkept),
+            sync_queue=tuple(group for group in known.sync_queue if group.terms.id not in unreserved),
+            batch_queue=tuple(group for group in known.batch_queue if group.terms.id not in unreserved),
         )
-        return right, sum(group.requests for group in queued if group.terms.id in unkept)
+        return right, sum(group.requests for group in queued if group.terms.id in unreserved)
 
-    def _unkept(self, groups: Iterable[Group], now: datetime) -> Iterator[tuple[Group, Terms | None]]:
+    def _unreserved(self, groups: Iterable[Group], now: datetime) -> Iterator[tuple[Group, Terms | None]]:
         """Yield the groups for which nothing is reserved, with terms that say how much has to be.
 
         None in place of terms: nothing bounds their cost.

@@ -138,7 +138,7 @@ class Accepting:
         free = known is not None and not known.taken and (job, key) not in added.keys
         found = None if job is None or free else find(db, job, key)
         if found is None:
-            self._books.check_cap(db, offer.cap, cost_to_reserve(entry.terms, 1, len(entry.body)))
+            self._books.check_max_spend(db, offer.max_spend, cost_to_reserve(entry.terms, 1, len(entry.body)))
             if job is None:
                 job = add_job(self._database, db, name)
             if not visible:
@@ -224,7 +224,7 @@ class Accepting:
         """Handle a request that exists: tighten it, or begin it anew if it was abandoned; returns whether it was."""
         row = self._records.rows(db, [number])[number]
         moves, terms = self._books.moves(db, offer.now), offer.entry.terms
-        anew = self._repeats.join(db, moves, row, terms, run=offer.run, now=offer.now, cap=offer.cap)
+        anew = self._repeats.join(db, moves, row, terms, run=offer.run, now=offer.now, max_spend=offer.max_spend)
         moves.book()
         if anew and offer.claims is not None:
             row = self._records.rows(db, [number])[number]

@@ -19,9 +19,9 @@ from .open_rows import Cached
 from .records import IN_BATCH, Records, Row
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, QUEUED, SYNC, from_micros, micros
 from .transitions import RequestState, check_beginning, check_request
-from .values import Cap
+from .values import MaxSpend
 
-__all__ = ["Books", "Moves", "Place", "cost_to_reserve", "most_again", "most_of", "place_of"]
+__all__ = ["Books", "Moves", "Place", "cost_to_reserve", "most_of", "place_of", "unreserved_cost"]
 
 _MICROSECOND = timedelta(microseconds=1)
 _BODIES = 128
@@ -76,10 +76,10 @@ def cost_to_reserve(terms: Terms, requests: int, size: int, *, lane: int | None 
     return call if where == SYNC else call + most_of(terms, requests, size, lane=where)
 
 
-def most_again(terms: Terms, requests: int, size: int, *, before: int, lane: int) -> int:
-    """pico-USD beyond what is kept for requests that may have been billed on a lane before, and go on on this one."""
-    kept, needed = (cost_to_reserve(terms, requests, size, lane=each) for each in (before, lane))
-    return most_of(terms, requests, size, lane=before) + needed - kept
+def unreserved_cost(terms: Terms, requests: int, size: int, *, before: int, lane: int) -> int:
+    """Pico-USD not reserved yet for requests that may have been billed on the lane `before`, and now go to `lane`."""
+    reserved, needed = (cost_to_reserve(terms, requests, size, lane=each) for each in (before, lane))
+    return most_of(terms, requests, size, lane=before) + needed - reserved
 
 
 class Books:
@@ -88,22 +88,22 @@ class Books:
     def __init__(self, database: Database, records: Records) -> None:
         self._database, self._records = database, records
         self._source: Callable[[], str] | None = None
-        self._bound: Callable[[Terms, bytes], Terms] | None = None
+        self._with_max_cost: Callable[[Terms, bytes], Terms] | None = None
         database.undone.append(self._forget)
         self._forget()
 
     def _forget(self) -> None:
         self._noted: tuple[str, str] | None = None
 
-    def reckon_by(self, source: Callable[[], str], bound: Callable[[Terms, bytes], Terms]) -> None:
-        """From now on answers are reckoned by the prices that this names.
+    def reckon_by(self, source: Callable[[], str], with_max_cost: Callable[[Terms, bytes], Terms]) -> None:
+        """Bill answers by these prices from now on.
 
         Args:
-            source: Names them.
-            bound: Terms with what one of their requests can cost at most, by its body; as they are where that is
-                not known.
+            source: Returns a description of the prices.
+            with_max_cost: Returns terms with the most that their request with this body can cost; the terms as they
+                are if that is not known.
         """
-        self._source, self._bound = source, bound
+        self._source, self._with_max_cost = source, with_max_cost
 
     def note_prices(self, db: Connection, now: datetime) -> None:
         """Answers are reckoned by these prices today."""
@@ -144,7 +144,7 @@ class Books:
         return sum(int(row[0]) for row in db.execute("SELECT cost FROM spend WHERE minute >= ?", (start,)))
 
     def reserved_cost(self, db: Connection) -> int:
-        """pico-USD kept for unsettled requests."""
+        """Pico-USD reserved for unsettled requests."""
         return _reserved_cost(db)
 
     def spend(self, db: Connection, cost: int, now: datetime) -> None:
@@ -236,8 +236,8 @@ class Books:
     def _most(
         self, db: Connection, terms: Terms, requests: int, size: int, *, lane: int, which: str, values: Sequence[int]
     ) -> int:
-        kept = terms.max_cost_each or terms.max_cost_per_byte
-        if kept or self._bound is None or terms.adopted:
+        known = terms.max_cost_each or terms.max_cost_per_byte
+        if known or self._with_max_cost is None or terms.adopted:
             return most_of(terms, requests, size, lane=lane)
         # They were accepted without a spend limit; one that is set later counts them as well.
         most, after = 0, -1
@@ -247,7 +247,7 @@ class Books:
                 f"WHERE body.id = request.id AND {which} AND request.id > ? ORDER BY request.id LIMIT {_BODIES}",
                 (*values, after),
             ).fetchall()
-            most += sum(most_of(self._bound(terms, bytes(body)), 1, len(body), lane=lane) for _, body in found)
+            most += sum(most_of(self._with_max_cost(terms, bytes(body)), 1, len(body), lane=lane) for _, body in found)
             if len(found) < _BODIES:
                 return most
             after = found[-1][0]
@@ -267,34 +267,34 @@ class Books:
         self.waste(db, job, possible_doubles=requests)
         self.unseen(db, job, most, now)
 
-    def room(self, db: Connection, cap: Cap) -> int:
-        """pico-USD that a spend limit leaves beside what was spent and what is kept."""
-        return cap.limit - self.spent(db, cap.since) - self.reserved_cost(db)
+    def room(self, db: Connection, max_spend: MaxSpend) -> int:
+        """Pico-USD that a spend limit leaves beside what was spent and what is reserved."""
+        return max_spend.limit - self.spent(db, max_spend.since) - self.reserved_cost(db)
 
-    def check_cap(self, db: Connection, cap: Cap | None, more: int) -> None:
+    def check_max_spend(self, db: Connection, max_spend: MaxSpend | None, more: int) -> None:
         """Refuse what could pass the spend limit.
 
         Raises:
             SpendLimitError: It could cost `more` (pico-USD) than is left.
         """
-        if cap is None:
+        if max_spend is None:
             return
-        spent, reserved = self.spent(db, cap.since), self.reserved_cost(db)
-        if spent + reserved + more > cap.limit:
+        spent, reserved = self.spent(db, max_spend.since), self.reserved_cost(db)
+        if spent + reserved + more > max_spend.limit:
             raise SpendLimitError(
                 f"this could cost {more / PICO:.6f} USD beside {spent / PICO:.6f} spent and "
-                f"{reserved / PICO:.6f} reserved for unsettled work, over max_spend={cap.limit / PICO:.6f}; "
+                f"{reserved / PICO:.6f} reserved for unsettled work, over max_spend={max_spend.limit / PICO:.6f}; "
                 "raise the limit, or wait until reserved work has settled. Nothing was stored or sent"
             )
 
-    def check_again(self, db: Connection, cap: Cap | None, more: int) -> None:
-        """Refuse what may be bought again; not what is kept for already, whatever has been spent.
+    def check_double(self, db: Connection, max_spend: MaxSpend | None, more: int) -> None:
+        """Refuse what may be bought twice. What is reserved already is not refused, whatever has been spent.
 
         Raises:
             SpendLimitError: It could cost `more` (pico-USD) than is left.
         """
         if more > 0:
-            self.check_cap(db, cap, more)
+            self.check_max_spend(db, max_spend, more)
 
 
 class Moves:

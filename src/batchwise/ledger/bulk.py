@@ -30,7 +30,7 @@ from .repeats import Repeats
 from .rows import BATCH, LANE_CODES, QUEUED, SYNC, decode_key, encode_key
 from .runs import Runs
 from .unnamed import Unnamed
-from .values import Cap, Entry
+from .values import Entry, MaxSpend
 
 __all__ = ["Intake", "Intakes"]
 
@@ -289,7 +289,7 @@ class Intake:
         self,
         *,
         now: datetime,
-        cap: Cap | None = None,
+        max_spend: MaxSpend | None = None,
         flush: bool = True,
         sync: Mapping[Terms, tuple[int, Terms]] | None = None,
     ) -> Sequence[int]:
@@ -298,13 +298,13 @@ class Intake:
         `sync`: of these terms (as staged) the last so many are queued for the sync lane instead, on other terms.
 
         Raises:
-            SpendLimitError: It could pass the cap; all of it stays out.
+            SpendLimitError: It could pass the spend limit; all of it stays out.
         """
         self._check_open()
         numbers = self._sum.numbers.all()
         more = sum(cost_to_reserve(*each) for each in self.fresh)
         with self._database.write("intake accept") as db:
-            self._books.check_cap(db, cap, more)
+            self._books.check_max_spend(db, max_spend, more)
             db.execute("UPDATE terms SET staged = 0 WHERE staged = ?", (self._id,))
             moves = self._books.moves(db, now)
             for index, (requests, size) in self._sum.counts.items():
@@ -314,7 +314,7 @@ class Intake:
                 self._divert(db, moves, terms, requests, others, flush=flush)
             # Booked before rows that were there are joined: those of this bulk may be among them.
             moves.book()
-            self._join_repeated(db, now, cap, flush=flush)
+            self._join_repeated(db, now, max_spend, flush=flush)
             if flush:
                 db.executemany(
                     "UPDATE cohort SET flush = 1 WHERE terms = ? AND status = 0",
@@ -347,7 +347,7 @@ class Intake:
         there = Place(new, SYNC, QUEUED, 0)
         moves.move(Place(number, BATCH, QUEUED, 0), there, requests, size, flush=flush)
 
-    def _join_repeated(self, db: Connection, now: datetime, cap: Cap | None, *, flush: bool) -> None:
+    def _join_repeated(self, db: Connection, now: datetime, max_spend: MaxSpend | None, *, flush: bool) -> None:
         """Requests that were there already: tightened, or begun anew."""
         after = 0
         while found := db.execute(
@@ -359,7 +359,9 @@ class Intake:
                 if row is not None:
                     moves = self._books.moves(db, now)
                     new = self._records.terms(db, terms)
-                    self._intakes.repeats.join(db, moves, row, new, run=self._run, now=now, cap=cap, flush=flush)
+                    self._intakes.repeats.join(
+                        db, moves, row, new, run=self._run, now=now, max_spend=max_spend, flush=flush
+                    )
                     moves.book()
             after = found[-1][0]
 

@@ -47,7 +47,7 @@ class Cancelling:
         return self._settlements.settle_within(db, settlements, now=now)
 
     def fail_unaffordable(self, db: Connection, row: Row, now: datetime) -> None:
-        """Settle a call that may have been billed, and that the cap leaves no room to buy again."""
+        """Settle a call that may have been billed, and that the spend limit leaves no room to buy again."""
         (key,) = db.execute("SELECT key FROM request WHERE id = ?", (row.id,)).fetchone()
         line = failed(custom_id(decode_key(key), UNSEALED, row.id), Outcome.FAILED, UNAFFORDABLE)
         end = Settlement(row.id, Outcome.FAILED, LANES[row.lane], line, 0, 0, maybe_billed=True)

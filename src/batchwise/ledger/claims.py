@@ -9,7 +9,7 @@ from .books import Books, Place, place_of
 from .database import Connection, Database
 from .records import Records, Row
 from .rows import BATCH, IN_FLIGHT, SYNC, decode_key
-from .values import Cap, Claim, Turn
+from .values import Claim, MaxSpend, Turn
 
 __all__ = ["Claims"]
 
@@ -39,7 +39,7 @@ class Claims:
         costs_attempt: bool,
         maybe_billed: bool,
         now: datetime,
-        cap: Cap | None = None,
+        max_spend: MaxSpend | None = None,
         turn: Turn | None = None,
     ) -> bool:
         """Book a try, without an answer, of a request that the run goes on with; False: it is the run's no more.
@@ -47,7 +47,7 @@ class Claims:
         `turn`: a message that came, after which it goes on.
 
         Raises:
-            SpendLimitError: It may have been billed, and billing it again could pass the cap. Nothing is booked.
+            SpendLimitError: Billing it a second time could pass the spend limit. Nothing is booked.
         """
         with self._database.write("note_attempt") as db:
             row = self._records.rows(db, [request]).get(request)
@@ -58,7 +58,7 @@ class Claims:
             if maybe_billed:
                 terms = self._records.terms(db, row.terms)
                 most = self._books.most_unseen(db, terms, row)
-                self._books.check_again(db, cap, most)
+                self._books.check_double(db, max_spend, most)
                 self._books.possibly_billed(db, row.job, 1, most, now)
             if turn is not None:
                 moves = self._books.moves(db, now)

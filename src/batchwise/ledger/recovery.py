@@ -14,7 +14,7 @@ from .records import CHUNK, Records
 from .requeuing import Requeuing
 from .rows import SYNC
 from .runs import Runs
-from .values import Cap
+from .values import MaxSpend
 
 __all__ = ["Recovery"]
 
@@ -52,13 +52,13 @@ class Recovery:
         finally:  # whatever failed: a run whose lock is held is taken for alive
             self._runs.end(run)
 
-    def recover(self, *, now: datetime, cap: Cap | None = None) -> int:
+    def recover(self, *, now: datetime, max_spend: MaxSpend | None = None) -> int:
         """Recover the work of dead runs; returns how many requests were touched, without staged ones.
 
         Staged rows go. Unsettled blocking requests (queued for the sync lane, or running) settle CANCELED with the
-        error type `abandoned`. Other sync calls that ran are queued again with an attempt spent, counted as possible
-        doubles; those that could pass the cap if they were billed again fail. Batches in `posting` are not touched:
-        that is the lease holder's work.
+        error type `abandoned`. Other sync calls that ran have spent an attempt, are counted as possible
+        doubles, and are queued again; those that could pass the spend limit if they were billed again fail. Batches in
+        `posting` are left to the holder of the lease.
         """
         mine = self._runs.hold()
         for intake in list(self._intakes.left):
@@ -71,7 +71,7 @@ class Recovery:
             if not lock.acquire():
                 continue
             try:
-                touched += self._recover_run(run, now, cap)
+                touched += self._recover_run(run, now, max_spend)
             finally:
                 lock.remove()
         return touched
@@ -94,7 +94,7 @@ class Recovery:
         self._others = {run: ended for run, ended in runs.items() if run not in self._runs.held}
         self._looked = version, now
 
-    def _recover_run(self, run: int, now: datetime, cap: Cap | None) -> int:
+    def _recover_run(self, run: int, now: datetime, max_spend: MaxSpend | None) -> int:
         with self._database.read() as db:
             staged = db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
         for (intake,) in staged:
@@ -116,9 +116,9 @@ class Recovery:
                 waited = [row.id for row in rows if self._records.terms(db, row.terms).blocking]
                 others = [row for row in rows if not self._records.terms(db, row.terms).blocking]
                 self._cancelling.cancel_rows(db, waited, "abandoned", _ABANDONED, now)
-                for row in others:  # one by one: each takes of the room that the cap leaves
+                for row in others:  # one by one: each takes of the room that the spend limit leaves
                     try:
-                        self._requeuing.book_doubles(db, [row], lane=SYNC, now=now, cap=cap)
+                        self._requeuing.book_doubles(db, [row], lane=SYNC, now=now, max_spend=max_spend)
                     except SpendLimitError:
                         self._cancelling.fail_unaffordable(db, row, now)
                     else:

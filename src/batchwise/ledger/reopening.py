@@ -19,7 +19,7 @@ from .database import Connection, Database
 from .records import CHUNK, RESULTS_BEHIND, Records, Row
 from .rows import LANE_CODES, OUTCOME_CODES, QUEUED
 from .unnamed import Unnamed
-from .values import Cap
+from .values import MaxSpend
 
 __all__ = ["Reopening"]
 
@@ -51,24 +51,24 @@ class Reopening:
         job: int,
         outcomes: Sequence[Outcome],
         now: datetime,
-        cap: Cap | None = None,
+        max_spend: MaxSpend | None = None,
         with_max_cost: Callable[[Terms], Terms] | None = None,
         routed: Mapping[int, Terms] | None = None,
     ) -> int:
         """Queue a job's settled requests of these outcomes anew; attempts, paused turns and refusals are forgotten.
 
         A deadline that has passed is dropped. What they cost stays in the books. With `routed`, only those in it, on
-        these terms. Under a cap, and with `routed`, it is one transaction, else one for some at a time.
+        these terms. Under a spend limit, and with `routed`, it is one transaction, else one for some at a time.
 
         Raises:
-            SpendLimitError: They could pass the cap; none of them is queued.
+            SpendLimitError: They could pass the spend limit; none of them is queued.
             InvalidValueError: Some of them were adopted; none is queued.
         """
         codes = self._database.list_of(OUTCOME_CODES[outcome] for outcome in outcomes)
         wanted = _Wanted(job, codes, routed, (lambda terms: terms) if with_max_cost is None else with_max_cost)
         self._check_own(wanted)
-        if cap is not None or routed is not None:
-            return self._renew_at_once(wanted, now, cap)
+        if max_spend is not None or routed is not None:
+            return self._renew_at_once(wanted, now, max_spend)
         count = after = 0
         while after != -1:
             with self._database.write("reopen") as db:
@@ -89,11 +89,11 @@ class Reopening:
                     "was queued. Dispatch them anew, under a job of their own"
                 )
 
-    def _renew_at_once(self, wanted: _Wanted, now: datetime, cap: Cap | None) -> int:
+    def _renew_at_once(self, wanted: _Wanted, now: datetime, max_spend: MaxSpend | None) -> int:
         with self._database.write("reopen") as db:
             rows = list(self._all_settled(db, wanted))
             more = sum(cost_to_reserve(self._terms(db, wanted, row), 1, row.size) for row in rows)
-            self._books.check_cap(db, cap, more)
+            self._books.check_max_spend(db, max_spend, more)
             self._renew_all(db, wanted, rows, now)
         return len(rows)
 

@@ -12,7 +12,7 @@ from .keys import differing, same_body
 from .records import Records, Row
 from .reopening import Reopening
 from .rows import LANE_CODES, QUEUED, SETTLED, merged
-from .values import Cap
+from .values import MaxSpend
 
 __all__ = ["Repeats"]
 
@@ -45,18 +45,18 @@ class Repeats:
         *,
         run: int,
         now: datetime,
-        cap: Cap | None = None,
+        max_spend: MaxSpend | None = None,
         flush: bool = False,
     ) -> bool:
         """Tighten its deadline, or begin it anew if it was abandoned. True: it was begun anew.
 
         Raises:
-            SpendLimitError: Beginning it anew could pass the cap.
+            SpendLimitError: Beginning it anew could pass the spend limit.
         """
         if row.status == SETTLED:
             if not row.abandoned:
                 return False
-            self._books.check_cap(db, cap, cost_to_reserve(new, 1, row.size))
+            self._books.check_max_spend(db, max_spend, cost_to_reserve(new, 1, row.size))
             self._reopening.renew(db, moves, row, new, now=now, run=run, flush=flush)
             return True
         queued = row.status == QUEUED

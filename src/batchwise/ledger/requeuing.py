@@ -13,16 +13,16 @@ from batchwise.planning.cache_priming import Caching
 from batchwise.planning.state import BatchState, Group, Terms
 
 from .batches import Batches
-from .books import Books, Place, cost_to_reserve, most_again, place_of
+from .books import Books, Place, cost_to_reserve, place_of, unreserved_cost
 from .database import Connection, Database
 from .records import IN_BATCH, UNSETTLED_OF_JOB, Records, Row
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, QUEUED, SYNC
 from .unnamed import REQUESTS_OF, Unnamed
-from .values import EVERYTHING, Cap, Turn, Which
+from .values import EVERYTHING, MaxSpend, Turn, Which
 
 __all__ = ["Requeuing"]
 
-_KEPT_AT_ONCE = 500
+_RESERVED_AT_ONCE = 500
 """Requests whose bodies one transaction looks at: other writers get their turn in between."""
 
 
@@ -62,7 +62,7 @@ class Requeuing:
         now: datetime,
         costs_attempt: bool = False,
         maybe_billed: bool = False,
-        cap: Cap | None = None,
+        max_spend: MaxSpend | None = None,
         keep: bool = False,
         turn: Turn | None = None,
     ) -> int:
@@ -75,27 +75,27 @@ class Requeuing:
             now: The moment.
             costs_attempt: By their numbers: whether they have used up an attempt.
             maybe_billed: They may have been billed, and count as possible doubles.
-            cap: The spend limit, which those that may have been billed must not pass.
+            max_spend: The spend limit, which those that may have been billed must not pass.
             keep: By a batch: it stays as it is, and what it may still deliver is used if it comes first, otherwise
                 booked as wasted. Without `keep` it becomes `void`, unless other requests are still in it.
             turn: By their numbers: the message after which they go on.
 
         Raises:
-            SpendLimitError: Billing them again could pass the cap. None is queued.
+            SpendLimitError: Billing them again could pass the spend limit. None is queued.
         """
         code = LANE_CODES[lane]
         if which.requests is not None:
             with self._database.write("requeue") as db:
                 rows = self._in_flight(db, which.requests, which.batch)
                 if maybe_billed:
-                    self.book_doubles(db, rows, lane=code, now=now, cap=cap)
+                    self.book_doubles(db, rows, lane=code, now=now, max_spend=max_spend)
                 changed = {} if turn is None else {row.id: self._records.keep_turn(db, row, turn) for row in rows}
                 self.queue(db, rows, lane=code, costs_attempt=costs_attempt, now=now, changed=changed)
                 return len(rows)
         if which.batch is not None:
             with self._database.write("unseal") as db:
                 if maybe_billed:
-                    self._book_batch_doubles(db, which, which.batch, lane=code, now=now, cap=cap)
+                    self._book_batch_doubles(db, which, which.batch, lane=code, now=now, max_spend=max_spend)
                 moved, left = self._unseal(db, which, lane=code, now=now, sent=maybe_billed)
                 if not keep and not left:
                     self._batches.move(db, which.batch, BatchState.VOID)
@@ -108,15 +108,17 @@ class Requeuing:
         rows = self._records.rows(db, list(dict.fromkeys(requests))).values()
         return [row for row in rows if row.status == IN_FLIGHT and batch in {None, row.inside}]
 
-    def book_doubles(self, db: Connection, rows: Sequence[Row], *, lane: int, now: datetime, cap: Cap | None) -> None:
+    def book_doubles(
+        self, db: Connection, rows: Sequence[Row], *, lane: int, now: datetime, max_spend: MaxSpend | None
+    ) -> None:
         """Book rows that go on on this lane as possible doubles: they may have been billed. A refusal changes nothing.
 
         Raises:
-            SpendLimitError: Billing them again could pass the cap.
+            SpendLimitError: Billing them again could pass the spend limit.
         """
         known = [(self._records.terms(db, row.terms), row) for row in rows]
-        more = sum(most_again(terms, 1, row.size, before=row.lane, lane=lane) for terms, row in known)
-        self._books.check_again(db, cap, more)
+        more = sum(unreserved_cost(terms, 1, row.size, before=row.lane, lane=lane) for terms, row in known)
+        self._books.check_double(db, max_spend, more)
         for terms, row in known:
             self._books.possibly_billed(db, row.job, 1, self._books.most_unseen(db, terms, row), now)
 
@@ -149,13 +151,13 @@ class Requeuing:
         return [each for each in groups if which.terms is None or each[0].terms in which.terms]
 
     def _book_batch_doubles(
-        self, db: Connection, which: Which, batch: int, *, lane: int, now: datetime, cap: Cap | None
+        self, db: Connection, which: Which, batch: int, *, lane: int, now: datetime, max_spend: MaxSpend | None
     ) -> None:
         """As `book_doubles`, for what is in a batch."""
         first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
         groups = [group for _, group in self._groups(db, which)]
         sizes = ((group.terms, group.requests, group.size) for group in groups)
-        self._books.check_again(db, cap, sum(most_again(*each, before=BATCH, lane=lane) for each in sizes))
+        self._books.check_double(db, max_spend, sum(unreserved_cost(*each, before=BATCH, lane=lane) for each in sizes))
         for group in groups:
             most = self._books.most_unseen_of(db, group, (first, last, batch))
             self._books.possibly_billed(db, group.terms.job, group.requests, most, now)
@@ -197,7 +199,9 @@ class Requeuing:
             )
         return moved
 
-    def reserve_cost(self, terms: int, with_max_cost: Callable[[Terms, bytes], Terms | None], *, cap: Cap) -> int:
+    def reserve_cost(
+        self, terms: int, with_max_cost: Callable[[Terms, bytes], Terms | None], *, max_spend: MaxSpend
+    ) -> int:
         """Reserve under a spend limit what queued requests of these terms may cost; returns for how many.
 
         The first ones, as many as the limit has room for. `with_max_cost` gives their new terms for their old ones and
@@ -207,22 +211,22 @@ class Requeuing:
             found = db.execute(
                 "SELECT q.id, b.params FROM request q JOIN body b ON b.id = q.id "
                 "WHERE q.status = 0 AND q.terms = ? ORDER BY q.id LIMIT ?",
-                (terms, _KEPT_AT_ONCE),
+                (terms, _RESERVED_AT_ONCE),
             ).fetchall()
             rows = self._records.rows(db, [number for number, _ in found])
-            room, chosen = self._books.room(db, cap), dict[Place, list[tuple[Row, Terms]]]()
+            room, chosen = self._books.room(db, max_spend), dict[Place, list[tuple[Row, Terms]]]()
             for number, body in found:
-                row, kept = rows[number], with_max_cost(self._records.terms(db, terms), body)
-                if kept is None or row.status != QUEUED:
+                row, limited = rows[number], with_max_cost(self._records.terms(db, terms), body)
+                if limited is None or row.status != QUEUED:
                     continue
-                room -= cost_to_reserve(kept, 1, row.size, lane=row.lane)
+                room -= cost_to_reserve(limited, 1, row.size, lane=row.lane)
                 if room < 0:
                     break
-                chosen.setdefault(place_of(row), []).append((row, kept))
+                chosen.setdefault(place_of(row), []).append((row, limited))
             for place, group in self._books.groups(db, "terms = ? AND status = 0", (terms,)):
                 moves = self._books.moves(db, group.since)
-                for row, kept in chosen.get(place, ()):
-                    onto = self._records.store_terms(db, kept, row.job)
+                for row, limited in chosen.get(place, ()):
+                    onto = self._records.store_terms(db, limited, row.job)
                     moves.move(place, place._replace(terms=onto), 1, row.size, flush=group.flush)
                     db.execute("UPDATE request SET terms = ? WHERE id = ?", (onto, row.id))
                 moves.book()

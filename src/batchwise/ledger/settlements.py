@@ -241,7 +241,7 @@ class Settlements:
     def _book_unpriced(
         self, db: Connection, about: Terms, requests: Sequence[int], *, lane: int, now: datetime
     ) -> None:
-        """Count against a spend limit what answers without a price cost at most; without a limit nothing is kept."""
+        """Count against the spend limit the most that answers without a price cost, if there is a limit."""
         if about.max_cost_each or about.max_cost_per_byte:
             size = sum(row.size for row in self._records.rows(db, requests).values())
             self._books.unseen(db, about.job, most_of(about, len(requests), size, lane=lane), now)

@@ -16,11 +16,11 @@ from .open_rows import Cached
 __all__ = [
     "EVERYTHING",
     "Accepted",
-    "Cap",
     "Claim",
     "Counts",
     "Entry",
     "JobRow",
+    "MaxSpend",
     "Offer",
     "Page",
     "RequestRow",
@@ -43,8 +43,13 @@ class Entry(NamedTuple):
 
 
 @attrs.frozen(kw_only=True)
-class Cap:
-    """A spend limit: the cost settled since `since` and the cost reserved for unsettled work may not pass `limit`."""
+class MaxSpend:
+    """`Policy.max_spend`: what was spent since `since`, and what is reserved for unsettled work, may not pass `limit`.
+
+    Attributes:
+        limit: Pico-USD.
+        since: None: from the first request on.
+    """
 
     limit: int
     since: datetime | None = None
@@ -108,7 +113,7 @@ class Offer(NamedTuple):
     now: datetime
     claims: list[Claim] | None = None
     """If it is a list, a new request starts on the run's sync lane at once, and its claim is added to the list."""
-    cap: Cap | None = None
+    max_spend: MaxSpend | None = None
 
 
 class Accepted(NamedTuple):

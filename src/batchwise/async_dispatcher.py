@@ -9,10 +9,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .api.batches import AsyncBatchLane
 from .api.clients import base_url, check_client
 from .api.deprecations import Deprecations
-from .api.messages import AsyncMessageLane
 from .async_tickets import AsyncJob, AsyncTicket
 from .basics.times import check_aware
 from .client.tagging import Tags
@@ -144,7 +142,7 @@ class AsyncDispatcher:
             raise
         self._entered = TaskDriver(
             self._engine,
-            AsyncPorts(AsyncBatchLane(self._client), AsyncMessageLane(self._client)),
+            AsyncPorts(self._client),
             threads,
             owns_ledger=self._own_ledger,
             close_client=self._client.close if self._own_client else None,

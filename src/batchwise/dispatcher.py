@@ -9,10 +9,8 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .api.batches import BatchLane
 from .api.clients import base_url, check_client
 from .api.deprecations import Deprecations
-from .api.messages import MessageLane
 from .basics.times import check_aware
 from .client.tagging import Tags
 from .client.transport import Shared
@@ -89,14 +87,9 @@ class Dispatcher:
             if self._own_ledger:
                 self._ledger.close()
             raise
-
-        def nap(seconds: float) -> None:
-            stopping.wait(seconds)
-
-        ports = SyncPorts(BatchLane(client, sleep=nap), MessageLane(client))
         self._driver = ThreadDriver(
             self._engine,
-            ports,
+            SyncPorts(client, sleep=stopping.wait),
             stopping,
             owns_ledger=self._own_ledger,
             close_client=client.close if self._own_client else None,

@@ -5,37 +5,34 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from typing import Any
 
 import anthropic
 import anyio
 from typing_extensions import Self
 
-from batchwise.api.batches import AsyncBatchLane, BatchLane
+from batchwise.api.batches import BatchLane
+from batchwise.api.colours import IO, AsyncIO, SyncIO, synchronous
 from batchwise.api.faults import LaneFault
-from batchwise.api.messages import AsyncMessageLane, MessageLane
+from batchwise.api.messages import MessageLane
+from batchwise.engine.worker_threads import Threads
 
 URL = "http://api.test"
 KEY = "sk-very-secret"
 
 
-class SyncLanes:
-    """The synchronous lanes."""
+class Lanes:
+    """The lanes over a new client for each call; a colour says how a coroutine over one is run."""
 
     def __init__(self, **options: Any) -> None:
         self.options = {"api_key": KEY, "base_url": URL, **options}
         self.slept: list[float] = []
 
-    @contextmanager
-    def _client(self):
-        http_client = anthropic.DefaultHttpxClient(verify=False)
-        with anthropic.Anthropic(http_client=http_client, **self.options) as client:
-            yield client
+    def _run(self, use: Callable[[IO], Any]) -> Any:
+        raise NotImplementedError
 
     def batch(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        with self._client() as client:
-            return getattr(BatchLane(client, sleep=self.slept.append), method)(*args, **kwargs)
+        return self._run(lambda io: getattr(BatchLane(io), method)(*args, **kwargs))
 
     def create(self, chunks: Iterable[bytes], length: int, betas: tuple[str, ...] = ()) -> Any:
         return self.batch("create", chunks, length=length, betas=betas)
@@ -43,57 +40,9 @@ class SyncLanes:
     def results(
         self, remote_id: str, limit: int | None = None, into: list[bytes] | None = None
     ) -> tuple[list[bytes], LaneFault | None]:
-        got = [] if into is None else into
-        with self._client() as client, BatchLane(client, sleep=self.slept.append).results(remote_id) as chunks:
-            try:
-                for chunk in chunks:
-                    got.append(chunk)
-                    if limit is not None and len(got) >= limit:
-                        break
-            except LaneFault as error:
-                return got, error
-        return got, None
-
-    def call(self, body: bytes, **kwargs: Any) -> Any:
-        with self._client() as client:
-            return MessageLane(client).call(body, **kwargs)
-
-
-class AsyncLanes:
-    """The asynchronous lanes, each call in an event loop of its own."""
-
-    def __init__(self, backend: str, **options: Any) -> None:
-        self.backend = backend
-        self.options = {"api_key": KEY, "base_url": URL, **options}
-        self.slept: list[float] = []
-
-    async def _sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-
-    def _run(self, use: Callable[[anthropic.AsyncAnthropic], Any]) -> Any:
-        async def main() -> Any:
-            http_client = anthropic.DefaultAsyncHttpxClient(verify=False)
-            async with anthropic.AsyncAnthropic(http_client=http_client, **self.options) as client:
-                return await use(client)
-
-        return anyio.run(main, backend=self.backend)
-
-    def batch(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._run(lambda client: getattr(AsyncBatchLane(client, sleep=self._sleep), method)(*args, **kwargs))
-
-    def create(self, chunks: Iterable[bytes], length: int, betas: tuple[str, ...] = ()) -> Any:
-        async def given():
-            for chunk in chunks:
-                yield chunk
-
-        return self.batch("create", given(), length=length, betas=betas)
-
-    def results(
-        self, remote_id: str, limit: int | None = None, into: list[bytes] | None = None
-    ) -> tuple[list[bytes], LaneFault | None]:
-        async def use(client: anthropic.AsyncAnthropic) -> tuple[list[bytes], LaneFault | None]:
+        async def use(io: IO) -> tuple[list[bytes], LaneFault | None]:
             got = [] if into is None else into
-            async with AsyncBatchLane(client, sleep=self._sleep).results(remote_id) as chunks:
+            async with BatchLane(io).results(remote_id) as chunks:
                 try:
                     async for chunk in chunks:
                         got.append(chunk)
@@ -106,7 +55,35 @@ class AsyncLanes:
         return self._run(use)
 
     def call(self, body: bytes, **kwargs: Any) -> Any:
-        return self._run(lambda client: AsyncMessageLane(client).call(body, **kwargs))
+        return self._run(lambda io: MessageLane(io).call(body, **kwargs))
+
+
+class SyncLanes(Lanes):
+    """Over a synchronous client, without an event loop."""
+
+    def _run(self, use: Callable[[IO], Any]) -> Any:
+        http_client = anthropic.DefaultHttpxClient(verify=False)
+        with anthropic.Anthropic(http_client=http_client, **self.options) as client:
+            return synchronous(use)(SyncIO(client, self.slept.append))
+
+
+class AsyncLanes(Lanes):
+    """Over an asynchronous client, each call in an event loop of its own."""
+
+    def __init__(self, backend: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.backend = backend
+
+    async def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+    def _run(self, use: Callable[[IO], Any]) -> Any:
+        async def main() -> Any:
+            http_client = anthropic.DefaultAsyncHttpxClient(verify=False)
+            async with anthropic.AsyncAnthropic(http_client=http_client, **self.options) as client:
+                return await use(AsyncIO(client, Threads().run, self._sleep))
+
+        return anyio.run(main, backend=self.backend)
 
 
 class Peer:

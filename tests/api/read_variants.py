@@ -65,7 +65,7 @@ def decoded(response: httpx2.Response, size: int | None):
 
 
 def main() -> None:
-    from batchwise.api.batches import BatchLane
+    from batchwise.engine.ports import SyncPorts
 
     server = subprocess.Popen([sys.executable, __file__, str(LINES), "serve"], stdout=subprocess.PIPE)
     assert server.stdout is not None
@@ -96,9 +96,15 @@ def main() -> None:
             measure(name, sdk)
 
         def ours(chunk=chunk) -> int:
-            splitter = LineSplitter()
-            with BatchLane(client).results(str(chunk)) as chunks:
-                return sum(len(splitter.feed(piece)) for piece in chunks)
+            splitter, count = LineSplitter(), 0
+
+            def feed(piece: bytes) -> bool:
+                nonlocal count
+                count += len(splitter.feed(piece))
+                return True
+
+            SyncPorts(client, sleep=time.sleep).read(str(chunk), feed)
+            return count
 
         def floor(chunk=chunk) -> int:
             connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -109,7 +115,7 @@ def main() -> None:
             connection.close()
             return count
 
-        measure("BatchLane.results", ours)
+        measure("SyncPorts.read", ours)
         measure("http.client read1 (for comparison)", floor)
     server.kill()
 

@@ -66,8 +66,8 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
     import attrs
 
     import batchwise as bw
-    from batchwise.api.batches import BatchLane
     from batchwise.engine.core import Engine
+    from batchwise.engine.ports import SyncPorts
     from batchwise.engine.reading import Reader
     from batchwise.ledger.sqlite import SqliteLedger
     from batchwise.planning.custom_ids import new_nonce, sealer
@@ -75,7 +75,7 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
     from batchwise.planning.state import BatchState
 
     table, params = _Table(count), maker(_SIZE)
-    lane = BatchLane(anthropic.Anthropic(base_url=url, api_key="sandbox"))
+    api = SyncPorts(anthropic.Anthropic(base_url=url, api_key="sandbox"), sleep=time.sleep)
     ledger = SqliteLedger(Path(where) / "ledger.db")
     engine = Engine(ledger, bw.Policy(limits=bw.Limits()), endpoint=url)
     engine.prices.rates(MODEL, bw.Lane.BATCH, at=engine.now())  # its import is no stage
@@ -103,7 +103,7 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
     ids = sealer(nonce)
     entries = ((ids(key, number), body) for number, key, body in ledger.batches.entries(batch.id))
     chunks = table.time("body", lambda: list(body_chunks(entries)))
-    created = table.time("send", lambda: lane.create(iter(chunks), length=batch.size)).batch
+    created = table.time("send", lambda: api.create(iter(chunks), batch.size, ())).batch
     ledger.batches.created(
         batch.id,
         remote_id=created.id,
@@ -111,12 +111,18 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
         expires_at=created.expires_at,
         now=engine.now(),
     )
-    while lane.retrieve(created.id).status != "ended":
+    while api.retrieve(created.id).status != "ended":
         time.sleep(0.1)
 
     def read() -> list[bytes]:
-        with lane.results(created.id) as pieces:
-            return list(pieces)
+        pieces: list[bytes] = []
+
+        def feed(piece: bytes) -> bool:
+            pieces.append(piece)
+            return True
+
+        api.read(created.id, feed)
+        return pieces
 
     _drain(iter(read()))  # the sandbox makes the lines when they are asked for first
     pieces = table.time("read", read)

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from batchwise import Lane, Latency, Outcome, Status
-from batchwise.api.batches import AsyncBatchLane
+from batchwise.api.batches import BatchLane
 from batchwise.engine.effects import drive, drive_async, pause
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.planning.state import BatchState
@@ -159,8 +159,8 @@ async def test_a_batch_that_was_created_is_recorded_by_a_task_that_is_cancelled(
         scope.cancel()
         return created
 
-    real = AsyncBatchLane.create
-    monkeypatch.setattr(AsyncBatchLane, "create", create)
+    real = BatchLane.create
+    monkeypatch.setattr(BatchLane, "create", create)
     with anyio.CancelScope() as scope:
         async with world.open() as d:
             job = await d.dispatch_all(many(2), job="j", latency=FLEXIBLE)

@@ -1,4 +1,4 @@
-"""The only code that talks to the API. Each method carries out one call and gives a value, or raises a `LaneFault`.
+"""The only code that talks to the API. Each method carries out one call and returns a value, or raises a `LaneFault`.
 
 No policy lives here: what a fault means for a request is decided in `batchwise.planning`.
 """

@@ -1,32 +1,21 @@
-"""The Message Batches API, one call at a time, in both colours."""
+"""The Message Batches API, one call at a time."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-)
-from contextlib import aclosing, asynccontextmanager, closing, contextmanager
-from typing import Any, TypeVar, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
 
-import anthropic
-import anyio
 import httpx2
 import tenacity
 
 from . import wire
-from .faults import async_sent, retry_options, sent, translate
+from .colours import IO
+from .faults import retry_options, translate
 from .types import BatchInfo, Created, Listing
-from .uploads import AsyncUpload, Upload
+from .uploads import Upload
 
-__all__ = ["AsyncBatchLane", "BatchLane"]
+__all__ = ["BatchLane"]
 
 _T = TypeVar("_T")
 
@@ -35,217 +24,130 @@ READ_SIZE = 48 * 1024
 which goes on uncopied."""
 
 
-class _Joiner:
-    """Joins small pieces of a stream up to `READ_SIZE`."""
-
-    def __init__(self) -> None:
-        self._held: list[bytes] = []
-        self._size = 0
-
-    def add(self, piece: bytes) -> bool:
-        """Hold one more piece; True if there is enough to take."""
-        self._held.append(piece)
-        self._size += len(piece)
-        return self._size >= READ_SIZE
-
-    def take(self) -> bytes:
-        """What is held, as one."""
-        joined = self._held[0] if len(self._held) == 1 else b"".join(self._held)
-        self._held.clear()
-        self._size = 0
-        return joined
-
-
-def _chunks(response: httpx2.Response) -> Generator[bytes]:
-    joiner = _Joiner()
-    failure = None
-    source = response.iter_bytes() if wire.is_encoded(response) else response.iter_raw()
-    try:
-        with closing(cast("Generator[bytes]", source)) as pieces:
-            for piece in pieces:
-                if joiner.add(piece):
-                    yield joiner.take()
-    except Exception as error:  # noqa: BLE001  (translate raises again what it does not know)
-        failure = translate(error)
-    if rest := joiner.take():
-        yield rest
-    if failure is not None:
-        raise failure
-
-
-async def _async_chunks(response: httpx2.Response) -> AsyncGenerator[bytes]:
-    joiner = _Joiner()
-    failure = None
-    source = response.aiter_bytes() if wire.is_encoded(response) else response.aiter_raw()
-    try:
-        async with aclosing(source) as pieces:
-            async for piece in pieces:
-                if joiner.add(piece):
-                    yield joiner.take()
-    except Exception as error:  # noqa: BLE001
-        failure = translate(error)
-    if rest := joiner.take():
-        yield rest
-    if failure is not None:
-        raise failure
-
-
 class BatchLane:
-    """The batch lane on a synchronous client.
+    """The batch lane.
 
     Args:
-        client: The user's client; its retries are not used.
-        sleep: How pauses between tries are slept.
+        io: The client.
     """
 
-    def __init__(self, client: anthropic.Anthropic, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._client = client
-        self._sleep = sleep
+    def __init__(self, io: IO) -> None:
+        self._io = io
 
-    def create(self, chunks: Iterable[bytes], *, length: int, betas: tuple[str, ...] = ()) -> Created:
+    async def create(self, chunks: Iterable[bytes], length: int, betas: tuple[str, ...] = ()) -> Created:
         """Create a batch by exactly one POST of an already encoded body.
 
         Args:
-            chunks: The body. An exception that it raises comes out unchanged, the request unfinished.
+            chunks: The body. An exception that it raises comes out unchanged, and the request stays unfinished.
             length: How many bytes the body has.
-            betas: `anthropic-beta` values of the whole batch.
+            betas: The `anthropic-beta` values of the whole batch.
 
         Raises:
             LaneFault: The API refused it, or its answer was not seen; `fault.request_sent` is False if nothing can
                 have been created.
         """
-        body = Upload(chunks, length)
-        options = wire.create_options(self._client, length, betas)
+        io, upload = self._io, Upload(chunks, length)
+        options = wire.create_options(io.client, length, betas)
         try:
-            response = self._client.post(wire.BATCHES, cast_to=httpx2.Response, content=body, options=options)
+            response = await io.call(
+                io.client.post, wire.BATCHES, cast_to=httpx2.Response, content=io.body(upload), options=options
+            )
         except Exception as error:  # noqa: BLE001  (translate raises again what it does not know)
-            if body.error is not None:
-                raise body.error from None
-            failure = translate(error, sent_whole=body.given_whole)
-        else:
-            return wire.parse_created(response)
-        raise failure
-
-    def retrieve(self, remote_id: str) -> BatchInfo:
-        """The batch as it is now.
-
-        Raises:
-            LaneFault: The API did not say.
-        """
-        path, options = wire.batch_path(remote_id), wire.quick_options(self._client)
-        return self._asked(wire.parse_batch, self._client.get, path, options)
-
-    def cancel(self, remote_id: str) -> BatchInfo:
-        """Ask for a cancel. The batch ends later, and may have finished all the same.
-
-        Raises:
-            LaneFault: The API did not take it.
-        """
-        path, options = wire.batch_path(remote_id, "cancel"), wire.quick_options(self._client)
-        return self._asked(wire.parse_batch, self._client.post, path, options)
-
-    def list(self, *, limit: int = 100, after_id: str | None = None, before_id: str | None = None) -> Listing:
-        """One page of the workspace's batches, newest first.
-
-        Raises:
-            LaneFault: The API did not say.
-        """
-        options = wire.list_options(self._client, limit, after_id, before_id)
-        return self._asked(wire.parse_listing, self._client.get, wire.BATCHES, options)
-
-    @contextmanager
-    def results(self, remote_id: str) -> Iterator[Iterator[bytes]]:
-        """The results of an ended batch as raw chunks, from the client's own endpoint whatever `results_url` says.
-
-        Opening is tried again; a read that fails later raises `LaneFault` from the iterator, after all that came
-        before it was given.
-
-        Raises:
-            LaneFault: They could not be opened.
-        """
-        path = wire.batch_path(remote_id, "results")
-        options = {"options": wire.results_options(self._client), "stream": True, "stream_cls": anthropic.Stream[Any]}
-        response = self._tried(lambda: sent(self._client.get, path, **options))
-        try:
-            with closing(_chunks(response)) as chunks:
-                yield chunks
-        finally:
-            response.close()
-
-    def _asked(
-        self, parse: Callable[[httpx2.Response], _T], send: Callable[..., Any], path: str, options: object
-    ) -> _T:
-        """What the API answers to a call that may be tried again."""
-        return self._tried(lambda: parse(sent(send, path, options=options)))
-
-    def _tried(self, call: Callable[[], _T]) -> _T:
-        return tenacity.Retrying(sleep=self._sleep, **retry_options())(call)
-
-
-class AsyncBatchLane:
-    """The batch lane on an asynchronous client; see `BatchLane`, which it follows method by method."""
-
-    def __init__(
-        self, client: anthropic.AsyncAnthropic, *, sleep: Callable[[float], Awaitable[None]] = anyio.sleep
-    ) -> None:
-        self._client = client
-        self._sleep = sleep
-
-    async def create(self, chunks: AsyncIterable[bytes], *, length: int, betas: tuple[str, ...] = ()) -> Created:
-        """See `BatchLane.create`."""
-        body = AsyncUpload(chunks, length)
-        options = wire.create_options(self._client, length, betas)
-        try:
-            response = await self._client.post(wire.BATCHES, cast_to=httpx2.Response, content=body, options=options)
-        except Exception as error:  # noqa: BLE001  (translate raises again what it does not know)
-            if body.error is not None:
-                raise body.error from None
-            failure = translate(error, sent_whole=body.given_whole)
+            if upload.error is not None:
+                raise upload.error from None
+            failure = translate(error, sent_whole=upload.taken_whole)
         else:
             return wire.parse_created(response)
         raise failure
 
     async def retrieve(self, remote_id: str) -> BatchInfo:
-        """See `BatchLane.retrieve`."""
-        path, options = wire.batch_path(remote_id), wire.quick_options(self._client)
-        return await self._asked(wire.parse_batch, self._client.get, path, options)
+        """Return the batch as it is now.
+
+        Raises:
+            LaneFault: The API did not say.
+        """
+        path, options = wire.batch_path(remote_id), wire.quick_options(self._io.client)
+        return await self._asked(wire.parse_batch, self._io.client.get, path, options)
 
     async def cancel(self, remote_id: str) -> BatchInfo:
-        """See `BatchLane.cancel`."""
-        path, options = wire.batch_path(remote_id, "cancel"), wire.quick_options(self._client)
-        return await self._asked(wire.parse_batch, self._client.post, path, options)
+        """Ask the API to cancel a batch. It ends later, and may have finished by then.
+
+        Raises:
+            LaneFault: The API did not accept the cancel.
+        """
+        path, options = wire.batch_path(remote_id, "cancel"), wire.quick_options(self._io.client)
+        return await self._asked(wire.parse_batch, self._io.client.post, path, options)
 
     async def list(self, *, limit: int = 100, after_id: str | None = None, before_id: str | None = None) -> Listing:
-        """See `BatchLane.list`."""
-        options = wire.list_options(self._client, limit, after_id, before_id)
-        return await self._asked(wire.parse_listing, self._client.get, wire.BATCHES, options)
+        """Return one page of the workspace's batches, newest first.
+
+        Raises:
+            LaneFault: The API did not say.
+        """
+        options = wire.list_options(self._io.client, limit, after_id, before_id)
+        return await self._asked(wire.parse_listing, self._io.client.get, wire.BATCHES, options)
+
+    async def read(self, remote_id: str, feed: Callable[[bytes], bool]) -> None:
+        """Feed the raw chunks of an ended batch's results to `feed`, until it returns False.
+
+        Raises:
+            LaneFault: The results could not be opened, or the read broke off; all that came before was fed.
+        """
+        async with self.results(remote_id) as chunks:
+            async for chunk in chunks:
+                if not await self._io.run(feed, chunk):
+                    return
 
     @asynccontextmanager
     async def results(self, remote_id: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """See `BatchLane.results`."""
-        path = wire.batch_path(remote_id, "results")
-        stream_cls = anthropic.AsyncStream[Any]
-        options = {"options": wire.results_options(self._client), "stream": True, "stream_cls": stream_cls}
-        response = await self._tried(lambda: async_sent(self._client.get, path, **options))
+        """Open the results of an ended batch, to be iterated over in raw chunks.
+
+        They come from the client's own endpoint, whatever `results_url` says. Opening is tried again; reading is not.
+        The iterator raises a `LaneFault` if the read breaks off, after all that came before.
+
+        Raises:
+            LaneFault: They could not be opened.
+        """
+        io, path = self._io, wire.batch_path(remote_id, "results")
+        options = {"options": wire.results_options(io.client), "stream": True, "stream_cls": io.raw_stream}
+        response = await self._tried(lambda: io.sent(io.client.get, path, **options))
         try:
-            async with aclosing(_async_chunks(response)) as chunks:
+            async with aclosing(self._chunks(response)) as chunks:
                 yield chunks
         finally:
-            with anyio.CancelScope(shield=True):
-                await response.aclose()
+            await io.close(response)
+
+    async def _chunks(self, response: httpx2.Response) -> AsyncGenerator[bytes]:
+        """Yield the body of a response in chunks of `READ_SIZE` or more."""
+        held, size, failure = list[bytes](), 0, None
+        try:
+            async with aclosing(self._io.pieces(response, decoded=wire.is_encoded(response))) as pieces:
+                async for piece in pieces:
+                    held.append(piece)
+                    size += len(piece)
+                    if size >= READ_SIZE:
+                        chunk = piece if len(held) == 1 else b"".join(held)
+                        held, size = [], 0
+                        yield chunk
+        except Exception as error:  # noqa: BLE001  (translate raises again what it does not know)
+            failure = translate(error)
+        if rest := b"".join(held):
+            yield rest
+        if failure is not None:
+            raise failure
 
     async def _asked(
-        self, parse: Callable[[httpx2.Response], _T], send: Callable[..., Awaitable[Any]], path: str, options: object
+        self, parse: Callable[[httpx2.Response], _T], method: Callable[..., Any], path: str, options: object
     ) -> _T:
-        """See `BatchLane._asked`."""
+        """Return what the API answers to a call that may be tried again."""
 
-        async def call() -> _T:
-            return parse(await async_sent(send, path, options=options))
+        async def ask() -> _T:
+            return parse(await self._io.sent(method, path, options=options))
 
-        return await self._tried(call)
+        return await self._tried(ask)
 
     async def _tried(self, call: Callable[[], Awaitable[_T]]) -> _T:
         async def attempt() -> _T:  # tenacity awaits only what it can tell is a coroutine function
             return await call()
 
-        return await tenacity.AsyncRetrying(sleep=self._sleep, **retry_options())(attempt)
+        return await tenacity.AsyncRetrying(sleep=self._io.sleep, **retry_options())(attempt)

@@ -1,4 +1,4 @@
-"""What can be told of a client without any network: whether it fits, where it points, what its SDK would refuse."""
+"""Checks of a client, without network: whether the lanes can work with it, its endpoint, what its SDK refuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["base_url", "check_client", "must_stream"]
 
 
 def must_stream(client: Any, model: str, max_tokens: int) -> bool:
-    """Whether the SDK refuses this as a non-streaming call because it may take over 10 minutes."""
+    """Whether the SDK refuses this call unless it is streamed, because it may take over 10 minutes."""
     from anthropic import _constants
 
     limits: Mapping[str, int] = getattr(_constants, "MODEL_NONSTREAMING_TOKENS", {})
@@ -29,7 +29,7 @@ def must_stream(client: Any, model: str, max_tokens: int) -> bool:
 
 
 def base_url(client: Any) -> str:
-    """The client's endpoint, the same for the same endpoint: no credentials, no default port, no trailing slash."""
+    """Return the client's endpoint in one spelling: without credentials, default port and trailing slash."""
     url = httpx2.URL(str(client.base_url)).copy_with(username=None, password=None, query=None, fragment=None)
     return str(url).rstrip("/")
 
@@ -42,8 +42,8 @@ def check_client(client: object, *, async_: bool) -> None:
         async_: Whether an `AsyncAnthropic` is wanted.
 
     Raises:
-        InvalidValueError: A sync and an async client were mixed up, it is no client at all, or its platform has no
-            Message Batches API.
+        InvalidValueError: A sync and an async client were mixed up, it is no client at all, its platform has no
+            Message Batches API, or it signs requests with AWS credentials.
     """
     right, wrong = anthropic.Anthropic, anthropic.AsyncAnthropic
     ours, other = "Dispatcher", "AsyncDispatcher"
@@ -68,8 +68,8 @@ def check_client(client: object, *, async_: bool) -> None:
         raise _no_batches(name, right.__name__)
     if getattr(client, "_use_sigv4", False):
         raise InvalidValueError(
-            f"this {name} signs requests with AWS credentials, which reads a create call's whole body before it is "
-            "sent; give it an api_key instead"
+            f"this {name} signs requests with AWS credentials, and to sign a create call it reads the whole body into "
+            "memory; give it an api_key instead"
         )
 
 

@@ -1,4 +1,4 @@
-"""Warnings of models that go away, where the SDK's own `create` would warn: batches and our calls do not go by it."""
+"""Warns of models that will go away. The SDK warns only in its own `messages.create`, which batchwise does not call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Deprecations"]
 
 
 def _ends() -> Mapping[str, str]:
-    """When each model goes away that the SDK says it of."""
+    """Return the day on which each deprecated model goes away, as the SDK knows it."""
     from anthropic.resources.messages import messages
 
     return getattr(messages, "DEPRECATED_MODELS", {})
@@ -24,7 +24,7 @@ class Deprecations:
         self._seen: set[str] = set()
 
     def for_caller(self) -> Callable[[Iterable[str]], None]:
-        """What warns of models, in the name of the user's line that runs now, from whatever thread."""
+        """Return a function that warns of models; its warnings show the user's line that runs now, from any thread."""
         line = users_line()
 
         def warn(models: Iterable[str]) -> None:

@@ -7,9 +7,9 @@ the text of the transport's error.
 from __future__ import annotations
 
 import email.utils
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
-from typing import Any, cast
+from typing import Any
 
 import anthropic
 import httpx2
@@ -19,12 +19,10 @@ from batchwise.planning.outcomes import MALFORMED, Fault, Verdict, rule_call
 
 __all__ = [
     "LaneFault",
-    "async_sent",
     "is_transient",
     "malformed",
     "retry_after",
     "retry_options",
-    "sent",
     "server_time",
     "translate",
 ]
@@ -77,7 +75,7 @@ class LaneFault(Exception):  # noqa: N818  (it reports a Fault; callers never se
 
 
 def server_time(headers: Mapping[str, str]) -> datetime | None:
-    """The `Date` header in UTC; None if it is missing or no date."""
+    """Return the `Date` header in UTC; None if it is missing or no date."""
     return _http_date(headers.get("date"))
 
 
@@ -92,7 +90,7 @@ def _http_date(text: str | None) -> datetime | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> timedelta | None:
-    """How long the API asks us to wait; a date is measured against the server's own clock."""
+    """Return how long the API asks us to wait; a date is measured against the server's own clock."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) * unit
@@ -105,12 +103,12 @@ def retry_after(headers: Mapping[str, str]) -> timedelta | None:
 
 
 def malformed(what: str, *, status: int | None, headers: Mapping[str, str]) -> LaneFault:
-    """The fault of an answer that is not what the API documents. `what` must not quote the answer."""
+    """Return the fault of an answer that is not what the API documents. `what` must not quote the answer."""
     return LaneFault(Fault(status=status, type=MALFORMED, message=what), headers)
 
 
 def translate(error: Exception, *, sent_whole: bool = True) -> LaneFault:
-    """The fault that an exception of the SDK or of its transport stands for.
+    """Return the fault that an exception of the SDK or of its transport stands for.
 
     Args:
         error: What the call raised.
@@ -206,32 +204,10 @@ def _pause(state: tenacity.RetryCallState) -> float:
 
 
 def retry_options() -> dict[str, Any]:
-    """How idempotent calls are retried: up to 4 tries within 10 s; a longer `retry-after` ends it at once."""
+    """Return how idempotent calls are retried: up to 4 tries within 10 s; a longer `retry-after` ends it at once."""
     return {
         "retry": tenacity.retry_if_exception(is_transient),
         "stop": tenacity.stop_after_attempt(TRIES) | tenacity.stop_before_delay(TRY_SECONDS),
         "wait": _pause,
         "reraise": True,
     }
-
-
-def sent(send: Callable[..., Any], path: str, **options: Any) -> httpx2.Response:
-    """Return the response to one call by this method of the client's.
-
-    Raises:
-        LaneFault: There is no answer, or it is an error.
-    """
-    try:
-        return cast("httpx2.Response", send(path, cast_to=httpx2.Response, **options))
-    except Exception as error:  # noqa: BLE001  (translate raises again what it does not know)
-        failure = translate(error)
-    raise failure
-
-
-async def async_sent(send: Callable[..., Awaitable[Any]], path: str, **options: Any) -> httpx2.Response:
-    """See `sent`."""
-    try:
-        return cast("httpx2.Response", await send(path, cast_to=httpx2.Response, **options))
-    except Exception as error:  # noqa: BLE001
-        failure = translate(error)
-    raise failure

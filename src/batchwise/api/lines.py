@@ -1,4 +1,4 @@
-"""Cutting a stream of bytes into lines, in either colour: the caller feeds chunks."""
+"""Cuts a stream of bytes into lines. It does no I/O: the caller feeds chunks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class LineSplitter:
         self._held: list[bytes] = []
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The lines that this chunk completes, without their ends."""
+        """Return the lines that this chunk completes, without their ends."""
         lines = chunk.split(b"\n")
         rest = lines.pop()
-        if lines and self._held:  # joined alone: the chunk behind it is not copied
+        if lines and self._held:  # only the first line is joined: the rest of the chunk is not copied
             lines[0] = b"".join((*self._held, lines[0]))
             self._held.clear()
         if rest:
@@ -27,5 +27,5 @@ class LineSplitter:
         return [line for line in lines if line]
 
     def rest(self) -> bytes:
-        """What came after the last line end: empty if the last line was terminated, else a line that may be cut."""
+        """Return what came after the last line end: a line that may be cut off, or nothing."""
         return b"".join(self._held)

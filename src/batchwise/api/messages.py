@@ -1,118 +1,62 @@
-"""The Messages API, one call at a time, in both colours."""
+"""The Messages API, one call at a time."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-import anthropic
 import httpx2
 
 from . import wire
 from .clients import must_stream
-from .faults import async_sent, sent
+from .colours import IO
 from .streams import Assembly, dialect, translate_stream
 from .types import Reply
 
-__all__ = ["AsyncMessageLane", "MessageLane"]
+__all__ = ["MessageLane"]
 
 
 class MessageLane:
-    """The sync lane on a synchronous client.
+    """The sync lane.
 
     Args:
-        client: The user's client; its retries are not used.
+        io: The client.
     """
 
-    def __init__(self, client: anthropic.Anthropic) -> None:
-        self._client = client
+    def __init__(self, io: IO) -> None:
+        self._io = io
 
-    def call(
-        self,
-        body: bytes,
-        *,
-        model: str,
-        max_tokens: int,
-        betas: tuple[str, ...] = (),
-    ) -> Reply:
-        """One Messages call, tried once. One that may take over ten minutes is streamed and put together here.
+    async def call(self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...] = ()) -> Reply:
+        """Make one Messages call, once. One that may take over ten minutes is streamed, and put together here.
 
         Args:
             body: The encoded params, without `stream`.
             model: The model that they ask for.
             max_tokens: The most output tokens that they ask for.
-            betas: `anthropic-beta` values.
+            betas: The `anthropic-beta` values.
 
         Raises:
             LaneFault: There is no answer.
         """
-        streams = must_stream(self._client, model, max_tokens)
+        io = self._io
+        streams = must_stream(io.client, model, max_tokens)
         content = wire.streamed(body) if streams else wire.Body(body)
-        options = wire.message_options(self._client, betas)
-        started = time.perf_counter()
-        if streams:
-            response, message = self._streamed(content, options, betas)
-        else:
-            response = sent(self._client.post, wire.MESSAGES, content=content, options=options)
-            message = response.content
-        return wire.reply(response, message, time.perf_counter() - started)
-
-    def _streamed(self, content: bytes, options: Any, betas: tuple[str, ...]) -> tuple[httpx2.Response, bytes]:
-        kind, assembly = dialect(betas), Assembly()
-        try:
-            events = self._client.post(
-                wire.MESSAGES, cast_to=kind.message, content=content, options=options, stream=True, stream_cls=kind.raw
-            )
-            with kind.stream(events, output_format=anthropic.NOT_GIVEN) as stream:
-                for event in stream:
-                    assembly.see(event)
-            return stream.response, assembly.body(stream)
-        except Exception as error:  # noqa: BLE001
-            failure = translate_stream(error)
-        raise failure
-
-
-class AsyncMessageLane:
-    """The sync lane on an asynchronous client; see `MessageLane`, which it follows method by method."""
-
-    def __init__(self, client: anthropic.AsyncAnthropic) -> None:
-        self._client = client
-
-    async def call(
-        self,
-        body: bytes,
-        *,
-        model: str,
-        max_tokens: int,
-        betas: tuple[str, ...] = (),
-    ) -> Reply:
-        """See `MessageLane.call`."""
-        streams = must_stream(self._client, model, max_tokens)
-        content = wire.streamed(body) if streams else wire.Body(body)
-        options = wire.message_options(self._client, betas)
+        options = wire.message_options(io.client, betas)
         started = time.perf_counter()
         if streams:
             response, message = await self._streamed(content, options, betas)
         else:
-            response = await async_sent(self._client.post, wire.MESSAGES, content=content, options=options)
+            response = await io.sent(io.client.post, wire.MESSAGES, content=content, options=options)
             message = response.content
         return wire.reply(response, message, time.perf_counter() - started)
 
     async def _streamed(self, content: bytes, options: Any, betas: tuple[str, ...]) -> tuple[httpx2.Response, bytes]:
-        kind, assembly = dialect(betas), Assembly()
+        assembly = Assembly()
         try:
-            events = await self._client.post(
-                wire.MESSAGES,
-                cast_to=kind.message,
-                content=content,
-                options=options,
-                stream=True,
-                stream_cls=kind.async_raw,
+            stream = await self._io.streamed(
+                dialect(betas), assembly.see, wire.MESSAGES, content=content, options=options
             )
-            async with kind.async_stream(events, output_format=anthropic.NOT_GIVEN) as stream:
-                async for event in stream:
-                    assembly.see(event)
             return stream.response, assembly.body(stream)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  (translate_stream takes all)
             failure = translate_stream(error)
         raise failure

@@ -1,4 +1,4 @@
-"""Long calls are streamed under the hood; here the events become the message that a short call would have given.
+"""Puts the message of a streamed call together, as a call that is not streamed would return it.
 
 The SDK puts the message together: it knows every kind of event, and learns new ones with its updates.
 """
@@ -47,7 +47,7 @@ _BETA = Dialect(
 
 
 def dialect(betas: tuple[str, ...]) -> Dialect:
-    """The events of the Messages API, or of its beta where betas are asked for."""
+    """Return the classes for the Messages API, or for its beta if betas are asked for."""
     return _BETA if betas else _PLAIN
 
 
@@ -62,7 +62,7 @@ class Assembly:
         self._stopped = self._stopped or event.type == "message_stop"
 
     def body(self, stream: Any) -> bytes:
-        """The whole message as JSON.
+        """Return the whole message as JSON.
 
         Raises:
             LaneFault: The stream ended before the message did.
@@ -78,7 +78,7 @@ class Assembly:
 
 
 def translate_stream(error: Exception) -> LaneFault:
-    """As `translate`; whatever else the SDK raises over the events is a malformed response, and not quoted."""
+    """As `translate`. Any other error of the SDK means a malformed answer, and its text is left out."""
     if isinstance(error, LaneFault):
         return error
     try:

@@ -30,7 +30,7 @@ class Counts:
 
     @property
     def by_result(self) -> Mapping[str, int]:
-        """The finished requests by the type of their result."""
+        """The number of finished requests, by the type of their result."""
         return {
             "succeeded": self.succeeded,
             "errored": self.errored,
@@ -82,9 +82,9 @@ class Listing:
 
     Attributes:
         batches: Those that can be read.
-        unknown: How many entries describe no batch that can be read; each may be anybody's.
+        unknown: How many entries could not be read; each may be any batch.
         has_more: Whether older ones follow.
-        last_id: The id behind which they do.
+        last_id: The id after which the next page begins.
         server_time: The response's `Date`.
         workspace: The workspace that the client's key belongs to, where the API says so.
     """

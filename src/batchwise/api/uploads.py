@@ -1,74 +1,49 @@
-"""A body on its way to the API: what was given to the transport, and whose exception stopped it."""
+"""The body of a create call on its way to the API: how much was taken of it, and whose exception stopped it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable
 
-__all__ = ["AsyncUpload", "Upload"]
-
-
-class _Counted:
-    """A body on its way: counts what was handed to the transport and keeps the source's own exception."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.given = 0
-        self.error: Exception | None = None
-
-    @property
-    def given_whole(self) -> bool:
-        """False proves that the API cannot have seen the whole body."""
-        return self.given >= self.length
-
-    def _count(self, chunk: bytes) -> None:
-        if self.given + len(chunk) > self.length:
-            raise ValueError(f"the chunks hold more than length={self.length} bytes")
-        self.given += len(chunk)
-
-    def _check_end(self) -> None:
-        if self.given != self.length:
-            raise ValueError(f"the chunks hold {self.given} bytes, not length={self.length}")
+__all__ = ["Upload"]
 
 
-class Upload(_Counted):
-    """A synchronous upload."""
+class Upload:
+    """Counts what the client's transport takes, and keeps an exception of the source.
+
+    Args:
+        chunks: The source of the body.
+        length: How many bytes the body has.
+    """
 
     def __init__(self, chunks: Iterable[bytes], length: int) -> None:
-        super().__init__(length)
-        self._chunks = chunks
+        self._chunks, self._length, self._taken = iter(chunks), length, 0
+        self.error: Exception | None = None
+        """The exception that the source raised, or that its length is not `length`."""
 
-    def __iter__(self) -> Iterator[bytes]:
-        source = iter(self._chunks)
-        while True:
-            try:
-                chunk = next(source, None)
-                if chunk is None:
-                    self._check_end()
-                    return
-                self._count(chunk)
-            except Exception as error:
-                self.error = error
-                raise
-            yield chunk
+    @property
+    def taken_whole(self) -> bool:
+        """False proves that the API cannot have seen the whole body."""
+        return self._taken >= self._length
 
+    def take(self) -> bytes | None:
+        """Return the next chunk; None at the end.
 
-class AsyncUpload(_Counted):
-    """An asynchronous upload."""
+        Raises:
+            ValueError: The chunks hold more or fewer bytes than `length`.
+        """
+        try:
+            chunk = next(self._chunks, None)
+            self._count(chunk)
+        except Exception as error:
+            self.error = error
+            raise
+        return chunk
 
-    def __init__(self, chunks: AsyncIterable[bytes], length: int) -> None:
-        super().__init__(length)
-        self._chunks = chunks
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        source = self._chunks.__aiter__()
-        while True:
-            try:
-                chunk = await anext(source, None)
-                if chunk is None:
-                    self._check_end()
-                    return
-                self._count(chunk)
-            except Exception as error:
-                self.error = error
-                raise
-            yield chunk
+    def _count(self, chunk: bytes | None) -> None:
+        if chunk is None:
+            if not self.taken_whole:
+                raise ValueError(f"the chunks hold {self._taken} bytes, not length={self._length}")
+            return
+        if self._taken + len(chunk) > self._length:
+            raise ValueError(f"the chunks hold more than length={self._length} bytes")
+        self._taken += len(chunk)

@@ -1,4 +1,4 @@
-"""All that is not I/O: requests built and answers parsed. Shared by both colours."""
+"""Builds requests and parses answers. No I/O."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ QUICK_TIMEOUT = 60.0
 
 
 def _options(timeout: object, headers: dict[str, str] | None = None, params: Mapping[str, object] | None = None) -> Any:
-    """Options of one call: no retries of the SDK's, and no redirects, which would carry the key to another host."""
+    """Return the options of a call: no retries by the SDK, and no redirects, which would carry the key elsewhere."""
     options: dict[str, Any] = {"max_retries": 0, "follow_redirects": False, "timeout": timeout}
     if headers:
         options["headers"] = headers
@@ -61,7 +61,7 @@ def _beta_header(betas: tuple[str, ...]) -> dict[str, str]:
 
 
 def create_options(client: Any, length: int, betas: tuple[str, ...]) -> Any:
-    """Options of a create call whose body has `length` bytes."""
+    """Return the options of a create call whose body has `length` bytes."""
     base = httpx2.Timeout(client.timeout)
     write = None if base.write is None else max(base.write, UPLOAD_TIMEOUT)
     timeout = httpx2.Timeout(connect=base.connect, read=base.read, write=write, pool=base.pool)
@@ -69,7 +69,7 @@ def create_options(client: Any, length: int, betas: tuple[str, ...]) -> Any:
 
 
 def quick_options(client: Any, params: Mapping[str, object] | None = None) -> Any:
-    """Options of a call with a small answer: retrieve, cancel, list."""
+    """Return the options of a call with a small answer: retrieve, cancel, list."""
     base = httpx2.Timeout(client.timeout)
     read = QUICK_TIMEOUT if base.read is None else min(base.read, QUICK_TIMEOUT)
     timeout = httpx2.Timeout(connect=base.connect, read=read, write=base.write, pool=base.pool)
@@ -77,7 +77,7 @@ def quick_options(client: Any, params: Mapping[str, object] | None = None) -> An
 
 
 def list_options(client: Any, limit: int, after_id: str | None, before_id: str | None) -> Any:
-    """Options of a list call."""
+    """Return the options of a list call."""
     params: dict[str, object] = {"limit": limit}
     if after_id is not None:
         params["after_id"] = after_id
@@ -87,20 +87,20 @@ def list_options(client: Any, limit: int, after_id: str | None, before_id: str |
 
 
 def results_options(client: Any) -> Any:
-    """Options of a results call. Its lines are read as they are: decompressing costs more than it saves."""
+    """Return the options of a results call. It asks for plain lines: to decompress them costs more than it saves."""
     return _options(client.timeout, {"Accept": "application/x-jsonl", "Accept-Encoding": "identity"})
 
 
 def message_options(client: Any, betas: tuple[str, ...]) -> Any:
-    """Options of a Messages call."""
+    """Return the options of a Messages call."""
     return _options(client.timeout, _beta_header(betas))
 
 
 def batch_path(remote_id: str, *tail: str) -> str:
-    """The path of one batch on the client's own endpoint, whatever the id holds.
+    """Return the path of one batch on the client's own endpoint; what could change the path is quoted.
 
     Raises:
-        InvalidValueError: The id would change the path.
+        InvalidValueError: The id consists of dots, which would change the path all the same.
     """
     if remote_id.strip(".") == "":
         raise InvalidValueError(f"remote_id={remote_id!r} is no batch's id")
@@ -108,7 +108,7 @@ def batch_path(remote_id: str, *tail: str) -> str:
 
 
 class Body(bytes):
-    """A call's body. The SDK's log at DEBUG holds its repr, which must not show the prompt."""
+    """A call's body. The SDK logs its repr at DEBUG, which must not show the prompt."""
 
     __slots__ = ()
 
@@ -119,7 +119,7 @@ class Body(bytes):
 
 
 def streamed(body: bytes) -> Body:
-    """The same call, streamed: the encoded object with one more field."""
+    """Return the body of the same call, streamed: the encoded object with one more field."""
     return Body(body.rstrip()[:-1] + b',"stream":true}')
 
 
@@ -127,8 +127,8 @@ def streamed(body: bytes) -> Body:
 
 
 def headers_of(response: httpx2.Response) -> dict[str, str]:
-    """The response's headers, names in lower case."""
-    return dict(response.headers.items())  # looked up one by one, each would be searched for
+    """Return the response's headers, names in lower case."""
+    return dict(response.headers.items())  # to look up one header searches all of them
 
 
 def _object(response: httpx2.Response) -> dict[str, Any]:
@@ -149,10 +149,10 @@ _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[
 
 
 def moment(text: str) -> datetime:
-    """An RFC 3339 time in UTC, fractions of any length (those past a microsecond are dropped).
+    """Return an RFC 3339 time in UTC; digits after the microsecond are dropped.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is no such time.
     """
     match = _MOMENT.fullmatch(text)
     if match is None:
@@ -198,7 +198,7 @@ _WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 def _maybe_batch(value: Any, time: datetime | None, workspace: str | None) -> BatchInfo | None:
-    """The batch that an entry of a listing describes; None if it cannot be read: it may be anybody's."""
+    """Return the batch that an entry of a listing describes; None if the entry cannot be read."""
     try:
         return _batch(value, time, workspace)
     except _WRONG:
@@ -206,7 +206,7 @@ def _maybe_batch(value: Any, time: datetime | None, workspace: str | None) -> Ba
 
 
 def parse_batch(response: httpx2.Response) -> BatchInfo:
-    """The batch that a response describes.
+    """Return the batch that a response describes.
 
     Raises:
         LaneFault: It describes none.
@@ -220,15 +220,15 @@ def parse_batch(response: httpx2.Response) -> BatchInfo:
 
 
 def parse_created(response: httpx2.Response) -> Created:
-    """The batch that a create call made."""
+    """Return the batch that a create call made."""
     return Created(batch=parse_batch(response), request_id=response.headers.get("request-id"))
 
 
 def parse_listing(response: httpx2.Response) -> Listing:
-    """A page of the list.
+    """Return a page of the list.
 
     Raises:
-        LaneFault: It is none.
+        LaneFault: The response is no such page.
     """
     value = _object(response)
     time, workspace = server_time(response.headers), response.headers.get(WORKSPACE)
@@ -251,7 +251,7 @@ def parse_listing(response: httpx2.Response) -> Listing:
 
 
 def reply(response: httpx2.Response, body: bytes, seconds: float) -> Reply:
-    """A message together with what the response's headers say."""
+    """Return a message together with what the response's headers say."""
     headers = headers_of(response)
     return Reply(
         body=body,
@@ -263,5 +263,5 @@ def reply(response: httpx2.Response, body: bytes, seconds: float) -> Reply:
 
 
 def is_encoded(response: httpx2.Response) -> bool:
-    """Whether the body has to be decoded although we asked for it as it is."""
+    """Whether the body is compressed, although `results_options` asks for plain lines."""
     return response.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}

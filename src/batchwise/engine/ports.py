@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Protocol, TypeVar
 
-from batchwise.api.batches import AsyncBatchLane, BatchLane
+import anthropic
+
+from batchwise.api.batches import BatchLane
+from batchwise.api.colours import AsyncIO, SyncIO, synchronous
 from batchwise.api.faults import LaneFault
-from batchwise.api.messages import AsyncMessageLane, MessageLane
+from batchwise.api.messages import MessageLane
 from batchwise.api.types import BatchInfo, Created, Listing, Reply
 from batchwise.errors import printable
 
@@ -103,46 +106,32 @@ api = _Api()
 
 
 class SyncPorts:
-    """The API over an `anthropic.Anthropic`."""
+    """The API over an `anthropic.Anthropic`.
 
-    def __init__(self, batches: BatchLane, messages: MessageLane) -> None:
-        self._batches, self._messages = batches, messages
-        self.retrieve, self.cancel, self.list = batches.retrieve, batches.cancel, batches.list
-        self.call = messages.call
+    Args:
+        client: The user's client.
+        sleep: Sleeps for so many seconds, between two tries.
+    """
 
-    def create(self, chunks: Iterator[bytes], length: int, betas: tuple[str, ...]) -> Created:
-        """See `BatchLane.create`."""
-        return self._batches.create(chunks, length=length, betas=betas)
-
-    def read(self, remote_id: str, feed: Callable[[bytes], bool]) -> None:
-        """Feed the raw chunks of a batch's results."""
-        with self._batches.results(remote_id) as chunks:
-            for chunk in chunks:
-                if not feed(chunk):
-                    return
+    def __init__(self, client: anthropic.Anthropic, *, sleep: Callable[[float], object]) -> None:
+        io = SyncIO(client, sleep)
+        batches = BatchLane(io)
+        self.create, self.read = synchronous(batches.create), synchronous(batches.read)
+        self.retrieve, self.cancel = synchronous(batches.retrieve), synchronous(batches.cancel)
+        self.list, self.call = synchronous(batches.list), synchronous(MessageLane(io).call)
 
 
 class AsyncPorts:
-    """The API over an `anthropic.AsyncAnthropic`, and the threads in which procedures reach the ledger."""
+    """The API over an `anthropic.AsyncAnthropic`, and the threads in which procedures reach the ledger.
 
-    def __init__(self, batches: AsyncBatchLane, messages: AsyncMessageLane) -> None:
-        self._batches, self._messages = batches, messages
+    Args:
+        client: The user's client.
+    """
+
+    def __init__(self, client: anthropic.AsyncAnthropic) -> None:
         self.threads = Threads()
+        io = AsyncIO(client, self.threads.run)
+        batches = BatchLane(io)
+        self.create, self.read = batches.create, batches.read
         self.retrieve, self.cancel, self.list = batches.retrieve, batches.cancel, batches.list
-        self.call = messages.call
-
-    async def create(self, chunks: Iterator[bytes], length: int, betas: tuple[str, ...]) -> Created:
-        """See `AsyncBatchLane.create`; the chunks are made in a worker thread."""
-
-        async def made() -> AsyncIterator[bytes]:
-            while (chunk := await self.threads.run(next, chunks, None)) is not None:
-                yield chunk
-
-        return await self._batches.create(made(), length=length, betas=betas)
-
-    async def read(self, remote_id: str, feed: Callable[[bytes], bool]) -> None:
-        """Feed the raw chunks of a batch's results, in a worker thread."""
-        async with self._batches.results(remote_id) as chunks:
-            async for chunk in chunks:
-                if not await self.threads.run(feed, chunk):
-                    return
+        self.call = MessageLane(io).call

@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Protocol, TypeVar
-
-import anthropic
+from typing import Any, Protocol, TypeVar
 
 from batchwise.api.batches import BatchLane
 from batchwise.api.colours import AsyncIO, SyncIO, synchronous
@@ -113,7 +111,7 @@ class SyncPorts:
         sleep: Sleeps for so many seconds, between two tries.
     """
 
-    def __init__(self, client: anthropic.Anthropic, *, sleep: Callable[[float], object]) -> None:
+    def __init__(self, client: Any, *, sleep: Callable[[float], object]) -> None:
         io = SyncIO(client, sleep)
         batches = BatchLane(io)
         self.create, self.read = synchronous(batches.create), synchronous(batches.read)
@@ -128,7 +126,7 @@ class AsyncPorts:
         client: The user's client.
     """
 
-    def __init__(self, client: anthropic.AsyncAnthropic) -> None:
+    def __init__(self, client: Any) -> None:
         self.threads = Threads()
         io = AsyncIO(client, self.threads.run)
         batches = BatchLane(io)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import attrs
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.planning.test_planner import HOUR, LIMITS, NOW, POLICY, TAIL, batch, group, hedged, start_of
 
-from batchwise.models import Lane, Limits, Policy
-from batchwise.planning.deadline_risk import SAFE, Risk, risks
+from batchwise.models import Lane, Limits, Outcome, Policy
+from batchwise.planning.deadline_risk import SAFE, Risk, punctuality, risks
 from batchwise.planning.planner import safe_moments
 from batchwise.planning.state import BatchState, Snapshot
 from batchwise.planning.sync_schedule import Cohort, Pace, at_risk
@@ -128,3 +128,13 @@ def test_each_class_is_reckoned_with_its_own_limits() -> None:
     policy = Policy(limits={"slow": Limits(requests_per_minute=10), "fast": Limits(requests_per_minute=1_000)})
     running = tuple(group(n, HOUR, requests=3_000, job=n, model=model) for n, model in ((1, "slow"), (2, "fast")))
     assert risks(Snapshot(sync_running=running), NOW, policy) == {1: Risk(at_risk=3_000 - IN_AN_HOUR // 10)}
+
+
+def test_only_an_answer_meets_a_deadline_and_lateness_is_never_negative() -> None:
+    due, hour, zero = datetime(2026, 11, 1, tzinfo=timezone.utc), timedelta(hours=1), timedelta(0)
+    for outcome in Outcome:
+        answered = outcome is Outcome.SUCCEEDED
+        assert punctuality(outcome, None, due) == (None, zero)
+        for settled, late in ((due - hour, zero), (due, zero), (due + hour, hour)):
+            found = punctuality(outcome, due, settled)
+            assert found == ((None, zero) if outcome is Outcome.CANCELED else (answered and not late, late))

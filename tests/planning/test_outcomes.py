@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import Any
 
 import orjson
@@ -17,12 +17,9 @@ from batchwise.planning.outcomes import (
     Refusal,
     Ruling,
     Verdict,
-    archived,
     bills_profile,
-    credible,
     culprits,
     lane_wide_error,
-    punctuality,
     refusal_of,
     rule_answer,
     rule_call,
@@ -531,27 +528,6 @@ def test_two_rows_that_failed_alike_are_a_stop_sign():
     )
 
 
-@pytest.mark.parametrize(
-    ("counts", "believed"),
-    [
-        ({"succeeded": 2, "errored": 1}, True),
-        ({"succeeded": 3, "errored": 0}, True),
-        ({"succeeded": 2, "errored": 0}, False),
-        ({"succeeded": 4, "errored": -1}, False),
-    ],
-)
-def test_counts_are_believed_that_add_up(counts: dict[str, int], believed: bool) -> None:
-    assert credible(counts, 3) == (counts if believed else None)
-
-
-def test_results_are_gone_after_29_days_or_when_the_api_says_so():
-    created = datetime(2026, 11, 1, tzinfo=timezone.utc)
-    last = created + timedelta(days=29)
-    assert archived(None, created, last)
-    assert not archived(None, created, last - timedelta(microseconds=1))
-    assert archived(created, created, created)
-
-
 def test_a_structured_answer_of_a_batch_that_was_cut_off_fails_and_is_billed():
     row = {"type": "succeeded", "message": {"type": "message", "content": [], "stop_reason": "max_tokens"}}
     assert rule_row(row).outcome is Outcome.SUCCEEDED
@@ -622,13 +598,3 @@ def test_an_expired_row_says_why() -> None:
 def test_a_call_whose_answer_may_be_lost_may_have_been_billed(status: int | None, lost: bool) -> None:
     for sent in (True, False):
         assert rule_call(Fault(status, "api_error", "words", request_sent=sent)).maybe_billed == (lost and sent)
-
-
-def test_only_an_answer_meets_a_deadline_and_lateness_is_never_negative() -> None:
-    due, hour, zero = datetime(2026, 11, 1, tzinfo=timezone.utc), timedelta(hours=1), timedelta(0)
-    for outcome in Outcome:
-        answered = outcome is Outcome.SUCCEEDED
-        assert punctuality(outcome, None, due) == (None, zero)
-        for settled, late in ((due - hour, zero), (due, zero), (due + hour, hour)):
-            found = punctuality(outcome, due, settled)
-            assert found == ((None, zero) if outcome is Outcome.CANCELED else (answered and not late, late))

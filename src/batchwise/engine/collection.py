@@ -18,7 +18,8 @@ from batchwise.errors import printable
 from batchwise.events import Collected, Ended, Rescued
 from batchwise.ledger.values import Which
 from batchwise.models import Lane, Outcome, ResultError
-from batchwise.planning.outcomes import Ruling, Verdict, archived, credible, rule_call
+from batchwise.planning.batch_results import archived, credible
+from batchwise.planning.outcomes import Ruling, Verdict, rule_call
 from batchwise.planning.retries import pause_after_failures
 from batchwise.planning.state import BatchState, BatchView
 

@@ -20,19 +20,10 @@ from batchwise.errors import printable
 from batchwise.ledger.open_rows import Answer
 from batchwise.ledger.values import RequestRow, Which
 from batchwise.models import Lane, Outcome
+from batchwise.planning.batch_results import UNANSWERED, discrepancy
 from batchwise.planning.continuation import received, usage_of
 from batchwise.planning.custom_ids import opener
-from batchwise.planning.outcomes import (
-    CUTS,
-    MALFORMED,
-    PAUSES,
-    REFUSAL,
-    UNANSWERED,
-    Verdict,
-    discrepancy,
-    lane_wide_error,
-    rule_row,
-)
+from batchwise.planning.outcomes import CUTS, MALFORMED, PAUSES, REFUSAL, Verdict, lane_wide_error, rule_row
 from batchwise.planning.state import BatchView
 
 from .core import Engine

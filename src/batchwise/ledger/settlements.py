@@ -15,7 +15,8 @@ import attrs
 from batchwise.basics.jsontext import decode
 from batchwise.errors import LedgerError
 from batchwise.models import Outcome
-from batchwise.planning.outcomes import punctuality, was_cut
+from batchwise.planning.deadline_risk import punctuality
+from batchwise.planning.outcomes import was_cut
 from batchwise.planning.state import Terms
 
 from .books import Books, Place, most_of, place_of

@@ -13,14 +13,14 @@ from fractions import Fraction
 import attrs
 
 from batchwise.basics.times import ZERO
-from batchwise.models import Policy
+from batchwise.models import Outcome, Policy
 
 from .capacity import Capacity
 from .rescue import Rescues, cohorts_of, groups_of
 from .state import BatchState, BatchView, Group, Snapshot
 from .sync_schedule import Cohort, at_risk, servable
 
-__all__ = ["SAFE", "Risk", "risks"]
+__all__ = ["SAFE", "Risk", "punctuality", "risks"]
 
 
 @attrs.frozen
@@ -98,3 +98,17 @@ def _unserved(capacity: Capacity, name: str, cohorts: Iterable[Cohort], now: dat
         left -= lost
         found.append(lost)
     return found
+
+
+def punctuality(outcome: Outcome, deadline: datetime | None, settled: datetime) -> tuple[bool | None, timedelta]:
+    """Return whether a request that settles now meets its deadline, and by how much it is late.
+
+    Only an answer meets a deadline. A cancelled request no longer has one, whoever cancelled it and when.
+
+    Returns:
+        True or False, None without a deadline; and the time from the deadline to the end, zero where it is in time.
+    """
+    if deadline is None or outcome is Outcome.CANCELED:
+        return None, ZERO
+    lateness = max(ZERO, settled - deadline)
+    return outcome is Outcome.SUCCEEDED and not lateness, lateness

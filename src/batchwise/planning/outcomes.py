@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import Enum
 from typing import Any, NamedTuple
 
 import attrs
 
 from batchwise.basics.jsontext import decode
-from batchwise.basics.times import ZERO
 from batchwise.errors import printable
 from batchwise.models import Outcome, ResultError
 
@@ -28,20 +27,15 @@ __all__ = [
     "REFUSAL",
     "TRUNCATED",
     "UNAFFORDABLE",
-    "UNANSWERED",
     "CreateOutcome",
     "CreateRuling",
     "Fault",
     "Refusal",
     "Ruling",
     "Verdict",
-    "archived",
     "bills_profile",
-    "credible",
     "culprits",
-    "discrepancy",
     "lane_wide_error",
-    "punctuality",
     "refusal_of",
     "rule_answer",
     "rule_call",
@@ -67,8 +61,6 @@ CUTS = ("max_tokens", "model_context_window_exceeded")
 """Stop reasons of an answer that was cut off (API documentation, stop reasons)."""
 _STOP_REASON = b'"stop_reason":'
 _CUT_WORDS = tuple(f'{space}"{cut}"'.encode() for cut in CUTS for space in ("", " "))
-UNANSWERED = ("errored", "canceled", "expired")
-"""The result types of rows without an answer."""
 
 
 class Verdict(Enum):
@@ -239,8 +231,6 @@ _TABLE: Mapping[str, _Rule] = {
     "key_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_KEY),
     "own_key_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_OWN_KEY),
 }
-_RETENTION = timedelta(days=29)
-"""For so long from a batch's creation the API keeps its results (API documentation)."""
 _PROFILE = _Rule(_SETTLE, _SETTLE, _CREATE.SUSPENDED)
 _BY_STATUS: Mapping[int, str] = {
     400: "invalid_request_error",
@@ -410,48 +400,6 @@ def lane_wide_error(errors: Mapping[tuple[str, str], int], rows: int) -> str | N
     error = ResultError(kind, message, retryable=True)
     mend = _SHARED if rule.mend in ("", _ENDPOINT) else rule.mend  # the create got through: the endpoint is right
     return f"all {rows} requests of a batch failed alike: {_reason(error, mend, rule.row)}"
-
-
-def archived(archived_at: datetime | None, created_at: datetime, now: datetime) -> bool:
-    """Whether the results of a batch are gone for good; all three moments are the server's."""
-    return archived_at is not None or now - created_at >= _RETENTION
-
-
-def credible(counts: Mapping[str, int], rows: int) -> Mapping[str, int] | None:
-    """Return the API's counts of an ended batch's rows; None if they do not add up to its rows."""
-    return counts if min(counts.values()) >= 0 and sum(counts.values()) == rows else None
-
-
-def discrepancy(found: Mapping[str, int], counts: Mapping[str, int] | None) -> Mapping[str, int]:
-    """Return how many more rows without an answer were read than the API counted, by result type; negative: fewer.
-
-    An answer proves itself; a row without one proves nothing. If a stale row were believed, an answer that exists would
-    be bought again.
-
-    Args:
-        found: The rows read, by the types of `UNANSWERED`.
-        counts: What the API counted when the batch had ended; None: not known.
-
-    Returns:
-        Types that differ; none where all agree, or nothing is known.
-    """
-    if counts is None:
-        return {}
-    return {kind: found[kind] - counts[kind] for kind in UNANSWERED if found[kind] != counts[kind]}
-
-
-def punctuality(outcome: Outcome, deadline: datetime | None, settled: datetime) -> tuple[bool | None, timedelta]:
-    """Return whether a request that settles now meets its deadline, and by how much it is late.
-
-    Only an answer meets a deadline. A cancelled request no longer has one, whoever cancelled it and when.
-
-    Returns:
-        True or False, None without a deadline; and the time from the deadline to the end, zero where it is in time.
-    """
-    if deadline is None or outcome is Outcome.CANCELED:
-        return None, ZERO
-    lateness = max(ZERO, settled - deadline)
-    return outcome is Outcome.SUCCEEDED and not lateness, lateness
 
 
 def culprits(message: str) -> tuple[int, ...]:

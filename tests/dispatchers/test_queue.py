@@ -1,4 +1,4 @@
-"""The sync lane's queue: what is unfinished, what is being stored, and that no reservation of the pacing is lost."""
+"""The sync lane's queue: what is unfinished, what is being stored, and that no permit of the pacing is lost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Calls(RuleBasedStateMachine):
         self.now += 10.0
         got = self.queue.next(self.now)
         if not isinstance(got, Slot):
-            assert not self.waiting or len(self.run) == CONCURRENCY, "a reservation was lost"
+            assert not self.waiting or len(self.run) == CONCURRENCY, "a permit was lost"
             return multiple()
         self.waiting.remove(got.claim.id)
         self.run.append(got)

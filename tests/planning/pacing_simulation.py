@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from batchwise.models import Limits
 from batchwise.planning.outcomes import Refusal
 from batchwise.planning.output_forecast import OutputForecast
-from batchwise.planning.pacing import Pacer, Reservation
+from batchwise.planning.pacing import Pacer, Permit
 
 
 class Server:
@@ -94,20 +94,20 @@ def simulate(
         if kind == "wake" and now < wake_at:
             continue  # replaced by another one
         if kind == "done":
-            (tokens_in, asked, used), took, reserved, writing = detail
+            (tokens_in, asked, used), took, permit, writing = detail
             if server is not None:
                 server.running -= 1
-            books.refunds.append((now, 0, reserved.output_tokens - used))
+            books.refunds.append((now, 0, permit.output_tokens - used))
             books.used.append((now, used))
             if forecast is not None:
                 forecast.end(writing, asked, used, now)
-            pacer.done(now, reserved, input_tokens_used=tokens_in, output_tokens_used=used, latency=took)
+            pacer.done(now, permit, input_tokens_used=tokens_in, output_tokens_used=used, latency=took)
         elif kind == "refused":
-            (tokens_in, asked, _), (retry_after, refusal), reserved, writing = detail
-            books.refunds.append((now, tokens_in, reserved.output_tokens))
+            (tokens_in, asked, _), (retry_after, refusal), permit, writing = detail
+            books.refunds.append((now, tokens_in, permit.output_tokens))
             if forecast is not None:
                 forecast.drop("model", asked, writing)
-            pacer.refused(now, reserved, refusal, retry_after)
+            pacer.refused(now, permit, refusal, retry_after)
             if refusal is Refusal.OVERLOADED:
                 heapq.heappush(events, (now + rng.random(), next(order), "again", detail[0]))
         elif kind == "again":
@@ -117,7 +117,7 @@ def simulate(
             tokens_in, asked, used = tried
             expected = asked if forecast is None else forecast.expect("model", asked, now)
             got = pacer.ask(now, input_tokens=tokens_in, output_tokens=expected)
-            if not isinstance(got, Reservation):
+            if not isinstance(got, Permit):
                 wake_at = now + got + rng.random() * wake_late
                 heapq.heappush(events, (wake_at, next(order), "wake", None))
                 break

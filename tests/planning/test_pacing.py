@@ -15,7 +15,7 @@ from batchwise.models import Limits
 from batchwise.planning.capacity import limits_of
 from batchwise.planning.outcomes import Refusal
 from batchwise.planning.output_forecast import OutputForecast
-from batchwise.planning.pacing import BURST, Pacer, Reservation
+from batchwise.planning.pacing import BURST, Pacer, Permit
 
 SMALL = (100, 20, 20)
 LIMITS = Limits(
@@ -97,7 +97,7 @@ def test_a_saturated_lane_uses_what_the_limits_allow(limits: Limits, calls, per_
     assert pacer.share == 1.0
 
 
-def test_reservations_that_are_not_used_are_given_back() -> None:
+def test_tokens_that_are_not_used_are_given_back() -> None:
     calls = itertools.repeat((100, 1_000, 200))
     books, _ = simulate(Limits(output_tokens_per_minute=100_000), calls, seconds=1_200, latency=5.0)
     used = 200 * sum(now >= 600 for now in books.admitted)
@@ -149,13 +149,13 @@ def test_an_outage_is_probed_by_single_calls_and_then_forgotten() -> None:
     assert pacer.share > 0.95
 
 
-OUT: dict[int, list[Reservation]] = {}
+OUT: dict[int, list[Permit]] = {}
 
 
 def ask(pacer: Pacer, now: float, tokens_in: int = 10, tokens_out: int = 10) -> float:
     """The wait; 0.0: it goes, and is out until the next `end` or `refuse`."""
     got = pacer.ask(now, input_tokens=tokens_in, output_tokens=tokens_out)
-    if isinstance(got, Reservation):
+    if isinstance(got, Permit):
         OUT.setdefault(id(pacer), []).append(got)
         return 0.0
     return got
@@ -576,34 +576,34 @@ def test_the_burst_falls_with_the_share() -> None:
 )
 def test_it_says_what_calls_wait_for(limits: Limits, binds: str) -> None:
     pacer = Pacer(limits, now=0.0)
-    while isinstance(pacer.ask(0.0, input_tokens=100, output_tokens=100), Reservation):
+    while isinstance(pacer.ask(0.0, input_tokens=100, output_tokens=100), Permit):
         pass
     assert pacer.limited_by(0.0) == binds
 
 
 def test_after_a_refusal_calls_wait_for_its_pause() -> None:
     pacer = Pacer(Limits(), now=0.0)
-    reserved = pacer.ask(0.0, input_tokens=1, output_tokens=1)
-    assert isinstance(reserved, Reservation)
-    pacer.refused(1.0, reserved, Refusal.TOO_FAST, 5.0)
+    permit = pacer.ask(0.0, input_tokens=1, output_tokens=1)
+    assert isinstance(permit, Permit)
+    pacer.refused(1.0, permit, Refusal.TOO_FAST, 5.0)
     assert pacer.limited_by(2.0) == "refusals"
 
 
-def reserved(pacer: Pacer, now: float, tokens_in: int, tokens_out: int) -> Reservation:
+def permitted(pacer: Pacer, now: float, tokens_in: int, tokens_out: int) -> Permit:
     got = pacer.ask(now, input_tokens=tokens_in, output_tokens=tokens_out)
-    assert isinstance(got, Reservation)
+    assert isinstance(got, Permit)
     return got
 
 
-def test_what_a_call_used_beyond_its_reservation_is_repaid_first_and_what_it_left_lowers_that() -> None:
+def test_what_a_call_used_beyond_what_was_booked_is_repaid_first_and_what_it_left_lowers_that() -> None:
     pacer = Pacer(Limits(output_tokens_per_minute=6_000), now=0.0)  # 100 a second; 120 may start at once
-    first, second = reserved(pacer, 0.0, 0, 120), reserved(pacer, 0.0, 0, 100)
+    first, second = permitted(pacer, 0.0, 0, 120), permitted(pacer, 0.0, 0, 100)
     assert ask(pacer, 0.0) == 1.0
     pacer.done(0.0, first, output_tokens_used=220)
     assert ask(pacer, 0.0) == 2.0
     pacer.done(0.0, second, output_tokens_used=50)
     assert ask(pacer, 0.0) == 1.5  # 50 of the 100 owed are repaid
-    third = reserved(pacer, 1.5, 0, 300)
+    third = permitted(pacer, 1.5, 0, 300)
     assert ask(pacer, 1.5) == 3.0
     pacer.done(1.5, third, output_tokens_used=100)
     assert ask(pacer, 1.5) == 1.0
@@ -611,7 +611,7 @@ def test_what_a_call_used_beyond_its_reservation_is_repaid_first_and_what_it_lef
 
 def test_a_debt_is_repaid_at_the_whole_limit_and_what_is_booked_at_the_share() -> None:
     pacer = Pacer(Limits(output_tokens_per_minute=6_000), now=0.0)
-    first, second = reserved(pacer, 0.0, 0, 120), reserved(pacer, 0.0, 0, 100)
+    first, second = permitted(pacer, 0.0, 0, 120), permitted(pacer, 0.0, 0, 100)
     pacer.refused(0.0, second, Refusal.TOO_FAST, 1.0)
     assert pacer.share == pytest.approx(0.8)
     pacer.done(1.0, first, output_tokens_used=320)
@@ -638,10 +638,10 @@ def test_an_outage_pauses_for_twice_as_long_each_time_less_up_to_a_quarter(jitte
 def test_what_remains_is_believed_upwards_only_beyond_all_that_runs(remaining: int, more: bool) -> None:
     """Nothing runs but a call of 400 tokens, and 100 are left of the bucket of 500."""
     pacer = Pacer(Limits(output_tokens_per_minute=500), now=0.0, follows=True)
-    reserved(pacer, 0.0, 0, 400)
+    permitted(pacer, 0.0, 0, 400)
     pacer.observe(0.0, headers("output-tokens", remaining=remaining))
-    reserved(pacer, 0.0, 0, 100)
-    reserved(pacer, 0.0, 0, 120)
+    permitted(pacer, 0.0, 0, 100)
+    permitted(pacer, 0.0, 0, 120)
     assert ask(pacer, 0.0) == pytest.approx((119 if more else 120) * 60 / 500)
 
 
@@ -649,7 +649,7 @@ def test_of_several_limits_the_one_that_takes_longest_is_waited_for() -> None:
     for few, binds in ((10, "input_tokens_per_minute"), (1_000, "output_tokens_per_minute")):
         limits = Limits(requests_per_minute=1_000, input_tokens_per_minute=few * 10, output_tokens_per_minute=1_000)
         pacer = Pacer(limits, now=0.0)
-        reserved(pacer, 0.0, 100, 100)
+        permitted(pacer, 0.0, 100, 100)
         assert pacer.limited_by(0.0) == binds
 
 

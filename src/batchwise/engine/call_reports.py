@@ -51,7 +51,7 @@ def tell_call(
 
 
 def note_pace(engine: Engine, slot: Slot, reply: Reply, usage: Mapping[str, Any]) -> None:
-    """Let the queue learn from an answer. If that fails, `finish` gives back what the pacing reserved for the claim."""
+    """Let the queue learn from an answer. If that fails, `finish` gives the claim's permit back to the pacing."""
     try:
         fresh, _, cached, written = tokens_of(usage) or (0, 0, 0, 0)
         engine.queue.done(

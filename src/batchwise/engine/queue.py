@@ -14,7 +14,7 @@ from batchwise.models import Limits
 from batchwise.planning.capacity import MOST_CALLS, Measured, class_of, follows, limits_of
 from batchwise.planning.outcomes import Refusal
 from batchwise.planning.output_forecast import OutputForecast, Writing
-from batchwise.planning.pacing import Pacer, Reservation
+from batchwise.planning.pacing import Pacer, Permit
 from batchwise.planning.packing import BYTES_PER_TOKEN
 
 __all__ = ["BACKGROUND", "BLOCKING", "URGENT", "CallQueue", "Slot"]
@@ -28,10 +28,10 @@ _FULL = 1.0
 
 
 class Slot(NamedTuple):
-    """A claim that may be called now, with what the pacing reserved for it."""
+    """A claim that may be called now, with the permit of the pacing."""
 
     claim: Claim
-    reserved: Reservation
+    permit: Permit
     writing: Writing
     sequence: int
     """The claim's own number in the queue."""
@@ -104,7 +104,7 @@ class CallQueue:
         self._stored_limits: Mapping[str, Measured] = {}
         """The account's limits by class as the ledger knows them, for classes that this process has not called yet."""
         self._running: set[int] = set()
-        """The sequence numbers of claims for which the pacing holds a reservation."""
+        """The sequence numbers of claims for which the pacing holds a permit."""
         self._news: list[tuple[str, str, int]] = []
         self._storing: set[int] = set()
         """The sequence numbers of claims whose answers, or failures, are not stored yet."""
@@ -173,7 +173,7 @@ class CallQueue:
         if not terms.expected:
             tokens_out = self._outputs.expect(terms.model, terms.max_tokens, now)
         got = lane.pacer.ask(now, input_tokens=tokens_in, output_tokens=tokens_out)
-        if not isinstance(got, Reservation):
+        if not isinstance(got, Permit):
             lane.held_since = min(lane.held_since, now)
             if now >= lane.told_at + _TOLD and now + got >= lane.held_since + _LONG:
                 lane.told_at = now
@@ -196,7 +196,7 @@ class CallQueue:
             self._outputs.end(slot.writing, slot.claim.terms.max_tokens, used_out, now)
             lane.pacer.done(
                 now,
-                slot.reserved,
+                slot.permit,
                 input_tokens_used=used_in,
                 output_tokens_used=used_out,
                 latency=took / timedelta(seconds=1),
@@ -220,7 +220,7 @@ class CallQueue:
                 lane = self._has_ended(slot, now)
                 self._drop(slot)
                 wait = None if retry_after is None else retry_after / timedelta(seconds=1)
-                lane.pacer.refused(now, slot.reserved, refusal, wait)
+                lane.pacer.refused(now, slot.permit, refusal, wait)
                 lane.pacer.observe(now, headers)
 
     def measured(self, model: str, now: float, at: datetime) -> tuple[str, Measured]:
@@ -251,7 +251,7 @@ class CallQueue:
     def _free(self, slot: Slot, now: float) -> None:
         lane = self._has_ended(slot, now)
         self._drop(slot)
-        lane.pacer.done(now, slot.reserved)
+        lane.pacer.done(now, slot.permit)
 
     def drain(self) -> list[Claim]:
         """Take out and return all claims whose calls have not begun."""

@@ -44,7 +44,7 @@ class OutputForecast:
     being written. So calls that still run count, too (the Kaplan-Meier estimate): whatever share of calls is not
     known to end as early as those that have ended is taken to write its whole `max_tokens`. What is reserved is the
     mean and two standard errors: the wider a model's own spread, and the fewer calls were seen, the more.
-    `Pacer.done` corrects every single reservation.
+    `Pacer.done` corrects what was booked for each call.
     """
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ the API's limits do (API documentation, rate limits).
 its cost may take it into debt. A bucket of a given limit holds at most 2 % of a minute (`BURST`), so within any t
 seconds no more is booked than `limit * t/60 + 2 % of limit + one call`. Where no limits are given, the account's own
 are followed: a bucket holds a minute, as the API's does, and all that remains by the headers may go at once. A call
-that used more than its reservation makes a debt, which is repaid at the whole limit.
+that used more than was booked for it makes a debt, which is repaid at the whole limit.
 
 **Refusals.** A 529 says that the API is busy: the lane slows by the share of its calls that was refused lately, and
 is as fast as before some seconds after the last one. Only when most calls are refused it tries one call at a time. A
@@ -30,7 +30,7 @@ from batchwise.models import Limits
 
 from .outcomes import Refusal
 
-__all__ = ["BURST", "MINUTE", "Pacer", "Reservation"]
+__all__ = ["BURST", "MINUTE", "Pacer", "Permit"]
 
 BURST = 0.02
 """The share of a minute's limit that may start at once after idle time, under given limits."""
@@ -63,8 +63,8 @@ _REACH_SECONDS = 20.0
 """The share that the lane reaches is known once calls have waited for so many seconds of the window."""
 
 
-class Reservation(NamedTuple):
-    """A call that may start, with the figures booked for it. Exactly one `done` or `refused` ends it."""
+class Permit(NamedTuple):
+    """Lets one call start, with the figures booked for it. Exactly one `done` or `refused` ends it."""
 
     at: float
     input_tokens: int
@@ -89,7 +89,7 @@ class _Bucket:
         self.burst = MINUTE if follows else BURST
         self.level = self.limit * self.burst
         self.owed = 0.0
-        """The debt of finished calls that used more than their reservations; repaid first."""
+        """The debt of finished calls that used more than was booked for them; repaid first."""
         self.at = now
 
     def refill(self, now: float, share: float) -> None:
@@ -247,10 +247,11 @@ class Pacer:
         self._learned_ceiling = False
         self._latency = self._planned_latency = limits.latency / timedelta(seconds=1)
         self._running = [0, 0, 0]
-        """Calls that run, and the tokens reserved for them."""
+        """Calls that run, and the tokens booked for them."""
         self._rates, self._crowd = _Share(now), _Share(now)
         self._overload, self._reach = _Overload(now), _Reach(now)
-        self._paused_at = self._paused_until = -math.inf
+        self._paused_at = self.paused_until = -math.inf
+        """When the last pause began, and when the lane may go on; minus infinity if it was never paused."""
         self._series = 0
         """Pauses since the last answer."""
         self._outage = False
@@ -258,11 +259,6 @@ class Pacer:
         self._single = False
         """Whether a single call that tries the lane is running."""
         self._started = 0
-
-    @property
-    def paused_until(self) -> float:
-        """When the lane may go on, in seconds of the caller's clock; minus infinity if it was never paused."""
-        return self._paused_until
 
     @property
     def running(self) -> int:
@@ -296,8 +292,8 @@ class Pacer:
         measured = self._reach.share((requests, tokens_in, tokens_out), calls)
         return expected if measured is None else min(expected, measured)
 
-    def ask(self, now: float, *, input_tokens: int, output_tokens: int) -> Reservation | float:
-        """Return a reservation if a call may start now, else the seconds to wait.
+    def ask(self, now: float, *, input_tokens: int, output_tokens: int) -> Permit | float:
+        """Return a permit if a call may start now, else the seconds to wait.
 
         Ask in the order of urgency: a call that had to wait has no right before another.
 
@@ -307,7 +303,7 @@ class Pacer:
             output_tokens: What it is expected to write (see `OutputForecast`); at worst its `max_tokens`.
 
         Returns:
-            The reservation: the call may start. Else the seconds until the next question; earlier if a call ends.
+            The permit: the call may start. Else the seconds until the next question; earlier if a call ends.
         """
         self._advance(now)
         wait = self._wait(now)
@@ -323,7 +319,7 @@ class Pacer:
             self._reach.book(*amounts)
         self._single = self._trying
         self._started += 1
-        return Reservation(now, input_tokens, output_tokens, self._single, waited, self._started)
+        return Permit(now, input_tokens, output_tokens, self._single, waited, self._started)
 
     @property
     def _trying(self) -> bool:
@@ -331,15 +327,15 @@ class Pacer:
         return self._series >= 2
 
     def _wait(self, now: float) -> float:
-        if now < self._paused_until:
-            return self._paused_until - now
+        if now < self.paused_until:
+            return self.paused_until - now
         if self._single or self.running >= self.concurrency:
             return min(_LONGEST_POLL, max(_SHORTEST_WAIT, self._latency / max(1, self.running)))
         return max(bucket.wait(self.share) for bucket in self._buckets)
 
     def limited_by(self, now: float) -> str:
         """Return what the next call waits for: a field of `Limits`, or "refusals"."""
-        if now < self._paused_until or self._single:
+        if now < self.paused_until or self._single:
             return "refusals"
         if self.running >= self.concurrency:
             return "concurrency"
@@ -350,49 +346,46 @@ class Pacer:
     def done(
         self,
         now: float,
-        reserved: Reservation,
+        permit: Permit,
         *,
         input_tokens_used: int = 0,
         output_tokens_used: int = 0,
         latency: float | None = None,
     ) -> None:
-        """Note that a call ended without a refusal, and correct its reservation to its use.
+        """Note that a call ended without a refusal, and correct what was booked for it to what it used.
 
         Args:
             now: Seconds of the monotonic clock.
-            reserved: The reservation from `ask`.
+            permit: What `ask` returned.
             input_tokens_used: Uncached input tokens, cache writes included, cache reads not; 0 if the call failed.
             output_tokens_used: Output tokens; 0 if the call failed.
             latency: How long it took, in seconds; None if that says nothing (a failed call).
         """
         self._advance(now)
-        self._end(reserved)
-        more_in, more_out = input_tokens_used - reserved.input_tokens, output_tokens_used - reserved.output_tokens
-        self._correct(reserved, 0, more_in, more_out)
-        began_after = reserved.at >= self._paused_at  # a call that began before an outage says nothing about it
-        if began_after or (now >= self._paused_until and not self._outage):
+        self._end(permit, 0, input_tokens_used - permit.input_tokens, output_tokens_used - permit.output_tokens)
+        began_after = permit.at >= self._paused_at  # a call that began before an outage says nothing about it
+        if began_after or (now >= self.paused_until and not self._outage):
             if self._outage:
                 self._overload.forget()
             self._series, self._outage = 0, False
         if latency is not None:
             self._latency += (latency - self._latency) / 20.0
 
-    def refused(self, now: float, reserved: Reservation, refusal: Refusal, retry_after: float | None = None) -> None:
+    def refused(self, now: float, permit: Permit, refusal: Refusal, retry_after: float | None = None) -> None:
         """Note that a call was refused for load.
 
         Args:
             now: Seconds of the monotonic clock.
-            reserved: The reservation from `ask`.
+            permit: What `ask` returned.
             refusal: What the API said.
             retry_after: The header's seconds; None if it was not sent.
         """
         self._advance(now)
         running = self.running
-        self._end(reserved)
-        self._correct(reserved, -1, -reserved.input_tokens, -reserved.output_tokens)
-        new = reserved.at >= self._paused_at  # else it started before the pause: the same event
+        self._end(permit, -1, -permit.input_tokens, -permit.output_tokens)
+        new = permit.at >= self._paused_at  # else it started before the pause: the same event
         if refusal is Refusal.OVERLOADED:
-            self._overload.refused(reserved.number)
+            self._overload.refused(permit.number)
             if new and (self._trying or self._overload.severe):
                 self._series, self._outage = max(2, self._series + 1), True
                 self._pause(now, self._backoff() * (3.0 + self._jitter()) / 4.0)
@@ -407,7 +400,7 @@ class Pacer:
         self._pause(now, pause)
         for bucket in self._buckets:  # so that no burst follows the pause
             bucket.level = min(bucket.level, 0.0)
-            bucket.at = self._paused_until
+            bucket.at = self.paused_until
 
     def observe(self, now: float, headers: Mapping[str, str]) -> None:
         """Take over the API's limits from the headers (`anthropic-ratelimit-*`) of any answer.
@@ -435,7 +428,7 @@ class Pacer:
             remaining = _number(headers.get(f"anthropic-ratelimit-{kind}-remaining"))
             if remaining is not None and not math.isinf(bucket.limit):
                 bucket.level = min(bucket.level, max(0.0, remaining))
-                if self._follows and remaining - running > bucket.level and now >= self._paused_until:
+                if self._follows and remaining - running > bucket.level and now >= self.paused_until:
                     bucket.level, bucket.owed = remaining - running, 0.0
         self._rates.give_back(1.0 / lowered)  # the new limits explain the refusals, so undo the cuts
 
@@ -449,17 +442,14 @@ class Pacer:
         for bucket in self._buckets:
             bucket.refill(now, self.share)
 
-    def _end(self, reserved: Reservation) -> None:
-        held = (1, reserved.input_tokens, reserved.output_tokens)
-        self._running = list(map(sub, self._running, held))
-        if reserved.single:
+    def _end(self, permit: Permit, requests: int, input_tokens: int, output_tokens: int) -> None:
+        """End a call that used so much more (or less) than was booked; its request stays booked in the limits."""
+        self._running = list(map(sub, self._running, (1, permit.input_tokens, permit.output_tokens)))
+        if permit.single:
             self._single = False
-
-    def _correct(self, reserved: Reservation, requests: int, input_tokens: int, output_tokens: int) -> None:
-        """Correct the bookings of a call; the request itself stays booked."""
         for bucket, more in zip(self._buckets, (0, input_tokens, output_tokens), strict=True):
             bucket.correct(more)
-        if reserved.counted:
+        if permit.counted:
             self._reach.book(requests, input_tokens, output_tokens)
 
     def _backoff(self) -> float:
@@ -467,9 +457,9 @@ class Pacer:
 
     def _pause(self, now: float, seconds: float) -> None:
         self._paused_at = now
-        self._paused_until = max(self._paused_until, now + max(seconds, _SHORTEST_WAIT))
+        self.paused_until = max(self.paused_until, now + max(seconds, _SHORTEST_WAIT))
         for share in (self._rates, self._crowd):
-            share.hold(self._paused_until)
+            share.hold(self.paused_until)
 
     def _cut(self, refusal: Refusal, running: int) -> None:
         unlimited = all(math.isinf(bucket.limit) for bucket in self._buckets)

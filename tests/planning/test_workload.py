@@ -868,11 +868,10 @@ def test_the_fewest_arrivals_that_a_plan_keeps_are_found_to_the_last():
     assert plan(arrivals_per_hour=2, sla=40 * HOUR, limits=attrs.evolve(slow, latency=61 * MINUTE)).nearest is None
 
 
-def load(**changes):
+def load(limits=Limits(concurrency=1, latency=15 * MINUTE), **changes):  # noqa: B008
     usual = {
         "arrivals": Fraction(5, 2), "burst": 50, "sla": 60 * HOUR, "window": 24 * HOUR, "rounds": 1, "overhead": ZERO,
-        "mean_input_tokens": Fraction(0), "mean_output_tokens": Fraction(0), "request_bytes": 1,
-        "limits": Limits(concurrency=1, latency=15 * MINUTE),
+        "each": lane_time(limits, 0, 0), "request_bytes": 1,
     }  # fmt: skip
     return Load(**{**usual, **changes})
 

@@ -15,7 +15,7 @@ from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy,
 from batchwise.planning import packing, routing
 from batchwise.planning.cost_bound import length_class, media_tokens, most_cost, refuse_unbounded
 from batchwise.planning.forecast import Forecast
-from batchwise.planning.pricing import PriceBook
+from batchwise.planning.pricing import PriceBook, estimated_tokens
 from batchwise.planning.prompt_prefix import Prefixes, is_never_cached, prefix_of
 from batchwise.planning.state import Terms
 from batchwise.request import Request, Traits
@@ -217,7 +217,7 @@ def _terms(request: Request, case: routing.Case, decision: Decision, max_cost: t
         interval=routing.hedge_wait(case.left) if hedged else case.interval,
         model=request.model,
         max_tokens=request.max_tokens,
-        output_tokens=case.output_tokens,
+        output_tokens=estimated_tokens(request)[1],
         expected=request.expected_output_tokens is not None,
         betas=request.betas,
         stream=request.stream,

@@ -196,8 +196,8 @@ class Cadence:
             raise InvalidValueError(
                 f"interval={exact(every)} does not fit the SLA of {exact(self.sla)}; give {exact(longest)} or less"
             )
-        worst_case = worst_case_latency(every, window=self.window, rounds=self.rounds, overhead=self.overhead)
-        return attrs.evolve(self, interval=every, worst_case=worst_case, reserve=self.sla - worst_case)
+        left = self.buffer - self.overhead - self.rounds * every
+        return cadence_of(self.sla, self.window, self.rounds, self.overhead, reserve=left, interval=every)
 
     def submissions(self, start: datetime, end: datetime) -> Iterator[datetime]:
         """Yield when to submit: `start`, then one interval of elapsed time after the other, before `end`; all in UTC.
@@ -307,13 +307,20 @@ def sla_cadence(
         raise _infeasible(sla, windows, rounds, overhead, ruling, named)
     if policy is not None and policy.interval is not None:
         interval = min(interval, policy.interval)
+    return cadence_of(sla, one_window, rounds, overhead, reserve=kept, interval=interval)
+
+
+def cadence_of(
+    sla: timedelta, window: timedelta, rounds: int, overhead: timedelta, *, reserve: timedelta, interval: timedelta
+) -> Cadence:
+    """Return the cadence with these figures, and the buffer and worst case that follow from them."""
     return Cadence(
         sla=sla,
-        window=one_window,
-        buffer=buffer,
-        reserve=kept,
+        window=window,
+        buffer=sla - rounds * window,
+        reserve=reserve,
         interval=interval,
-        worst_case=worst_case_latency(interval, window=one_window, rounds=rounds, overhead=overhead),
+        worst_case=worst_case_latency(interval, window=window, rounds=rounds, overhead=overhead),
         rounds=rounds,
         overhead=overhead,
     )

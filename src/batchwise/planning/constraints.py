@@ -27,9 +27,9 @@ import attrs
 
 from batchwise.basics.times import ZERO
 from batchwise.basics.wording import exact
-from batchwise.models import Limits, Policy
+from batchwise.models import Policy
 
-from .cadence import lane_time, number_in, time_for
+from .cadence import number_in, time_for
 from .packing import MAX_CALL_BYTES
 from .reserve import overhead_of, reserve_for
 
@@ -68,7 +68,7 @@ class Violation:
 
 @attrs.frozen(kw_only=True)
 class Load:
-    """The workload in question, with checked durations and limits."""
+    """The workload in question, with checked figures."""
 
     arrivals: Fraction
     burst: int
@@ -76,12 +76,10 @@ class Load:
     window: timedelta
     rounds: int
     overhead: timedelta
-    mean_input_tokens: Fraction
-    mean_output_tokens: Fraction
+    each: Fraction
+    """Microseconds of the sync lane that one request takes, at the share of the limits that a rescue counts on; zero:
+    no limit."""
     request_bytes: int
-    limits: Limits
-    share: Fraction = Fraction(1)
-    """The share of the limits that a rescue counts on."""
     queue_limit: int | None = None
     policy: Policy | None = None
     interval: timedelta | None = None
@@ -92,11 +90,6 @@ class Load:
     def buffer(self) -> timedelta:
         """The part of the SLA that the windows leave."""
         return self.sla - self.rounds * self.window
-
-    @property
-    def each(self) -> Fraction:
-        """Microseconds of the sync lane that one request takes; zero: no limit."""
-        return lane_time(self.limits, self.mean_input_tokens, self.mean_output_tokens) / self.share
 
     @property
     def rate(self) -> Fraction | None:
@@ -138,11 +131,6 @@ class Load:
             usual = min(usual, self.worthwhile)
         return max(ZERO, min(room, usual))
 
-    @property
-    def often(self) -> timedelta:
-        """The shortest interval of a nearest plan; a dispatcher submits as often as it has to."""
-        return _OFTEN if self.policy is None else ZERO
-
     def arriving(self, span: timedelta) -> int:
         """The most requests that arrive within any `span`, its end not included."""
         return ceil(self.arrivals * _hours(span))
@@ -151,17 +139,9 @@ class Load:
         """The most requests that arrive for one submission."""
         return max(self.arriving(interval), 1 if self.arrivals else 0)
 
-    def submitted(self, interval: timedelta) -> int:
-        """The most requests that one submission holds: what arrived, and what expired in each earlier round."""
-        return self.rounds * self.gathered(interval)
-
     def rescue(self, requests: int) -> timedelta:
         """Return the time that so many requests take of the sync lane."""
         return time_for(requests, self.each)
-
-    def rescuable(self, duration: timedelta) -> int | None:
-        """Return how many requests the sync lane redoes in `duration`; None: no limit."""
-        return number_in(duration, self.each)
 
     def reserve(self, interval: timedelta) -> timedelta:
         """Return the time that the interval leaves for a rescue; negative where it does not fit the SLA."""
@@ -247,7 +227,7 @@ def _burst(load: Load, interval: timedelta) -> Violation | None:
 
 
 def _burst_rate(load: Load, _interval: timedelta) -> Violation | None:
-    amount, most = load.burst + load.arriving(load.window), load.rescuable(load.window)
+    amount, most = load.burst + load.arriving(load.window), number_in(load.window, load.each)
     if not load.burst or most is None or amount <= most:
         return None
     message = (
@@ -308,7 +288,7 @@ def _with_longer_sla(load: Load) -> Load | None:
     def at(minutes: int) -> Load:
         return attrs.evolve(load, sla=minutes * _MINUTE)
 
-    often = min(load.often, load.interval or load.often)
+    often = ZERO if load.policy else min(_OFTEN, load.interval or _OFTEN)
 
     def lacks(minutes: int) -> bool:
         return not _keeps(at(minutes)) or longest_interval(at(minutes)) < often

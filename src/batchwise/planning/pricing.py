@@ -23,8 +23,12 @@ from batchwise.basics.times import check_aware
 from batchwise.errors import InvalidValueError, shown
 from batchwise.models import GRAIN, Lane, Rates
 
+from .packing import BYTES_PER_TOKEN
+
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo
+
+    from batchwise.request import Request
 
 __all__ = [
     "PICO",
@@ -34,6 +38,7 @@ __all__ = [
     "book_of",
     "cost",
     "estimate",
+    "estimated_tokens",
     "is_priced_whole",
     "named_remedy",
     "to_pico",
@@ -243,6 +248,11 @@ def is_priced_whole(usage: Mapping[str, Any]) -> bool:
 def estimate(input_tokens: int, output_tokens: int, rates: Tariff) -> int:
     """Return what so many uncached input tokens and output tokens would cost, in pico-USD."""
     return cost({"input_tokens": input_tokens, "output_tokens": output_tokens}, rates)
+
+
+def estimated_tokens(request: Request) -> tuple[int, int]:
+    """Return about how many input and output tokens a request has: its expected output, or else all of max_tokens."""
+    return len(request.body) // BYTES_PER_TOKEN, request.expected_output_tokens or request.max_tokens
 
 
 def to_usd(pico: int) -> Decimal:

@@ -11,21 +11,17 @@ from decimal import Context, Decimal
 from fractions import Fraction
 from math import ceil
 from operator import mul
-from typing import TYPE_CHECKING
 
 import attrs
 
 from batchwise.basics.figures import Number, check_whole, to_number
 from batchwise.errors import InvalidValueError, shown
 from batchwise.models import Lane
+from batchwise.request import Request
 
 from .custom_ids import MAX_LENGTH
-from .packing import BYTES_PER_TOKEN, entry_size
-
-if TYPE_CHECKING:
-    from batchwise.request import Request
-
-    from .pricing import PriceBook
+from .packing import entry_size
+from .pricing import PriceBook, cost, estimated_tokens
 
 __all__ = ["Kind", "Mix", "mix_of", "to_dollars"]
 
@@ -55,9 +51,9 @@ class Kind:
         tariff = prices.rates(self.model, lane, at=at)
         if tariff is None:
             return None
-        rates = tariff.at_length(self.input_tokens + self.cached_tokens)
-        cached = self.cached_tokens * rates.cache_read if self.cached_tokens else 0
-        return self.input_tokens * rates.input + cached + self.output_tokens * rates.output
+        names = "input_tokens", "cache_read_input_tokens", "output_tokens"
+        tokens = self.input_tokens, self.cached_tokens, self.output_tokens
+        return Fraction(cost(dict(zip(names, tokens, strict=True)), tariff))
 
 
 @attrs.frozen(kw_only=True)
@@ -152,27 +148,18 @@ def _shares(mean: Number | None, lengths: Mapping[int, Number] | None) -> Iterat
 
 
 def _sampled(requests: Iterable[Request]) -> Mix:
-    """Return the mix of a sample of requests.
-
-    Tokens are estimated as the router does: four bytes of the body for an input token, and the expected output, else
-    all of max_tokens.
+    """Return the mix of a sample of requests, with estimated tokens.
 
     Raises:
         InvalidValueError: The sample is empty, or has items that are no requests.
     """
-    from batchwise.request import Request
-
     sample = list(requests)
     if not sample or not all(isinstance(request, Request) for request in sample):
         raise InvalidValueError("sample has to be requests, at least one: sample=[Request(...), ...]")
+    tokens = [map(Fraction, estimated_tokens(request)) for request in sample]
     kinds = tuple(
-        Kind(
-            weight=Fraction(1),
-            model=request.model,
-            input_tokens=Fraction(len(request.body) // BYTES_PER_TOKEN),
-            output_tokens=Fraction(request.expected_output_tokens or request.max_tokens),
-        )
-        for request in sample
+        Kind(weight=Fraction(1), model=request.model, input_tokens=tokens_in, output_tokens=tokens_out)
+        for request, (tokens_in, tokens_out) in zip(sample, tokens, strict=True)
     )
     size = sum(entry_size(MAX_LENGTH, len(request.body)) for request in sample)
     return Mix(kinds=kinds, request_bytes=ceil(Fraction(size, len(sample))))

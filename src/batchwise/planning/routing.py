@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import attrs
@@ -23,7 +23,7 @@ from batchwise.request import BILLED_TO_A_PROFILE, Request, Traits
 from . import packing
 from .custom_ids import MAX_LENGTH
 from .forecast import Forecast
-from .pricing import PriceBook, Tariff, book_of, estimate, named_remedy, to_usd
+from .pricing import PriceBook, book_of, estimate, estimated_tokens, named_remedy, to_usd
 from .prompt_prefix import Prefix, prefix_of, prefix_words
 from .reserve import least_reserve, longest_batch_of, reserve_for
 from .waiting_cost import Hedge, best_hedge, delay_cost, longest_worthwhile
@@ -86,14 +86,13 @@ class Case:
     now: datetime
     policy: Policy
     forecast: Forecast
-    prices: PriceBook | None
+    saving: Callable[[], Decimal | None]
+    """Returns the estimated USD that the batch lane saves on it; None: unknown price."""
     traits: Traits
-    size: int
     latency: LatencyTag
-    tool_use: ToolUse
-    betas: tuple[str, ...]
-    stream: bool
-    output_tokens: int
+    tool_use: ToolUse = ToolUse.NONE
+    betas: tuple[str, ...] = ()
+    stream: bool = False
     deadline: datetime | None
     prefix: Prefix | None = None
 
@@ -153,18 +152,6 @@ class Case:
         names = [f"parameter {name!r}" for name in self.traits.parameters if name in _SYNC_ONLY_PARAMETERS]
         names += [f"beta {beta}" for beta in self.betas if beta in _SYNC_ONLY_BETAS]
         return (*names, *(("max_tokens 0",) if self.traits.max_tokens == 0 else ()))
-
-    def saving(self) -> Decimal | None:
-        """The estimated USD that the batch lane saves on it; None: unknown price."""
-        if self.prices is None:
-            return None
-        sync, batch = (self.prices.rates(self.traits.model, lane, at=self.now) for lane in (Lane.SYNC, Lane.BATCH))
-        if sync is None or batch is None:
-            return None
-        return to_usd(self._estimate(sync) - self._estimate(batch))
-
-    def _estimate(self, rates: Tariff) -> int:
-        return estimate(self.size // packing.BYTES_PER_TOKEN, self.output_tokens, rates)
 
 
 class _Rule(NamedTuple):
@@ -383,7 +370,7 @@ _RULES: tuple[_Rule, ...] = (
 )
 
 
-def deadline_of(latency: LatencyTag, now: datetime) -> datetime | None:
+def _deadline_of(latency: LatencyTag, now: datetime) -> datetime | None:
     """The absolute deadline (UTC) that a latency tag gives at `now`; None without one."""
     if isinstance(latency, timedelta):
         return now + latency
@@ -466,6 +453,15 @@ def named(request: Request) -> str:
     return "request" if request.key is None else f"request {shown(request.key)}"
 
 
+def _saving(model: str, tokens: tuple[int, int], prices: PriceBook | None, at: datetime) -> Decimal | None:
+    if prices is None:
+        return None
+    sync, batch = (prices.rates(model, lane, at=at) for lane in (Lane.SYNC, Lane.BATCH))
+    if sync is None or batch is None:
+        return None
+    return to_usd(estimate(*tokens, sync) - estimate(*tokens, batch))
+
+
 _DEFAULT_POLICY = Policy()
 _PRIOR = Forecast.prior()
 
@@ -487,15 +483,13 @@ def case_of(
         now=now,
         policy=policy,
         forecast=_PRIOR if forecast is None else forecast,
-        prices=prices,
+        saving=partial(_saving, request.model, estimated_tokens(request), prices, now),
         traits=request.traits,
-        size=len(request.body),
         latency=tag,
         tool_use=request.tool_use or tool_use or infer_tool_use(request.traits),
         betas=request.betas,
         stream=request.stream,
-        output_tokens=request.expected_output_tokens or request.traits.max_tokens,
-        deadline=deadline_of(tag, now),
+        deadline=_deadline_of(tag, now),
         prefix=prefix_of(request.model, request.body) if policy.cache == "prime" else None,
     )
 
@@ -537,5 +531,5 @@ def choose_lane(
     except OverflowError:
         raise InvalidValueError(f"{where}: now={now.isoformat()} is too near to the end of all dates") from None
     rescue = decision.deadline is not None and not case.batch_only
-    check_size(case.size, decision.lane, rescue=rescue, where=where)
+    check_size(len(request.body), decision.lane, rescue=rescue, where=where)
     return decision

@@ -20,16 +20,16 @@ from batchwise.basics.rendering import to_html, to_text
 from batchwise.basics.times import WINDOW, ZERO, check_duration, check_positive
 from batchwise.basics.wording import dollars, exact, human
 from batchwise.errors import InvalidValueError
-from batchwise.models import Lane, Limits, Policy, Rates, Reason, ToolUse, check_policy
+from batchwise.models import Lane, Limits, Policy, Rates, Reason, check_policy
 from batchwise.request import Request, Traits
 
-from .cadence import Cadence, bounded, check_limits, lane_time, worst_case_latency
+from .cadence import Cadence, bounded, cadence_of, check_limits, lane_time
 from .capacity import FILLED, Capacity, queue_limit
 from .constraints import SEARCHED, Load, Violation, longest_interval, nearest_load, violations_of
 from .forecast import Forecast
 from .packing import MAX_BYTES, MAX_REQUESTS
 from .pricing import PriceBook, book_of
-from .request_mix import Mix, mix_of, to_dollars
+from .request_mix import mix_of, to_dollars
 from .routing import Case, decide
 
 if TYPE_CHECKING:
@@ -148,33 +148,16 @@ class _Money:
         return None if self.sync is None or self.batch is None else to_dollars(self.sync - self.batch)
 
 
-@attrs.frozen(kw_only=True)
-class _Workload(Case):
-    """A steady workload as a question to the router: plain requests, with the mean saving."""
-
-    saved: Decimal | None
-
-    def saving(self) -> Decimal | None:
-        """USD that the batch lane saves on a request; None: unknown price."""
-        return self.saved
-
-
 def _case(load: Load, money: _Money) -> Case:
-    policy = Policy(window=load.window) if load.policy is None else load.policy
-    return _Workload(
+    """Return a steady workload as a question to the router: plain requests, with the mean saving."""
+    return Case(
         now=_START,
-        policy=policy,
+        policy=load.policy or Policy(window=load.window),
         forecast=Forecast.prior(),
-        prices=None,
+        saving=money.saving,
         traits=Traits(money.model, 1, (), (), "", ""),
-        size=load.request_bytes,
         latency=load.sla,
-        tool_use=ToolUse.NONE,
-        betas=(),
-        stream=False,
-        output_tokens=1,
         deadline=_START + load.sla,
-        saved=money.saving(),
     )
 
 
@@ -189,19 +172,10 @@ def _batches(load: Load, requests: int) -> int:
 
 
 def _plan(load: Load, interval: timedelta, money: _Money) -> WorkloadPlan:
-    requests, reserve = load.submitted(interval), load.reserve(interval)
+    requests, reserve = load.rounds * load.gathered(interval), load.reserve(interval)
     cadence = None
     if load.fits and reserve >= ZERO:
-        cadence = Cadence(
-            sla=load.sla,
-            window=load.window,
-            buffer=load.buffer,
-            reserve=reserve,
-            interval=interval,
-            worst_case=worst_case_latency(interval, window=load.window, rounds=load.rounds, overhead=load.overhead),
-            rounds=load.rounds,
-            overhead=load.overhead,
-        )
+        cadence = cadence_of(load.sla, load.window, load.rounds, load.overhead, reserve=reserve, interval=interval)
     decision = decide(_case(load, money))
     return WorkloadPlan(
         arrivals_per_hour=float(load.arrivals),
@@ -236,12 +210,6 @@ def _nearest(load: Load, money: _Money) -> WorkloadPlan | None:
         "arrivals_per_hour": near.arrivals != load.arrivals,
     }
     return attrs.evolve(_plan(near, interval, money), changed=tuple(name for name, other in differs.items() if other))
-
-
-def _slowest(capacity: Capacity, mix: Mix) -> Limits:
-    """Return the limits of the class of models that takes longest for the mean request, if it had to take all."""
-    every = [capacity.limits(name) for name in sorted(capacity.classes)]
-    return max(every, key=lambda limits: lane_time(limits, mix.mean_input_tokens, mix.mean_output_tokens))
 
 
 def plan_workload(
@@ -328,11 +296,14 @@ def plan_workload(
         check_limits(limits)
     if policy is not None:
         check_policy(policy)
-    queue = queue_limit(policy.limits if policy is not None and limits is None else limits)
-    if policy is not None:
+    if policy is None:
+        lanes, share = [limits or Limits.for_tier("start")], Fraction(1)
+    else:
         window = policy.window if window is None else check_positive(window, "window")
         policy = attrs.evolve(policy, window=window, limits=limits or policy.limits)
-        limits = _slowest(Capacity(policy, _START, models=(kind.model for kind in mix.kinds)), mix)
+        capacity = Capacity(policy, _START, models=(kind.model for kind in mix.kinds))
+        lanes, share = [capacity.limits(name) for name in capacity.classes], FILLED
+    tokens = mix.mean_input_tokens, mix.mean_output_tokens
     load = Load(
         arrivals=to_number(arrivals_per_hour, "arrivals_per_hour"),
         burst=check_whole(burst, "burst", 0),
@@ -340,12 +311,9 @@ def plan_workload(
         window=WINDOW if window is None else check_positive(window, "window"),
         rounds=check_whole(rounds, "rounds", 1),
         overhead=check_duration(overhead, "overhead"),
-        mean_input_tokens=mix.mean_input_tokens,
-        mean_output_tokens=mix.mean_output_tokens,
+        each=max(lane_time(lane, *tokens) for lane in lanes) / share,  # as if the slowest class had to take all
         request_bytes=mix.request_bytes,
-        limits=limits or Limits.for_tier("start"),
-        share=Fraction(1) if policy is None else FILLED,
-        queue_limit=queue,
+        queue_limit=queue_limit(limits if policy is None else policy.limits),
         policy=policy,
         interval=None if interval is None else check_positive(interval, "interval"),
     )

@@ -1,7 +1,7 @@
 """Every error that batchwise raises, under one root.
 
-Each says what was wrong, with which request, and what to do about it. None carries the content of a prompt or of
-an answer; caller's keys appear escaped and shortened (see `shown`).
+Each says what was wrong, with which request, and what to do about it. None holds the content of a prompt or of an
+answer. Keys appear escaped and shortened (see `shown`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ __all__ = [
 
 
 _AUTOMATIC = re.compile("~[0-9a-f]{32}(?:-([0-9]+))?")
-"""A key that a request without one was given, outside of a named job; behind the dash its place in a bulk."""
+"""The key that batchwise gives to a request without one, outside of a named job. The digits after the dash are its
+place in a bulk dispatch."""
 
 
 def shown(text: object, limit: int = 80) -> str:
@@ -50,7 +51,7 @@ def shown(text: object, limit: int = 80) -> str:
 
 
 def request_named(key: str, model: str = "") -> str:
-    """A request as messages name it: by its key, or, where it was given none, by its place and its model."""
+    """Name a request in a message: by its key, or, if the caller gave none, by its place and its model."""
     automatic = _AUTOMATIC.fullmatch(key)
     if automatic is None:
         return f"request {shown(key)}"
@@ -59,7 +60,7 @@ def request_named(key: str, model: str = "") -> str:
 
 
 def printable(text: str) -> str:
-    """A server's words made safe for a terminal and a log: what cannot be seen (control codes, bidi) is escaped."""
+    """Make a server's text safe for a terminal and a log: invisible characters (control codes, bidi) are escaped."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
@@ -72,34 +73,31 @@ class BatchwiseError(Exception):
         super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Not by `__init__`: it may ask for more than the message, and attributes and notes come with the state.
+        # Not through `__init__`, which may need more arguments than the message. Attributes and notes are in the state.
         return _remade, (type(self), self.args), self.__dict__
 
 
 def _remade(kind: type[BatchwiseError], args: tuple[object, ...]) -> BatchwiseError:
-    """An error out of its pickle, before its attributes are set."""
+    """Make an error from its pickle; its attributes are set afterwards."""
     error = kind.__new__(kind, *args)
     error.args = args
     return error
 
 
 class InvalidValueError(BatchwiseError, ValueError):
-    """A value that batchwise cannot work with; the message names the field, the value and the mend."""
+    """A value that batchwise cannot work with. The message names the field and the value, and says what to write."""
 
 
 class InvalidRequestError(InvalidValueError):
-    """A request that no lane takes as it is, or whose tags and parameters contradict each other.
-
-    Nothing was stored or sent.
-    """
+    """A request that no lane takes as it is, or whose arguments contradict each other. Nothing was stored or sent."""
 
 
 class RequestTooLargeError(InvalidRequestError):
-    """One request alone exceeds what a call that it needs may carry. Nothing was stored or sent."""
+    """A single request is larger than the API's limit for one call. Nothing was stored or sent."""
 
 
 class InfeasibleSLAError(InvalidValueError):
-    """No cadence keeps this SLA.
+    """This SLA is too short: no cadence can keep it.
 
     Attributes:
         shortest: The shortest SLA that a dispatcher with the same window and reserve sends to a batch.
@@ -111,10 +109,10 @@ class InfeasibleSLAError(InvalidValueError):
 
 
 class NoCronExpressionError(InvalidValueError):
-    """No cron expression has this period.
+    """No cron expression repeats at exactly this interval.
 
     Attributes:
-        nearest: The longest interval below it that cron can express.
+        nearest: The longest shorter interval for which there is a cron expression.
     """
 
     def __init__(self, message: str, *, nearest: timedelta) -> None:
@@ -123,7 +121,7 @@ class NoCronExpressionError(InvalidValueError):
 
 
 class KeyConflictError(BatchwiseError):
-    """The key is taken by a request with other content."""
+    """The key belongs to a request with other content."""
 
 
 class JobNotFoundError(BatchwiseError, LookupError):
@@ -135,31 +133,31 @@ class TicketNotFoundError(BatchwiseError, LookupError):
 
 
 class AdmissionError(BatchwiseError):
-    """No lane can keep this deadline beside what is already promised. Nothing was stored or sent."""
+    """No lane can keep this deadline, given the work that is accepted already. Nothing was stored or sent."""
 
 
 class SpendLimitError(BatchwiseError):
-    """Accepting this work could pass `Policy.max_spend`. Nothing was stored or sent."""
+    """This work could bring the cost above `Policy.max_spend`. Nothing was stored or sent."""
 
 
 class UnknownPriceError(BatchwiseError):
-    """The price of this model is unknown, so a spend limit cannot be kept for it. Nothing was stored or sent."""
+    """`Policy.max_spend` cannot be kept, because the price of this model is unknown. Nothing was stored or sent."""
 
 
 class LaneSuspendedError(BatchwiseError):
-    """A lane is suspended: the API refuses work for a reason that retrying cannot mend. Queued work stays queued."""
+    """A lane is suspended: the API refuses work for a reason that a retry cannot mend. Queued work stays queued."""
 
 
 class WrongWorkspaceError(BatchwiseError):
-    """The ledger belongs to another workspace or endpoint. Nothing was polled or sent."""
+    """The ledger belongs to another workspace or endpoint than the client's. Nothing was polled or sent."""
 
 
 class LedgerError(BatchwiseError):
     """The ledger cannot be read or written.
 
     Attributes:
-        passing: Whether this may end by itself: another process holds the database, or the disk is full. Nothing of
-            the step was changed; the same call may work later.
+        passing: Whether the cause may end by itself: another process has locked the database, or the disk is full.
+            Then the step changed nothing, and the same call may work later.
     """
 
     def __init__(self, message: str | None = None, *, passing: bool = False) -> None:
@@ -168,11 +166,11 @@ class LedgerError(BatchwiseError):
 
 
 class LedgerNotFoundError(LedgerError, LookupError):
-    """There is no ledger where one has to be. Nothing was made."""
+    """There is no ledger at this place. None was created."""
 
 
 class ClosedDispatcherError(BatchwiseError):
-    """The dispatcher is closed (or not yet entered); open a new one."""
+    """The dispatcher is closed, or not opened yet."""
 
 
 class ForkedDispatcherError(BatchwiseError):
@@ -180,14 +178,14 @@ class ForkedDispatcherError(BatchwiseError):
 
 
 class WrongLoopError(BatchwiseError):
-    """An AsyncDispatcher belongs to the event loop that opened it, and on trio to the task that did."""
+    """An AsyncDispatcher was used outside the event loop that opened it, or closed on trio by another task."""
 
 
 class RequestFailedError(BatchwiseError):
     """The request did not succeed, so it has no answer.
 
     Attributes:
-        error_type: The error's type, as the API words it (`invalid_request_error`, ...) or batchwise's own
+        error_type: The type of the error: the API's (`invalid_request_error`, ...), or one of batchwise's own
             (`expired`, `canceled`, `abandoned`, ...).
     """
 
@@ -197,4 +195,4 @@ class RequestFailedError(BatchwiseError):
 
 
 class ResultTimeoutError(BatchwiseError, TimeoutError):
-    """The result was not there in time. Nothing is lost: ask again, here or in a later process."""
+    """The result did not come before the timeout. Nothing is lost: ask again, here or in a later process."""

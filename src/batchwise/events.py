@@ -1,8 +1,8 @@
 """What happens, as frozen values, for `Dispatcher(on_event=...)`: counts, names and times, never content.
 
-A hook takes one event. It is called outside of transactions and locks, from whatever thread or task the thing happened
-in, so it should be quick. One that raises harms nothing: its first failure is logged. Each event's `str` is the line
-that the log gets; the log is `logging.getLogger("batchwise")`.
+The function given as `on_event` is called with one event at a time, outside of transactions and locks, in the thread
+or task in which the event happened. Work waits for it, so it should return at once. If it raises, work goes on, and
+the first error is logged. The `str` of an event is the line that is written to `logging.getLogger("batchwise")`.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class _Event:
     at: datetime
     """When it happened (UTC)."""
     level: ClassVar[str] = "info"
-    """At which level it is logged."""
+    """The level of its line in the log."""
 
 
 @attrs.frozen(kw_only=True)
 class Accepted(_Event):
-    """Requests were accepted and are durable. One that was there already is not accepted again.
+    """New requests were accepted and are durable. Requests that the ledger had already are not among them.
 
     Attributes:
-        job: The job's name; None: none.
+        job: The name of their job. None: they are in no job.
         batch: How many of them go to a batch.
-        sync: How many go to the sync lane.
-        request: The ledger's number of a request that was dispatched by itself; None: of a bulk.
+        sync: How many of them go to the sync lane.
+        request: The ledger's number of the request, if it was dispatched by itself. None: a bulk dispatch.
     """
 
     level: ClassVar[str] = "debug"
@@ -77,11 +77,11 @@ class Submitted(_Event):
 
     Attributes:
         batch: The API's id.
-        requests: How many requests went with it.
+        requests: How many requests it has.
         model: The model of the first of them.
-        jobs: The names of their jobs; None stands for those without one.
-        size: Bytes of the create call.
-        sealed_at: When its requests were put together (UTC).
+        jobs: The names of their jobs; None stands for requests in no job.
+        size: The size of the create call in bytes.
+        sealed_at: When its requests were chosen (UTC).
         expires_at: When its window ends (UTC).
     """
 
@@ -102,11 +102,11 @@ class Submitted(_Event):
 
 @attrs.frozen(kw_only=True)
 class Hedged(_Event):
-    """A batch was created although less than its window is left to the deadline of some requests in it.
+    """A batch was created although some of its requests are due before its window ends.
 
     Attributes:
         batch: The API's id.
-        requests: How many requests are hedged.
+        requests: How many of its requests these are.
     """
 
     batch: str
@@ -114,19 +114,19 @@ class Hedged(_Event):
 
     def __str__(self) -> str:
         return (
-            f"hedged {in_requests(self.requests)} with batch {printable(self.batch)}; a rescue before its end is "
-            "planned"
+            f"hedged {in_requests(self.requests)} with batch {printable(self.batch)}: they are due before its window "
+            "ends, so a rescue is planned"
         )
 
 
 @attrs.frozen(kw_only=True)
 class Ended(_Event):
-    """The API is done with a batch; its results are collected next.
+    """A batch ended at the API. Its results are collected next.
 
     Attributes:
         batch: The API's id.
-        requests: How many requests went with it.
-        model: The model of the first of its unsettled requests; empty: all are settled.
+        requests: How many requests it has.
+        model: The model of the first of its unsettled requests. Empty: all are settled.
         duration: Time from its creation to its end, by the API's clock.
     """
 
@@ -141,14 +141,14 @@ class Ended(_Event):
 
 @attrs.frozen(kw_only=True)
 class Collected(_Event):
-    """A batch's results were read.
+    """The results of a batch were read.
 
     Attributes:
         batch: The API's id.
-        requests: How many requests went with it.
+        requests: How many requests it has.
         settled: How many of them settled by this reading.
-        missing: How many rows are still missing; the results are read again.
-        model: The model of the first of its requests that were unsettled before; empty: none was.
+        missing: How many results are still missing. If there are any, the results are read again.
+        model: The model of the first of its requests that were unsettled before. Empty: none was.
         created_at: When it was created (UTC).
     """
 
@@ -169,12 +169,13 @@ class Collected(_Event):
 
 @attrs.frozen(kw_only=True)
 class Rescued(_Event):
-    """Requests leave a batch, or the queue for one, for the sync lane, so that their deadlines are kept.
+    """Requests are moved to the sync lane from a batch, or from the queue for one, so that their deadlines are kept.
 
     Attributes:
-        batch: The API's id; None: they were in no batch yet, or the API has not named it.
-        requests: How many.
-        canceled: Whether their batch is cancelled first: what it finished is used, the rest follows when it has ended.
+        batch: The API's id. None: they were in no batch yet, or its id is unknown.
+        requests: How many requests.
+        canceled: Whether their batch is cancelled first. Then the rows that it has finished are used, and only the
+            rest is moved, when the batch has ended.
     """
 
     batch: str | None
@@ -190,7 +191,7 @@ class Rescued(_Event):
 
 @attrs.frozen(kw_only=True)
 class Suspended(_Event):
-    """A lane is suspended: its work stays queued until the cause is mended.
+    """A lane was suspended. Its work stays queued until somebody mends the cause.
 
     Attributes:
         lane: The lane.
@@ -221,13 +222,13 @@ class Resumed(_Event):
 
 @attrs.frozen(kw_only=True)
 class Paced(_Event):
-    """Calls of the sync lane wait for their turn. Told once a minute at most for each class of models.
+    """Calls of the sync lane wait, so that a limit is kept. At most one event a minute for each class of models.
 
     Attributes:
-        models: The class of models.
-        limit: What holds them back: `requests_per_minute`, `input_tokens_per_minute`, `output_tokens_per_minute`,
-            `concurrency`, or `refusals`, after which the API asked for a pause.
-        waiting: How many calls wait in this process; more may wait in the ledger.
+        models: The class of models that share the limit.
+        limit: The limit: `requests_per_minute`, `input_tokens_per_minute`, `output_tokens_per_minute`, `concurrency`,
+            or `refusals` (the API refused calls and asked for a pause).
+        waiting: How many calls wait in this process. More may wait in the ledger.
     """
 
     models: str
@@ -240,11 +241,11 @@ class Paced(_Event):
 
 @attrs.frozen(kw_only=True)
 class AtRisk(_Event):
-    """Deadlines are in danger, or have passed, for more requests than before.
+    """More requests than before may miss their deadlines, or have missed them.
 
     Attributes:
-        at_risk: As `Progress.at_risk`.
-        overdue: As `Progress.overdue`.
+        at_risk: As in `Progress`.
+        overdue: As in `Progress`.
     """
 
     level: ClassVar[str] = "warning"
@@ -260,17 +261,18 @@ class AtRisk(_Event):
 
 @attrs.frozen(kw_only=True)
 class Settled(_Event):
-    """Requests settled: those alike that were stored together.
+    """Requests settled. One event stands for all that settled together with the same job, lane, outcome and deadline.
 
     Attributes:
-        job: The job's name; None: none.
+        job: The name of their job. None: they are in no job.
         lane: The lane on which they ended.
         outcome: How they ended.
-        requests: How many.
-        cost: USD; what has no known price is not in it.
-        saved: USD that the sync lane would have cost beyond that.
+        requests: How many requests.
+        cost: What they cost, in USD, without those whose price is unknown.
+        saved: How much more the sync lane would have cost, in USD.
         unpriced: How many have a model whose price is unknown.
-        slack: Time from now to their deadline, negative where it has passed; None: no deadline, or cancelled.
+        slack: Time from their settling to their deadline; negative: they are late. None: they have no deadline, or
+            were cancelled.
     """
 
     level: ClassVar[str] = "debug"
@@ -289,12 +291,12 @@ class Settled(_Event):
 
 @attrs.frozen(kw_only=True)
 class Missed(_Event):
-    """Requests settled without an answer in time.
+    """Requests missed their deadline: they settled late, or without an answer.
 
     Attributes:
-        job: The job's name; None: none.
-        requests: How many.
-        lateness: By how much; zero where they failed before their deadline.
+        job: The name of their job. None: they are in no job.
+        requests: How many requests.
+        lateness: By how much they are late; zero: they settled before their deadline, but without an answer.
     """
 
     job: str | None
@@ -308,16 +310,16 @@ class Missed(_Event):
 
 @attrs.frozen(kw_only=True)
 class Called(_Event):
-    """A call of the sync lane came back.
+    """A call of the sync lane was answered, or failed.
 
     Attributes:
         request: The ledger's number of the request.
-        model: The model that was asked.
-        outcome: How its request ended; None: it is tried again, or goes on.
-        latency: From the call to its answer.
-        error: The API's error type, or the lane's; None: an answer came.
-        input_tokens: All input tokens, cached ones included; None: not told.
-        output_tokens: None: not told.
+        model: The model that was called.
+        outcome: How the request ended. None: it has not ended; it is called again.
+        latency: Time from the call to its answer or its error.
+        error: The type of the error, as the API or batchwise words it. None: an answer came.
+        input_tokens: All input tokens, cached ones included. None: unknown.
+        output_tokens: Output tokens. None: unknown.
     """
 
     level: ClassVar[str] = "debug"

@@ -1,4 +1,4 @@
-"""`Result`: one request's recorded outcome. The stored line is decoded when somebody looks, not before."""
+"""`Result`: the recorded outcome of one request. The stored line is decoded only when a field of it is read."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ T = TypeVar("T")
 
 @attrs.frozen
 class ToolCall:
-    """One client tool that the model asked for.
+    """One call of a client tool that the model asks for.
 
     Attributes:
-        id: The `tool_use` block's id.
-        name: The tool.
-        input: Its arguments.
+        id: The id of the `tool_use` block.
+        name: The name of the tool.
+        input: The arguments of the call.
     """
 
     id: str
@@ -45,10 +45,10 @@ class ToolCall:
 
 
 class Result:
-    """How one request ended. Made by batchwise, never by hand.
+    """How one request ended. batchwise makes it; you never do.
 
-    `text`, `message` and `tool_calls` of a request that did not succeed raise `RequestFailedError`: a gate never
-    passes on an empty answer. `repr` shows no content.
+    `text`, `message`, `tool_calls`, `parse` and `unwrap` raise `RequestFailedError` if the request did not succeed, so
+    that a check never passes because of an empty answer. `repr` shows no content.
     """
 
     __slots__ = ("_memo", "_row")
@@ -59,102 +59,102 @@ class Result:
 
     @property
     def key(self) -> str:
-        """The caller's key."""
+        """The key of the request: the caller's, or a generated one."""
         return self._row.key
 
     @property
     def job(self) -> str | None:
-        """The job's name; None in the shared scope."""
+        """The name of the job. None: the request belongs to no job."""
         return self._row.how.job
 
     @property
     def index(self) -> int | None:
-        """Its place in its job, from 0, in the order in which the job's requests were accepted; None without a job."""
+        """The place of the request in its job, from 0, in the order of acceptance. None: it belongs to no job."""
         return self._row.ordinal
 
     @property
     def custom_id(self) -> str:
-        """The id under which its last attempt went; of an adopted batch's row the one that its maker gave it."""
+        """The custom_id of the last attempt. For a row of an adopted batch, the custom_id that it was made with."""
         if self._row.how.adopted:
             return str(decode(self._row.line)["custom_id"])
         return custom_id(self._row.key, self._row.how.nonce or UNSEALED, self._row.request)
 
     @property
     def outcome(self) -> Outcome:
-        """How it ended."""
+        """How the request ended."""
         return self._row.how.outcome
 
     @property
     def ok(self) -> bool:
-        """Whether there is an answer."""
+        """Whether the request succeeded, so that there is an answer."""
         return self._row.how.outcome is Outcome.SUCCEEDED
 
     @property
     def lane(self) -> Lane:
-        """The lane on which it ended."""
+        """The lane on which the request ended."""
         return self._row.how.lane
 
     @property
     def attempts(self) -> int:
-        """How many attempts it took, over both lanes."""
+        """How many attempts were made, on both lanes together."""
         return self._row.how.attempts
 
     @property
     def deadline(self) -> datetime | None:
-        """When it was due (UTC)."""
+        """When the request was due (UTC). None: it had no deadline."""
         return self._row.how.deadline
 
     @property
     def settled_at(self) -> datetime:
-        """When its outcome was recorded (UTC)."""
+        """When the outcome was recorded (UTC)."""
         return self._row.how.settled_at
 
     @property
     def met_deadline(self) -> bool | None:
-        """Whether an answer came in time; None without a deadline, and where it was cancelled."""
+        """Whether an answer came in time. None: the request had no deadline, or was cancelled."""
         return self._row.how.met
 
     @property
     def cursor(self) -> int:
-        """Its place in the order of settling, for `results(after=...)`."""
+        """The place of the result in the order of settling, for `Dispatcher.results(after=...)`."""
         return self._row.cursor
 
     @property
     def labels(self) -> dict[str, str]:
-        """The request's labels: who or what it is billed to."""
+        """The labels of the request: who or what it is billed to."""
         return dict(self._row.how.labels)
 
     @property
     def raw(self) -> bytes:
-        """The result as one line of JSON in the shape of a batch result, whatever the lane."""
+        """The result as one line of JSON, in the shape of a line of a batch's results, whichever lane it came from."""
         return one_line(self._row.line)
 
     @property
     def cost(self) -> Decimal | None:
-        """USD that all its attempts cost; None: the model's price is unknown."""
+        """What all attempts cost, in USD. None: the price of the model is unknown."""
         return None if self._row.cost is None else to_usd(self._row.cost)
 
     @property
     def saved(self) -> Decimal | None:
-        """USD that the sync lane would have cost beyond that; None: the model's price is unknown."""
+        """How much more the sync lane would have cost, in USD. None: the price of the model is unknown."""
         return None if self._row.saved is None else to_usd(self._row.saved)
 
     @property
     def cache_saved(self) -> Decimal | None:
-        """USD that the prompt cache saved, against the same input uncached; None: the model's price is unknown.
+        """What the prompt cache saved, in USD, compared with the same input uncached. None: the price is unknown.
 
-        It is negative where the prompt was written to the cache: that costs more than input that is not cached.
+        It is negative if more was spent on writing to the cache than reading from it saved.
         """
         return None if self._row.cost is None else to_usd(self._row.cache_saved)
 
     @property
     def cache_read_tokens(self) -> int:
-        """Input tokens that the API's message read from the prompt cache; 0 where none came."""
+        """Input tokens that were read from the prompt cache. 0 also if no message came."""
         return self._counted("cache_read_input_tokens")
 
     @property
     def cache_written_tokens(self) -> int:
-        """Input tokens that it wrote to the prompt cache; 0 where none came."""
+        """Input tokens that were written to the prompt cache. 0 also if no message came."""
         return self._counted("cache_creation_input_tokens")
 
     def _counted(self, name: str) -> int:
@@ -168,7 +168,7 @@ class Result:
 
     @property
     def _message(self) -> Mapping[str, Any]:
-        """The API's message, whatever the outcome; empty where none came."""
+        """The API's message, whatever the outcome. Empty: none came."""
         message = self._decoded.get("message")
         return message if isinstance(message, dict) else {}
 
@@ -191,13 +191,13 @@ class Result:
 
     @property
     def error(self) -> ResultError | None:
-        """Why there is no answer; None when there is one."""
+        """Why there is no answer. None: there is one."""
         if self.ok:
             return None
         own, canceled = self._decoded.get("error"), self._decoded.get("type") == "canceled"
-        if isinstance(own, dict) and (canceled or isinstance(own.get("retryable"), bool)):  # our own words
+        if isinstance(own, dict) and (canceled or isinstance(own.get("retryable"), bool)):  # batchwise's own error
             return ResultError(str(own.get("type")), str(own.get("message")), bool(own.get("retryable", True)))
-        # Of what did not succeed: a message that is no refusal was cut off where a JSON schema was asked for.
+        # A message of a failed request that is not a refusal: it was cut off, and a JSON schema was asked for.
         error = rule_row(self._decoded, structured=True).error
         return error or ResultError("unknown_error", "the API gave no reason", retryable=True)
 
@@ -206,18 +206,18 @@ class Result:
         return content if isinstance(content, list) else ()
 
     def _blocks(self, kind: str) -> Iterator[Mapping[str, Any]]:
-        """The answer's blocks of one kind; others, and what is no block at all, are passed over."""
+        """The answer's content blocks of one type; everything else in the content is skipped."""
         return (block for block in self._content() if isinstance(block, dict) and block.get("type") == kind)
 
     def _unreadable(self, what: str) -> RequestFailedError:
         return RequestFailedError(
-            f"the answer to {request_named(self.key)} has {what}; `raw` has it as it came",
+            f"the answer to {request_named(self.key)} has {what}; Result.raw holds it as it came",
             error_type=MALFORMED,
         )
 
     @property
     def text(self) -> str:
-        """The answer's text blocks, joined.
+        """The text of the answer: its text blocks, joined.
 
         Raises:
             RequestFailedError: There is no answer, or one of its text blocks has no text.
@@ -229,26 +229,25 @@ class Result:
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The client tools that the answer asks for.
+        """The calls of client tools that the answer asks for.
 
         Raises:
-            RequestFailedError: There is no answer, or one of the calls has no id, name, or input.
+            RequestFailedError: There is no answer, or one of the calls has no id, no name, or no input.
         """
         calls = [(block.get("id"), block.get("name"), block.get("input")) for block in self._blocks("tool_use")]
         if not all(all(map(isinstance, call, (str, str, dict))) for call in calls):
             raise self._unreadable("a tool_use block without an id, a name, or an input")
-        return tuple(ToolCall(*call) for call in calls)  # type: ignore[arg-type]  # looked at just now
+        return tuple(ToolCall(*call) for call in calls)  # type: ignore[arg-type]  # checked just now
 
     @property
     def message(self) -> Message:
-        """The answer as the SDK's type. Built on first access.
+        """The answer as the SDK's `Message`. It is made on first access.
 
-        Where betas were asked for it is a `BetaMessage`, which has all that a `Message` has and more.
-
-        As the SDK does, it takes an answer that is not of this shape as it is, unchecked.
+        If the request asked for betas, it is a `BetaMessage`, which has all fields of a `Message` and more. As in the
+        SDK, the answer's fields are not checked against their types.
 
         Raises:
-            RequestFailedError: There is no answer, or the SDK's type cannot be made of it.
+            RequestFailedError: There is no answer, or the SDK cannot make a message of it.
         """
         answer = self._answer()
         if self._memo is None or self._memo[1] is None:
@@ -262,21 +261,21 @@ class Result:
 
     @property
     def stop_reason(self) -> str | None:
-        """Why the API's message stopped (`end_turn`, `refusal`, ...); None where none came, or it does not say."""
+        """Why the API's message stopped (`end_turn`, `refusal`, ...). None: no message came, or it does not say."""
         stop = self._message.get("stop_reason")
         return stop if isinstance(stop, str) else None
 
     @property
     def truncated(self) -> bool:
-        """Whether the API's message was cut off: at `max_tokens`, or where the model's context was full."""
+        """Whether the API's message was cut off, at `max_tokens` or because the model's context was full."""
         return self.stop_reason in CUTS
 
     @property
     def usage(self) -> Usage | None:
-        """The tokens that the API's message took, over all parts of its turn; None when none came.
+        """The tokens that the API's message used, over all parts of its turn. None: no message came.
 
         Raises:
-            RequestFailedError: The SDK's type cannot be made of it.
+            RequestFailedError: The SDK cannot make a `Usage` of what the API sent.
         """
         if not rule_row(self._decoded).billed:
             return None
@@ -285,24 +284,24 @@ class Result:
         return self._made(Usage, usage_of(self._decoded["message"]))
 
     def _made(self, type_: type[T], values: Mapping[str, Any]) -> T:
-        """The SDK's type, made as the SDK makes it."""
+        """Make a value of an SDK type as the SDK does."""
         try:
-            made: T = type_.construct(**values)  # type: ignore[attr-defined]  # its models have it
+            made: T = type_.construct(**values)  # type: ignore[attr-defined]  # all models of the SDK have it
         except Exception:  # noqa: BLE001  # whatever the SDK raises over a shape that it does not know
-            raise self._unreadable(f"a shape of which the SDK makes no {type_.__name__}") from None
+            raise self._unreadable(f"a shape of which the SDK cannot make a {type_.__name__}") from None
         return made
 
     def parse(self, type_: type[T]) -> T:
-        """The answer as a value of a type: what a request with `output_format=` asks for.
+        """Read the answer to a request with `output_format=` as a value of that type.
 
-        It reads the last text of the answer: with server tools, the model may speak before it answers.
+        It reads the last text of the answer, because with server tools the model may write text before its answer.
 
         Args:
             type_: A pydantic model, or any type that pydantic's `TypeAdapter` takes.
 
         Raises:
-            RequestFailedError: There is no answer, or it is no such value.
-            InvalidValueError: pydantic takes no such type.
+            RequestFailedError: There is no answer, or it is not a value of this type.
+            InvalidValueError: pydantic does not take this type.
         """
         from .basics.output_format import UnfitError, read
 
@@ -310,7 +309,7 @@ class Result:
             return read(self._last_text(), type_)
         except UnfitError as error:
             name = printable(getattr(type_, "__name__", "such value"))
-            raise self._unreadable(f"a text that is no {name} ({error})") from None
+            raise self._unreadable(f"a text that is not a {name} ({error})") from None
 
     def _last_text(self) -> str:
         texts: list[str] = []
@@ -323,7 +322,7 @@ class Result:
         return "".join(reversed(texts))
 
     def unwrap(self) -> Message:
-        """The message, or the failure raised.
+        """Return the message, or raise why there is none.
 
         Raises:
             RequestFailedError: There is no answer.
@@ -331,16 +330,16 @@ class Result:
         return self.message
 
     def to_dict(self) -> dict[str, Any]:
-        """It as a flat dict of plain values: a list of them makes a data frame, and each a line of JSON.
+        """Return a flat dict of plain values: a row of a data frame, or a line of JSON.
 
-        Never raises: without an answer `text` is None, and `error_type` and `error_message` say why.
+        It never raises. Without an answer, `text` is None, and `error_type` and `error_message` say why.
 
         Returns:
             `key`, `job`, `index`, `custom_id`, `outcome`, `ok`, `text`, `stop_reason`, `truncated`, `error_type`,
             `error_message`, `model`, `lane`, `attempts`, `input_tokens`, `output_tokens`, `cache_read_tokens`,
             `cache_written_tokens`, `cost` and `saved` (USD as floats; None: unknown price), `deadline` and `settled_at`
-            (ISO 8601, UTC), `met_deadline`, `cursor`, and `label_<name>` for each label. Outcome and lane are their
-            stable strings.
+            (ISO 8601, UTC), `met_deadline`, `cursor`, and `label_<name>` for each label. `outcome` and `lane` are the
+            string values of their enums.
         """
         error, tokens = self.error, usage_of(self._message)
         try:
@@ -383,7 +382,7 @@ class Result:
 
 
 def as_settled(ledger: Ledger, job: int | None, after: int) -> Iterator[Result]:
-    """What has settled behind a cursor, in the order of settling, in bounded memory."""
+    """Iterate over the results after a cursor, in the order of settling, in bounded memory."""
     while rows := ledger.results(job=job, after=after, limit=1_000):
         for row in rows:
             yield Result(row)
@@ -391,5 +390,5 @@ def as_settled(ledger: Ledger, job: int | None, after: int) -> Iterator[Result]:
 
 
 def _plain(value: object, kind: type[T]) -> T | None:
-    """What the API sent, if it is of the kind that it ought to be."""
+    """Return what the API sent if it is of this type, else None."""
     return value if isinstance(value, kind) and not isinstance(value, bool) else None

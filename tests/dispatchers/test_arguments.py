@@ -141,3 +141,12 @@ async def test_what_is_no_job_s_name(world: World, job: Any):
         with pytest.raises(InvalidValueError, match=f"job={job!r} is not a name"):
             batchwise.tags(job=job).__enter__()
         assert (await d.progress()).total == 0
+
+
+@pytest.mark.parametrize("output_format", [None, int])
+@pytest.mark.parametrize("given", [Request(params("a")), params("a"), "a", 3], ids=lambda given: type(given).__name__)
+async def test_a_single_request_given_as_a_bulk_is_told_to_use_dispatch(world: World, given: Any, output_format: Any):
+    async with world.open() as d:
+        with pytest.raises(InvalidRequestError, match=f"not a {type(given).__name__}; use dispatch for a single one"):
+            await d.dispatch_all(given, output_format=output_format)
+        assert (await d.progress()).total == 0

@@ -188,7 +188,7 @@ async def test_answers_are_read_as_the_type_and_cut_ones_fail(world: World, lane
         with pytest.raises(RequestFailedError, match="refused"):
             found["refuse"].parse(Verdict)
         assert found["odd"].ok
-        with pytest.raises(RequestFailedError, match=r"no Verdict \(json_invalid\)"):
+        with pytest.raises(RequestFailedError, match=r"not a Verdict \(json_invalid\)"):
             found["odd"].parse(Verdict)
         assert (found["plain"].outcome, found["plain"].text) == (Outcome.SUCCEEDED, '{"merge":')
         report = await job.report()

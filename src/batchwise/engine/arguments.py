@@ -84,7 +84,16 @@ def retagged(request: Request, tags: Mapping[str, Any]) -> Request:
 
 
 def formatted(requests: Iterable[Request], output_format: object) -> Iterable[Request]:
-    """Return the requests of `dispatch_all`; those without a JSON schema of their own get the schema of this type."""
+    """Return the requests of `dispatch_all`; those without a JSON schema of their own get the schema of this type.
+
+    Raises:
+        InvalidRequestError: What was given is not several requests.
+    """
+    if isinstance(requests, (Request, Mapping, str)) or not isinstance(requests, Iterable):
+        raise InvalidRequestError(
+            f"dispatch_all takes several requests, such as a list of them, not a {type(requests).__name__}; "
+            "use dispatch for a single one"
+        )
     return requests if output_format is None else _formatted(requests, output_format)
 
 

@@ -16,12 +16,12 @@ __all__ = ["Check", "Decision", "ResultError"]
 
 @attrs.frozen
 class Check:
-    """One routing rule's verdict.
+    """What one routing rule found.
 
     Attributes:
-        rule: The reason that the rule gives when it decides.
+        rule: The reason that the rule stands for.
         decided: Whether this rule chose the lane.
-        verdict: What the rule saw, in words with figures.
+        verdict: What the rule found, in words with figures.
     """
 
     rule: Reason
@@ -31,16 +31,16 @@ class Check:
 
 @attrs.frozen
 class Decision:
-    """Which lane a request goes to, why, and by when what has to happen. Plain data: it pickles.
+    """Which lane a request goes to, and why. Plain data: it pickles.
 
-    Two are equal if they decide the same, in whatever words.
+    Two decisions are equal if all attributes but the words are.
 
     Attributes:
         lane: The lane.
         reason: The rule that decided, by its stable name.
-        deadline: When the result is due (UTC); None without a deadline.
-        submit_by: The last moment at which its batch may be sent (UTC); None on the sync lane or without deadline.
-        rescue_at: The last moment at which a rescue of it alone would begin (UTC); None where there is none.
+        deadline: When the result is due (UTC). None: there is no deadline.
+        submit_by: The last moment at which the batch may be sent (UTC). None: the sync lane, or no deadline.
+        rescue_at: The last moment at which a rescue of this request alone would begin (UTC). None: it needs none.
     """
 
     lane: Lane
@@ -53,12 +53,12 @@ class Decision:
 
     @property
     def explanation(self) -> str:
-        """One sentence a person can act on, with the figures in it. Put into words when read."""
+        """Why, in one sentence with figures. The sentence is made when it is read."""
         return self._explanation if isinstance(self._explanation, str) else self._explanation()
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        """Every rule with its verdict, in the order in which they are asked. Put into words when read."""
+        """What each routing rule found, in the order in which they are asked. The words are made when they are read."""
         return self._checks if isinstance(self._checks, tuple) else self._checks()
 
     def __reduce__(self) -> tuple[type[Decision], tuple[object, ...]]:
@@ -73,8 +73,8 @@ class ResultError:
     Attributes:
         type: The API's error type (`invalid_request_error`, `overloaded_error`, ...) or batchwise's own
             (`refusal`, `truncated`, `expired`, `canceled`, `abandoned`, `missing_row`, `late`, ...).
-        message: The API's words, or ours; control characters are escaped.
-        retryable: Whether the same request may succeed when tried again.
+        message: The words of the API, or of batchwise; control characters are escaped.
+        retryable: Whether the same request may succeed if it is tried again.
     """
 
     type: str = attrs.field(converter=printable)

@@ -1,4 +1,4 @@
-"""`Policy`, and what it is made of: how time is traded for money, the account's limits, what models charge."""
+"""`Policy`, and its parts: how time is traded for money, the account's limits, the prices of models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from batchwise.errors import InvalidValueError, shown
 __all__ = ["GRAIN", "Limits", "Policy", "Rates", "check_policy"]
 
 _MOST = 10**12
-"""Of whatever is counted, US dollars included: larger figures are slips, and too large for a database's integers."""
+"""The largest count, and the most US dollars: a larger figure is a slip, and too large for a database's integers."""
 
 
 def _positive(instance: object, attribute: attrs.Attribute[timedelta], value: timedelta) -> None:
@@ -59,7 +59,8 @@ def _to_usd(value: object) -> Decimal:
 
 
 GRAIN = Decimal("0.0001")
-"""What a caller's rates are multiples of, in USD per million tokens: half of one, also in the US, is still exact."""
+"""A caller's rates have to be multiples of this, in USD per million tokens, so that half a rate, and a rate with the
+surcharge for inference in the US, is exact."""
 
 
 def _to_rate(value: object) -> Decimal:
@@ -71,16 +72,16 @@ def _to_rate(value: object) -> Decimal:
 
 @attrs.frozen(kw_only=True)
 class Rates:
-    """What a model charges on the sync lane, in USD per million tokens, for `Policy.prices`. A batch costs half.
+    """The prices of a model on the sync lane, in USD per million tokens, for `Policy.prices`. A batch costs half.
 
-    Amounts are given as Decimal, int, float or str, with at most 4 decimals. Where a rate of the cache is left out, it
-    is the multiple of `input` that genai-prices' data have for the model, else the usual one (1.25 and 0.1).
+    Amounts are given as Decimal, int, float or str, with at most 4 decimals. A cache rate that is left out is the
+    multiple of `input` that the data of genai-prices have for the model; without such data, 1.25 and 0.1 times `input`.
 
     Attributes:
-        input: Input that is not cached.
-        output: Output, thinking included.
-        cache_write: Input that is written to the 5-minute cache; the 1-hour cache costs its multiple of that.
-        cache_read: Input that is read from the cache.
+        input: Input tokens that are not cached.
+        output: Output tokens, thinking included.
+        cache_write: Input tokens that are written to the 5-minute cache. The rate of the 1-hour cache follows from it.
+        cache_read: Input tokens that are read from the cache.
     """
 
     input: Decimal = attrs.field(converter=_to_rate)
@@ -91,15 +92,15 @@ class Rates:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """What the account's sync lane and batch queue can take. `None` means that a resource does not limit.
+    """The limits of the account's sync lane and batch queue. `None`: no such limit.
 
     Attributes:
         requests_per_minute: Messages calls a minute.
         input_tokens_per_minute: Uncached input tokens a minute.
         output_tokens_per_minute: Output tokens a minute.
         concurrency: Messages calls at the same time.
-        latency: Mean time of one sync call; with `concurrency` it bounds the rate.
-        batch_requests_in_queue: Batch requests that may wait in the account's queue at once.
+        latency: The mean duration of a sync call. Together with `concurrency` it limits the calls a minute.
+        batch_requests_in_queue: Batch requests that may wait in the account's queue at the same time.
     """
 
     requests_per_minute: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive_number))
@@ -117,13 +118,16 @@ class Limits:
 
     @classmethod
     def for_tier(cls, tier: Literal["start", "build", "scale"]) -> Limits:
-        """The published limits of a usage tier (API documentation, rate limits, 2026).
+        """Return the published limits of a usage tier (API documentation, rate limits, 2026).
 
-        `concurrency` is not published; the figure fills the request limit at the mean latency of 10 s, and the
-        lane adapts downwards when the API says so.
+        `concurrency` is not published. The figure is as many calls as may start in 6 s; if the API refuses calls for
+        load, the lane makes fewer at a time.
+
+        Args:
+            tier: `"start"`, `"build"` or `"scale"`.
 
         Raises:
-            InvalidValueError: No such tier.
+            InvalidValueError: There is no such tier.
         """
         try:
             requests, tokens_in, tokens_out, queue = _TIERS[tier]
@@ -155,15 +159,15 @@ def _to_limits(value: object) -> Limits | Mapping[str, Limits] | None:
     ):
         return dict(value)
     raise InvalidValueError(
-        f"limits={value!r} is neither a Limits, nor a mapping from a model's prefix to Limits "
-        "(such as {'claude-haiku': Limits(...)}), nor None (follow the API's headers)"
+        f"limits={shown(value)} cannot be limits; give a Limits, such as Limits.for_tier('build'), or Limits by the "
+        "beginning of models' ids, such as {'claude-haiku': Limits(...)}, or None (follow the API's headers)"
     )
 
 
 def _limits_of(table: object) -> object:
-    """Limits as a table has them: a tier's name, the limits, or limits by the models' prefix."""
+    """Read limits from a table: the name of a tier, the limits themselves, or limits by the models' prefix."""
     if isinstance(table, str):
-        return Limits.for_tier(table)  # type: ignore[arg-type]  # it refuses what is no tier
+        return Limits.for_tier(table)  # type: ignore[arg-type]  # it refuses other words
     if not isinstance(table, Mapping):
         return table
     own, each = {field.name for field in attrs.fields(Limits)}, table.items()
@@ -182,7 +186,9 @@ def _to_poll_every(value: object) -> tuple[timedelta, timedelta]:
 def _to_models(value: object) -> tuple[str, ...]:
     models = None if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
     if models is None or not all(isinstance(model, str) and model and model.isprintable() for model in models):
-        raise InvalidValueError(f"fallback_models={shown(value)} is no list of models' ids; give e.g. ['claude-...']")
+        raise InvalidValueError(
+            f"fallback_models={shown(value)} is not a list of models' ids; give e.g. ['claude-...']"
+        )
     return models
 
 
@@ -192,13 +198,13 @@ def _to_prices(value: object) -> Mapping[str, Rates]:
     ):
         return dict(value)
     raise InvalidValueError(
-        f"prices={shown(value)} is no mapping from a model's id to Rates; "
+        f"prices={shown(value)} is not a mapping from a model's id to Rates; "
         'give e.g. prices={"my-model": Rates(input=3, output=15)}'
     )
 
 
 def _prices_of(table: object) -> object:
-    """Prices as a table has them: a table of rates for each model."""
+    """Read prices from a table, which has a table of rates for each model."""
     if not isinstance(table, Mapping):
         return table
     return {model: from_table(Rates, rates) if isinstance(rates, Mapping) else rates for model, rates in table.items()}
@@ -206,51 +212,58 @@ def _prices_of(table: object) -> object:
 
 @attrs.frozen(kw_only=True)
 class Policy:
-    """How a dispatcher trades money for time. Every field has a default that keeps deadlines.
+    """How a dispatcher trades time for money. Every field has a default that keeps deadlines.
 
     Attributes:
-        window: The batch API's processing window.
-        reserve: Time kept before each deadline to redo on the sync lane what a batch did not finish; None: a third
-            of the buffer. It is never shorter than the overhead of a rescue (two polls, reading the batch, the
-            slowest call: 2 min 32 s by default).
-        min_reserve: The derived reserve's floor.
-        interval: The longest a request waits for its batch to be sent; None derives it from each SLA. With a delay
-            cost it is never longer than the mean wait is worth.
+        window: The processing window of the batch API.
+        reserve: The time before each deadline that is kept to redo on the sync lane what a batch did not finish.
+            None: a third of the buffer, which is the time from dispatch to deadline minus the window. It is never
+            shorter than the overhead of a rescue: two polls, reading the batch, and the slowest call; by default that
+            is 2 min 32 s.
+        min_reserve: The shortest reserve that is derived with `reserve=None`.
+        interval: The longest time that a request waits until its batch is sent. None: it is derived from each SLA.
+            With a delay cost, requests wait no longer than waiting for others pays.
         flexible_interval: The same for `Latency.FLEXIBLE` requests.
-        hedge: Send to a batch although less than the window is left, with a rescue planned before the deadline.
-            With a delay cost, only requests are hedged that would go to a batch with more time, too. Their batch is
-            broken off when a longer wait would cost more than it may save.
-        delay_cost_per_hour: What an hour of waiting costs, in USD a request. A request goes to a batch if that is
-            cheaper when it is sent at once; then it waits for others no longer than it pays.
-        zero_data_retention: The organisation has zero data retention, which batches are not covered by.
-        max_attempts: How often a request may be tried, over both lanes. Where a deadline can still be met, batches
-            leave an attempt to the sync lane, calls alone count there, and the deadline alone ends what the API
-            refuses for load or was never sent.
-        max_spend: USD that the ledger's work may cost at most; None: no cap.
-        max_spend_period: The cap counts what settled within this time, and all that is unsettled; None: the
-            ledger's life.
-        late: "run": overdue work still runs, on the cheapest lane; "fail": it settles unsent.
-        limits: The account's limits, for each class of models. One `Limits` holds for each class, a mapping gives
-            the limits by the models' prefix (the longest one counts). Given limits are kept to; the API's headers may
-            lower them. None: the Start tier's, and then what the API's headers say, upwards and downwards.
-        poll_every: Shortest and longest time between two polls of one batch; in between a tenth of its age.
-        create_grace: How long a create of unknown outcome is looked for before its requests go into another batch.
-        cancel_settle: How long a cancel may take to end.
-        max_batch_requests: The most requests in one batch; None: the API's limit (100,000). Smaller batches end sooner,
-            and nothing of a batch can be read before it ends. "auto": a submission is cut into batches of 10,000, 1,000
-            or 100 (at most 100 of them) where this ledger's record says that those end clearly earlier.
-        exclusive_workspace: Nobody else makes batches in the client's workspace.
-        linger: How long a wait for a ticket, a job or a client's call lets others join before what it waits for is
-            submitted; five times as long at most, and never past the moment by which its batch has to be sent.
-        fallback_models: On a refusal a request is sent again, to the next of these models, on the cheapest lane that
-            keeps its deadline. What the refusing model thought is left out. Each try counts among the attempts, also
-            where `max_attempts` are used up, and all are billed. A request that the last model refuses too ends
-            REFUSED.
-        cache: "prime": where requests for a batch share a prefix up to a `cache_control` breakpoint, one of them goes
-            ahead and writes the prefix to the prompt cache for an hour, if that is expected to be cheaper and the
-            deadlines leave time for it; breakpoints that name no life then ask for an hour. "as_is": requests are sent
-            as they are.
-        prices: What models charge, by their exact ids, before what genai-prices' data have for them.
+        hedge: Whether a request may go to a batch although its deadline lies inside the window. A rescue is then
+            planned before the deadline. With a delay cost, a request is hedged only if it would also go to a batch
+            with more time, and its batch is cancelled when a longer wait would cost more than it may save.
+        delay_cost_per_hour: What an hour of waiting costs, in USD for each request. A request goes to a batch only if
+            that is cheaper, the cost of the wait included.
+        zero_data_retention: Whether the organisation has zero data retention. Batches are not covered by it, so
+            nothing goes to a batch.
+        max_attempts: How often a request may be tried, on both lanes together. While the deadline can still be met,
+            the last attempt is left to the sync lane, attempts in batches do not count against it there, and requests
+            that the API refused for load, or that were never sent, are tried until the deadline.
+        max_spend: The most that the work of the ledger may cost, in USD. None: no limit.
+        max_spend_period: `max_spend` counts what settled within this time, and all unsettled work. None: all that
+            ever settled.
+        late: What becomes of work whose deadline has passed. "run": it still runs, on the cheapest lane. "fail": it
+            settles without being sent.
+        limits: The account's limits for each class of models. A `Limits` holds for every class. A mapping has the
+            limits by the beginning of the models' ids; the longest one that fits counts. Given limits are never
+            exceeded, and the API's headers may lower them. None: the Start tier's at first, and then what the API's
+            headers say, upwards and downwards.
+        poll_every: The shortest and the longest time between two polls of a batch. In between, a batch is polled each
+            time that it has become a tenth older.
+        create_grace: How long batchwise looks for a batch whose create was not answered, before its requests go into
+            another batch.
+        cancel_settle: How long the API may take to end a batch that was cancelled.
+        max_batch_requests: The most requests in one batch. None: the API's limit (100,000). Smaller batches end
+            sooner, and nothing of a batch can be read before it ends. "auto": a submission is cut into at most 100
+            batches of 10,000, 1,000 or 100 requests, if those of this ledger so far ended clearly sooner.
+        exclusive_workspace: Whether nobody but this ledger makes batches in the client's workspace.
+        linger: How long a wait for a ticket, a job or a client's call lets other requests join before the batch is
+            submitted. Each one that joins starts this time anew, but the wait is never more than five times as long,
+            and never past the moment by which the batch has to be sent.
+        fallback_models: If a model refuses a request, the request is sent again to the next of these models, on the
+            cheapest lane that keeps the deadline, without the thinking of the model that refused. Each try is billed
+            and counts as an attempt, but all models are tried even if `max_attempts` is reached. A request that the
+            last model refuses too settles REFUSED.
+        cache: "prime": if requests for a batch share a prefix up to a `cache_control` breakpoint, one of them is sent
+            first and writes the prefix to the prompt cache for an hour, provided that this is expected to be cheaper
+            and the deadlines leave time for it. Breakpoints without a `ttl` then ask for an hour. "as_is": requests
+            are sent as they are.
+        prices: The prices of models, by exact model id. They replace those in the data of genai-prices.
     """
 
     window: timedelta = attrs.field(default=WINDOW, validator=_positive)
@@ -280,13 +293,16 @@ class Policy:
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Policy:
-        """A policy out of a TOML file: `window = "24h"`, `max_spend = 20`, `hedge = true`, `limits = "build"`.
+        """Read a policy from a TOML file: `window = "24h"`, `max_spend = 20`, `hedge = true`, `limits = "build"`.
 
-        What is left out has its default. Durations are text with units (`"90m"`, `"1d12h"`), `limits` a tier's name, a
-        table, or a table for each prefix of models.
+        Fields that are left out have their defaults. Durations are text with units (`"90m"`, `"1d12h"`). `limits` is
+        the name of a tier, a table, or a table for each beginning of models' ids.
+
+        Args:
+            path: The file.
 
         Raises:
-            InvalidValueError: The file cannot be read, or a field is unknown or cannot be what is written.
+            InvalidValueError: The file cannot be read, a field is unknown, or a value is impossible.
         """
         try:
             return cls.from_dict(read_toml(path))
@@ -295,23 +311,23 @@ class Policy:
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], *, lenient: bool = False) -> Policy:
-        """A policy out of what `to_dict` gives, or what a TOML file holds; what is left out has its default.
+        """Make a policy from what `to_dict` returns, or from the content of a TOML file.
 
         Args:
-            table: What its fields are.
-            lenient: Pass over fields that this version does not know.
+            table: The fields by name. Fields that are left out have their defaults.
+            lenient: Whether fields that this version does not know are ignored.
 
         Raises:
-            InvalidValueError: A field is unknown, or cannot be what is written.
+            InvalidValueError: A field is unknown, or a value is impossible.
         """
         return from_table(cls, table, parts=_POLICY_PARTS, lenient=lenient)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as JSON has them: durations as `"1d12h"`, money as text, None as null."""
+        """Return all fields as JSON has them: durations as `"1d12h"`, money as text."""
         return to_table(self)
 
     def differs_from(self, other: Policy) -> str:
-        """What is different in another policy, in words: `window=24h (not 1h), hedge=True (not False)`."""
+        """Say where this policy differs from another one: `window=24h (not 1h), hedge=True (not False)`."""
         mine, theirs = self.to_dict(), other.to_dict()
         return ", ".join(f"{name}={mine[name]} (not {theirs[name]})" for name in mine if mine[name] != theirs[name])
 
@@ -339,10 +355,10 @@ class Policy:
 
 
 def check_policy(policy: object) -> None:
-    """Refuse what a caller took for a policy.
+    """Check that a caller gave a policy.
 
     Raises:
-        InvalidValueError: It is no `Policy`.
+        InvalidValueError: It is not a `Policy`.
     """
     if not isinstance(policy, Policy):
         raise InvalidValueError(
@@ -352,4 +368,4 @@ def check_policy(policy: object) -> None:
 
 
 _POLICY_PARTS: Mapping[str, Callable[[Any], Any]] = {"limits": _limits_of, "prices": _prices_of}
-"""How the fields of a policy are read that are tables themselves."""
+"""How to read those fields of a policy that are tables themselves."""

@@ -1,4 +1,4 @@
-"""`Progress`: where the work stands."""
+"""`Progress`: how many requests are in which state, and which batches run."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["Progress", "RunningBatch"]
 
 @attrs.frozen(kw_only=True)
 class RunningBatch:
-    """One batch that has not been collected yet.
+    """One batch whose results have not been collected yet.
 
     Attributes:
-        remote_id: The API's id; None while the create's outcome is unknown.
-        requests: How many requests went with it.
+        remote_id: The API's id. None: it is not known yet whether the API has the batch.
+        requests: How many requests it has.
         elapsed: Time since it was created.
-        expected_end: The earliest and the latest plausible end (UTC; the 10 % and 90 % points of the forecast).
-        rescue_at: When a rescue would start (UTC); None where no deadline asks for one.
-        status: `sealed`, `in_doubt`, `in_progress`, `canceling` or `ended`.
+        expected_end: The earliest and the latest plausible end (UTC): the 10 % and 90 % points of the forecast.
+        rescue_at: When a rescue would start (UTC). None: no deadline needs one.
+        status: `sealed` (to be sent), `in_doubt` (its create was not answered), `in_progress`, `canceling` or `ended`.
     """
 
     remote_id: str | None
@@ -39,24 +39,24 @@ class RunningBatch:
 
 @attrs.frozen(kw_only=True)
 class Progress:
-    """Where the work stands.
+    """How far a job, or all work in a ledger, has come. Counts are requests.
 
     Attributes:
-        total: Requests accepted.
+        total: Accepted requests.
         by_status: Requests by status.
         by_outcome: Settled requests by outcome.
         by_lane: Unsettled requests by the lane that they are on now.
-        batches: Batches not collected yet.
-        at_risk: Unsettled requests whose deadline is still to come and may not be kept: their rescue should have begun
-            and has not, or the lanes can no longer serve them in time.
+        batches: The batches whose results have not been collected yet.
+        at_risk: Unsettled requests whose deadline is still ahead and may be missed: their rescue should have begun and
+            has not, or the lanes can no longer serve them in time.
         overdue: Unsettled requests whose deadline has passed.
-        suspended: Suspended lanes with the reason.
-        next_due: When some process must run next (UTC) so that every deadline is kept; None: nothing waits. In the
-            past: some process should have run then, and none did.
-        last_error: What this process tried last that failed and has not worked since, how often, and when it tries
-            again (a busy database, a full disk, an API that does not answer); else what another process told the
-            ledger so. None: nothing is in the way. Without any content.
-        last_advance: When `advance` was last called on this ledger, by whatever process (UTC); None: never.
+        suspended: The suspended lanes, each with the reason.
+        next_due: When a process has to run next (UTC), so that every deadline is kept. None: nothing waits. A moment
+            in the past: a process should have run then, and none did.
+        last_error: The last step that failed in this process and has not worked since, how often, and when it is tried
+            again (a busy database, a full disk, an API that does not answer). If there is none, the one that another
+            process noted in the ledger. None: nothing has failed. It never holds content.
+        last_advance: When any process last called `advance` on this ledger (UTC). None: never.
     """
 
     total: int
@@ -127,12 +127,12 @@ class Progress:
 
     @property
     def settled(self) -> int:
-        """Requests that have their outcome."""
+        """How many requests have settled."""
         return self.by_status.get(Status.SETTLED, 0)
 
     @property
     def done(self) -> bool:
-        """Whether every accepted request is settled."""
+        """Whether every accepted request has settled."""
         return self.settled == self.total
 
 

@@ -1,4 +1,4 @@
-"""`Report`: money and deadlines of what has settled."""
+"""`Report`: what settled requests cost and saved, and whether their deadlines were met."""
 
 from __future__ import annotations
 
@@ -20,31 +20,34 @@ __all__ = ["BatchRecord", "Report"]
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """Money and deadlines of what has settled. Amounts are USD.
+    """What settled requests cost and saved, and whether their deadlines were met. Amounts are in USD.
 
     Attributes:
-        requests: Settled requests.
+        requests: How many requests have settled.
         cost: What they cost.
-        cost_by_lane: The same by lane.
-        saved: What the sync lane would have cost beyond that.
-        wasted: Paid for rows that were not used (rescued twice, arrived late, cancelled in a batch with others).
-        unpriced: Settled requests whose model's price is unknown; they are in none of the amounts.
-        met: Deadlines met: an answer came in time.
-        missed: Deadlines missed: the answer came late, or none did. Cancelled requests are in neither.
-        refused: Settled requests that the model declined to answer. They are billed.
-        truncated: Settled requests whose message was cut off (`Result.truncated`), whatever their outcome.
-        worst_lateness: By how much the worst was missed.
-        attempts: Attempts made for these requests.
-        possible_doubles: Purchases that may have happened twice because an acceptance could not be seen.
-        cache_read_tokens: Input tokens read from the prompt cache.
-        cache_written_tokens: Input tokens written to it.
-        cache_saved: What the prompt cache saved, against the same input uncached; negative: writing cost more.
+        cost_by_lane: The same for each lane.
+        saved: How much more the sync lane would have cost.
+        wasted: The cost of answers that were not used: a request was answered twice, or was cancelled while it shared
+            a batch with others.
+        unpriced: How many have a model whose price is unknown. They are in none of the amounts.
+        met: How many got an answer before their deadline.
+        missed: How many got an answer after their deadline, or none. Cancelled requests are neither met nor missed.
+        refused: How many the model refused to answer. They are billed.
+        truncated: How many messages were cut off (`Result.truncated`), whatever the outcome.
+        worst_lateness: The longest time by which a deadline was missed.
+        attempts: How many attempts were made for these requests.
+        possible_doubles: How many requests or batches may have been bought twice, because the API's answer to the
+            first attempt was lost.
+        cache_read_tokens: Input tokens that were read from the prompt cache.
+        cache_written_tokens: Input tokens that were written to the prompt cache.
+        cache_saved: What the prompt cache saved, compared with the same input uncached. Negative: writing to the cache
+            cost more than reading from it saved.
         input_tokens: All input tokens, cached ones included.
-        prices: By which prices the ledger's answers were reckoned, each with the last day (UTC) on which it was: a
-            release of genai-prices, the day on which its data were fetched, or Policy.prices before it.
-        by_label: What the requests with a label cost, by its name and value: `{("team", "search"): Decimal("1.20")}`.
-            One with several labels counts under each of them.
-        batches: The last batches (200 at most), the oldest first: for `to_html`.
+        prices: The price lists by which the costs were computed, each with the last day (UTC) on which it was used: a
+            release of genai-prices, its data as fetched on some day, and `Policy.prices` if they came before it.
+        by_label: The cost of the requests with a label, by its name and value: `{("team", "search"): Decimal("1.20")}`.
+            A request with several labels counts under each of them.
+        batches: The last batches, at most 200, the oldest first; for `to_html`.
     """
 
     requests: int
@@ -70,7 +73,7 @@ class Report:
 
     @property
     def cache_hit_rate(self) -> float | None:
-        """Of the tokens that the prompt cache was asked for, the share that was read from it; None: of none."""
+        """The share of cacheable input tokens that were read from the prompt cache, 0 to 1. None: there were none."""
         asked = self.cache_read_tokens + self.cache_written_tokens
         return self.cache_read_tokens / asked if asked else None
 
@@ -129,13 +132,13 @@ class Report:
         return to_html(rows, "Money and deadlines")
 
     def to_html(self, title: str = "batchwise report") -> str:
-        """One page that holds all it shows: batches against deadlines with rescues, money, forecasts against facts.
+        """Return an HTML page with charts: batches and their deadlines, costs, and forecasts beside real durations.
 
-        Of a report of `Dispatcher.report` or `Job.report`; one made otherwise has no batches to show. It needs no
-        network, and matplotlib, which the extra `batchwise-claude[report]` brings.
+        The page needs no network: it holds its charts as SVG. Making it needs matplotlib, which the extra
+        `batchwise-claude[report]` installs.
 
         Args:
-            title: The page's heading.
+            title: The heading of the page.
 
         Raises:
             BatchwiseError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Lanes, tags, states and reasons: the words that requests and results are told by, and how callers may say them."""
+"""Lanes, latencies, tool uses, statuses, outcomes and reasons, and how callers may write them."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Lane(str, Enum):
 
 
 class Latency(str, Enum):
-    """How long the caller can wait, where that is not a `timedelta` or a `datetime`."""
+    """How long the caller can wait, if not a `timedelta` or a `datetime` says it."""
 
     BLOCKING = "blocking"
-    """Somebody is waiting: answer now."""
+    """Somebody is waiting for the answer now."""
     FLEXIBLE = "flexible"
-    """No deadline: whenever it is cheapest."""
+    """There is no deadline: answer whenever that is cheapest."""
 
 
 LatencyTag = Union[Latency, timedelta, datetime]
@@ -54,7 +54,7 @@ For a request that is dispatched by itself, an hour or more counts from the last
 """
 
 LatencyLike = Union[LatencyTag, Literal["blocking", "flexible"]]
-"""What callers may say for one: a `Latency` by its value, too."""
+"""What callers may write for it: also the string value of a `Latency`."""
 
 
 class ToolUse(str, Enum):
@@ -72,7 +72,7 @@ class ToolUse(str, Enum):
 
 
 ToolUseLike = Union[ToolUse, Literal["none", "single", "server", "iterative", "patient"]]
-"""What callers may say for one: the member, or its value."""
+"""What callers may write for it: the member, or its value."""
 
 
 class Status(str, Enum):
@@ -129,10 +129,10 @@ def to_enum(kind: type[_E], value: object, field: str) -> _E:
 
 
 def to_latency(value: object, field: str = "latency") -> LatencyTag:
-    """`value` as a latency tag: `Latency` (or its string), positive `timedelta`, or aware `datetime` (made UTC).
+    """`value` as a latency tag: a `Latency` (or its string), a positive `timedelta`, or an aware `datetime` (in UTC).
 
     Raises:
-        InvalidValueError: It is none of these, or farther away than any deadline is.
+        InvalidValueError: It is none of these, or over a hundred years away.
     """
     value = from_numpy(value)
     if isinstance(value, timedelta):
@@ -154,7 +154,7 @@ def to_latency(value: object, field: str = "latency") -> LatencyTag:
 
 
 def _meant(value: object) -> str:
-    """The duration that somebody who wrote `value` may have meant, as he has to write it."""
+    """The `timedelta` that a caller who wrote `value` probably meant, as Python code."""
     known = re.fullmatch(r"([0-9]{1,6})(?:\.0*)? *([a-z]*)", str(value).strip().lower())
     number, unit = (known[1], known[2]) if known and not isinstance(value, bool) else ("30", "")
     words = next((word for word in ("seconds", "minutes", "days") if unit and word.startswith(unit)), "hours")
@@ -168,16 +168,17 @@ def to_labels(value: object) -> Labels:
     """`value`, a mapping of names to values, as sorted pairs.
 
     Raises:
-        InvalidValueError: It is none; or a name or a value is no text of 1 to 128 characters that can be seen.
+        InvalidValueError: It is no mapping, has over 16 names, or a name or value is not a string of 1 to 128 printable
+            characters.
     """
     if not isinstance(value, Mapping):
-        raise InvalidValueError(f"labels={shown(value)} is no mapping; give e.g. labels={{'team': 'search'}}")
+        raise InvalidValueError(f"labels={shown(value)} is not a mapping; give e.g. labels={{'team': 'search'}}")
     if len(value) > _LABELS:
-        raise InvalidValueError(f"there are {len(value)} labels, more than {_LABELS}; a bill by name needs few")
+        raise InvalidValueError(f"there are {len(value)} labels, more than {_LABELS}; give fewer")
     for part in (*value, *value.values()):
         if not isinstance(part, str) or not 1 <= len(part) <= _LABEL_LENGTH or not part.isprintable():
             raise InvalidValueError(
-                f"{shown(part)} can be neither a label's name nor its value: text of 1 to {_LABEL_LENGTH} characters "
-                "that can be seen; give e.g. labels={'team': 'search'}"
+                f"labels hold {shown(part)}; names and values of labels are strings of 1 to {_LABEL_LENGTH} printable "
+                "characters; give e.g. labels={'team': 'search'}"
             )
     return tuple(sorted(value.items()))

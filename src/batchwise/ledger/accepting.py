@@ -96,7 +96,7 @@ class Accepting:
                 self._intakes.wait_for(error.intake)
 
     def begin_accept(self, offer: Offer) -> Callable[[], Accepted]:
-        """Ask for an acceptance; the function that this returns waits for it, and has to be called.
+        """Begin to accept one request; returns a function that waits for the commit, and has to be called.
 
         A thread that asks for many before it waits for the first needs one commit for all. As `accept`, but a key that
         a bulk dispatch is about to store raises StagedError.

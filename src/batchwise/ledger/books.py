@@ -106,7 +106,7 @@ class Books:
         self._source, self._with_max_cost = source, with_max_cost
 
     def note_prices(self, db: Connection, now: datetime) -> None:
-        """Answers are reckoned by these prices today."""
+        """Record that answers were billed by these prices today."""
         if self._source is None:
             return
         noted = self._source(), now.date().isoformat()
@@ -119,7 +119,7 @@ class Books:
         return Moves(self._records, db, now)
 
     def groups(self, db: Connection, where: str, values: Sequence[Any] = ()) -> list[tuple[Place, Group]]:
-        """Cohorts with their keys."""
+        """Return the cohorts that meet a condition, with their keys."""
         columns = "terms, lane, status, batch, requests, size, since, flush"
         return [
             (
@@ -148,7 +148,7 @@ class Books:
         return _reserved_cost(db)
 
     def spend(self, db: Connection, cost: int, now: datetime) -> None:
-        """So much was spent."""
+        """Book pico-USD as spent now."""
         if cost:
             db.execute(
                 "INSERT INTO spend VALUES (?, ?) "
@@ -157,9 +157,9 @@ class Books:
             )
 
     def set_right(self, now: datetime) -> None:
-        """What a clock that was ahead booked as spent or settled later than now counts as of now."""
+        """Count as of now what was booked as spent or settled later than now, by a clock that was ahead."""
         moment, minute = micros(now), micros(now) // _MINUTE
-        soon = moment + _MINUTE  # others settle meanwhile
+        soon = moment + _MINUTE  # other processes may settle meanwhile
         with self._database.read() as db:
             spent, settled = db.execute(
                 "SELECT (SELECT max(minute) FROM spend), "
@@ -174,7 +174,7 @@ class Books:
             db.execute("UPDATE result_group SET settled_at = ? WHERE settled_at > ?", (moment, soon))
 
     def note_primer(self, db: Connection, prefix: str, now: datetime) -> None:
-        """A batch was sealed that writes this prefix to the API's cache."""
+        """Record that a batch was sealed which writes this prefix to the API's cache."""
         db.execute(
             "INSERT INTO prefix (digest, tried) VALUES (?, ?) "
             "ON CONFLICT (digest) DO UPDATE SET tried = excluded.tried",
@@ -182,11 +182,11 @@ class Books:
         )
 
     def forget_primer(self, db: Connection, prefix: str) -> None:
-        """The batch that should write this prefix was not sent."""
+        """Record that the batch which should write this prefix was not sent."""
         db.execute("UPDATE prefix SET tried = NULL WHERE digest = ?", (prefix,))
 
     def note_hits(self, db: Connection, terms: Terms, batch: int, used: Sequence[Cached], now: datetime) -> None:
-        """So rows of a batch used the API's cache, all of them on these terms, with their prefix."""
+        """Record how rows of a batch used the API's cache. All of them have these terms, and so the same prefix."""
         caching, ended = db.execute("SELECT caching, ended_at FROM batch WHERE id = ?", (batch,)).fetchone()
         moment = min(micros(now), ended or micros(now))
         for_an_hour = caching != Caching.AS_IS.value or not terms.breakpoints
@@ -225,11 +225,11 @@ class Books:
             )
 
     def most_unseen(self, db: Connection, terms: Terms, row: Row) -> int:
-        """pico-USD that one call or batch row of a request may have cost at most of which no priced answer came."""
+        """Return the most pico-USD that a call or a batch row may have cost which brought no answer with a price."""
         return self._most(db, terms, 1, row.size, lane=row.lane, which="request.id = ?", values=(row.id,))
 
     def most_unseen_of(self, db: Connection, group: Group, batch: Sequence[int]) -> int:
-        """The same for a group of a batch, given as its first and last number and its own."""
+        """The same for a group of a batch, which is given by its first request, its last one, and its own number."""
         which, values = f"{IN_BATCH} AND terms = ?", (*batch, group.terms.id)
         return self._most(db, group.terms, group.requests, group.size, lane=BATCH, which=which, values=values)
 
@@ -306,23 +306,23 @@ class Moves:
         self._flush: set[Place] = set()
 
     def begin(self, to: Place, requests: int, size: int, *, flush: bool = False) -> None:
-        """So many requests that are new are there, with bodies of so many bytes together."""
+        """New requests begin at a place; their bodies have `size` bytes together."""
         check_beginning(to.state)
         self._add(to, requests, size, flush=flush)
 
     def move(self, was: Place, to: Place, requests: int, size: int, *, grown: int = 0, flush: bool = False) -> None:
-        """So many requests go from one place to another; `grown`: by how many bytes their bodies do."""
+        """Requests go from one place to another; `grown`: by how many bytes their bodies grow."""
         check_request(was.state, to.state)
         self._add(was, -requests, -size)
         self._add(to, requests, size + grown, flush=flush)
 
     def settle(self, was: Place, requests: int, size: int) -> None:
-        """So many requests settle."""
+        """Requests settle."""
         check_request(was.state, RequestState.SETTLED)
         self._add(was, -requests, -size)
 
     def reopen(self, to: Place, size: int, *, flush: bool = False) -> None:
-        """A settled request is there again."""
+        """A settled request begins anew at a place."""
         check_request(RequestState.SETTLED, to.state)
         self._add(to, 1, size, flush=flush)
 
@@ -337,7 +337,7 @@ class Moves:
             self._flush.add(place)
 
     def book(self) -> None:
-        """Write it all."""
+        """Write what was collected."""
         db = self._db
         reserved = 0
         for place, (requests, size) in self._delta.items():
@@ -356,7 +356,7 @@ class Moves:
                 )
             else:
                 key = "terms = ? AND lane = ? AND status = ? AND batch = ?"
-                # Nearly always all of a cohort, or one of many.
+                # Mostly all of a cohort leaves it, and its row goes.
                 gone = db.execute(f"DELETE FROM cohort WHERE {key} AND requests = ?", (*place, -requests))
                 if not gone.rowcount:
                     db.execute(

@@ -43,11 +43,11 @@ _BODY = "body (id, params)"
 
 
 class _CollidedError(Exception):
-    """Some keys of a chunk are taken: the transaction is given up, and its requests are looked at one by one."""
+    """Some keys of a chunk are taken: the transaction is rolled back, and each request is looked up by itself."""
 
 
 class _Bodies:
-    """Bodies in one piece, cut out of it when they are stored: thousands of pieces would tear holes into the heap.
+    """Bodies in one buffer, cut out of it when they are stored: thousands of small objects would fragment the heap.
 
     Without this a bulk job's peak of memory is 1.13 times as high (20,000 requests of 1 KB), its CPU 1.03 times.
     """
@@ -70,30 +70,32 @@ class _Chunk:
     keys: list[bytes]
     bodies: _Bodies
     changes: list[tuple[int, int]]
-    """Where requests of other terms begin, and which of the intake's those are: mostly the same throughout."""
+    """Where the terms change: the index of a request, and of its terms in the intake. Mostly all are on the same."""
 
     def alike(self) -> Iterator[tuple[int, range]]:
-        """Requests that follow each other on the same terms: which of the intake's, and their places."""
+        """Yield runs of requests on the same terms: the index of the terms in the intake, and those of the requests."""
         ends = [*(start for start, _ in self.changes[1:]), len(self.keys)]
         for (start, terms), end in zip(self.changes, ends, strict=True):
             yield terms, range(start, end)
 
     @property
     def terms(self) -> Iterator[int]:
-        """Of each request, which of the intake's terms."""
+        """The index of each request's terms in the intake."""
         return (terms for terms, places in self.alike() for _ in places)
 
 
 @attrs.frozen
 class _Staged:
-    """What became of a chunk: the numbers of its requests, and what of it is new, by terms (requests, bytes)."""
+    """Requests that were staged."""
 
     numbers: Ranges = attrs.field(factory=Ranges)
     counts: dict[int, list[int]] = attrs.field(factory=dict)
+    """How many of them are new, and the bytes of their bodies, by the index of their terms."""
     flush: set[int] = attrs.field(factory=set)
+    """The terms of those that the ledger had before: somebody waits for these, too."""
 
     def add(self, terms: int, size: int, requests: int = 1) -> None:
-        """So many new requests more, of so many bytes."""
+        """Count new requests, whose bodies have `size` bytes together."""
         sums = self.counts.get(terms)
         if sums is None:
             sums = self.counts[terms] = [0, 0]
@@ -105,7 +107,7 @@ class Intake:
     """A bulk dispatch: staged in chunks, visible and durable as a whole by one `accept`, or not at all.
 
     As a context manager it aborts what was not accepted. Staged rows of a process that died are removed by
-    `Ledger.recover`. It stays its process's own: a child that goes on with it is refused, and aborts nothing.
+    `Ledger.recover`. It belongs to its process: a forked child that uses it gets an error, and aborts nothing.
     """
 
     def __init__(self, intakes: Intakes, number: int, *, job: str | None, job_id: int, run: int) -> None:
@@ -137,9 +139,9 @@ class Intake:
                 self._intakes.abort(self._id)
 
     def stage(self, entries: Iterable[Entry]) -> int:
-        """Stage some more, as many in each transaction as it should hold; returns how many.
+        """Stage entries, some in each transaction; returns how many.
 
-        The caller's code may run while they are taken in: outside of a transaction.
+        Code of the caller that the iterable runs is run outside of transactions.
 
         Raises:
             KeyConflictError: A key is taken by other content (in the ledger or earlier in this intake).
@@ -184,7 +186,7 @@ class Intake:
 
     @property
     def fresh(self) -> list[tuple[Terms, int, int]]:
-        """What has been staged and was not there before: terms, requests, bytes of bodies."""
+        """The staged requests that are new, by terms: the terms, how many, and the bytes of their bodies."""
         return [(self._terms[index], requests, size) for index, (requests, size) in self._sum.counts.items()]
 
     def _check_open(self) -> None:
@@ -193,7 +195,7 @@ class Intake:
             raise LedgerError("this bulk dispatch has ended; begin another")
 
     def _take_in(self, source: Iterator[Entry]) -> _Chunk:
-        """As many of the next entries as one transaction should hold."""
+        """Return the next entries, as many as one transaction should hold."""
         keys, whole, sizes, changes = list[bytes](), bytearray(), list[int](), list[tuple[int, int]]()
         last = None
         for position, (key, body, terms) in enumerate(islice(source, _ROWS), self._taken):
@@ -295,7 +297,7 @@ class Intake:
     ) -> Sequence[int]:
         """Accept all of it in one transaction; returns the numbers of its requests (existing ones included), in order.
 
-        `sync`: of these terms (as staged) the last so many are queued for the sync lane instead, on other terms.
+        `sync`: how many of the last requests on these terms are queued for the sync lane instead, and on which terms.
 
         Raises:
             SpendLimitError: It could pass the spend limit; all of it stays out.
@@ -312,7 +314,7 @@ class Intake:
                 moves.begin(Place(self._stored[index], lane, QUEUED, 0), requests, size, flush=flush)
             for terms, (requests, others) in (sync or {}).items():
                 self._divert(db, moves, terms, requests, others, flush=flush)
-            # Booked before rows that were there are joined: those of this bulk may be among them.
+            # Booked before repeated requests are joined: some of them may be of this bulk.
             moves.book()
             self._join_repeated(db, now, max_spend, flush=flush)
             if flush:
@@ -333,7 +335,7 @@ class Intake:
         return numbers
 
     def _divert(self, db: Connection, moves: Moves, terms: Terms, count: int, others: Terms, *, flush: bool) -> None:
-        """The last `count` requests staged with these terms go to the sync lane's queue, on others."""
+        """Queue the last `count` requests that were staged on `terms` for the sync lane, on the terms `others`."""
         index = self._index.get(terms)
         if index is None or terms.lane is Lane.SYNC:
             return
@@ -348,7 +350,7 @@ class Intake:
         moves.move(Place(number, BATCH, QUEUED, 0), there, requests, size, flush=flush)
 
     def _join_repeated(self, db: Connection, now: datetime, max_spend: MaxSpend | None, *, flush: bool) -> None:
-        """Requests that were there already: tightened, or begun anew."""
+        """Join the requests that the ledger had before (see `Repeats.join`)."""
         after = 0
         while found := db.execute(
             "SELECT id, request, terms FROM repeated WHERE intake = ? AND id > ? ORDER BY id LIMIT ?",
@@ -378,9 +380,9 @@ class Intakes:
     positions: Positions
     unnamed: Unnamed
     threads: dict[int, int] = attrs.field(factory=dict)
-    """The threads that are within bulk dispatches of this ledger."""
+    """The threads that run bulk dispatches, by the number of the dispatch."""
     left: set[int] = attrs.field(factory=set)
-    """Bulk dispatches that have ended, and whose rows may be there still: a busy database keeps them for a while."""
+    """Bulk dispatches that have ended, and whose rows are perhaps not deleted yet: the database was busy."""
 
     def intake(self, *, job: str | None, run: int) -> Intake:
         """Begin a bulk dispatch. One at a time for each job; a second waits for the first to end.
@@ -401,7 +403,7 @@ class Intakes:
             self.wait_for(other[0])
 
     def wait_for(self, intake: int) -> None:
-        """Wait until a bulk dispatch has ended; end it, if its process is dead.
+        """Wait a moment for a bulk dispatch to end; abort it if its process is dead.
 
         Raises:
             LedgerError: It is this thread's own, and would never end.
@@ -411,7 +413,7 @@ class Intakes:
             return
         if self.threads.get(intake) == threading.get_ident():
             raise LedgerError(
-                "this thread is within a bulk dispatch that holds this job or key; end it before dispatching into it"
+                "this thread is inside a bulk dispatch that holds this job or key; let that end before this dispatch"
             )
         with self.database.read() as db:
             found = db.execute("SELECT run FROM intake WHERE id = ?", (intake,)).fetchone()
@@ -423,7 +425,7 @@ class Intakes:
         time.sleep(_PAUSE)
 
     def abort(self, intake: int) -> None:
-        """Remove what a bulk dispatch has staged, some rows at a time. If that fails, whoever comes next does it."""
+        """Delete what a bulk dispatch has staged, some rows at a time. If that fails, a later call does it."""
         self.left.add(intake)
         self.threads.pop(intake, None)
         gone = CHUNK

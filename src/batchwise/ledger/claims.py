@@ -15,7 +15,7 @@ __all__ = ["Claims"]
 
 
 class Claims:
-    """The sync lane's hand-out."""
+    """Hands queued requests to runs, which call the sync lane."""
 
     def __init__(self, database: Database, records: Records, books: Books) -> None:
         self._database, self._records, self._books = database, records, books
@@ -42,9 +42,9 @@ class Claims:
         max_spend: MaxSpend | None = None,
         turn: Turn | None = None,
     ) -> bool:
-        """Book a try, without an answer, of a request that the run goes on with; False: it is the run's no more.
+        """Book an attempt after which the run goes on with the request; False: the run does not have it any more.
 
-        `turn`: a message that came, after which it goes on.
+        `turn`: the message that came, after which the request goes on; None: no message came.
 
         Raises:
             SpendLimitError: Billing it a second time could pass the spend limit. Nothing is booked.

@@ -20,7 +20,7 @@ BUSY_SECONDS = 60
 
 
 class Cursor(Protocol):
-    """What a statement gave."""
+    """The result of a statement."""
 
     @property
     def rowcount(self) -> int:
@@ -62,13 +62,13 @@ class Lock(Protocol):
         """Whether this object holds it."""
 
     def acquire(self) -> bool:
-        """Try, without waiting; True if held (already or now)."""
+        """Try to take the lock, without waiting; returns whether it is held."""
 
     def release(self) -> None:
         """Release the lock, if it is held."""
 
     def remove(self) -> None:
-        """Give it up for good: nobody asks for a lock of this name again."""
+        """Release it for good: nobody asks for a lock of this name again."""
 
 
 class Database(Protocol):
@@ -81,26 +81,26 @@ class Database(Protocol):
     done: list[Callable[[], None]]
     """Called under the lock after a write transaction became durable."""
     undone: list[Callable[[], None]]
-    """Called after a transaction was given up: numbers that were given in it are given again."""
+    """Called after a rollback: the numbers that the transaction gave to rows are given again."""
 
     # How a statement says what databases say differently.
     among: str
-    """Behind a column: its value is one of those that `list_of` binds. One text for however many of them."""
+    """SQL behind a column: its value is one of those that `list_of` binds. The text is the same for any number."""
     update_many: str
-    """Begins an UPDATE of many rows, of columns that nothing can conflict in."""
+    """SQL that begins an UPDATE of many rows which no constraint can refuse."""
 
     def list_of(self, values: Iterable[int | str]) -> Any:
-        """What is bound to `among`."""
+        """Return the value to bind to `among`."""
 
     def json_array(self, column: str) -> str:
-        """The values of a column of the rows, in their order, as a JSON array."""
+        """Return SQL that makes a JSON array of a column's values, in the order of the rows."""
 
     def write(self, name: str, *, quiet: bool = False) -> AbstractContextManager[Connection]:
         """A write transaction, one at a time. It is durable when the block has been left.
 
         Args:
-            name: What it does; for those who count, delay, or break commits.
-            quiet: Nobody has to look at what it changes: `version` stays, where it can.
+            name: What it does. Tests that count, delay or break commits tell them apart by it.
+            quiet: Nobody has to look at what it changes: `version` stays the same, where the database can do that.
 
         Raises:
             LedgerError: The database failed or is busy; nothing was changed.
@@ -108,7 +108,7 @@ class Database(Protocol):
         """
 
     def read(self) -> AbstractContextManager[Connection]:
-        """One consistent state for several selects.
+        """A read transaction: all its selects see one state.
 
         Raises:
             LedgerError: The database failed.
@@ -116,10 +116,10 @@ class Database(Protocol):
         """
 
     def ask(self, db: Connection, sql: str, values: Sequence[Any]) -> Callable[[], list[Any]]:
-        """Ask for rows, and read them later: questions to a server that are asked together are one trip."""
+        """Ask for rows; returns a function that reads them. Several questions go to a server in one trip."""
 
     def begin(self, db: Connection) -> None:
-        """Wait until no other process writes, where `write` has not: its first trip to a server may do more."""
+        """Wait until no other process writes. `write` may put this off, so that it shares a trip to the server."""
 
     def insert(self, db: Connection, sql: str, values: Sequence[Any]) -> int:
         """Insert one row into a table that numbers its rows; returns the number."""
@@ -134,10 +134,10 @@ class Database(Protocol):
         """
 
     def clear_marks(self, db: Connection) -> None:
-        """Delete what dead processes have left in the database that is its own, and nobody asks for any more."""
+        """Delete what the database stored for its own use in processes that are dead now."""
 
     def version(self) -> int:
-        """A number that changes when anything was changed, by whomever."""
+        """Return a number that changes with every change by any process."""
 
     def listen(self, listener: Callable[[], None]) -> bool:
         """Have this method called, in any thread, after changes by others; False: the database cannot do that."""
@@ -146,15 +146,15 @@ class Database(Protocol):
     """Seconds for which a lock may be free although its process lives: it was lost, and is about to be taken again."""
 
     def process_lock(self, name: str, *, retake: bool = False) -> Lock:
-        """The lock of this name; `close` gives it up.
+        """Return the lock of this name; `close` releases it.
 
         `retake`: where a lock can be lost while its process lives, the database takes it again as soon as it can.
         """
 
     def free(self, names: Sequence[str]) -> list[str]:
-        """Which of these locks of others may be taken: their processes have ended, for all that is known.
+        """Return those of these locks of other processes that may be taken, because their processes seem to have ended.
 
-        Where the grace is over zero, those that were free in it each time that this was asked, a question at a time.
+        With a grace, a lock has to be free at each call for that long.
 
         Raises:
             LedgerError: The database cannot be reached.
@@ -162,17 +162,17 @@ class Database(Protocol):
 
     @property
     def unsure(self) -> bool:
-        """Whether a lock was free at the last question, but may not be taken yet: ask again soon."""
+        """Whether `free` found a lock that is free, but not for the grace yet: call it again soon."""
 
     def wipe(self, *, retry: bool = False) -> None:
-        """See to it that what was deleted is in no file any more; `retry`: only if that failed the last time."""
+        """Remove what was deleted from every file; `retry`: only if that failed the last time."""
 
     def close(self) -> None:
         """Close it and release its locks; a second call does nothing."""
 
 
 def busy(name: str) -> LedgerError:
-    """The error for a writer of this ledger that has waited for another process as long as it may."""
+    """Return the error for a writer that has waited for another process as long as it may."""
     return LedgerError(
         f"another process has been writing to the ledger {name} for {BUSY_SECONDS} s; "
         "nothing was changed. If that process hangs, end it: its work goes on from the ledger",
@@ -181,12 +181,12 @@ def busy(name: str) -> LedgerError:
 
 
 def closed(name: str) -> ClosedDispatcherError:
-    """The error for a ledger that is used after it was closed."""
+    """Return the error for a ledger that is used after it was closed."""
     return ClosedDispatcherError(f"the ledger {name} is closed; open it again")
 
 
 def not_there(name: str) -> LedgerNotFoundError:
-    """The error for a ledger that has to exist, and does not."""
+    """Return the error for a ledger that has to exist, and does not."""
     return LedgerNotFoundError(
         f"there is no ledger {name}; nothing was made. Name another with --ledger or $BATCHWISE_LEDGER"
     )

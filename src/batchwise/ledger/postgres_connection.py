@@ -15,7 +15,7 @@ from .database import BUSY_SECONDS, busy
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["Target", "check_installed", "target", "trouble"]
+__all__ = ["Target", "check_installed", "ledger_error", "target"]
 
 _SCHEMA = "batchwise"
 _SEARCH_PATH = re.compile(r"(?:^|\s)(?:-c\s*|--)search_path\s*=\s*((?:\\.|\S)*)")
@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
 _DEFAULTS = {
     "connect_timeout": "10",
     "fallback_application_name": "batchwise",
-    # What is cut off without a word is noticed within a minute.
+    # A connection that is cut off silently is noticed within a minute.
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
@@ -38,9 +38,9 @@ _SETTINGS = {
     "enable_bitmapscan": "off",
     "enable_mergejoin": "off",
     "enable_hashjoin": "off",
-    # What holds the ledger's lock and stands still, or is cut off, is ended: others go on.
+    # A session that holds the ledger's lock and stands still, or is cut off, is ended, so that others go on.
     "lock_timeout": f"{BUSY_SECONDS}s",
-    # One that is meant for pages of a site would end a bulk, the same one at each try.
+    # A limit that is meant for the pages of a web site would end a large bulk, at each new try.
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": f"{BUSY_SECONDS}s",
     "tcp_keepalives_idle": "30s",
@@ -54,7 +54,7 @@ _SETTINGS = {
 }
 """Of each session, whatever the server, the role, the URL or the environment says."""
 _LATER_SETTINGS = {
-    # A session that stands still for long may be the one whose locks say that this process lives.
+    # A session that is idle for long may be the one whose locks show that this process lives.
     "idle_session_timeout": 140_000,
     "transaction_timeout": 170_000,
 }
@@ -78,10 +78,10 @@ class Target:
         return f"Target({self.name!r})"
 
     def connect(self) -> psycopg.Connection[Any]:
-        """A connection that commits each statement, with its settings in place.
+        """Open a connection that commits each statement, with the settings above.
 
         Raises:
-            psycopg.Error: There is none to be had now.
+            psycopg.Error: It cannot be opened now.
         """
         import psycopg
 
@@ -102,7 +102,7 @@ class Target:
 
 
 def _adapt(adapters: Any) -> None:
-    """Give numbers as the columns have them: all of 64 bits, booleans and sums included."""
+    """Send and read every number as an integer of 64 bits, as the columns have it; booleans and sums, too."""
     from psycopg.adapt import Buffer, Dumper
     from psycopg.pq import Format
     from psycopg.types.numeric import Int8BinaryDumper, NumericBinaryLoader, NumericLoader
@@ -128,12 +128,14 @@ def _adapt(adapters: Any) -> None:
     adapters.register_loader("numeric", SumBinaryLoader)
 
 
-def trouble(name: str, error: psycopg.Error) -> LedgerError:
-    """What an error of the database means. Its own words may hold keys and prompts, so only the first line is kept.
+def ledger_error(name: str, error: psycopg.Error) -> LedgerError:
+    """Return the ledger's error for an error of psycopg.
+
+    The text of that may hold keys and prompts, so only its first line is repeated.
 
     Args:
-        name: The ledger's.
-        error: It.
+        name: The name of the ledger.
+        error: The error of psycopg.
     """
     from psycopg import InterfaceError, OperationalError, errors
 
@@ -154,7 +156,7 @@ def trouble(name: str, error: psycopg.Error) -> LedgerError:
 
 
 def check_installed() -> None:
-    """See that psycopg is there.
+    """Check that psycopg is installed.
 
     Raises:
         LedgerError: It is not; the message says how to install it.
@@ -168,7 +170,7 @@ def check_installed() -> None:
 
 
 def target(url: str) -> Target:
-    """What a URL names.
+    """Return what a URL names.
 
     Args:
         url: As libpq takes it. `?schema=NAME`, or a `search_path` in `?options=`, names the schema; else `batchwise`.

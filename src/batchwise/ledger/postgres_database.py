@@ -22,7 +22,7 @@ from batchwise.errors import LedgerError
 
 from . import forks
 from .database import Column, Connection, Cursor, closed
-from .postgres_connection import target, trouble
+from .postgres_connection import ledger_error, target
 from .postgres_schema import check_pooler, migrate
 from .postgres_session import Session, SessionLock, channel_of, discard, key_of
 from .postgres_wire import Rows, Statement, Wire
@@ -30,7 +30,7 @@ from .postgres_wire import Rows, Statement, Wire
 __all__ = ["PostgresDatabase"]
 
 _PATIENCE = 15.0
-"""Seconds in which a lost commit is asked for, once its connection is opened again."""
+"""Seconds for which the server is asked whether a commit that was not answered was carried out."""
 _PAUSE = 0.25
 _BEGIN, _COMMIT = Statement(b"BEGIN", prepare=False), Statement(b"COMMIT", prepare=False)
 _BEGIN_READING = Statement(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", prepare=False)
@@ -43,7 +43,7 @@ _MARKED = "SELECT split_part(value, ' ', 1) FROM meta WHERE name = $1"
 _OLD_MARKS = """
 DELETE FROM meta WHERE name LIKE 'commit:%' AND split_part(value, ' ', 2)::bigint < extract(epoch FROM now()) - 600
 """
-"""Ten minutes are far more than there is between a commit and any question for it."""
+"""Ten minutes: far longer than a process asks for a commit."""
 _NOTIFY = Statement(b"SELECT pg_notify($1, '')")
 _MANY = 500
 """Statements that are sent together, at most."""
@@ -60,21 +60,21 @@ class _Translated(NamedTuple):
     statement: Statement
     writes: bool
     inserts: bool
-    """It is known to write a row: nobody has to wait for what it did."""
+    """It certainly inserts a row, so nobody has to wait for its result."""
 
 
 @cache
 def _translated(sql: str) -> _Translated:
     count = iter(range(1, 10_000))
     numbered = _PLACE.sub(lambda found: f"${next(count)}" if found[0] == "?" else found[0], sql)
-    # A plan for any list walks along all of it for each row.
+    # A prepared plan fits a list of any length, and goes through the whole list for each row.
     statement = Statement(numbered.encode(), prepare=PostgresDatabase.among not in sql)
     verb = sql.split(maxsplit=1)[0]
     return _Translated(statement, writes=verb != "SELECT", inserts=verb == "INSERT" and not _UNSURE.search(sql))
 
 
 class _Changed:
-    """What a statement gives that has no rows to read."""
+    """The result of a statement that returns no rows."""
 
     def __init__(self, rowcount: int = 0) -> None:
         self.rowcount = rowcount
@@ -94,7 +94,7 @@ class _Changed:
 
 
 class _Answer:
-    """What a statement gives, which is sent at the latest when somebody asks for that."""
+    """The result of a statement. Who reads it has the statement sent, if that is still waiting."""
 
     def __init__(self, transaction: Transaction) -> None:
         self._transaction = transaction
@@ -132,12 +132,12 @@ class _Answer:
 class Transaction:
     """Runs statements inside a transaction. See `database.Connection`.
 
-    A statement waits until somebody asks for what it gave, and is then sent with all that waits, which for insertions
-    is mostly the commit. With each trip to the server less, other processes wait less for the ledger's lock.
+    A statement waits until somebody reads a result, and is then sent together with all others that wait. Insertions
+    mostly wait for the commit. Each trip to the server that this saves is time in which the ledger's lock is not held.
 
     Args:
-        database: Whose.
-        begin: What begins it: sent with the first statement.
+        database: The database that sends the statements.
+        begin: The statements that begin the transaction. They are sent with the first other one.
     """
 
     def __init__(self, database: PostgresDatabase, *begin: tuple[Statement, Sequence[Any]]) -> None:
@@ -146,7 +146,7 @@ class Transaction:
         """Whether the server knows of it."""
         self._waiting: list[tuple[Statement, Sequence[Any], _Answer]] = []
         self.beginning = [self.later(*each) for each in begin]
-        """What those that begin it give."""
+        """The results of the statements that begin it."""
 
     def execute(self, sql: str, values: Sequence[Any] = (), /) -> Cursor:
         """Run one statement."""
@@ -171,13 +171,13 @@ class Transaction:
         return found
 
     def later(self, statement: Statement, values: Sequence[Any] = ()) -> _Answer:
-        """Send this with what is sent next. If it fails, its error comes out there."""
+        """Have a statement sent with the next ones; returns its result. If it fails, `send` raises its error."""
         answer = _Answer(self)
         self._waiting.append((statement, values, answer))
         return answer
 
     def send(self) -> None:
-        """Send what waits."""
+        """Send the statements that wait, in one trip."""
         waiting, self._waiting = self._waiting, []
         if waiting:
             begun, self.begun = self.begun, True
@@ -187,7 +187,7 @@ class Transaction:
 
 
 class PostgresDatabase:
-    """One connection for all threads, and a session for locks and news. See `Database`.
+    """One connection for all threads, and a `Session` for locks and notices of changes. See `Database`.
 
     Every change goes through `write` and ends in `commit`, so a subclass can count, delay or break commits.
 
@@ -215,8 +215,7 @@ class PostgresDatabase:
         self._transaction = Transaction(self)
         self._number = ""
         self._mark = f"commit:{uuid4().hex}"
-        """Under which name of `meta` the number of this object's last transaction, and when it began, are committed
-        with it."""
+        """Each commit stores the number of its transaction, and the time, under this name in `meta`."""
         self.changed = False
         """Whether the transaction has changed anything so far."""
         self._wire: Wire | None = None
@@ -227,14 +226,14 @@ class PostgresDatabase:
                 self._session = Session(self._where, self._heard)
             except psycopg.Error as error:
                 self._drop()
-                raise trouble(self.name, error) from None
+                raise ledger_error(self.name, error) from None
             except BaseException:
                 self._drop()
                 raise
 
     @property
     def wire(self) -> Wire:
-        """The connection, for who holds the lock."""
+        """The connection; only for a thread that holds the lock."""
         self._check_open()
         if self._wire is None:
             self._wire = Wire(self._where.connect())
@@ -242,14 +241,14 @@ class PostgresDatabase:
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
-        """The same, for what psycopg does itself."""
+        """The same connection, as psycopg has it."""
         return self.wire.connection
 
     # -- transactions -----------------------------------------------------------------------------------------------
 
     @contextmanager
     def write(self, name: str, *, quiet: bool = False) -> Iterator[Transaction]:
-        """A write transaction. One that changed nothing is none."""
+        """A write transaction. If it changed nothing, nothing is committed."""
         with self._using():
             self._transaction = Transaction(self, (_BEGIN, ()), (_LOCK, (self._key,)))
             self._quiet, self.changed = quiet, False
@@ -312,7 +311,7 @@ class PostgresDatabase:
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
-        """One consistent state for several selects."""
+        """A read transaction: all its selects see one state."""
         with self._using():
             transaction = Transaction(self, (_BEGIN_READING, ()))
             yield transaction
@@ -327,9 +326,9 @@ class PostgresDatabase:
             try:
                 yield
             except psycopg.Error as error:
-                raise trouble(self.name, error) from None
+                raise ledger_error(self.name, error) from None
             finally:
-                self._give_back()
+                self._roll_back()
 
     def run(self, statements: Sequence[tuple[Statement, Sequence[Any]]], *, reconnect: bool = False) -> list[Rows]:
         """Run statements; `reconnect`: on another connection, if this one was closed while it was idle."""
@@ -345,7 +344,7 @@ class PostgresDatabase:
     def _lost(self) -> bool:
         return self._wire is None or self._wire.connection.closed
 
-    def _give_back(self) -> None:
+    def _roll_back(self) -> None:
         """Leave no transaction open."""
         if not self._open or self._wire is None:
             return
@@ -356,7 +355,7 @@ class PostgresDatabase:
             self._drop()
 
     def _drop(self) -> None:
-        """The connection is of no more use: the next one who needs it opens another."""
+        """Close the connection, which is of no use any more; the next statement opens another."""
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.connection.close()
@@ -378,7 +377,7 @@ class PostgresDatabase:
 
     @staticmethod
     def json_array(column: str) -> str:
-        """The values of a column of the rows, in their order, as a JSON array."""
+        """Return SQL that makes a JSON array of a column's values, in the order of the rows."""
         return f"json_agg({column})::text"
 
     @staticmethod
@@ -422,7 +421,7 @@ class PostgresDatabase:
     # -- changes ----------------------------------------------------------------------------------------------------
 
     def version(self) -> int:
-        """A number that changes when anything was changed, by whomever. Nothing is asked for it."""
+        """Return a number that changes with every change by any process. The server is not asked for it."""
         self._check_open()
         return self._commits + self._news
 
@@ -436,7 +435,7 @@ class PostgresDatabase:
                 listener()
 
     def listen(self, listener: Callable[[], None]) -> bool:
-        """Have this method called, by another thread, when others changed something; its object is not kept for it."""
+        """Have this method called, by another thread, after changes by others. Only a weak reference to it is held."""
         self._listeners = [each for each in self._listeners if each() is not None]
         self._listeners.append(weakref.WeakMethod(listener))
         return True
@@ -450,22 +449,22 @@ class PostgresDatabase:
     """A session that was lost is opened again in less than half of it, where the server can be reached."""
 
     def process_lock(self, name: str, *, retake: bool = False) -> SessionLock:
-        """The lock of this name: an advisory one of the session."""
+        """Return the lock of this name: an advisory lock of the session."""
         return SessionLock(self._session, name, retake=retake)
 
     def free(self, names: Sequence[str]) -> list[str]:
-        """Which of others' locks have been free for the grace."""
+        """Return which of these locks of other processes have been free for the grace."""
         return self._session.free(names, self.grace)
 
     @property
     def unsure(self) -> bool:
-        """Whether some of them were free when it was asked last, but not for the grace."""
+        """Whether `free` found a lock that is free, but not for the grace yet."""
         return self._session.unsure(self.grace)
 
     closes_before_fork = False
 
     def abandon(self) -> None:
-        """In the child of a fork: never to be used again."""
+        """In the child of a fork: close the copies of the connections, and refuse every further use."""
         self._open = False
         self.lock = threading.RLock()
         wire, self._wire = self._wire, None
@@ -474,7 +473,7 @@ class PostgresDatabase:
         self._session.abandon()
 
     def close(self) -> None:
-        """Close it and give up the locks; again is harmless."""
+        """Close it and release its locks; a second call does nothing."""
         with self.lock:
             if not self._open:
                 return
@@ -491,7 +490,7 @@ def _quoted(text: str) -> str:
 
 
 def _piece(value: int | bytes | bytearray | None) -> bytes:
-    """A value as binary COPY takes it: its length, and what it is."""
+    """Return a value as binary COPY takes it: its length, then its bytes."""
     if value is None:
         return _NULL
     if isinstance(value, int):

@@ -32,7 +32,7 @@ AS 'SELECT ($1::numeric + $2::numeric)::text'"""
 
 
 def _statements(version: int) -> list[str]:
-    """What brings the ledger from a version to the newest."""
+    """Return the statements that bring the schema from a version to the newest."""
     known = len(schema.MIGRATIONS)
     made = [] if version else [_PLUS]
     told = f"INSERT INTO meta VALUES ('schema', '{known}') ON CONFLICT (name) DO UPDATE SET value = excluded.value"  # noqa: S608
@@ -43,7 +43,7 @@ def migration_sql(url: str) -> str:
     """The SQL that makes the ledger of a URL, for somebody who may CREATE. It does not connect.
 
     Args:
-        url: As the ledger is opened by.
+        url: As `open_ledger` takes it.
 
     Raises:
         InvalidValueError: The URL cannot be read.
@@ -123,7 +123,7 @@ def _make_schema(connection: psycopg.Connection[Any], where: Target) -> None:
 
 
 def check_pooler(connection: psycopg.Connection[Any], where: Target) -> None:
-    """See that this connection keeps its session: behind a pooler in transaction mode no lock would hold.
+    """Check that this connection keeps its session: behind a pooler in transaction mode no lock would hold.
 
     Raises:
         LedgerError: Another connection got the same session.

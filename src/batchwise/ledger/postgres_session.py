@@ -18,7 +18,7 @@ import psycopg
 from batchwise.errors import LedgerError
 
 from .database import closed
-from .postgres_connection import Target, trouble
+from .postgres_connection import Target, ledger_error
 
 __all__ = ["Session", "SessionLock", "channel_of", "discard", "key_of"]
 
@@ -28,9 +28,9 @@ _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 """Seconds between two tries to connect again. They are shorter than the grace in which nobody takes its locks."""
 _TOGETHER = 0.02
-"""Seconds between two times that listeners are told, at least."""
+"""The shortest pause between two calls of a listener, in seconds."""
 _APART = 0.05
-"""Seconds between two notices of one process: each wakes every session of the ledger."""
+"""The shortest pause between two notices of one process, in seconds: each wakes every session of the ledger."""
 _HELD = """
 SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks
 WHERE locktype = 'advisory' AND granted AND objsubid = 1
@@ -40,18 +40,18 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
 
 
 def key_of(schema: str, name: str) -> int:
-    """The advisory lock of a name: 64 bits, for all ledgers of a database."""
+    """Return the number (64 bits) of the advisory lock of a name. All ledgers of a database share these numbers."""
     digest = hashlib.blake2b(f"batchwise\0{schema}\0{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
 def channel_of(schema: str) -> str:
-    """The channel on which changes of a ledger are told."""
+    """Return the channel on which processes notify each other of changes."""
     return f"batchwise_{key_of(schema, 'changes') & (1 << 64) - 1:016x}"
 
 
 def discard(connection: psycopg.Connection[Any]) -> None:
-    """In the child of a fork: let go of an inherited connection, without a word to the server that talks to the parent.
+    """In the child of a fork: close an inherited connection, and send nothing to the server, which serves the parent.
 
     Kept open, it would keep the parent's session alive after the parent's death.
     """
@@ -63,7 +63,7 @@ def discard(connection: psycopg.Connection[Any]) -> None:
 
 
 def _said(error: Exception) -> str:
-    """An error without what it may tell of requests."""
+    """Return the type of an error: its text may quote requests."""
     return type(error).__name__
 
 
@@ -95,16 +95,16 @@ class SessionLock:
 
 
 class Session:
-    """The connection, and a thread that listens to it.
+    """A connection that holds locks, and a thread that listens to it for notices of changes.
 
     Args:
         where: The database.
-        heard: A method that is called when something was changed, with the number of the session that did; None: it may
-            have been. Its object is not kept for it: when that is collected, the session ends.
+        heard: A method that is called after a change, with the number of the session that made it; None: there may have
+            been changes. Only a weak reference to it is held: when its object is collected, the session ends.
 
     Raises:
-        psycopg.Error: There is no connection to be had now.
-        LedgerError: There is no thread, or no descriptor, to be had now.
+        psycopg.Error: The connection cannot be opened now.
+        LedgerError: The system gives this process no more threads or descriptors.
     """
 
     def __init__(self, where: Target, heard: Callable[[int | None], None]) -> None:
@@ -119,7 +119,7 @@ class Session:
         self._told, self._due = -1.0, -1.0
         """When others were last told of a change; and when they have to be told next, over 0 (monotonic)."""
         self._free: dict[int, float] = {}
-        """Since when (monotonic) others' locks were free each time that it was asked."""
+        """Since when (monotonic) each lock of others was free, every time that `free` asked."""
         self._connection: psycopg.Connection[Any] | None = None
         self._woken = self._wake = -1
         self._thread = threading.Thread(target=self._listen, name="batchwise-listen", daemon=True)
@@ -177,9 +177,9 @@ class Session:
             return taken
 
     def free(self, names: Sequence[str], grace: float) -> list[str]:
-        """Which of others' locks were free each time that it was asked, in the last `grace` seconds or for longer.
+        """Return those locks of others that were free every time that this was called, for `grace` seconds or longer.
 
-        They are only looked at: whoever takes his lock again is not kept from it.
+        Locks are looked at, not taken: a process that has lost its lock can take it again.
         """
         keys = {key_of(self.schema, name): name for name in names}
         with self._lock:
@@ -192,12 +192,12 @@ class Session:
             return [name for key, name in keys.items() if now - self._free.get(key, now) >= grace]
 
     def unsure(self, grace: float) -> bool:
-        """Whether it has to be asked again soon: a lock was free, and has not been for long."""
-        found = self._free  # without the lock: whoever asks for it may hold one that a listener takes
+        """Whether `free` has to be called again soon: a lock was found free a short time ago."""
+        found = self._free  # without our lock: the caller may hold a lock for which a listener waits
         return any(monotonic() - since < 2 * grace for since in found.values())
 
     def give(self, lock: SessionLock) -> None:
-        """Give a lock up."""
+        """Release a lock."""
         with self._lock:
             if self._lost.get(lock.key) is lock:
                 del self._lost[lock.key]
@@ -217,25 +217,25 @@ class Session:
             return self._connection.execute(sql, (value,)).fetchall()
         except psycopg.Error as error:
             self._lose(self._connection)
-            raise trouble(self._where.name, error) from None
+            raise ledger_error(self._where.name, error) from None
 
     def _lose(self, connection: psycopg.Connection[Any]) -> None:
-        """The connection is broken: its locks are gone."""
+        """Close a connection that is broken: its locks are gone."""
         with self._lock:
             if self._connection is connection:
                 self._connection = None
                 self._lost.update((lock.key, lock) for lock in self._held.values() if lock.retake)
                 self._held.clear()
-                self._free = {}  # they may have lost theirs, too
+                self._free = {}  # other processes may have lost their locks, too
         connection.close()
         self._nudge()
 
     # -- telling others ---------------------------------------------------------------------------------------------
 
     def may_tell_later(self) -> bool:
-        """Whether a change need not be told with its commit, for others have just been told of one: see `tell_soon`.
+        """Whether the notice of a change may come after its commit, by `tell_soon`: the last notice was a moment ago.
 
-        Not by a process without a run: if another dies meanwhile, whoever clears up after its run tells others.
+        Only a process with a run may do this: if it dies before the notice, the one that recovers its run sends one.
         """
         now = monotonic()
         if now < self._told + _APART and any(lock.retake for lock in list(self._held.values())):
@@ -244,7 +244,7 @@ class Session:
         return False
 
     def tell_soon(self) -> None:
-        """Tell others of a change that is durable by now."""
+        """Notify other processes, soon, of a change that is durable."""
         if self._due < 0:
             self._due = self._told + _APART
             self._nudge()
@@ -276,8 +276,12 @@ class Session:
                     self._hear(connection)
             except Exception as error:  # noqa: BLE001  # whatever it is: nobody else would connect again
                 if pause == _FIRST_PAUSE:
-                    said = trouble(self._where.name, error) if isinstance(error, psycopg.Error) else _said(error)
-                    _log.info("batchwise: the session of the ledger %s is tried again: %s", self._where.name, said)
+                    said = ledger_error(self._where.name, error) if isinstance(error, psycopg.Error) else _said(error)
+                    _log.info(
+                        "batchwise: a connection of the ledger %s failed, and is opened again: %s",
+                        self._where.name,
+                        said,
+                    )
                 self._ended.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
@@ -286,7 +290,7 @@ class Session:
             self._close_connection()
 
     def _connect_again(self) -> None:
-        """Have a session again, and with it at once the locks that say that this process lives."""
+        """Open a new session, and take at once the locks that show that this process lives."""
         connection = self._connect()
         with self._lock:
             if self._closed:
@@ -296,10 +300,10 @@ class Session:
             with suppress(LedgerError):  # then this session is lost, too
                 for lock in list(self._lost.values()):
                     self.take(lock)
-        self._tell(None)  # whatever was told meanwhile
+        self._tell(None)  # notices that came meanwhile were missed
 
     def _tell(self, pid: int | None) -> None:
-        """Say that something was changed. A listener that fails must not end what asked for a lock, or listens."""
+        """Call the listener. Its error must not reach the thread that asks for a lock, or listens."""
         heard = self._heard()
         if heard is not None:
             try:
@@ -308,7 +312,7 @@ class Session:
                 _log.warning("batchwise: a listener of the ledger %s failed (%s)", self._where.name, _said(error))
 
     def _hear(self, connection: psycopg.Connection[Any]) -> None:
-        """Wait for news, and tell them."""
+        """Wait for notices, and pass them on."""
         try:
             self._wait(connection.fileno(), None if self._due < 0 else max(0.0, self._due - monotonic()))
             with self._lock:
@@ -341,7 +345,7 @@ class Session:
     # -- ends -------------------------------------------------------------------------------------------------------
 
     def abandon(self) -> None:
-        """In the child of a fork: never to be used again."""
+        """In the child of a fork: close the copy of the connection, and refuse every further use."""
         self._lock, self._closed = threading.RLock(), True
         self._held.clear()
         connection, self._connection = self._connection, None
@@ -350,7 +354,7 @@ class Session:
         self._close_pipe()
 
     def close(self) -> None:
-        """Give up all locks, and listen no more."""
+        """Release all locks, and stop listening."""
         with self._lock:
             if self._closed:
                 return
@@ -363,21 +367,21 @@ class Session:
         self._close_connection()
 
     def _forget(self, _: object) -> None:
-        """The ledger was collected, in the midst of anything: take no lock here. The thread ends the session."""
+        """The ledger was collected, perhaps inside a call of ours: take no lock here. The thread ends the session."""
         if not self._closed:
             self._closed = self._forgotten = True
             self._nudge()
 
     def _close_connection(self) -> None:
         if self._connection is not None:
-            with suppress(psycopg.Error):  # at once: the server notices the end of a session only when it comes to that
+            with suppress(psycopg.Error):  # at once: the server may notice late that a session has ended
                 self._tell_others(self._connection)
                 self._connection.execute("SELECT pg_advisory_unlock_all()")
             self._connection.close()
         self._close_pipe()
 
     def _close_pipe(self) -> None:
-        """Once: the numbers are given again, to whoever opens something next."""
+        """Close them once: the system gives their numbers to what is opened next."""
         pipe, self._woken, self._wake = (self._woken, self._wake), -1, -1
         for descriptor in pipe:
             with suppress(OSError):

@@ -50,7 +50,7 @@ class _Bound(NamedTuple):
 
 
 class Rows:
-    """What a statement gave. See `database.Cursor`."""
+    """The result of a statement. See `database.Cursor`."""
 
     def __init__(self, connection: psycopg.Connection[Any], result: PGresult) -> None:
         self.rowcount: int = result.command_tuples or 0
@@ -89,12 +89,12 @@ class Wire:
         self.connection = connection
         self._dumper = Transformer(connection)
         self._prepared: dict[_Kind, bytes] = {}
-        """Their names."""
+        """The names of prepared statements."""
 
     def run(self, statements: Sequence[tuple[Statement, Sequence[Any]]]) -> list[Rows]:
-        """Run statements, each unless one before it has failed; returns what each gave.
+        """Run statements, up to the first that fails; returns the result of each.
 
-        What interrupts the wait closes the connection: nobody knows which of its answers are still to come.
+        An exception that interrupts the wait closes the connection: nobody knows which answers are still to come.
 
         Raises:
             psycopg.Error: The first that failed, or why the server cannot be reached.
@@ -124,7 +124,7 @@ class Wire:
         return _Bound(sent, dumper.types or (), dumper.formats or [])  # psycopg 3.2 takes lists alone
 
     def _send(self, pgconn: PGconn, statement: Statement, bound: _Bound) -> Iterator[_Kind | None]:
-        """Send one statement; gives for each answer that comes to it what that says is prepared, or None."""
+        """Send one statement. Yields for each answer that will come what the answer confirms as prepared, or None."""
         sql, prepare = statement
         values, types, formats = bound
         name = self._prepared.get(kind := _Kind(sql, types))

@@ -38,7 +38,7 @@ class Recovery:
         self._database, self._records, self._books = database, records, books
         self._runs, self._intakes, self._cancelling, self._requeuing = runs, intakes, cancelling, requeuing
         self._others: dict[int, bool] = {}
-        """The runs of others at the last look, and whether they were closed."""
+        """The runs of other processes at the last look, and whether each had recorded its end."""
         self._looked: tuple[int, datetime] | None = None
         """The ledger's version at the last look, and its time."""
 

@@ -29,7 +29,7 @@ class Repeats:
         return (old.betas, old.stream) == (new.betas, new.stream) and same_body(db, request, body)
 
     def differs(self, db: Connection, request: int, terms: int, body: bytes, new: Terms) -> list[str]:
-        """The names of what of its content is different; empty where only the maker of an adopted batch knows it."""
+        """Return the names of the parameters that differ; none for an adopted request, whose content is not here."""
         old = self._records.terms(db, terms)
         if old.adopted:
             return []
@@ -74,6 +74,6 @@ class Repeats:
             moves.move(place, place._replace(terms=number, lane=lane), 1, row.size, flush=flush)
             db.execute("UPDATE request SET terms = ?, lane = ? WHERE id = ?", (number, lane, row.id))
         if queued and row.run != run:
-            # Whoever asked last is the one who waits: the row is not abandoned with those before.
+            # The run that asked last waits for it: the end of an earlier one does not abandon it.
             db.execute("UPDATE request SET run = ? WHERE id = ?", (run, row.id))
         return False

@@ -32,9 +32,9 @@ class Requests:
         self._database, self._records, self._unnamed = database, records, unnamed
 
     def rows(self, which: Which, *, limit: int | None = None) -> dict[int, RequestRow]:
-        """The requests that are meant, by their numbers; one of a key alone can be in several jobs."""
+        """Return the selected requests by number. A key without a job may select requests of several jobs."""
         with self._database.read() as db:
-            condition, values = self._that(db, which)
+            condition, values = self._condition(db, which)
             if which.requests is not None:
                 found: Iterable[Sequence[Any]] = self._records.select(
                     db, f"{_REQUEST} WHERE {condition} AND q.id", which.requests, values
@@ -48,9 +48,9 @@ class Requests:
             return {row.id: row for row in rows}
 
     def numbers(self, which: Which, *, after: int = 0, limit: int | None = None) -> list[int]:
-        """The numbers of the requests of a job, or of a batch, behind one of them, in the order of their acceptance."""
+        """Return the numbers of requests of a job or a batch, in the order of acceptance, after the number `after`."""
         with self._database.read() as db:
-            condition, values = self._that(db, which)
+            condition, values = self._condition(db, which)
             order, bounds = "q.id", tuple[int, ...]()
             if which.batch is not None:
                 first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (which.batch,)).fetchone()
@@ -65,8 +65,8 @@ class Requests:
             )
             return [number for (number,) in found]
 
-    def _that(self, db: Connection, which: Which) -> tuple[str, tuple[Any, ...]]:
-        """The condition that a request q is one of those that are meant, but for their numbers, and its values."""
+    def _condition(self, db: Connection, which: Which) -> tuple[str, tuple[Any, ...]]:
+        """Return the SQL condition that a request q is selected, and its values; `which.requests` is left out."""
         conditions, values = [_VISIBLE] if which.batch is None else [], list[Any]()
         if which.key is not None:
             conditions.append("q.key = ?")
@@ -89,7 +89,7 @@ class Requests:
         return " AND ".join(conditions), tuple(values)
 
     def find_row(self, db: Connection, request: int) -> RequestRow | None:
-        """The request of this number, inside a transaction."""
+        """Return the request of this number, within a transaction; None: there is none."""
         row = db.execute(f"{_REQUEST} WHERE q.id = ? AND {_VISIBLE}", (request,)).fetchone()
         return None if row is None else self._request(db, row)
 
@@ -108,7 +108,7 @@ class Requests:
         )
 
     def body(self, request: int) -> bytes:
-        """The encoded params of a request."""
+        """Return the encoded params of a request."""
         with self._database.read() as db:
             (body,) = db.execute("SELECT params FROM body WHERE id = ?", (request,)).fetchone()
             return bytes(body)

@@ -36,7 +36,7 @@ class Requeuing:
         self._unnamed, self._batches = unnamed, batches
 
     def flush(self, which: Which = EVERYTHING) -> None:
-        """Mark groups that are queued as waited for: those that hold any of these, by numbers, a job, or terms."""
+        """Mark the queued groups that hold any of these (by numbers, a job, or terms): somebody waits for them."""
         with self._database.write("flush") as db:
             what, values = self._groups_of(db, which)
             db.execute(f"UPDATE cohort SET flush = 1 WHERE status = 0 AND flush = 0 AND {what}", values)
@@ -71,13 +71,13 @@ class Requeuing:
         Args:
             which: By their numbers, those that are in flight (with a batch, still in that one). By a batch alone, all
                 that is in it (of these terms). By their terms alone, those that are queued for the other lane.
-            lane: In whose queue.
-            now: The moment.
+            lane: For which lane.
+            now: The time.
             costs_attempt: By their numbers: whether they have used up an attempt.
             maybe_billed: They may have been billed, and count as possible doubles.
             max_spend: The spend limit, which those that may have been billed must not pass.
-            keep: By a batch: it stays as it is, and what it may still deliver is used if it comes first, otherwise
-                booked as wasted. Without `keep` it becomes `void`, unless other requests are still in it.
+            keep: By a batch: the batch keeps its state. A row that it still delivers is used if it is the first answer,
+                and else is booked as wasted. Without `keep` the batch becomes `void` once no request is left in it.
             turn: By their numbers: the message after which they go on.
 
         Raises:
@@ -137,7 +137,7 @@ class Requeuing:
         for row in rows:
             terms, size = changed.get(row.id, (row.terms, row.size))
             queue = Place(terms, lane, QUEUED, 0)
-            # It has waited its interval.
+            # It has waited for its interval already.
             moves.move(place_of(row), queue, 1, row.size, grown=size - row.size, flush=True)
         db.executemany(
             "UPDATE request SET status = 0, lane = ?, attempts = attempts + ?, calls = calls + ? WHERE id = ?",
@@ -172,7 +172,7 @@ class Requeuing:
         moves = self._books.moves(db, now)
         for place, group in self._groups(db, which):
             moved += group.requests
-            # It has waited its interval already.
+            # It has waited for its interval already.
             moves.move(place, Place(place.terms, lane, QUEUED, 0), group.requests, group.size, flush=True)
             if caching == Caching.PRIMER.value and not sent:
                 self._books.forget_primer(db, group.terms.prefix)

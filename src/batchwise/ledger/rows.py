@@ -1,4 +1,4 @@
-"""Between values and the ledger's columns."""
+"""Converts values to the ledger's columns, and back."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _moment(count: int | None) -> datetime | None:
 
 
 def encode_terms(terms: Terms) -> bytes:
-    """All of it but its number and its job."""
+    """Encode terms, without their number and their job."""
     return orjson.dumps(
         {
             "lane": terms.lane,
@@ -139,7 +139,7 @@ def decode_terms(number: int, job: int, data: bytes) -> Terms:
 
 
 def encode_measured(measured: Measured) -> str:
-    """As it stands in `meta`."""
+    """Encode it as a value of the table `meta`."""
     return orjson.dumps({**attrs.asdict(measured), "at": micros(measured.at)}).decode()
 
 
@@ -150,7 +150,7 @@ def decode_measured(value: str) -> Measured:
 
 
 def encode_setback(setback: Setback) -> str:
-    """As it stands in `meta`."""
+    """Encode it as a value of the table `meta`."""
     return f"{setback.run} {micros(setback.next_try)} {setback.words}"
 
 
@@ -161,7 +161,7 @@ def decode_setback(value: str) -> Setback:
 
 
 def digest_of(job: int, data: bytes) -> bytes:
-    """What equal terms of one job share."""
+    """Return a digest, which is the same for equal terms of one job."""
     return blake2b(b"%d:%b" % (job, data), digest_size=16).digest()
 
 

@@ -38,19 +38,20 @@ class Runs:
         return run
 
     def lock(self, run: int, *, others: bool = False) -> Lock:
-        """The lock that says that a run lives; `others`: another process's."""
+        """Return the lock that a run holds while it lives; `others`: the run is another process's."""
         return self._database.process_lock(_name(run), retake=not others)
 
     def ended(self, runs: Mapping[int, bool]) -> list[int]:
-        """Which of these runs of others have ended, if their locks can be had. True: it has said so itself."""
+        """Return which of these runs of other processes have ended; `runs`: whether each has recorded that itself."""
         names = {_name(run): run for run, said in runs.items() if not said}
         free = [names[name] for name in self._database.free(list(names))]
         return sorted([*free, *(run for run, said in runs.items() if said)])
 
     def end(self, run: int) -> None:
-        """Give up the lock of a run of our own.
+        """Release the lock of a run of our own.
 
-        Where that alone proves nothing for a while, it is written down, so that nobody has to wait for what it leaves.
+        If a free lock proves nothing for a while (`Database.grace`), the run's end is recorded as well. So nobody has
+        to wait before taking over its work.
         """
         lock = self.held.pop(run, None)
         if lock is None:
@@ -63,12 +64,12 @@ class Runs:
     def hold(self) -> set[int]:
         """Take again the locks of our own runs that were lost; returns the runs whose locks are held.
 
-        What sweeps old files away may have taken a lock, and a connection may have been lost.
+        A lock is lost when something deletes its file as an old one, or when its connection breaks.
         """
         return {run for run, lock in list(self.held.items()) if lock.acquire()}
 
     def write_again(self, runs: Iterable[int], now: datetime) -> None:
-        """Write down again runs of our own that somebody took for dead while their locks were lost."""
+        """Record runs of our own again that another process took for dead, and deleted, while their locks were lost."""
         with self._database.write("start_run") as db:
             for run in runs:
                 db.execute(

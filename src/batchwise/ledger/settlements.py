@@ -31,7 +31,7 @@ __all__ = ["Settlements"]
 
 _number = itemgetter(0)
 _SUMS = 10_000
-"""Sums that are kept for whoever tells of them, at most."""
+"""The most sums that wait for `take_sums`; older ones are dropped."""
 _MICROSECOND = timedelta(microseconds=1)
 _SUCCEEDED = OUTCOME_CODES[Outcome.SUCCEEDED]
 _INSERT_GROUP = "INSERT INTO result_group VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -86,23 +86,23 @@ class _Ended(Call):
 
 
 class Settlements:
-    """What has ended is settled; what comes again for it is booked as wasted."""
+    """Settles requests, and books as wasted what is paid for a request a second time."""
 
     def __init__(self, database: Database, records: Records, books: Books) -> None:
         self._database, self._records, self._books = database, records, books
         self._shared: SharedCommit[_Ended] = SharedCommit(database, "settle", self._settle_calls)
-        self._unsure: list[Sum] = []
-        """What the open transaction settles: nobody is told of it before it is durable."""
+        self._unannounced: list[Sum] = []
+        """The sums of the open transaction, which is not durable yet."""
         self._sums: deque[Sum] = deque(maxlen=_SUMS)
-        database.done.append(self._keep_sums)
-        database.undone.append(self._unsure.clear)
+        database.done.append(self._announce_sums)
+        database.undone.append(self._unannounced.clear)
 
-    def _keep_sums(self) -> None:
-        self._sums.extend(self._unsure)
-        self._unsure.clear()
+    def _announce_sums(self) -> None:
+        self._sums.extend(self._unannounced)
+        self._unannounced.clear()
 
     def take_sums(self) -> list[Sum]:
-        """What this process has settled since the last time it was asked; for whoever tells of it."""
+        """Return what this process has settled since the last call, so that it can be announced."""
         found: list[Sum] = []
         with suppress(IndexError):  # another thread may take the last one
             while True:
@@ -112,23 +112,23 @@ class Settlements:
     def settle(
         self, settlements: Sequence[Settlement], *, now: datetime, batch: int | None = None, run: int | None = None
     ) -> int:
-        """Settle each request once. A later, other answer changes nothing; its cost is booked as wasted, once a batch.
+        """Settle each request once. Another answer, later, changes nothing; its cost is booked as wasted, once a batch.
 
-        With `batch`, rows count as that batch's. Books in the same transaction what they cost and whether they met
+        With `batch`, these are rows of that batch. Books in the same transaction what they cost and whether they met
         their deadlines (`punctuality`). Returns how many settled. Those of one call settle by groups (`ResultGroup`),
         each in the order of their numbers.
 
-        A success settles its request wherever that is by now: it is paid. Anything else settles it only while the
-        request is where the news comes from: with `batch` still in that batch, with `run` not in flight elsewhere. If
-        it is not, and the end has a cost, that is booked as wasted, too.
+        A success settles its request wherever that is by now: it is paid. Any other outcome settles the request only
+        if that is still where the outcome comes from: with `batch` in that batch, with `run` not in flight elsewhere.
+        If it is not, the cost of the outcome is booked as wasted.
         """
         with self._database.write("settle") as db:
             return self.settle_within(db, settlements, now=now, batch=batch, run=run)
 
     def begin_settle(self, settlement: Settlement, *, now: datetime, run: int) -> Callable[[], None]:
-        """Ask to settle the end of one of the run's calls, as `settle` does. Those that end together share a commit.
+        """Begin to settle the end of one of the run's calls, as `settle` does. Calls that end together share a commit.
 
-        What this gives waits for that, and has to be called.
+        Returns a function that waits for the commit; it has to be called.
         """
         call = _Ended(settlement, now, run)
         self._shared.ask(call)
@@ -226,7 +226,7 @@ class Settlements:
             met=met,
             lateness=lateness,
         )
-        self._unsure.append(summed)
+        self._unannounced.append(summed)
         _count(db, kind, summed, tokens=sum(tokens), used=used, cut=sum(map(was_cut, lines)))
         for label in about.labels:
             db.execute(_LABEL, (job, *label, str(summed.cost)))

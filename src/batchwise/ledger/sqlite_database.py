@@ -26,9 +26,9 @@ __all__ = ["SqliteDatabase"]
 _RECONNECTED = 1 << 40
 """More than a ledger's connection ever counts."""
 _TOGETHER = 32
-"""Rows in one statement: what is bound to it is held twice."""
+"""The most rows in one statement: SQLite holds a copy of what is bound to it."""
 _VARIABLES = 960
-"""In one statement; SQLite before 3.32 takes 999."""
+"""The most values that are bound to one statement; SQLite before 3.32 takes 999."""
 
 
 class SqliteDatabase:
@@ -54,7 +54,7 @@ class SqliteDatabase:
         self.done: list[Callable[[], None]] = []
         self.undone: list[Callable[[], None]] = []
         self._inside = 0
-        """How deep the thread that holds the lock is in work with the connection."""
+        """How many uses of the connection, one inside the other, the thread has begun that holds the lock."""
         self._open, self._connected = True, True
         self._commits = 0
         self._wiped = True
@@ -79,7 +79,7 @@ class SqliteDatabase:
 
     @contextmanager
     def write(self, name: str, *, quiet: bool = False) -> Iterator[sqlite3.Connection]:
-        """A write transaction. One that changed nothing is none."""
+        """A write transaction. If it changed nothing, nothing is committed."""
         with self._using():
             self._check_file()
             self.connection.execute("BEGIN IMMEDIATE")
@@ -107,7 +107,7 @@ class SqliteDatabase:
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """One consistent state for several selects."""
+        """A read transaction: all its selects see one state."""
         with self._using():
             self._check_file()
             self.connection.execute("BEGIN")
@@ -137,7 +137,7 @@ class SqliteDatabase:
             raise closed(self.name)
 
     def _check_file(self) -> None:
-        """Nothing goes on with a file that was deleted, moved or replaced: nobody would find what is written to it.
+        """Refuse a file that was deleted, moved or replaced: nobody would find what is written to it.
 
         Raises:
             LedgerError: It was.
@@ -166,12 +166,12 @@ class SqliteDatabase:
 
     @staticmethod
     def json_array(column: str) -> str:
-        """The values of a column of the rows, in their order, as a JSON array."""
+        """Return SQL that makes a JSON array of a column's values, in the order of the rows."""
         return f"json_group_array({column})"
 
     @staticmethod
     def ask(db: Connection, sql: str, values: Sequence[Any]) -> Callable[[], list[Any]]:
-        """The rows, read at once: a cursor that is read later would keep its state of the database."""
+        """Read the rows at once: a cursor that is read later would keep its state of the database."""
         rows = db.execute(sql, values).fetchall()
         return lambda: rows
 
@@ -213,7 +213,7 @@ class SqliteDatabase:
     # -- changes ----------------------------------------------------------------------------------------------------
 
     def version(self) -> int:
-        """A number that changes when anything was changed, by whomever."""
+        """Return a number that changes with every change by any process."""
         with self._using():
             others: int = self.connection.execute("PRAGMA data_version").fetchone()[0]
             return others + self._commits
@@ -240,11 +240,11 @@ class SqliteDatabase:
 
     @staticmethod
     def free(names: Sequence[str]) -> list[str]:
-        """All: whoever gets a lock knows."""
+        """Return all of them: whether a lock is free shows when it is taken."""
         return list(names)
 
     def process_lock(self, name: str, *, retake: bool = False) -> MemoryLock | ProcessLock:  # noqa: ARG002
-        """The lock of this name: a file beside the ledger's."""
+        """Return the lock of this name: a file beside the ledger's."""
         lock = MemoryLock() if self._memory else ProcessLock(self._folder / f"{name}.lock")
         self._locks.add(lock)
         return lock
@@ -269,12 +269,12 @@ class SqliteDatabase:
         self._commits += _RECONNECTED  # another connection counts others' changes anew
 
     def abandon(self) -> None:
-        """In the child of a fork: never to be used again."""
+        """In the child of a fork: refuse every further use."""
         self._open, self._inside = False, 0
         self.lock = threading.RLock()
 
     def close(self) -> None:
-        """Close the file and give up the locks; again is harmless."""
+        """Close the file and release the locks; a second call does nothing."""
         with self.lock:
             if not self._open:
                 return

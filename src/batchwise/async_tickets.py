@@ -82,7 +82,7 @@ class AsyncJob(JobView):
         limit = seconds(timeout)
         self._driver.check()
         self._driver.wake(self._wanted())
-        page, after = self._paged(ordered=ordered)
+        page, after = (self._next_in_order if ordered else self._next), 0
         while True:
             found = await self._driver.wait_for(partial(page, after), limit)
             if found is None:

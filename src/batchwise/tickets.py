@@ -119,7 +119,7 @@ class Job(JobView):
 
     def _stream(self, timeout: float | None, *, ordered: bool) -> Iterator[Result]:
         self._driver.wake(self._wanted())
-        page, after = self._paged(ordered=ordered)
+        page, after = (self._next_in_order if ordered else self._next), 0
         while True:
             found = self._driver.wait_for(partial(page, after), timeout)
             if found is None:

@@ -88,7 +88,7 @@ def test_queued_work_that_nobody_submits_is_due_since_its_interval_was_over(worl
 def test_what_nobody_submitted_in_time_goes_to_the_sync_lane_and_is_told(world: World) -> None:
     world.dispatch("a", 30 * HOUR)
     told: list[events.Event] = []
-    world.engine.telling.listen(told.append)
+    world.engine.emitter.listen(told.append)
     world.true += 29 * HOUR
     world.run()
     rescued = [(event.batch, event.requests) for event in told if isinstance(event, events.Rescued)]
@@ -114,7 +114,7 @@ def until_the_rescue(world: World) -> None:
 
 def test_a_rescue_that_goes_on_as_it_should_puts_nothing_at_risk_and_is_told(hedging: World) -> None:
     told: list[events.Event] = []
-    hedging.engine.telling.listen(told.append)
+    hedging.engine.emitter.listen(told.append)
     until_the_rescue(hedging)
     assert hedging.api.batches[0].cancel_at is not None
     assert seen(hedging) == (0, 0)
@@ -131,7 +131,7 @@ def test_a_rescue_that_goes_on_as_it_should_puts_nothing_at_risk_and_is_told(hed
 @pytest.mark.parametrize("fault", ["dropped", "500"])
 def test_a_rescue_whose_cancel_has_to_be_asked_for_again_is_told_once(hedging: World, fault: str) -> None:
     told: list[events.Event] = []
-    hedging.engine.telling.listen(told.append)
+    hedging.engine.emitter.listen(told.append)
     hedging.api.order("cancel", fault)
     until_the_rescue(hedging)
     hedging.pass_time(HOUR)
@@ -142,7 +142,7 @@ def test_a_rescue_whose_cancel_has_to_be_asked_for_again_is_told_once(hedging: W
 def test_a_sync_lane_that_does_not_work_puts_the_rescue_at_risk(hedging: World) -> None:
     hedging.api.order("call", "401", always=True)
     told: list[events.Event] = []
-    hedging.engine.telling.listen(told.append)
+    hedging.engine.emitter.listen(told.append)
     until_the_rescue(hedging)
     assert hedging.api.batches[0].cancel_at is None
     assert seen(hedging) == (9, 0), "but for the one that went ahead"
@@ -159,7 +159,7 @@ def test_an_end_that_two_looks_see_is_told_once(world: World) -> None:
     world.dispatch_all(["a"], 30 * HOUR, FIRST)
     world.run()
     told: list[events.Event] = []
-    world.engine.telling.listen(told.append)
+    world.engine.emitter.listen(told.append)
     world.true += 2 * HOUR
     (batch,) = world.ledger.snapshot().batches
     world.tasks += [Task(poll(world.engine, batch), lambda: None) for _ in range(2)]
@@ -172,7 +172,7 @@ def test_requests_that_two_looks_send_to_the_sync_lane_are_told_of_once(world: W
     world.dispatch_all(["a", "b", "c"], 30 * HOUR, FIRST)
     world.run()
     told: list[events.Event] = []
-    world.engine.telling.listen(told.append)
+    world.engine.emitter.listen(told.append)
     (batch,) = world.ledger.snapshot().batches
     terms = tuple(group.terms.id for group in batch.groups)
     world.tasks += [Task(move_from_batch(world.engine, batch, terms), lambda: None) for _ in range(2)]

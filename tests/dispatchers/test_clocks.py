@@ -6,7 +6,7 @@ import time
 from datetime import datetime, timedelta, timezone
 
 from batchwise import Lane, Latency
-from batchwise.engine import passes
+from batchwise.drivers import passes
 from tests.strategies import params
 
 from .world import HOURS_30, World, clock_of, many

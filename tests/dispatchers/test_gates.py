@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from batchwise import Latency, Limits, Progress
-from batchwise.engine.passes import one_by_one
+from batchwise.drivers.passes import one_by_one
 from batchwise.planning import agenda
 from tests.strategies import params
 

@@ -102,7 +102,7 @@ async def test_spans_and_metrics(world: World, exported: Exported):
 async def test_without_a_provider_nothing_is_heard(world: World):
     async with world.open() as d:
         assert (await (await d.dispatch(params("x"))).result()).ok
-        assert not d._engine.telling.wanted
+        assert not d._engine.emitter.wanted
 
 
 @pytest.mark.parametrize(("ago", "danger"), [(30 * HOUR - 5 * MINUTE, "at risk"), (31 * HOUR, "overdue")])

@@ -14,8 +14,9 @@ import orjson
 import pytest
 
 import batchwise as bw
-from batchwise.engine import actions, reading, reconciliation
+from batchwise.engine import actions, reading, reconciliation, submission
 from batchwise.engine.core import Engine
+from batchwise.engine.effects import store
 from batchwise.engine.leadership import Leadership
 from batchwise.ledger.batches import Batches
 from batchwise.ledger.lease import Lease
@@ -139,7 +140,7 @@ def adopt_any_equal_count(patch: pytest.MonkeyPatch) -> None:
     async def reconcile(engine: Engine, batch: BatchView) -> None:
         found = await reconciliation._candidates(engine, batch)
         if found:
-            await reconciliation._recognise(engine, batch, found[0])
+            await store(submission.record_created, engine, batch, found[0])
 
     patch.setattr(actions, "reconcile", reconcile)
 

@@ -10,12 +10,12 @@ import attrs
 
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import pause, store
-from batchwise.engine.passes import CLOCK_LOOK, QUICK, action_key, one_by_one, repeats, seconds_until
 from batchwise.planning import agenda
 
-from .actions import Actions
-from .calls import Calls
+from .action_runner import ActionRunner
+from .call_runner import CallRunner
 from .life import Life
+from .passes import CLOCK_LOOK, QUICK, action_key, one_by_one, repeats, seconds_until
 from .retrying import Retrying
 from .waiters import Notifiers
 
@@ -68,7 +68,14 @@ class Advancing:
     """
 
     def __init__(
-        self, engine: Engine, life: Life, retrying: Retrying, notifiers: Notifiers, *, actions: Actions, calls: Calls
+        self,
+        engine: Engine,
+        life: Life,
+        retrying: Retrying,
+        notifiers: Notifiers,
+        *,
+        actions: ActionRunner,
+        calls: CallRunner,
     ) -> None:
         self._engine, self._life, self._retrying, self._notifiers = engine, life, retrying, notifiers
         self._actions, self._calls = actions, calls
@@ -119,7 +126,7 @@ class Advancing:
         """Wait until an action ends or no call waits, at most so many seconds; `unsure`: so long if nothing runs."""
         end, acting, work = monotonic() + seconds, self._actions.under_way, self._notifiers.work
         while monotonic() < end and acting <= self._actions.under_way and (acting or self._calls.going_on or unsure):
-            self._retrying.give_up()
+            self._retrying.raise_if_stuck()
             if not await self._calls.run_one_here():
                 await pause(work.wait, work.version(), min(0.05, max(0.0, end - monotonic())))
             if self._calls.used_up:

@@ -7,8 +7,8 @@ from time import monotonic
 
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import store
-from batchwise.engine.passes import IDLE_SWEEP, PASS_SHARE, SWEEP, WATCH
 
+from .passes import IDLE_SWEEP, PASS_SHARE, SWEEP, WATCH
 from .schedule import Schedule
 from .waiters import Waiters
 

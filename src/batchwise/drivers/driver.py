@@ -13,9 +13,9 @@ from datetime import datetime
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure
 
-from .actions import Actions
+from .action_runner import ActionRunner
 from .advancing import Advancing
-from .calls import Calls
+from .call_runner import CallRunner
 from .changes import Changes
 from .ending import Ending
 from .life import Life
@@ -46,8 +46,8 @@ class Driver(ABC):
         self._retrying = retrying = Retrying(engine.setbacks, life, notifiers)
         self.schedule = Schedule(notifiers.pump)
         self.changes = Changes(engine, self.schedule, notifiers.waiters, self._changed_by_others)
-        self._calls = calls = Calls(engine, life, retrying, notifiers, self.call)
-        self._actions = actions = Actions(
+        self._calls = calls = CallRunner(engine, life, retrying, notifiers, self.call)
+        self._actions = actions = ActionRunner(
             engine, retrying, notifiers, start=self._start_in_background, take_up_calls=self.call
         )
         self._pump = Pump(

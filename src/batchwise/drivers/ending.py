@@ -8,13 +8,13 @@ from time import monotonic
 
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import pause, store
-from batchwise.engine.passes import END_GRACE
 
-from .actions import Actions
+from .action_runner import ActionRunner
 from .advancing import Advancing
-from .calls import Calls
+from .call_runner import CallRunner
 from .life import Life
 from .owner import Owner
+from .passes import END_GRACE
 from .retrying import Retrying
 from .waiters import Notifiers
 
@@ -48,8 +48,8 @@ class Ending:
         retrying: Retrying,
         notifiers: Notifiers,
         *,
-        actions: Actions,
-        calls: Calls,
+        actions: ActionRunner,
+        calls: CallRunner,
         advancing: Advancing,
         wake: Callable[[], None],
         owns_ledger: bool,
@@ -84,7 +84,7 @@ class Ending:
         self._wake()
         news = self._notifiers.waiters.news
         while not self._life.failed:
-            self._retrying.give_up()
+            self._retrying.raise_if_stuck()
             seen = news.version()
             if not self._working:
                 await self._advancing.advance(timedelta(0), only_sending=True)

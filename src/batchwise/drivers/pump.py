@@ -7,15 +7,15 @@ from typing import Any
 
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import pause, store
-from batchwise.engine.passes import CLOCK_LOOK, QUICK, action_key, describe, seconds_until
 from batchwise.engine.setbacks import lasting, passing
 from batchwise.errors import LedgerError
 from batchwise.planning import agenda
 
-from .actions import Actions
-from .calls import Calls
+from .action_runner import ActionRunner
+from .call_runner import CallRunner
 from .changes import Changes
 from .life import Life
+from .passes import CLOCK_LOOK, QUICK, action_key, describe, seconds_until
 from .retrying import Retrying
 from .schedule import Schedule
 from .waiters import Notifiers
@@ -48,8 +48,8 @@ class Pump:
         *,
         schedule: Schedule,
         changes: Changes,
-        actions: Actions,
-        calls: Calls,
+        actions: ActionRunner,
+        calls: CallRunner,
     ) -> None:
         self._engine, self._life, self._retrying, self._notifiers = engine, life, retrying, notifiers
         self._schedule, self._changes, self._actions, self._calls = schedule, changes, actions, calls
@@ -81,7 +81,7 @@ class Pump:
             if await self._calls.run_one_here():
                 wait = 0.0
             self._changes.slow_down(monotonic() - begun)
-            self._tell_problems()
+            self._wake_for_problems()
         except Exception as error:  # noqa: BLE001  # tried again
             if isinstance(error, LedgerError) and not passing(error):  # the ledger is gone, or damaged
                 self._life.fail(error)
@@ -90,7 +90,7 @@ class Pump:
         self._engine.setbacks.mended(_LOOKING)
         return wait
 
-    def _tell_problems(self) -> None:
+    def _wake_for_problems(self) -> None:
         """Wake waiting callers if the problems have changed: some are theirs to raise."""
         problems = self._engine.situation.problems
         if problems != self._problems:

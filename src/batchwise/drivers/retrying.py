@@ -7,10 +7,10 @@ from time import monotonic
 from typing import Any, TypeGuard, TypeVar
 
 from batchwise.engine.effects import Effect, Procedure, Store, pause, persist
-from batchwise.engine.passes import END_GRACE
 from batchwise.engine.setbacks import Setbacks, lasting, passing
 
 from .life import Life
+from .passes import END_GRACE
 from .waiters import Notifiers
 
 __all__ = ["Retrying"]
@@ -67,8 +67,8 @@ class Retrying:
         await persist(procedure, retry)
         self._setbacks.mended(_CLOSING)
 
-    def give_up(self) -> None:
-        """Raise an error that has lasted for `END_GRACE` seconds: it is no use to wait longer."""
+    def raise_if_stuck(self) -> None:
+        """Raise the error of something that has failed for `END_GRACE` seconds: it is no use to wait longer."""
         stuck = self._setbacks.stuck(END_GRACE)
         if stuck is not None:
             raise stuck

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import datetime, timedelta
 
-from batchwise.engine.passes import NEVER
-
+from .passes import NEVER
 from .waiters import Notifier
 
 __all__ = ["Schedule"]

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure, pause, store, store_together
-from batchwise.engine.passes import WATCH
 from batchwise.engine.setbacks import passing
 from batchwise.errors import ClosedDispatcherError, LedgerError
 
 from .life import Life
+from .passes import WATCH
 from .waiters import Waiters
 
 __all__ = ["Waiting"]

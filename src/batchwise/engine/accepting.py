@@ -19,13 +19,13 @@ from batchwise.request import Request, check_job
 
 from .admissions import Admissions
 from .entries import entries
+from .event_emitter import EventEmitter
 from .kept_policy import KeptPolicy
 from .queue import CallQueue
 from .routes import Router, check_size, decision_of
 from .spend_limit import SpendLimit
 from .suspensions import Suspensions
 from .sync_lane import SyncLane
-from .telling import Telling
 from .waits import Waits
 
 __all__ = ["Accepting"]
@@ -45,7 +45,7 @@ class Accepting:
         sync_lane: Takes up what the sync lane gets.
         waits: Learns of each request that may go into the same batch as requests that somebody waits for.
         kept_policy: Has the ledger keep the policy.
-        telling: Passes events on to the log and to listeners.
+        emitter: Passes events on to the log and to listeners.
         now: The wall clock.
     """
 
@@ -62,13 +62,13 @@ class Accepting:
         sync_lane: SyncLane,
         waits: Waits,
         kept_policy: KeptPolicy,
-        telling: Telling,
+        emitter: EventEmitter,
         now: Callable[[], datetime],
     ) -> None:
         self._ledger, self._run, self._now = ledger, run, now
         self._router, self._admissions, self._spend_limit = router, admissions, spend_limit
         self._suspensions, self._queue, self._sync_lane = suspensions, queue, sync_lane
-        self._waits, self._kept_policy, self._telling = waits, kept_policy, telling
+        self._waits, self._kept_policy, self._emitter = waits, kept_policy, emitter
 
     # -- one request ------------------------------------------------------------------------------------------------
 
@@ -118,9 +118,9 @@ class Accepting:
             self._waits.joined(now)
         if not accepted.created:
             return accepted, _decided_before(decision, row.terms)
-        if self._telling.wanted:
+        if self._emitter.wanted:
             batch = row.lane is Lane.BATCH
-            self._telling.tell(events.Accepted(at=now, job=job, batch=int(batch), sync=int(not batch), request=row.id))
+            self._emitter.emit(events.Accepted(at=now, job=job, batch=int(batch), sync=int(not batch), request=row.id))
         return accepted, decision
 
     def _take_up_stored(self, claims: Iterable[Claim]) -> None:
@@ -169,18 +169,18 @@ class Accepting:
             intake.accept(now=now, max_spend=self._spend_limit.max_spend(), flush=True, sync=moves)
         self._kept_policy.keep()
         self._admissions.forget()
-        self._tell_all(groups, moves, job, now)
+        self._emit_accepted(groups, moves, job, now)
         return intake.job
 
-    def _tell_all(
+    def _emit_accepted(
         self, groups: Sequence[Group], moves: Mapping[Terms, tuple[int, Terms]], job: str | None, now: datetime
     ) -> None:
-        if not self._telling.wanted:
+        if not self._emitter.wanted:
             return
         count = sum(group.requests for group in groups)
         sync = sum(group.requests for group in groups if group.terms.lane is Lane.SYNC)
         sync += sum(moved for moved, _ in moves.values())
-        self._telling.tell(events.Accepted(at=now, job=job, batch=count - sync, sync=sync))
+        self._emitter.emit(events.Accepted(at=now, job=job, batch=count - sync, sync=sync))
 
 
 def _decided_before(now: Decision, terms: Terms) -> Decision:

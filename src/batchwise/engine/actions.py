@@ -19,7 +19,7 @@ from .core import Engine
 from .effects import store
 from .reconciliation import give_up, reconcile
 from .settlements import settlement_without_answer
-from .submission import submit, unseal
+from .submission import submit, take_back
 
 __all__ = ["carry_out", "withdraw"]
 
@@ -60,7 +60,7 @@ async def _with_batch(
 ) -> None:
     match action:
         case agenda.Unseal() if batch.state is BatchState.SEALED:
-            await unseal(engine, batch)
+            await store(take_back, engine, batch)  # the process that sealed it died before it sent it
         case agenda.Reconcile() if batch.state in {BatchState.IN_DOUBT, BatchState.WATCHED}:
             await reconcile(engine, batch)
         case agenda.GiveUp() if batch.state is BatchState.IN_DOUBT:
@@ -99,7 +99,7 @@ async def _move(engine: Engine, action: agenda.Move) -> None:
     queued = Which(terms=[action.terms])
     moved = await store(engine.ledger.requeue, queued, lane=action.lane, now=engine.now())
     if moved and action.lane is Lane.SYNC:
-        engine.telling.tell(Rescued(at=engine.now(), batch=None, requests=moved, canceled=False))
+        engine.emitter.emit(Rescued(at=engine.now(), batch=None, requests=moved, canceled=False))
 
 
 async def _fail_late(engine: Engine, action: agenda.FailLate) -> None:

@@ -9,8 +9,8 @@ from datetime import datetime
 from batchwise import events
 from batchwise.ledger.ledger import Ledger
 
+from .event_emitter import EventEmitter
 from .queue import CallQueue
-from .telling import Telling
 
 __all__ = ["Announcing"]
 
@@ -23,12 +23,12 @@ class Announcing:
     Args:
         ledger: Collects in its transactions what is to be announced.
         queue: Collects under its lock news of the sync lane's pace.
-        telling: Passes events on to the log and to listeners.
+        emitter: Passes events on to the log and to listeners.
         now: The wall clock.
     """
 
-    def __init__(self, ledger: Ledger, queue: CallQueue, telling: Telling, now: Callable[[], datetime]) -> None:
-        self._ledger, self._queue, self._telling, self._now = ledger, queue, telling, now
+    def __init__(self, ledger: Ledger, queue: CallQueue, emitter: EventEmitter, now: Callable[[], datetime]) -> None:
+        self._ledger, self._queue, self._emitter, self._now = ledger, queue, emitter, now
         self._waiter: Callable[[Sequence[int]], None] | None = None
 
     def listen(self, waiter: Callable[[Sequence[int]], None]) -> None:
@@ -37,7 +37,7 @@ class Announcing:
 
     def settled(self, requests: Sequence[int]) -> None:
         """Announce that these requests have settled. An error in that is logged, and harms no work."""
-        self._tell_news()
+        self._emit_news()
         if not requests or self._waiter is None:
             return
         try:
@@ -45,9 +45,9 @@ class Announcing:
         except Exception:  # noqa: BLE001  # logged
             _log.exception("batchwise: announcing settled requests failed; callers who wait notice them a moment later")
 
-    def _tell_news(self) -> None:
+    def _emit_news(self) -> None:
         """Pass on what was collected inside of transactions and locks since the last time."""
         for each in self._ledger.take_sums():
-            self._telling.settled(each)
+            self._emitter.emit_settled(each)
         for name, limit, waiting in self._queue.take_news():
-            self._telling.tell(events.Paced(at=self._now(), models=name, limit=limit, waiting=waiting))
+            self._emitter.emit(events.Paced(at=self._now(), models=name, limit=limit, waiting=waiting))

@@ -18,12 +18,12 @@ from .effects import store, store_surely
 from .money import tokens_of
 from .queue import Slot
 
-__all__ = ["learn_from", "note_pace", "store_health", "store_pace", "tell_call"]
+__all__ = ["emit_call", "learn_from", "note_pace", "store_health", "store_pace"]
 
 _log = logging.getLogger("batchwise")
 
 
-def tell_call(
+def emit_call(
     engine: Engine,
     claim: Claim,
     latency: timedelta,
@@ -32,11 +32,11 @@ def tell_call(
     outcome: Outcome | None = None,
     usage: Mapping[str, Any] | None = None,
 ) -> None:
-    """Tell of a call that was answered, or that failed with this error."""
-    if not engine.telling.wanted:
+    """Emit the event of a call that was answered, or that failed with this error."""
+    if not engine.emitter.wanted:
         return
     fresh, read, cached, written = tokens_of(usage or {}) or (None, 0, 0, None)
-    engine.telling.tell(
+    engine.emitter.emit(
         Called(
             at=engine.now(),
             request=claim.id,

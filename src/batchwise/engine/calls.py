@@ -27,7 +27,7 @@ from batchwise.planning.outcomes import (
 )
 from batchwise.planning.retries import call_costs, may_call_again
 
-from .call_reports import learn_from, note_pace, store_health, store_pace, tell_call
+from .call_reports import emit_call, learn_from, note_pace, store_health, store_pace
 from .core import Engine
 from .effects import Ask, store, store_surely, store_together
 from .money import Biller
@@ -66,7 +66,7 @@ async def _reply(engine: Engine, slot: Slot, claim: Claim) -> Reply | None:
         try:
             reply = await _ask(claim)
         except LaneFault as error:
-            tell_call(engine, claim, timedelta(seconds=monotonic() - begun), error=error.fault.type)
+            emit_call(engine, claim, timedelta(seconds=monotonic() - begun), error=error.fault.type)
             await _faulted(engine, slot, claim, error, resumes)
             return None
     except Exception as error:
@@ -130,7 +130,7 @@ async def _take_in(engine: Engine, slot: Slot, claim: Claim, reply: Reply) -> Cl
         answer = _read(engine, claim, reply)
         usage, ruling = answer.usage, answer.ruling
         if answer.goes_on is not None and ruling.verdict is Verdict.CONTINUE:
-            tell_call(engine, claim, reply.latency, usage=usage)
+            emit_call(engine, claim, reply.latency, usage=usage)
             return answer.goes_on
         outcome = ruling.outcome or outcome
         # Before the request settles: a planner that saw neither would probe with another row.
@@ -147,7 +147,7 @@ async def _take_in(engine: Engine, slot: Slot, claim: Claim, reply: Reply) -> Cl
         _log.error("batchwise: an answer could not be taken in; its request fails", exc_info=error)
         news = engine.health.note_call(answered=True) or news
         await _settle(engine, slot, _failed_within(claim, error)._replace(cost=None, saved=None))
-    tell_call(engine, claim, reply.latency, usage=usage, outcome=outcome)
+    emit_call(engine, claim, reply.latency, usage=usage, outcome=outcome)
     await learn_from(engine, claim, reply, news=news)
     return None
 

@@ -72,7 +72,7 @@ async def cancel(engine: Engine, batch: BatchView) -> None:
     remote, now = batch.remote_id or "", engine.now()
     if batch.groups and not batch.canceled and batch.cancel_at is None:  # else it was announced before
         requests = sum(group.requests for group in batch.groups)
-        engine.telling.tell(Rescued(at=now, batch=remote, requests=requests, canceled=True))
+        engine.emitter.emit(Rescued(at=now, batch=remote, requests=requests, canceled=True))
     asked = attrs.evolve(batch, state=BatchState.CANCELING, cancel_at=batch.cancel_at or now, polled_at=now)
     try:
         info = await api.cancel(remote)
@@ -93,7 +93,7 @@ async def move_from_batch(engine: Engine, batch: BatchView, terms: tuple[int, ..
         due = Which(batch=batch.id, terms=terms)
         moved = engine.ledger.requeue(due, lane=Lane.SYNC, now=now, keep=True, maybe_billed=True)
         if moved:
-            engine.telling.tell(Rescued(at=now, batch=batch.remote_id, requests=moved, canceled=False))
+            engine.emitter.emit(Rescued(at=now, batch=batch.remote_id, requests=moved, canceled=False))
         left = {group.terms.id for group in batch.groups} - set(terms)
         if batch.state is BatchState.IN_DOUBT and not left:
             engine.ledger.batches.update(attrs.evolve(batch, state=BatchState.WATCHED), was=batch)
@@ -118,9 +118,9 @@ async def probe(engine: Engine, batch: int, terms: int) -> None:
     await store(queue)
 
 
-def _tell_ended(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
+def _emit_ended(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
     ended = info.ended_at or info.expires_at
-    engine.telling.tell(
+    engine.emitter.emit(
         Ended(
             at=engine.now(),
             batch=info.id,
@@ -152,7 +152,7 @@ def _update(engine: Engine, batch: BatchView, info: BatchInfo, *, was: BatchView
         was=was,
     )
     if stored and state is BatchState.ENDED and batch.state is not BatchState.ENDED:
-        _tell_ended(engine, batch, info)
+        _emit_ended(engine, batch, info)
 
 
 def _asking(batch: BatchView) -> str:
@@ -259,29 +259,8 @@ async def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> None:
 
 async def collect(engine: Engine, batch: BatchView) -> None:
     """Read an ended batch's rows, settle them, and tick them off."""
-    last = batch.failures >= _REREADS
-    await _collect(engine, batch, await store(Reader, engine, batch, last=last))
-
-
-def _tell_collected(engine: Engine, batch: BatchView, reader: Reader, missing: int) -> None:
-    rescued = reader.sorter.rescued
-    if rescued:
-        engine.telling.tell(Rescued(at=engine.now(), batch=batch.remote_id, requests=rescued, canceled=False))
-    engine.telling.tell(
-        Collected(
-            at=engine.now(),
-            batch=batch.remote_id or "",
-            requests=batch.requests,
-            settled=reader.sorter.settled,
-            missing=missing,
-            model=batch.model,
-            created_at=batch.created_at or batch.sealed_at,
-        )
-    )
-
-
-async def _collect(engine: Engine, batch: BatchView, reader: Reader) -> None:
     remote, resumes = batch.remote_id or "", engine.suspensions.resumes
+    reader = await store(Reader, engine, batch, last=batch.failures >= _REREADS)
     fault: LaneFault | None = None
     try:
         await api.read(remote, reader.feed)
@@ -289,7 +268,7 @@ async def _collect(engine: Engine, batch: BatchView, reader: Reader) -> None:
         fault = error
     whole = fault is None
     missing = await store(reader.finish, whole=whole)
-    _tell_collected(engine, batch, reader, len(missing))
+    _emit_collected(engine, batch, reader, len(missing))
     if reader.off and whole and (batch.failures >= _REREADS or not missing):
         _log.warning(
             "batchwise: the results of batch %s differ from its request_counts (%s); batchwise goes by the rows",
@@ -308,3 +287,20 @@ async def _collect(engine: Engine, batch: BatchView, reader: Reader) -> None:
     else:
         words = "the batch ended without a readable row for this request"
         await _lost(engine, batch, _gone("missing_row", words, verdict=Verdict.RETRY))
+
+
+def _emit_collected(engine: Engine, batch: BatchView, reader: Reader, missing: int) -> None:
+    rescued = reader.sorter.rescued
+    if rescued:
+        engine.emitter.emit(Rescued(at=engine.now(), batch=batch.remote_id, requests=rescued, canceled=False))
+    engine.emitter.emit(
+        Collected(
+            at=engine.now(),
+            batch=batch.remote_id or "",
+            requests=batch.requests,
+            settled=reader.sorter.settled,
+            missing=missing,
+            model=batch.model,
+            created_at=batch.created_at or batch.sealed_at,
+        )
+    )

@@ -1,4 +1,4 @@
-"""The core that both drivers share: the parts that accept, plan, call, spend and tell, put together on one ledger."""
+"""The core that both drivers share: the parts that accept, plan, call and spend, put together on one ledger."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .accepting import Accepting
 from .admissions import Admissions
 from .announcing import Announcing
 from .deadlines import Deadlines
+from .event_emitter import EventEmitter, Hook
 from .forecasts import Forecasts
 from .health import Health
 from .kept_policy import KeptPolicy
@@ -30,7 +31,6 @@ from .spend_limit import SpendLimit
 from .suspensions import Suspensions
 from .sync_lane import SyncLane
 from .telemetry import observe
-from .telling import Hook, Telling
 from .under_way import UnderWay
 from .waits import Waits
 from .workspace import Workspace
@@ -73,17 +73,17 @@ class Engine:
 
         kept_policy = KeptPolicy(ledger, policy)
         self.policy = policy = kept_policy.policy
-        self.telling = Telling(on_event, clock)
-        self.suspensions, self.setbacks = Suspensions(ledger, self.telling), Setbacks(clock)
+        self.emitter = EventEmitter(on_event, clock)
+        self.suspensions, self.setbacks = Suspensions(ledger, self.emitter), Setbacks(clock)
         self.prices, self.forecasts = book_of(policy.prices), Forecasts(ledger, policy)
         self.router, self.admissions = Router(policy, self.prices, self.forecasts.of), Admissions(ledger, policy)
         self.spend_limit = SpendLimit(policy, ledger, self.router, self.setbacks, clock)
         ledger.books.reckon_by(lambda: self.prices.source, self.spend_limit.with_max_cost)
         self.queue = CallQueue(policy.limits)
         self.sync_lane, self.health = SyncLane(ledger, self.queue, clock), Health(self.queue, clock)
-        self.announcing = Announcing(ledger, self.queue, self.telling, clock)
+        self.announcing = Announcing(ledger, self.queue, self.emitter, clock)
         self.waits, self.under_way = Waits(ledger, policy.linger), UnderWay()
-        self.deadlines = Deadlines(ledger, policy, self.telling, clock)
+        self.deadlines = Deadlines(ledger, policy, self.emitter, clock)
         self.situation = Situation(
             ledger,
             policy,
@@ -127,7 +127,7 @@ class Engine:
             sync_lane=self.sync_lane,
             waits=self.waits,
             kept_policy=kept_policy,
-            telling=self.telling,
+            emitter=self.emitter,
             now=clock,
         )
 

@@ -12,7 +12,7 @@ from batchwise.planning.clock_skew import believed
 from batchwise.planning.deadline_risk import SAFE, Risk, risks
 from batchwise.planning.state import Snapshot
 
-from .telling import Telling
+from .event_emitter import EventEmitter
 
 __all__ = ["Deadlines"]
 
@@ -25,12 +25,12 @@ class Deadlines:
     Args:
         ledger: The durable record.
         policy: The rules' figures.
-        telling: Is told of deadlines in danger.
+        emitter: Is told of deadlines in danger.
         now: The wall clock.
     """
 
-    def __init__(self, ledger: Ledger, policy: Policy, telling: Telling, now: Callable[[], datetime]) -> None:
-        self._ledger, self._policy, self._telling, self._now = ledger, policy, telling, now
+    def __init__(self, ledger: Ledger, policy: Policy, emitter: EventEmitter, now: Callable[[], datetime]) -> None:
+        self._ledger, self._policy, self._emitter, self._now = ledger, policy, emitter, now
 
     def risk(self) -> Risk:
         """Return how many requests of all jobs are in danger."""
@@ -41,4 +41,4 @@ class Deadlines:
     def watch(self, known: Snapshot, now: datetime) -> None:
         """Announce deadlines in danger. A request whose rescue begins in the next moment does not count."""
         leeway = tail_of(self._policy.limits) + _SOON
-        self._telling.risk(sum(risks(known, now, self._policy, leeway=leeway).values(), SAFE))
+        self._emitter.emit_risk(sum(risks(known, now, self._policy, leeway=leeway).values(), SAFE))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from html import escape
 from itertools import takewhile
@@ -195,10 +194,6 @@ class JobView:
                 return None
             done = not done  # once more: some may have settled meanwhile
         return [], after
-
-    def _paged(self, *, ordered: bool) -> tuple[Callable[[int], tuple[list[ResultRow], int] | None], int]:
-        """Return the function that reads the page after a cursor, and the cursor to begin at."""
-        return (self._next_in_order if ordered else self._next), 0
 
     def _unsettled(self) -> dict[Lane, int]:
         """Return how many of its requests are not settled, by lane; raises if a suspended lane holds all of them up."""

@@ -58,7 +58,7 @@ def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)
     counts = engine.ledger.statistics.counts(job=job).by
     found = risks(snapshot, now, policy)
     risk = sum(found.values(), SAFE) if job is None else found.get(job, SAFE)
-    if job is None and (found or engine.telling.in_danger):
+    if job is None and (found or engine.emitter.in_danger):
         engine.deadlines.watch(snapshot, now)
     due = planner.next_due(snapshot, now, policy, job=job)
     return Progress(

@@ -59,7 +59,8 @@ async def reconcile(engine: Engine, batch: BatchView) -> None:
     looked = sent_by(looked, now + offset)
     if evidence.ours is not None:
         await store(engine.ledger.batches.update, looked, was=batch)
-        await _recognise(engine, looked, evidence.ours)
+        # The planner cancels it if its requests have gone elsewhere; its results are booked when it ends.
+        await store(record_created, engine, looked, evidence.ours)
     elif evidence.unread is not None:
         await _unseen(engine, batch, looked, evidence.unread, now, resumes)
     elif (
@@ -191,14 +192,6 @@ def _id_of(line: bytes) -> str | None:
         return str(decode(line)["custom_id"])
     except (ValueError, KeyError, TypeError):
         return None
-
-
-async def _recognise(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
-    """Record that the batch is ours, and so open.
-
-    The planner cancels it if its requests have gone elsewhere; its results are booked when it ends.
-    """
-    await store(record_created, engine, batch, info)
 
 
 async def give_up(engine: Engine, batch: BatchView) -> None:

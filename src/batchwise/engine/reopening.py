@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 
 from batchwise.ledger.values import Which
@@ -28,16 +29,17 @@ def reopen(engine: Engine, job: int, outcomes: Sequence[Outcome], latency: Laten
     """
     max_spend, now = engine.spend_limit.max_spend(), engine.now()
     with_max_cost = None if max_spend is None else partial(engine.router.with_max_cost, now=now)
-    routed = None if latency is None else _routed(engine, job, outcomes, latency)
+    routed = None if latency is None else _routed(engine, job, outcomes, latency, now)
     return engine.ledger.reopen(
-        job=job, outcomes=outcomes, now=engine.now(), max_spend=max_spend, with_max_cost=with_max_cost, routed=routed
+        job=job, outcomes=outcomes, now=now, max_spend=max_spend, with_max_cost=with_max_cost, routed=routed
     )
 
 
-def _routed(engine: Engine, job: int, outcomes: Sequence[Outcome], latency: LatencyTag) -> dict[int, Terms]:
+def _routed(
+    engine: Engine, job: int, outcomes: Sequence[Outcome], latency: LatencyTag, now: datetime
+) -> dict[int, Terms]:
     """Return new terms for settled requests by their numbers, as a bulk dispatch would give them."""
-    now, after = engine.now(), 0
-    routed, sums = {}, Counter[Terms]()
+    routed, sums, after = {}, Counter[Terms](), 0
     while rows := engine.ledger.results(job=job, after=after, limit=_PAGE):
         after = rows[-1].cursor
         ended = [row.request for row in rows if row.how.outcome in outcomes]

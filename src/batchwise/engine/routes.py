@@ -85,7 +85,8 @@ class Router:
         )
         decision = routing.decide(case, where)
         self._warn_of_a_short_prefix(request)
-        return decision, _terms(request, case, decision, self._max_cost(request, now, where))
+        max_cost = (0, 0) if self._policy.max_spend is None else self._max_cost(request, now, where)
+        return decision, _terms(request, case, decision, max_cost)
 
     def _warn_of_a_short_prefix(self, request: Request) -> None:
         """Warn once for each model that a cache breakpoint has no effect. Called for the first of requests alike."""
@@ -163,7 +164,7 @@ class Router:
             )
         fast = self._prices.rates(terms.model, Lane.SYNC, speed="fast", at=now) is not None
         unknown = Traits(terms.model, terms.max_tokens, (), (), "auto", "fast" if fast else "")
-        each, per_byte = self._most(unknown, at=now, betas=terms.betas, media=None, where=where)
+        each, per_byte = self._max_cost_of(unknown, at=now, betas=terms.betas, media=None, where=where)
         return attrs.evolve(terms, max_cost_each=each, max_cost_per_byte=per_byte)
 
     def with_max_cost_of(self, terms: Terms, body: bytes, *, now: datetime) -> Terms:
@@ -175,15 +176,12 @@ class Router:
             UnknownPriceError: A price is unknown.
         """
         request = Request(decode(body), betas=terms.betas)
-        each, per_byte = self._bound(request, now, f"a request for {shown(terms.model)}")
+        each, per_byte = self._max_cost(request, now, f"a request for {shown(terms.model)}")
         return attrs.evolve(terms, max_cost_each=each, max_cost_per_byte=per_byte)
 
     def _max_cost(self, request: Request, now: datetime, where: str) -> tuple[int, int]:
-        return (0, 0) if self._policy.max_spend is None else self._bound(request, now, where)
-
-    def _bound(self, request: Request, now: datetime, where: str) -> tuple[int, int]:
         refuse_unbounded(request, where)
-        return self._most(
+        return self._max_cost_of(
             request.traits,
             at=now,
             betas=request.betas,
@@ -196,7 +194,7 @@ class Router:
         """Return the models to which a request for `model` may go: itself, and the fallback models."""
         return dict.fromkeys((model, *self._policy.fallback_models))
 
-    def _most(self, traits: Traits, **about: Any) -> tuple[int, int]:
+    def _max_cost_of(self, traits: Traits, **about: Any) -> tuple[int, int]:
         """Return the most that a request can cost: every model but the last fallback model refuses it."""
         models = self._models(traits.model)
         costs = [most_cost(self._prices, traits._replace(model=model), **about) for model in models]

@@ -37,7 +37,7 @@ from .pauses import backoff
 from .ports import api
 from .settlements import settlement_without_answer
 
-__all__ = ["FenceError", "record_created", "submit", "unseal"]
+__all__ = ["FenceError", "record_created", "submit", "take_back"]
 
 _SENDING = "sending"
 """The setback's name when the API takes no batch."""
@@ -145,12 +145,12 @@ async def _post(engine: Engine, batch: BatchView) -> None:
         await _not_answered(engine, batch, error.fault, engine.now(), resumes)
         return
     except (FenceError, LedgerError):  # the last chunk was not sent: nothing is created
-        await store_surely(_take_back, engine, batch)
+        await store_surely(take_back, engine, batch)
         return
     await store_surely(record_created, engine, batch, created.batch)
 
 
-def _take_back(engine: Engine, batch: BatchView) -> None:
+def take_back(engine: Engine, batch: BatchView) -> None:
     """Queue the requests of a batch again that was not created."""
     engine.ledger.requeue(Which(batch=batch.id), lane=Lane.BATCH, now=engine.now())
 
@@ -171,12 +171,12 @@ def record_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
     )
     engine.setbacks.mended(_SENDING)
     _resize(engine, batch, Sizes.worked)
-    _tell_created(engine, batch, info)
+    _emit_created(engine, batch, info)
 
 
-def _tell_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
+def _emit_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
     jobs = dict.fromkeys(group.terms.job for group in batch.groups)
-    engine.telling.tell(
+    engine.emitter.emit(
         Submitted(
             at=engine.now(),
             batch=info.id,
@@ -190,7 +190,7 @@ def _tell_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
     )
     hedged = sum(group.requests for group in batch.groups if group.terms.hedged)
     if hedged:
-        engine.telling.tell(Hedged(at=engine.now(), batch=info.id, requests=hedged))
+        engine.emitter.emit(Hedged(at=engine.now(), batch=info.id, requests=hedged))
 
 
 async def _cut_off(engine: Engine, batch: BatchView, fault: Fault) -> bool:
@@ -215,7 +215,7 @@ async def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: da
                 await store(ledger.batches.update, doubt, was=posting)
         case CreateOutcome.TOO_LARGE if batch.requests > 1:
             await store(_resize, engine, batch, Sizes.too_large)
-            await store(_take_back, engine, batch)
+            await store(take_back, engine, batch)
         case CreateOutcome.TOO_LARGE | CreateOutcome.INVALID:
             await _culprit(engine, batch, ruling)
         case _:
@@ -224,7 +224,7 @@ async def _not_answered(engine: Engine, batch: BatchView, fault: Fault, sent: da
                 await store(_resize, engine, batch, Sizes.full)
             # First: requests that are queued while the lane takes work are sent again at once.
             await _not_created(engine, fault, ruling, resumes, smaller=smaller)
-            await store(_take_back, engine, batch)
+            await store(take_back, engine, batch)
 
 
 async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> None:
@@ -232,7 +232,7 @@ async def _culprit(engine: Engine, batch: BatchView, ruling: CreateRuling) -> No
     named = ruling.everyone or bool(ruling.culprits)
     if not named and batch.requests > 1:
         await store(_resize, engine, batch, Sizes.spoiled)
-        await store(_take_back, engine, batch)
+        await store(take_back, engine, batch)
         return
     if not named:
         await _count_refusal(engine, ruling)
@@ -263,7 +263,7 @@ def _fail_culprits(engine: Engine, batch: BatchView, ruling: CreateRuling) -> li
         for number, member in ledger.rows(Which(requests=guilty, batch=batch.id)).items()
     ]
     ledger.settle(settlements, now=engine.now(), batch=batch.id)
-    _take_back(engine, batch)
+    take_back(engine, batch)
     return guilty
 
 
@@ -294,8 +294,3 @@ async def _not_created(
     else:
         engine.setbacks.mended(_SENDING)  # the suspension says what to do
         await store(engine.suspensions.suspend, Lane.BATCH, reason, resumes=resumes)
-
-
-async def unseal(engine: Engine, batch: BatchView) -> None:
-    """Queue the requests of a batch again: the process that sealed it died before it sent it."""
-    await store(_take_back, engine, batch)

@@ -12,7 +12,7 @@ from batchwise.ledger.ledger import Ledger
 from batchwise.models import Lane, Status
 from batchwise.planning.state import Snapshot
 
-from .telling import Telling
+from .event_emitter import EventEmitter
 
 __all__ = ["Suspensions"]
 
@@ -24,11 +24,11 @@ class Suspensions:
 
     Args:
         ledger: Where the suspensions are recorded.
-        telling: Announces each suspension, and its end.
+        emitter: Announces each suspension, and its end.
     """
 
-    def __init__(self, ledger: Ledger, telling: Telling) -> None:
-        self._ledger, self._telling, self._lock = ledger, telling, threading.Lock()
+    def __init__(self, ledger: Ledger, emitter: EventEmitter) -> None:
+        self._ledger, self._emitter, self._lock = ledger, emitter, threading.Lock()
         self.lanes: Mapping[Lane, str] = {}
         """The reasons of the suspended lanes, as last seen."""
         self.resumes = 0
@@ -57,7 +57,7 @@ class Suspensions:
                     self._lift()
                     self.used = True
         if lanes is not None:
-            self._tell_resumed(lanes)
+            self._emit_resumed(lanes)
         return lanes is not None
 
     def suspend(self, lane: Lane, reason: str, *, resumes: int | None = None) -> bool:
@@ -77,7 +77,7 @@ class Suspensions:
             if found.done:
                 self.lanes = {**self.lanes, lane: reason}
         if found.news:
-            self._telling.tell(events.Suspended(at=self._telling.now(), lane=lane, reason=reason))
+            self._emitter.emit(events.Suspended(at=self._emitter.now(), lane=lane, reason=reason))
         return found.done
 
     def resume(self) -> None:
@@ -85,7 +85,7 @@ class Suspensions:
         with self._lock:
             lanes = self._ledger.conditions.resume()
             self._lift()
-        self._tell_resumed(lanes)
+        self._emit_resumed(lanes)
 
     def warn_of_rest(self) -> None:
         """Log how much work stays queued because its lane is suspended: perhaps no caller waits for it."""
@@ -109,6 +109,6 @@ class Suspensions:
         self.lanes = {}
         self.resumes += 1
 
-    def _tell_resumed(self, lanes: Sequence[Lane]) -> None:
+    def _emit_resumed(self, lanes: Sequence[Lane]) -> None:
         if lanes:
-            self._telling.tell(events.Resumed(at=self._telling.now(), lanes=tuple(lanes)))
+            self._emitter.emit(events.Resumed(at=self._emitter.now(), lanes=tuple(lanes)))

@@ -44,11 +44,11 @@ def observe(engine: Engine) -> None:
     traced = not isinstance(tracers, (NoOpTracerProvider, ProxyTracerProvider))
     metered = not isinstance(meters, NoOpMeterProvider) and not type(meters).__name__.startswith("_Proxy")
     if traced:
-        engine.telling.listen(_Spans(trace.get_tracer("batchwise")).hear)
+        engine.emitter.listen(_Spans(trace.get_tracer("batchwise")).hear)
     if metered:
         found = _metrics(meters)
         found.engines.add(engine)
-        engine.telling.listen(found.hear)
+        engine.emitter.listen(found.hear)
 
 
 def _nanoseconds(moment: datetime) -> int:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import attrs
 
-from batchwise.engine.passes import action_key, repeats
+from batchwise.drivers.passes import action_key, repeats
 from batchwise.errors import AdmissionError
 from batchwise.models import Lane, Policy, Rates, Reason
 from batchwise.planning import admission, agenda, planner, routing

@@ -9,16 +9,16 @@ from functools import partial
 from batchwise.engine.actions import carry_out
 from batchwise.engine.core import Engine
 from batchwise.engine.effects import Procedure
-from batchwise.engine.passes import MAX_ACTIONS, QUICK, action_key, concurrency_group, describe
 from batchwise.planning import agenda
 
+from .passes import MAX_ACTIONS, QUICK, action_key, concurrency_group, describe
 from .retrying import Retrying
 from .waiters import Notifiers
 
-__all__ = ["Actions"]
+__all__ = ["ActionRunner"]
 
 
-class Actions:
+class ActionRunner:
     """Begins actions, and counts those under way in the background. Thread-safe.
 
     Args:
@@ -26,7 +26,7 @@ class Actions:
         retrying: Handles failures.
         notifiers: Wakes the pump, and callers who wait for the end of work.
         start: Starts a procedure in the background; returns False if that is impossible now.
-        take_up_calls: See `Calls.take_up`.
+        take_up_calls: See `CallRunner`.
     """
 
     def __init__(

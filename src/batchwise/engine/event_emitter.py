@@ -15,7 +15,7 @@ from batchwise.models import Outcome
 from batchwise.planning.deadline_risk import SAFE, Risk
 from batchwise.planning.pricing import to_usd
 
-__all__ = ["Hook", "Telling"]
+__all__ = ["EventEmitter", "Hook"]
 
 _log = logging.getLogger("batchwise")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
@@ -32,7 +32,7 @@ def _check_hook(hook: object) -> None:
         raise InvalidValueError("on_event is a coroutine function, which nobody would await; give a plain function")
 
 
-class Telling:
+class EventEmitter:
     """Thread-safe. Call it outside of transactions and locks.
 
     Args:
@@ -49,7 +49,7 @@ class Telling:
         self._hooks = [] if hook is None else [hook]
         self.now = now
         self._broken = False
-        self._risk, self._risk_told = SAFE, float("-inf")
+        self._risk, self._risk_emitted = SAFE, float("-inf")
 
     def listen(self, hook: Hook) -> None:
         """Add a listener."""
@@ -65,7 +65,7 @@ class Telling:
         """Whether deadlines were in danger the last time."""
         return self._risk != SAFE
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Log an event, and pass it to the listeners. An error in a listener is logged, and harms no work."""
         _log.log(_LEVELS[event.level], "batchwise: %s", event)
         for hook in self._hooks:
@@ -76,12 +76,12 @@ class Telling:
                     self._broken = True
                     _log.exception("batchwise: on_event raised; it is still called, and this is logged once")
 
-    def settled(self, found: Sum) -> None:
+    def emit_settled(self, found: Sum) -> None:
         """Announce requests that have settled, and deadlines that they missed."""
         now = self.now()
         if self.wanted:
             slack = None if found.outcome is Outcome.CANCELED or found.deadline is None else found.deadline - now
-            self.tell(
+            self.emit(
                 Settled(
                     at=now,
                     job=found.job,
@@ -95,13 +95,13 @@ class Telling:
                 )
             )
         if found.met is False:
-            self.tell(Missed(at=now, job=found.job, requests=found.requests, lateness=found.lateness))
+            self.emit(Missed(at=now, job=found.job, requests=found.requests, lateness=found.lateness))
 
-    def risk(self, found: Risk) -> None:
+    def emit_risk(self, found: Risk) -> None:
         """Announce deadlines in danger: the first ones, and now and then that there are more."""
         before, self._risk = self._risk, found
         more = found.at_risk > before.at_risk or found.overdue > before.overdue
         begins = (found.at_risk > 0 and not before.at_risk) or (found.overdue > 0 and not before.overdue)
-        if begins or (more and monotonic() - self._risk_told > _AGAIN):
-            self._risk_told = monotonic()
-            self.tell(AtRisk(at=self.now(), at_risk=found.at_risk, overdue=found.overdue))
+        if begins or (more and monotonic() - self._risk_emitted > _AGAIN):
+            self._risk_emitted = monotonic()
+            self.emit(AtRisk(at=self.now(), at_risk=found.at_risk, overdue=found.overdue))

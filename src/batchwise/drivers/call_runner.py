@@ -16,12 +16,12 @@ from .life import Life
 from .retrying import Retrying
 from .waiters import Notifiers
 
-__all__ = ["Calls"]
+__all__ = ["CallRunner"]
 
 _log = logging.getLogger("batchwise")
 
 
-class Calls:
+class CallRunner:
     """Runs the calls that the queue gives out.
 
     Args:
@@ -85,7 +85,7 @@ class Calls:
     async def finish(self) -> None:
         """Wait until the queued calls have run: in workers, or here if none can be started."""
         while self.going_on and not self._life.failed:
-            self._retrying.give_up()
+            self._retrying.raise_if_stuck()
             if await self.run_one_here():
                 continue
             work = self._notifiers.work

@@ -92,13 +92,14 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
     terms = [group.terms.id for group in ledger.snapshot().batch_queue]
     nonce = new_nonce(os.urandom(16))
 
+    ledger.lease.acquire()
+
     def seal() -> Any:
         return ledger.batches.seal(
             terms, nonce=nonce, taken=frozenset(), now=engine.now(), max_requests=100_000, max_bytes=256_000_000
         )
 
     batch = table.time("seal", seal)
-    ledger.lease.acquire()
     ledger.batches.update(attrs.evolve(batch, state=BatchState.POSTING, posting_at=engine.now()), was=batch)
     ids = sealer(nonce)
     entries = ((ids(key, number), body) for number, key, body in ledger.batches.entries(batch.id))

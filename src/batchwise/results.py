@@ -205,9 +205,9 @@ class Result:
         content = self._answer().get("content")
         return content if isinstance(content, list) else ()
 
-    def _blocks(self, kind: str) -> Iterator[Mapping[str, Any]]:
+    def _blocks(self, kind: str) -> list[Mapping[str, Any]]:
         """The answer's content blocks of one type; everything else in the content is skipped."""
-        return (block for block in self._content() if isinstance(block, dict) and block.get("type") == kind)
+        return [block for block in self._content() if isinstance(block, dict) and block.get("type") == kind]
 
     def _unreadable(self, what: str) -> RequestFailedError:
         return RequestFailedError(

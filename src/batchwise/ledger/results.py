@@ -99,25 +99,27 @@ class Results:
         self, db: Connection, groups: Sequence[ResultGroupRow], found: Iterable[tuple[Any, ...]]
     ) -> list[ResultRow]:
         """Results, in order, which these groups hold."""
-        rows: list[ResultRow] = []
-        jobs: dict[int, list[int]] = {}
+        rows, hows = list(found), list[ResultGroup]()
+        requests: dict[int, list[int]] = {}
         last, before, following = 0, None, iter(groups)
-        for cursor, request, key, cost, saved, gained, line, batch in found:
+        for row in rows:
+            cursor, request, batch = row[0], row[1], row[-1]
             if cursor > last or batch != before:  # mostly they are alike
                 while cursor > last:
                     group = next(following)
                     last = group.last
                 before, how = batch, self._group(db, group, batch)
-                here = jobs.setdefault(group.job, [])
-            here.append(len(rows))
-            name = key.decode("utf-8", "surrogatepass")
-            rows.append(ResultRow(cursor, request, name, line, cost, saved, gained, how, None))
-        for job, here in jobs.items():
+                here = requests.setdefault(group.job, [])
+            here.append(request)
+            hows.append(how)
+        ordinals: dict[int, int] = {}
+        for job, here in requests.items():
             if job:
-                ordinals = self._ordinals.of(db, job, [rows[index].request for index in here])
-                for index, ordinal in zip(here, ordinals, strict=True):
-                    rows[index] = ResultRow(*rows[index][:-1], ordinal)
-        return rows
+                ordinals.update(zip(here, self._ordinals.of(db, job, here), strict=True))
+        return [
+            ResultRow(cursor, request, decode_key(key), line, cost, saved, gained, how, ordinals.get(request))
+            for (cursor, request, key, cost, saved, gained, line, _), how in zip(rows, hows, strict=True)
+        ]
 
     def _group(self, db: Connection, how: ResultGroupRow, batch: int) -> ResultGroup:
         """The common fields of a group's results; `batch`: the batch that these are in, or were in last."""

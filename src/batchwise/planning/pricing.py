@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -114,6 +114,11 @@ class Tariff:
         return attrs.evolve(self, **tokens, above=None if self.above is None else self.above.scaled(factor))
 
 
+@cache  # each look reads a file, which took half of the time of storing one answer
+def _release() -> str:
+    return version("genai-prices")
+
+
 class PriceBook:
     """The price of each model, resolved once per model, lane, variant and day.
 
@@ -132,7 +137,7 @@ class PriceBook:
         from genai_prices.data_snapshot import get_snapshot
 
         snapshot = get_snapshot()
-        data = f"fetched on {snapshot.timestamp:%Y-%m-%d}" if snapshot.from_auto_update else version("genai-prices")
+        data = f"fetched on {snapshot.timestamp:%Y-%m-%d}" if snapshot.from_auto_update else _release()
         return f"Policy.prices before genai-prices {data}" if self._own else f"genai-prices {data}"
 
     def rates(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import datetime, timezone
 from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
@@ -50,8 +49,8 @@ PICO = 10**12
 
 _MTOK = 10**6
 _EXACT = Context(prec=60)
-_NEWEST = datetime(9999, 1, 1, tzinfo=timezone.utc)
-_MEMO_LIMIT = 4_096
+_NEWEST = datetime(9999, 1, 1).toordinal()  # noqa: DTZ001
+_REMEMBERED = 4_096
 
 # Anthropic's pricing page (2026), where the data have no figure: a web search costs 0.01 USD on either lane, a batch
 # half of every token kind, US-only inference (`inference_geo: "us"`) 1.1x of every token kind.
@@ -129,7 +128,7 @@ class PriceBook:
 
     def __init__(self, own: Mapping[str, Rates] | None = None) -> None:
         self._own = dict(own or {})
-        self._memo: dict[tuple[object, ...], Tariff | None] = {}
+        self._known = lru_cache(_REMEMBERED)(self._resolve)
 
     @property
     def source(self) -> str:
@@ -163,20 +162,8 @@ class PriceBook:
         Raises:
             InvalidValueError: `at` is naive.
         """
-        day = None if at is None else check_aware(at, "at").toordinal()
-        key = (model, lane, geo, speed, service_tier, day)
-        try:
-            return self._memo[key]
-        except KeyError:
-            rates = None
-        if service_tier in _TIERS and speed in _SPEEDS and geo in _GEOS:
-            with suppress(InvalidValueError):  # no whole number of pico-USD: no exact price
-                rates = self._resolve(model, lane, at or _NEWEST, fast=speed == "fast")
-                rates = rates.scaled(US_FACTOR) if rates is not None and geo == "us" else rates
-        if len(self._memo) >= _MEMO_LIMIT:
-            self._memo.clear()
-        self._memo[key] = rates
-        return rates
+        day = _NEWEST if at is None else check_aware(at, "at").toordinal()
+        return self._known(model, lane, geo, speed, service_tier, day)
 
     def context_window(self, model: str) -> int | None:
         """Return the most input and output tokens that a model takes; None where the data do not say."""
@@ -188,15 +175,24 @@ class PriceBook:
             return None
         return found.context_window if _is_id_of(model, found) else None
 
-    def _resolve(self, model: str, lane: Lane, at: datetime, *, fast: bool) -> Tariff | None:
-        batch = Lane(lane) is Lane.BATCH
-        own = self._own.get(model)
-        if own is None:
-            return None if fast and batch else _listed(model, at, batch=batch, fast=fast)
-        if fast:
+    def _resolve(
+        self, model: str, lane: Lane, geo: str | None, speed: str | None, service_tier: str | None, day: int
+    ) -> Tariff | None:
+        if service_tier not in _TIERS or speed not in _SPEEDS or geo not in _GEOS:
             return None
-        told = _own_tariff(own, _multiples(model, at))
-        return told.scaled(_BATCH) if batch else told
+        at = datetime.fromordinal(day).replace(tzinfo=timezone.utc)
+        own, batch, fast = self._own.get(model), Lane(lane) is Lane.BATCH, speed == "fast"
+        if fast and (own is not None or batch):
+            return None
+        try:
+            if own is None:
+                tariff = _listed(model, at, batch=batch, fast=fast)
+            else:
+                tariff = _own_tariff(own, _multiples(model, at))
+                tariff = tariff.scaled(_BATCH) if batch else tariff
+            return tariff.scaled(US_FACTOR) if tariff is not None and geo == "us" else tariff
+        except InvalidValueError:  # no whole number of pico-USD: no exact price
+            return None
 
 
 def book_of(prices: Mapping[str, Rates] | PriceBook | None) -> PriceBook:
@@ -292,7 +288,7 @@ def _listed(model: str, at: datetime, *, batch: bool, fast: bool) -> Tariff | No
     variants = getattr(found.model, "price_variants", None) or ()
     dated = (*variants, *(found.model.prices if isinstance(found.model.prices, list) else ()))
     if not _is_id_of(model, found.model) or any(hasattr(entry.constraint, "start_time") for entry in dated):
-        return None  # the memo's grain is the day; none of Anthropic's prices changes by the hour
+        return None  # a price is resolved for a day; none of Anthropic's prices changes by the hour
     context = {"processing": "batch"} if batch else {"speed": "fast"} if fast else {}
     listed = any(v.when == context and (v.constraint is None or v.constraint.active(at)) for v in variants)
     if context and listed:

@@ -14,7 +14,7 @@ from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
 from functools import cache, lru_cache, partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -188,7 +188,7 @@ class PriceBook:
             if own is None:
                 tariff = _listed(model, at, batch=batch, fast=fast)
             else:
-                tariff = _own_tariff(own, _multiples(model, at))
+                tariff = _own_tariff(own, _listed(model, at, batch=False, fast=False))
                 tariff = tariff.scaled(_BATCH) if batch else tariff
             return tariff.scaled(US_FACTOR) if tariff is not None and geo == "us" else tariff
         except InvalidValueError:  # no whole number of pico-USD: no exact price
@@ -297,11 +297,12 @@ def _listed(model: str, at: datetime, *, batch: bool, fast: bool) -> Tariff | No
     return rates.scaled(_BATCH) if rates is not None and batch else rates
 
 
-def _own_tariff(given: Rates, usual: _Multiples) -> Tariff:
+def _own_tariff(given: Rates, known: Tariff | None) -> Tariff:
     """Return a caller's tariff; missing rates are the model's multiples, rounded up so that their parts are whole."""
-    write = given.input * usual.write_5m if given.cache_write is None else given.cache_write
-    hour = write * usual.write_1h / usual.write_5m
-    read = given.input * usual.read if given.cache_read is None else given.cache_read
+    like = known if known is not None and known.input else _USUAL
+    write = given.input * like.cache_write_5m / like.input if given.cache_write is None else given.cache_write
+    hour = write * like.cache_write_1h / like.cache_write_5m
+    read = given.input * like.cache_read / like.input if given.cache_read is None else given.cache_read
     grain = GRAIN / 5  # a half of it, and that times 1.1, is whole
 
     def token(rate: Decimal) -> int:
@@ -310,25 +311,8 @@ def _own_tariff(given: Rates, usual: _Multiples) -> Tariff:
     return Tariff(token(given.input), token(given.output), token(write), token(hour), token(read))
 
 
-class _Multiples(NamedTuple):
-    """The prices of cache tokens, as multiples of an uncached input token's."""
-
-    write_5m: Decimal
-    write_1h: Decimal
-    read: Decimal
-
-
-_USUAL = _Multiples(Decimal("1.25"), Decimal(2), Decimal("0.1"))
-"""The multiples of models for which the data have none (Anthropic's pricing page, 2026)."""
-
-
-def _multiples(model: str, at: datetime) -> _Multiples:
-    """Return a model's multiples by the data, or the usual ones."""
-    tariff = _listed(model, at, batch=False, fast=False)
-    if tariff is None or not tariff.input:
-        return _USUAL
-    kinds = tariff.cache_write_5m, tariff.cache_write_1h, tariff.cache_read
-    return _Multiples(*(Decimal(kind) / tariff.input for kind in kinds))
+_USUAL = Tariff(input=100, output=500, cache_write_5m=125, cache_write_1h=200, cache_read=10)
+"""How cache tokens cost against input tokens where the data do not say (Anthropic's pricing page, 2026)."""
 
 
 def _is_id_of(name: str, model: ModelInfo) -> bool:
@@ -370,12 +354,12 @@ def _at_length(known: Mapping[str, Any], tokens: int) -> Tariff:
         return Decimal(max(passed, key=lambda tier: int(tier.start)).price if passed else listed.base)
 
     fresh = price("input_mtok", Decimal(0))
-    write = price("cache_write_5m_mtok", price("cache_write_mtok", fresh * _USUAL.write_5m))
+    write = price("cache_write_5m_mtok", price("cache_write_mtok", fresh * _USUAL.cache_write_5m / _USUAL.input))
     return Tariff(
         input=to_pico(fresh / _MTOK),
         output=to_pico(price("output_mtok", Decimal(0)) / _MTOK),
         cache_write_5m=to_pico(write / _MTOK),
-        cache_write_1h=to_pico(price("cache_write_1h_mtok", fresh * _USUAL.write_1h) / _MTOK),
-        cache_read=to_pico(price("cache_read_mtok", fresh * _USUAL.read) / _MTOK),
+        cache_write_1h=to_pico(price("cache_write_1h_mtok", fresh * _USUAL.cache_write_1h / _USUAL.input) / _MTOK),
+        cache_read=to_pico(price("cache_read_mtok", fresh * _USUAL.cache_read / _USUAL.input) / _MTOK),
         web_search=to_pico(price("web_searches_kcount", _WEB_SEARCH * 1_000) / 1_000),
     )

@@ -128,16 +128,13 @@ def sealer(nonce: str) -> Callable[[str, int], bytes]:
     head = f"{_MARKER}{nonce}-".encode()
     start = crc32(head)
     room = MAX_LENGTH - _TAIL_LENGTH
-    folded, checks, crc, narrow = _slug, _CHECKS, crc32, _ASCII
 
     def seal(key: str, number: int) -> bytes:
         if not 0 <= number <= MAX_NUMBER:
             raise InvalidValueError(f"number={number} is not within 0 and 2**63-1")
         digits = b"%x" % number
-        if len(key) > (left := room - len(digits)):
-            key = key[-left:]
-        readable = key.encode().translate(narrow) if key.isascii() else folded(key)
-        return b"%b%b%b%c" % (readable, head, digits, checks[crc(digits, start) % 36])
+        readable = _slug(key[len(digits) - room :])
+        return b"%b%b%b%c" % (readable, head, digits, _CHECKS[crc32(digits, start) % 36])
 
     return seal
 
@@ -191,7 +188,6 @@ def opener(nonce: str) -> Callable[[bytes], int]:
     sealer(nonce)  # checks it
     head = f"{_MARKER}{nonce}-".encode()
     start = crc32(head)
-    checks, crc = _CHECKS, crc32
 
     def open_(custom_id: bytes) -> int:
         _, found, tail = custom_id.rpartition(head)
@@ -203,7 +199,7 @@ def opener(nonce: str) -> Callable[[bytes], int]:
         if (
             not found
             or b"%x" % number != digits
-            or checks[crc(digits, start) % 36] != tail[-1]
+            or _CHECKS[crc32(digits, start) % 36] != tail[-1]
             or number > MAX_NUMBER
             or len(custom_id) > MAX_LENGTH
         ):

@@ -20,7 +20,7 @@ from batchwise.planning.capacity import (
     Measured,
     calls_at_once,
     class_of,
-    follows,
+    given_limits,
     latest,
     limits_of,
     queue_limit,
@@ -52,12 +52,12 @@ def test_models_that_share_a_limit_are_of_one_class(model: str, name: str) -> No
 
 def test_the_longest_prefix_gives_the_limits_and_what_has_none_follows_the_headers() -> None:
     few, many = Limits(requests_per_minute=5), Limits(requests_per_minute=500)
-    given_limits = {"claude": many, "claude-haiku": few}
-    assert class_of("claude-haiku-4-5", given_limits) == "claude-haiku"
-    assert limits_of("anthropic.claude-haiku-4-5", given_limits) == few
-    assert limits_of("claude-sonnet-5", given_limits) == many
-    assert limits_of("other", given_limits) == attrs.evolve(START, concurrency=None)
-    assert queue_limit(given_limits) == queue_limit(None) == START.batch_requests_in_queue
+    given = {"claude": many, "claude-haiku": few}
+    assert class_of("claude-haiku-4-5", given) == "claude-haiku"
+    assert limits_of("anthropic.claude-haiku-4-5", given) == few
+    assert limits_of("claude-sonnet-5", given) == many
+    assert limits_of("other", given) == attrs.evolve(START, concurrency=None)
+    assert queue_limit(given) == queue_limit(None) == START.batch_requests_in_queue
     least = {"a": Limits(batch_requests_in_queue=7), "b": Limits(batch_requests_in_queue=9)}
     assert queue_limit(least) == 7
     for wrong in ({}, {"claude": 5}, {5: few}, "start"):
@@ -66,14 +66,14 @@ def test_the_longest_prefix_gives_the_limits_and_what_has_none_follows_the_heade
 
 
 def test_no_class_has_a_slower_call_than_is_planned_with() -> None:
-    given_limits = {"claude-haiku": Limits(latency=timedelta(seconds=1))}
-    lane = Capacity(Policy(limits=given_limits), NOW)
+    given = {"claude-haiku": Limits(latency=timedelta(seconds=1))}
+    lane = Capacity(Policy(limits=given), NOW)
     slowest = [lane.tail(lane.class_of(model)) for model in ("claude-haiku-4-5", "claude-opus-5-5")]
     assert slowest == [timedelta(seconds=3), 3 * START.latency]
-    assert tail_of(given_limits) == max(slowest)
+    assert tail_of(given) == max(slowest)
 
 
-def test_headers_lower_given_limits_and_are_followed_where_none_are_given() -> None:
+def test_headers_lower_given_and_are_followed_where_none_are_given() -> None:
     for said, kept, followed in ((100, 100, 100), (10_000, 1_000, 10_000)):
         told = Measured(at=NOW, requests_per_minute=said)
         assert limits_of("m", Limits(requests_per_minute=1_000), told).requests_per_minute == kept
@@ -117,10 +117,10 @@ def test_the_last_word_on_a_class_counts_but_none_from_the_future() -> None:
 
 
 def test_limits_are_followed_where_none_are_given_for_a_model() -> None:
-    assert follows("claude-haiku-4-5", None)
-    assert not follows("claude-haiku-4-5", Limits())
-    assert not follows("claude-haiku-4-5", {"claude-haiku": Limits()})
-    assert follows("claude-sonnet-5", {"claude-haiku": Limits()})
+    assert given_limits("claude-haiku-4-5", None) is None
+    assert given_limits("claude-haiku-4-5", Limits()) == Limits()
+    assert given_limits("claude-haiku-4-5", {"claude-haiku": Limits()}) == Limits()
+    assert given_limits("claude-sonnet-5", {"claude-haiku": Limits()}) is None
 
 
 @pytest.mark.parametrize(

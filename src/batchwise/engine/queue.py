@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from batchwise.ledger.values import Claim
 from batchwise.models import Limits
-from batchwise.planning.capacity import MOST_CALLS, Measured, class_of, follows, limits_of
+from batchwise.planning.capacity import MOST_CALLS, Measured, class_of, given_limits, limits_of
 from batchwise.planning.outcomes import Refusal
 from batchwise.planning.output_forecast import OutputForecast, Writing
 from batchwise.planning.pacing import Pacer, Permit
@@ -116,7 +116,7 @@ class CallQueue:
         found = self._classes.get(name)
         if found is None:
             limits = limits_of(name, self._limits, self._stored_limits.get(name))
-            pacer = Pacer(limits, now=now, follows=follows(name, self._limits))
+            pacer = Pacer(limits, now=now, follows=given_limits(name, self._limits) is None)
             found = self._classes[name] = _Class(pacer)
         return found
 

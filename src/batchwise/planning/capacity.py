@@ -33,7 +33,7 @@ __all__ = [
     "calls_at_once",
     "class_of",
     "delivered",
-    "follows",
+    "given_limits",
     "latest",
     "limits_of",
     "queue_limit",
@@ -100,9 +100,12 @@ def _family(model: str) -> str:
     return shared.group() if shared else _DATE.sub("", _bare(model))
 
 
-def follows(model: str, limits: Limits | Mapping[str, Limits] | None) -> bool:
-    """Whether the API's headers set the limits of a model (or its class): none are given for it."""
-    return limits is None or (isinstance(limits, Mapping) and _prefix(model, limits) is None)
+def given_limits(model: str, limits: Limits | Mapping[str, Limits] | None) -> Limits | None:
+    """Return the limits that a policy gives for a model (or its class); None: none, so the API's headers set them."""
+    if not isinstance(limits, Mapping):
+        return limits
+    prefix = _prefix(model, limits)
+    return None if prefix is None else limits[prefix]
 
 
 def limits_of(model: str, limits: Limits | Mapping[str, Limits] | None, measured: Measured | None = None) -> Limits:
@@ -116,10 +119,7 @@ def limits_of(model: str, limits: Limits | Mapping[str, Limits] | None, measured
         limits: `Policy.limits`.
         measured: The limits that the API's headers named; None: none so far.
     """
-    given = limits
-    if isinstance(given, Mapping):
-        prefix = _prefix(model, given)
-        given = None if prefix is None else given[prefix]
+    given = given_limits(model, limits)
     found = _START if given is None else given
     if measured is None:
         return found

@@ -447,8 +447,8 @@ def test_the_spend_limit_counts_reserved_spent_and_wasted(world: World) -> None:
     world.accept("c", PRICED, body, max_spend=world.max_spend(650))
     other = world.opened()
     for _ in range(2):
-        world.ledger.book_stray(other.id, one, b"a", 7)
-        world.ledger.book_stray(batch.id, one, b"a", 7)  # the row that settled it, read again
+        world.ledger.book_stray(other.id, one, b"a", 7, now=NOW)
+        world.ledger.book_stray(batch.id, one, b"a", 7, now=NOW)  # the row that settled it, read again
     with pytest.raises(SpendLimitError):
         world.accept("d", FLEXIBLE, body, max_spend=world.max_spend(656))
     world.accept("d", FLEXIBLE, body, max_spend=world.max_spend(657))
@@ -550,7 +550,7 @@ def test_books_of_large_amounts(world: World) -> None:
     world.ledger.settle([settlement(number, cost=odd) for number in numbers[2:]], now=NOW + HOUR)
     batch = world.opened(terms=[world.accept("z").row.terms.id])
     for number in numbers[:3]:
-        world.ledger.book_stray(batch.id, number, b"a", 2 * large)
+        world.ledger.book_stray(batch.id, number, b"a", 2 * large, now=NOW)
     report = world.ledger.statistics.report(job=None)
     assert report.cost == 28_000_000 + Decimal(2).scaleb(-12), "exact, in one lane and outcome too"
     dear = attrs.evolve(PRICED, max_cost_each=large)

@@ -10,10 +10,11 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -31,11 +32,12 @@ from batchwise.ledger.postgres_connection import target
 from batchwise.ledger.postgres_database import PostgresDatabase
 from batchwise.ledger.postgres_schema import migrate
 from batchwise.ledger.postgres_session import channel_of
+from batchwise.ledger.postgres_wire import Rows, Statement, Wire
 from batchwise.models import Lane, Status
 from tests.postgres import Schemas, restart, start
 from tests.waiting import until
 
-from .model import NOW, PATIENT, World, find, marks
+from .model import NOW, PATIENT, World, entry, find, marks
 from .proxies import Pooler, Proxy
 
 SECRET = "hunter2-not-for-logs"
@@ -723,6 +725,22 @@ def test_subclasses_see_each_commit(url: str) -> None:
         World(ledger).accept("a")
         ledger.flush()
     assert names == ["start_run", "accept", "flush"]
+
+
+def test_a_snapshot_takes_a_few_trips_to_the_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trip costs a hosted database a millisecond, in each planning pass of each process."""
+    trips, run = list[int](), Wire.run
+
+    def counted(wire: Wire, statements: Sequence[tuple[Statement, Sequence[Any]]]) -> list[Rows]:
+        trips.append(len(statements))
+        return run(wire, statements)
+
+    with closing(opened(url)) as ledger:
+        World(ledger).bulk([entry(f"{n}") for n in range(3)])
+        ledger.snapshot()  # reads the terms, which are remembered
+        monkeypatch.setattr(Wire, "run", counted)
+        ledger.snapshot()
+    assert len(trips) <= 4, trips  # the values by name, the cohorts, the batches, and the end
 
 
 def test_an_insertion_waits_for_the_next_statement_and_fails_with_it(url: str) -> None:

@@ -314,7 +314,7 @@ class Reader:
             self.sorter.add_answer(number, unsettled, line, message)
             return
         cost, *_ = self.sorter.biller.meter(str(message.get("model")), Lane.BATCH)(usage_of(message))
-        self.engine.ledger.book_stray(self.batch.id, number, line, cost or 0)
+        self.engine.ledger.book_stray(self.batch.id, number, line, cost or 0, now=self.engine.now())
 
     def _let_go(self, *, forgiven: bool, maybe_billed: bool) -> None:
         held = list(self._held.items())

@@ -89,19 +89,21 @@ class Batches:
             if not self._lease.leads(db):
                 return None
             accepted = [number for (number,) in self._records.select(db, _ACCEPTED_TERMS, terms)]
-            queued, values = self._queued(accepted)
+            which, values = self._of_terms(accepted)
             alone = len(accepted) == 1
-            chosen = first_fitting(db, queued, values, taken, max_requests, max_bytes, sort=not alone)
+            chosen = first_fitting(
+                db, f"status = 0 AND {which}", values, taken, max_requests, max_bytes, sort=not alone
+            )
             if not chosen.count:
                 return None
             batch = self._insert_sealed(db, chosen, nonce=nonce, caching=caching, now=now)
-            self._put_in(db, batch, chosen, queued, values, now)
+            self._put_in(db, batch, chosen, which, values, now)
             return self._batch(db, batch)
 
-    def _queued(self, terms: Sequence[int]) -> tuple[str, tuple[Any, ...]]:
-        """The condition that a request of these terms is queued for a batch, and its values."""
+    def _of_terms(self, terms: Sequence[int]) -> tuple[str, tuple[Any, ...]]:
+        """The condition that a request of the batch lane is on these terms, and its values."""
         which, value = ("= ?", terms[0]) if len(terms) == 1 else (self._database.among, self._database.list_of(terms))
-        return f"status = 0 AND terms {which} AND lane = 1", (value,)
+        return f"terms {which} AND lane = 1", (value,)
 
     def _insert_sealed(self, db: Connection, chosen: Selection, *, nonce: str, caching: Caching, now: datetime) -> int:
         """Store a batch of these requests, which is sealed; returns its number."""
@@ -134,14 +136,15 @@ class Batches:
         )
 
     def _put_in(
-        self, db: Connection, batch: int, chosen: Selection, queued: str, values: Sequence[Any], now: datetime
+        self, db: Connection, batch: int, chosen: Selection, which: str, values: Sequence[Any], now: datetime
     ) -> None:
         """Move these requests, which are queued, into a batch."""
-        # By number, where they lie close together. If the update changed the index that it reads, all found rows
-        # would have to be held in memory first.
-        which = queued.replace("status", "status + 0") if chosen.close else queued
+        # The sum keeps the database from the index of queued requests: those that lie close together are found by
+        # their numbers. If the update changed the index that it reads, all found rows would be held in memory first.
+        status = "status + 0" if chosen.close else "status"
         db.execute(
-            f"{self._database.update_many} request SET status = 1, batch = ? WHERE id BETWEEN ? AND ? AND {which}",
+            f"{self._database.update_many} request SET status = 1, batch = ? "
+            f"WHERE id BETWEEN ? AND ? AND {status} = 0 AND {which}",
             (batch, chosen.first, chosen.last, *values),
         )
         moves = self._books.moves(db, now)

@@ -214,15 +214,28 @@ class Books:
         rows = db.execute("SELECT caching, hit, requests FROM hits").fetchall()
         return Hits({Caching(caching): (hit, requests) for caching, hit, requests in rows})
 
-    def waste(self, db: Connection, job: int, *, wasted: int = 0, possible_doubles: int = 0) -> None:
-        """Book pico-USD paid for nothing, and requests that may have been bought twice."""
-        if wasted or possible_doubles:
+    def waste(
+        self, db: Connection, job: int, now: datetime, *, wasted: int = 0, possible_doubles: int = 0, unseen: int = 0
+    ) -> None:
+        """Book what requests cost beyond their answers. The spend limit counts the money as spent now.
+
+        Args:
+            db: The open transaction.
+            job: The number of their job.
+            now: The time.
+            wasted: Pico-USD paid for nothing.
+            possible_doubles: How many requests may have been bought twice.
+            unseen: The most pico-USD that may have been billed without a priced answer.
+        """
+        if wasted or possible_doubles or unseen:
             db.execute(
-                "INSERT INTO waste VALUES (?, ?, ?, '0') ON CONFLICT (job) DO UPDATE "
+                "INSERT INTO waste VALUES (?, ?, ?, ?) ON CONFLICT (job) DO UPDATE "
                 "SET wasted = plus(waste.wasted, excluded.wasted), "
-                "possible_doubles = waste.possible_doubles + excluded.possible_doubles",
-                (job, str(wasted), possible_doubles),
+                "possible_doubles = waste.possible_doubles + excluded.possible_doubles, "
+                "unseen = plus(waste.unseen, excluded.unseen)",
+                (job, str(wasted), possible_doubles, str(unseen)),
             )
+            self.spend(db, wasted + unseen, now)
 
     def most_unseen(self, db: Connection, terms: Terms, row: Row) -> int:
         """Return the most pico-USD that a call or a batch row may have cost which brought no answer with a price."""
@@ -251,21 +264,6 @@ class Books:
             if len(found) < _BODIES:
                 return most
             after = found[-1][0]
-
-    def unseen(self, db: Connection, job: int, most: int, now: datetime) -> None:
-        """Book the most pico-USD that may have been billed without a priced answer: the spend limit counts it."""
-        if most:
-            db.execute(
-                "INSERT INTO waste VALUES (?, '0', 0, ?) "
-                "ON CONFLICT (job) DO UPDATE SET unseen = plus(waste.unseen, excluded.unseen)",
-                (job, str(most)),
-            )
-            self.spend(db, most, now)
-
-    def possibly_billed(self, db: Connection, job: int, requests: int, most: int, now: datetime) -> None:
-        """Book requests that may have been billed, for at most so many pico-USD, and may be bought again."""
-        self.waste(db, job, possible_doubles=requests)
-        self.unseen(db, job, most, now)
 
     def room(self, db: Connection, max_spend: MaxSpend) -> int:
         """Pico-USD that a spend limit leaves beside what was spent and what is reserved."""

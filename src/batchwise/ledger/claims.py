@@ -59,7 +59,7 @@ class Claims:
                 terms = self._records.terms(db, row.terms)
                 most = self._books.most_unseen(db, terms, row)
                 self._books.check_double(db, max_spend, most)
-                self._books.possibly_billed(db, row.job, 1, most, now)
+                self._books.waste(db, row.job, now, possible_doubles=1, unseen=most)
             if turn is not None:
                 moves = self._books.moves(db, now)
                 number, size = self._records.keep_turn(db, row, turn)

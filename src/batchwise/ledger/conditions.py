@@ -170,5 +170,5 @@ class Conditions:
     def resize(self, because: Callable[[Sizes], Sizes]) -> None:
         """Remember how many requests a batch may have from now on; `because` makes that of what it was before."""
         with self._database.write("resize") as db:
-            sizes = because(meta.sizes(db))
+            sizes = because(meta.sizes_of(meta.get(db, "sizes")))
             meta.put(db, "sizes", orjson.dumps(attrs.asdict(sizes)).decode())

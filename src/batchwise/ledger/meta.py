@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import orjson
 
 from batchwise.planning.packing import Sizes
@@ -14,12 +16,13 @@ __all__ = [
     "POLICY",
     "PRICES",
     "SETBACK",
-    "beginning",
+    "everything",
     "forget_failures",
     "get",
     "put",
     "resumes",
-    "sizes",
+    "sizes_of",
+    "with_prefix",
 ]
 
 FAILURES = "failures:"
@@ -43,10 +46,14 @@ def get(db: Connection, name: str) -> str | None:
     return None if row is None else str(row[0])
 
 
-def beginning(db: Connection, prefix: str) -> dict[str, str]:
+def everything(db: Connection) -> dict[str, str]:
+    """Return all values by name. They are a few dozen: to read all of them costs hardly more than to read one."""
+    return dict(db.execute("SELECT name, value FROM meta").fetchall())
+
+
+def with_prefix(values: Mapping[str, str], prefix: str) -> dict[str, str]:
     """Return the values of all names with this prefix, by the rest of their names."""
-    rows = db.execute("SELECT name, value FROM meta WHERE name LIKE ?", (f"{prefix}%",))
-    return {name[len(prefix) :]: value for name, value in rows}
+    return {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
 
 
 def put(db: Connection, name: str, value: str | None) -> None:
@@ -71,6 +78,6 @@ def forget_failures(db: Connection) -> None:
     db.execute("DELETE FROM meta WHERE name LIKE ?", (f"{FAILURES}%",))
 
 
-def sizes(db: Connection) -> Sizes:
-    """Return how many requests a batch may have."""
-    return Sizes(**orjson.loads(get(db, "sizes") or "{}"))
+def sizes_of(value: str | None) -> Sizes:
+    """Return how many requests a batch may have, from the value of `sizes`."""
+    return Sizes(**orjson.loads(value or "{}"))

@@ -120,7 +120,8 @@ class Requeuing:
         more = sum(unreserved_cost(terms, 1, row.size, before=row.lane, lane=lane) for terms, row in known)
         self._books.check_double(db, max_spend, more)
         for terms, row in known:
-            self._books.possibly_billed(db, row.job, 1, self._books.most_unseen(db, terms, row), now)
+            most = self._books.most_unseen(db, terms, row)
+            self._books.waste(db, row.job, now, possible_doubles=1, unseen=most)
 
     def queue(
         self,
@@ -160,7 +161,7 @@ class Requeuing:
         self._books.check_double(db, max_spend, sum(unreserved_cost(*each, before=BATCH, lane=lane) for each in sizes))
         for group in groups:
             most = self._books.most_unseen_of(db, group, (first, last, batch))
-            self._books.possibly_billed(db, group.terms.job, group.requests, most, now)
+            self._books.waste(db, group.terms.job, now, possible_doubles=group.requests, unseen=most)
 
     def _unseal(self, db: Connection, which: Which, *, lane: int, now: datetime, sent: bool) -> tuple[int, int]:
         """Queue what is in a batch; returns how many, and how many are left in it."""

@@ -23,7 +23,7 @@ from .books import Books, Place, most_of, place_of
 from .database import Connection, Database
 from .open_rows import Answer, Cached, Kind, OpenRows
 from .records import Records, Row
-from .rows import BATCH, IN_FLIGHT, LANE_CODES, LANES, OUTCOME_CODES, OUTCOMES, SETTLED, SYNC, from_micros, micros
+from .rows import BATCH, IN_FLIGHT, LANE_CODES, LANES, OUTCOME_CODES, OUTCOMES, SETTLED, SYNC, micros
 from .sharing import Call, SharedCommit
 from .values import Settlement, Sum
 
@@ -245,7 +245,7 @@ class Settlements:
         """Count against the spend limit the most that answers without a price cost, if there is a limit."""
         if about.max_cost_each or about.max_cost_per_byte:
             size = sum(row.size for row in self._records.rows(db, requests).values())
-            self._books.unseen(db, about.job, most_of(about, len(requests), size, lane=lane), now)
+            self._books.waste(db, about.job, now, unseen=most_of(about, len(requests), size, lane=lane))
 
     def settle_within(
         self,
@@ -278,51 +278,44 @@ class Settlements:
                 raise LedgerError(f"the ledger {self._database.name} has results of requests that are not settled")
         db.executemany(_SETTLE_REQUEST, updates)
         moves.book()
-        self._books.spend(db, sum(self._waste_of(db, *each, batch or 0) for each in late), now)
+        for row, each in late:
+            self._book_repeat(db, each.id, row, each.line, each.cost or 0, batch=batch or 0, now=now)
         return len(fresh)
 
     def _book_doubt(self, db: Connection, row: Row, end: Settlement, now: datetime) -> None:
         """Book what an end without an answer may have cost; what has no price is booked with its kind."""
-        if end.maybe_billed:
-            self._books.waste(db, row.job, possible_doubles=1)
+        most = 0
         if (end.maybe_billed or end.unseen) and end.cost is not None:
             most = self._books.most_unseen(db, self._records.terms(db, row.terms), row)
-            self._books.unseen(db, row.job, most, now)
+        self._books.waste(db, row.job, now, possible_doubles=int(end.maybe_billed), unseen=most)
 
-    def _waste_of(self, db: Connection, row: Row, repeat: Settlement, batch: int) -> int:
-        """What a delivery that does not settle its request cost; 0 for one that is on record already. Books it."""
-        if not repeat.cost or _is_turn(db, row.id, repeat.line):
-            return 0
-        if row.result is not None:
-            (line,) = db.execute("SELECT line FROM result WHERE seq = ?", (row.result,)).fetchone()
-            settled_by = self._records.result_group(db, row.result).batch
-            if line == repeat.line or (batch and settled_by == batch):
-                return 0
-        if not db.execute("INSERT INTO late VALUES (?, ?) ON CONFLICT DO NOTHING", (row.id, batch)).rowcount:
-            return 0
-        self._books.waste(db, row.job, wasted=repeat.cost)
-        return repeat.cost
-
-    def book_stray(self, batch: int, request: int, line: bytes, cost: int) -> None:
+    def book_stray(self, batch: int, request: int, line: bytes, cost: int, *, now: datetime) -> None:
         """Book a paid row of a request that had left the batch or was settled otherwise: once for each.
 
-        What the request went on after, or was settled by, is on the record already.
+        The request itself may have been purged.
         """
         with self._database.write("book_stray") as db:
+            first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
             row = self._records.rows(db, [request]).get(request)
-            if row is not None and row.result is not None and self._records.result_group(db, row.result).batch == batch:
-                return  # the row that settled it, read again
-            if _is_turn(db, request, line):
+            if row is not None or first <= request <= last:  # else it was never in the batch
+                self._book_repeat(db, request, row, line, cost, batch=batch, now=now)
+
+    def _book_repeat(
+        self, db: Connection, request: int, row: Row | None, line: bytes, cost: int, *, batch: int, now: datetime
+    ) -> None:
+        """Book as wasted what an answer cost that does not settle its request, unless that answer is on record.
+
+        On record is the answer that settled the request, and each one after which it went on.
+        """
+        if not cost or _is_turn(db, request, line):
+            return
+        if row is not None and row.result is not None:
+            (stored,) = db.execute("SELECT line FROM result WHERE seq = ?", (row.result,)).fetchone()
+            settled_by = self._records.result_group(db, row.result).batch
+            if stored == line or (batch and settled_by == batch):
                 return
-            seen, first, last = db.execute(
-                "SELECT coalesce(polled_at, sealed_at), first, last FROM batch WHERE id = ?", (batch,)
-            ).fetchone()
-            if row is None and not first <= request <= last:
-                return  # it was never in the batch: no row of ours
-            if db.execute("INSERT INTO late VALUES (?, ?) ON CONFLICT DO NOTHING", (request, batch)).rowcount:
-                self._books.waste(db, 0 if row is None else row.job, wasted=cost)
-                # As of the last look at the batch: there is no clock here.
-                self._books.spend(db, cost, from_micros(seen))
+        if db.execute("INSERT INTO late VALUES (?, ?) ON CONFLICT DO NOTHING", (request, batch)).rowcount:
+            self._books.waste(db, 0 if row is None else row.job, now, wasted=cost)
 
 
 def _count(db: Connection, kind: _Kind, summed: Sum, *, tokens: int, used: Sequence[Cached], cut: int) -> None:

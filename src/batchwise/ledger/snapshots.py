@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from batchwise.planning.cache_priming import Hits
 from batchwise.planning.state import Group, Snapshot
@@ -15,6 +15,10 @@ from .lease import Lease
 from .rows import BATCH, IN_FLIGHT, LANES, QUEUED, SYNC, decode_measured, decode_setback, from_micros
 
 __all__ = ["Snapshots"]
+
+
+def _moment(value: str | None) -> datetime | None:
+    return None if value is None else from_micros(int(value))
 
 
 class Snapshots:
@@ -33,32 +37,27 @@ class Snapshots:
             for place, group in self._books.groups(db, "TRUE"):
                 places.setdefault((place.lane, place.status, place.batch), []).append(group)
             batches = self._batches.views(db, lambda batch: places.get((BATCH, IN_FLIGHT, batch), ()))
-            offset, paused = meta.get(db, "clock_offset"), meta.get(db, "batch_paused_until")
-            answered, failed = meta.get(db, "sync_answered_at"), meta.get(db, "sync_failed_at")
-            setback = meta.get(db, meta.SETBACK)
-            advanced, sizes = meta.get(db, "advanced_at"), meta.sizes(db)
-            measured = {name: decode_measured(value) for name, value in meta.beginning(db, meta.MEASURED).items()}
+            known = meta.everything(db)
             queued = places.get((BATCH, QUEUED, 0), ())
             shared = {group.terms.prefix for group in queued if group.terms.prefix}
             prefixes, hits = (self._books.primed(db, shared), self._books.hits(db)) if shared else ({}, Hits())
-            resumes = meta.resumes(db)
-            suspended = {lane: reason for lane in LANES if (reason := meta.get(db, f"suspended:{lane.value}"))}
+        measured = meta.with_prefix(known, meta.MEASURED)
         return Snapshot(
             batch_queue=tuple(queued),
             sync_queue=tuple(places.get((SYNC, QUEUED, 0), ())),
             sync_running=tuple(places.get((SYNC, IN_FLIGHT, 0), ())),
             batches=batches,
-            suspended=suspended,
-            resumes=resumes,
-            clock_offset=timedelta(microseconds=int(offset or 0)),
-            batch_paused_until=from_micros(int(paused)) if paused else None,
-            sizes=sizes,
+            suspended={lane: reason for lane in LANES if (reason := known.get(f"suspended:{lane.value}"))},
+            resumes=int(known.get("resumes", 0)),
+            clock_offset=timedelta(microseconds=int(known.get("clock_offset", 0))),
+            batch_paused_until=_moment(known.get("batch_paused_until")),
+            sizes=meta.sizes_of(known.get("sizes")),
             leased=self._lease.held,
-            sync_answered_at=from_micros(int(answered)) if answered else None,
-            sync_failed_at=from_micros(int(failed)) if failed else None,
-            advanced_at=from_micros(int(advanced)) if advanced else None,
-            setback=None if setback is None else decode_setback(setback),
-            measured=measured,
+            sync_answered_at=_moment(known.get("sync_answered_at")),
+            sync_failed_at=_moment(known.get("sync_failed_at")),
+            advanced_at=_moment(known.get("advanced_at")),
+            setback=decode_setback(known[meta.SETBACK]) if meta.SETBACK in known else None,
+            measured={name: decode_measured(value) for name, value in measured.items()},
             prefixes=prefixes,
             hits=hits,
         )

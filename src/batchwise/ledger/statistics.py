@@ -71,7 +71,7 @@ class Statistics:
                 values,
             ).fetchall()
             wastes = db.execute(f"SELECT wasted, possible_doubles FROM waste{where}", values).fetchall()
-            prices = meta.beginning(db, meta.PRICES)
+            prices = meta.with_prefix(meta.everything(db), meta.PRICES)
             labeled = db.execute(f"SELECT name, value, cost FROM label{where}", values).fetchall()
         by_label = Counter[tuple[str, str]]()
         for name, value, paid in labeled:

@@ -34,7 +34,7 @@ _PATIENCE = 600.0
 """Seconds to wait for a result before something is wrong."""
 ANSWERED = (
     "SELECT count(DISTINCT request) FROM result_group g JOIN result r ON r.seq BETWEEN g.first AND g.last "
-    "WHERE s.outcome = 0 AND s.lane = 1"
+    "WHERE g.outcome = 0 AND g.lane = 1"
 )
 
 

@@ -61,7 +61,7 @@ def test_the_longest_prefix_gives_the_limits_and_what_has_none_follows_the_heade
     least = {"a": Limits(batch_requests_in_queue=7), "b": Limits(batch_requests_in_queue=9)}
     assert queue_limit(least) == 7
     for wrong in ({}, {"claude": 5}, {5: few}, "start"):
-        with pytest.raises(InvalidValueError, match="neither a Limits, nor a mapping"):
+        with pytest.raises(InvalidValueError, match="cannot be limits; give a Limits"):
             Policy(limits=wrong)  # type: ignore[arg-type]
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.strategies import NOW
 
 from batchwise.errors import RequestTooLargeError
+from batchwise.planning import packing
 from batchwise.planning.packing import (
     MAX_REQUESTS,
     Sizes,
@@ -83,11 +84,12 @@ def test_chunks_are_streamed() -> None:
         assert taken <= number * 30
 
 
-def test_one_request_over_the_limit_is_named() -> None:
+def test_one_request_over_the_limit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MAX_BYTES", MAX_BYTES)
     just = MAX_BYTES - body_length(1, 0)
-    check_entry(just, "fits", max_bytes=MAX_BYTES)
+    check_entry(just, "fits")
     with pytest.raises(RequestTooLargeError) as raised:
-        check_entry(just + 1, "request 'k'", max_bytes=MAX_BYTES)
+        check_entry(just + 1, "request 'k'")
     assert str(raised.value) == (
         "request 'k': alone in a batch it needs 401 bytes, a create call takes 400; shorten it, or send large content "
         "through the Files API"

@@ -191,16 +191,6 @@ def test_2_the_lane_is_planned_for_every_model_that_may_need_it_at_the_pace_that
     assert (capacity.share("m"), capacity.share("n")) == (0.5, 1)
 
 
-def test_2_rows_are_free_for_the_sync_lane_when_their_batch_has_expired_by_our_clock() -> None:
-    snapshot = Snapshot(
-        batches=(batch(group()), batch(group(2), number=2, expires_at=None), batch(group(3), number=3, age=2 * WINDOW)),
-        sync_queue=(group(4),),
-        clock_offset=5 * MINUTE,
-    )
-    releases = {place.terms.id: cohort.release for cohort, place, _ in cohorts_of(snapshot, NOW)}
-    assert releases == {1: NOW + WINDOW - HOUR - 5 * MINUTE, 2: None, 3: NOW, 4: None}
-
-
 def test_2_a_class_without_hope_hides_no_other() -> None:
     fine, lost, last = group(), group(2, MICROSECOND, model="n"), group(3, MICROSECOND, model="o")
     rescues = Rescues(Snapshot(sync_queue=(fine, lost, last)), NOW, POLICY)

@@ -245,7 +245,7 @@ def _on_sync(group: Group, deadline: datetime, promises: Promises, now: datetime
     name = promises.capacity.class_of(group.terms.model)
     if deadline - promises.margin <= now + promises.capacity.limits(name).latency:
         return promises  # too near to be promised: it runs at once, and may be in time
-    tried = promises.with_one(cohort_of(group, deadline, None), now)
+    tried = promises.with_one(cohort_of(group, deadline), now)
     shortfall = tried.kept(now)
     if shortfall is not None:
         raise _refusal(group, deadline, shortfall)

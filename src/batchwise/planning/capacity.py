@@ -32,7 +32,6 @@ __all__ = [
     "Measured",
     "calls_at_once",
     "class_of",
-    "delivered",
     "given_limits",
     "latest",
     "limits_of",
@@ -137,11 +136,6 @@ def _lower(measured: int | None, known: int | None, given: Limits | None) -> int
     return measured if given is None else min(measured, known)
 
 
-def delivered(limits: Limits, most: int = MOST_CALLS) -> Limits:
-    """Return the part of the limits that one process can deliver: it runs at most so many calls at once."""
-    return attrs.evolve(limits, concurrency=min(most, limits.concurrency or most))
-
-
 def queue_limit(limits: Limits | Mapping[str, Limits] | None) -> int | None:
     """Return how many batch requests of all models may wait in the account's queue: the least that is given."""
     if isinstance(limits, Limits):
@@ -212,9 +206,8 @@ class Capacity:
     def limits(self, name: str) -> Limits:
         """Return the part of a class's limits that can be delivered."""
         limits = self._full.get(name) or self._limits(name)
-        if self._part == 1:
-            return delivered(limits)
-        return delivered(limits, max(1, int(_filling(limits) * self._part)))
+        most = MOST_CALLS if self._part == 1 else max(1, int(_filling(limits) * self._part))
+        return attrs.evolve(limits, concurrency=min(most, limits.concurrency or most))
 
     def share(self, name: str) -> Fraction:
         """Return the share of its limits that a class has reached lately; 1 if nothing was measured."""

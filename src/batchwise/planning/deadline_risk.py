@@ -6,7 +6,7 @@ serve all due work in time, in whatever order.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from fractions import Fraction
 
@@ -84,16 +84,14 @@ def _rescue_moment(
     return rescues.start(group) if canceled else rescues.cancel_at(group)
 
 
-def _unserved(capacity: Capacity, name: str, cohorts: Iterable[Cohort], now: datetime) -> list[int]:
-    """Return how many requests of each cohort the lane cannot finish in time at its pace, if all start at once."""
+def _unserved(capacity: Capacity, name: str, cohorts: Sequence[Cohort], now: datetime) -> list[int]:
+    """Return how many requests of each cohort the lane cannot finish in time at its pace."""
     pace, tail = capacity.pace(name, Fraction(1)), capacity.tail(name)
-    # Running batches can be cancelled at once: only requests that even that cannot save are lost.
-    at_once = [attrs.evolve(cohort, release=None) for cohort in cohorts]
-    left = at_risk(at_once, pace, now=now, tail=tail)
+    left = at_risk(cohorts, pace, now=now, tail=tail)
     if not left:
-        return [0] * len(at_once)
+        return [0] * len(cohorts)
     found = []
-    for cohort, kept in zip(at_once, servable(at_once, pace, now=now, tail=tail), strict=True):
+    for cohort, kept in zip(cohorts, servable(cohorts, pace, now=now, tail=tail), strict=True):
         lost = min(left, cohort.requests - kept)  # impossible requests are counted exactly
         left -= lost
         found.append(lost)

@@ -60,15 +60,15 @@ def body_length(count: int, entry_bytes: int) -> int:
     return _BODY_FRAME + entry_bytes + max(0, count - 1)
 
 
-def check_entry(size: int, name: str, *, max_bytes: int = MAX_BYTES) -> None:
+def check_entry(size: int, name: str) -> None:
     """Refuse a request whose entry is of a size that no create call can carry.
 
     Raises:
         RequestTooLargeError: Even alone it exceeds the limit.
     """
-    if (length := body_length(1, size)) > max_bytes:
+    if (length := body_length(1, size)) > MAX_BYTES:
         raise RequestTooLargeError(
-            f"{name}: alone in a batch it needs {length:,} bytes, a create call takes {max_bytes:,}; "
+            f"{name}: alone in a batch it needs {length:,} bytes, a create call takes {MAX_BYTES:,}; "
             "shorten it, or send large content through the Files API"
         )
 

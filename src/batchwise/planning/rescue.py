@@ -7,8 +7,6 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 from operator import attrgetter
 
-import attrs
-
 from batchwise.basics.times import ZERO
 from batchwise.models import Policy
 
@@ -54,7 +52,7 @@ def capacity_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Capacity:
     return Capacity(policy, now, snapshot.measured, (group.terms.model for group in groups_of(snapshot)))
 
 
-def cohort_of(group: Group, deadline: datetime, release: datetime | None) -> Cohort:
+def cohort_of(group: Group, deadline: datetime, release: datetime | None = None) -> Cohort:
     """Return a group as a cohort for the sync lane."""
     return Cohort(
         deadline=deadline,
@@ -67,19 +65,15 @@ def cohort_of(group: Group, deadline: datetime, release: datetime | None) -> Coh
 
 
 def cohorts_of(snapshot: Snapshot, now: datetime) -> list[tuple[Cohort, Group, BatchView | None]]:
-    """Return the cohorts that may have to run on the sync lane before a deadline that is still to come."""
+    """Return the cohorts that may have to run on the sync lane before a deadline that is still to come.
+
+    They count as available at once: running batches can be cancelled.
+    """
     return [
-        (cohort_of(group, due, _release(batch, snapshot.clock_offset, now)), group, batch)
+        (cohort_of(group, due), group, batch)
         for group, batch in _places(snapshot)
         if (due := group.terms.due) is not None and due > now
     ]
-
-
-def _release(batch: BatchView | None, clock_offset: timedelta, now: datetime) -> datetime | None:
-    """Return when rows could be on the sync lane without being paid for twice, if their batch expires."""
-    if batch is not None and batch.expires_at is not None:
-        return max(now, batch.expires_at - clock_offset)
-    return None
 
 
 class Rescues:
@@ -115,9 +109,8 @@ class Rescues:
             keys = {(name, cohort.deadline) for cohort in cohorts}
             if min(self._starts[key] for key in keys) >= self._now:
                 continue
-            at_once = [attrs.evolve(cohort, release=None) for cohort in cohorts]
-            counts = servable(at_once, self.capacity.pace(name), now=self._now, tail=ZERO)
-            lost |= keys - {(name, each.deadline) for each, count in zip(at_once, counts, strict=True) if count}
+            counts = servable(cohorts, self.capacity.pace(name), now=self._now, tail=ZERO)
+            lost |= keys - {(name, each.deadline) for each, count in zip(cohorts, counts, strict=True) if count}
         return lost
 
     def _key(self, group: Group) -> tuple[str, datetime] | None:

@@ -416,7 +416,7 @@ def check_size(size: int, lane: Lane, *, rescue: bool, where: str) -> None:
             "shorten it, send large content through the Files API, or give it latency=Latency.FLEXIBLE"
         )
     if lane is Lane.BATCH:
-        packing.check_entry(packing.entry_size(MAX_LENGTH, size), where, max_bytes=packing.MAX_BYTES)
+        packing.check_entry(packing.entry_size(MAX_LENGTH, size), where)
 
 
 def decide(case: Case, where: str = "request") -> Decision:

@@ -1,4 +1,4 @@
-"""`batchwise.dispatch`: for scripts, on a default dispatcher that is flushed at exit."""
+"""`batchwise.dispatch`: for scripts, on a default dispatcher that is closed at exit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _default: Dispatcher | None = None
 
 
 def _forget() -> None:
-    """In a forked child: it makes its own. Another thread of the parent may have held the lock."""
+    """In a forked child process, forget the parent's dispatcher, and the lock: a thread of the parent may hold it."""
     global _default, _lock  # one for each process
     _default, _lock = None, threading.Lock()
 
@@ -34,7 +34,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def default_dispatcher() -> Dispatcher:
-    """The process's default dispatcher: made on first use (client and ledger from the environment), closed at exit."""
+    """Return the default dispatcher of the process: made on first use from the environment, and closed at exit."""
     global _default  # noqa: PLW0603  # one for each process
     with _lock:
         if _default is None or _default.closed:
@@ -57,7 +57,11 @@ def dispatch(
     labels: Mapping[str, str] | None = None,
     job: str | None = None,
 ) -> Ticket:
-    """`Dispatcher.dispatch` on the process's default dispatcher, which is flushed and closed at exit."""
+    """Accept one request on the default dispatcher of this process. See `Dispatcher.dispatch`.
+
+    That dispatcher takes its client and its ledger from the environment. When the process exits, it submits what is
+    queued for a batch, lets running calls end, and is closed.
+    """
     return default_dispatcher().dispatch(
         request,
         key=key,

@@ -1,7 +1,7 @@
-"""The dispatcher as a local server that speaks the Messages API: for programs that make their own client.
+"""A dispatcher as a local server that answers like the Messages API: for programs that make their own client.
 
-A program whose `ANTHROPIC_BASE_URL` points here is answered as a client of `AsyncDispatcher.client` is: the same
-transport stands behind both. Needs the extra `gateway` (starlette and uvicorn).
+A program whose `ANTHROPIC_BASE_URL` is this server gets the same answers as from a client of `AsyncDispatcher.client`:
+both use the same transport. Needs the extra `gateway` (starlette and uvicorn).
 """
 
 from __future__ import annotations
@@ -27,31 +27,30 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from .async_dispatcher import AsyncDispatcher
-from .basics.timetext import parse_duration
 from .client.answering import Answer, failed, refusal
 from .client.tagging import tags
 from .errors import BatchwiseError, InvalidValueError
-from .models import Latency, LatencyTag, Policy
+from .models import LatencyTag, Policy, parse_latency
 
 __all__ = ["application", "serve"]
 
 _log = logging.getLogger("batchwise")
 _UNTIL_PINGS = 1.0
-"""Seconds in which a stream may begin with the answer itself, and its status tell of an error."""
+"""Seconds after which a stream without an answer begins with pings. An earlier error still has its HTTP status."""
 _PING_SECONDS = 10.0
-"""Between two pings of a stream that waits: well below the shortest read timeout in common use, 30 s."""
+"""Seconds between two pings of a stream that waits: well below the shortest read timeout in common use, 30 s."""
 _GRACE_SECONDS = 5
-"""What calls are given to end when the server is told to: those that wait for a batch stay in the ledger."""
+"""How long running calls may go on when the server is told to end. Those that wait for a batch stay in the ledger."""
 _PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 _CLIENT_CLOSED_REQUEST = 499
-"""For the log alone: nobody is there to read it."""
+"""For the server's log: the caller has gone, so nobody reads the response."""
 _METHODS = ["DELETE", "GET", "PATCH", "POST", "PUT"]
 _OURS = "batchwise-"
 _NOT_SENT_ON = frozenset(
     {
-        "authorization",  # the key is the dispatcher's
+        "authorization",  # the dispatcher's client sends its own key
         "x-api-key",
-        "x-stainless-retry-count",  # a repeat is a call like any other
+        "x-stainless-retry-count",  # a retry of the caller's client is a call like any other
         "connection",
         "content-length",
         "host",
@@ -61,25 +60,11 @@ _NOT_SENT_ON = frozenset(
 _NOT_SENT_BACK = frozenset({"connection", "content-length", "transfer-encoding"})
 
 
-def within(text: str) -> LatencyTag:
-    """How long a caller can wait, in the words of a header or a command line.
-
-    Args:
-        text: `now`, `flexible`, or a duration such as `30h`, `90m` or `2d`.
-
-    Raises:
-        InvalidValueError: It is none of these.
-    """
-    if text == "now":
-        return Latency.BLOCKING
-    return Latency.FLEXIBLE if text == Latency.FLEXIBLE.value else parse_duration(text, "within")
-
-
 def _tags_of(headers: Mapping[str, str]) -> dict[str, Any]:
-    """The tags that a caller's headers give, by the names of `batchwise.tags`.
+    """Return the tags in a caller's `batchwise-` headers, by the argument names of `batchwise.tags`.
 
     Raises:
-        InvalidValueError: A header of ours is unknown or malformed.
+        InvalidValueError: Such a header is unknown or malformed.
     """
     given: dict[str, Any] = {}
     for name, value in headers.items():
@@ -87,7 +72,7 @@ def _tags_of(headers: Mapping[str, str]) -> dict[str, Any]:
             continue
         match name.removeprefix(_OURS):
             case "within":
-                given["latency"] = within(value)
+                given["latency"] = parse_latency(value, "within")
             case "job" | "key" as tag:
                 given[tag] = unquote(value)
             case "tool-use":
@@ -122,13 +107,13 @@ async def _body_of(response: httpx2.Response) -> AsyncIterator[bytes]:
 
 def _sent_back(response: httpx2.Response) -> Response:
     headers = {name: value for name, value in response.headers.items() if name not in _NOT_SENT_BACK}
-    if response.is_stream_consumed:  # it was made here
+    if response.is_stream_consumed:  # made by the dispatcher, not the API
         return Response(response.content, status_code=response.status_code, headers=headers)
     return StreamingResponse(_body_of(response), status_code=response.status_code, headers=headers)
 
 
 async def _is_done(answer: asyncio.Task[httpx2.Response], request: Request, seconds: float | None) -> bool:
-    """Wait for an answer; False: it has not come in so many seconds, or its caller has closed the connection."""
+    """Wait for an answer; returns False if the seconds are over, or if the caller has closed the connection."""
     gone = asyncio.create_task(_gone(request))
     try:
         await asyncio.wait({answer, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -144,18 +129,18 @@ async def _gone(request: Request) -> None:
 
 
 async def _pinging(answer: asyncio.Task[httpx2.Response]) -> AsyncIterator[bytes]:
-    """The events of a stream that is still waited for: pings, then what came."""
+    """Yield the events of a stream whose answer is still to come: pings, then the answer or the error."""
     try:
         while not answer.done():
             yield _PING
             await asyncio.wait({answer}, timeout=_PING_SECONDS)
     finally:
-        answer.cancel()  # nothing once it is done
+        answer.cancel()  # does nothing if the answer is there
     try:
         response = answer.result()
-        failed = response.status_code >= 400  # the status has been sent: an error can only be an event now
+        failed = response.status_code >= 400  # the stream began with status 200, so the error has to be an event
         content = await response.aread()
-    except Exception as error:  # noqa: BLE001  # whatever it was, the caller has to hear of it
+    except Exception as error:  # noqa: BLE001  # the caller has to be told of any error
         failed, content = True, b'{"type": "error", "error": {"type": "api_error", "message": "the call failed"}}'
         _log.warning("batchwise: a stream that waited ended with %s", type(error).__name__)
     yield b"event: error\ndata: %b\n\n" % content if failed else content
@@ -165,9 +150,9 @@ class _Endpoint:
     """Answers each HTTP request as the Messages API does.
 
     Args:
-        transport: What answers a request once it is known whose it is.
-        base: The API's URL, under which the transport knows Messages calls.
-        token: What callers have to give as their API key; None: nothing is asked for.
+        transport: The dispatcher's transport, which answers requests for the API.
+        base: The URL of the API, under which the transport knows Messages calls.
+        token: What callers have to send as their API key. None: any key, or none, will do.
     """
 
     def __init__(self, transport: httpx2.AsyncBaseTransport, base: str, token: str | None) -> None:
@@ -175,7 +160,7 @@ class _Endpoint:
         self._running: set[asyncio.Task[httpx2.Response]] = set()
 
     async def answer(self, request: Request) -> Response:
-        """The response to a request, errors included."""
+        """Return the response to a request; errors become responses, too."""
         if not _is_allowed(request.headers, self._token):
             return _response(failed(401, "authentication_error", "the API key is not this gateway's token"))
         try:
@@ -192,7 +177,7 @@ class _Endpoint:
     async def _answered(self, request: Request) -> Response:
         given, call = _tags_of(request.headers), await self._for_api(request)
         answer = asyncio.create_task(self._asked(call, given))
-        self._running.add(answer)  # asyncio itself holds tasks weakly
+        self._running.add(answer)  # asyncio holds only weak references to tasks
         answer.add_done_callback(self._running.discard)
         streams = b'"stream"' in call.content
         if await _is_done(answer, request, _UNTIL_PINGS if streams else None):
@@ -203,7 +188,7 @@ class _Endpoint:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
     async def _for_api(self, request: Request) -> httpx2.Request:
-        """A caller's request as the dispatcher's client would send it."""
+        """Return a caller's request as one for the API, without the headers that belong to the gateway."""
         query = f"?{request.url.query}" if request.url.query else ""
         headers = [
             (name, value)
@@ -225,16 +210,16 @@ def application(
     job: str | None = None,
     token: str | None = None,
 ) -> Starlette:
-    """A web application that answers as the Messages API does, from a dispatcher.
+    """Make an ASGI application that answers as the Messages API does, by means of a dispatcher.
 
     Args:
-        dispatcher: An entered dispatcher on asyncio; its client's key is used for all callers.
-        latency: How long calls can wait that do not say so in the header `batchwise-within`.
-        job: The job of calls that name none in the header `batchwise-job`.
-        token: What callers have to give as their API key; None: nothing is asked for.
+        dispatcher: An open dispatcher on asyncio. The API key of its client is used for all callers.
+        latency: The latency of calls without the header `batchwise-within`.
+        job: The job of calls without the header `batchwise-job`.
+        token: What callers have to send as their API key. None: any key, or none, will do.
 
     Raises:
-        InvalidValueError: A tag is not one.
+        InvalidValueError: `latency` or `job` has a value that it cannot have.
     """
     transport = dispatcher.transport(latency=latency, job=job)
     endpoint = _Endpoint(transport, str(dispatcher.client().base_url), token)
@@ -242,10 +227,10 @@ def application(
 
 
 def _check_reach(host: str, token: str | None) -> None:
-    """Who can reach the gateway uses its key: other machines only with a token.
+    """Refuse an address that other machines can reach without a token: they would use the gateway's API key.
 
     Raises:
-        InvalidValueError: The host is not loopback, and there is no token.
+        InvalidValueError: The host is not a loopback address, and there is no token.
     """
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -259,7 +244,7 @@ def _check_reach(host: str, token: str | None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it takes calls. A signal ends it and not the process: the dispatcher ends after it."""
+    """Says where it listens, once it takes calls. A signal ends the server; then the dispatcher is closed."""
 
     def __init__(self, config: uvicorn.Config, started: Callable[[str], object]) -> None:
         super().__init__(config)
@@ -297,17 +282,17 @@ async def serve(
     token: str | None = None,
     started: Callable[[str], object] = lambda _url: None,
 ) -> None:
-    """Serve until the process is told to end (SIGTERM, Ctrl-C); then end as `AsyncDispatcher.close` does.
+    """Serve until SIGTERM or Ctrl-C, then close the dispatcher.
 
     Args:
-        host: The address to listen on; other than loopback only with a token.
+        host: The address to listen on. One that other machines can reach needs a token.
         port: The port; 0 takes a free one.
-        latency: How long calls can wait that do not say so.
-        job: The job of calls that name none.
+        latency: The latency of calls without the header `batchwise-within`.
+        job: The job of calls without the header `batchwise-job`.
         ledger: As for `AsyncDispatcher`.
         policy: As for `AsyncDispatcher`.
-        token: What callers have to give as their API key.
-        started: Called with the base URL once calls are taken.
+        token: What callers have to send as their API key. None: any key, or none, will do.
+        started: Called with the base URL once the server takes calls.
 
     Raises:
         InvalidValueError: The address needs a token.

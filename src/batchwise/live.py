@@ -1,6 +1,6 @@
-"""`track`: where work stands, shown live while it is waited for; in a terminal, a notebook, or line by line in a log.
+"""`track`: waits for a job and shows its progress live, in a terminal, in a notebook, or line by line in a log.
 
-Needs rich (the extra `cli`), which is imported late: `batchwise.track` is there without it.
+Needs rich (the extra `cli`). It is imported on first use, so that `batchwise.track` can be imported without it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = ["showing", "track", "view"]
 _EVERY = 0.5
 """Seconds between two looks."""
 _LINE_EVERY = 30.0
-"""Seconds between two lines of a log, where nothing has settled meanwhile."""
+"""Seconds between two lines of a log if nothing has settled in between."""
 _MOST_BATCHES = 8
-"""Batches that have a row of their own."""
+"""The most batches that have a row of their own."""
 
 
 def _count(number: int) -> str:
@@ -42,7 +42,7 @@ def _count(number: int) -> str:
 
 
 def _when(moment: datetime, now: datetime) -> str:
-    """A moment on this machine's clock, with the day where it is another one."""
+    """Write a moment in this machine's time zone; with the weekday if it is not today."""
     local, today = moment.astimezone(), now.astimezone().date()
     return local.strftime("%H:%M:%S" if local.date() == today else "%a %H:%M")
 
@@ -110,13 +110,13 @@ def _batches(batches: tuple[RunningBatch, ...], now: datetime) -> Table:
 
 
 def view(progress: Progress, report: Report | None, *, name: str | None, now: datetime) -> Panel:
-    """Where work stands, as rich shows it. No share of anything is shown that nobody knows.
+    """Make the panel that shows progress. It has no bar in percent, because nobody knows how far a running batch is.
 
     Args:
-        progress: Where it stands.
-        report: What it has cost; None: that is not known of it alone.
-        name: The job's name.
-        now: The moment it is.
+        progress: The progress.
+        report: What the work has cost. None: the cost of this job alone is not known.
+        name: The name of the job.
+        now: The present moment.
     """
     from rich.console import Group
     from rich.panel import Panel
@@ -146,14 +146,14 @@ def _line(progress: Progress, report: Report | None, now: datetime) -> str:
 
 
 class _Surface(Protocol):
-    """Where it is shown."""
+    """Where the progress is shown."""
 
     def show(self, progress: Progress, report: Report | None, *, last: bool = False) -> None: ...
     def close(self) -> None: ...
 
 
 class _Terminal:
-    """Redrawn in its place."""
+    """A terminal: the panel is redrawn in its place."""
 
     def __init__(self, console: Console, name: str | None) -> None:
         from rich.live import Live
@@ -161,7 +161,7 @@ class _Terminal:
         self._name = name
         self._live = Live(console=console, auto_refresh=False)
         self._live.start()
-        console.show_cursor(True)  # hidden, it would stay so after a signal that ends or stops the process
+        console.show_cursor(True)  # a signal that ends or stops the process would leave it hidden
 
     def show(self, progress: Progress, report: Report | None, *, last: bool = False) -> None:  # noqa: ARG002  # drawn each time
         self._live.update(view(progress, report, name=self._name, now=_utc_now()), refresh=True)
@@ -171,14 +171,14 @@ class _Terminal:
 
 
 class _Notebook:
-    """One output of the cell, which is replaced."""
+    """A notebook: the panel is one output of the cell, which is replaced."""
 
     def __init__(self, name: str | None) -> None:
         self._name = name
         self._handle: Any = None
 
     def show(self, progress: Progress, report: Report | None, *, last: bool = False) -> None:  # noqa: ARG002
-        from IPython.display import display  # notebooks bring it
+        from IPython.display import display  # every notebook has it
 
         shown = view(progress, report, name=self._name, now=_utc_now())
         if self._handle is None:
@@ -191,7 +191,7 @@ class _Notebook:
 
 
 class _Log:
-    """A line when something has settled, and one now and then."""
+    """A log: a line when something has settled, and one every half minute."""
 
     def __init__(self, console: Console, name: str | None) -> None:
         self._console, self._name = console, name
@@ -212,7 +212,7 @@ class _Log:
 
 
 def _surface(console: Console | None, name: str | None) -> _Surface:
-    """Where it is shown.
+    """Choose where to show the progress.
 
     Raises:
         BatchwiseError: rich is not installed.
@@ -235,12 +235,12 @@ def _utc_now() -> datetime:
 def showing(
     look: Callable[[], tuple[Progress, Report | None]], *, name: str | None = None, console: Console | None = None
 ) -> Iterator[None]:
-    """Show where work stands while the block runs, from a thread of its own.
+    """Show progress while the block runs, from a thread of its own.
 
     Args:
-        look: Gives what is shown; a look that fails leaves what was shown.
-        name: The job's name.
-        console: Where it is shown; None: on stderr, or in the notebook.
+        look: Returns what to show. If it raises a `BatchwiseError`, what was shown before stays.
+        name: The name of the job.
+        console: Where rich shows it. None: on stderr, or in the notebook.
     """
     surface, over = _surface(console, name), threading.Event()
 
@@ -248,7 +248,7 @@ def showing(
         try:
             surface.show(*look(), last=last)
         except BatchwiseError:
-            return  # the ledger is busy, say: whoever waits is told what matters
+            return  # the ledger is busy, for example; the code that waits for the job gets the error if it matters
 
     def keep_showing() -> None:
         show()
@@ -275,25 +275,25 @@ def track(
 def track(
     job: Job | AsyncJob, timeout: float | timedelta | None = None, *, console: Console | None = None
 ) -> Progress | Awaitable[Progress]:
-    """Wait until a job is settled, and show live where it stands. That of an `AsyncJob` has to be awaited.
+    """Wait until all requests of a job have settled, and show the progress live. For an `AsyncJob`, await it.
 
-    Shown are what has settled of the total, each batch with its expected end, the money so far, and when a rescue
-    starts: redrawn in its place in a terminal (on stderr) and in a notebook, line by line elsewhere. Ctrl-C ends the
-    wait, and nothing is lost by it. Needs rich (`batchwise-claude[cli]`).
+    It shows how many requests have settled, each batch with its expected end, the cost so far, and when a rescue
+    would start. In a terminal (on stderr) and in a notebook, it redraws this in its place; elsewhere it writes lines.
+    Ctrl-C ends the wait, and loses nothing. Needs rich (`batchwise-claude[cli]`).
 
     Args:
-        job: The job; what it waits for is submitted, as by `job.wait`. Of one without a name no money is shown: its
-            report is that of all work without a job.
-        timeout: Seconds or a `timedelta`; None waits as long as it takes.
-        console: Where rich shows it; None: on stderr, or in the notebook.
+        job: The job. Its queued requests are submitted, as by `job.wait`. For a job without a name, no cost is shown,
+            because its report is that of all work without a job.
+        timeout: Seconds, or a `timedelta`. None: no limit.
+        console: Where rich shows it. None: on stderr, or in the notebook.
 
     Returns:
-        Where it stands in the end.
+        The progress at the end.
 
     Raises:
-        ResultTimeoutError: It was not settled in time. Nothing is lost.
-        LaneSuspendedError: A lane is suspended, and nothing of the job is on its way any more.
-        InvalidValueError: It is no job.
+        ResultTimeoutError: The requests did not settle in time. Nothing is lost: call it again.
+        LaneSuspendedError: A lane is suspended, and none of the job's unsettled requests can go on without it.
+        InvalidValueError: `job` is not a job.
         BatchwiseError: rich is not installed.
     """
     if not isinstance(job, JobView):

@@ -73,7 +73,7 @@ def test_run_tells_of_requests_without_an_answer(sandbox, batchwise, file):
     sandbox.reply = lambda params: wrong if params["messages"][0]["content"] == "n 1" else "fine"
     said = batchwise("run", file, "--within", "now", "--job", "nightly")
     assert said.code == 1
-    assert "1 have no answer" in said.out
+    assert "1 request has no answer" in said.out
 
 
 WRONG = {

@@ -1,21 +1,49 @@
-"""The command line as typer sees it: options and help. What the verbs do is in `verbs`."""
+"""The verbs of the command line: their options and help, as typer reads them, and what they do."""
 
 from __future__ import annotations
 
+import inspect
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Optional
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import datetime, timedelta, timezone
+from functools import wraps
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from batchwise import __version__
-from batchwise.errors import BatchwiseError
-from batchwise.models import Outcome
+from batchwise.basics.timetext import parse_duration, parse_moment
+from batchwise.basics.wording import human, in_requests, in_results
+from batchwise.engine.finding import job_number
+from batchwise.engine.progress import progress_of, report_of, tallies
+from batchwise.errors import BatchwiseError, InvalidRequestError, InvalidValueError
+from batchwise.ledger.opening import migration_sql, open_ledger
+from batchwise.models import LatencyTag, Outcome, Policy, Progress, parse_latency
+from batchwise.planning.cadence import sla_cadence
+from batchwise.results import Result, as_settled
 
-from . import verbs
-from .answers import Answer, Exit, as_json, refuse, say, tell
+from . import standing
+from .answers import Answer, Exit, as_json, code_of, jsonable, note, refuse, say, tell
+from .files import check_path, write_page, write_results
+from .ledgers import looking, planning, working
+from .lines import Lines
+from .options import File, Job, Json, Ledger, MaybeJob, NewJob, Outcomes, PolicyFile, Text, Within, option
+from .standing import then_status
+
+if TYPE_CHECKING:
+    from batchwise.dispatcher import Dispatcher
+    from batchwise.tickets import Job as DispatchedJob
 
 __all__ = ["app", "main"]
+
+_LOOK = 0.5
+"""Seconds between two looks at what another process does."""
+_SHORTEST_NAP, _LONGEST_NAP = timedelta(seconds=0.2), timedelta(minutes=1)
+"""Between two passes of `advance --watch`."""
 
 app = typer.Typer(
     name="batchwise",
@@ -23,53 +51,23 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # plain text, the same wherever it is read
-    pretty_exceptions_enable=False,  # with the values of variables: prompts
+    pretty_exceptions_enable=False,  # they show the values of variables, so prompts
 )
 
 
-def _option(*names: str, help: str, metavar: str | None = None) -> Any:  # noqa: A002  # typer's word
-    return typer.Option(*names, metavar=metavar, help=help, show_default=False)
+def _verb(ask: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Register a function as a verb, with the option `--json`: the verb prints its answer, or why there is none."""
 
+    @wraps(ask)
+    def verb(*, json: bool, **given: Any) -> None:
+        raise typer.Exit(tell(ask.__name__, lambda: ask(**given), json=json))
 
-def _argument(*, help: str, metavar: str) -> Any:  # noqa: A002
-    return typer.Argument(metavar=metavar, help=help, show_default=False)
-
-
-_Text = Optional[str]  # typer reads it at run time, on Python 3.10 too
-Ledger = Annotated[
-    _Text,
-    _option(
-        metavar="LEDGER",
-        help="The ledger: a path, or a postgresql:// URL. Default: $BATCHWISE_LEDGER, else .batchwise/ledger.db.",
-    ),
-]
-PolicyFile = Annotated[
-    _Text,
-    _option(
-        "--policy",
-        metavar="FILE.toml",
-        help="The policy. Default: the one that the ledger keeps, else the usual figures.",
-    ),
-]
-Json = Annotated[bool, _option("--json", help="Print one JSON object.")]
-Job = Annotated[str, _argument(metavar="JOB", help="The job's name.")]
-MaybeJob = Annotated[_Text, _argument(metavar="JOB", help="The job's name; left out: all work.")]
-Watch = Annotated[bool, _option("--watch", help="Go on until all is settled, and show it live.")]
-
-
-File = Annotated[
-    str,
-    _argument(metavar="FILE.jsonl", help='Lines of {"custom_id", "params"}, as the batch API takes them; - is stdin.'),
-]
-Within = Annotated[
-    str,
-    _option(metavar="TIME", help="How long the answers can take: 30h, mon 08:00 Europe/Berlin, flexible, or now."),
-]
-NewJob = Annotated[str, _option(metavar="JOB", help="The name to find them again by. The custom_ids are their keys.")]
-Outcomes = Annotated[
-    Optional[list[Outcome]],
-    _option(metavar="OUTCOME", help="Those that ended so: succeeded, failed, refused, expired, canceled; repeatable."),
-]
+    own = inspect.signature(ask, eval_str=True)  # typer reads a verb's options in its signature
+    last = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
+    verb.__signature__ = own.replace(parameters=[*own.parameters.values(), last])  # type: ignore[attr-defined]
+    verb.__annotations__ = {**ask.__annotations__, "json": Json}
+    app.command()(verb)
+    return ask
 
 
 def _say_version(asked: bool) -> None:
@@ -88,213 +86,375 @@ def _before_the_verb(
     """What stands before a verb."""
 
 
-def _answer(verb: str, ask: Callable[[], Answer], *, json: bool) -> None:
-    raise typer.Exit(tell(verb, ask, json=json))
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
-@app.command()
+def _latency(within: str) -> LatencyTag:
+    """How long somebody can wait, as people write it: `now`, `flexible`, `30h`, `mon 08:00 Europe/Berlin`."""
+    try:
+        return parse_latency(within, "--within")
+    except InvalidValueError:
+        if not set(within) & set(" -:"):
+            raise
+        return parse_moment(within, "--within", now=_utc_now())
+
+
+# -- accepting ----------------------------------------------------------------------------------------------------
+
+
+def _accepted(dispatcher: Dispatcher, file: str, within: str, job: str) -> DispatchedJob:
+    lines = Lines(file)
+    try:
+        return dispatcher.dispatch_all(lines, job=job, latency=_latency(within))
+    except InvalidRequestError as error:
+        raise lines.named(error) from None
+
+
+@_verb
 def run(
     file: File,
     *,
     within: Within,
     job: NewJob,
     out: Annotated[
-        _Text, _option(metavar="FILE", help="Write the results to a file: .jsonl, .csv, .parquet, or - for stdout.")
+        Text, option(metavar="FILE", help="Write the results to a file: .jsonl, .csv, .parquet, or - for stdout.")
     ] = None,
     ledger: Ledger = None,
     policy: PolicyFile = None,
-    json: Json = False,
-) -> None:
+) -> Answer:
     """Submit a file of requests, and wait for the results.
 
-    Shows live where they stand. Ctrl-C loses nothing. Run again, it goes on and buys nothing twice.
+    Shows the progress live. Ctrl-C loses nothing: the same command goes on later, and buys nothing twice.
     """
-    where = {"ledger": ledger, "policy": policy}
-    _answer("run", lambda: verbs.run(file, within=within, job=job, out=out, **where), json=json)
+    from batchwise.live import track
+
+    if out is not None:
+        check_path(out)
+    # A URL may hold a password, and its shell knows it.
+    where = f" --ledger {quote(ledger)}" if ledger and "://" not in ledger else ""
+    with working(ledger, policy, must_exist=False) as (dispatcher, name):
+        accepted = _accepted(dispatcher, file, within, job)
+        try:
+            progress = track(accepted)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; all is in {name}, and nothing is bought twice. Go on with the same command, look with "
+                f"`batchwise status {quote(job)}{where}`, or let cron run `batchwise advance{where}`"
+            ) from None
+        report = accepted.report()
+        written = None if out is None else write_results(accepted.results(ordered=True), out)
+    values = {"ledger": name, "job": job, "progress": jsonable(progress), "report": jsonable(report)}
+    lines = [str(progress), str(report)]
+    if written is not None:
+        values["written"] = written
+        lines.append(f"{in_results(written)} in {out}")
+    failed = progress.total - progress.by_outcome.get(Outcome.SUCCEEDED, 0)
+    code: int = code_of(progress)
+    if failed:
+        code = code or Exit.ERROR
+        have = "has" if failed == 1 else "have"
+        lines.append(
+            f"{in_requests(failed)} {have} no answer; to queue them again: `batchwise retry {quote(job)}{where}`"
+        )
+    if out == "-":  # the results are on stdout
+        for line in lines:
+            note(line)
+        lines = []
+    return Answer("\n".join(lines), values, code)
 
 
-@app.command()
-def submit(
-    file: File,
-    *,
-    within: Within,
-    job: NewJob,
-    ledger: Ledger = None,
-    policy: PolicyFile = None,
-    json: Json = False,
-) -> None:
+@_verb
+def submit(file: File, *, within: Within, job: NewJob, ledger: Ledger = None, policy: PolicyFile = None) -> Answer:
     """Submit a file of requests, and exit.
 
-    Run again, it buys nothing twice.
+    The same command, run again, buys nothing twice.
     """
-    where = {"ledger": ledger, "policy": policy}
-    _answer("submit", lambda: verbs.submit(file, within=within, job=job, **where), json=json)
+    with working(ledger, policy, must_exist=False, finish=True) as (dispatcher, _):
+        _accepted(dispatcher, file, within, job)
+    return standing.status(job, ledger, policy)
 
 
-@app.command()
-def plan(file: File, *, within: Within, ledger: Ledger = None, policy: PolicyFile = None, json: Json = False) -> None:
-    """Say what a file of requests would become.
+@_verb
+def plan(file: File, *, within: Within, ledger: Ledger = None, policy: PolicyFile = None) -> Answer:
+    """Show what would become of a file of requests.
 
     Lanes and why, batches, tokens, dollars, deadlines. Sends nothing.
     """
-    _answer("plan", lambda: verbs.plan(file, within=within, ledger=ledger, policy=policy), json=json)
+    from .plan import plan_of
+
+    lines = Lines(file)
+    with planning(ledger, policy) as engine:
+        try:
+            found = plan_of(engine, lines, _latency(within))
+        except InvalidRequestError as error:
+            raise lines.named(error) from None
+        name = engine.ledger.name
+    code = Exit.DONE if found.refused is None else Exit.ERROR
+    return Answer(str(found), {"ledger": name, "plan": jsonable(found)}, code)
 
 
-@app.command()
+# -- looking ------------------------------------------------------------------------------------------------------
+
+
+@_verb
 def status(
     job: MaybeJob = None,
     *,
-    watch: Watch = False,
+    watch: Annotated[bool, option("--watch", help="Show it live until all requests have settled.")] = False,
     ledger: Ledger = None,
     policy: PolicyFile = None,
-    json: Json = False,
-) -> None:
-    """Say where the work stands. Sends nothing, changes nothing."""
-    _answer("status", lambda: (verbs.watch if watch else verbs.status)(job, ledger=ledger, policy=policy), json=json)
+) -> Answer:
+    """Show where the work stands. Sends nothing, changes nothing."""
+    if not watch:
+        return standing.status(job, ledger, policy)
+    from batchwise.live import showing
+
+    with looking(ledger, policy) as engine:
+        progress = progress_of(engine, job)
+        with showing(lambda: (progress_of(engine, job), report_of(engine, job)), name=job):
+            while not progress.done:
+                time.sleep(_LOOK)
+                progress = progress_of(engine, job)
+        return standing.standing(progress, engine.ledger.name, job)
 
 
-@app.command()
+@_verb
 def progress(
     *,
-    job: Annotated[_Text, _option(metavar="JOB", help="Of this job only.")] = None,
+    job: Annotated[Text, option(metavar="JOB", help="The name of the job. Default: all work.")] = None,
     ledger: Ledger = None,
     policy: PolicyFile = None,
-    json: Json = False,
-) -> None:
-    """Say where the work stands, as `status` does.
+) -> Answer:
+    """Show where the work stands, as `status` does.
 
-    There without the extra `cli`, too.
+    This verb works without the extra `cli`, too.
     """
-    _answer("progress", lambda: verbs.status(job, ledger=ledger, policy=policy), json=json)
+    return standing.status(job, ledger, policy)
 
 
-@app.command()
-def jobs(*, ledger: Ledger = None, json: Json = False) -> None:
+@_verb
+def jobs(*, ledger: Ledger = None) -> Answer:
     """List the jobs, and how far each is."""
-    _answer("jobs", lambda: verbs.jobs(ledger=ledger), json=json)
+    with looking(ledger) as engine:
+        name = engine.ledger.name
+        found = {row.name: Progress(**tallies(row.counts.by.items())) for row in engine.ledger.jobs.all()}
+    lines = [f"{job or '(no job)'}: {str(progress).splitlines()[0]}" for job, progress in found.items()]
+    told = ("total", "settled", "done", "by_status", "by_outcome")
+    values = [
+        {"job": job, **{field: jsonable(getattr(progress, field)) for field in told}} for job, progress in found.items()
+    ]
+    return Answer("\n".join(lines) or "no jobs", {"ledger": name, "jobs": values})
 
 
-@app.command()
+@_verb
 def results(
     job: Job,
     *,
     out: Annotated[
-        _Text, _option(metavar="FILE", help="Write a file: .jsonl, .csv or .parquet. Default: stdout.")
+        Text, option(metavar="FILE", help="Write a file: .jsonl, .csv or .parquet. Default: stdout.")
     ] = None,
-    after: Annotated[int, typer.Option(metavar="CURSOR", min=0, help="Only those behind this cursor.")] = 0,
+    after: Annotated[int, typer.Option(metavar="CURSOR", min=0, help="Only results after this cursor.")] = 0,
     only: Outcomes = None,
     ledger: Ledger = None,
-    json: Annotated[bool, _option("--json", help="After the results, print one JSON object.")] = False,
-) -> None:
-    """Write the results of a job that are there.
+) -> Answer:
+    """Write the results of a job so far.
 
-    One JSON object a line, in the order of settling.
+    One JSON object a line, in the order in which they settled. With --json, one more JSON object follows them.
     """
-    _answer("results", lambda: verbs.results(job, out=out, after=after, only=only, ledger=ledger), json=json)
+    with looking(ledger) as engine:
+        name, cursor, wanted = engine.ledger.name, after, set(only or Outcome)
+
+        def found() -> Iterator[Result]:
+            nonlocal cursor
+            for result in as_settled(engine.ledger, job_number(engine.ledger, job), after):
+                cursor = result.cursor
+                if result.outcome in wanted:
+                    yield result
+
+        count = write_results(found(), out or "-")
+    values = {"ledger": name, "job": job, "written": count, "cursor": cursor}
+    text = "" if out in {None, "-"} else f"{in_results(count)} in {out}; for later ones: --after {cursor}"
+    return Answer(text, values)
 
 
-@app.command()
+@_verb
 def report(
     job: MaybeJob = None,
     *,
     html: Annotated[
-        _Text,
-        _option("--html", metavar="FILE", help="Write it as a page that needs no network. Needs the extra `report`."),
+        Text,
+        option(
+            "--html", metavar="FILE", help="Write it to a file, too, as a page with charts. Needs the extra `report`."
+        ),
     ] = None,
     ledger: Ledger = None,
-    json: Json = False,
-) -> None:
-    """Say what the work cost and saved, and which deadlines it met."""
-    _answer("report", lambda: verbs.report(job, html=html, ledger=ledger), json=json)
+) -> Answer:
+    """Show what the work cost and saved, and which deadlines it met."""
+    with looking(ledger) as engine:
+        found = report_of(engine, job)
+        if html is not None:
+            page = found.to_html() if job is None else found.to_html(f"batchwise report: {job}")
+            write_page(page, html)
+        return Answer(str(found), {"ledger": engine.ledger.name, "job": job, "report": jsonable(found)})
 
 
-@app.command()
-def advance(*, watch: Watch = False, ledger: Ledger = None, policy: PolicyFile = None, json: Json = False) -> None:
+# -- acting -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end the block in order: other processes go on at once with what a process that was closed leaves."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _nap(progress: Progress, now: datetime) -> timedelta:
+    """Time until the next pass: batches are polled each time that they are a tenth older, as a dispatcher does."""
+    gaps = [batch.elapsed / 10 for batch in progress.batches]
+    if progress.next_due is not None:
+        gaps.append(progress.next_due - now)
+    return min(max(min(gaps, default=_LONGEST_NAP), _SHORTEST_NAP), _LONGEST_NAP)
+
+
+@_verb
+def advance(
+    *,
+    watch: Annotated[
+        bool, option("--watch", help="Go on until all requests have settled, and show the progress live.")
+    ] = False,
+    ledger: Ledger = None,
+    policy: PolicyFile = None,
+) -> Answer:
     """Do all that is due (submit, poll, collect, rescue), and exit. For cron."""
-    _answer("advance", lambda: (verbs.advance_on if watch else verbs.advance)(ledger=ledger, policy=policy), json=json)
+    if not watch:
+        return standing.advance(ledger, policy)
+    from batchwise.live import showing
+
+    with (
+        _sigterm_as_ctrl_c(),
+        working(ledger, policy) as (dispatcher, name),
+        showing(lambda: (dispatcher.progress(), dispatcher.report())),
+    ):
+        while True:
+            found = dispatcher.advance()
+            if found.done or found.suspended or found.next_due is None:
+                return standing.standing(found, name, None)
+            time.sleep(_nap(found, _utc_now()).total_seconds())
 
 
-@app.command()
+@_verb
 def cancel(
     job: MaybeJob = None,
     *,
-    key: Annotated[_Text, _option(metavar="KEY", help="One request of it, by its key.")] = None,
-    everything: Annotated[bool, _option("--all", help="All that is unsettled.")] = False,
+    key: Annotated[Text, option(metavar="KEY", help="Cancel only the request with this key.")] = None,
+    everything: Annotated[bool, option("--all", help="Cancel all unsettled requests.")] = False,
     ledger: Ledger = None,
     policy: PolicyFile = None,
-    json: Json = False,
-) -> None:
-    """Cancel a job, one request, or all that is unsettled. What a batch has finished is delivered all the same."""
-    _answer(
-        "cancel",
-        lambda: verbs.cancel(job, key=key, everything=everything, ledger=ledger, policy=policy),
-        json=json,
-    )
+) -> Answer:
+    """Cancel a job, one request, or all unsettled requests. What a batch has finished is still delivered."""
+    if job is None and key is None and not everything:
+        raise InvalidValueError("name a job, or a request with --key, or say --all; nothing was cancelled")
+    with working(ledger, policy) as (dispatcher, _):
+        count = dispatcher.cancel(key, job=job)
+    return then_status(f"{in_requests(count)} cancelled", job, ledger, policy, cancelled=count)
 
 
-@app.command()
+@_verb
 def retry(
     job: Job,
     *,
     only: Outcomes = None,
     within: Annotated[
-        _Text, _option(metavar="TIME", help="How long they can take from now on. Default: their deadlines stand.")
+        Text, option(metavar="TIME", help="How long you can wait from now on. Default: the deadlines stay as they are.")
     ] = None,
     ledger: Ledger = None,
     policy: PolicyFile = None,
-    json: Json = False,
-) -> None:
-    """Queue what has no answer in a job anew, and submit it.
+) -> Answer:
+    """Queue what has no answer in a job again, and submit it.
 
-    Without --only: failed, expired, canceled.
+    Without --only, these are the failed, expired and canceled ones.
     """
-    _answer("retry", lambda: verbs.retry(job, outcomes=only, within=within, ledger=ledger, policy=policy), json=json)
+    with working(ledger, policy, finish=True) as (dispatcher, _):
+        again = dispatcher.job(job)
+        latency = None if within is None else _latency(within)
+        count = again.retry(only, latency=latency) if only else again.retry(latency=latency)
+    return then_status(f"{in_requests(count)} queued again", job, ledger, policy, retried=count)
 
 
-@app.command()
-def resume(*, ledger: Ledger = None, json: Json = False) -> None:
+@_verb
+def resume(*, ledger: Ledger = None) -> Answer:
     """Let suspended lanes take work again, once the cause is mended. The next run sends it."""
-    _answer("resume", lambda: verbs.resume(ledger=ledger), json=json)
+    with looking(ledger) as engine:
+        engine.ledger.conditions.resume()
+        return Answer("both lanes take work again", {"ledger": engine.ledger.name})
 
 
-@app.command()
+@_verb
 def migrate(
     *,
     sql: Annotated[
         bool,
-        _option("--sql", help="Only print what makes a Postgres ledger, for somebody who may CREATE."),
+        option("--sql", help="Only print the SQL that makes a Postgres ledger, for somebody who may run CREATE."),
     ] = False,
     ledger: Ledger = None,
-    json: Json = False,
-) -> None:
+) -> Answer:
     """Make the ledger, or bring its tables up to date."""
-    _answer("migrate", lambda: verbs.migrate(sql=sql, ledger=ledger), json=json)
+    if sql:
+        text = migration_sql(ledger)
+        return Answer(text.rstrip("\n"), {"sql": text})
+    with closing(open_ledger(ledger)) as made:
+        return Answer(f"the ledger {made.name} is there, with all its tables", {"ledger": made.name})
 
 
-@app.command()
+@_verb
 def purge(
     *,
-    before: Annotated[
-        str,
-        _option(metavar="WHEN", help="A moment (2026-11-30T08:00Z), or how long ago (30d)."),
-    ],
+    before: Annotated[str, option(metavar="WHEN", help="A moment (2026-11-30T08:00Z), or how long ago (30d).")],
     ledger: Ledger = None,
-    json: Json = False,
-) -> None:
-    """Delete what settled before then, prompts and results included."""
-    _answer("purge", lambda: verbs.purge(before, ledger=ledger), json=json)
+) -> Answer:
+    """Delete what settled before a moment, with prompts and results."""
+    now = _utc_now()
+    try:
+        moment = now - parse_duration(before, "--before")
+    except InvalidValueError:
+        moment = parse_moment(before, "--before", now=now)
+    if moment > now:
+        raise InvalidValueError(f"--before {before} is in the future; nothing was deleted")
+    with looking(ledger) as engine:
+        count = engine.ledger.purge(before=moment)
+        values = {"ledger": engine.ledger.name, "before": jsonable(moment), "purged": count}
+        return Answer(
+            f"{in_requests(count)} deleted that settled before {moment.isoformat(timespec='seconds')}", values
+        )
 
 
-@app.command()
+# -- beside a ledger ----------------------------------------------------------------------------------------------
+
+
+@_verb
 def cadence(
-    sla: Annotated[str, _argument(metavar="SLA", help="From dispatch to deadline: 30h, 2d, 1d12h.")],
+    sla: Annotated[
+        str, typer.Argument(metavar="SLA", help="From dispatch to deadline: 30h, 2d, 1d12h.", show_default=False)
+    ],
     *,
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Batches that a request may go through.")] = 1,
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many batches a request may go through, one after another.")
+    ] = 1,
     policy: PolicyFile = None,
-    json: Json = False,
-) -> None:
-    """Say how often to submit, and to look, so that an SLA is kept."""
-    _answer("cadence", lambda: verbs.cadence(sla, rounds=rounds, policy=policy), json=json)
+) -> Answer:
+    """Show how often to submit, and to poll, so that an SLA is kept."""
+    rules = None if policy is None else Policy.from_toml(policy)
+    found = sla_cadence(parse_duration(sla, "SLA"), rounds=rounds, policy=rules)
+    lines = [str(found), f"poll running batches every {human(found.check_every)}, or more often"]
+    cron = found.cron(nearest=True) if found.interval >= timedelta(minutes=1) else None
+    if cron is not None:
+        lines.append(f"cron (in UTC): {cron}")
+    values = {"cadence": {**jsonable(found), "check_every": jsonable(found.check_every), "cron": cron}}
+    return Answer("\n".join(lines), values)
 
 
 @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -311,13 +471,18 @@ def gateway(
     host: Annotated[str, typer.Option(metavar="HOST", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65_535, help="The port; 0 takes a free one.")] = 8787,
     within: Annotated[
-        str, typer.Option(metavar="TIME", help="How long a call can wait that does not say so: 30h, flexible, now.")
+        str,
+        typer.Option(
+            metavar="TIME", help="How long calls can wait that do not say so themselves: 30h, flexible, or now."
+        ),
     ] = "now",
-    job: Annotated[_Text, _option(metavar="JOB", help="The job of calls that name none.")] = None,
-    token: Annotated[_Text, _option(metavar="SECRET", help="What callers have to give as their API key.")] = None,
+    job: Annotated[Text, option(metavar="JOB", help="The job of calls that name none.")] = None,
+    token: Annotated[
+        Text, option(metavar="SECRET", help="What callers have to send as their API key. Default: anything will do.")
+    ] = None,
     ledger: Ledger = None,
     policy: PolicyFile = None,
-    json: Annotated[bool, _option("--json", help="Once it takes calls, print one JSON object.")] = False,
+    json: Annotated[bool, option("--json", help="Once it takes calls, print one JSON object.")] = False,
 ) -> None:
     """Answer other programs as the Messages API does, on this machine. Needs the extra `gateway`."""
 
@@ -332,18 +497,15 @@ def gateway(
         raise typer.Exit(refuse("gateway", error, json=json)) from None
 
 
-def _serve(within: str, policy: Optional[str], **told: Any) -> None:
+def _serve(within: str, policy: str | None, **told: Any) -> None:
     try:
         from batchwise.gateway import serve
-        from batchwise.gateway import within as to_latency
     except ImportError as error:
         raise BatchwiseError(f"the gateway needs {error.name}; install batchwise-claude[gateway]") from error
     import asyncio
 
-    from batchwise.models import Policy
-
     rules = None if policy is None else Policy.from_toml(policy)
-    asyncio.run(serve(**told, latency=to_latency(within), policy=rules))
+    asyncio.run(serve(**told, latency=parse_latency(within, "within"), policy=rules))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from batchwise import __version__
 
-from . import verbs
+from . import standing
 from .answers import Exit, note, tell
 
 __all__ = ["OTHERS", "main"]
@@ -22,7 +22,7 @@ OTHERS = (
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="batchwise", description="Work on a ledger. More verbs come with batchwise-claude[cli]."
+        prog="batchwise", description="Work on a ledger. For more verbs, install batchwise-claude[cli]."
     )
     parser.add_argument(
         "--version", action="version", version=f"batchwise {__version__}", help="say which version this is"
@@ -30,14 +30,16 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="verb", required=True)
     for name, help_ in (
         ("advance", "do all that is due (submit, poll, collect, rescue) and exit; for cron"),
-        ("progress", "say where the work stands; sends nothing"),
+        ("progress", "show where the work stands; sends nothing"),
     ):
         command = commands.add_parser(name, help=help_)
         command.add_argument("--ledger", help="the ledger; default: $BATCHWISE_LEDGER or .batchwise/ledger.db")
-        command.add_argument("--policy", metavar="FILE.toml", help="the policy; default: the one that the ledger keeps")
+        command.add_argument(
+            "--policy", metavar="FILE.toml", help="a file with the policy; default: the one that the ledger keeps"
+        )
         command.add_argument("--json", action="store_true", help="print one JSON object")
         if name == "progress":
-            command.add_argument("--job", help="of this job only")
+            command.add_argument("--job", help="the name of the job; default: all work")
     return parser
 
 
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(given)
     except SystemExit as end:
         return int(end.code or 0)
-    where = {"ledger": options.ledger, "policy": options.policy}
+    where = options.ledger, options.policy
     if options.verb == "advance":
-        return tell("advance", lambda: verbs.advance(**where), json=options.json)
-    return tell("progress", lambda: verbs.status(options.job, **where), json=options.json)
+        return tell("advance", lambda: standing.advance(*where), json=options.json)
+    return tell("progress", lambda: standing.status(options.job, *where), json=options.json)

@@ -1,4 +1,4 @@
-"""A Messages call as HTTP asks for it, and its outcome as HTTP answers it. Knows no HTTP library and no client."""
+"""Messages calls out of HTTP requests, and their outcomes as HTTP responses. Knows no HTTP library and no client."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _STATUS: Mapping[str, int] = {
     "abandoned": 409,
     "spend_limit": 402,
 }
-"""The status that the API answers each type of error with (API documentation), and what comes nearest to ours."""
+"""The HTTP status of each type of error: the API's (API documentation), and the nearest for batchwise's own types."""
 _REFUSALS: tuple[tuple[type[BatchwiseError], int, str], ...] = (
     (RequestTooLargeError, 413, "request_too_large"),
     (KeyConflictError, 409, "conflict_error"),
@@ -66,16 +66,16 @@ _CARRIED = frozenset({"anthropic-version", "anthropic-beta"})
 
 
 class Call(NamedTuple):
-    """What somebody asks for with `POST /v1/messages`."""
+    """A call of `POST /v1/messages`."""
 
     request: Request
     job: str | None
     stream: bool
-    """The caller reads a stream."""
+    """Whether the caller asked for a stream."""
 
     @property
     def blocking(self) -> bool:
-        """Whether somebody waits for it."""
+        """Whether somebody is waiting for the answer now."""
         return self.request.latency is Latency.BLOCKING
 
 
@@ -90,20 +90,20 @@ class Answer(NamedTuple):
 def read_call(
     headers: Mapping[str, str], body: bytes, tags: Tags, now: datetime, known: Mapping[str, object] | None = None
 ) -> Call:
-    """The call that an HTTP request asks for.
+    """Read a call from an HTTP request.
 
-    An absolute deadline that is past means that somebody is waiting: the last turns of a loop, and a script that is
-    started again, still get their answers.
+    An absolute deadline that has passed counts as `Latency.BLOCKING`, so that the last turns of a loop, and a script
+    that is started again, still get their answers.
 
     Args:
-        headers: The request's headers, names in lower case.
-        body: Its body.
+        headers: The headers of the request, names in lower case.
+        body: The body of the request.
         tags: The tags of the call.
         now: The moment of the call.
-        known: Headers that each of the dispatcher's own calls carries, names in lower case.
+        known: The headers that each call of the dispatcher's client has, names in lower case.
 
     Raises:
-        InvalidRequestError: It is no Messages call, or asks for what batchwise cannot carry.
+        InvalidRequestError: It is not a Messages call, or asks for something that batchwise cannot send.
     """
     params = _decoded(body)
     if not isinstance(params, dict):
@@ -134,11 +134,11 @@ def _decoded(body: bytes) -> Any:
     try:
         return decode(body)
     except UnreadableError:
-        raise InvalidRequestError("the body of a Messages call is no JSON") from None
+        raise InvalidRequestError("the body of the Messages call is not JSON") from None
 
 
 def answer_of(result: Result, *, stream: bool) -> Answer:
-    """The response that gives a settled call's outcome: the API's message, or its error, or batchwise's."""
+    """Return the response for a settled call: the API's message, the API's error, or batchwise's error."""
     told = decode(result.raw)["result"]
     headers = {
         "request-id": result.custom_id,
@@ -179,19 +179,22 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any]) -
 
 
 def failed(status: int, kind: str, words: str) -> Answer:
-    """The response of a call that has no answer of the API's, shaped as the API's errors are."""
+    """Return an error response in the shape of the API's, for a call without an answer from the API."""
     return _failure(status, {"x-should-retry": "false"}, _body(kind, words))
 
 
 def refusal(error: BatchwiseError) -> Answer:
-    """The response that says why batchwise does not carry a call out; nothing of it was sent."""
+    """Return the response that says why batchwise refused a call. Nothing of it was sent."""
     found = ((status, kind) for known, status, kind in _REFUSALS if isinstance(error, known))
     status, kind = next(found, (500, "api_error"))
     return failed(status, kind, str(error))
 
 
 class Repeats:
-    """Names the calls of a job: the n-th call of the same content is the n-th in each run. Thread-safe."""
+    """Gives keys to the calls of a job, so that the n-th call with some content has the same key in each run.
+
+    Thread-safe.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -200,9 +203,9 @@ class Repeats:
 
     @contextmanager
     def named(self, call: Call) -> Iterator[Call]:
-        """The call under the key by which its job finds it again; if it ends without its outcome, the next one has it.
+        """Give a call its key. If the block raises, the next call with the same content gets the key.
 
-        A call without a job, and one that has a key, stay as they are.
+        A call without a job, or with a key of its own, stays as it is.
         """
         if call.job is None or call.request.key is not None:
             yield call
@@ -216,7 +219,7 @@ class Repeats:
             raise
 
     def _take(self, job: str, content: bytes) -> int:
-        """The number of a call that begins: the lowest that no call of this run has."""
+        """Return the lowest number that no call of this run has."""
         with self._lock:
             free = self._free.get((job, content))
             if free:
@@ -225,6 +228,6 @@ class Repeats:
             return self._last[job, content]
 
     def _give_back(self, job: str, content: bytes, number: int) -> None:
-        """The call of this number has ended without its outcome: the next call of the same content gets it."""
+        """Free the number of a call that ended without its outcome."""
         with self._lock:
             heappush(self._free[job, content], number)

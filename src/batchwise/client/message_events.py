@@ -1,4 +1,4 @@
-"""A whole message as the events of a stream, for callers who read streams: the SDK puts the same message together."""
+"""A whole message as the events of a stream, out of which the SDK makes the same message again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DELTA_USAGE = frozenset(
 )
 """The parts of `usage` that the API repeats in `message_delta` (SDK 2.14, `beta_message_delta_usage.py`)."""
 _TOOL_USES = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
-"""Blocks whose input the API sends as pieces of JSON (SDK 1.4 and 2.14, `TRACKS_TOOL_INPUT`)."""
+"""Types of blocks whose input the API streams as pieces of JSON (SDK 1.4 and 2.14, `TRACKS_TOOL_INPUT`)."""
 
 
 def _text(block: Mapping[str, Any]) -> tuple[Event, list[Event]]:
@@ -45,7 +45,7 @@ def _tool_use(block: Mapping[str, Any]) -> tuple[Event, list[Event]]:
 
 
 def _parts(block: Any) -> tuple[Any, list[Event]]:
-    """How a block starts, and the deltas that complete it; a kind without deltas starts whole."""
+    """Return how a block starts, and the deltas that complete it. A type without deltas starts complete."""
     if not isinstance(block, Mapping):
         return block, []
     kind = block.get("type")
@@ -59,13 +59,13 @@ def _parts(block: Any) -> tuple[Any, list[Event]]:
 
 
 def events(message: Mapping[str, Any]) -> Iterator[Event]:
-    """The events that a stream of this message would have brought, each block in one piece.
+    """Yield the events of a stream that brings this message, each block in one piece.
 
     Args:
-        message: A message as the API gave it; blocks of kinds unheard of are passed on whole.
+        message: A message as the API gave it. Blocks of unknown types are sent whole.
 
     Yields:
-        Events, with their `type`.
+        Events, each with its `type`.
     """
     usage = message.get("usage")
     usage = usage if isinstance(usage, Mapping) else {}
@@ -89,5 +89,5 @@ def events(message: Mapping[str, Any]) -> Iterator[Event]:
 
 
 def encoded(event: Event) -> bytes:
-    """One event as server-sent events carry it."""
+    """Return an event in the format of server-sent events."""
     return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), encode(event))

@@ -1,4 +1,4 @@
-"""`tags`: what the code around calls of the SDK says about them."""
+"""`tags`: latency, key, job, tool use and labels for the SDK's calls inside a block."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _to_labels(value: object) -> Mapping[str, str]:
 
 @attrs.frozen(kw_only=True)
 class Tags:
-    """Tags of a call; None where nothing was said."""
+    """The tags of a call. None: that tag is not given."""
 
     latency: LatencyTag | None = attrs.field(default=None, converter=attrs.converters.optional(to_latency))
     key: str | None = attrs.field(default=None, converter=attrs.converters.optional(check_key))
@@ -33,9 +33,9 @@ class Tags:
     tool_use: ToolUse | None = attrs.field(default=None, converter=attrs.converters.optional(_to_tool_use))
 
     def over(self, outer: Tags) -> Tags:
-        """These, and those of `outer` where these say nothing."""
-        said = {name: value for name, value in attrs.asdict(self, recurse=False).items() if value is not None}
-        return attrs.evolve(outer, **said) if said else outer
+        """Return these tags, and those of `outer` for what is not given here."""
+        given = {name: value for name, value in attrs.asdict(self, recurse=False).items() if value is not None}
+        return attrs.evolve(outer, **given) if given else outer
 
 
 _NONE = Tags()
@@ -56,20 +56,21 @@ def tags(
     tool_use: ToolUseLike | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
-    """Give the calls made inside the block through a dispatcher's client these tags.
+    """Give these tags to the calls that are made inside the block through a dispatcher's client.
 
-    They stand over those that `client()` was given; what is left out is taken from the block around, then from
-    `client()`. Context variables carry them: tasks that are started inside the block have them, threads do not.
+    They replace the arguments of `client()`. A tag that is left out is taken from the surrounding block of `tags`, or
+    else from `client()`. The tags are kept in a context variable: tasks that are started inside the block have them,
+    new threads do not.
 
     Args:
-        latency: How long the caller can wait.
-        key: The caller's name for the call, unique within its job. A second call under it gets the same answer.
+        latency: How long you can wait for the answers.
+        key: Your name for the call, unique within its job. A second call with the same key gets the same answer.
         job: The job that the calls are added to.
         tool_use: What the calls do with tools.
-        labels: Who or what they are billed to, such as `{"team": "search"}`; see `Report.by_label`.
+        labels: Who or what the calls are billed to, such as `{"team": "search"}`. See `Report.by_label`.
 
     Raises:
-        InvalidValueError: A tag is not one.
+        InvalidValueError: An argument has a value that it cannot have.
     """
     given = Tags(latency=latency, key=key, job=job, tool_use=tool_use, labels=labels)
     token = _current.set(given.over(_current.get()))

@@ -1,7 +1,7 @@
 """The SDK's own client in front of a dispatcher: a transport that makes each Messages call a dispatch.
 
-Made by public means of the SDK alone. The client that users hold has no timeout and no retries of its own: a timeout
-that arrives is the caller's, and what a dispatcher could not do is not tried again on top of it.
+It uses only the SDK's public interface. The client that users hold has no timeout and no retries of its own: a timeout
+that reaches the transport is the caller's, and the dispatcher has done all retries before an error comes back.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _log = logging.getLogger("batchwise")
 _T = TypeVar("_T")
 _LONE_WAITS = 3
 _ALONE = (
-    f"{_LONE_WAITS} calls in a row have each waited alone for a batch of one request; let calls wait together: "
-    "asyncio.gather, a ThreadPoolExecutor with as many workers as calls that may wait together, or "
+    f"{_LONE_WAITS} calls in a row have each waited alone for a batch of one request; make calls at the same time, so "
+    "that they share a batch: with asyncio.gather, with a ThreadPoolExecutor that has a worker for each call, or with "
     "Dispatcher.dispatch_all"
 )
 _BETWEEN = ("anthropic", "httpx2", "asyncio", "trio", "anyio")
-"""What may stand between the user's line and a transport."""
+"""Packages whose code may stand on the call stack between the user's line and a transport."""
 _RAW_RESPONSE = "x-stainless-raw-response"
-"""Asks the SDK that sends a request for another type of answer. It has done so by then."""
+"""Tells the SDK to return the raw response. The user's client has seen it; the inner client must not."""
 _HOP_BY_HOP = frozenset({"connection", "content-length", "host", "transfer-encoding"})
 
 
@@ -57,7 +57,7 @@ class Shared:
 
     @contextmanager
     def waiting(self) -> Iterator[bool]:
-        """A call waits for a batch. Gives whether it is the third in a row with nobody beside it: True once."""
+        """Count a call that waits for a batch. Gives True, once, if it is the third in a row that waits alone."""
         with self._lock:
             self._waiting += 1
             self._company = self._waiting > 1
@@ -74,13 +74,14 @@ class Shared:
 
 
 class _Answering(ABC):
-    """Answers HTTP requests: a Messages call from the dispatcher, everything else from the API.
+    """Answers HTTP requests: Messages calls from the dispatcher, everything else from the API.
 
-    Written once, to be awaited. What it waits for differs between threads and tasks, and stands in the two transports.
+    The steps are written once, as coroutines. The waits differ between threads and tasks, and are in the two
+    transports below.
 
     Args:
         made: The dispatcher's client.
-        tags: The tags of calls that say nothing else.
+        tags: The tags of calls that have none of their own.
         shared: What the dispatcher's clients share.
     """
 
@@ -90,7 +91,7 @@ class _Answering(ABC):
         tags: Tags,
         shared: Shared,
     ) -> None:
-        # Middleware and default query have been applied by the time a request comes here.
+        # The user's client has applied middleware and default query already.
         self._inner = made.copy(middleware=[], set_default_query={})
         self._tags, self._shared = tags, shared
         self._base = httpx2.URL(str(made.base_url))
@@ -105,7 +106,7 @@ class _Answering(ABC):
 
     @abstractmethod
     async def _accept(self, call: Call) -> Ticket | AsyncTicket:
-        """Take a call into the ledger."""
+        """Accept a call into the ledger."""
 
     @abstractmethod
     async def _result(self, ticket: Any, timeout: float | None) -> Result:
@@ -113,11 +114,11 @@ class _Answering(ABC):
 
     @abstractmethod
     async def _send(self, send: Callable[..., Any], url: str, **options: Any) -> httpx2.Response:
-        """Send a request to the API with this method of the SDK's; its answer has not been read yet."""
+        """Send a request to the API with this method of the SDK. The body of the response is not read yet."""
 
     @abstractmethod
     def _unread(self, response: httpx2.Response) -> httpx2.SyncByteStream | httpx2.AsyncByteStream:
-        """The body of an answer as it comes."""
+        """Stream the body of a response."""
 
     # -- what is the same -----------------------------------------------------------------------------------------
 
@@ -127,7 +128,7 @@ class _Answering(ABC):
             return await self._sent_on(request)
         body = await self._read(request)
         if request.headers.get("x-stainless-retry-count", "0") != "0":
-            raise anthropic.APITimeoutError(request)  # only a timeout comes back, and only if retries were asked for
+            raise anthropic.APITimeoutError(request)  # a retry, which only a timeout causes, if retries are switched on
         try:
             call = self._call_of(request, body)
             if self._passes_through(call):
@@ -172,7 +173,7 @@ class _Answering(ABC):
                 return await self._result(ticket, timeout)
 
     async def _sent_on(self, request: httpx2.Request) -> httpx2.Response:
-        """The API's own answer to a request."""
+        """Send a request to the API as it is, and return the API's own response."""
         options: dict[str, Any] = {"cast_to": object, "options": _options(request), "stream": True}
         if request.method != "GET":
             options["content"] = await self._read(request)
@@ -184,13 +185,13 @@ class _Answering(ABC):
 
 
 def _timeout(request: httpx2.Request) -> float | None:
-    """Seconds that the caller waits at most for an answer."""
+    """How long the caller waits at most, in seconds. None: no limit."""
     limits: Mapping[str, float | None] = request.extensions.get("timeout") or {}
     return limits.get("read")
 
 
 def _options(request: httpx2.Request) -> dict[str, Any]:
-    """How the dispatcher's own client sends a request on."""
+    """The options with which the dispatcher's client sends a request on."""
     headers = {n: v for n, v in request.headers.items() if n not in {_RAW_RESPONSE, *_HOP_BY_HOP}}
     options: dict[str, Any] = {"headers": headers}
     limits = request.extensions.get("timeout") or {}
@@ -200,7 +201,7 @@ def _options(request: httpx2.Request) -> dict[str, Any]:
 
 
 def _of_status(error: anthropic.APIStatusError) -> httpx2.Response:
-    """An answer that the SDK raised, as it came; its body has been read and decoded."""
+    """The response behind an error of the SDK; its body is read and decoded already."""
     response = error.response
     headers = [(n, v) for n, v in response.headers.items() if n not in {"content-encoding", *_HOP_BY_HOP}]
     return httpx2.Response(response.status_code, headers=headers, content=response.content)
@@ -210,7 +211,7 @@ def _of_status(error: anthropic.APIStatusError) -> httpx2.Response:
 
 
 def _ran(answering: Coroutine[Any, Any, _T]) -> _T:
-    """Run what never suspends, since all that it awaits blocks."""
+    """Run a coroutine that never suspends, because all that it awaits blocks."""
     try:
         answering.send(None)
     except StopIteration as end:
@@ -264,7 +265,7 @@ def client(
         made: The dispatcher's client.
         accept: What takes a request into a job and gives its ticket.
         shared: What the dispatcher's clients share.
-        tags: The tags of calls that say nothing else.
+        tags: The tags of calls that have none of their own.
     """
     transport = _Transport(made, tags, shared, accept=accept)
     return made.copy(http_client=httpx2.Client(transport=transport), timeout=None, max_retries=0)
@@ -312,7 +313,7 @@ class _AsyncTransport(_Answering, httpx2.AsyncBaseTransport):
 def async_transport(
     made: anthropic.AsyncAnthropic, *, accept: Callable[..., Awaitable[AsyncTicket]], shared: Shared, tags: Tags
 ) -> httpx2.AsyncBaseTransport:
-    """What answers requests for the API: Messages calls from the dispatcher, all others by the dispatcher's client."""
+    """The transport alone: for `AsyncDispatcher.transport`. Arguments as for `client`."""
     return _AsyncTransport(made, tags, shared, accept=accept)
 
 

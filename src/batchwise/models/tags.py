@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Literal, TypeVar, Union
 
 from batchwise.basics.times import LONGEST, check_aware, check_positive, check_reach, from_numpy
+from batchwise.basics.timetext import parse_duration
 from batchwise.basics.wording import exact
 from batchwise.errors import InvalidValueError, shown
 
@@ -23,6 +24,7 @@ __all__ = [
     "Status",
     "ToolUse",
     "ToolUseLike",
+    "parse_latency",
     "to_enum",
     "to_labels",
     "to_latency",
@@ -151,6 +153,21 @@ def to_latency(value: object, field: str = "latency") -> LatencyTag:
             f"{field}={shown(value)} says nothing about how long the caller can wait; write {_meant(value)}, "
             "or an aware datetime (by then), Latency.BLOCKING (now) or Latency.FLEXIBLE (no deadline)"
         ) from None
+
+
+def parse_latency(text: str, field: str) -> LatencyTag:
+    """A latency as headers and command lines have it.
+
+    Args:
+        text: `now`, `flexible`, or a duration such as `30h`, `90m` or `2d`.
+        field: What to call it in the error.
+
+    Raises:
+        InvalidValueError: It is none of these.
+    """
+    if text == "now":
+        return Latency.BLOCKING
+    return Latency.FLEXIBLE if text == Latency.FLEXIBLE.value else parse_duration(text, field)
 
 
 def _meant(value: object) -> str:

@@ -204,7 +204,7 @@ def methods(lanes):
     return [
         ("get", f"{BATCHES}/b", ok(BATCH), lambda: lanes.batch("retrieve", "b").id),
         ("post", f"{BATCHES}/b/cancel", ok(BATCH), lambda: lanes.batch("cancel", "b").id),
-        ("get", BATCHES, ok({"data": [], "has_more": False}), lambda: lanes.batch("list").has_more),
+        ("get", BATCHES, ok({"data": [], "has_more": False}), lambda: lanes.batch("list", limit=100).has_more),
         ("get", f"{BATCHES}/b/results", ok(b"one\n"), lambda: lanes.results("b")[0]),
     ]
 

@@ -66,8 +66,7 @@ def test_create_is_one_post_of_the_bytes_as_they_are(lanes, httpx2_mock):
     assert request.headers["content-type"] == "application/json"
     assert request.headers["anthropic-beta"] == "beta-a,beta-b"
     assert request.url.query == b""
-    assert created.request_id == "req_1"
-    assert created.batch.id == "msgbatch_1"
+    assert created.id == "msgbatch_1"
 
 
 def test_without_betas_no_beta_header_is_sent(lanes, httpx2_mock):
@@ -108,7 +107,6 @@ def test_retrieve(lanes, httpx2_mock):
     assert info.expires_at == datetime(2026, 11, 23, 18, 37, 24, tzinfo=UTC)
     assert info.expires_at.utcoffset() == timedelta(0)
     assert info.ended_at == datetime(2026, 11, 22, 19, 0, 0, 500_000, UTC)
-    assert info.cancel_initiated_at is None
     assert info.archived_at is None
     assert info.server_time == datetime(2026, 11, 22, 19, 0, 1, tzinfo=UTC)
     assert info.workspace == "wrkspc_1"
@@ -122,25 +120,24 @@ def test_cancel(lanes, httpx2_mock):
     check_common(request)
     assert request.content == b""
     assert info.status == "canceling"
-    assert info.cancel_initiated_at == datetime(2026, 11, 22, 19, tzinfo=UTC)
 
 
 def test_list_with_and_without_cursors(lanes, httpx2_mock):
     page = {"data": [BATCH, {**BATCH, "id": "two"}], "has_more": True, "first_id": "msgbatch_1", "last_id": "two"}
     route = httpx2_mock.get(f"{URL}/v1/messages/batches").mock(return_value=ok(page))
-    listing = lanes.batch("list")
+    listing = lanes.batch("list", limit=100)
     assert dict(only(route).url.params) == {"limit": "100"}
     assert [batch.id for batch in listing.batches] == ["msgbatch_1", "two"]
     assert (listing.has_more, listing.last_id, listing.workspace) == (True, "two", "wrkspc_1")
     assert listing.server_time == listing.batches[0].server_time == datetime(2026, 11, 22, 19, 0, 1, tzinfo=UTC)
-    lanes.batch("list", limit=1000, after_id="a", before_id="b&c")
-    assert dict(route.calls.last.request.url.params) == {"limit": "1000", "after_id": "a", "before_id": "b&c"}
+    lanes.batch("list", limit=1000, after_id="a&b")
+    assert dict(route.calls.last.request.url.params) == {"limit": "1000", "after_id": "a&b"}
 
 
 def test_an_empty_list(lanes, httpx2_mock):
     page = {"data": [], "has_more": False, "first_id": None, "last_id": None}
     httpx2_mock.get(f"{URL}/v1/messages/batches").mock(return_value=ok(page))
-    listing = lanes.batch("list")
+    listing = lanes.batch("list", limit=100)
     assert (listing.batches, listing.has_more, listing.last_id) == ((), False, None)
 
 
@@ -203,7 +200,6 @@ def test_a_messages_call(lanes, httpx2_mock):
     assert reply.body == orjson.dumps(MESSAGE)
     assert reply.headers["anthropic-ratelimit-requests-remaining"] == "9"
     assert reply.headers["request-id"] == "req_1"
-    assert reply.server_time == datetime(2026, 11, 22, 19, 0, 1, tzinfo=UTC)
     assert reply.workspace == "wrkspc_1"
     assert timedelta(0) < reply.latency < timedelta(seconds=30)
 
@@ -224,7 +220,7 @@ def test_a_clients_middleware_is_passed_through(make_lanes, httpx2_mock, request
             return await call_next(call)
 
     lanes = make_lanes(middleware=[middleware])
-    assert lanes.create([b"{}"], 2).batch.id == "msgbatch_1"
+    assert lanes.create([b"{}"], 2).id == "msgbatch_1"
     assert lanes.results("b") == ([b"one\n"], None)
     assert len(seen) == 2
 
@@ -266,7 +262,7 @@ def test_a_malformed_batch_is_a_fault(body, lanes, httpx2_mock):
 def test_a_malformed_list_is_a_fault(lanes, httpx2_mock):
     httpx2_mock.get(f"{URL}/v1/messages/batches").mock(return_value=ok({"data": None, "has_more": False}))
     with pytest.raises(LaneFault, match="no list of batches"):
-        lanes.batch("list")
+        lanes.batch("list", limit=100)
 
 
 @pytest.mark.parametrize("body", [b'{"type":"error"}', b"<html>", b"", b"\xef\xbb\xbf{}"], ids=repr)
@@ -291,6 +287,6 @@ def test_a_batch_in_a_listing_that_cannot_be_read_is_passed_over(entry, lanes, h
     httpx2_mock.get(f"{URL}/v1/messages/batches").mock(
         return_value=ok({"data": [entry, BATCH, entry], "has_more": True, "last_id": "msgbatch_9"})
     )
-    listing = lanes.batch("list")
+    listing = lanes.batch("list", limit=100)
     assert ([info.id for info in listing.batches], listing.unknown) == ([BATCH["id"]], 2)
     assert (listing.has_more, listing.last_id) == (True, "msgbatch_9")

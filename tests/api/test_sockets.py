@@ -34,7 +34,7 @@ def test_a_whole_upload_arrives_whole(make_lanes):
 
     with ScriptedServer(script) as server:
         lanes = make_lanes(base_url=server.url)
-        assert lanes.create(iter([MEGABYTE] * 64), 64_000_000).batch.id == "msgbatch_1"
+        assert lanes.create(iter([MEGABYTE] * 64), 64_000_000).id == "msgbatch_1"
         server.handled.acquire(timeout=10)
         assert server.told == [64_000_000]
         assert b"content-length: 64000000" in server.heads[0].lower()
@@ -144,7 +144,7 @@ CALLS = {
     "create": lambda lanes: lanes.create([b"{}"], 2),
     "retrieve": lambda lanes: lanes.batch("retrieve", "b"),
     "cancel": lambda lanes: lanes.batch("cancel", "b"),
-    "list": lambda lanes: lanes.batch("list"),
+    "list": lambda lanes: lanes.batch("list", limit=100),
     "results": lambda lanes: lanes.results("b"),
     "message": lambda lanes: lanes.call(b"{}", model="m", max_tokens=1),
     "long message": lambda lanes: lanes.call(b"{}", model="m", max_tokens=64_000),

@@ -104,7 +104,7 @@ def stages(url: str, where: str, count: int) -> dict[str, Any]:
     ids = sealer(nonce)
     entries = ((ids(key, number), body) for number, key, body in ledger.batches.entries(batch.id))
     chunks = table.time("body", lambda: list(body_chunks(entries)))
-    created = table.time("send", lambda: api.create(iter(chunks), batch.size, ())).batch
+    created = table.time("send", lambda: api.create(iter(chunks), batch.size, ()))
     ledger.batches.created(
         batch.id,
         remote_id=created.id,

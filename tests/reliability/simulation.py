@@ -21,7 +21,7 @@ import pytest
 
 import batchwise as bw
 from batchwise.api.faults import LaneFault
-from batchwise.api.types import BatchInfo, Counts, Created, Listing, Reply
+from batchwise.api.types import BatchInfo, Counts, Listing, Reply
 from batchwise.engine import call_reports, calls, planner_pass, sync_lane
 from batchwise.engine.actions import carry_out, withdraw
 from batchwise.engine.core import Engine
@@ -223,11 +223,10 @@ class Api:
             created_at=batch.created_at,
             expires_at=batch.created_at + batch.window,
             ended_at=batch.ends_at if status == "ended" else None,
-            cancel_initiated_at=batch.cancel_at,
             server_time=self.now().replace(microsecond=0),
         )
 
-    def create(self, chunks: Iterator[bytes], length: int, betas: tuple[str, ...]) -> Created:
+    def create(self, chunks: Iterator[bytes], length: int, betas: tuple[str, ...]) -> BatchInfo:
         fault = self._fault("create")
         if fault in {"unconnected", "429", "queue", "413", "400", "401"}:
             self._refuse(fault)
@@ -249,7 +248,7 @@ class Api:
             self._refuse("dropped")
         if fault == "500 after":
             self._refuse("500")
-        return Created(batch=self._info(made), request_id=None)
+        return self._info(made)
 
     def _known(self, remote_id: str) -> Remote:
         found = [batch for batch in self.batches if batch.id == remote_id and not batch.gone]
@@ -270,7 +269,7 @@ class Api:
                 counts = Counts(processing=0, succeeded=0, errored=0, canceled=0, expired=0)
             return attrs.evolve(info, counts=counts)
         info = self._info(batch, batch.created_at)
-        return attrs.evolve(info, cancel_initiated_at=None, status="in_progress")
+        return attrs.evolve(info, status="in_progress")
 
     def cancel(self, remote_id: str) -> BatchInfo:
         fault = self._fault("cancel")
@@ -351,9 +350,7 @@ class Api:
         self.sync[prompt] += 1
         if fault == "dropped after":
             self._refuse("dropped")
-        return Reply(
-            body=orjson.dumps(message_of(prompt)), headers={}, latency=SECOND, server_time=self.now(), workspace=None
-        )
+        return Reply(body=orjson.dumps(message_of(prompt)), headers={}, latency=SECOND, workspace=None)
 
 
 ORDER = ("sealed", "posting", "doubt", "watched", "void", "open", "canceling", "ended", "closed")

@@ -12,7 +12,7 @@ import tenacity
 from . import wire
 from .colours import IO
 from .faults import retry_options, translate
-from .types import BatchInfo, Created, Listing
+from .types import BatchInfo, Listing
 from .uploads import Upload
 
 __all__ = ["BatchLane"]
@@ -34,7 +34,7 @@ class BatchLane:
     def __init__(self, io: IO) -> None:
         self._io = io
 
-    async def create(self, chunks: Iterable[bytes], length: int, betas: tuple[str, ...] = ()) -> Created:
+    async def create(self, chunks: Iterable[bytes], length: int, betas: tuple[str, ...] = ()) -> BatchInfo:
         """Create a batch by exactly one POST of an already encoded body.
 
         Args:
@@ -57,7 +57,7 @@ class BatchLane:
                 raise upload.error from None
             failure = translate(error, sent_whole=upload.taken_whole)
         else:
-            return wire.parse_created(response)
+            return wire.parse_batch(response)
         raise failure
 
     async def retrieve(self, remote_id: str) -> BatchInfo:
@@ -78,13 +78,13 @@ class BatchLane:
         path, options = wire.batch_path(remote_id, "cancel"), wire.quick_options(self._io.client)
         return await self._asked(wire.parse_batch, self._io.client.post, path, options)
 
-    async def list(self, *, limit: int = 100, after_id: str | None = None, before_id: str | None = None) -> Listing:
+    async def list(self, *, limit: int, after_id: str | None = None) -> Listing:
         """Return one page of the workspace's batches, newest first.
 
         Raises:
             LaneFault: The API did not say.
         """
-        options = wire.list_options(self._io.client, limit, after_id, before_id)
+        options = wire.list_options(self._io.client, limit, after_id)
         return await self._asked(wire.parse_listing, self._io.client.get, wire.BATCHES, options)
 
     async def read(self, remote_id: str, feed: Callable[[bytes], bool]) -> None:

@@ -60,14 +60,12 @@ class LaneFault(Exception):  # noqa: N818  (it reports a Fault; callers never se
     Attributes:
         fault: What happened, as a pure value for the planning floor.
         headers: The response's headers, names in lower case; empty without a response.
-        server_time: The response's `Date`.
     """
 
     def __init__(self, fault: Fault, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(fault, headers)
         self.fault = fault
         self.headers: Mapping[str, str] = headers or {}
-        self.server_time = server_time(self.headers)
 
     def __str__(self) -> str:
         status = "" if self.fault.status is None else f"{self.fault.status} "

@@ -8,7 +8,7 @@ from typing import Literal
 
 import attrs
 
-__all__ = ["BatchInfo", "BatchStatus", "Counts", "Created", "Listing", "Reply"]
+__all__ = ["BatchInfo", "BatchStatus", "Counts", "Listing", "Reply"]
 
 BatchStatus = Literal["in_progress", "canceling", "ended"]
 
@@ -50,7 +50,6 @@ class BatchInfo:
         created_at: When the API accepted it, on the server's clock.
         expires_at: When its processing window ends.
         ended_at: When it ended; None while it runs.
-        cancel_initiated_at: When a cancel was asked for.
         archived_at: Since when its results are gone.
         server_time: The `Date` of the response that said all this.
         workspace: The workspace that the client's key belongs to, where the API says so.
@@ -62,18 +61,9 @@ class BatchInfo:
     created_at: datetime
     expires_at: datetime
     ended_at: datetime | None = None
-    cancel_initiated_at: datetime | None = None
     archived_at: datetime | None = None
     server_time: datetime | None = None
     workspace: str | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Created:
-    """A create call that the API answered with a batch."""
-
-    batch: BatchInfo
-    request_id: str | None
 
 
 @attrs.frozen(kw_only=True)
@@ -105,12 +95,10 @@ class Reply:
         body: The message as JSON.
         headers: The response's headers, names in lower case.
         latency: From the start of the call to the last byte of its answer.
-        server_time: The response's `Date`.
         workspace: The workspace that the client's key belongs to, where the API says so.
     """
 
     body: bytes
     headers: Mapping[str, str]
     latency: timedelta
-    server_time: datetime | None
     workspace: str | None

@@ -14,7 +14,7 @@ from batchwise.basics.jsontext import UnreadableError, decode
 from batchwise.errors import InvalidValueError
 
 from .faults import LaneFault, malformed, server_time
-from .types import BatchInfo, BatchStatus, Counts, Created, Listing, Reply
+from .types import BatchInfo, BatchStatus, Counts, Listing, Reply
 
 __all__ = [
     "BATCHES",
@@ -26,7 +26,6 @@ __all__ = [
     "list_options",
     "message_options",
     "parse_batch",
-    "parse_created",
     "parse_listing",
     "quick_options",
     "reply",
@@ -76,14 +75,9 @@ def quick_options(client: Any, params: Mapping[str, object] | None = None) -> An
     return _options(timeout, params=params)
 
 
-def list_options(client: Any, limit: int, after_id: str | None, before_id: str | None) -> Any:
+def list_options(client: Any, limit: int, after_id: str | None) -> Any:
     """Return the options of a list call."""
-    params: dict[str, object] = {"limit": limit}
-    if after_id is not None:
-        params["after_id"] = after_id
-    if before_id is not None:
-        params["before_id"] = before_id
-    return quick_options(client, params)
+    return quick_options(client, {"limit": limit} if after_id is None else {"limit": limit, "after_id": after_id})
 
 
 def results_options(client: Any) -> Any:
@@ -187,7 +181,6 @@ def _batch(value: Any, time: datetime | None, workspace: str | None) -> BatchInf
         created_at=moment(value["created_at"]),
         expires_at=moment(value["expires_at"]),
         ended_at=_maybe_moment(value.get("ended_at")),
-        cancel_initiated_at=_maybe_moment(value.get("cancel_initiated_at")),
         archived_at=_maybe_moment(value.get("archived_at")),
         server_time=time,
         workspace=workspace,
@@ -217,11 +210,6 @@ def parse_batch(response: httpx2.Response) -> BatchInfo:
     except _WRONG:
         pass
     raise _malformed_batch(response)
-
-
-def parse_created(response: httpx2.Response) -> Created:
-    """Return the batch that a create call made."""
-    return Created(batch=parse_batch(response), request_id=response.headers.get("request-id"))
 
 
 def parse_listing(response: httpx2.Response) -> Listing:
@@ -257,7 +245,6 @@ def reply(response: httpx2.Response, body: bytes, seconds: float) -> Reply:
         body=body,
         headers=headers,
         latency=timedelta(seconds=seconds),
-        server_time=server_time(headers),
         workspace=headers.get(WORKSPACE),
     )
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 import anyio
 import attrs
 
+from batchwise.api.colours import synchronous
+
 if TYPE_CHECKING:
     from .ports import AsyncPorts, Ports, SyncPorts
 
@@ -85,35 +87,13 @@ def pause(wait: Callable[P, Any], *args: P.args, **keywords: P.kwargs) -> Ask[No
     return Ask(lambda _ports: wait(*args, **keywords))
 
 
-async def persist(procedure: Procedure[T], retry: Callable[[Effect, Exception], Procedure[bool]]) -> T:
-    """Carry a procedure out. Where an effect fails, `retry` pauses and returns whether the effect is tried again."""
+async def run_procedure(procedure: Procedure[T], perform: Callable[[Effect], Awaitable[Any]]) -> T:
+    """Carry a procedure out: perform each effect that it awaits, and send it the value or the error."""
     try:
         effect = procedure.send(None)
         while True:
             try:
-                value = await effect
-            except Exception as error:  # noqa: BLE001  # the procedure decides what it means
-                if not await retry(effect, error):
-                    effect = procedure.throw(error)
-            else:
-                effect = procedure.send(value)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    finally:
-        procedure.close()
-
-
-def drive(procedure: Procedure[T], ports: SyncPorts) -> T:
-    """Carry a procedure out by calling."""
-    try:
-        effect = procedure.send(None)
-        while True:
-            try:
-                if isinstance(effect, Ask):
-                    value = effect.call(ports)
-                else:
-                    value = effect.call()() if effect.together else effect.call()
+                value = await perform(effect)
             except Exception as error:  # noqa: BLE001  # the procedure decides what it means
                 effect = procedure.throw(error)
             else:
@@ -125,28 +105,40 @@ def drive(procedure: Procedure[T], ports: SyncPorts) -> T:
         procedure.close()  # Ctrl-C, or a cancelled task, leaves nothing half done
 
 
-async def drive_async(procedure: Procedure[T], ports: AsyncPorts) -> T:
-    """Carry a procedure out by awaiting; the ledger is reached through a worker thread."""
-    try:
-        effect = procedure.send(None)
+async def persist(procedure: Procedure[T], retry: Callable[[Effect, Exception], Procedure[bool]]) -> T:
+    """Carry a procedure out. Where an effect fails, `retry` pauses and returns whether the effect is tried again."""
+
+    async def perform(effect: Effect) -> Any:
         while True:
             try:
-                if isinstance(effect, Ask):
-                    asked: Awaitable[Any] = effect.call(ports)  # type: ignore[arg-type]  # the awaiting twin of Ports
-                    value = await asked
-                else:
-                    run = ports.threads.together if effect.together else ports.threads.run
-                    if effect.sure:
-                        with anyio.CancelScope(shield=True):
-                            value = await run(effect.call)
-                    else:
-                        value = await run(effect.call)
-            except Exception as error:  # noqa: BLE001  # the procedure decides what it means
-                effect = procedure.throw(error)
-            else:
-                effect = procedure.send(value)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    finally:
-        procedure.close()
+                return await effect
+            except Exception as error:
+                if not await retry(effect, error):
+                    raise
+
+    return await run_procedure(procedure, perform)
+
+
+def drive(procedure: Procedure[T], ports: SyncPorts) -> T:
+    """Carry a procedure out by calling."""
+
+    async def perform(effect: Effect) -> Any:
+        if isinstance(effect, Ask):
+            return effect.call(ports)
+        return effect.call()() if effect.together else effect.call()
+
+    return synchronous(run_procedure)(procedure, perform)
+
+
+async def drive_async(procedure: Procedure[T], ports: AsyncPorts) -> T:
+    """Carry a procedure out by awaiting; the ledger is reached through a worker thread."""
+
+    async def perform(effect: Effect) -> Any:
+        if isinstance(effect, Ask):
+            asked: Awaitable[Any] = effect.call(ports)  # type: ignore[arg-type]  # the awaiting twin of Ports
+            return await asked
+        run = ports.threads.together if effect.together else ports.threads.run
+        with anyio.CancelScope(shield=effect.sure):
+            return await run(effect.call)
+
+    return await run_procedure(procedure, perform)

@@ -11,7 +11,7 @@ from batchwise.api.batches import BatchLane
 from batchwise.api.colours import AsyncIO, SyncIO, synchronous
 from batchwise.api.faults import LaneFault
 from batchwise.api.messages import MessageLane
-from batchwise.api.types import BatchInfo, Created, Listing, Reply
+from batchwise.api.types import BatchInfo, Listing, Reply
 from batchwise.errors import printable
 
 from .effects import Ask
@@ -27,7 +27,7 @@ _PAGE = 100
 class Ports(Protocol):
     """The API as procedures see it; the async one returns awaitables."""
 
-    def create(self, chunks: Iterator[bytes], length: int, betas: tuple[str, ...]) -> Created:
+    def create(self, chunks: Iterator[bytes], length: int, betas: tuple[str, ...]) -> BatchInfo:
         """One create call; never retried."""
 
     def retrieve(self, remote_id: str) -> BatchInfo:
@@ -46,12 +46,12 @@ class Ports(Protocol):
         """One Messages call; never retried."""
 
 
-async def _logged(words: str, asked: Ask[T]) -> T:
-    """Ask the API, and log at DEBUG what was asked, what came of it, and how long that took."""
+async def _logged(words: str, asked: Ask[T], brief: Callable[[T], str]) -> T:
+    """Ask the API, and log at DEBUG what was asked, the answer in brief, and how long it took."""
     begun, came = monotonic(), "broken off"
     try:
         answer = await asked
-        came = _brief(answer)
+        came = brief(answer)
     except LaneFault as error:
         came = error.fault.summary
         raise
@@ -60,16 +60,8 @@ async def _logged(words: str, asked: Ask[T]) -> T:
     return answer
 
 
-def _brief(answer: object) -> str:
-    match answer:
-        case Created():
-            return printable(answer.batch.id)
-        case BatchInfo():
-            return answer.status
-        case Listing():
-            return f"{len(answer.batches)} of them"
-        case _:
-            return "read"
+def _status(info: BatchInfo) -> str:
+    return info.status
 
 
 class _Api:
@@ -78,22 +70,25 @@ class _Api:
     Calls of the sync lane are logged as events; see `calls`.
     """
 
-    async def create(self, chunks: Iterator[bytes], length: int, betas: tuple[str, ...]) -> Created:
+    async def create(self, chunks: Iterator[bytes], length: int, betas: tuple[str, ...]) -> BatchInfo:
         asked = Ask(lambda ports: ports.create(chunks, length, betas))
-        return await _logged(f"create of a batch of {length:,} bytes", asked)
+        return await _logged(f"create of a batch of {length:,} bytes", asked, lambda info: printable(info.id))
 
     async def retrieve(self, remote_id: str) -> BatchInfo:
-        return await _logged(f"poll of batch {printable(remote_id)}", Ask(lambda ports: ports.retrieve(remote_id)))
+        asked = Ask(lambda ports: ports.retrieve(remote_id))
+        return await _logged(f"poll of batch {printable(remote_id)}", asked, _status)
 
     async def cancel(self, remote_id: str) -> BatchInfo:
-        return await _logged(f"cancel of batch {printable(remote_id)}", Ask(lambda ports: ports.cancel(remote_id)))
+        asked = Ask(lambda ports: ports.cancel(remote_id))
+        return await _logged(f"cancel of batch {printable(remote_id)}", asked, _status)
 
     async def list(self, *, limit: int = _PAGE, after_id: str | None = None) -> Listing:
-        return await _logged("list of batches", Ask(lambda ports: ports.list(limit=limit, after_id=after_id)))
+        asked = Ask(lambda ports: ports.list(limit=limit, after_id=after_id))
+        return await _logged("list of batches", asked, lambda page: f"{len(page.batches)} of them")
 
     async def read(self, remote_id: str, feed: Callable[[bytes], bool]) -> None:
         asked = Ask(lambda ports: ports.read(remote_id, feed))
-        await _logged(f"results of batch {printable(remote_id)}", asked)
+        await _logged(f"results of batch {printable(remote_id)}", asked, lambda _: "read")
 
     def call(self, body: bytes, *, model: str, max_tokens: int, betas: tuple[str, ...]) -> Ask[Reply]:
         return Ask(lambda ports: ports.call(body, model=model, max_tokens=max_tokens, betas=betas))

@@ -147,7 +147,7 @@ async def _post(engine: Engine, batch: BatchView) -> None:
     except (FenceError, LedgerError):  # the last chunk was not sent: nothing is created
         await store_surely(take_back, engine, batch)
         return
-    await store_surely(record_created, engine, batch, created.batch)
+    await store_surely(record_created, engine, batch, created)
 
 
 def take_back(engine: Engine, batch: BatchView) -> None:

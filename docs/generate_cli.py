@@ -18,17 +18,17 @@ BEGINNING = """# Command line
 pip install 'batchwise-claude[cli]'
 ```
 
-`batchwise VERB` and `python -m batchwise VERB` are the same. Without the extra there are `advance` and `progress`, for
-cron; other verbs say what to install.
+`batchwise VERB` and `python -m batchwise VERB` are the same. Without the extra `cli` there are only `advance` and
+`progress`, for cron.
 
 - **Looking** (`status`, `jobs`, `results`, `report`, `plan`, `cadence`) needs no key, sends nothing and makes no
   ledger.
 - **Working** (`run`, `submit`, `advance`, `cancel`, `retry`) reads the key and the base URL from the environment, as
   the SDK does. `resume` and `purge` change the ledger alone, and need no key.
-- **A ledger that is not there is an error** for all but `run`, `submit`, `migrate` and `gateway`, which make it, and
-  `plan`, which does without one if `--ledger` names none.
-- **The policy comes along**: what is not given with `--policy` is the policy that the ledger keeps, the last that work
-  was accepted under. What differs is said on stderr.
+- **A ledger that does not exist** is an error. But `run`, `submit`, `migrate` and `gateway` make it, and `plan` needs
+  none unless `--ledger` names one.
+- **The policy** is the one that the ledger keeps: the last under which work was accepted. `--policy FILE.toml` gives
+  another, and stderr says what differs.
 
 ## From a file to results
 
@@ -59,8 +59,8 @@ CODES = {
     Exit.INTERRUPTED: "interrupted by Ctrl-C, or `advance --watch` by SIGTERM; all that was accepted is in the ledger",
 }
 MIDDLE = """
-3 and 4 come from the verbs that say where the work stands; 3 goes before 4. `run` exits with 1 where some requests have
-no answer in the end, so that what follows it does not go on with a part.
+3 and 4 come from the verbs that say where the work stands; if both hold, it is 3. `run` exits with 1 if some requests
+have no answer in the end, so that a script does not go on with a part.
 
 ## JSON
 
@@ -70,14 +70,17 @@ With `--json` a verb prints one JSON object on one line:
 {"command": "status", "exit_code": 0, "ledger": "/srv/ledger.db", "job": "nightly", "progress": {"total": 7, "...": 0}}
 ```
 
-`command` and `exit_code` are always there. Beside them stand what the verb found, under its name (`progress`, `jobs`,
-`report`, `plan`, `cadence`), and how many it changed (`cancelled`, `retried`, `purged`, `written`). Where it failed,
-`error` has the `type` and the `message`. `results --json` and `run --out - --json` print it after the results, each of
-which is a line of its own (`Result.to_dict`). `gateway` and `sandbox`, which run until they are stopped, print it once
-they take calls: `base_url`, and `needs_key`, which is true where callers have to give a certain API key. Values have
-the fields of the Python values of the same name ([Progress and Report](dispatcher.md)): moments are ISO 8601 with an
-offset, durations seconds, money US dollars as text, and what is not there null. Fields may be added; none changes its
-meaning.
+- `command` and `exit_code` are always there.
+- `progress`, `jobs`, `report`, `plan` or `cadence` is what the verb found. It has the fields of the Python value
+  ([Progress and Report](policy.md#where-the-work-stands)).
+- `cancelled`, `retried`, `purged` or `written` is how many requests or results the verb changed or wrote.
+- `error` is there if it failed, with its `type` and `message`.
+- `base_url` and `needs_key` are those of `gateway` and `sandbox`, which print them once they take calls. `needs_key` is
+  true if callers have to give a certain API key.
+
+Moments are ISO 8601 with an offset, durations seconds, money US dollars as text; what is missing is null. With
+`results --json` and `run --out - --json` the object comes after the results, each of which is a line of its own
+(`Result.to_dict`). Later versions may add fields, but do not change the meaning of one.
 
 ## Environment
 

@@ -51,9 +51,7 @@ UNSEALED = "0" * _NONCE_LENGTH
 
 _MARKER = "_bw"
 _TAIL_LENGTH = len(_MARKER) + _NONCE_LENGTH + len("-") + len("c")
-_LONGEST_TAIL = _TAIL_LENGTH + len(f"{MAX_NUMBER:x}")
-# The tail, canonical: no leading zeros, no upper case, nothing behind it (`\Z`: `$` would let a newline pass).
-_TAIL = re.compile(r"(_bw([0-9a-z]{12})-(0|[1-9a-f][0-9a-f]{0,15}))([0-9a-z])\Z")
+_TAIL = re.compile(r"_bw([0-9a-z]{12})-[0-9a-f]{1,16}[0-9a-z]\Z")
 
 
 class Parsed(NamedTuple):
@@ -164,17 +162,11 @@ def parse(custom_id: str) -> Parsed | None:
     A foreign id would have to carry the marker, twelve fitting characters, a dash, a canonical number and the one
     right check character of 36 at its end.
     """
-    length = len(custom_id)
-    if length > MAX_LENGTH:
-        return None
-    found = _TAIL.search(custom_id, max(0, length - _LONGEST_TAIL))
+    found = _TAIL.search(custom_id)
     if found is None:
         return None
-    checked, nonce, digits, check = found.groups()
-    if _DIGITS[crc32(checked.encode()) % 36] != check:
-        return None
-    number = int(digits, 16)
-    return Parsed(nonce, number) if number <= MAX_NUMBER else None
+    number = opener(found[1])(custom_id.encode(errors="replace"))
+    return None if number < 0 else Parsed(found[1], number)
 
 
 def opener(nonce: str) -> Callable[[bytes], int]:

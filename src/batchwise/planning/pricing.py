@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from batchwise.models import GRAIN, Lane, Rates
 from .packing import BYTES_PER_TOKEN
 
 if TYPE_CHECKING:
-    from genai_prices.types import ModelInfo
+    from genai_prices.types import ModelInfo, PriceCalculation
 
     from batchwise.request import Request
 
@@ -167,13 +167,8 @@ class PriceBook:
 
     def context_window(self, model: str) -> int | None:
         """Return the most input and output tokens that a model takes; None where the data do not say."""
-        from genai_prices import Usage, calc_price
-
-        try:
-            found = calc_price(Usage(), model, provider_id="anthropic").model
-        except LookupError:
-            return None
-        return found.context_window if _is_id_of(model, found) else None
+        found = _found(model)
+        return None if found is None else found.model.context_window
 
     def _resolve(
         self, model: str, lane: Lane, geo: str | None, speed: str | None, service_tier: str | None, day: int
@@ -276,23 +271,30 @@ def _whole(pico: Decimal) -> int:
     return int(pico)
 
 
-def _listed(model: str, at: datetime, *, batch: bool, fast: bool) -> Tariff | None:
-    """Return the rates by genai-prices' data."""
+def _found(model: str, **asked: Any) -> PriceCalculation | None:
+    """Return what genai-prices' data say of exactly this model."""
     from genai_prices import Usage, calc_price
 
-    resolve = partial(calc_price, Usage(), model, provider_id="anthropic", genai_request_timestamp=at)
     try:
-        found = resolve()
+        found = calc_price(Usage(), model, provider_id="anthropic", **asked)
     except LookupError:
+        return None
+    return found if _is_id_of(model, found.model) else None
+
+
+def _listed(model: str, at: datetime, *, batch: bool, fast: bool) -> Tariff | None:
+    """Return the rates by genai-prices' data."""
+    found = _found(model, genai_request_timestamp=at)
+    if found is None:
         return None
     variants = getattr(found.model, "price_variants", None) or ()
     dated = (*variants, *(found.model.prices if isinstance(found.model.prices, list) else ()))
-    if not _is_id_of(model, found.model) or any(hasattr(entry.constraint, "start_time") for entry in dated):
+    if any(hasattr(entry.constraint, "start_time") for entry in dated):
         return None  # a price is resolved for a day; none of Anthropic's prices changes by the hour
     context = {"processing": "batch"} if batch else {"speed": "fast"} if fast else {}
     listed = any(v.when == context and (v.constraint is None or v.constraint.active(at)) for v in variants)
-    if context and listed:
-        return _table(resolve(price_context=context).model_price.__dict__)
+    if context and listed and (variant := _found(model, genai_request_timestamp=at, price_context=context)):
+        return _table(variant.model_price.__dict__)
     rates = None if fast else _table(found.model_price.__dict__)
     return rates.scaled(_BATCH) if rates is not None and batch else rates
 

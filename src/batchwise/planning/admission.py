@@ -51,7 +51,7 @@ class Promises:
     """All promises, by class of models: each class has a sync lane to itself.
 
     Attributes:
-        capacity: The capacity of the sync lane.
+        capacity: Of the sync lane.
         margin: How long before its deadline the last call has to be sent.
         priming: As `priming_ends` returns it: requests that share these prefixes wait.
         by_class: The promises of each class.
@@ -211,12 +211,7 @@ class Admission:
 def admit(group: Group, promises: Promises, now: datetime, policy: Policy, *, at_once: bool) -> Admission:
     """Promise a group of new requests its deadline: all in a batch, some of them, or all on the sync lane.
 
-    Args:
-        group: The new requests (`terms` as routed).
-        promises: The promises so far.
-        now: The moment.
-        policy: The rules' figures.
-        at_once: They are submitted at once (a bulk dispatch), not with the next cadence tick.
+    Their terms are as routed. A bulk dispatch is submitted `at_once`, a single request after its interval.
 
     Raises:
         AdmissionError: Not even the sync lane can finish them in time; the message has the figures.

@@ -128,13 +128,8 @@ Action = Union[
 class Agenda:
     """One pass: the snapshot, the actions found due, and the earliest moment at which something else falls due.
 
-    Args:
-        snapshot: The unsettled work.
-        now: The moment.
-        policy: The rules' figures.
-        wake_gap: How late the planner's next pass may be.
-        optional_polls: Also poll batches before that is necessary, to collect them early.
-        job: The number of a job: look only for what this job needs; all jobs share the lanes.
+    With `optional_polls` batches are also polled before that is necessary, to collect them early. With the number of a
+    job only what this job needs counts; all jobs share the lanes.
     """
 
     def __init__(

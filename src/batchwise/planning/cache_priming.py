@@ -91,15 +91,9 @@ def expected_cost(
 def cheapest(
     requests: int, tokens: int, tariff: Tariff, hits: Hits, *, primes: bool = True, warm: bool = False
 ) -> Caching:
-    """Return how to send so many requests that share a prefix for the least expected cost.
+    """Return how to send so many requests that share a prefix of so many tokens for the least expected cost.
 
-    Args:
-        requests: How many.
-        tokens: Of the prefix.
-        tariff: What the batch lane charges.
-        hits: The record.
-        primes: Whether there is time to prime.
-        warm: Whether it is in the cache for an hour, so that nothing has to prime it.
+    `primes`: whether there is time to prime it; `warm`: whether it is in the cache for an hour, so that nothing has to.
     """
     primed = warm or (primes and requests > 1)
     ways = [Caching.AS_IS, Caching.HOUR, *([Caching.PRIMED] if primed else [])]

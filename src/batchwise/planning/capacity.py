@@ -111,12 +111,7 @@ def limits_of(model: str, limits: Limits | Mapping[str, Limits] | None, measured
     """Return the limits in force for a model (or for its class).
 
     Given limits are kept to, and the API's headers may lower them. Where none are given, the Start tier's hold until
-    the headers have said the account's, which are followed upwards, too.
-
-    Args:
-        model: The model's id, or its class.
-        limits: `Policy.limits`.
-        measured: The limits that the API's headers named; None: none so far.
+    the headers (`measured`) have said the account's, which are followed upwards, too.
     """
     given = given_limits(model, limits)
     found = _START if given is None else given
@@ -152,12 +147,9 @@ def tail_of(limits: Limits | Mapping[str, Limits] | None) -> timedelta:
 
 
 def latest(known: Mapping[str, Measured], own: Mapping[str, Measured], now: datetime) -> dict[str, Measured]:
-    """Return the latest measurement of each class: this process's, or a later one of another process.
+    """Return the latest measurement of each class: this process's own, or a later one that the ledger knows.
 
-    Args:
-        known: What the ledger holds of all processes.
-        own: What this process measured.
-        now: The moment; what was seen after it was seen by a clock that was ahead, and is no news.
+    What was seen after `now` was seen by a clock that was ahead, and is no news.
     """
     others = {name: it for name, it in known.items() if name not in own or own[name].at < it.at <= now}
     return {**own, **others}
@@ -167,13 +159,8 @@ class Capacity:
     """The sync lane for some classes of models at one moment.
 
     Each class has limits of its own, and all share the calls that one process runs at once. Where the classes could
-    use more than these together, each is planned with a share of them.
-
-    Args:
-        policy: The rules' figures.
-        now: The moment.
-        measured: How the lane does, by class. What was seen long ago, or by a clock that was far ahead, has no share.
-        models: Models (or classes) that the lane has to serve.
+    use more than these together, each is planned with a share of them. What was `measured` of a class long ago, or by
+    a clock that was far ahead, has no share. `models` are models, or classes, that the lane has to serve.
     """
 
     def __init__(

@@ -60,11 +60,9 @@ def sent_at(batch: BatchView) -> datetime | None:
 
 
 def sent_by(batch: BatchView, server_now: datetime) -> BatchView:
-    """The batch, sent by now at the latest: if that lies in the server's future, our clock was set while it was sent.
+    """Return the batch as sent by now at the latest, by the server's clock.
 
-    Args:
-        batch: One whose create has been sent, as far as it was.
-        server_now: The server's clock, as seen just now.
+    If its create was sent in the server's future, our clock was set while it was sent.
     """
     sent = sent_at(batch)
     if sent is None or sent <= server_now or batch.posting_at is None:

@@ -41,12 +41,7 @@ def failed(
 ) -> bytes:
     """Return the result line of a request without an answer of the API.
 
-    Args:
-        custom_id: The id under which it went.
-        outcome: How it ended.
-        error: Why.
-        status: The HTTP status of the call that said so, if there was one.
-        request_id: The API's id of that call.
+    `status` and `request_id` are the HTTP status and the API's id of the call that said so, if there was one.
     """
     value: dict[str, Any] = {"type": error.type, "message": error.message, "retryable": error.retryable}
     if status is not None:
@@ -72,13 +67,8 @@ def next_call(
 ) -> tuple[bytes, Terms] | None:
     """Return the body and the terms with which a request goes on after a message; None: it settles.
 
-    Args:
-        ruling: The ruling on the message.
-        body: The body that it answers.
-        turns: The result lines before it: of paused turns, and of refusals.
-        line: Its own result line.
-        terms: The request's terms.
-        fallback_models: The models that are asked after a refusal, one after the other.
+    The message answers `body` and came as the result `line`. `turns` are the lines before it: of paused turns, and of
+    refusals. After a refusal the `fallback_models` are asked, one after the other.
     """
     if ruling.verdict is Verdict.CONTINUE:
         more = continued(body, line) if _is_continued(turns, terms) else None

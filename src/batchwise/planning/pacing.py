@@ -408,11 +408,8 @@ class Pacer:
         A limit below the given one replaces it, and follows the API up to the given one again; where none was given,
         without bound. The remaining amount is taken over where it is less than believed (others use the account, too),
         and, under the account's own limits, where it is more than all running calls could still use. `-reset` says
-        when a bucket will be full, by the server's time; the limit and the remaining amount say that already.
-
-        Args:
-            now: Seconds of the monotonic clock.
-            headers: The answer's headers, found by lower-case names.
+        when a bucket will be full, by the server's time; the limit and the remaining amount say that already. The
+        headers are found by lower-case names.
         """
         self._advance(now)
         lowered = 1.0

@@ -118,17 +118,10 @@ def _as_of(snapshot: Snapshot, at: datetime) -> Snapshot:
 
 
 def plan(snapshot: Snapshot, now: datetime, policy: Policy, *, wake_gap: timedelta = ZERO) -> tuple[Action, ...]:
-    """Return the actions that are due now.
+    """Return the actions that are due now, in the order in which to begin them.
 
-    Args:
-        snapshot: The unsettled work.
-        now: The moment (aware UTC).
-        policy: The rules' figures.
-        wake_gap: How late the planner's next pass may be (a cron's period; 0 for a pump).
-
-    Returns:
-        Actions in the order in which to begin them; a `WaitUntil` stands last where something falls due later.
-        Without the lease only actions of the sync lane.
+    A `WaitUntil` stands last where something falls due later. Without the lease only actions of the sync lane are due.
+    `wake_gap` says how late the planner's next pass may be (a cron's period; 0 for a pump).
     """
     agenda = _walk(Agenda(snapshot, now, policy, wake_gap))
     waits = () if agenda.next is None else (WaitUntil(agenda.next),)

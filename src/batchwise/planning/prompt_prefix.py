@@ -138,11 +138,8 @@ def under_an_hour(body: bytes, breakpoints: int) -> bytes:
 def prefix_words(tokens: int, model: str, left: timedelta | None, needed: timedelta) -> str:
     """Return what the explanation of a decision for a batch says of a prefix.
 
-    Args:
-        tokens: How long the prefix is.
-        model: Its model.
-        left: The time until the deadline; None: there is none.
-        needed: How much of it two batches, one after the other, and the reserve take.
+    `left`: the time until the deadline, None without one; `needed`: how much of it two batches, one after the other,
+    and the reserve take.
     """
     about = f"a prefix of about {tokens:,} tokens"
     least = minimum_tokens(model)

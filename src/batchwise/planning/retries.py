@@ -62,14 +62,10 @@ def call_costs(terms: Terms, now: datetime, *, unpaid: int, refused: bool, costs
     """Whether a failed call counts among its request's attempts.
 
     While its deadline can be met, a call that was refused for load or never sent costs nothing. Otherwise refusals for
-    load cost from the 41st on, and a call that was never sent costs what its kind does.
+    load cost from the 41st on, and a call that was never sent costs what its kind does (`costs`).
 
-    Args:
-        terms: The request's terms.
-        now: The moment.
-        unpaid: How many of its calls were refused for load or never sent, this one included; 0: this one was neither.
-        refused: Whether it was refused for load.
-        costs: Whether a failure of its kind counts.
+    `unpaid`: how many of its calls were refused for load or never sent, this one included; 0: this one was neither.
+    `refused`: whether this one was refused for load.
     """
     if unpaid and _may_meet(terms, now):
         return False

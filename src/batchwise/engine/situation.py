@@ -59,7 +59,6 @@ class Situation:
         known = self._suspensions.read()
         snapshot = attrs.evolve(
             self._health.seen_with(known),
-            forecast=self._forecasts.of(),
             batch_ends=self._forecasts.ends(group.terms.model for group in known.batch_queue),
             tariffs=self._tariffs(known),
             leased=self._ledger.lease.held,

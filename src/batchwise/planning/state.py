@@ -12,7 +12,6 @@ from batchwise.models import Labels, Lane, Reason, ToolUse
 
 from .cache_priming import Caching, Hits, Primed
 from .capacity import Measured
-from .forecast import Forecast
 from .packing import BYTES_PER_TOKEN, Sizes
 from .pricing import Tariff
 from .prompt_prefix import GROWTH
@@ -259,7 +258,6 @@ class Snapshot:
         batches: Batches neither closed nor void.
         suspended: Suspended lanes with the reason.
         resumes: How often suspended lanes were resumed.
-        forecast: How long batches and cancels take.
         batch_ends: The mean time of a batch by its model and the number of digits of its size, where sizes are chosen.
         clock_offset: The server's clock minus ours, as last seen.
         batch_paused_until: The account's queue is full until then, as far as known.
@@ -281,7 +279,6 @@ class Snapshot:
     batches: tuple[BatchView, ...] = ()
     suspended: Mapping[Lane, str] = attrs.field(factory=dict)
     resumes: int = 0
-    forecast: Forecast = attrs.field(factory=Forecast.prior)
     batch_ends: Mapping[tuple[str, int], timedelta] = attrs.field(factory=dict)
     clock_offset: timedelta = timedelta(0)
     batch_paused_until: datetime | None = None

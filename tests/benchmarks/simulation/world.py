@@ -197,7 +197,6 @@ class World:
             sync_running=tuple(self._group(n, count, 0.0, False) for n, count in waiting.items()),
             batches=tuple(batch.view for batch in self.batches.values()),
             suspended=self.suspended,
-            forecast=self._forecast(),
             batch_paused_until=self.paused_until,
             sync_answered_at=self.answered_at,
             prefixes=self.prefixes,

@@ -83,13 +83,13 @@ def _running(engine: Engine, snapshot: Snapshot, job: int | None, now: datetime)
     for batch in snapshot.batches:
         if job is not None and all(group.terms.job != job for group in batch.groups):
             continue
-        begun = batch.sealed_at if batch.created_at is None else batch.created_at - snapshot.clock_offset
-        elapsed = max(timedelta(0), now - begun)
+        began = batch.began(snapshot.clock_offset)
+        elapsed = max(timedelta(0), now - began)
         yield RunningBatch(
             remote_id=batch.remote_id,
             requests=batch.requests,
             elapsed=elapsed,
-            expected_end=_forecast_of(engine, batch, begun).expected_range(begun, elapsed),
+            expected_end=_forecast_of(engine, batch, began).expected_range(began, elapsed),
             rescue_at=starts.get(batch.id),
             status="in_doubt"
             if batch.state in {BatchState.IN_DOUBT, BatchState.WATCHED}
@@ -99,9 +99,9 @@ def _running(engine: Engine, snapshot: Snapshot, job: int | None, now: datetime)
         )
 
 
-def _forecast_of(engine: Engine, batch: BatchView, begun: datetime) -> Forecast:
+def _forecast_of(engine: Engine, batch: BatchView, began: datetime) -> Forecast:
     model = batch.groups[0].terms.model if batch.groups else None
-    return engine.forecasts.of(model, requests=batch.requests, at=begun)
+    return engine.forecasts.of(model, requests=batch.requests, at=began)
 
 
 def tallies(counts: Iterable[tuple[tuple[Lane, Status, Outcome | None], int]]) -> dict[str, Any]:

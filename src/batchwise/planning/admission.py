@@ -156,7 +156,7 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
             if batch.state in {BatchState.CANCELING, BatchState.ENDED}:
                 add(group, now)
             else:
-                add(group, _release(group.terms, batch.created_at or batch.sealed_at, now, policy))
+                add(group, _release(group.terms, batch.began(snapshot.clock_offset), now, policy))
     promises = Promises.of(found, capacity, now, margin, priming)
     if promises.kept(now) is None:
         return promises

@@ -226,6 +226,10 @@ class BatchView:
         """The model of the first of its unsettled requests; "" where none is left, or where it was made elsewhere."""
         return self.groups[0].terms.model if self.groups else ""
 
+    def began(self, clock_offset: timedelta) -> datetime:
+        """Return when the API began with it, or else when it was sealed, by our clock."""
+        return self.sealed_at if self.created_at is None else self.created_at - clock_offset
+
     @property
     def whole(self) -> bool:
         """Whether none of its requests has left it or settled."""

@@ -77,10 +77,10 @@ def test_run_tells_of_requests_without_an_answer(sandbox, batchwise, file):
 
 
 WRONG = {
-    "{": "no JSON",
+    "{": "not JSON",
     "[1]": "a list",
     '{"custom_id": "a"}': "lacks params",
-    '{"custom_id": "a", "params": {}, "betas": []}': "has 'betas' besides",
+    '{"custom_id": "a", "params": {}, "betas": []}': "also has 'betas'",
     '{"custom_id": 7, "params": {}}': "key=7",
     '{"custom_id": null, "params": {}}': "key=None",
     '{"custom_id": "a", "params": {"model": "m", "max_tokens": 3}}': "lack 'messages'",
@@ -192,6 +192,7 @@ def test_a_plan_names_the_prices_and_the_models_that_have_none(sandbox, batchwis
     lines = [{"custom_id": model, "params": {**params(), "model": model}} for model in ("nova-1", "nova-2")]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     said = batchwise("plan", str(file), "--within", "30h")
+    assert "2 on the batch lane (latency_tolerant): " in said.out
     assert "the price of 'nova-1' and of 1 more is unknown; give it" in said.out
     assert "Policy(prices={'nova-1': Rates(input=3, output=15)})" in said.out
     own.write_text("[prices]\nnova-1 = {input = 3, output = 15}\nnova-2 = {input = 1, output = 5}\n")

@@ -32,9 +32,9 @@ class Exit(IntEnum):
 
     DONE = 0
     ERROR = 1
-    """It could not be done; the reason is on stderr."""
+    """The verb failed; the reason is on stderr."""
     USAGE = 2
-    """The command line, or the policy's file, is wrong; the reason is on stderr."""
+    """The command line, or the file of the policy, is wrong; the reason is on stderr."""
     SUSPENDED = 3
     """A lane is suspended: the API refuses work until somebody mends the cause."""
     AT_RISK = 4
@@ -42,12 +42,12 @@ class Exit(IntEnum):
     NOT_FOUND = 5
     """There is no such ledger, job or request."""
     INTERRUPTED = 130
-    """Ctrl-C, or SIGTERM to `advance --watch`; all that was accepted is in the ledger."""
+    """Ctrl-C, or SIGTERM in `advance --watch`. All accepted requests are in the ledger."""
 
 
 @attrs.frozen
 class Answer:
-    """What a verb found.
+    """What a verb answers.
 
     Attributes:
         text: For people.
@@ -73,7 +73,7 @@ _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
 
 
 def code_of(found: Progress | BaseException) -> Exit:
-    """The exit code that says how work stands, or what went wrong."""
+    """Return the exit code for a progress or an error."""
     if isinstance(found, Progress):
         if found.suspended:
             return Exit.SUSPENDED
@@ -82,7 +82,7 @@ def code_of(found: Progress | BaseException) -> Exit:
 
 
 def jsonable(value: Any) -> Any:
-    """A value as JSON has it: fields by their names, moments in ISO 8601, durations in seconds, money as text."""
+    """Return a value as JSON has it: fields by name, moments in ISO 8601, durations in seconds, money as text."""
     if isinstance(value, Progress):
         return {**_fields(value), "settled": value.settled, "done": value.done}
     if attrs.has(type(value)):
@@ -101,7 +101,7 @@ def jsonable(value: Any) -> Any:
 
 
 def _table(value: Mapping[Any, Any]) -> dict[str, Any]:
-    """Names of several words become tables in tables: `{("team", "search"): 1}` is `{"team": {"search": 1}}`."""
+    """A mapping as JSON has it. Keys that are tuples become nested objects: `{("a", "b"): 1}` is `{"a": {"b": 1}}`."""
     table: dict[str, Any] = {}
     for name, each in value.items():
         *outer, last = name if isinstance(name, tuple) else (jsonable(name),)
@@ -117,24 +117,24 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def as_json(verb: str, code: int, values: Mapping[str, Any]) -> str:
-    """The one shape of all verbs: `{"command": ..., "exit_code": ..., ...}`."""
+    """Return a verb's answer as JSON. All verbs have the same shape: `{"command": ..., "exit_code": ..., ...}`."""
     return orjson.dumps({"command": verb, "exit_code": int(code), **values}).decode()
 
 
 def note(words: str) -> None:
-    """Say something beside the answer."""
+    """Print a line on stderr."""
     sys.stderr.write(f"batchwise: {words}\n")
     sys.stderr.flush()
 
 
 def say(text: str) -> None:
-    """Print an answer at once."""
+    """Print text on stdout at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def refuse(verb: str, error: BaseException, *, json: bool) -> int:
-    """Print why a verb cannot do it; returns the exit code."""
+    """Print why a verb failed; returns the exit code."""
     words, code = str(error) or "interrupted", code_of(error)
     note(words)
     if json:
@@ -143,7 +143,7 @@ def refuse(verb: str, error: BaseException, *, json: bool) -> int:
 
 
 def tell(verb: str, ask: Callable[[], Answer], *, json: bool) -> int:
-    """Print what a verb answers, or why it cannot; returns the exit code."""
+    """Print what a verb answers, or why it failed; returns the exit code."""
     try:
         answer = ask()
     except (BatchwiseError, KeyboardInterrupt) as error:

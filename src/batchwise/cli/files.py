@@ -1,4 +1,4 @@
-"""Results as files (JSON lines, CSV, Parquet), and reports as pages: each is there whole or not at all."""
+"""Results as files (JSON lines, CSV, Parquet), and reports as HTML pages: a file is complete, or it is not there."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ COLUMNS = {
     "cost": float, "saved": float, "deadline": str, "settled_at": str, "met_deadline": bool, "cursor": int,
     "labels": str,
 }  # fmt: skip
-"""The columns of a table: those of `Result.to_dict`, and the labels as one object of JSON."""
+"""The columns of a CSV or Parquet file: those of `Result.to_dict`, and the labels as one JSON object."""
 _CHUNK = 1_000
-"""Rows of a table that are held at a time."""
+"""How many rows of a Parquet file are in memory at a time."""
 
 
 def check_path(path: str) -> None:
-    """Refuse what no results can be written to, before anything is bought for it.
+    """Refuse a file to which results cannot be written, before anything is bought.
 
     Raises:
-        InvalidValueError: Its ending is none that is known, its folder is not there or cannot be looked at, it is a
-            folder itself, or pyarrow is missing.
+        InvalidValueError: The ending is unknown, the folder does not exist or cannot be read, the path is a folder, or
+            pyarrow is missing.
     """
     if path == "-":
         return
     ending = Path(path).suffix.lower()
     if ending not in {".jsonl", ".csv", ".parquet"}:
-        raise InvalidValueError(f"--out {shown(path)}: write a file that ends with .jsonl, .csv or .parquet, or -")
+        raise InvalidValueError(f"--out {shown(path)}: name a file that ends with .jsonl, .csv or .parquet, or -")
     whole = Path(path).expanduser().absolute()
     try:
         if not whole.parent.is_dir():
@@ -58,10 +58,10 @@ def check_path(path: str) -> None:
 
 
 def write_results(results: Iterable[Result], path: str) -> int:
-    """Write results to a file of the kind that its ending names, or as JSON lines to stdout (`-`); returns how many.
+    """Write results to a file, or as JSON lines to stdout (`-`); returns how many. The ending names the format.
 
     Raises:
-        InvalidValueError: It is no such file, or cannot be written.
+        InvalidValueError: The ending is unknown, or the file cannot be written.
     """
     check_path(path)
     rows = map(Result.to_dict, results)
@@ -83,10 +83,10 @@ def _write(rows: Iterable[dict[str, Any]], path: str) -> int:
 
 
 def write_page(page: str, path: str) -> None:
-    """Write a page of HTML.
+    """Write an HTML page to a file.
 
     Raises:
-        InvalidValueError: It cannot be written there.
+        InvalidValueError: The file cannot be written.
     """
     try:
         with WholeFile(path) as whole:
@@ -114,7 +114,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _clean(value: Any) -> Any:
-    """Text that UTF-8 can hold: of lone surrogates the escapes."""
+    """Return a string with lone surrogates, which UTF-8 cannot encode, as escapes; any other value as it is."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
@@ -126,7 +126,7 @@ def _csv(file: Any, rows: Iterator[Mapping[str, Any]]) -> int:
     for row in rows:
         writer.writerow(row)
         count += 1
-    text.detach()  # it is closed by whoever opened it
+    text.detach()  # leaves the file open for its owner
     return count
 
 

@@ -1,4 +1,4 @@
-"""The ledger and the policy that the command line names, to look at or to work on."""
+"""Opens the ledger and the policy that the command line names, for verbs that look and for verbs that work."""
 
 from __future__ import annotations
 
@@ -21,22 +21,25 @@ __all__ = ["given_policy", "looking", "planning", "working"]
 
 
 def given_policy(ledger: Ledger, path: str | None) -> Policy | None:
-    """The policy of a TOML file; what differs from the one that the ledger keeps is said. None: no file is named.
+    """Read the policy from a TOML file, and print where it differs from the policy that the ledger keeps.
+
+    Returns:
+        The policy. None: no file is named.
 
     Raises:
-        InvalidValueError: The file holds no policy.
+        InvalidValueError: The file does not hold a policy.
     """
     if path is None:
         return None
     policy, kept = Policy.from_toml(path), ledger.conditions.kept_policy()
     if kept is not None and policy != kept:
-        note(f"other policy than the work in {ledger.name} was accepted under: {policy.differs_from(kept)}")
+        note(f"the work in {ledger.name} was accepted under another policy: {policy.differs_from(kept)}")
     return policy
 
 
 @contextmanager
 def looking(ledger: str | None, policy: str | None = None) -> Iterator[Engine]:
-    """A core that only looks at a ledger: no key is needed, nothing is sent, made or changed.
+    """Open an existing ledger to look at it: this needs no API key, and sends and creates nothing.
 
     Raises:
         LedgerNotFoundError: There is no such ledger.
@@ -47,10 +50,10 @@ def looking(ledger: str | None, policy: str | None = None) -> Iterator[Engine]:
 
 @contextmanager
 def planning(ledger: str | None, policy: str | None = None) -> Iterator[Engine]:
-    """As `looking`; where no ledger is named and there is none yet, on an empty one in memory.
+    """As `looking`, but with an empty ledger in memory if none is named and the default one does not exist.
 
     Raises:
-        LedgerNotFoundError: There is no ledger of this name.
+        LedgerNotFoundError: A ledger is named, and it does not exist.
     """
     try:
         found = open_ledger(ledger, must_exist=True)
@@ -66,18 +69,18 @@ def planning(ledger: str | None, policy: str | None = None) -> Iterator[Engine]:
 def working(
     ledger: str | None, policy: str | None = None, *, must_exist: bool = True, finish: bool = False
 ) -> Iterator[tuple[Dispatcher, str]]:
-    """A dispatcher on a ledger, and the ledger's name.
+    """Open a dispatcher on a ledger, with a client from the environment; gives it and the name of the ledger.
 
     Args:
         ledger: The ledger.
         policy: The file of the policy.
-        must_exist: Make no new ledger.
-        finish: At the end, unless something was raised, send what is queued for a batch and let sync calls end.
+        must_exist: Whether a ledger that does not exist is an error. Otherwise it is created.
+        finish: Whether at the end, unless the block raises, queued requests are submitted and running calls end.
 
     Raises:
-        LedgerNotFoundError: There is no such ledger, and it has to be there.
+        LedgerNotFoundError: The ledger does not exist, and `must_exist` is set.
     """
-    from batchwise.dispatcher import Dispatcher  # brings the SDK, which looking does without
+    from batchwise.dispatcher import Dispatcher  # imports the SDK, which the other verbs do not need
 
     with closing(open_ledger(ledger, must_exist=must_exist)) as found:
         dispatcher = Dispatcher(ledger=found, policy=given_policy(found, policy))

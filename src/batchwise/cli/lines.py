@@ -1,4 +1,4 @@
-"""Requests out of a file of lines as the batch API takes them: `{"custom_id": "...", "params": {...}}`."""
+"""Reads requests from a file of lines as the batch API takes them: `{"custom_id": "...", "params": {...}}`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EXAMPLE = '{"custom_id": "app.py", "params": {"model": "claude-...", "max_token
 
 
 class Lines:
-    """The requests of a file, one at a time; what is wrong is said with the number of its line.
+    """Iterates over the requests of a file. An error names the line.
 
     Args:
         path: The file; `-` is stdin.
@@ -30,7 +30,7 @@ class Lines:
     def __iter__(self) -> Iterator[Request]:
         try:
             with self._open() as file:
-                for self._number, line in enumerate(file, 1):  # where it has come, for `named`
+                for self._number, line in enumerate(file, 1):  # `named` needs the number
                     if line.strip():
                         yield self._request(line)
         except OSError as error:
@@ -43,19 +43,19 @@ class Lines:
         try:
             found = decode(line)
         except UnreadableError:
-            raise self._wrong("no JSON") from None
+            raise self._wrong("not JSON") from None
         if not isinstance(found, dict):
             raise self._wrong(f"a {type(found).__name__}")
         if found.keys() != {"custom_id", "params"}:
             extra = sorted(found.keys() - {"custom_id", "params"})
             lacks = sorted({"custom_id", "params"} - found.keys())
-            words = f"has {', '.join(map(shown, extra))} besides" if extra else f"lacks {' and '.join(lacks)}"
+            words = f"also has {', '.join(map(shown, extra))}" if extra else f"lacks {' and '.join(lacks)}"
             raise self._wrong(f"an object that {words}")
         return Request(found["params"], key=check_key(found["custom_id"]))
 
     def _wrong(self, what: str) -> InvalidRequestError:
-        return InvalidRequestError(f"it is {what}; a line is {_EXAMPLE}")
+        return InvalidRequestError(f"the line is {what}; write {_EXAMPLE}")
 
     def named(self, error: InvalidRequestError) -> InvalidRequestError:
-        """The error of the line that was read last, with its place."""
+        """Return an error about the line that was read last, with the file and the line in its message."""
         return type(error)(f"{self.path}, line {self._number}: {error}. Nothing was accepted or sent")

@@ -1,8 +1,8 @@
-"""What a file of requests would become if it were dispatched now. Nothing is stored or sent."""
+"""What would become of a file of requests if it were dispatched now. Nothing is stored or sent."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -28,7 +28,7 @@ __all__ = ["Plan", "plan_of"]
 
 @attrs.define
 class _Sum:
-    """What requests of the same terms, or all of one lane or model, amount to."""
+    """Sums over some requests; prices in pico-USD. None: the price of some is unknown."""
 
     requests: int = 0
     size: int = 0
@@ -38,7 +38,7 @@ class _Sum:
     batch: int | None = 0
 
     def add(self, other: _Sum) -> None:
-        """These, too."""
+        """Add another sum to this one."""
         self.requests += other.requests
         self.size += other.size
         self.input_tokens += other.input_tokens
@@ -62,13 +62,13 @@ class Route:
 
 @attrs.frozen(kw_only=True)
 class Capacity:
-    """What the limits say of the requests of one class of models.
+    """How long a rescue of all requests of one class of models would take.
 
     Attributes:
-        model: The class.
-        requests: How many requests would go to a batch.
-        redone_in: How long the sync lane needs for all of them, if every batch expires.
-        requests_per_minute: The limit that is planned with; None: it does not limit.
+        model: The class of models.
+        requests: How many of its requests would go to a batch.
+        redone_in: How long the sync lane needs for all of them if every batch expires.
+        requests_per_minute: The limit by which that is computed. None: there is no such limit.
     """
 
     model: str
@@ -82,22 +82,22 @@ class Plan:
     """What would become of the requests.
 
     Attributes:
-        requests: How many.
-        routes: Which lane, and why.
-        batches: Create calls.
-        bytes: Of all bodies.
-        input_tokens: About, by the length of the bodies.
-        output_tokens: At most: the sum of `max_tokens`.
-        usd_sync: At most, if all ran on the sync lane; None: the price of some is unknown.
-        usd_batch: The same in batches.
-        usd: The same on the lanes that they would go to, without rescues.
-        prices: Whose prices these are.
-        priced_on: The day whose prices hold.
+        requests: How many requests there are.
+        routes: How many go to which lane, and why.
+        batches: How many batches would be created.
+        bytes: The size of all bodies.
+        input_tokens: An estimate, from the length of the bodies.
+        output_tokens: The most that is possible: the sum of `max_tokens`.
+        usd_sync: The most that they cost if all run on the sync lane. None: the price of some is unknown.
+        usd_batch: The most that they cost if all run in batches. None: the price of some is unknown.
+        usd: The most that they cost on the lanes that they would go to, without rescues.
+        prices: The price list.
+        priced_on: The day whose prices are used.
         unpriced: The models whose price is unknown.
-        capacity: What the limits say.
-        queue_limit: Batch requests that may wait in the account's queue; None: not limited.
-        cadence: The arithmetic of the deadline, in words; None: there is none.
-        refused: Why they would not be accepted; None: they would be.
+        capacity: How long rescues would take.
+        queue_limit: How many batch requests may wait in the account's queue. None: there is no limit.
+        cadence: The arithmetic of the deadline, in words. None: there is no relative deadline.
+        refused: Why the requests would not be accepted. None: they would be.
     """
 
     requests: int
@@ -152,13 +152,13 @@ class Plan:
             )
         queued = sum(each.requests for each in self.capacity)
         if self.queue_limit is not None and queued > self.queue_limit:
-            yield f"the account's queue holds {self.queue_limit:,} batch requests: the others wait for room"
+            yield f"the account's queue holds {self.queue_limit:,} batch requests: the others wait until there is room"
         if self.refused is not None:
             yield f"refused: {self.refused}"
 
 
 def plan_of(engine: Engine, requests: Iterable[Request], latency: LatencyTag) -> Plan:
-    """What would become of the requests beside what the ledger has promised; reads them once, in bounded memory.
+    """Say what would become of requests beside the work that the ledger has accepted. Reads them once.
 
     Raises:
         InvalidRequestError: One of them cannot be sent as it is.
@@ -171,17 +171,15 @@ def plan_of(engine: Engine, requests: Iterable[Request], latency: LatencyTag) ->
         moves = engine.admissions.all(groups, now)
     except AdmissionError as error:
         refused = str(error)
-    whole, routes, usd = _Sum(), list[Route](), 0
+    whole, routes, usd = _Sum(), Counter[Route](), 0
     per_header, per_class = defaultdict[tuple[str, ...], _Sum](_Sum), defaultdict[str, _Sum](_Sum)
     for terms, sum_ in by_terms.items():
         whole.add(sum_)
         count, diverted = moves.get(terms, (0, terms))
         on_batch = sum_.requests - count if terms.lane is Lane.BATCH else 0
         usd += _part(sum_.batch, on_batch, sum_.requests) + _part(sum_.sync, sum_.requests - on_batch, sum_.requests)
-        if sum_.requests > count:
-            routes.append(_route(terms, sum_.requests - count))
-        if count:
-            routes.append(_route(diverted, count))
+        routes[_route(terms)] += sum_.requests - count
+        routes[_route(diverted)] += count
         if on_batch:
             part = _scaled(sum_, on_batch)
             per_header[terms.betas].add(part)
@@ -190,7 +188,7 @@ def plan_of(engine: Engine, requests: Iterable[Request], latency: LatencyTag) ->
     limits, measured = engine.policy.limits, engine.ledger.snapshot().measured
     return Plan(
         requests=whole.requests,
-        routes=tuple(routes),
+        routes=tuple(attrs.evolve(route, requests=count) for route, count in routes.items() if count),
         batches=sum(_batches(sum_, engine) for sum_ in per_header.values()),
         bytes=whole.size,
         input_tokens=whole.input_tokens,
@@ -237,12 +235,13 @@ def _scaled(whole: _Sum, requests: int) -> _Sum:
     )
 
 
-def _route(terms: Terms, requests: int) -> Route:
+def _route(terms: Terms) -> Route:
+    """The route of requests of these terms, without their number. It is the same for different models."""
     return Route(
         lane=terms.lane,
         reason=terms.reason.value,
         explanation=terms.explanation,
-        requests=requests,
+        requests=0,
         deadline=terms.deadline,
         submit_by=terms.submit_by,
         rescue_at=terms.rescue_at,

@@ -92,7 +92,7 @@ def test_prices_in_a_file(tmp_path):
     [
         ("windw = '24h'", "did you mean window"),
         ("window = 24", "window=24 has no unit"),
-        ("window = '24'", "window='24' is no duration"),
+        ("window = '24'", "window='24' is not a duration"),
         ("window = '0s'", "window"),
         ("limits = 'mega'", "mega"),
         ("limits = 7", "limits=7"),

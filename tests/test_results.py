@@ -158,5 +158,5 @@ def test_without_a_message_nothing_stopped() -> None:
 
 
 def test_what_is_no_type_is_the_callers_mistake() -> None:
-    with pytest.raises(bw.InvalidValueError, match="is no type"):
+    with pytest.raises(bw.InvalidValueError, match="is not a type"):
         text_result("1").parse(3)  # type: ignore[arg-type]

@@ -112,12 +112,12 @@ def test_moments(text, moment):
         ("2026-11-30T08:00Z Europe/Berlin", "an offset and a time zone"),
         ("mon 08:00 Europe/Bremen", "no time zone 'Europe/Bremen' is known"),
         ("mon 08:00 ../../etc/passwd", "no time zone"),
-        ("moon 25:00 UTC", "no moment"),
+        ("moon 25:00 UTC", "not a moment"),
         ("moon 08:00 UTC", "names no day"),
-        ("2026-13-30T08:00Z", "no moment"),
+        ("2026-13-30T08:00Z", "not a moment"),
         ("9999-12-31T23:00-12:00", "years"),
-        ("soon", "no moment"),
-        ("", "no moment"),
+        ("soon", "not a moment"),
+        ("", "not a moment"),
     ],
 )
 def test_what_is_no_moment_is_refused(text, words):

@@ -122,10 +122,10 @@ class Holder(BaseModel):
     [
         (Holder, {}, "output_format=Holder has no JSON schema"),
         (object, {}, "output_format=object has no JSON schema"),
-        (Strange, {}, "Strange is no type that pydantic's TypeAdapter takes"),
-        (3, {}, "int is no type"),
-        ("Verdict", {}, "str is no type"),
-        (lambda: 3, {}, "<lambda> is no type"),
+        (Strange, {}, "Strange is not a type that pydantic's TypeAdapter takes"),
+        (3, {}, "int is not a type"),
+        ("Verdict", {}, "str is not a type"),
+        (lambda: 3, {}, "<lambda> is not a type"),
         ({"type": "object"}, {}, r"params\['output_config'\] = "),
         (
             Verdict,
@@ -215,7 +215,7 @@ async def test_dispatch_and_dispatch_all_take_the_type(world: World):
         assert found["c"].parse(Verdict).why == "c"
         (sent,) = [body for body in seen if body["messages"][0]["content"] == "own"]
         assert sent["output_config"] == own.params["output_config"]
-        with pytest.raises(InvalidRequestError, match="request 'k': Strange is no type"):
+        with pytest.raises(InvalidRequestError, match="request 'k': Strange is not a type"):
             await d.dispatch_all([Request(asked(), key="k")], output_format=Strange)
         with pytest.raises(InvalidRequestError, match="both say"):
             await d.dispatch(own, output_format=Verdict)

@@ -1,4 +1,4 @@
-"""The line of the user's own code that led here. Warnings are shown in its name: Python hides those of libraries."""
+"""Finds the line of user code that called batchwise. Warnings name it, because Python hides those of libraries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OURS = __name__.partition(".")[0]
 
 
 class Line(NamedTuple):
-    """A line of code that runs, in whatever thread."""
+    """A line of code that is running."""
 
     file: str
     number: int
@@ -20,16 +20,19 @@ class Line(NamedTuple):
     """The globals of its module."""
 
     def warn(self, message: str, category: type[Warning]) -> None:
-        """Warn as if this line did."""
+        """Warn as if the warning stood on this line."""
         registry = self.names.setdefault("__warningregistry__", {})
         module = self.names.get("__name__")
         warnings.warn_explicit(message, category, self.file, self.number, module=module, registry=registry)
 
 
 def users_line(*between: str) -> Line:
-    """The nearest line that runs now outside of batchwise, and of these packages between it and the user's code.
+    """Return the innermost line on the call stack that is neither in batchwise nor in one of these packages.
 
-    The outermost line if there is none.
+    If there is no such line, return the outermost one.
+
+    Args:
+        between: Names of packages between batchwise and the user's code.
     """
     skipped = {_OURS, *between}
     frame = sys._getframe(1)  # noqa: SLF001  # what `warnings.warn` itself does for a stacklevel

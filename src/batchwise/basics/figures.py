@@ -1,4 +1,4 @@
-"""Counts and means as callers give them: Python's numbers, decimals, fractions and numpy's scalars, taken exactly."""
+"""Checks of numbers that callers give: Python's numbers, decimals, fractions and numpy's scalars, converted exactly."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from batchwise.errors import InvalidValueError, shown
 __all__ = ["Number", "check_whole", "to_number"]
 
 Number = Union[float, Decimal, Fraction]
-"""A count or a mean; taken exactly, whatever its type."""
+"""A number as callers may give it; it is converted exactly."""
 
 
 def check_whole(value: object, field: str, least: int) -> int:
-    """`value` as a plain whole number of at least `least`.
+    """Return a whole number as a plain int.
 
     Raises:
-        InvalidValueError: It is not.
+        InvalidValueError: The value is not a whole number, or less than `least`.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:  # numpy's integers are Integral
         raise InvalidValueError(f"{field}={shown(value)} is not a whole number of at least {least}")
@@ -29,10 +29,10 @@ def check_whole(value: object, field: str, least: int) -> int:
 
 
 def to_number(value: object, field: str) -> Fraction:
-    """`value` (int, float, Decimal, Fraction, or a scalar of numpy) as an exact fraction.
+    """Return an int, a float, a Decimal, a Fraction or a scalar of numpy as an exact fraction.
 
     Raises:
-        InvalidValueError: It is no finite number of zero or more.
+        InvalidValueError: The value is not a finite number of zero or more.
     """
     if not isinstance(value, bool) and isinstance(value, (Real, Decimal)):
         with suppress(ValueError, OverflowError):  # not a number, infinite

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, of JSON lines for one."""
+"""Files that are complete or not there at all; among them files of JSON lines."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ __all__ = ["JsonLines", "WholeFile"]
 
 
 class WholeFile:
-    """Writes beside the file that it becomes: that is replaced when all is on the disk.
+    """Writes a temporary file in the same folder, and moves it to its name when all of it is on the disk.
 
-    Only its owner can read it, since it holds answers. Used under `with`; an exception leaves the file as it was.
+    It is used under `with`. If the block raises, a file of that name stays as it was. Only the owner can read the file,
+    because it holds answers.
 
     Args:
         path: The file.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -57,13 +58,13 @@ class WholeFile:
 
 
 class JsonLines(WholeFile):
-    """A whole file of values, a line for each."""
+    """A whole file of JSON values, one a line."""
 
     lines = 0
-    """How many were written."""
+    """How many lines were written."""
 
     def write(self, values: Iterable[Mapping[str, Any]]) -> None:
-        """Write some more."""
+        """Write these values, each as a line."""
         for value in values:
             self.file.write(encode(value) + b"\n")
             self.lines += 1

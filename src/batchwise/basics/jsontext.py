@@ -1,7 +1,8 @@
-"""JSON that comes from the API: read as Python's `json` reads it, and kept on one line.
+"""Reads JSON from the API as Python's `json` does, only faster, and writes it on one line.
 
-orjson is several times as fast, and stricter: it turns integers beyond 64 bits into floats, and refuses lone
-surrogates, numbers beyond a double, `NaN` and `Infinity`, a byte order mark, and UTF-16. The SDK reads all of these.
+orjson is several times as fast as `json`, but it turns integers beyond 64 bits into floats, and refuses lone
+surrogates, numbers beyond a double, `NaN` and `Infinity`, a byte order mark, and UTF-16. The SDK reads all of these,
+so `json` reads what orjson cannot.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
 _LONG = b"0" * 19
 """The shortest integer beyond 64 bits, -9223372036854775809, has 19 digits."""
 _STEP, _THREE = 6, b"000"
-"""Of 19 digits in a row, three stand at places that are multiples of six: to look there takes 0.4 us of 1 KB, not 1."""
+"""Of 19 digits in a row, three stand at multiples of six. To look only there takes 0.4 us for 1 KB, instead of 1 us."""
 _BREAKS = b"\n", b"\r", b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9"
 _LINE_END = re.compile(rb"[\r\n][ \t\r\n]*")
 _INFINITY = re.compile(r'"(?:[^"\\]|\\.)*"|Infinity')
@@ -26,17 +27,17 @@ _UTF_8 = "utf-8"
 
 
 class UnreadableError(ValueError):
-    """Text that Python's `json` does not read."""
+    """Text that Python's `json` cannot read."""
 
 
 def decode(data: bytes) -> Any:
-    """What `json.loads` gives for this text.
+    """Return what `json.loads` returns for this text.
 
     Args:
         data: JSON text.
 
     Raises:
-        UnreadableError: It raises.
+        UnreadableError: The text is not JSON.
     """
     if not _holds_long(data):
         try:
@@ -47,18 +48,21 @@ def decode(data: bytes) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError):
         pass
-    raise UnreadableError("the text is no JSON")
+    raise UnreadableError("the text is not JSON")
 
 
 def _holds_long(data: bytes) -> bool:
-    """Whether 19 digits stand in a row, in a number or in a string."""
+    """Whether the text has 19 digits in a row, in a number or in a string."""
     return _THREE in data[::_STEP].translate(_DIGITS) and _LONG in data.translate(_DIGITS)
 
 
 def encode(value: Any) -> bytes:
-    """JSON text on one line for a value from `decode`, which gives it back.
+    """Return one line of JSON text, out of which `decode` makes the same value again.
 
     Lone surrogates are written as escapes, and infinities as numbers beyond a double, which JSON allows.
+
+    Args:
+        value: A value as `decode` returns it.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if "Infinity" in text:
@@ -67,10 +71,10 @@ def encode(value: Any) -> bytes:
 
 
 def one_line(data: bytes) -> bytes:
-    """The same JSON text as one line of UTF-8. Numbers and escapes stay as they are.
+    """Return the same JSON text as one line of UTF-8. Numbers and escapes stay as they are.
 
-    What ends a line stands between values, where it means nothing; of U+0085, U+2028 and U+2029, which stand inside
-    strings, the escapes are written.
+    Line breaks between values are removed. U+0085, U+2028 and U+2029, which some programs read as line breaks, can
+    only stand inside strings, and are written as escapes.
 
     Args:
         data: JSON text that `decode` reads.
@@ -87,7 +91,7 @@ def one_line(data: bytes) -> bytes:
 
 
 def kept(data: bytes) -> tuple[bytes, Any]:
-    """Any text as JSON on one line, and its value. Text that is no JSON becomes a JSON string of it."""
+    """Return any text as one line of JSON, and its value. Text that is not JSON becomes a JSON string."""
     try:
         value = decode(data)
     except UnreadableError:

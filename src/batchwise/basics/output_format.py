@@ -1,4 +1,4 @@
-"""Answers that keep to the JSON schema of a type: asked for as the SDK's `messages.parse` does, and read as it."""
+"""Answers in the JSON schema of a type: asked for, and read, as the SDK's `messages.parse` does it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 Made = TypeVar("Made")
 _REMEMBERED = 512
-"""Types of which something is kept: a schema takes a millisecond, and a bulk asks for the same one each time."""
+"""How many types are cached: a schema takes a millisecond, and a bulk dispatch needs the same one for each request."""
 
 
 def _remembering(make: Callable[[object], Made]) -> Callable[[object], Made]:
-    """`make`, which is called once for each type."""
-    # Types may be equal and differ in an order that shows in their schemas, as Union[int, str] and Union[str, int] do.
+    """Cache what `make` returns for each type."""
+    # Also by `repr`: Union[int, str] and Union[str, int] are equal, but their schemas differ in the order.
     remembered = lru_cache(_REMEMBERED)(lambda type_, _shown: make(type_))
 
     @wraps(make)
@@ -39,18 +39,18 @@ def _remembering(make: Callable[[object], Made]) -> Callable[[object], Made]:
 
 
 class UnfitError(Exception):
-    """Text that is no value of the type. Its message names the kinds of faults, and nothing of the text."""
+    """The text is not a value of the type. The message names the kinds of errors, and holds nothing of the text."""
 
 
 def asking_for(type_: object, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The params of a call whose answer keeps to a type's JSON schema.
+    """Return params that ask for an answer in the JSON schema of a type.
 
     Args:
         type_: A pydantic model, or any type that pydantic's `TypeAdapter` takes.
-        params: The call's params.
+        params: The params of the call.
 
     Raises:
-        InvalidRequestError: There is no schema for the type, or the params ask for a format already.
+        InvalidRequestError: The type has no JSON schema, or the params ask for a format already.
     """
     config = params.get("output_config")
     config = {} if config is None or is_omitted(config) else config
@@ -62,7 +62,7 @@ def asking_for(type_: object, params: Mapping[str, Any]) -> dict[str, Any]:
     ):
         if value is not None and not is_omitted(value):
             raise InvalidRequestError(
-                f"output_format= and params{place} both say what to answer with; give one of them"
+                f"output_format= and params{place} both say in which format to answer; give one of them"
             )
     if isinstance(type_, Mapping):
         raise InvalidRequestError(
@@ -73,7 +73,7 @@ def asking_for(type_: object, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_structured(params: Mapping[str, Any]) -> bool:
-    """Whether encoded params ask for a JSON schema: in `output_config`, or where betas had it before."""
+    """Whether encoded params ask for a JSON schema, in `output_config` or, as earlier betas did, in `output_format`."""
     config = params.get("output_config")
     wanted = config.get("format") if isinstance(config, dict) else None
     wanted = params.get("output_format") if wanted is None else wanted
@@ -81,11 +81,11 @@ def is_structured(params: Mapping[str, Any]) -> bool:
 
 
 def read(text: str, type_: type[T]) -> T:
-    """The value that a text says, as the SDK's `parsed_output` is read.
+    """Read a text as a value of a type, as the SDK does for `parsed_output`.
 
     Raises:
-        InvalidValueError: pydantic takes no such type.
-        UnfitError: The text is no such value.
+        InvalidValueError: pydantic does not take this type.
+        UnfitError: The text is not a value of this type.
     """
     from pydantic import ValidationError
 
@@ -95,19 +95,19 @@ def read(text: str, type_: type[T]) -> T:
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         raise UnfitError(", ".join(sorted({each["type"] for each in found}))) from None
-    except Exception as error:  # noqa: BLE001  # a validator of the caller's type, over what the API sent
+    except Exception as error:  # noqa: BLE001  # validators of the caller's type may raise anything
         raise UnfitError(type(error).__name__) from None
 
 
 @_remembering
 def _schema(type_: object) -> dict[str, Any]:
-    """The type's schema, as the SDK sends it."""
+    """Return the schema of a type, as the SDK sends it."""
     from anthropic import transform_schema
 
     adapter = _adapter(type_)
     try:
         return transform_schema(adapter.json_schema())
-    except Exception as error:  # noqa: BLE001  # pydantic and the SDK raise errors of many kinds over types
+    except Exception as error:  # noqa: BLE001  # pydantic and the SDK raise errors of many kinds
         raise InvalidRequestError(
             f"output_format={_named(type_)} has no JSON schema that the API takes ({type(error).__name__}); "
             "give a pydantic model, or a type whose fields have types themselves"
@@ -118,8 +118,7 @@ def _schema(type_: object) -> dict[str, Any]:
 def _adapter(type_: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
-    # TypeAdapter looks for names in strings where it is called, and takes functions for what they return: neither is
-    # a type here.
+    # TypeAdapter evaluates a string as the name of a type, and takes a function as a validator. Neither is a type here.
     if isinstance(type_, str) or (callable(type_) and hasattr(type_, "__code__")):
         raise _no_type(type_)
     try:
@@ -130,7 +129,7 @@ def _adapter(type_: Any) -> TypeAdapter[Any]:
 
 def _no_type(type_: object) -> InvalidValueError:
     return InvalidValueError(
-        f"{_named(type_)} is no type that pydantic's TypeAdapter takes; give e.g. a pydantic model"
+        f"{_named(type_)} is not a type that pydantic's TypeAdapter takes; give e.g. a pydantic model"
     )
 
 

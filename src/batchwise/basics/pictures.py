@@ -1,6 +1,6 @@
-"""Pictures as SVG, and the page of a report: drawn by matplotlib, which the extra `report` brings.
+"""Charts as SVG, and the HTML page of a report. Needs matplotlib (the extra `report`).
 
-Nothing in them needs the network.
+The charts and the page need no network.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ svg { max-width: 100%; height: auto; } h2 { margin-top: 2rem; } figcaption { col
 """
 
 
-_MONEY = "What settled requests cost on each lane, what was saved, and what was paid for nothing."
+_MONEY = "What settled requests cost on each lane, what was saved, and what was paid for answers that were not used."
 _TIMELINE = (
-    "Blue: the batch runs; orange: cancelled for a rescue, until it ended; diamond: the first deadline in it, red "
-    "where the batch ended later."
+    "Blue: the batch runs; orange: it was cancelled for a rescue and has not ended yet; diamond: its first deadline, "
+    "red if the batch ended later."
 )
-_FORECAST = "Grey: between which durations 80 % of such batches are expected to end; dot: how long it took."
+_FORECAST = "Grey: the durations within which 80 % of such batches are expected to end; dot: the real duration."
 
 
 class _Figure(NamedTuple):
@@ -48,17 +48,17 @@ class _Figure(NamedTuple):
 
 @attrs.frozen(kw_only=True)
 class BatchRecord:
-    """What a report knows of one batch that the API has named.
+    """One batch in a report.
 
     Attributes:
         remote_id: The API's id.
-        requests: How many requests went with it.
+        requests: How many requests it has.
         model: The model of the first of them.
         created_at: When it was created (UTC).
-        ended_at: When it ended (UTC); None: it runs.
-        canceled_at: When its end was asked for (UTC); None: never.
-        deadline: The first deadline of its requests (UTC); None: none has one.
-        expected: How long such batches take: the 10 % and the 90 % point of the forecast as it is now.
+        ended_at: When it ended (UTC). None: it is still running.
+        canceled_at: When it was cancelled (UTC). None: it was not.
+        deadline: The first deadline of its requests (UTC). None: none has a deadline.
+        expected: How long such batches take: the 10 % and the 90 % point of the present forecast.
     """
 
     remote_id: str
@@ -84,7 +84,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, words: str) -> str:
-    """The figure as an SVG element, the same each time; `words`: what it shows, for who cannot see it."""
+    """Return a figure as an SVG element, always the same bytes; `words` describe it to people who cannot see it."""
     import matplotlib as mpl
 
     out = io.StringIO()
@@ -97,10 +97,10 @@ def _svg(figure: Any, words: str) -> str:
 
 
 def cadence_svg(parts: Sequence[tuple[str, timedelta]], sla: timedelta) -> str:
-    """A cadence on a time line: waiting, the window, what is lost on the way, the reserve, the deadline.
+    """Draw a cadence as a time line.
 
     Args:
-        parts: What follows one another, each with its length: `waiting`, `window`, `lost` and `reserve`.
+        parts: The parts of the line in their order, each with its length: `waiting`, `window`, `lost` and `reserve`.
         sla: Time from dispatch to deadline.
 
     Raises:
@@ -177,14 +177,14 @@ def _forecast(batches: Sequence[BatchRecord]) -> str:
 def report_page(
     title: str, table: str, money: Sequence[tuple[str, Decimal]], batches: Iterable[BatchRecord], now: datetime
 ) -> str:
-    """One page of HTML that holds all it shows.
+    """Return a page of HTML with a table and charts.
 
     Args:
-        title: Its heading.
+        title: The heading of the page.
         table: The report as an HTML table.
-        money: What is drawn of the money: names and US dollars.
+        money: The amounts to draw: names and US dollars.
         batches: The batches, the oldest first.
-        now: Until when those that run are drawn.
+        now: The moment until which running batches are drawn.
 
     Raises:
         BatchwiseError: matplotlib is not installed.

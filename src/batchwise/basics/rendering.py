@@ -1,4 +1,4 @@
-"""Rows of a value as a table: in plain text for `print`, in HTML for notebooks."""
+"""Tables: in plain text for `print`, in HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["moment", "to_html", "to_text"]
 
 
 def moment(at: datetime | None) -> str:
-    """A moment to the second: `2026-11-27 20:00:00 UTC`; a dash where there is none."""
+    """Write a moment to the second: `2026-11-27 20:00:00 UTC`; None is written as a dash."""
     return "-" if at is None else f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def to_text(rows: Iterable[Sequence[str]], title: str = "") -> str:
-    """Columns of equal width; the first row is not told from the others."""
+    """Return rows as plain text, in columns of equal width, with the title above them."""
     lines = [tuple(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -23,7 +23,7 @@ def to_text(rows: Iterable[Sequence[str]], title: str = "") -> str:
 
 
 def to_html(rows: Iterable[Sequence[str]], title: str = "", *, head: Sequence[str] = ()) -> str:
-    """The same as an HTML table, with everything escaped; `head` names the columns."""
+    """Return rows as an HTML table. All text is escaped. `head` names the columns."""
     caption = f"<caption>{escape(title)}</caption>" if title else ""
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)

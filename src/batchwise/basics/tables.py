@@ -1,4 +1,4 @@
-"""Frozen values as tables of plain words, and back: a policy in TOML, and in the ledger's JSON."""
+"""Converts attrs values to dicts of plain values and back: a policy in a TOML file, and in the ledger's JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 
 def to_table(value: attrs.AttrsInstance) -> dict[str, Any]:
-    """The fields of a value by their names, as JSON has them: durations as `1d6h`, money as text, None as null."""
+    """Return the fields of a value by name, as JSON has them: durations as `1d6h`, money as text."""
     return {field.name: _plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
 
 
@@ -46,16 +46,16 @@ def from_table(
     parts: Mapping[str, Callable[[Any], Any]] | None = None,
     lenient: bool = False,
 ) -> _T:
-    """A value out of a table as `to_table` makes it; fields that are left out have their defaults.
+    """Make a value from a table as `to_table` returns it. Fields that are left out have their defaults.
 
     Args:
-        kind: Its class, of attrs; a field whose annotation names `timedelta` is written as a duration.
-        table: What its fields are.
-        parts: How fields are read that are tables themselves.
-        lenient: Pass over fields that this version does not know.
+        kind: The attrs class of the value. A field whose annotation names `timedelta` is written as a duration.
+        table: The fields by name.
+        parts: Functions that read the fields that are tables themselves, by name.
+        lenient: Whether unknown fields are ignored.
 
     Raises:
-        InvalidValueError: It is no mapping, or a field is unknown, missing, or cannot be what is written.
+        InvalidValueError: The table is not a mapping, a field is unknown or missing, or a value is impossible.
     """
     if not isinstance(table, Mapping):
         raise InvalidValueError(
@@ -91,10 +91,10 @@ def _durations(value: Any, field: str) -> Any:
 
 
 def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
-    """What a TOML file holds; its numbers with a point are decimals.
+    """Return the content of a TOML file. Numbers with a decimal point become `Decimal`.
 
     Raises:
-        InvalidValueError: It cannot be read, or is no TOML. Who asked names the file.
+        InvalidValueError: The file cannot be read, or is not TOML. The message does not name the file.
     """
     try:
         if sys.version_info >= (3, 11):
@@ -103,11 +103,11 @@ def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
             import tomli as tomllib
     except ImportError:
         raise InvalidValueError(
-            "Python 3.10 reads no TOML by itself; install batchwise-claude[cli], or tomli"
+            "Python 3.10 cannot read TOML by itself; install batchwise-claude[cli], or tomli"
         ) from None
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"), parse_float=Decimal)
     except OSError as error:
         raise InvalidValueError(f"it cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise InvalidValueError(f"it is no TOML: {error}") from None
+        raise InvalidValueError(f"it is not TOML: {error}") from None

@@ -1,7 +1,7 @@
-"""Times as callers give them, checked, and the one that the API sets. Light: a cadence needs no more than this.
+"""Checks of durations and moments that callers give, and the window that the API sets.
 
-What comes out is plain: subclasses (pendulum's, pandas') and numpy's durations compute in ways of their own, so only
-their moment or their length is kept.
+The results are of `timedelta` and `datetime` themselves. Subclasses (pendulum's, pandas') and numpy's durations have an
+arithmetic of their own, so only their length or their moment is kept.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ WINDOW = timedelta(hours=24)
 """The Message Batches API's processing window, counted from a batch's `created_at` (API documentation)."""
 ZERO = timedelta(0)
 LONGEST = timedelta(days=36_525)
-"""A hundred years; see `check_reach`."""
+"""A hundred years: the longest duration that `check_reach` takes."""
 _FIRST = datetime(1000, 1, 1, tzinfo=timezone.utc)
 _LAST = datetime(3000, 1, 1, tzinfo=timezone.utc)
 
 
 def check_aware(value: object, field: str) -> datetime:
-    """`value` as a plain `datetime` in UTC.
+    """Return a moment as a plain `datetime` in UTC.
 
     Raises:
-        InvalidValueError: It is no datetime, naive, or in UTC outside the years 1 to 9999.
+        InvalidValueError: The value is not a datetime, has no time zone, or is in UTC outside the years 1 to 9999.
     """
     if not isinstance(value, datetime):
         raise InvalidValueError(f"{field}={shown(value)} is not a datetime; give an aware one, e.g. with timezone.utc")
@@ -67,10 +67,10 @@ def check_aware(value: object, field: str) -> datetime:
 
 
 def check_positive(value: object, field: str) -> timedelta:
-    """`value` as a plain `timedelta` above zero.
+    """Return a duration above zero as a plain `timedelta`.
 
     Raises:
-        InvalidValueError: It is no timedelta, zero or negative.
+        InvalidValueError: The value is not a timedelta, or is zero or negative.
     """
     duration = _plain(value, field, "timedelta(hours=30)")
     if duration <= ZERO:
@@ -79,10 +79,10 @@ def check_positive(value: object, field: str) -> timedelta:
 
 
 def check_duration(value: object, field: str) -> timedelta:
-    """`value` as a plain `timedelta` of zero or more.
+    """Return a duration of zero or more as a plain `timedelta`.
 
     Raises:
-        InvalidValueError: It is no timedelta, or negative.
+        InvalidValueError: The value is not a timedelta, or is negative.
     """
     duration = _plain(value, field, "timedelta(minutes=15)")
     if duration < ZERO:
@@ -91,9 +91,9 @@ def check_duration(value: object, field: str) -> timedelta:
 
 
 def from_numpy(value: object) -> object:
-    """A `numpy.timedelta64` of a fixed length as a `timedelta`, cut to the microsecond; whatever else as it is."""
+    """Return a `numpy.timedelta64` of fixed length as a `timedelta`, cut to microseconds; other values as they are."""
     kind = type(value)
-    if (kind.__module__, kind.__name__) != ("numpy", "timedelta64"):  # numpy itself may not be there
+    if (kind.__module__, kind.__name__) != ("numpy", "timedelta64"):  # without importing numpy
         return value
     item: object = value.item()  # type: ignore[attr-defined]
     if isinstance(item, int) and str(value.dtype) == "timedelta64[ns]":  # type: ignore[attr-defined]
@@ -105,7 +105,7 @@ def _plain(value: object, field: str, example: str) -> timedelta:
     value = from_numpy(value)
     if not isinstance(value, timedelta):
         raise InvalidValueError(f"{field}={shown(value)} is not a timedelta; write e.g. {example}")
-    if type(value) is not timedelta:  # by the fields of the base class: pendulum's own ones mean something else
+    if type(value) is not timedelta:  # by the properties of the base class: pendulum gives them another meaning
         days, seconds, rest = (
             part.__get__(value) for part in (timedelta.days, timedelta.seconds, timedelta.microseconds)
         )
@@ -114,10 +114,10 @@ def _plain(value: object, field: str, example: str) -> timedelta:
 
 
 def check_reach(value: _T, field: str) -> _T:
-    """`value` if it is near enough that sums with others of this reach never leave what `datetime` can hold.
+    """Return a duration or a moment, if sums of such values always stay within what `datetime` can hold.
 
     Raises:
-        InvalidValueError: It is a duration over `LONGEST`, or a moment outside the years 1000 to 2999.
+        InvalidValueError: It is a duration over a hundred years, or a moment outside the years 1000 to 2999.
     """
     if isinstance(value, datetime):
         if not _FIRST <= value < _LAST:

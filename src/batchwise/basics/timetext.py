@@ -1,6 +1,6 @@
-"""Times as people write them: `30h`, `1d12h`, `mon 08:00 Europe/Berlin`. Pure: the moment it is comes in.
+"""Reads durations and moments as people write them: `30h`, `1d12h`, `mon 08:00 Europe/Berlin`.
 
-Durations are written back as they are read. Nothing here guesses a time zone: a moment has an offset or names a zone.
+It never guesses a time zone: a moment has to have an offset or to name a zone. The present moment is an argument.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _HOW = "write e.g. mon 08:00 Europe/Berlin, 08:00 UTC, or 2026-11-30T08:00+01:00
 
 
 def parse_duration(text: str, field: str, *, zero: bool = False) -> timedelta:
-    """A duration as people write it: `30h`, `90m`, `1d12h`.
+    """Read a duration as people write it: `30h`, `90m`, `1d12h`.
 
     Args:
         text: Numbers, each with a unit: s, m, h, d or w.
-        field: What to call it in the error.
-        zero: Take a duration of zero, too.
+        field: The name of the value in an error.
+        zero: Whether a duration of zero is taken, too.
 
     Raises:
-        InvalidValueError: It is no such duration, or zero, or longer than a `timedelta` can be.
+        InvalidValueError: The text is not such a duration, or it is zero, or longer than a `timedelta` can be.
     """
     if not _DURATION.fullmatch(text):
-        raise InvalidValueError(f"{field}={shown(text)} is no duration; write e.g. 30h, 90m or 2d")
+        raise InvalidValueError(f"{field}={shown(text)} is not a duration; write e.g. 30h, 90m or 2d")
     try:
         parts = [timedelta(**{_UNITS[unit]: float(number)}) for number, unit in _PART.findall(text)]
         total = sum(parts, ZERO)
@@ -46,7 +46,7 @@ def parse_duration(text: str, field: str, *, zero: bool = False) -> timedelta:
 
 
 def write_duration(duration: timedelta) -> str:
-    """A duration of zero or more, exact, so that `parse_duration` reads the same: `1d6h`, `1h30m0.5s`, `0s`."""
+    """Write a duration of zero or more exactly, so that `parse_duration` reads the same: `1d6h`, `1h30m0.5s`, `0s`."""
     written = ""
     for unit, length in _WRITTEN:
         count, duration = divmod(duration, length)
@@ -58,18 +58,20 @@ def write_duration(duration: timedelta) -> str:
 
 
 def parse_moment(text: str, field: str, *, now: datetime) -> datetime:
-    """A moment as people write it, in UTC.
+    """Read a moment as people write it; returns it in UTC.
 
-    A time of day is the next one: `08:00 UTC` is today or tomorrow, `mon 08:00 Europe/Berlin` within a week. A time
-    that a clock shows twice (the end of summer time) is the earlier one; a time that it skips is as much later.
+    A time of day means the next such time: `08:00 UTC` is today or tomorrow, `mon 08:00 Europe/Berlin` within a week.
+    Of a time that the clock shows twice (at the end of summer time), the first is meant. A time that the clock skips
+    (at its beginning) is moved later by as much as the clock skips.
 
     Args:
-        text: `[mon..sun|today|tomorrow] HH:MM ZONE`, or ISO 8601 with an offset, or with a zone behind it.
-        field: What to call it in the error.
-        now: The moment it is.
+        text: `[mon..sun|today|tomorrow] HH:MM ZONE`, or ISO 8601 with an offset or followed by a zone.
+        field: The name of the value in an error.
+        now: The present moment.
 
     Raises:
-        InvalidValueError: It is no such moment, its zone is missing or unknown, or it is out of reach.
+        InvalidValueError: The text is not such a moment, its zone is missing or unknown, or it is outside the years
+            1000 to 2999.
     """
     words = " ".join(text.split())
     clock, iso = _CLOCK.fullmatch(words), _DATE.fullmatch(words)
@@ -79,16 +81,16 @@ def parse_moment(text: str, field: str, *, now: datetime) -> datetime:
         elif iso is not None:
             found = _iso(iso, field, text)
         else:
-            raise InvalidValueError(f"{field}={shown(text)} is no moment; {_HOW}")
+            raise InvalidValueError(f"{field}={shown(text)} is not a moment; {_HOW}")
     except (ValueError, OverflowError) as error:
         if isinstance(error, InvalidValueError):
             raise
-        raise InvalidValueError(f"{field}={shown(text)} is no moment ({error}); {_HOW}") from None
+        raise InvalidValueError(f"{field}={shown(text)} is not a moment ({error}); {_HOW}") from None
     return check_reach(check_aware(found, field), field)
 
 
 def _iso(iso: re.Match[str], field: str, text: str) -> datetime:
-    found = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", iso["iso"]))  # Python 3.10 knows no Z
+    found = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", iso["iso"]))  # Python 3.10 does not know Z
     if iso["zone"] is None:
         if found.tzinfo is None:
             raise InvalidValueError(f"{field}={shown(text)} has no time zone; {_HOW}")
@@ -117,7 +119,7 @@ def _next(clock: re.Match[str], field: str, text: str, now: datetime) -> datetim
 
 
 def _at(day: date, at: time, zone: tzinfo) -> datetime:
-    """By way of UTC: times of one zone are compared by what its clock shows, which goes back once a year."""
+    """Return the moment in UTC: Python compares times of one zone by the clock's face, which goes back once a year."""
     return datetime.combine(day, at, zone).astimezone(timezone.utc)
 
 

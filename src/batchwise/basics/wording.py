@@ -1,4 +1,4 @@
-"""How figures are worded in explanations and errors."""
+"""Writes durations, amounts and counts in explanations and errors."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _SECOND = 1_000_000
 
 
 def human(duration: timedelta) -> str:
-    """`duration` to the nearest of its two largest units: "30 h", "1 h 30 min", "2.5 s"; days only from three on."""
+    """Write a duration, rounded to its two largest units: "30 h", "1 h 30 min", "2.5 s"; in days only from three on."""
     micros = duration // timedelta.resolution
     return f"-{human(-duration)}" if micros < 0 else exact(timedelta(microseconds=_rounded(micros)))
 
 
 def human_apart(one: timedelta, other: timedelta) -> tuple[str, str]:
-    """Both in words that differ where the two do, for a sentence that compares them."""
+    """Write two durations for a sentence that compares them: if they differ, their texts differ, too."""
     if one != other and human(one) == human(other):
         return exact(one), exact(other)
     return human(one), human(other)
@@ -29,7 +29,7 @@ def _units(micros: int) -> tuple[tuple[str, int], ...]:
 
 
 def _rounded(micros: int) -> int:
-    """To the nearest of its second unit, or under a minute to three digits."""
+    """Round to a multiple of the second largest unit, or under a minute to three digits."""
     if micros < 60 * _SECOND:
         grain = int(10 ** max(0, len(str(micros)) - 3))
     else:
@@ -40,7 +40,7 @@ def _rounded(micros: int) -> int:
 
 
 def exact(duration: timedelta) -> str:
-    """`duration` to the microsecond, in the same units, for errors: "24 h 15 min", "5 h 0.000001 s", "-1 h"."""
+    """Write a duration to the microsecond, for errors: "24 h 15 min", "5 h 0.000001 s", "-1 h"."""
     micros = duration // timedelta.resolution
     if micros < 0:
         return f"-{exact(-duration)}"
@@ -57,12 +57,12 @@ def exact(duration: timedelta) -> str:
 
 
 def dollars(amount: Decimal) -> str:
-    """`amount` of US dollars to the cent, below a dollar to three digits: "$3,186.00", "$0.0000123", "$0"."""
+    """Write US dollars to the cent, below a dollar to three digits: "$3,186.00", "$0.0000123", "$0"."""
     return _dollars(amount, 3)
 
 
 def dollars_apart(one: Decimal, other: Decimal) -> tuple[str, str]:
-    """Both in words that differ where the two do, for a sentence that compares them."""
+    """Write two amounts for a sentence that compares them: if they differ, their texts differ, too."""
     digits = 3
     while one != other and _dollars(one, digits) == _dollars(other, digits):
         digits *= 2
@@ -78,16 +78,16 @@ def _dollars(amount: Decimal, digits: int) -> str:
 
 
 def in_results(count: int) -> str:
-    """So many results: "1 result", "2,000 results"."""
+    """Write a number of results: "1 result", "2,000 results"."""
     return "1 result" if count == 1 else f"{count:,} results"
 
 
 def in_requests(count: int) -> str:
-    """So many requests: "1 request", "2,000 requests"."""
+    """Write a number of requests: "1 request", "2,000 requests"."""
     return "1 request" if count == 1 else f"{count:,} requests"
 
 
 def _plain(number: Decimal) -> str:
-    """Without an exponent, and without zeros that say nothing."""
+    """Write a number without an exponent, and without zeros at its end."""
     text = f"{number:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,4 +1,4 @@
-"""The life of a batch: a pure function of time, its rows settled when somebody looks."""
+"""The life of a batch. Its status is a function of time, and its rows are settled when somebody looks."""
 
 from __future__ import annotations
 
@@ -54,24 +54,24 @@ class Batch:
 
     @property
     def ended_at(self) -> float:
-        """When it ends, by what is known now."""
+        """When it ends, unless it is cancelled later."""
         if self.cancel is not None:
             return self.cancel.ends_at
         return self.created_at + min(self.duration, self.window)
 
     def status(self, now: float) -> str:
-        """The `processing_status` at a time."""
+        """Return the `processing_status` at a time."""
         if now >= self.ended_at:
             return "ended"
         return "canceling" if self.cancel is not None and now >= self.cancel.at else "in_progress"
 
     def archived_at(self, now: float) -> float | None:
-        """When its results became unavailable, if they have."""
+        """Return when its results became unavailable; None: they are available."""
         gone = max(self.created_at + self.retention, self.ended_at)
         return gone if now >= gone else None
 
     def finished_rows(self) -> int:
-        """How many rows the end finds finished: rows finish evenly over the duration."""
+        """Return how many rows are finished at its end. Rows finish evenly over the duration."""
         if self.cancel is not None and self.cancel.no_effect:
             return len(self.rows)
         elapsed = self.window if self.cancel is None else min(self.cancel.at - self.created_at, self.window)
@@ -80,33 +80,30 @@ class Batch:
         return int(len(self.rows) * elapsed / self.duration)
 
     def settled(self, reply: Replier, caching: Caching) -> Settled:
-        """What became of the rows; to be asked of an ended batch only. Asks for the replies once."""
+        """Return the outcomes of the rows of an ended batch. The replies are asked for once."""
         with self._lock:
             if self._settled is None:
                 self._settled = settle(self, reply, caching)
             return self._settled
 
-    def stop(self, now: float, wait: float, *, no_effect: bool) -> bool:
-        """Cancel it, so that it ends after `wait` seconds; False if it has ended already."""
+    def stop(self, now: float, wait: float, *, no_effect: bool) -> None:
+        """Cancel it, so that it ends after `wait` seconds, unless it has ended or is being cancelled."""
         with self._lock:
-            if self._settled is not None or self.status(now) == "ended":
-                return False
-            if self.cancel is None:
+            if self._settled is None and self.cancel is None and self.status(now) != "ended":
                 self.cancel = Cancel(now, now + wait, no_effect)
-            return True
 
     @property
     def is_settled(self) -> bool:
-        """Whether `settled` is cheap."""
+        """Whether its rows have been settled, so that `settled` is cheap."""
         return self._settled is not None
 
     def drop_lines(self) -> None:
-        """Free the result lines; the books stay."""
+        """Free the result lines. The books do not need them."""
         if self._settled is not None:
             self._settled.lines = []
 
     def render(self, now: float, *, skew: float, base_url: str, counts: Mapping[str, int] | None) -> dict[str, Any]:
-        """The API's batch object at a time; `counts` are those of the end, None while it runs."""
+        """Return the API's batch object at a time. `counts` are those of the end; None: it still runs."""
         ended = counts is not None
         archived = self.archived_at(now) if ended else None
         if counts is None:
@@ -128,5 +125,5 @@ class Batch:
 
 
 def rfc3339(seconds: float) -> str:
-    """A time as the API writes it."""
+    """Return a time as the API writes it."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds")

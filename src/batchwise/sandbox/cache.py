@@ -1,4 +1,4 @@
-"""The prompt cache: what a request writes to it and reads from it, by its `cache_control` breakpoints."""
+"""The prompt cache: requests write to it and read from it, by their `cache_control` breakpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 
 _LIVES = {"5m": 300.0, "1h": 3_600.0}
-"""Seconds from its last use for which a prefix is kept (API documentation, prompt caching, 2026)."""
+"""For how many seconds a prefix is kept after its last use (API documentation, prompt caching, 2026)."""
 _MINIMA = {
     "claude-opus": 4_096,
     "claude-haiku": 4_096,
@@ -22,7 +22,7 @@ _FEWEST = 1_024
 
 
 class Cached(NamedTuple):
-    """Input tokens of one request that were read from the cache, and written to it, by how long they live there."""
+    """Input tokens of one request that were read from the cache, and written to it for 5 minutes or an hour."""
 
     read: int = 0
     written_5m: int = 0
@@ -33,7 +33,7 @@ NOTHING = Cached()
 
 
 def cached_in(usage: Mapping[str, Any]) -> Cached:
-    """What a usage object says of the cache."""
+    """Return what a usage object says of the cache."""
     split = usage.get("cache_creation") or {}
     hour = split.get("ephemeral_1h_input_tokens") or 0
     written = usage.get("cache_creation_input_tokens") or 0
@@ -56,7 +56,7 @@ class _Entry:
 
 
 class PromptCache:
-    """What prefixes are cached, for each workspace, lane and model: a Messages call primes no batch."""
+    """The cached prefixes of each workspace, lane and model: what a Messages call writes, no batch reads."""
 
     def __init__(self) -> None:
         self._entries: dict[tuple[str, str, str, bytes], _Entry] = {}
@@ -73,16 +73,19 @@ class PromptCache:
         hit: Callable[[bool], bool] = lambda _beside: True,
         minimum: int | None = None,
     ) -> Cached:
-        """One request: the longest of its prefixes that is there is read, the rest up to its last breakpoint written.
+        """Let one request read its longest cached prefix, and write the rest up to its last breakpoint.
 
         Args:
-            params: Its params.
-            workspace: Whose.
-            begun: When it looks the prefixes up, in seconds.
-            done: When it has written them.
-            batch: The batch that it is in; empty: a Messages call.
-            hit: Whether a prefix that is there is found; it is told whether a row of the same batch wrote it.
-            minimum: The fewest tokens of a prefix that is cached; None: the model's.
+            params: its params.
+            workspace: the workspace of its caller.
+            begun: when it looks the prefixes up, in seconds.
+            done: when it has written them.
+            batch: the id of its batch; empty: it is a Messages call.
+            hit: says whether a cached prefix is found; its argument: whether a row of the same batch wrote it.
+            minimum: the fewest tokens of a prefix that is cached; None: the model's.
+
+        Returns:
+            The tokens that it read and wrote.
         """
         model = str(params.get("model"))
         least = _minimum(model) if minimum is None else minimum
@@ -119,7 +122,7 @@ def _minimum(model: str) -> int:
 
 
 def _prefixes(params: Mapping[str, Any]) -> Iterator[_Prefix]:
-    """The prefixes that end at a breakpoint, in the order of the prompt: tools, system, messages."""
+    """Yield the prefixes that end at a breakpoint, in the order of the prompt: tools, system, messages."""
     blocks = list(_blocks(params))
     overall = _life(params)
     if overall is not None and blocks:
@@ -136,13 +139,13 @@ def _prefixes(params: Mapping[str, Any]) -> Iterator[_Prefix]:
 
 
 def misordered(params: Mapping[str, Any]) -> bool:
-    """Whether a breakpoint for an hour stands behind one for five minutes."""
+    """Say whether a breakpoint for an hour comes after one for five minutes, which the API refuses."""
     lives = [life for _, life in _blocks(params) if life is not None]
     return "5m" in lives and "1h" in lives[lives.index("5m") :]
 
 
 def _blocks(params: Mapping[str, Any]) -> Iterator[tuple[Any, str | None]]:
-    """The blocks of a prompt without their breakpoints, each with the life that its breakpoint asks for."""
+    """Yield each block of a prompt without its breakpoint, and the time to live that the breakpoint asks for."""
     for tool in params.get("tools") or ():
         yield _bare(tool)
     system = params.get("system") or ()

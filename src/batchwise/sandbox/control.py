@@ -10,24 +10,13 @@ import orjson
 
 from .http import Request, Response
 from .latency import from_json
-from .world import World
+from .world import Settings, World
 
 Action = Callable[[dict[str, Any]], Any]
 
-_LATENCIES = ("sync_latency", "batch_latency", "cancel_latency")
-_PLAIN = (
-    "window",
-    "retention",
-    "clock_skew",
-    "batch_queue_limit",
-    "rate_limits",
-    "api_keys",
-    "models",
-    "output_limit",
-    "cache_hits",
-    "cache_hits_beside",
-    "cache_minimum",
-)
+_LATENCIES = frozenset(("sync_latency", "batch_latency", "cancel_latency"))
+_FIXED = frozenset(("seed", "reply", "identify"))  # two are functions; the seed has no effect later
+_SETTINGS = [name for name in Settings.__annotations__ if name not in _FIXED]
 
 
 class Control:
@@ -79,9 +68,9 @@ class Control:
         return {}
 
     def _settings(self, body: dict[str, Any]) -> Any:
-        unknown = [name for name in body if name not in (*_LATENCIES, *_PLAIN)]
+        unknown = [name for name in body if name not in _SETTINGS]
         if unknown:
-            raise ValueError(f"unknown settings {unknown}; known: {', '.join((*_LATENCIES, *_PLAIN))}")
+            raise ValueError(f"unknown settings {unknown}; known: {', '.join(_SETTINGS)}")
         for name, value in body.items():
             setattr(self._world, name, from_json(value) if name in _LATENCIES else value)
         return {}

@@ -18,7 +18,6 @@ STATUS_BY_TYPE = {
     "overloaded_error": 529,
 }
 
-
 _RETRYABLE = frozenset((408, 409, 429))
 
 

@@ -148,8 +148,8 @@ class FaultBox:
                 self._orders.pop(name, None)
 
     def fire(self, name: str, when: Callable[[Fault], bool] | None = None) -> Fault | None:
-        """The fault of this name if it happens now. Counts it. `when` says whether this is a chance at all."""
-        if name not in self._orders:  # cheap way out: most requests meet no fault
+        """Return the fault of this name if it happens now, and count it. `when` says whether it could happen here."""
+        if name not in self._orders:  # most requests meet no fault, and need no lock
             return None
         with self._lock:
             for fault in self._orders.get(name, ()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import parse_qsl, unquote
@@ -49,6 +49,12 @@ class Response:
 
 Handler = Callable[[Request], Awaitable[Response]]
 BodyLimit = Callable[[str], int]
+
+
+def _head(status: int, headers: Mapping[str, str]) -> bytes:
+    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Answer')}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
 
 def _reader() -> h11.Connection:
@@ -114,7 +120,7 @@ class Connection(asyncio.Protocol):
                         self._keep(piece.data)
                     case h11.EndOfMessage():
                         self._end()
-                    case _:  # more has to come first, or this request has to be answered
+                    case _:  # the rest has not come yet, or this request has to be answered first
                         return
         except h11.RemoteProtocolError as error:
             self._write_simple(error.error_status_hint)
@@ -140,7 +146,7 @@ class Connection(asyncio.Protocol):
         request.body += piece
 
     def _refuse_body(self, request: Request) -> None:
-        """Answer at once, as the API's edge does, and read on only to let the client come to the answer."""
+        """Answer at once, as the API's edge does. Read the rest of the body, so that the client gets to the answer."""
         request.too_large = True
         request.body = bytearray()
         self._start(request)
@@ -192,21 +198,16 @@ class Connection(asyncio.Protocol):
             self.transport.close()
             return
         rest, _ = self._reader.trailing_data
-        self._reader = _reader()  # of each request its own: answers are written without it
+        self._reader = _reader()  # a new one for each request: h11 sees no answers, which are written without it
         if rest:
             self.data_received(rest)
 
     async def _write(self, response: Response) -> None:
-        reason = _REASONS.get(response.status, "Answer")
-        lines = [f"HTTP/1.1 {response.status} {reason}"]
-        lines += [f"{name}: {value}" for name, value in response.headers.items()]
         body = response.body
-        lines.append(f"content-length: {len(body)}" if isinstance(body, bytes) else "transfer-encoding: chunked")
-        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
         if isinstance(body, bytes):
-            self.transport.write(head + body)
+            self.transport.write(_head(response.status, {**response.headers, "content-length": str(len(body))}) + body)
             return
-        self.transport.write(head)
+        self.transport.write(_head(response.status, {**response.headers, "transfer-encoding": "chunked"}))
         async for piece in body:
             if self.transport.is_closing():
                 return
@@ -216,6 +217,5 @@ class Connection(asyncio.Protocol):
         self.transport.write(b"0\r\n\r\n")
 
     def _write_simple(self, status: int) -> None:
-        reason = _REASONS.get(status, "Answer")
-        self.transport.write(f"HTTP/1.1 {status} {reason}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode())
+        self.transport.write(_head(status, {"connection": "close", "content-length": "0"}))
         self.transport.close()

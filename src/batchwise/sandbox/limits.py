@@ -22,7 +22,8 @@ class RateLimits:
         output_tokens_per_minute: output tokens of Messages calls.
         concurrency: Messages calls that run at once.
         batch_calls_per_minute: calls of the Message Batches endpoints.
-        burst: seconds of a limit that idle time saves up; the API may enforce 60 a minute as 1 a second.
+        burst: how many seconds' worth of a limit may be saved up and used at once. The API may enforce 60 a minute as
+            1 a second.
     """
 
     requests_per_minute: int | None = None
@@ -34,7 +35,7 @@ class RateLimits:
 
     @classmethod
     def of(cls, value: RateLimits | Mapping[str, Any] | None) -> RateLimits:
-        """Limits as ordered: an object, a mapping with the same names, or None for no limits."""
+        """Return limits from an object, from a mapping with the same names, or from None: no limits."""
         if isinstance(value, RateLimits):
             return value
         return cls(**(value or {}))
@@ -53,7 +54,7 @@ class _Bucket:
             self.at = now
 
     def wait(self, amount: float) -> float:
-        """Seconds until `amount` is there; an amount over the capacity needs a full bucket."""
+        """Return the seconds until `amount` is there. An amount over the capacity needs a full bucket."""
         if self.per_minute is None:
             return 0.0
         missing = min(amount, self.capacity) - self.level
@@ -64,7 +65,7 @@ class _Bucket:
             self.level -= amount
 
 
-# shown when nothing is ordered: the figures of the highest tier
+# shown where there is no limit: the figures of the highest tier
 _SHOWN = {"requests": 10_000, "input-tokens": 10_000_000, "output-tokens": 2_000_000}
 
 
@@ -85,7 +86,7 @@ class Limiter:
         self._batch_calls = _Bucket(limits.batch_calls_per_minute, limits.burst, now)
 
     def admit(self, input_tokens: int) -> None:
-        """Take one Messages call in, or refuse it. `done` must follow.
+        """Admit one Messages call, or refuse it. After it has ended, `done` must be called.
 
         Raises:
             ApiError: 429 with `retry-after`.
@@ -104,13 +105,13 @@ class Limiter:
             self._buckets["input-tokens"].take(input_tokens)
 
     def done(self, output_tokens: int) -> None:
-        """A call that was admitted has ended."""
+        """Count the end of a call that was admitted."""
         with self._lock:
             self.running -= 1
             self._buckets["output-tokens"].take(output_tokens)
 
     def admit_batch_call(self) -> None:
-        """Take one call of a batch endpoint in.
+        """Admit one call of a batch endpoint, or refuse it.
 
         Raises:
             ApiError: 429 with `retry-after`.
@@ -122,7 +123,7 @@ class Limiter:
             self._batch_calls.take(1)
 
     def headers(self, server_now: float) -> dict[str, str]:
-        """The `anthropic-ratelimit-*` headers of an answer; those of `tokens` count input and output together."""
+        """Return the `anthropic-ratelimit-*` headers of an answer. Those of `tokens` add up input and output."""
         shown: dict[str, tuple[int, int, float]] = {}
         with self._lock:
             now = self._clock()

@@ -1,4 +1,4 @@
-"""What became of the rows of a batch that has ended."""
+"""The outcomes of the rows of a batch that has ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .faults import Fault
 from .latency import seeded
 from .models import check_model
 from .replies import Replier, ask, build_message
-from .validation import params_error
+from .validation import check_params
 
 if TYPE_CHECKING:
     from .batches import Batch
@@ -25,7 +25,7 @@ STATES = ("succeeded", "errored", "canceled", "expired")
 
 @dataclass
 class Settled:
-    """What became of the rows of an ended batch: states and tokens by row, and the result lines in their order."""
+    """The outcomes of the rows of an ended batch: states and tokens by row, and the result lines in their order."""
 
     states: bytearray
     input_tokens: array[int]
@@ -33,7 +33,7 @@ class Settled:
     lines: list[bytes] = field(default_factory=list)
     order: list[int] = field(default_factory=list)
     cached: dict[int, Cached] = field(default_factory=dict)
-    """What rows read from the prompt cache and wrote to it, of those that did."""
+    """What a row read from the prompt cache and wrote to it, for each row that did."""
 
     def counts(self) -> dict[str, int]:
         """The `request_counts` of the end."""
@@ -41,12 +41,12 @@ class Settled:
 
 
 class Caching(NamedTuple):
-    """The prompt cache as rows of a batch meet it.
+    """The prompt cache, and how likely rows of a batch hit it.
 
     Attributes:
         cache: the cache.
         hits: how likely a row reads what was cached before its batch began.
-        hits_beside: how likely it reads what another row of its batch writes: they run at the same time.
+        hits_beside: how likely it reads what another row of its batch writes, since they run at the same time.
         minimum: the fewest tokens of a prefix that is cached; None: the model's.
     """
 
@@ -71,12 +71,12 @@ class _Rows:
         self.prefix = f"msg_01{batch.id[-14:]}"
 
     def unfinished(self, index: int, state: int) -> None:
-        """A row that was not run."""
+        """Settle a row that was not run."""
         self.out.states[index] = state
         self._line(index, {"type": STATES[state]})
 
     def run(self, index: int) -> None:
-        """A row that was run: answered, or failed."""
+        """Run a row: it is answered, or fails."""
         params = self.batch.rows[index]["params"]
         hit = self._fault()
         if hit is not None and hit.name == "batch.row_expired":
@@ -106,9 +106,7 @@ class _Rows:
         if hit is not None:
             raise ApiError(hit["type"], hit["message"])
         batch = self.batch
-        wrong = params_error(params, batch=True, limit=batch.output_limit, betas=batch.betas)
-        if wrong is not None:
-            raise ApiError("invalid_request_error", wrong)
+        check_params(params, batch=True, limit=batch.output_limit, betas=batch.betas)
         check_model(params["model"], batch.models)
         reply = ask(self.reply, params)
         cached = NOTHING if reply.failure is not None else self._cached(params)
@@ -133,7 +131,7 @@ class _Rows:
 
 
 def settle(batch: Batch, reply: Replier, caching: Caching) -> Settled:
-    """Settle every row: those finished are answered, the others expired or canceled; the lines come shuffled."""
+    """Settle every row: finished ones are answered, the others expire or are canceled. The lines come shuffled."""
     count = len(batch.rows)
     rows = _Rows(batch, reply, caching)
     finished = batch.finished_rows()

@@ -1,4 +1,4 @@
-"""Whether params are what the SDK's types say of them; what is not is refused in the API's words."""
+"""Checks params against the SDK's types, and words what is wrong as the API does."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _TAGS = frozenset(("type", "role"))
 
 
 def names(*, beta: bool) -> frozenset[str]:
-    """The parameters of a Messages call that the SDK knows."""
+    """Return the names of the parameters of a Messages call that the SDK knows."""
     return _checker(beta)[0]
 
 
 def type_error(params: Mapping[str, Any], *, beta: bool) -> str | None:
-    """What in params is not of the type that the SDK gives it; None if nothing. Parameters it does not know pass.
+    """Return what in params has another type than the SDK gives it; None: nothing. Parameters it does not know pass.
 
     Args:
         params: The body of a Messages call, decoded from JSON.
@@ -37,7 +37,7 @@ def type_error(params: Mapping[str, Any], *, beta: bool) -> str | None:
 
 @functools.cache
 def _checker(beta: bool) -> tuple[frozenset[str], SchemaValidator]:
-    """The names and the validator of all parameters; the SDK is imported when it is asked for first."""
+    """Return the names and the validator of all parameters. Only this imports the SDK."""
     from pydantic import TypeAdapter
     from pydantic_core import SchemaValidator
 
@@ -52,7 +52,7 @@ def _checker(beta: bool) -> tuple[frozenset[str], SchemaValidator]:
 
 
 def _with_lists(schema: Any) -> Any:
-    """The schema with lists where it has iterables: pydantic looks into those only when they are read."""
+    """Return the schema with lists in place of iterables, since pydantic checks the items of those only when read."""
     if isinstance(schema, dict):
         made = {name: _with_lists(part) for name, part in schema.items()}
         if made.get("type") == "generator":
@@ -64,7 +64,7 @@ def _with_lists(schema: Any) -> Any:
 
 
 def _worded(errors: Sequence[ErrorDetails], params: Mapping[str, Any]) -> str:
-    """The one error that says most: the deepest, and of a union that of the branch whose tag fits, or a tag's."""
+    """Return the most useful error: the deepest. In a union, one of the branch whose tag fits, else that of a tag."""
     tags = [each["loc"] for each in errors if each["loc"][-1] in _TAGS and each["type"] == "literal_error"]
     best, told = (0, 0), ""
     for each in errors:
@@ -77,7 +77,7 @@ def _worded(errors: Sequence[ErrorDetails], params: Mapping[str, Any]) -> str:
 
 
 def _path(loc: Sequence[int | str], params: Mapping[str, Any]) -> list[str]:
-    """Where it is in the params: `loc` names the branches of unions, too."""
+    """Return the place in the params. `loc` also names branches of unions, which are left out."""
     value: Any = params
     parts: list[str] = []
     for index, part in enumerate(loc):

@@ -1,4 +1,4 @@
-"""What the API refuses, and with which words."""
+"""Checks what the API checks, and refuses it in the API's words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import orjson
 
 from . import types
 from .cache import misordered
-from .errors import ApiError, invalid
+from .errors import invalid
 
 BATCH_BYTES = 256_000_000
 MESSAGE_BYTES = 32_000_000
@@ -50,13 +50,13 @@ DEFAULT_OUTPUT_LIMIT = 128_000
 
 @functools.lru_cache
 def output_limit(model: str) -> int:
-    """The most output tokens that a model gives."""
+    """Return the most output tokens that a model gives."""
     fitting = [prefix for prefix in _OUTPUT_LIMITS if model.startswith(prefix)]
     return _OUTPUT_LIMITS[max(fitting, key=len)] if fitting else DEFAULT_OUTPUT_LIMIT
 
 
 def parse_object(body: bytes | bytearray) -> dict[str, Any]:
-    """The JSON object in a body.
+    """Return the JSON object in a body.
 
     Raises:
         ApiError: 400, the body is no JSON object.
@@ -76,10 +76,10 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
 
 
 def check_create(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a batch create, checked as far as the API does before it accepts.
+    """Return the rows of a batch create. They are checked as far as the API checks them before it accepts a batch.
 
     Raises:
-        ApiError: 400 for the whole create, naming the offender.
+        ApiError: 400 for the whole create; it names the row that is wrong.
     """
     rows = body.get("requests")
     if rows is None:
@@ -125,15 +125,24 @@ def _check_row(index: int, row: Any) -> None:
     raise invalid(f"{where}.{extra}: Extra inputs are not permitted")
 
 
-def params_error(params: Mapping[str, Any], *, batch: bool, limit: int | None, betas: frozenset[str]) -> str | None:
-    """What is wrong with the params of one request; None if nothing.
+def check_params(params: Mapping[str, Any], *, batch: bool = False, limit: int | None, betas: frozenset[str]) -> None:
+    """Refuse a request whose params are wrong.
 
     Args:
         params: the body of a Messages call, or a row's params.
         batch: whether it is a row of a batch, where some parameters are refused.
         limit: the output limit that overrides the model's own, or None.
         betas: the `anthropic-beta` values of the call.
+
+    Raises:
+        ApiError: 400 `invalid_request_error`.
     """
+    if wrong := _params_error(params, batch=batch, limit=limit, betas=betas):
+        raise invalid(wrong)
+
+
+def _params_error(params: Mapping[str, Any], *, batch: bool, limit: int | None, betas: frozenset[str]) -> str | None:
+    """Return what is wrong with the params of one request; None: nothing."""
     model = params.get("model")
     if not isinstance(model, str) or not model:
         return "model: Field required" if model is None else "model: Input should be a valid string"
@@ -163,7 +172,7 @@ def params_error(params: Mapping[str, Any], *, batch: bool, limit: int | None, b
 
 
 def _parameter_error(params: Mapping[str, Any], *, beta: bool) -> str | None:
-    """What is wrong with parameters beside the plain ones: unknown, out of range, or of another type."""
+    """Return what is wrong with parameters beside the plain ones: unknown, out of range, or of a wrong type."""
     known = types.names(beta=beta)
     for name in params:
         if name not in known and name not in _UNTYPED:
@@ -202,14 +211,3 @@ def _output_error(model: str, max_tokens: int, *, batch: bool, limit: int | None
     if max_tokens > most:
         return f"max_tokens: {max_tokens} > {most}, which is the maximum allowed number of output tokens for {model}"
     return None
-
-
-def check_params(params: Mapping[str, Any], *, limit: int | None, betas: frozenset[str]) -> None:
-    """Refuse a synchronous call whose params are wrong.
-
-    Raises:
-        ApiError: 400 `invalid_request_error`.
-    """
-    wrong = params_error(params, batch=False, limit=limit, betas=betas)
-    if wrong is not None:
-        raise ApiError("invalid_request_error", wrong)

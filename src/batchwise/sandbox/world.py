@@ -31,7 +31,7 @@ _ROW_FAULTS = ("batch.all_rows_error", "batch.row_error", "batch.row_expired")
 
 
 def new_id(prefix: str) -> str:
-    """A fresh id in the API's manner."""
+    """Return a new id that looks like the API's."""
     return f"{prefix}_01{uuid.uuid4().hex[:22]}"
 
 
@@ -64,19 +64,19 @@ class World:
         sync_latency: how long a Messages call takes.
         batch_latency: how long a batch takes; drawn when it is accepted.
         cancel_latency: how long a batch stays `canceling`.
-        window: after it a batch ends with the rest of its rows `expired`; holds for batches created later.
+        window: how long a batch may run; then its unfinished rows expire. Holds for batches created later.
         retention: how long results can be read, from `created_at`; holds for batches created later.
         reply: what the model answers; see `Reply`.
-        batch_queue_limit: rows of unfinished batches at once, over it a create is answered with 429; None: no limit.
-        clock_skew: seconds that the server's clock, as it shows it, is ahead of the real one.
+        batch_queue_limit: the most rows of unfinished batches at once; a create over it gets a 429. None: no limit.
+        clock_skew: by how many seconds the clock that the server shows is ahead of the real one.
         api_keys: the valid keys (a mapping gives each its workspace); None: every key is valid.
-        models: the valid models, by whatever names; None: those that the API knows.
+        models: the names of the valid models; None: those that the API knows.
         output_limit: the most output tokens of every model; None: the model's own limit.
         cache_hits: how likely a row of a batch reads a prefix that was cached before its batch began.
-        cache_hits_beside: how likely it reads one that another row of its batch writes: they run at the same time. The
-            API documents hit rates of 30 % to 98 %.
-        cache_minimum: the fewest tokens of a prefix that is cached; None: the model's.
-        seed: what random draws start from.
+        cache_hits_beside: how likely it reads one that another row of its batch writes, since they run at the same
+            time. The API documents hit rates of 30 % to 98 %.
+        cache_minimum: the fewest tokens that a prefix needs to be cached; None: the model's.
+        seed: the seed of all random draws.
         books: what was bought.
     """
 
@@ -128,22 +128,22 @@ class World:
     # time
 
     def now(self) -> float:
-        """Seconds of the sandbox's own clock, which no skew shifts."""
+        """Return the seconds of the sandbox's own clock, without the skew."""
         return self._started + time.monotonic() + self._advanced
 
     def server_now(self) -> float:
-        """Seconds of the clock that the server shows."""
+        """Return the seconds of the clock that the server shows."""
         return self.now() + to_seconds(self.clock_skew)
 
     def advance(self, duration: Seconds) -> None:
-        """Let time pass for the batches without waiting: they finish, expire and are archived by it."""
+        """Let time pass for the batches without waiting: they finish, expire and are archived."""
         self._advanced += to_seconds(duration)
 
-    # settings that are more than a value
+    # a setting that is more than a value
 
     @property
     def rate_limits(self) -> RateLimits:
-        """The account's rate limits; setting them starts with full buckets."""
+        """The account's rate limits. When they are set, the buckets are full."""
         return self.limiter.limits
 
     @rate_limits.setter
@@ -160,8 +160,8 @@ class World:
         Args:
             name: a key of `KNOWN_FAULTS`.
             times: how often it happens; None: always, until cleared.
-            probability: how likely at each chance; of the `batch.row_*` faults, of each row.
-            skip: how many chances pass before.
+            probability: how likely it is at each chance; for the `batch.row_*` faults, for each row.
+            skip: how many chances pass before the first.
             **params: the fault's own parameters, see `KNOWN_FAULTS`.
 
         Returns:
@@ -173,7 +173,7 @@ class World:
         return self.fault_box.order(name, times, probability, skip, params)
 
     def clear_faults(self, name: str | None = None) -> None:
-        """Forget the orders of one name, or all."""
+        """Remove the orders of one fault, or of all."""
         self.fault_box.clear(name)
 
     @property
@@ -257,21 +257,21 @@ class World:
         return batch.id
 
     def finish(self, batch_id: str) -> None:
-        """Let a running batch end now, all its rows done."""
+        """Let a running batch end now, with all its rows finished."""
         with self.store.lock:
             batch = self.store.get(batch_id)
             if batch.cancel is None and batch.status(self.now()) != "ended":
                 batch.duration = max(0.0, min(batch.window, self.now() - batch.created_at - 1e-6))
 
     def settle(self, batch: Batch) -> Settled:
-        """What became of the rows of an ended batch."""
+        """Return the outcomes of the rows of an ended batch."""
         caching = Caching(self.cache, self.cache_hits, self.cache_hits_beside, self.cache_minimum)
         return batch.settled(echo if batch.foreign else self.reply, caching)
 
     # callers
 
     def workspace_of(self, key: str) -> str | None:
-        """The workspace of a key; None if the key is not valid."""
+        """Return the workspace of a key; None: the key is not valid."""
         keys = self.api_keys
         if keys is None:
             return DEFAULT_WORKSPACE if key else None

@@ -251,9 +251,9 @@ def estimated_tokens(request: Request) -> tuple[int, int]:
     return len(request.body) // BYTES_PER_TOKEN, request.expected_output_tokens or request.max_tokens
 
 
-def to_usd(pico: int) -> Decimal:
-    """Return pico-USD as exact USD."""
-    return _EXACT.divide(pico, PICO)
+def to_usd(pico: int | Fraction) -> Decimal:
+    """Return pico-USD as USD: whole ones exactly, a mean to 60 digits."""
+    return _EXACT.divide(pico.numerator, pico.denominator * PICO)
 
 
 def to_pico(usd: Decimal | int) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from decimal import Context, Decimal
 from fractions import Fraction
 from math import ceil
 from operator import mul
@@ -23,9 +22,7 @@ from .custom_ids import MAX_LENGTH
 from .packing import entry_size
 from .pricing import PriceBook, cost, estimated_tokens
 
-__all__ = ["Kind", "Mix", "mix_of", "to_dollars"]
-
-_MONEY = Context(prec=40)
+__all__ = ["Kind", "Mix", "mix_of"]
 
 
 @attrs.frozen(kw_only=True)
@@ -163,9 +160,3 @@ def _sampled(requests: Iterable[Request]) -> Mix:
     )
     size = sum(entry_size(MAX_LENGTH, len(request.body)) for request in sample)
     return Mix(kinds=kinds, request_bytes=ceil(Fraction(size, len(sample))))
-
-
-def to_dollars(pico: Fraction) -> Decimal:
-    """Return pico-USD as USD, to 40 digits."""
-    usd = pico / 10**12
-    return _MONEY.divide(Decimal(usd.numerator), Decimal(usd.denominator))

@@ -28,8 +28,8 @@ from .capacity import FILLED, Capacity, queue_limit
 from .constraints import SEARCHED, Load, Violation, longest_interval, nearest_load, violations_of
 from .forecast import Forecast
 from .packing import MAX_BYTES, MAX_REQUESTS
-from .pricing import PriceBook, book_of
-from .request_mix import mix_of, to_dollars
+from .pricing import PriceBook, book_of, to_usd
+from .request_mix import mix_of
 from .routing import Case, decide
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class _Money:
 
     def saving(self) -> Decimal | None:
         """USD a request."""
-        return None if self.sync is None or self.batch is None else to_dollars(self.sync - self.batch)
+        return None if self.sync is None or self.batch is None else to_usd(self.sync - self.batch)
 
 
 def _case(load: Load, money: _Money) -> Case:
@@ -162,7 +162,7 @@ def _case(load: Load, money: _Money) -> Case:
 
 
 def _per_month(load: Load, price: Fraction | None) -> Decimal | None:
-    return None if price is None else to_dollars(price * load.arrivals * _MONTH_HOURS)
+    return None if price is None else to_usd(price * load.arrivals * _MONTH_HOURS)
 
 
 def _batches(load: Load, requests: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,8 @@ def routing(count: int) -> dict[str, Any]:
     from batchwise.ledger.sqlite import SqliteLedger
 
     class Nothing:
+        job = 1
+
         def __init__(self) -> None:
             self._terms: dict[int, list[Any]] = {}
 
@@ -74,8 +76,7 @@ def routing(count: int) -> dict[str, Any]:
         def fresh(self) -> list[tuple[Any, ...]]:
             return [tuple(sums) for sums in self._terms.values()]
 
-        def accept(self, **_: object) -> Sequence[int]:
-            return ()
+        def accept(self, **_: object) -> None: ...
 
     class Sink(SqliteLedger):
         def intake(self, **_: Any) -> Any:

@@ -164,7 +164,7 @@ async def test_the_end_waits_until_an_answer_can_be_stored(
             answer.set()
             await world.until(lambda: storing_error(d))
             threading.Timer(0.7, lasting.close).start()
-    assert ledger.statistics.counts(job=None).by == {(Lane.SYNC, Status.SETTLED, Outcome.SUCCEEDED): 1}
+    assert ledger.statistics.counts(job=None) == {(Lane.SYNC, Status.SETTLED, Outcome.SUCCEEDED): 1}
     assert world.calls == 1
 
 

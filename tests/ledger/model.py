@@ -194,6 +194,6 @@ def counted(ledger: Ledger, requests: Iterable[int]) -> dict[tuple[Lane, Status,
 
 def total(ledger: Ledger, job: int | None = None) -> dict[Status, int]:
     sums = dict.fromkeys(Status, 0)
-    for (_, status, _), number in ledger.statistics.counts(job=job).by.items():
+    for (_, status, _), number in ledger.statistics.counts(job=job).items():
         sums[status] += number
     return sums

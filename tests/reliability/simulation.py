@@ -571,7 +571,7 @@ class World:
                 assert not ours or each.id not in orjson.loads(struck), "our own batch was struck off"
 
     def check(self) -> None:
-        counts = self.ledger.statistics.counts(job=None).by
+        counts = self.ledger.statistics.counts(job=None)
         assert sum(counts.values()) == len(self.accepted), (counts, len(self.accepted))
         results = self.ledger.results(job=None, after=0, limit=100_000)
         assert len({row.request for row in results}) == len(results), "a request has two outcomes"

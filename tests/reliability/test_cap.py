@@ -109,7 +109,7 @@ def test_a_limit_that_comes_later_holds_for_what_was_accepted_before(tmp_path: P
         for _ in range(100):
             after.pass_time(HOUR, wakes=10)
             after.check()  # the limit among it
-        counts = after.ledger.statistics.counts(job=None).by
+        counts = after.ledger.statistics.counts(job=None)
         answered = sum(number for (_, _, outcome), number in counts.items() if outcome is bw.Outcome.SUCCEEDED)
         assert 1 < answered < 21
         assert sum(number for (_, _, outcome), number in counts.items() if outcome is None) == 21 - answered

@@ -238,7 +238,7 @@ def jobs(*, ledger: Ledger = None) -> Answer:
     """List the jobs, and how far each is."""
     with looking(ledger) as engine:
         name = engine.ledger.name
-        found = {row.name: Progress(**tallies(row.counts.by.items())) for row in engine.ledger.jobs.all()}
+        found = {row.name: Progress(**tallies(row.counts.items())) for row in engine.ledger.jobs.all()}
     lines = [f"{job or '(no job)'}: {str(progress).splitlines()[0]}" for job, progress in found.items()]
     told = ("total", "settled", "done", "by_status", "by_outcome")
     values = [

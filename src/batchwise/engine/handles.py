@@ -169,7 +169,7 @@ class JobView:
 
     def __len__(self) -> int:
         """Return how many requests it has; purged ones do not count."""
-        return sum(self._engine.ledger.statistics.counts(job=self._number).by.values())
+        return sum(self._engine.ledger.statistics.counts(job=self._number).values())
 
     def __bool__(self) -> bool:
         """A job is true even if it has no requests."""
@@ -200,7 +200,7 @@ class JobView:
         counts = self._engine.ledger.statistics.counts(job=self._number)
         left: dict[Lane, int] = {}
         moving = False
-        for (lane, status, _), number in counts.by.items():
+        for (lane, status, _), number in counts.items():
             if status is Status.SETTLED or not number:
                 continue
             left[lane] = left.get(lane, 0) + number
@@ -262,7 +262,7 @@ class JobView:
         if self._name is not None:
             return found
         counts = self._engine.ledger.statistics.counts(job=self._number)
-        return attrs.evolve(found, **tallies(counts.by.items()))
+        return attrs.evolve(found, **tallies(counts.items()))
 
     def _late(self, timeout: float | None) -> ResultTimeoutError:
         try:

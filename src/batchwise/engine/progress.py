@@ -55,7 +55,7 @@ def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)
     policy, known = engine.policy, engine.situation.read()
     now = engine.now()
     snapshot = believed(known, now, policy)
-    counts = engine.ledger.statistics.counts(job=job).by
+    counts = engine.ledger.statistics.counts(job=job)
     found = risks(snapshot, now, policy)
     risk = sum(found.values(), SAFE) if job is None else found.get(job, SAFE)
     if job is None and (found or engine.emitter.in_danger):

@@ -92,7 +92,7 @@ class Suspensions:
         for lane, reason in self.read().suspended.items():
             left = sum(
                 number
-                for (where, status, _), number in self._ledger.statistics.counts(job=None).by.items()
+                for (where, status, _), number in self._ledger.statistics.counts(job=None).items()
                 if where is lane and status is Status.QUEUED
             )
             if left:

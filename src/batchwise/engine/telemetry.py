@@ -227,7 +227,7 @@ class _Metrics:
 
 
 def _depth(engine: Engine) -> Iterator[tuple[int, dict[str, str]]]:
-    for (lane, status, _), number in engine.ledger.statistics.counts(job=None).by.items():
+    for (lane, status, _), number in engine.ledger.statistics.counts(job=None).items():
         if status is not Status.SETTLED:
             yield number, {"batchwise.lane": lane.value, "batchwise.status": status.value}
 

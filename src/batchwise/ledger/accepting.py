@@ -15,7 +15,7 @@ from .bulk import Intakes
 from .claims import Claims
 from .database import Connection, Database
 from .jobs import add_job, job_of
-from .keys import Positions, StagedError, conflict, find, is_position
+from .keys import Positions, StagedError, find, is_position
 from .records import LookedUp, Records
 from .repeats import Repeats
 from .requests import Requests
@@ -148,12 +148,7 @@ class Accepting:
             if found.staged:
                 raise StagedError(found.staged)
             if not self._repeats.same(db, found.id, found.terms, entry.body, entry.terms):
-                raise conflict(
-                    decode_key(key),
-                    offer.job,
-                    adopted=self._records.terms(db, found.terms).adopted,
-                    differs=self._repeats.differs(db, found.id, found.terms, entry.body, entry.terms),
-                )
+                raise self._repeats.conflict(db, found, entry.body, entry.terms, key=key, job=offer.job)
             anew = self._join(db, found.id, offer)
             row = self._requests.find_row(db, found.id)
             if row is None:

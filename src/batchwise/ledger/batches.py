@@ -263,7 +263,6 @@ class Batches:
             size += len(body)
             if size >= most:
                 break
-        found.close()
         return part
 
     def _under_an_hour(self, db: Connection, body: bytes, terms: int) -> bytes:

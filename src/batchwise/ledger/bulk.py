@@ -23,11 +23,11 @@ from .books import Books, Moves, Place, cost_to_reserve
 from .database import Connection, Database
 from .forks import check_own
 from .jobs import add_job, job_of
-from .keys import Positions, StagedError, conflict, find
+from .keys import Positions, StagedError, find
 from .ranges import Ranges
 from .records import CHUNK, Records
 from .repeats import Repeats
-from .rows import BATCH, LANE_CODES, QUEUED, SYNC, decode_key, encode_key
+from .rows import BATCH, LANE_CODES, QUEUED, SYNC, encode_key
 from .runs import Runs
 from .unnamed import Unnamed
 from .values import Entry, MaxSpend
@@ -269,13 +269,15 @@ class Intake:
                 raise StagedError(found.staged)
             if not self._intakes.repeats.same(db, found.id, found.terms, body, self._terms[index]):
                 before, here = self._sum.numbers.all(), staged.numbers.all()
-                raise conflict(
-                    decode_key(key),
-                    self._job,
-                    adopted=self._records.terms(db, found.terms).adopted,
+                raise self._intakes.repeats.conflict(
+                    db,
+                    found,
+                    body,
+                    self._terms[index],
+                    key=key,
+                    job=self._job,
                     item=len(before) + place,
                     earlier=[*before, *here].index(found.id) if found.staged == self._id else None,
-                    differs=self._intakes.repeats.differs(db, found.id, found.terms, body, self._terms[index]),
                 )
             staged.numbers.add(range(found.id, found.id + 1))
             staged.flush.add(found.terms)
@@ -442,6 +444,13 @@ class Intakes:
                     db.execute("DELETE FROM intake WHERE id = ?", (intake,))
                     db.execute("DELETE FROM terms WHERE staged = ?", (intake,))
         self.left.discard(intake)
+
+    def abort_of(self, run: int) -> None:
+        """Abort the bulk dispatches of a run."""
+        with self.database.read() as db:
+            found = db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
+        for (intake,) in found:
+            self.abort(intake)
 
     def accepted(self, intake: int, job: int | None, positions: int) -> None:
         """A bulk dispatch was accepted; in a named job it took so many positions."""

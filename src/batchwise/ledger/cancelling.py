@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
 
 from batchwise.models import Outcome
 from batchwise.planning.continuation import failed
@@ -14,10 +13,11 @@ from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.outcomes import UNAFFORDABLE
 
 from .database import Connection, Database
-from .records import BEHIND, CHUNK, RESULTS_BEHIND, UNSETTLED_IN_BATCH, UNSETTLED_OF_JOB, Records, Row
+from .records import BEHIND, CHUNK, RESULTS_BEHIND, UNSETTLED_IN_BATCH, Records, Row
+from .requests import Requests
 from .rows import IN_FLIGHT, LANES, canceled_line, decode_key, micros
 from .settlements import Settlements
-from .unnamed import REQUESTS_OF, Unnamed
+from .unnamed import Unnamed
 from .values import EVERYTHING, Settlement, Which
 
 __all__ = ["Cancelling", "Purging"]
@@ -28,8 +28,8 @@ _CANCELED = "it was cancelled before it was sent"
 class Cancelling:
     """Settles requests that were never sent, or that nobody may send again."""
 
-    def __init__(self, database: Database, records: Records, settlements: Settlements, unnamed: Unnamed) -> None:
-        self._database, self._records, self._settlements, self._unnamed = database, records, settlements, unnamed
+    def __init__(self, database: Database, records: Records, settlements: Settlements, requests: Requests) -> None:
+        self._database, self._records, self._settlements, self._requests = database, records, settlements, requests
 
     def cancel_rows(self, db: Connection, ids: Iterable[int], kind: str, message: str, now: datetime) -> int:
         """Settle these as CANCELED. Those that were sent to the sync lane may have been billed."""
@@ -59,39 +59,21 @@ class Cancelling:
         Returns how many, and the batches in which others of them still are.
         """
         with self._database.read() as db:
-            unnamed = self._unnamed.behind(db, which.job) is not None
-        queued, values = self._queued(which, unnamed=unnamed)
+            listed, (cohorts, values) = self._requests.listed(db, which), self._requests.cohorts(db, which)
+        queued = f"SELECT id FROM request WHERE status = 0 AND terms IN (SELECT terms FROM cohort WHERE {cohorts})"
+        sent = f"SELECT DISTINCT batch FROM cohort WHERE batch > 0 AND {cohorts}"
+        if listed is not None:
+            source, values = listed
+            queued = f"SELECT q.id {source} AND q.status = 0"
+            sent = f"SELECT DISTINCT q.batch {source} AND {UNSETTLED_IN_BATCH}"
         canceled, found = 0, CHUNK
         while found == CHUNK:
             with self._database.write("cancel") as db:
                 ids = [number for (number,) in db.execute(f"{queued} LIMIT {CHUNK}", values)]
                 found = len(ids)
                 canceled += self.cancel_rows(db, ids, "canceled", _CANCELED, now)
-        sent, values = self._sent(which, unnamed=unnamed)
         with self._database.read() as db:
             return canceled, tuple(sorted(batch for (batch,) in db.execute(sent, values)))
-
-    def _queued(self, which: Which, *, unnamed: bool) -> tuple[str, tuple[Any, ...]]:
-        """Selects what is queued of these, and what is bound to that."""
-        queued = "SELECT id FROM request WHERE status = 0 AND"
-        if which.requests is not None:
-            return f"{queued} id {self._database.among}", (self._database.list_of(which.requests),)
-        if which.job is None:
-            return f"{queued} terms IN (SELECT terms FROM cohort)", ()
-        if unnamed:
-            return f"SELECT q.id FROM {REQUESTS_OF} AND q.status = 0", (which.job,)
-        return f"{queued} terms IN (SELECT terms FROM cohort WHERE {UNSETTLED_OF_JOB})", (which.job,)
-
-    def _sent(self, which: Which, *, unnamed: bool) -> tuple[str, tuple[Any, ...]]:
-        """Selects the batches in which some of these are not settled, and what is bound to that."""
-        if which.requests is not None:
-            some = f"SELECT DISTINCT q.batch FROM request q WHERE q.id {self._database.among} AND {UNSETTLED_IN_BATCH}"
-            return some, (self._database.list_of(which.requests),)
-        if which.job is None:
-            return "SELECT DISTINCT batch FROM cohort WHERE batch > 0", ()
-        if unnamed:
-            return f"SELECT DISTINCT q.batch FROM {REQUESTS_OF} AND {UNSETTLED_IN_BATCH}", (which.job,)
-        return f"SELECT DISTINCT batch FROM cohort WHERE batch > 0 AND {UNSETTLED_OF_JOB}", (which.job,)
 
 
 class Purging:

@@ -33,9 +33,6 @@ class Cursor(Protocol):
     def fetchall(self) -> list[Any]:
         """All rows that are left."""
 
-    def close(self) -> object:
-        """Read no more of it."""
-
 
 class Connection(Protocol):
     """Runs statements inside a transaction. A question mark in a statement stands for a value."""

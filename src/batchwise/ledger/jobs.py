@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from batchwise.models import Lane, Outcome, Status
-
 from .database import Connection, Database
 from .records import Records
-from .rows import LANES, OUTCOMES, STATUSES, decode_key, encode_key
-from .values import Counts, JobRow
+from .rows import decode_key, encode_key
+from .statistics import counts_by_job
+from .values import JobRow
 
 __all__ = ["Jobs", "add_job", "job_of"]
 
@@ -45,22 +44,9 @@ class Jobs:
         """Return all jobs in the order of their creation; with the shared scope if there are requests without a job."""
         with self._database.read() as db:
             names = dict(db.execute("SELECT id, name FROM job WHERE visible = 1 ORDER BY id").fetchall())
-            unsettled = db.execute(
-                "SELECT (SELECT t.job FROM terms t WHERE t.id = c.terms), lane, status, sum(requests) FROM cohort c "
-                "GROUP BY 1, 2, 3"
-            ).fetchall()
-            settled = db.execute(
-                "SELECT job, lane, outcome, sum(requests - purged) FROM tally GROUP BY job, lane, outcome"
-            ).fetchall()
-        found: dict[int, dict[tuple[Lane, Status, Outcome | None], int]] = {job: {} for job in names}
-        for job, lane, status, count in unsettled:
-            if job in found and count:
-                found[job][LANES[lane], STATUSES[status], None] = count
-        for job, lane, outcome, count in settled:
-            if job in found and count:
-                found[job][LANES[lane], Status.SETTLED, OUTCOMES[outcome]] = count
+            found = counts_by_job(db)
         return [
-            JobRow(job, None if names[job] is None else decode_key(names[job]), Counts(by))
-            for job, by in found.items()
-            if by or names[job] is not None
+            JobRow(job, None if name is None else decode_key(name), found[job])
+            for job, name in names.items()
+            if name is not None or found[job]
         ]

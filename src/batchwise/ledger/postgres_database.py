@@ -73,26 +73,6 @@ def _translated(sql: str) -> _Translated:
     return _Translated(statement, writes=verb != "SELECT", inserts=verb == "INSERT" and not _UNSURE.search(sql))
 
 
-class _Changed:
-    """The result of a statement that returns no rows."""
-
-    def __init__(self, rowcount: int = 0) -> None:
-        self.rowcount = rowcount
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(())
-
-    def fetchone(self) -> None:
-        """There is none."""
-
-    def fetchall(self) -> list[Any]:
-        """There are none."""
-        return []
-
-    def close(self) -> None:
-        """Nothing to read."""
-
-
 class _Answer:
     """The result of a statement. Who reads it has the statement sent, if that is still waiting."""
 
@@ -124,10 +104,6 @@ class _Answer:
         """All rows that are left."""
         return self._rows.fetchall()
 
-    def close(self) -> None:
-        """Read no more of it."""
-        self._rows.close()
-
 
 class Transaction:
     """Runs statements inside a transaction. See `database.Connection`.
@@ -156,14 +132,14 @@ class Transaction:
             return answer
         if inserts:
             self._database.changed = True
-            return _Changed(1)
+            return Rows(1)
         if answer.rowcount:
             self._database.changed = True
         return answer
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> Cursor:
         """Run one statement once for each row of values, without waiting for each."""
-        statement, found, source = _translated(sql).statement, _Changed(), iter(rows)
+        statement, found, source = _translated(sql).statement, Rows(0), iter(rows)
         while answers := [self.later(statement, values) for values in islice(source, _MANY)]:
             found.rowcount += sum(each.rowcount for each in answers)
         if found.rowcount:

@@ -52,13 +52,18 @@ class _Bound(NamedTuple):
 class Rows:
     """The result of a statement. See `database.Cursor`."""
 
-    def __init__(self, connection: psycopg.Connection[Any], result: PGresult) -> None:
-        self.rowcount: int = result.command_tuples or 0
-        self._next, self._end = 0, result.ntuples
-        self._loader: abc.Transformer | None = None
-        if self._end:
-            self._loader = Transformer(connection)
-            self._loader.set_pgresult(result)
+    def __init__(self, rowcount: int, loader: abc.Transformer | None = None, count: int = 0) -> None:
+        self.rowcount = rowcount
+        self._loader, self._next, self._end = loader, 0, count
+
+    @classmethod
+    def of(cls, connection: psycopg.Connection[Any], result: PGresult) -> Rows:
+        """Return what the server answered."""
+        if not result.ntuples:
+            return cls(result.command_tuples or 0)
+        loader = Transformer(connection)
+        loader.set_pgresult(result)
+        return cls(result.command_tuples or 0, loader, result.ntuples)
 
     def __iter__(self) -> Iterator[Any]:
         while self._loader is not None and self._next < self._end:
@@ -76,10 +81,6 @@ class Rows:
         """All rows that are left."""
         first, self._next = self._next, self._end
         return [] if self._loader is None else self._loader.load_rows(first, self._end, tuple)
-
-    def close(self) -> None:
-        """Read no more of it."""
-        self._loader = None
 
 
 class Wire:
@@ -116,7 +117,9 @@ class Wire:
         for answer in answers:
             if answer.status == ExecStatus.FATAL_ERROR:
                 raise error_from_result(answer)
-        return [Rows(self.connection, answer) for kind, answer in zip(prepared, answers, strict=True) if kind is None]
+        return [
+            Rows.of(self.connection, answer) for kind, answer in zip(prepared, answers, strict=True) if kind is None
+        ]
 
     def _bind(self, values: Sequence[Any]) -> _Bound:
         dumper = self._dumper

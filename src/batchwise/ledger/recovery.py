@@ -45,10 +45,7 @@ class Recovery:
     def end_run(self, run: int) -> None:
         """Mark this run as ended. The next `recover` takes over its unfinished work."""
         try:
-            with self._database.read() as db:
-                mine = db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
-            for (intake,) in mine:
-                self._intakes.abort(intake)
+            self._intakes.abort_of(run)
         finally:  # whatever failed: a run whose lock is held is taken for alive
             self._runs.end(run)
 
@@ -95,10 +92,7 @@ class Recovery:
         self._looked = version, now
 
     def _recover_run(self, run: int, now: datetime, max_spend: MaxSpend | None) -> int:
-        with self._database.read() as db:
-            staged = db.execute("SELECT id FROM intake WHERE run = ?", (run,)).fetchall()
-        for (intake,) in staged:
-            self._intakes.abort(intake)
+        self._intakes.abort_of(run)
         touched, found = 0, CHUNK
         while found:
             with self._database.write("recover") as db:

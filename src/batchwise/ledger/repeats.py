@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from batchwise.errors import KeyConflictError
 from batchwise.planning.state import Terms
 
 from .books import Books, Moves, cost_to_reserve, place_of
 from .database import Connection
-from .keys import differing, same_body
+from .keys import Found, conflict, differing, same_body
 from .records import Records, Row
 from .reopening import Reopening
-from .rows import LANE_CODES, QUEUED, SETTLED, merged
+from .rows import LANE_CODES, QUEUED, SETTLED, decode_key, merged
 from .values import MaxSpend
 
 __all__ = ["Repeats"]
@@ -28,13 +29,24 @@ class Repeats:
         old = self._records.terms(db, terms)
         return (old.betas, old.stream) == (new.betas, new.stream) and same_body(db, request, body)
 
-    def differs(self, db: Connection, request: int, terms: int, body: bytes, new: Terms) -> list[str]:
-        """Return the names of the parameters that differ; none for an adopted request, whose content is not here."""
-        old = self._records.terms(db, terms)
-        if old.adopted:
-            return []
-        others = (("betas", old.betas == new.betas), ("stream", old.stream == new.stream))
-        return [*differing(db, request, body), *(name for name, same in others if not same)]
+    def conflict(
+        self,
+        db: Connection,
+        found: Found,
+        body: bytes,
+        new: Terms,
+        *,
+        key: bytes,
+        job: str | None,
+        item: int | None = None,
+        earlier: int | None = None,
+    ) -> KeyConflictError:
+        """Return the error for a key that a request with other content has; `item` and `earlier` as for `conflict`."""
+        old, differs = self._records.terms(db, found.terms), list[str]()
+        if not old.adopted:
+            others = (("betas", old.betas == new.betas), ("stream", old.stream == new.stream))
+            differs = [*differing(db, found.id, body), *(name for name, same in others if not same)]
+        return conflict(decode_key(key), job, adopted=old.adopted, item=item, earlier=earlier, differs=differs)
 
     def join(
         self,

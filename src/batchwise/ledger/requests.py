@@ -8,9 +8,18 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .database import Connection, Database
-from .records import ATTEMPTS_NOW, LANE_NOW, REQUESTS, STATUS_NOW, UNSETTLED, UNSETTLED_IN_BATCH, Records
+from .records import (
+    ATTEMPTS_NOW,
+    LANE_NOW,
+    REQUESTS,
+    STATUS_NOW,
+    UNSETTLED,
+    UNSETTLED_IN_BATCH,
+    UNSETTLED_OF_JOB,
+    Records,
+)
 from .rows import LANES, STATUSES, decode_key, encode_key
-from .unnamed import Unnamed, is_in
+from .unnamed import REQUESTS_OF, Unnamed, is_in
 from .values import RequestRow, Which
 
 __all__ = ["Requests"]
@@ -87,6 +96,30 @@ class Requests:
         if which.unsettled:
             conditions.append(UNSETTLED)
         return " AND ".join(conditions), tuple(values)
+
+    def listed(self, db: Connection, which: Which) -> tuple[str, tuple[Any, ...]] | None:
+        """Return what follows a SELECT of the requests q that `which` lists, and its values; None: it lists none.
+
+        Numbers list requests, and so does an unnamed bulk. Others are found by their `cohorts`.
+        """
+        if which.requests is not None:
+            return f"FROM request q WHERE q.id {self._database.among}", (self._database.list_of(which.requests),)
+        if self._unnamed.behind(db, which.job) is not None:
+            return f"FROM {REQUESTS_OF}", (which.job,)
+        return None
+
+    def cohorts(self, db: Connection, which: Which) -> tuple[str, tuple[Any, ...]]:
+        """Return the SQL condition that a cohort holds some of the requests that `which` selects, and its values.
+
+        It selects by terms, numbers or a job; else all. Of requests that it lists, only queued ones count.
+        """
+        if which.terms is not None:
+            return f"terms {self._database.among}", (self._database.list_of(which.terms),)
+        listed = self.listed(db, which)
+        if listed is not None:
+            source, values = listed
+            return f"terms IN (SELECT q.terms {source} AND q.status = 0)", values
+        return ("TRUE", ()) if which.job is None else (UNSETTLED_OF_JOB, (which.job,))
 
     def find_row(self, db: Connection, request: int) -> RequestRow | None:
         """Return the request of this number, within a transaction; None: there is none."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 from batchwise.models import Lane
 from batchwise.planning.cache_priming import Caching
@@ -15,9 +14,9 @@ from batchwise.planning.state import BatchState, Group, Terms
 from .batches import Batches
 from .books import Books, Place, cost_to_reserve, place_of, unreserved_cost
 from .database import Connection, Database
-from .records import IN_BATCH, UNSETTLED_OF_JOB, Records, Row
+from .records import IN_BATCH, Records, Row
+from .requests import Requests
 from .rows import BATCH, IN_FLIGHT, LANE_CODES, QUEUED, SYNC
-from .unnamed import REQUESTS_OF, Unnamed
 from .values import EVERYTHING, MaxSpend, Turn, Which
 
 __all__ = ["Requeuing"]
@@ -30,29 +29,16 @@ class Requeuing:
     """Queues requests again that are not settled: another attempt, or the other lane."""
 
     def __init__(
-        self, database: Database, records: Records, books: Books, unnamed: Unnamed, *, batches: Batches
+        self, database: Database, records: Records, books: Books, requests: Requests, *, batches: Batches
     ) -> None:
         self._database, self._records, self._books = database, records, books
-        self._unnamed, self._batches = unnamed, batches
+        self._requests, self._batches = requests, batches
 
     def flush(self, which: Which = EVERYTHING) -> None:
         """Mark the queued groups that hold any of these (by numbers, a job, or terms): somebody waits for them."""
         with self._database.write("flush") as db:
-            what, values = self._groups_of(db, which)
-            db.execute(f"UPDATE cohort SET flush = 1 WHERE status = 0 AND flush = 0 AND {what}", values)
-
-    def _groups_of(self, db: Connection, which: Which) -> tuple[str, tuple[Any, ...]]:
-        """The condition that a cohort holds some of these, and its values."""
-        if which.terms is not None:
-            return f"terms {self._database.among}", (self._database.list_of(which.terms),)
-        if which.requests is not None:
-            theirs = f"SELECT terms FROM request WHERE id {self._database.among} AND status = 0"
-            return f"terms IN ({theirs})", (self._database.list_of(which.requests),)
-        if which.job is None:
-            return "TRUE", ()
-        if self._unnamed.behind(db, which.job) is None:
-            return UNSETTLED_OF_JOB, (which.job,)
-        return f"terms IN (SELECT q.terms FROM {REQUESTS_OF} AND q.status = 0)", (which.job,)
+            cohorts, values = self._requests.cohorts(db, which)
+            db.execute(f"UPDATE cohort SET flush = 1 WHERE status = 0 AND flush = 0 AND {cohorts}", values)
 
     def requeue(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Any
 
 import attrs
@@ -85,37 +86,17 @@ def _moment(count: int | None) -> datetime | None:
     return None if count is None else from_micros(count)
 
 
+_TERMS = tuple(field.name for field in attrs.fields(Terms) if field.name not in {"id", "job"})
+_values_of = attrgetter(*_TERMS)
+
+
 def encode_terms(terms: Terms) -> bytes:
     """Encode terms, without their number and their job."""
-    return orjson.dumps(
-        {
-            "lane": terms.lane,
-            "reason": terms.reason,
-            "explanation": terms.explanation,
-            "blocking": terms.blocking,
-            "deadline": _optional(terms.deadline),
-            "submit_by": _optional(terms.submit_by),
-            "rescue_at": _optional(terms.rescue_at),
-            "interval": terms.interval // _MICROSECOND,
-            "model": terms.model,
-            "refused_by": terms.refused_by,
-            "max_tokens": terms.max_tokens,
-            "output_tokens": terms.output_tokens,
-            "expected": terms.expected,
-            "betas": terms.betas,
-            "stream": terms.stream,
-            "tool_use": terms.tool_use,
-            "structured": terms.structured,
-            "batch_only": terms.batch_only,
-            "prefix": terms.prefix,
-            "prefix_tokens": terms.prefix_tokens,
-            "breakpoints": terms.breakpoints,
-            "labels": terms.labels,
-            "adopted": terms.adopted,
-            "max_cost_each": terms.max_cost_each,
-            "max_cost_per_byte": terms.max_cost_per_byte,
-        }
-    )
+    values = dict(zip(_TERMS, _values_of(terms), strict=True))
+    for name in ("deadline", "submit_by", "rescue_at"):
+        values[name] = _optional(values[name])
+    values["interval"] = terms.interval // _MICROSECOND
+    return orjson.dumps(values)
 
 
 def decode_terms(number: int, job: int, data: bytes) -> Terms:

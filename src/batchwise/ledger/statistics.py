@@ -4,23 +4,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
-from batchwise.models import Lane, Outcome, Report, Status
+from batchwise.models import Outcome, Report, Status
 from batchwise.planning.forecast import Sample
 
 from . import meta
-from .database import Database
+from .database import Connection, Database
 from .records import LANE_NOW, REQUESTS, STATUS_NOW, UNSETTLED_OF_JOB, Records
 from .rows import LANES, OUTCOME_CODES, OUTCOMES, STATUSES, from_micros
 from .unnamed import Unnamed
 from .values import Counts
 
-__all__ = ["Statistics"]
+__all__ = ["Statistics", "counts_by_job"]
 
 _COUNT = (
     f"SELECT {LANE_NOW}, {STATUS_NOW}, g.outcome, count(*) FROM part p CROSS JOIN {REQUESTS} "
@@ -28,6 +28,23 @@ _COUNT = (
 )
 _REFUSED = OUTCOME_CODES[Outcome.REFUSED]
 _PICO = Decimal(1).scaleb(-12)
+
+
+def counts_by_job(db: Connection, job: int | None = None, *, together: bool = False) -> dict[int, Counts]:
+    """Return the counts of a job's requests, or of all, by the numbers of jobs; `together`: in one sum, under 0."""
+    of_cohort, of_tally = ("0", "0") if together else ("(SELECT t.job FROM terms t WHERE t.id = cohort.terms)", "job")
+    unsettled, settled, values = ("", "", ()) if job is None else (f"WHERE {UNSETTLED_OF_JOB}", "WHERE job = ?", (job,))
+    found = defaultdict[int, Counts](Counter)
+    for number, lane, status, count in db.execute(
+        f"SELECT {of_cohort}, lane, status, sum(requests) FROM cohort {unsettled} GROUP BY 1, 2, 3", values
+    ):
+        found[number][LANES[lane], STATUSES[status], None] = count
+    for number, lane, outcome, count in db.execute(
+        f"SELECT {of_tally}, lane, outcome, sum(requests - purged) FROM tally {settled} GROUP BY 1, 2, 3", values
+    ):
+        if count:
+            found[number][LANES[lane], Status.SETTLED, OUTCOMES[outcome]] = count
+    return found
 
 
 class Statistics:
@@ -38,27 +55,16 @@ class Statistics:
 
     def counts(self, *, job: int | None) -> Counts:
         """Return how many requests are in each lane and status. Those of an unnamed bulk are counted one by one."""
-        by: dict[tuple[Lane, Status, Outcome | None], int] = {}
-        unsettled = "" if job is None else f"WHERE {UNSETTLED_OF_JOB}"
-        settled = "" if job is None else "WHERE job = ?"
-        values = () if job is None else (job,)
         with self._database.read() as db:
-            if self._unnamed.behind(db, job) is not None:
-                for lane, status, outcome, count in db.execute(_COUNT, values):
-                    by[LANES[lane], STATUSES[status], None if outcome is None else OUTCOMES[outcome]] = count
-                return Counts(by)
-            for lane, status, count in db.execute(
-                f"SELECT lane, status, sum(requests) FROM cohort {unsettled} GROUP BY lane, status",
-                values,
-            ):
-                by[LANES[lane], STATUSES[status], None] = count
-            for lane, outcome, count in db.execute(
-                f"SELECT lane, outcome, sum(requests - purged) FROM tally {settled} GROUP BY lane, outcome",
-                values,
-            ):
-                if count:
-                    by[LANES[lane], Status.SETTLED, OUTCOMES[outcome]] = count
-        return Counts(by)
+            if self._unnamed.behind(db, job) is None:
+                return counts_by_job(db, job, together=True)[0]
+            rows = db.execute(_COUNT, (job,)).fetchall()
+        return Counter(
+            {
+                (LANES[lane], STATUSES[status], None if outcome is None else OUTCOMES[outcome]): count
+                for lane, status, outcome, count in rows
+            }
+        )
 
     def report(self, *, job: int | None) -> Report:
         """Return money and deadlines of settled requests, purged ones included."""

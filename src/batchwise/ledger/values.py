@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 import attrs
 
@@ -240,10 +241,8 @@ class Suspension(NamedTuple):
     """How often lanes were resumed so far."""
 
 
-class Counts(NamedTuple):
-    """Counts of requests by (lane, status, outcome)."""
-
-    by: dict[tuple[Lane, Status, Outcome | None], int]
+Counts = Counter[tuple[Lane, Status, Union[Outcome, None]]]
+"""Counts of requests by lane, status and outcome (None: not settled)."""
 
 
 class JobRow(NamedTuple):

@@ -1024,11 +1024,11 @@ def test_what_has_settled_is_told_once_it_is_durable_and_once(world: World) -> N
     open_rows = world.ledger.batches.open_rows(batch.id)
     assert open_rows is not None
     answers: list[Answer] = [(number, line(number), 5, 5, 1, None) for number in numbers[1:]]
-    world.ledger.books.reckon_by(look_and_fail, lambda terms, _body: terms)  # asked within the transaction
+    world.ledger.books.use_prices(look_and_fail, lambda terms, _body: terms)  # asked within the transaction
     with pytest.raises(KeyboardInterrupt):
         world.ledger.settle_answers(open_rows, answers, now=NOW)
     assert early == world.ledger.take_sums() == []
-    world.ledger.books.reckon_by(look, lambda terms, _body: terms)
+    world.ledger.books.use_prices(look, lambda terms, _body: terms)
     assert world.ledger.settle_answers(open_rows, answers, now=NOW)
     assert not early, "it is not durable yet"
     assert [each.requests for each in world.ledger.take_sums()] == [2]
@@ -1247,7 +1247,7 @@ def test_a_bulk_without_a_name_goes_with_its_requests(world: World) -> None:
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 99])
 def test_pages_of_results(world: World, limit: int) -> None:
-    """However pages fall into what settled together, with holes in it and other jobs between."""
+    """Pages begin and end anywhere in groups of results, which have holes, and other jobs between them."""
     numbers = [number for job in ("j", "k") for number in world.bulk([entry(str(n)) for n in range(6)], job=job)]
     alone = world.accept("alone").row.id
     requeue(world.ledger, [numbers[1]], lane=BATCH, costs_attempt=True, now=NOW, batch=world.opened().id)
@@ -1484,7 +1484,7 @@ def test_a_series_of_failures_does_not_begin_in_the_future(world: World) -> None
 
 
 def test_what_is_believed_is_stored(world: World) -> None:
-    """Requests come to their places, and pauses, by a clock that was a day ahead."""
+    """Requests were queued, and the lane was paused, by a clock that was a day ahead."""
     ledger, policy = world.ledger, Policy()
     numbers = world.bulk([entry(str(n)) for n in range(3)])
     batch = world.opened()

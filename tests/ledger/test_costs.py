@@ -47,7 +47,7 @@ def _rows(plan: Mapping[str, Any]) -> int:
 
 @contextmanager
 def counting(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
-    """Gives what tells how much the database has done since."""
+    """Yields a function that returns how much the database has done since."""
     if isinstance(ledger.database, PostgresDatabase):
         with monkeypatch.context() as patch:
             patch.setattr(postgres_database, "Transaction", Counted)
@@ -68,7 +68,7 @@ def counting(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 
 
 def settle(world: World, count: int, prefix: str) -> None:
-    """So many requests of the job more, answered by batches of 60, ten by each settling."""
+    """Add `count` settled requests, in batches of 60, of which ten settle together."""
     for begin in range(0, count, 60):
         numbers = world.bulk([entry(f"{prefix}{begin + n}", NIGHTLY) for n in range(60)], chunk=60)
         row = row_of(world.ledger, numbers[0])
@@ -81,7 +81,7 @@ def settle(world: World, count: int, prefix: str) -> None:
 
 
 def looks(world: World, batch: int) -> dict[str, Callable[[], object]]:
-    """What a planning pass asks for, and those who wait, look or report."""
+    """What planning passes, waiting callers and reports read."""
     ledger = world.ledger
     job = ledger.jobs.number("job")
     last = ledger.results(job=job, after=0, limit=10_000).cursor

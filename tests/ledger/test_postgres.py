@@ -1,4 +1,4 @@
-"""What is Postgres's alone: URLs, roles, lost connections, lost commits, poolers, forks."""
+"""What only Postgres has: URLs, roles, lost connections, lost commits, poolers, forks."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_processes_that_start_at_once_make_one_ledger(url: str) -> None:
 
 @contextmanager
 def noticing(postgres: str, url: str, count: str, end: int) -> Iterator[Callable[[], int]]:
-    """Gives a question: how many notices came, the last of them when something counted so many."""
+    """Yields a function that returns how many notices had come when the query `count` gave `end`."""
     with admin(postgres) as db, admin(postgres) as looking, ThreadPoolExecutor(1) as thread:
         db.execute(f"LISTEN {channel_of(schema_of(url))}")
         looking.execute(f'SET search_path TO "{schema_of(url)}"')
@@ -658,7 +658,7 @@ def test_a_fork_waits_for_no_ledger_in_postgres_and_lets_go_of_each(url: str) ->
 
 def test_a_child_closes_no_descriptor_that_took_the_number_of_a_closed_ledgers(url: str) -> None:
     closed = opened(url)
-    numbers = {closed.database._session._woken, closed.database._session._wake}
+    numbers = {closed.database._session._wake_read, closed.database._session._wake_write}
     closed.close()
     reader, writer = os.pipe()
     try:

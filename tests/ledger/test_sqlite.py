@@ -1,4 +1,4 @@
-"""What is SQLite's own: the file and its mode, migrations, several processes, locks that die with theirs."""
+"""What only SQLite has: the file and its mode, migrations, several processes, locks that die with theirs."""
 
 from __future__ import annotations
 

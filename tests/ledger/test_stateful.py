@@ -98,13 +98,13 @@ class Model:
 
 
 def most(request: Model) -> int:
-    """What it costs at most where it is, once: half of a call in a batch."""
+    """The most that one try costs on its lane: in a batch half of a call."""
     call = request.terms.max_cost_each + len(request.body) * request.terms.max_cost_per_byte
     return call // 2 if request.lane is BATCH else call
 
 
 def kept(request: Model) -> int:
-    """What is kept for it: in a batch also for the call of a rescue."""
+    """What is reserved for it: in a batch also the call of a rescue."""
     return 3 * most(request) if request.lane is BATCH else most(request)
 
 

@@ -55,7 +55,7 @@ def test_every_state_of_a_request_is_reached_and_left() -> None:
 
 
 def test_a_call_goes_to_no_batch_but_by_the_queue_of_the_sync_lane(world: World) -> None:
-    """Nothing that could do this is there: it would leave the call alone that the request is in."""
+    """The ledger refuses it: the call of the request would still run, and nobody would wait for its answer."""
     number = world.accept(terms=PATIENT, claim=True).row.id
     with pytest.raises(LedgerError, match="a request that is calling cannot become queued_batch"):
         requeue(world.ledger, [number], lane=BATCH, costs_attempt=False, now=NOW)

@@ -78,7 +78,7 @@ class Engine:
         self.prices, self.forecasts = book_of(policy.prices), Forecasts(ledger, policy)
         self.router, self.admissions = Router(policy, self.prices, self.forecasts.of), Admissions(ledger, policy)
         self.spend_limit = SpendLimit(policy, ledger, self.router, self.setbacks, clock)
-        ledger.books.reckon_by(lambda: self.prices.source, self.spend_limit.with_max_cost)
+        ledger.books.use_prices(lambda: self.prices.source, self.spend_limit.with_max_cost)
         self.queue = CallQueue(policy.limits)
         self.sync_lane, self.health = SyncLane(ledger, self.queue, clock), Health(self.queue, clock)
         self.announcing = Announcing(ledger, self.queue, self.emitter, clock)

@@ -95,8 +95,8 @@ class Books:
     def _forget(self) -> None:
         self._noted: tuple[str, str] | None = None
 
-    def reckon_by(self, source: Callable[[], str], with_max_cost: Callable[[Terms, bytes], Terms]) -> None:
-        """Bill answers by these prices from now on.
+    def use_prices(self, source: Callable[[], str], with_max_cost: Callable[[Terms, bytes], Terms]) -> None:
+        """Have answers billed by these prices from now on.
 
         Args:
             source: Returns a description of the prices.

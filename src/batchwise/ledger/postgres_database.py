@@ -184,7 +184,7 @@ class PostgresDatabase:
         self.done: list[Callable[[], None]] = []
         self.undone: list[Callable[[], None]] = []
         self._open = True
-        self._commits = self._news = 0
+        self._commits = self._changes_by_others = 0
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._key, self._channel = key_of(self._where.schema, "write"), channel_of(self._where.schema)
         self._quiet = False
@@ -199,7 +199,7 @@ class PostgresDatabase:
             try:
                 check_pooler(self.connection, self._where)
                 migrate(self.connection, self._where, must_exist=must_exist)
-                self._session = Session(self._where, self._heard)
+                self._session = Session(self._where, self._on_change)
             except psycopg.Error as error:
                 self._drop()
                 raise ledger_error(self.name, error) from None
@@ -246,7 +246,7 @@ class PostgresDatabase:
         transaction = self._transaction
         _, self._number = transaction.beginning[-1].fetchone()
         transaction.later(_MARK, (self._mark, self._number))
-        later = self._quiet or self._session.may_tell_later()
+        later = self._quiet or self._session.may_notify_later()
         if not later:
             transaction.later(_NOTIFY, (self._channel,))
         transaction.later(_COMMIT)
@@ -259,7 +259,7 @@ class PostgresDatabase:
             if not self._was_committed():
                 raise
         if later and not self._quiet:
-            self._session.tell_soon()
+            self._session.notify_soon()
 
     def _was_committed(self) -> bool:
         """Whether the transaction whose commit was not answered is durable.
@@ -399,13 +399,13 @@ class PostgresDatabase:
     def version(self) -> int:
         """Return a number that changes with every change by any process. The server is not asked for it."""
         self._check_open()
-        return self._commits + self._news
+        return self._commits + self._changes_by_others
 
-    def _heard(self, session: int | None) -> None:
+    def _on_change(self, session: int | None) -> None:
         wire = self._wire
         if session is not None and wire is not None and session == wire.connection.info.backend_pid:
             return  # it counts its own commits
-        self._news += 1
+        self._changes_by_others += 1
         for listener in [each() for each in self._listeners]:
             if listener is not None:
                 listener()

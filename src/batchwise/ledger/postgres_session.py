@@ -99,16 +99,16 @@ class Session:
 
     Args:
         where: The database.
-        heard: A method that is called after a change, with the number of the session that made it; None: there may have
-            been changes. Only a weak reference to it is held: when its object is collected, the session ends.
+        listener: A method that is called after a change, with the number of the session that made it; None: there may
+            have been changes. Only a weak reference to it is held: when its object is collected, the session ends.
 
     Raises:
         psycopg.Error: The connection cannot be opened now.
         LedgerError: The system gives this process no more threads or descriptors.
     """
 
-    def __init__(self, where: Target, heard: Callable[[int | None], None]) -> None:
-        self._where, self._heard = where, weakref.WeakMethod(heard, self._forget)
+    def __init__(self, where: Target, listener: Callable[[int | None], None]) -> None:
+        self._where, self._listener = where, weakref.WeakMethod(listener, self._forget)
         self.schema = where.schema
         self._lock = threading.RLock()
         self._held: dict[int, SessionLock] = {}
@@ -116,18 +116,18 @@ class Session:
         """What was held by a session that was lost, and is to be taken again."""
         self._closed = self._forgotten = False
         self._ended = threading.Event()
-        self._told, self._due = -1.0, -1.0
-        """When others were last told of a change; and when they have to be told next, over 0 (monotonic)."""
+        self._notified, self._notice_due = -1.0, -1.0
+        """When others were last notified, and when they have to be next (monotonic; under 0: they need not be)."""
         self._free: dict[int, float] = {}
         """Since when (monotonic) each lock of others was free, every time that `free` asked."""
         self._connection: psycopg.Connection[Any] | None = None
-        self._woken = self._wake = -1
+        self._wake_read = self._wake_write = -1
         self._thread = threading.Thread(target=self._listen, name="batchwise-listen", daemon=True)
         self._begin()
 
     def _begin(self) -> None:
         try:
-            self._woken, self._wake = os.pipe()
+            self._wake_read, self._wake_write = os.pipe()
         except OSError as error:
             raise self._lacking(error) from error
         try:
@@ -151,8 +151,8 @@ class Session:
         connection = self._where.connect()
         try:
             # What comes while a statement runs is seen by psycopg first.
-            mine = connection.info.backend_pid
-            connection.add_notify_handler(lambda notice: None if notice.pid == mine else self._tell(notice.pid))
+            mine, call = connection.info.backend_pid, self._call_listener
+            connection.add_notify_handler(lambda notice: None if notice.pid == mine else call(notice.pid))
             connection.execute(f"LISTEN {channel_of(self.schema)}")
         except BaseException:
             connection.close()
@@ -228,42 +228,42 @@ class Session:
                 self._held.clear()
                 self._free = {}  # other processes may have lost their locks, too
         connection.close()
-        self._nudge()
+        self._wake_thread()
 
-    # -- telling others ---------------------------------------------------------------------------------------------
+    # -- notices of changes -----------------------------------------------------------------------------------------
 
-    def may_tell_later(self) -> bool:
-        """Whether the notice of a change may come after its commit, by `tell_soon`: the last notice was a moment ago.
+    def may_notify_later(self) -> bool:
+        """Whether the notice of a change may come after its commit, by `notify_soon`: the last notice was a moment ago.
 
         Only a process with a run may do this: if it dies before the notice, the one that recovers its run sends one.
         """
         now = monotonic()
-        if now < self._told + _APART and any(lock.retake for lock in list(self._held.values())):
+        if now < self._notified + _APART and any(lock.retake for lock in list(self._held.values())):
             return True
-        self._told = now
+        self._notified = now
         return False
 
-    def tell_soon(self) -> None:
+    def notify_soon(self) -> None:
         """Notify other processes, soon, of a change that is durable."""
-        if self._due < 0:
-            self._due = self._told + _APART
-            self._nudge()
+        if self._notice_due < 0:
+            self._notice_due = self._notified + _APART
+            self._wake_thread()
 
-    def _tell_others(self, connection: psycopg.Connection[Any]) -> None:
-        if self._due < 0:
+    def _notify_others(self, connection: psycopg.Connection[Any]) -> None:
+        if self._notice_due < 0:
             return
-        self._told, self._due = monotonic(), -1.0  # first: what is changed from now on is told once more
+        self._notified, self._notice_due = monotonic(), -1.0  # first: a change from now on has another notice
         try:
             connection.execute(f"NOTIFY {channel_of(self.schema)}")
         except psycopg.Error:
-            self._due = self._told  # to be told by the next session
+            self._notice_due = self._notified  # the next session sends it
             raise
 
     # -- listening --------------------------------------------------------------------------------------------------
 
-    def _nudge(self) -> None:
+    def _wake_thread(self) -> None:
         with suppress(OSError):
-            os.write(self._wake, b".")
+            os.write(self._wake_write, b".")
 
     def _listen(self) -> None:
         pause = _FIRST_PAUSE
@@ -273,7 +273,7 @@ class Session:
                 if connection is None:
                     self._connect_again()
                 else:
-                    self._hear(connection)
+                    self._read_notices(connection)
             except Exception as error:  # noqa: BLE001  # whatever it is: nobody else would connect again
                 if pause == _FIRST_PAUSE:
                     said = ledger_error(self._where.name, error) if isinstance(error, psycopg.Error) else _said(error)
@@ -300,26 +300,26 @@ class Session:
             with suppress(LedgerError):  # then this session is lost, too
                 for lock in list(self._lost.values()):
                     self.take(lock)
-        self._tell(None)  # notices that came meanwhile were missed
+        self._call_listener(None)  # notices that came meanwhile were missed
 
-    def _tell(self, pid: int | None) -> None:
+    def _call_listener(self, pid: int | None) -> None:
         """Call the listener. Its error must not reach the thread that asks for a lock, or listens."""
-        heard = self._heard()
-        if heard is not None:
+        listener = self._listener()
+        if listener is not None:
             try:
-                heard(pid)
+                listener(pid)
             except Exception as error:  # noqa: BLE001  # see above
                 _log.warning("batchwise: a listener of the ledger %s failed (%s)", self._where.name, _said(error))
 
-    def _hear(self, connection: psycopg.Connection[Any]) -> None:
+    def _read_notices(self, connection: psycopg.Connection[Any]) -> None:
         """Wait for notices, and pass them on."""
         try:
-            self._wait(connection.fileno(), None if self._due < 0 else max(0.0, self._due - monotonic()))
+            self._wait(connection.fileno(), None if self._notice_due < 0 else max(0.0, self._notice_due - monotonic()))
             with self._lock:
                 if self._closed or self._connection is not connection:
                     return
-                if monotonic() >= self._due:
-                    self._tell_others(connection)
+                if monotonic() >= self._notice_due:
+                    self._notify_others(connection)
                 connection.pgconn.consume_input()
                 pids = set[int]()
                 while (notice := connection.pgconn.notifies()) is not None:
@@ -329,18 +329,18 @@ class Session:
             self._lose(connection)
             return
         for pid in pids:
-            self._tell(pid)
+            self._call_listener(pid)
         if pids:
             self._wait(None, _TOGETHER)
 
     def _wait(self, descriptor: int | None, timeout: float | None) -> None:
         with _Selector() as selector:
-            selector.register(self._woken, selectors.EVENT_READ)
+            selector.register(self._wake_read, selectors.EVENT_READ)
             if descriptor is not None:
                 selector.register(descriptor, selectors.EVENT_READ)
             ready = selector.select(timeout)
-        if any(key.fd == self._woken for key, _ in ready):
-            os.read(self._woken, 64)
+        if any(key.fd == self._wake_read for key, _ in ready):
+            os.read(self._wake_read, 64)
 
     # -- ends -------------------------------------------------------------------------------------------------------
 
@@ -361,7 +361,7 @@ class Session:
             self._closed = True
             self._held.clear()
         self._ended.set()
-        self._nudge()
+        self._wake_thread()
         if self._thread is not threading.current_thread():
             self._thread.join()
         self._close_connection()
@@ -370,19 +370,19 @@ class Session:
         """The ledger was collected, perhaps inside a call of ours: take no lock here. The thread ends the session."""
         if not self._closed:
             self._closed = self._forgotten = True
-            self._nudge()
+            self._wake_thread()
 
     def _close_connection(self) -> None:
         if self._connection is not None:
             with suppress(psycopg.Error):  # at once: the server may notice late that a session has ended
-                self._tell_others(self._connection)
+                self._notify_others(self._connection)
                 self._connection.execute("SELECT pg_advisory_unlock_all()")
             self._connection.close()
         self._close_pipe()
 
     def _close_pipe(self) -> None:
         """Close them once: the system gives their numbers to what is opened next."""
-        pipe, self._woken, self._wake = (self._woken, self._wake), -1, -1
+        pipe, self._wake_read, self._wake_write = (self._wake_read, self._wake_write), -1, -1
         for descriptor in pipe:
             with suppress(OSError):
                 os.close(descriptor)

@@ -50,7 +50,7 @@ class BatchInfo:
         created_at: When the API accepted it, on the server's clock.
         expires_at: When its processing window ends.
         ended_at: When it ended; None while it runs.
-        archived_at: Since when its results are gone.
+        archived_at: When its results were archived; they cannot be read any more.
         server_time: The `Date` of the response that said all this.
         workspace: The workspace that the client's key belongs to, where the API says so.
     """

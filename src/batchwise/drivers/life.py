@@ -14,7 +14,9 @@ __all__ = ["Life"]
 
 
 class Life:
-    """Takes no lock, for a signal's handler and the garbage collector close dispatchers, too.
+    """Whether a dispatcher works.
+
+    It takes no lock, because signal handlers and the garbage collector close dispatchers, too.
 
     Args:
         notifiers: Wakes the pump, the workers and waiting callers.
@@ -24,9 +26,9 @@ class Life:
         self._notifiers, self._pid = notifiers, os.getpid()
         self._error: Exception | None = None
         self.closing = False
-        """Whether it takes no more work."""
+        """Whether it accepts no new requests."""
         self.stopped = False
-        """Whether it begins no more of its work."""
+        """Whether it starts nothing more, queued work included."""
         self.closed = False
         """Whether it is closed."""
 
@@ -38,11 +40,11 @@ class Life:
         return self._pid != os.getpid()
 
     def check_own(self) -> None:
-        """Raise if the dispatcher belongs to the process that this one was forked from."""
+        """Raise if the dispatcher was made in the parent process, before a fork."""
         check_own("this dispatcher was made", self._pid)
 
     def check(self) -> None:
-        """Raise if the dispatcher is closed, or belongs to the process that this one was forked from."""
+        """Raise if the dispatcher is closed, or was made in the parent process, before a fork."""
         self.check_own()
         if self.closed:
             raise ClosedDispatcherError("this dispatcher is closed; open a new one: the ledger has all its work")

@@ -91,7 +91,7 @@ class Pump:
         return wait
 
     def _wake_for_problems(self) -> None:
-        """Wake waiting callers if the problems have changed: some are theirs to raise."""
+        """Wake waiting callers if the problems have changed: some are raised in the waiting callers."""
         problems = self._engine.situation.problems
         if problems != self._problems:
             self._problems = problems
@@ -133,8 +133,8 @@ class Pump:
     async def _sleep(self, seen: Any, wait: float | None) -> None:
         """Sleep until something is due, until it is woken, or until another process changed the ledger or ended.
 
-        Work is due by the wall clock, which may be set, and goes on while the machine sleeps. The monotonic clock does
-        neither. So this looks at both again and again, and the first one that is due decides.
+        The wall clock can be changed, and it runs on while the machine sleeps. The monotonic clock cannot be changed,
+        and may stand still meanwhile. So this looks at both again and again: the first one that is due decides.
         """
         end = None if wait is None else monotonic() + wait
         notifier = self._notifiers.pump

@@ -26,7 +26,7 @@ def started(thread: threading.Thread) -> bool:
 
 
 def interrupted() -> FrameType | None:
-    """Return the frame of batchwise's work in this thread that was interrupted by the code that called; None: none was.
+    """Return the frame of batchwise's own work that the calling code has interrupted; None if it interrupted none.
 
     Such code is the handler of a signal, or an iterable that batchwise reads.
     """

@@ -25,7 +25,7 @@ class Retrying:
 
     Args:
         setbacks: Notes what failed, and says when it is tried again.
-        life: Ends after an error that will last.
+        life: Is told of an error that will last: that ends the dispatcher.
         notifiers: Wakes waiting callers.
     """
 
@@ -42,7 +42,7 @@ class Retrying:
         return seconds
 
     async def storing(self, procedure: Procedure[T], what: Hashable, words: str, *, every: bool) -> T:
-        """Carry out a procedure. Retry transient failures of the ledger: of `sure` calls, or of `every` call."""
+        """Carry out a procedure. Retry transient failures of `every` ledger call, or else of the `sure` ones."""
 
         async def retry(effect: Effect, error: Exception) -> bool:
             if not (_is_passing(effect, error) and (every or effect.sure)):

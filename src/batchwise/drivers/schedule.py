@@ -12,7 +12,7 @@ __all__ = ["Schedule"]
 
 
 class Schedule:
-    """Thread-safe. Times are those of the wall clock, passed in.
+    """Knows when the pump looks next. Thread-safe. Callers pass in the time, by the wall clock.
 
     Args:
         notifier: Wakes the pump.
@@ -23,7 +23,7 @@ class Schedule:
         self._next: datetime | None = None
         """When the pump looks again; None while it does."""
         self._asked = NEVER
-        """When the pump has to look at the latest, for requests that were accepted while it looked."""
+        """The latest moment for the next look, asked for by requests that were accepted during the present one."""
 
     def wake(self, due: datetime | None = None) -> None:
         """Have the pump look again: at once, or not later than `due`."""
@@ -45,7 +45,7 @@ class Schedule:
         Args:
             now: The time.
             wait: Seconds until something is due, as far as the pump saw.
-            waited: When the work that callers wait for is submitted.
+            waited: The moment at which work that callers wait for is submitted.
         """
         with self._lock:
             planned = NEVER if wait is None else now + timedelta(seconds=wait)
@@ -53,7 +53,7 @@ class Schedule:
             return None if self._next is NEVER else (self._next - now) / timedelta(seconds=1)
 
     def is_due(self, now: datetime) -> bool:
-        """Whether the moment has come until which the pump waits."""
+        """Return whether the pump has waited long enough."""
         return now >= (self._next or NEVER)
 
     @property

@@ -54,7 +54,7 @@ _CHECKED = 50_000
 
 
 class FenceError(BatchwiseError):
-    """The create was broken off before its last chunk, because its requests had gone elsewhere."""
+    """The create was broken off before its last chunk: it stood still too long, or its requests had gone elsewhere."""
 
 
 def _clock() -> Callable[[], float]:

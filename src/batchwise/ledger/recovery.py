@@ -10,13 +10,22 @@ from .books import Books
 from .bulk import Intakes
 from .cancelling import Cancelling
 from .database import Database
-from .records import CHUNK, Records
+from .records import CHUNK, Records, Row
 from .requeuing import Requeuing
 from .rows import SYNC
 from .runs import Runs
 from .values import MaxSpend
 
 __all__ = ["Recovery"]
+
+_UNFINISHED = """
+SELECT id FROM request WHERE status = 1 AND lane = 0 AND run = ?
+UNION ALL
+SELECT id FROM request WHERE status = 0 AND lane = 0 AND run = ? AND terms IN (
+    SELECT c.terms FROM cohort c JOIN terms t ON t.id = c.terms WHERE c.status = 0 AND c.lane = 0 AND t.blocking = 1
+) LIMIT ?
+"""
+"""Calls of a run that were running, and its blocking requests that wait for theirs."""
 
 _ABANDONED = "the process that waited for it ended before the answer came; dispatch its key again to run it"
 
@@ -46,16 +55,16 @@ class Recovery:
         """Mark this run as ended. The next `recover` takes over its unfinished work."""
         try:
             self._intakes.abort_of(run)
-        finally:  # whatever failed: a run whose lock is held is taken for alive
+        finally:  # whatever failed: a run whose lock is held counts as alive
             self._runs.end(run)
 
     def recover(self, *, now: datetime, max_spend: MaxSpend | None = None) -> int:
         """Recover the work of dead runs; returns how many requests were touched, without staged ones.
 
-        Staged rows go. Unsettled blocking requests (queued for the sync lane, or running) settle CANCELED with the
-        error type `abandoned`. Other sync calls that ran have spent an attempt, are counted as possible
-        doubles, and are queued again; those that could pass the spend limit if they were billed again fail. Batches in
-        `posting` are left to the holder of the lease.
+        Staged rows are deleted. Unsettled blocking requests (queued for the sync lane, or running) settle CANCELED with
+        the error type `abandoned`. Other sync calls that were running have spent an attempt, and are queued again;
+        those that could pass the spend limit if they were billed again fail. All calls that were running count as
+        possible doubles. Batches in `posting` are left to the holder of the lease.
         """
         mine = self._runs.hold()
         for intake in list(self._intakes.left):
@@ -93,23 +102,14 @@ class Recovery:
 
     def _recover_run(self, run: int, now: datetime, max_spend: MaxSpend | None) -> int:
         self._intakes.abort_of(run)
-        touched, found = 0, CHUNK
-        while found:
+        touched = 0
+        while True:
             with self._database.write("recover") as db:
-                ids = [
-                    row[0]
-                    for row in db.execute(
-                        "SELECT id FROM request WHERE status = 1 AND lane = 0 AND run = ? UNION ALL "
-                        "SELECT id FROM request WHERE status = 0 AND lane = 0 AND run = ? AND terms IN "
-                        "(SELECT c.terms FROM cohort c JOIN terms t ON t.id = c.terms "
-                        "WHERE c.status = 0 AND c.lane = 0 AND t.blocking = 1) LIMIT ?",
-                        (run, run, CHUNK),
-                    )
-                ]
-                rows = self._records.rows(db, ids).values()
-                waited = [row.id for row in rows if self._records.terms(db, row.terms).blocking]
-                others = [row for row in rows if not self._records.terms(db, row.terms).blocking]
-                self._cancelling.cancel_rows(db, waited, "abandoned", _ABANDONED, now)
+                ids = [number for (number,) in db.execute(_UNFINISHED, (run, run, CHUNK))]
+                blocking, others = list[Row](), list[Row]()
+                for row in self._records.rows(db, ids).values():
+                    (blocking if self._records.terms(db, row.terms).blocking else others).append(row)
+                self._cancelling.cancel_rows(db, [row.id for row in blocking], "abandoned", _ABANDONED, now)
                 for row in others:  # one by one: each takes of the room that the spend limit leaves
                     try:
                         self._requeuing.book_doubles(db, [row], lane=SYNC, now=now, max_spend=max_spend)
@@ -117,9 +117,8 @@ class Recovery:
                         self._cancelling.fail_unaffordable(db, row, now)
                     else:
                         self._requeuing.queue(db, [row], lane=SYNC, costs_attempt=True, now=now, changed={})
-                found = len(ids)
-                touched += found
-                if not found:
+                touched += len(ids)
+                if not ids:
                     db.execute("DELETE FROM run WHERE id = ?", (run,))
                     self._database.clear_marks(db)
-        return touched
+                    return touched

@@ -43,7 +43,7 @@ _STEPS = 100
 
 
 def _walk(agenda: Agenda) -> Agenda:
-    """Apply all rules; without the lease only those of the sync lane."""
+    """Apply all rules. Without the lease: the rules of the sync lane, and those that move endangered work to it."""
     tend_sync_queue(agenda)
     if agenda.snapshot.leased:
         for batch in agenda.batches:

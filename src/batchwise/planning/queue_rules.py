@@ -1,10 +1,14 @@
-"""The rules for queued work: when it is sealed into a batch, run on the sync lane, moved to the other lane, failed."""
+"""The rules for queued work: when it is sealed into a batch, run on the sync lane, moved to the other lane, failed.
+
+`planner` lists the rules by their numbers.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta, timezone
+from enum import IntEnum
 from itertools import accumulate
 from operator import attrgetter, itemgetter
 
@@ -26,18 +30,28 @@ __all__ = ["divert", "tend_batch_queue", "tend_sync_queue"]
 _NEAR = timedelta(minutes=1)
 """Deadlines this near each other always share a batch."""
 _NEVER = datetime.max.replace(tzinfo=timezone.utc)
-_BLOCKING = 1
 _MOST_PRIMERS = 100
 """The most prefixes that are primed at the same time, each by a batch of its own: our choice."""
 _AHEAD = timedelta(minutes=1)
-"""So much of the sync lane's time is claimed beyond the next pass, so that the lane does not run dry."""
+"""How far beyond the next pass the sync lane's time is claimed, so that the lane does not run dry."""
+
+
+class _Urgency(IntEnum):
+    """In which order the sync lane takes queued work."""
+
+    RESCUE = 0
+    """Work that has to start before the next pass to be in time."""
+    BLOCKING = 1
+    DEADLINE = 2
+    ANY_TIME = 3
+    LATE = 4
 
 
 # -- for a batch ------------------------------------------------------------------------------------------------------
 
 
 def tend_batch_queue(agenda: Agenda) -> None:
-    """Apply rules 4, 5, 7 and 8 to work that waits for a batch."""
+    """Apply rules 1, 4, 5, 7, 8 and 11 to work that waits for a batch."""
     snapshot, most = agenda.snapshot, queue_limit(agenda.policy.limits)
     waiting = sum(batch.requests for batch in snapshot.batches if batch.state is not BatchState.ENDED)
     room = MAX_REQUESTS if most is None else most - waiting  # a batch that ends makes room, and asks again
@@ -98,7 +112,7 @@ def _filled(shares: Iterable[list[Group]], largest: int) -> Iterator[list[Group]
 
 
 def _may_wait(agenda: Agenda, prefix: str) -> bool:
-    """Whether every deadline can be kept in the worst case if all work of this prefix waits for a primer's window."""
+    """Whether all work of this prefix can wait for a primer, and every deadline is still kept in the worst case."""
     until = agenda.horizon + longest_batch_of(agenda.policy)
     return may_wait(agenda.snapshot, prefix, until, agenda.now, agenda.policy)
 
@@ -140,12 +154,12 @@ def divert(agenda: Agenda, group: Group, *, sendable: bool) -> bool:
     if terms.deadline is not None and terms.deadline <= agenda.now and agenda.policy.late == "fail":
         agenda.add(FailLate(terms.id))
         return True
-    last = agenda.rescues.last_seal(group)
-    if last is None or not agenda.sync_works:
+    last_seal = agenda.rescues.last_seal(group)
+    if last_seal is None or not agenda.sync_works:
         return False
-    at_once = agenda.rescues.cancel_at(group)
-    too_late = last < agenda.now or (at_once is not None and at_once <= agenda.horizon)
-    if too_late or (not sendable and agenda.due(last)):
+    cancelled_at = agenda.rescues.cancel_at(group)  # if it went into a batch now
+    too_late = last_seal < agenda.now or (cancelled_at is not None and cancelled_at <= agenda.horizon)
+    if too_late or (not sendable and agenda.due(last_seal)):
         agenda.add(Move(terms.id, Lane.SYNC))
         return True
     return False
@@ -194,7 +208,7 @@ def _bundles(groups: Iterable[Group]) -> Iterator[list[Group]]:
 
 
 def _soonest(bundle: list[Group]) -> tuple[bool, datetime]:
-    """Return the sort key by which bundles are sent: nearest deadline first, for the account's queue may be full."""
+    """Return the sort key by which bundles are sent: the nearest deadline first, as not all of them may find room."""
     first = bundle[0]
     return first.terms.deadline is None, first.terms.deadline or first.since
 
@@ -227,7 +241,7 @@ def tend_sync_queue(agenda: Agenda) -> None:
     _hand_out(agenda, sorted(ready, key=itemgetter(0)))
 
 
-def _hand_out(agenda: Agenda, ready: Iterable[tuple[tuple[int, datetime], Group]]) -> None:
+def _hand_out(agenda: Agenda, ready: Iterable[tuple[tuple[_Urgency, datetime], Group]]) -> None:
     """Claim no more than the lane can do before the next pass, so that later urgent work is not stuck behind it.
 
     So urgent work waits only for claimed work whose deadline is no later.
@@ -241,37 +255,39 @@ def _hand_out(agenda: Agenda, ready: Iterable[tuple[tuple[int, datetime], Group]
 
 
 def _share_out(
-    agenda: Agenda, ready: Iterable[tuple[tuple[int, datetime], Group]], running: Iterable[Group]
-) -> Iterator[tuple[tuple[int, datetime], Run]]:
+    agenda: Agenda, ready: Iterable[tuple[tuple[_Urgency, datetime], Group]], running: Iterable[Group]
+) -> Iterator[tuple[tuple[_Urgency, datetime], Run]]:
     """Yield the claims for the work of one class of models."""
     lane_time = agenda.rescues.lane_time
     held = sorted((_due(agenda, group), lane_time(group)) for group in running)
     sums = list(accumulate((time for _, time in held), initial=ZERO))
     budget, given = agenda.horizon - agenda.now + _AHEAD, ZERO
-    for (rank, since), group in ready:
-        before = bisect_right(held, _due(agenda, group), key=itemgetter(0)) if rank == 0 else len(held)
-        free, needed = budget - given - sums[before], lane_time(group)
-        if rank == _BLOCKING or needed <= free:
+    for (urgency, since), group in ready:
+        rescue = urgency is _Urgency.RESCUE  # it waits only for what is due no later
+        ahead = bisect_right(held, _due(agenda, group), key=itemgetter(0)) if rescue else len(held)
+        free, needed = budget - given - sums[ahead], lane_time(group)
+        if urgency is _Urgency.BLOCKING or needed <= free:
             requests = group.requests
         else:
-            requests = max(0, -(-group.requests * free // needed))
+            requests = max(0, -(-group.requests * free // needed))  # rounded up
             agenda.note(agenda.now + _AHEAD / 2)
         if requests:
             given += needed * requests / group.requests
-            yield (rank, since), Run(group.terms.id, requests, urgent=rank == 0, model=group.terms.model)
+            yield (urgency, since), Run(group.terms.id, requests, urgent=rescue, model=group.terms.model)
 
 
 def _due(agenda: Agenda, group: Group) -> datetime:
-    """Return the group's deadline if that can be kept; late work comes last."""
+    """Return the deadline if it can be kept; late work and work without a deadline come last."""
     kept = agenda.rescues.start(group) is not None
     return group.terms.deadline if kept and group.terms.deadline is not None else _NEVER
 
 
-def _urgency(agenda: Agenda, group: Group) -> tuple[int, datetime]:
-    """Return the sort key: rescues without slack, then blocking work, then by deadline; late work last."""
+def _urgency(agenda: Agenda, group: Group) -> tuple[_Urgency, datetime]:
+    """Return the sort key of a group in the sync queue."""
     start = agenda.rescues.start(group)
     if start is not None:
-        return (0 if start <= agenda.horizon + agenda.rescues.margin else 2), start
+        soon = start <= agenda.horizon + agenda.rescues.margin
+        return (_Urgency.RESCUE if soon else _Urgency.DEADLINE), start
     if group.terms.blocking:
-        return _BLOCKING, group.since
-    return (3 if group.terms.deadline is None else 4), group.since
+        return _Urgency.BLOCKING, group.since
+    return (_Urgency.ANY_TIME if group.terms.deadline is None else _Urgency.LATE), group.since

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 
 from .books import Books, Place, place_of
@@ -78,9 +77,6 @@ class Claims:
             [(run, row.id) for row in rows],
         )
         moves.book()
-        return self._claims(db, rows)
-
-    def _claims(self, db: Connection, rows: Iterable[Row]) -> list[Claim]:
         claims = []
         for row in rows:
             key, body = db.execute(

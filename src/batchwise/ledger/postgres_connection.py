@@ -29,7 +29,7 @@ _DEFAULTS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
-"""Of libpq's parameters (seconds; `tcp_user_timeout` in ms), where the URL does not say otherwise."""
+"""Parameters of libpq (seconds; `tcp_user_timeout` in ms), unless the URL has others."""
 _SETTINGS = {
     "jit": "off",
     # Every statement has indices to go by, which give its rows in its order, one by one as they are wanted. A bulk that
@@ -52,7 +52,7 @@ _SETTINGS = {
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
 }
-"""Of each session, whatever the server, the role, the URL or the environment says."""
+"""Settings of each session, whatever the server, the role, the URL or the environment says."""
 _LATER_SETTINGS = {
     # A session that is idle for long may be the one whose locks show that this process lives.
     "idle_session_timeout": 140_000,

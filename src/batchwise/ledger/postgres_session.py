@@ -68,7 +68,7 @@ def _said(error: Exception) -> str:
 
 
 class SessionLock:
-    """A lock that the server gives up when the session ends, however it ends. See `database.Lock`."""
+    """A lock that the server releases when the session ends, however it ends. See `database.Lock`."""
 
     def __init__(self, session: Session, name: str, *, retake: bool) -> None:
         self.key, self.retake = key_of(session.schema, name), retake
@@ -113,7 +113,7 @@ class Session:
         self._lock = threading.RLock()
         self._held: dict[int, SessionLock] = {}
         self._lost: dict[int, SessionLock] = {}
-        """What was held by a session that was lost, and is to be taken again."""
+        """Locks of a session that was lost, which have to be taken again."""
         self._closed = self._forgotten = False
         self._ended = threading.Event()
         self._notified, self._notice_due = -1.0, -1.0

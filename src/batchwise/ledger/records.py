@@ -40,13 +40,13 @@ REQUESTS = (
     "request q LEFT JOIN result r ON r.request = q.id "
     "LEFT JOIN result_group g ON g.last = (SELECT min(last) FROM result_group WHERE last >= r.seq)"
 )
-"""Requests q; each that is settled with its result r, and with the group g that r belongs to."""
+"""Requests q, with their results r and the groups g of these. Without a result, r and g are NULL."""
 LANE_NOW, ATTEMPTS_NOW = "coalesce(g.lane, q.lane)", "coalesce(g.attempts, q.attempts)"
 STATUS_NOW = "CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END"
 RESULTS_BEHIND = "result_group g CROSS JOIN result r"
 """Groups g and their results r: two loops, both in the order of settling."""
 BEHIND = "r.seq BETWEEN CASE WHEN g.first > ? THEN g.first ELSE ? + 1 END AND g.last AND g.last > ?"
-"""Results after a cursor, which is bound three times."""
+"""Condition: a result r comes after a cursor, which is bound three times."""
 _SELECT_ROWS = (
     f"SELECT q.id, q.job, q.size, q.terms, {LANE_NOW}, {STATUS_NOW}, "
     "CASE WHEN q.status = 1 AND q.lane = 1 THEN q.batch ELSE 0 END, "
@@ -62,16 +62,16 @@ _LOOK_UP = (
     "EXISTS (SELECT 1 FROM request WHERE job = ? AND key = ?)"
 )
 UNSETTLED = "q.status < 2 AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = q.id)"
-"""A request q is not settled."""
+"""Condition: a request q is not settled."""
 UNSETTLED_IN_BATCH = "q.status = 1 AND q.lane = 1 AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = q.id)"
-"""A request q is in a batch, and not settled."""
+"""Condition: a request q is in a batch, and not settled."""
 SENT_IN = "request.id BETWEEN ? AND ? AND batch = ? AND status = 1 AND lane = 1"
-"""The requests of a batch by its first and last number and its own, if none of them is settled."""
+"""Condition: a request is in a batch of which none is settled. Bound: its first request, its last one, its number."""
 IN_BATCH = f"{SENT_IN} AND NOT EXISTS (SELECT 1 FROM result r WHERE r.request = request.id)"
-"""The unsettled requests of a batch."""
+"""Condition: a request is in a batch, and not settled. Bound: as for `SENT_IN`."""
 
 UNSETTLED_OF_JOB = "(SELECT t.job FROM terms t WHERE t.id = cohort.terms) = ?"
-"""The cohorts of a job: they are few, while the ledger keeps all terms that it ever had."""
+"""Condition: a cohort is of a job. Cohorts are few, while the ledger keeps all terms that it ever had."""
 
 
 class Row(NamedTuple):

@@ -30,7 +30,7 @@ class _Wanted:
 
     job: int
     outcomes: object
-    """Codes, as they are bound."""
+    """Their codes, as a statement binds them."""
     routed: Mapping[int, Terms] | None
     with_max_cost: Callable[[Terms], Terms]
 
@@ -115,7 +115,7 @@ class Reopening:
             yield from rows
 
     def _settled(self, db: Connection, wanted: _Wanted, after: int) -> tuple[list[Row], int]:
-        """Some that ended so, behind a cursor, and the cursor behind them; -1: there are no more."""
+        """Return some of the wanted requests after a cursor, and the next cursor; -1: there are no more."""
         behind, values = self._unnamed.results_behind(db, wanted.job, after)
         found = db.execute(
             f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} "
@@ -136,7 +136,7 @@ class Reopening:
         run: int = 0,
         flush: bool = False,
     ) -> None:
-        """A settled request is queued as if it were new; its result goes."""
+        """Queue a settled request as if it were new, and delete its result."""
         if not run:
             # Nobody is known to wait for it, so no process's end abandons it.
             terms = attrs.evolve(terms, blocking=False)
@@ -156,7 +156,7 @@ class Reopening:
         moves.reopen(Place(number, lane, QUEUED, 0), size, flush=flush)
 
     def _forget_result(self, db: Connection, row: Row) -> None:
-        """The result goes, and the request out of the counts; money, attempts and tokens stay in the books."""
+        """Delete the result, and count the request no more. Money, attempts and tokens stay in the books."""
         cost, line = db.execute("SELECT cost, line FROM result WHERE seq = ?", (row.result,)).fetchone()
         how = self._records.result_group(db, row.result or 0)
         db.execute(
@@ -167,7 +167,7 @@ class Reopening:
         db.execute("DELETE FROM result WHERE seq = ?", (row.result,))
 
     def _forget_turns(self, db: Connection, row: Row) -> int:
-        """Paused turns and refusals go, and the body is the first one again; returns its size."""
+        """Delete paused turns and refusals, and restore the first body; returns its size."""
         first = db.execute(
             "SELECT body FROM turn WHERE request = ? AND body IS NOT NULL ORDER BY n LIMIT 1", (row.id,)
         ).fetchone()

@@ -60,7 +60,7 @@ class Repeats:
         max_spend: MaxSpend | None = None,
         flush: bool = False,
     ) -> bool:
-        """Tighten its deadline, or begin it anew if it was abandoned. True: it was begun anew.
+        """Tighten a request's deadline, or begin it anew if it was abandoned; returns whether it was begun anew.
 
         Raises:
             SpendLimitError: Beginning it anew could pass the spend limit.

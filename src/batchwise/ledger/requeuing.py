@@ -90,14 +90,14 @@ class Requeuing:
             return sum(self._move(db, terms, lane=code) for terms in dict.fromkeys(which.terms or ()))
 
     def _in_flight(self, db: Connection, requests: Sequence[int], batch: int | None) -> list[Row]:
-        """The rows of those of these requests that are in flight; with a batch, in that one."""
+        """Return the rows of those requests that are in flight; with a batch: in that batch."""
         rows = self._records.rows(db, list(dict.fromkeys(requests))).values()
         return [row for row in rows if row.status == IN_FLIGHT and batch in {None, row.inside}]
 
     def book_doubles(
         self, db: Connection, rows: Sequence[Row], *, lane: int, now: datetime, max_spend: MaxSpend | None
     ) -> None:
-        """Book rows that go on on this lane as possible doubles: they may have been billed. A refusal changes nothing.
+        """Book rows as possible doubles: they may have been billed, and will be bought on this lane.
 
         Raises:
             SpendLimitError: Billing them again could pass the spend limit.
@@ -133,14 +133,14 @@ class Requeuing:
         moves.book()
 
     def _groups(self, db: Connection, which: Which) -> list[tuple[Place, Group]]:
-        """What is in a batch, of these terms, by places."""
+        """Return the groups of a batch that are on these terms, with their places."""
         groups = self._books.groups(db, "batch = ?", (which.batch,))
         return [each for each in groups if which.terms is None or each[0].terms in which.terms]
 
     def _book_batch_doubles(
         self, db: Connection, which: Which, batch: int, *, lane: int, now: datetime, max_spend: MaxSpend | None
     ) -> None:
-        """As `book_doubles`, for what is in a batch."""
+        """As `book_doubles`, for the requests of a batch."""
         first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (batch,)).fetchone()
         groups = [group for _, group in self._groups(db, which)]
         sizes = ((group.terms, group.requests, group.size) for group in groups)
@@ -150,7 +150,7 @@ class Requeuing:
             self._books.waste(db, group.terms.job, now, possible_doubles=group.requests, unseen=most)
 
     def _unseal(self, db: Connection, which: Which, *, lane: int, now: datetime, sent: bool) -> tuple[int, int]:
-        """Queue what is in a batch; returns how many, and how many are left in it."""
+        """Queue the requests of a batch; returns how many, and how many are left in it."""
         first, last, caching = db.execute(
             "SELECT first, last, caching FROM batch WHERE id = ?", (which.batch,)
         ).fetchone()

@@ -25,7 +25,7 @@ _GROUPS = 8
 
 
 def _cursors(groups: Sequence[ResultGroupRow], after: int, limit: int) -> Ranges:
-    """Those of the first results behind a cursor, at most so many."""
+    """Return the cursors of the first results after the cursor `after`, at most `limit`."""
     found = Ranges()
     for each in groups:
         cursors = range(max(each.first, after + 1), each.last + 1)[:limit]
@@ -60,14 +60,14 @@ class Results:
             return Page(self._numbered(db, rows, job), last)
 
     def results_of(self, requests: Sequence[int], *, job: int | None = None) -> list[ResultRow]:
-        """The results of those of these requests (of this job) that are settled, in the order of the requests."""
+        """Return the results of those requests (of this job) that are settled, in the order of the requests."""
         with self._database.read() as db:
             found = [self._result_row(db, row) for row in self._records.select(db, f"{_RESULT_OF} q.id", requests)]
             by_number = {row.request: row for row in self._numbered(db, found, job)}
         return [by_number[number] for number in requests if number in by_number]
 
     def _numbered(self, db: Connection, rows: list[ResultRow], job: int | None) -> list[ResultRow]:
-        """Rows with their ordinals in this job, if that has no name; in a named job they have them already."""
+        """Give rows their ordinals in this job, if it has no name; in a named job they have them already."""
         if job is None or self._unnamed.behind(db, job) is None:
             return rows
         ordinals = self._unnamed.ordinals(db, job, [row.request for row in rows])
@@ -84,7 +84,7 @@ class Results:
     def _page(
         self, db: Connection, job: int | None, groups: Sequence[ResultGroupRow], after: int, limit: int
     ) -> tuple[list[ResultRow], int]:
-        """The first results of a job behind a cursor in these groups, and how far they were looked for."""
+        """Return the first results of a job in these groups, and the cursor up to which they were looked for."""
         mine, values = self._unnamed.results(db, job)
         cursors = _cursors(groups, after, CHUNK if values else limit).all()
         if isinstance(cursors, range):
@@ -98,7 +98,7 @@ class Results:
     def _result_rows(
         self, db: Connection, groups: Sequence[ResultGroupRow], found: Iterable[tuple[Any, ...]]
     ) -> list[ResultRow]:
-        """Results, in order, which these groups hold."""
+        """Return results that these groups hold, in order."""
         rows, hows = list(found), list[ResultGroup]()
         requests: dict[int, list[int]] = {}
         last, before, following = 0, None, iter(groups)

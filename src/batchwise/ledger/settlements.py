@@ -81,8 +81,8 @@ class _Ended(Call):
     settlement: Settlement
     now: datetime
     run: int
-    company: bool = False
-    """Others were in its transaction."""
+    shared: bool = False
+    """Whether other calls were in its transaction."""
 
 
 class Settlements:
@@ -137,13 +137,13 @@ class Settlements:
     def _call_settled(self, call: _Ended) -> None:
         self._shared.carry_out(call)
         if call.error is not None:
-            if not call.company:
+            if not call.shared:
                 raise call.error
             self.settle([call.settlement], now=call.now, run=call.run)  # the fault may be another's
 
     def _settle_calls(self, db: Connection, calls: list[_Ended]) -> None:
         for call in calls:
-            call.company = len(calls) > 1
+            call.shared = len(calls) > 1
         for call in calls:
             self.settle_within(db, [call.settlement], now=call.now, run=call.run)
 
@@ -283,14 +283,14 @@ class Settlements:
         return len(fresh)
 
     def _book_doubt(self, db: Connection, row: Row, end: Settlement, now: datetime) -> None:
-        """Book what an end without an answer may have cost; what has no price is booked with its kind."""
+        """Book what a request may have cost that ended without an answer; see also `_book_unpriced`."""
         most = 0
         if (end.maybe_billed or end.unseen) and end.cost is not None:
             most = self._books.most_unseen(db, self._records.terms(db, row.terms), row)
         self._books.waste(db, row.job, now, possible_doubles=int(end.maybe_billed), unseen=most)
 
     def book_stray(self, batch: int, request: int, line: bytes, cost: int, *, now: datetime) -> None:
-        """Book a paid row of a request that had left the batch or was settled otherwise: once for each.
+        """Book a paid row of a request that had left the batch or was settled otherwise: once for each batch.
 
         The request itself may have been purged.
         """
@@ -372,7 +372,7 @@ def _sorted_out(known: Iterable[tuple[Row, Settlement]], batch: int | None, run:
 
 
 def _elsewhere(row: Row, batch: int | None, run: int | None) -> bool:
-    """Whether the request has left the place from which this news comes."""
+    """Whether the request has left the place from which this outcome comes."""
     if batch is not None:
         return row.status != IN_FLIGHT or row.inside != batch
     return run is not None and row.status == IN_FLIGHT and (row.lane != SYNC or row.run != run)

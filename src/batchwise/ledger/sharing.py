@@ -29,9 +29,9 @@ class Call:
     """A call of one thread."""
 
     asked: bool = attrs.field(default=False, init=False)
-    """It is among those that the next commit takes along, or was."""
+    """Whether it waits for a commit that takes it along, or has waited."""
     done: bool = attrs.field(default=False, init=False)
-    """It is durable, or there is an error. Read under the database's lock."""
+    """Whether it is durable or has an error. Read under the database's lock."""
     error: Exception | None = attrs.field(default=None, init=False)
 
 

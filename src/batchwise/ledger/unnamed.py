@@ -75,7 +75,7 @@ class Unnamed:
 
     @staticmethod
     def requests_behind(db: Connection, job: int, after: int) -> tuple[str, tuple[int, ...]]:
-        """What follows a SELECT of requests q of it behind one of them (0: all), in order, and its values."""
+        """Return what follows a SELECT of such a job's requests q after one of them (0: of all), and its values."""
         part = "SELECT ordinal FROM part WHERE job = ? AND first <= ? AND last >= ?"
         (ordinal,) = db.execute(part, (job, after, after)).fetchone() or (0,)
         behind = "q.id BETWEEN CASE WHEN p.ordinal > ? OR p.first > ? THEN p.first ELSE ? + 1 END AND p.last"

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from batchwise import InvalidValueError, Lane, Latency, Policy, Request, RequestTooLargeError, SpendLimitError
-from batchwise.engine import entries
 from batchwise.engine.finding import find_request
 from batchwise.planning import packing
 from tests.strategies import params
@@ -24,8 +23,7 @@ with bw.Dispatcher(policy=bw.Policy(max_spend="0.036")) as d:
 
 
 async def test_what_no_lane_can_carry_is_refused_whole_and_by_name(world: World, monkeypatch: pytest.MonkeyPatch):
-    for module in (packing, entries):
-        monkeypatch.setattr(module, "MAX_CALL_BYTES", 2_000)
+    monkeypatch.setattr(packing, "MAX_CALL_BYTES", 2_000)
     monkeypatch.setattr(packing, "MAX_BYTES", 4_000)
     large, huge = params("x" * 2_500), params("x" * 5_000)
     async with world.open() as d:

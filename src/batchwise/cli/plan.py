@@ -12,7 +12,6 @@ import attrs
 
 from batchwise.basics.wording import dollars, human, in_requests
 from batchwise.engine.core import Engine
-from batchwise.engine.entries import entries
 from batchwise.errors import AdmissionError, InfeasibleSLAError, printable, shown
 from batchwise.models import Lane, LatencyTag, Limits
 from batchwise.planning.cadence import rescue_duration, sla_cadence
@@ -211,7 +210,7 @@ def plan_of(engine: Engine, requests: Iterable[Request], latency: LatencyTag) ->
 def _by_terms(engine: Engine, requests: Iterable[Request], latency: LatencyTag, now: datetime) -> dict[Terms, _Sum]:
     sums = defaultdict[Terms, _Sum](_Sum)
     rates: dict[tuple[str, Lane], Any] = {}
-    for entry in entries(engine.router, requests, now, latency, None):
+    for entry in engine.router.entries(requests, now, latency, None):
         terms, size = entry.terms, len(entry.body)
         tokens_in, tokens_out = size // BYTES_PER_TOKEN, terms.max_tokens
         cost: list[int | None] = []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from time import monotonic
 from typing import TypeVar
 
@@ -61,13 +61,15 @@ class Waiting:
         """
         self._life.check_own()  # a forked child may go on with an iteration over results
         end = None if timeout is None else monotonic() + timeout
-        with self._waiters.listening(request) as notifier, self._forgetting(notifier):
+        waiter = object()  # the key of its setbacks
+        with self._waiters.listening(request) as notifier, ExitStack() as at_end:
+            at_end.callback(self._engine.setbacks.mended, waiter)
             while True:
                 seen = notifier.version()
                 self._life.raise_fatal()
                 retry_in = None
                 if held is None or not held():
-                    value, retry_in = await self._look(check, notifier)
+                    value, retry_in = await self._look(check, waiter)
                     if value is not None:
                         return value
                 left = None if end is None else end - monotonic()
@@ -81,14 +83,6 @@ class Waiting:
                 await pause(notifier.wait, seen, left)
                 self._life.raise_fatal()  # first: it says why it is closed
                 self._check()
-
-    @contextmanager
-    def _forgetting(self, waiter: object) -> Iterator[None]:
-        """Forget at the end the failed looks of this waiter: it waits no more."""
-        try:
-            yield
-        finally:
-            self._engine.setbacks.mended(waiter)
 
     async def _look(self, check: Callable[[], T | None], waiter: object) -> tuple[T | None, float | None]:
         """Return the value of `check`; if the ledger cannot be read now, None and the seconds until the next try."""

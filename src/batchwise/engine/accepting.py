@@ -1,7 +1,8 @@
-"""How requests are accepted: routed, admitted beside what is promised already, and stored."""
+"""Accepts requests, and settled ones anew: routes them, admits them beside what is promised already, stores them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -13,12 +14,11 @@ from batchwise import events
 from batchwise.errors import BatchwiseError
 from batchwise.ledger.ledger import Ledger
 from batchwise.ledger.values import Accepted, Claim, Entry, Offer, RequestRow, Which
-from batchwise.models import Decision, Lane, LatencyTag, ToolUse
+from batchwise.models import Decision, Lane, LatencyTag, Outcome, ToolUse
 from batchwise.planning.state import Group, Terms
 from batchwise.request import Request, check_job
 
 from .admissions import Admissions
-from .entries import entries
 from .event_emitter import EventEmitter
 from .kept_policy import KeptPolicy
 from .queue import CallQueue
@@ -29,6 +29,9 @@ from .sync_lane import SyncLane
 from .waits import Waits
 
 __all__ = ["Accepting"]
+
+_PAGE = 500
+"""Results that `reopen` reads at a time."""
 
 
 class Accepting:
@@ -161,7 +164,7 @@ class Accepting:
         self._suspensions.resume_on_first_use()
         now = self._now()
         with self._ledger.intake(job=job, run=self._run) as intake:
-            intake.stage(entries(self._router, requests, now, latency, tool_use))
+            intake.stage(self._router.entries(requests, now, latency, tool_use))
             groups = [Group(terms=terms, requests=count, size=size, since=now) for terms, count, size in intake.fresh]
             if check_models is not None:
                 check_models(group.terms.model for group in groups)
@@ -181,6 +184,54 @@ class Accepting:
         sync = sum(group.requests for group in groups if group.terms.lane is Lane.SYNC)
         sync += sum(moved for moved, _ in moves.values())
         self._emitter.emit(events.Accepted(at=now, job=job, batch=count - sync, sync=sync))
+
+    # -- settled requests, anew -------------------------------------------------------------------------------------
+
+    def reopen(self, job: int, outcomes: Sequence[Outcome], latency: LatencyTag | None) -> int:
+        """Queue settled requests of a job anew, to be sent now; returns how many.
+
+        With a latency, which counts from now, they are routed again.
+
+        Raises:
+            AdmissionError: No lane can keep their new deadline; none of them is queued.
+            SpendLimitError: They could pass the spend limit; none of them is queued.
+            UnknownPriceError: There is a spend limit, and the price of a model is unknown.
+        """
+        self._suspensions.resume_on_first_use()
+        max_spend, now = self._spend_limit.max_spend(), self._now()
+        count = self._ledger.reopen(
+            job=job,
+            outcomes=outcomes,
+            now=now,
+            max_spend=max_spend,
+            with_max_cost=None if max_spend is None else partial(self._router.with_max_cost, now=now),
+            routed=None if latency is None else self._routed(job, outcomes, latency, now),
+        )
+        self._ledger.flush(Which(job=job))
+        return count
+
+    def _routed(self, job: int, outcomes: Sequence[Outcome], latency: LatencyTag, now: datetime) -> dict[int, Terms]:
+        """Return new terms for settled requests by their numbers, as a bulk dispatch would give them."""
+        routed, sizes, after = {}, Counter[Terms](), 0
+        while rows := self._ledger.results(job=job, after=after, limit=_PAGE):
+            after = rows[-1].cursor
+            ended = [row.request for row in rows if row.how.outcome in outcomes]
+            for number, known in self._ledger.rows(Which(requests=ended)).items():
+                routed[number] = terms = known.terms
+                if not terms.adopted:  # else there is no body, and the ledger refuses
+                    body = self._ledger.body(number)
+                    routed[number] = terms = self._router.reroute(terms, body, latency, now)
+                    sizes[terms] += len(body)
+        counts = Counter(routed.values())
+        groups = [Group(terms=terms, requests=counts[terms], size=size, since=now) for terms, size in sizes.items()]
+        left = self._admissions.all(groups, now)
+        for number, terms in routed.items():
+            count, diverted = left.get(terms, (0, terms))
+            if count:
+                left[terms] = count - 1, diverted
+                routed[number] = diverted
+        self._admissions.forget()
+        return routed
 
 
 def _decided_before(now: Decision, terms: Terms) -> Decision:

@@ -114,13 +114,7 @@ async def _fail_late(engine: Engine, action: agenda.FailLate) -> None:
             engine.ledger.settle(
                 [
                     settlement_without_answer(
-                        claim.id,
-                        claim.key,
-                        Outcome.FAILED,
-                        error,
-                        lane=claim.terms.lane,
-                        nonce=None,
-                        attempted=False,
+                        claim.id, claim.key, Outcome.FAILED, error, lane=claim.terms.lane, attempted=False
                     )
                     for claim in claims
                 ],
@@ -170,10 +164,9 @@ def _settle_shared(engine: Engine, batch: BatchView, mine: Sequence[int]) -> int
     error = ResultError("canceled", "canceled by the caller while its batch ran", retryable=True)
     settlements = [
         settlement_without_answer(
-            number, member.key, Outcome.CANCELED, error, lane=Lane.BATCH, nonce=batch.nonce
-        )._replace(unseen=True)
+            number, member.key, Outcome.CANCELED, error, lane=Lane.BATCH, nonce=batch.nonce, unseen=True
+        )
         for number, member in engine.ledger.rows(Which(requests=mine, batch=batch.id)).items()
     ]
-    return engine.ledger.settle(
-        settlements, now=engine.now()
-    )  # without `batch`: its rows may still come, and then their cost is booked
+    # Without `batch`: its rows may still come, and then their cost is booked.
+    return engine.ledger.settle(settlements, now=engine.now())

@@ -91,8 +91,7 @@ def _failed_within(claim: Claim, error: Exception) -> Settlement:
     reason = ResultError(
         "internal_error", f"{type(error).__name__} within batchwise; the log says where", retryable=True
     )
-    end = _failure(claim, Outcome.FAILED, reason)
-    return end._replace(maybe_billed=True)  # it may have been answered
+    return _failure(claim, Outcome.FAILED, reason, maybe_billed=True)  # it may have been answered
 
 
 class _Answer(NamedTuple):
@@ -165,8 +164,7 @@ def _end(engine: Engine, claim: Claim, answer: _Answer) -> Settlement:
     if ruling.billed or error is None:
         biller, asked = Biller(engine.prices, engine.now()), claim.terms.asked
         return settlement_of(biller, claim.id, Lane.SYNC, asked, line, answer.message, claim.turns, outcome)
-    failure = _failure(claim, outcome, error)
-    return failure._replace(line=line, cost=None, saved=None, maybe_billed=True)
+    return _failure(claim, outcome, error, maybe_billed=True)._replace(line=line, cost=None, saved=None)
 
 
 async def _check_workspace(engine: Engine, slot: Slot) -> None:
@@ -207,11 +205,19 @@ def _may_call(engine: Engine, claim: Claim) -> bool:
     )
 
 
-def _failure(claim: Claim, outcome: Outcome, error: ResultError, said: LaneFault | None = None) -> Settlement:
+def _failure(
+    claim: Claim, outcome: Outcome, error: ResultError, said: LaneFault | None = None, *, maybe_billed: bool = False
+) -> Settlement:
     """Return the settlement of a request without an answer; `said`: the error of its call."""
-    status, told = (None, None) if said is None else (said.fault.status, said.headers.get("request-id"))
     return settlement_without_answer(
-        claim.id, claim.key, outcome, error, lane=Lane.SYNC, nonce=None, status=status, request_id=told
+        claim.id,
+        claim.key,
+        outcome,
+        error,
+        lane=Lane.SYNC,
+        maybe_billed=maybe_billed,
+        status=None if said is None else said.fault.status,
+        request_id=None if said is None else said.headers.get("request-id"),
     )
 
 
@@ -248,8 +254,7 @@ async def _faulted(engine: Engine, slot: Slot, claim: Claim, error: LaneFault, r
     engine.sync_lane.forget_unpaid(claim.id)
     outcome = ruling.outcome or Outcome.FAILED
     reason = ruling.error or ResultError("unknown_error", "the API gave no reason", retryable=True)
-    end = _failure(claim, outcome, reason, error)
-    await _settle(engine, slot, end._replace(maybe_billed=ruling.maybe_billed))
+    await _settle(engine, slot, _failure(claim, outcome, reason, error, maybe_billed=ruling.maybe_billed))
 
 
 async def _retry(
@@ -279,8 +284,7 @@ async def _retry(
         try:
             noted = await (store(note) if turn is None else store_surely(note))
         except SpendLimitError:
-            end = _failure(claim, Outcome.FAILED, UNAFFORDABLE)
-            await _settle(engine, slot, end._replace(maybe_billed=True))
+            await _settle(engine, slot, _failure(claim, Outcome.FAILED, UNAFFORDABLE, maybe_billed=True))
             return
         if not noted:
             return  # it is settled, or another run has it

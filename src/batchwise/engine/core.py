@@ -11,7 +11,6 @@ from batchwise.ledger.ledger import Ledger
 from batchwise.models import Policy
 from batchwise.planning import agenda
 from batchwise.planning.pricing import book_of
-from batchwise.planning.state import Snapshot
 
 from .accepting import Accepting
 from .admissions import Admissions
@@ -95,11 +94,11 @@ class Engine:
             now=clock,
         )
         self.leadership = Leadership(ledger, self.spend_limit, clock)
-        self._pass = self._make_pass(clock)
         self.workspace, self.run = Workspace(ledger, endpoint, clock), 0
         if endpoint is not None:
             self.run = ledger.start_run(pid=os.getpid(), now=self.now())
             self.leadership.clear_up()
+        self._pass = self._make_pass(clock)
         self.accepting = self._make_accepting(kept_policy, clock)
         observe(self)
 
@@ -111,7 +110,9 @@ class Engine:
             situation=self.situation,
             spend_limit=self.spend_limit,
             under_way=self.under_way,
-            watch=self._watch,
+            deadlines=self.deadlines,
+            setbacks=self.setbacks,
+            run=self.run,
             now=clock,
         )
 
@@ -138,11 +139,6 @@ class Engine:
             wake_gap: How late the next call may be: the planner acts early by so much.
         """
         return self._pass.actions(wake_gap)
-
-    def _watch(self, known: Snapshot, now: datetime) -> None:
-        """Look for deadlines in danger and store setbacks: now and then, not in each pass."""
-        self.deadlines.watch(known, now)
-        self.setbacks.store(self.ledger, self.run, known)
 
     def flush(self) -> None:
         """Have all requests that are queued for a batch sent now."""

@@ -25,7 +25,6 @@ from batchwise.results import Result
 
 from .core import Engine
 from .progress import progress, tallies
-from .reopening import reopen
 from .routes import decision_of
 
 __all__ = ["JobView", "TicketView", "suspended"]
@@ -252,10 +251,7 @@ class JobView:
     def _reopen(self, outcomes: tuple[Outcome, ...], latency: object) -> int:
         """Queue settled requests anew and have them sent, as after a bulk dispatch; returns how many."""
         tag = None if latency is None else to_latency(latency)
-        self._engine.suspensions.resume_on_first_use()
-        count = reopen(self._engine, self._number, outcomes, tag)
-        self._engine.ledger.flush(Which(job=self._number))
-        return count
+        return self._engine.accepting.reopen(self._number, outcomes, tag)
 
     def _progress(self) -> Progress:
         found = progress(self._engine, self._scope)

@@ -13,7 +13,9 @@ from batchwise.models import Policy
 from batchwise.planning import agenda, planner
 from batchwise.planning.state import BatchState, Snapshot
 
+from .deadlines import Deadlines
 from .leadership import Leadership
+from .setbacks import Setbacks
 from .situation import Situation
 from .spend_limit import SpendLimit
 from .under_way import UnderWay
@@ -21,9 +23,9 @@ from .under_way import UnderWay
 __all__ = ["PlannerPass"]
 
 _WATCH = 2.0
-"""The least seconds between two calls of `watch`."""
+"""The least seconds between two looks for deadlines in danger."""
 _WATCH_SHARE = 20
-"""`watch` takes at most 1 in so many parts of the time, however much is queued."""
+"""Such a look takes at most 1 in so many parts of the time, however much is queued."""
 
 
 class PlannerPass:
@@ -36,7 +38,9 @@ class PlannerPass:
         situation: Reads what is known of the work.
         spend_limit: Holds back work for which the spend limit has no room.
         under_way: Knows which batches this process is sending.
-        watch: Is called now and then with the snapshot and the time.
+        deadlines: Looks now and then for deadlines in danger.
+        setbacks: Stores now and then what failed last.
+        run: The ledger's number of this run.
         now: The wall clock.
     """
 
@@ -49,14 +53,16 @@ class PlannerPass:
         situation: Situation,
         spend_limit: SpendLimit,
         under_way: UnderWay,
-        watch: Callable[[Snapshot, datetime], None],
+        deadlines: Deadlines,
+        setbacks: Setbacks,
+        run: int,
         now: Callable[[], datetime],
     ) -> None:
         self._ledger, self._policy, self._now = ledger, policy, now
         self._leadership, self._situation, self._spend_limit = leadership, situation, spend_limit
-        self._under_way, self._watch = under_way, watch
+        self._under_way, self._deadlines, self._setbacks, self._run = under_way, deadlines, setbacks, run
         self._watch_at = float("-inf")
-        """When `watch` is called again, by the monotonic clock."""
+        """When it looks for deadlines in danger again, by the monotonic clock."""
 
     def actions(self, wake_gap: timedelta) -> tuple[agenda.Action, ...]:
         """Take the lease if it is free, and ask the planner; see `Engine.plan`."""
@@ -87,7 +93,9 @@ class PlannerPass:
         return changed
 
     def _watch_now_and_then(self, known: Snapshot, now: datetime) -> None:
+        """Look for deadlines in danger and store setbacks: now and then, not in each pass."""
         begun = monotonic()
         if begun >= self._watch_at:
-            self._watch(known, now)
+            self._deadlines.watch(known, now)
+            self._setbacks.store(self._ledger, self._run, known)
             self._watch_at = begun + max(_WATCH, _WATCH_SHARE * (monotonic() - begun))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from batchwise.errors import SpendLimitError
-from batchwise.ledger.values import RequestRow, Settlement, Which
+from batchwise.ledger.values import Which
 from batchwise.models import Lane, Outcome
 from batchwise.planning.outcomes import UNAFFORDABLE
 from batchwise.planning.state import BatchView
@@ -48,15 +48,18 @@ def buy_again(
             members = ledger.rows(Which(requests=part, batch=batch.id))
             alone = [number for number, member in members.items() if member.terms.batch_only]
             queue([number for number, member in members.items() if not member.terms.batch_only], Lane.SYNC)
-            ends = [_unaffordable(batch, number, members[number]) for number in alone]
+            ends = [
+                settlement_without_answer(
+                    number,
+                    members[number].key,
+                    Outcome.FAILED,
+                    UNAFFORDABLE,
+                    lane=Lane.BATCH,
+                    nonce=batch.nonce,
+                    maybe_billed=True,
+                )
+                for number in alone
+            ]
             ledger.settle(ends, now=engine.now(), batch=batch.id)
             ended += alone
     return ended
-
-
-def _unaffordable(batch: BatchView, number: int, row: RequestRow) -> Settlement:
-    """The settlement of a row for which the spend limit has no room."""
-    settlement = settlement_without_answer(
-        number, row.key, Outcome.FAILED, UNAFFORDABLE, lane=Lane.BATCH, nonce=batch.nonce
-    )
-    return settlement._replace(maybe_billed=True)

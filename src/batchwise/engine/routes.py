@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import attrs
 
 from batchwise.basics.jsontext import decode
-from batchwise.errors import SpendLimitError, shown
+from batchwise.errors import InvalidRequestError, SpendLimitError, shown
+from batchwise.ledger.values import Entry
 from batchwise.models import Check, Decision, Lane, Latency, LatencyTag, Policy, Reason, ToolUse
 from batchwise.planning import packing, routing
 from batchwise.planning.cost_bound import length_class, media_tokens, most_cost, refuse_unbounded
@@ -113,6 +115,35 @@ class Router:
                 self._known.clear()
             known = self._known[signature] = self.route(request, moment)
         return known
+
+    def entries(
+        self, requests: Iterable[Request], now: datetime, latency: LatencyTag | None, tool_use: ToolUse | None
+    ) -> Iterator[Entry]:
+        """Yield the ledger's entry for each request of a bulk dispatch; requests that are alike are routed once.
+
+        Raises:
+            InvalidRequestError: An item cannot be sent as it is, or is no `Request`; the message says which.
+        """
+        routes: dict[object, Terms] = {}
+        position, signature, too_large = -1, self.signature, packing.MAX_CALL_BYTES
+        try:
+            for position, request in enumerate(requests):
+                if not isinstance(request, Request):
+                    _refuse_item(request, position)
+                alike = signature(request, now)
+                terms = routes.get(alike)
+                if terms is None:
+                    with _item_named(position):
+                        terms = routes[alike] = self.route(request, now, latency, tool_use)[1]
+                if len(request.body) > too_large:
+                    with _item_named(position):
+                        check_size(request, terms)
+                yield Entry(request.key, request.body, terms)
+        except Exception as error:
+            # Most errors come out of the caller's own iterable, which does not know what became of the items before.
+            if add_note := getattr(error, "add_note", None):  # Python 3.11
+                add_note(f"dispatch_all had taken {position + 1} items; nothing of it was accepted")
+            raise
 
     def signature(self, request: Request, now: datetime) -> tuple[object, ...]:
         """Return a key that is equal for requests that are routed alike at one moment."""
@@ -251,4 +282,19 @@ def decision_of(terms: Terms) -> Decision:
         terms.submit_by,
         terms.rescue_at,
         (Check(terms.reason, True, terms.explanation),),
+    )
+
+
+@contextmanager
+def _item_named(position: int) -> Iterator[None]:
+    """Say in an error which item of the bulk dispatch it is about."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        raise type(error)(f"item #{position} of dispatch_all: {error}") from None
+
+
+def _refuse_item(item: object, position: int) -> NoReturn:
+    raise InvalidRequestError(
+        f"item #{position} of dispatch_all is a {type(item).__name__}; wrap params in Request(...)"
     )

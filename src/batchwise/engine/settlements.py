@@ -44,12 +44,14 @@ def settlement_without_answer(
     error: ResultError,
     *,
     lane: Lane,
-    nonce: str | None,
+    nonce: str | None = None,
     attempted: bool = True,
+    maybe_billed: bool = False,
+    unseen: bool = False,
     status: int | None = None,
     request_id: str | None = None,
 ) -> Settlement:
-    """Return the settlement of a request that has no answer; its attempts were not billed."""
+    """Return the settlement of a request that has no answer; see `Settlement` for what may have been billed."""
     name = custom_id(key, nonce or UNSEALED, request)
     line = failed(name, outcome, error, status=status, request_id=request_id)
-    return Settlement(request, outcome, lane, line, 0, 0, attempted=attempted)
+    return Settlement(request, outcome, lane, line, 0, 0, attempted=attempted, maybe_billed=maybe_billed, unseen=unseen)

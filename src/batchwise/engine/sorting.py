@@ -66,16 +66,15 @@ class Sorter:
             if following is not None:
                 self.requeued.setdefault((*following, ruling.maybe_billed), []).append(number)
                 return
-        outcome, error = ruling.outcome or Outcome.FAILED, ruling.error
         settlement = settlement_without_answer(
             number,
             member.key,
-            outcome,
-            error or ResultError("unknown_error", "the API gave no reason", retryable=True),
+            ruling.outcome or Outcome.FAILED,
+            ruling.error or ResultError("unknown_error", "the API gave no reason", retryable=True),
             lane=Lane.BATCH,
             nonce=self.batch.nonce,
+            maybe_billed=ruling.maybe_billed,
         )
-        settlement = settlement._replace(maybe_billed=ruling.maybe_billed)
         if line is not None:
             settlement = settlement._replace(line=line)
         if ruling.verdict is Verdict.SETTLE and ruling.maybe_billed:  # an unreadable answer is paid for

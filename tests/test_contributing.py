@@ -1,4 +1,4 @@
-"""What leads whoever contributes: the map of CONTRIBUTING.md, and the picture of the floors."""
+"""The map and the tables of CONTRIBUTING.md, and the picture of the floors, are those of the code."""
 
 from __future__ import annotations
 

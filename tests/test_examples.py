@@ -74,7 +74,7 @@ def test_the_gate_opens_on_a_verdict(monkeypatch, tmp_path):
     assert premerge_check(Reply.text(GOOD), monkeypatch, tmp_path) == 0
 
 
-def test_none_is_forgotten():
+def test_every_example_is_tested():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAYS, "demo_live"}
 
 

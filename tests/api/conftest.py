@@ -1,4 +1,4 @@
-"""Every test of a lane runs in three colours: synchronous, asyncio, trio."""
+"""Every test of a lane runs three times: synchronous, on asyncio, and on trio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both colours behind one synchronous face, and a server that plays a script over a raw socket."""
+"""One synchronous interface to the sync and the async lanes, and a server that plays a script over a raw socket."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_the_right_clients_pass():
     check_client(aws, async_=False)
 
 
-def test_the_wrong_colour_is_named_with_its_mend():
+def test_a_sync_client_in_place_of_an_async_one_is_refused_with_the_remedy():
     with pytest.raises(
         InvalidValueError, match=r"is an AsyncAnthropic; Dispatcher needs an anthropic\.Anthropic .*Async"
     ):
@@ -42,7 +42,7 @@ def test_the_wrong_colour_is_named_with_its_mend():
 
 
 @pytest.mark.parametrize("thing", ["sk-key", None, object(), anthropic.Anthropic])
-def test_what_is_no_client(thing):
+def test_a_value_that_is_no_client_is_refused(thing):
     with pytest.raises(InvalidValueError, match=r"client is a \w+; give an anthropic\.Anthropic, or leave it out"):
         check_client(thing, async_=False)
 
@@ -86,6 +86,6 @@ def test_what_the_sdk_refuses_unstreamed_is_streamed(model, max_tokens, streams)
             made.messages.create(model=model, max_tokens=max_tokens, messages=[{"role": "user", "content": "x"}])
 
 
-def test_a_later_sdk_without_the_calculation():
+def test_an_sdk_without_the_calculation_of_timeouts_streams_long_calls():
     assert must_stream(object(), "m", 21_334)
     assert not must_stream(object(), "m", 21_333)

@@ -162,7 +162,7 @@ def test_missing_credentials_are_a_fault_that_sent_nothing(make_lanes, monkeypat
     assert rule_create(fault).outcome is CreateOutcome.SUSPENDED
 
 
-def test_what_is_neither_the_sdks_nor_the_transports_is_not_ours_to_translate():
+def test_other_exceptions_are_not_translated():
     for bug in (KeyError("x"), TypeError("y"), ValueError("z")):
         with pytest.raises(type(bug)):
             translate(bug)

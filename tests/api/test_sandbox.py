@@ -1,4 +1,4 @@
-"""The lanes against the sandbox: a server that knows nothing of them."""
+"""The lanes against the sandbox, which shares no code with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real connections that break in the ways that connections break."""
+"""Real connections that break: before, inside and after a body, and inside an answer."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_an_early_413_is_reported_as_such(reads_on, make_lanes):
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_an_exception_of_the_fence_comes_out_as_it_is_and_leaves_the_body_unfinished(after, make_lanes):
+def test_an_exception_of_the_last_check_is_raised_as_it_is_and_leaves_the_body_unfinished(after, make_lanes):
     broken = FenceError("the lock is lost")
 
     def chunks():
@@ -131,7 +131,7 @@ def test_a_wrong_length_is_the_callers_bug(length, make_lanes):
         assert server.told[0] < length
 
 
-def test_a_lane_fault_of_the_source_is_the_sources(make_lanes):
+def test_an_error_of_the_bodys_source_is_raised_as_it_is(make_lanes):
     def chunks():
         yield b"{"
         raise OSError("the ledger's disk")
@@ -230,7 +230,7 @@ def test_a_stalled_stream_is_a_timeout(make_lanes):
     assert error.fault.type == "timeout"
 
 
-def test_a_clean_early_end_passes_here_and_is_counted_above(make_lanes):
+def test_a_clean_early_end_is_no_fault_here_since_rows_are_counted_later(make_lanes):
     def script(peer):
         peer.send(CHUNKED, chunk(b"one\ntw"), b"0\r\n\r\n")
 

@@ -1,4 +1,4 @@
-"""Long calls: streamed under the hood, and the same message comes out."""
+"""Long calls are streamed inside, and give the same message as short ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every exit code, as processes of their own have it."""
+"""Every exit code, of real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is seen of a ledger that nobody works on: virtual time, real ledger and procedures."""
+"""What `Progress` shows of a ledger that nobody works on: virtual time, real ledger and procedures."""
 
 from __future__ import annotations
 

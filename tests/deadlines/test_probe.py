@@ -79,7 +79,7 @@ def test_the_ledger_is_told_of_a_change_at_once_and_else_once_a_minute(world: Wo
     assert call("found") == (True, False)
 
 
-def test_being_held_back_says_nothing_of_the_lane(world: World) -> None:
+def test_a_call_that_is_held_back_does_not_show_whether_the_lane_works(world: World) -> None:
     world.api.order("call", "429")
     number = world.dispatch("held back", bw.Latency.BLOCKING)
     world.run()
@@ -88,7 +88,7 @@ def test_being_held_back_says_nothing_of_the_lane(world: World) -> None:
 
 
 @MOMENTS
-def test_what_another_process_heard_counts(world: World, moment_of: str) -> None:
+def test_an_answer_in_another_process_shows_that_the_lane_works(world: World, moment_of: str) -> None:
     stuck(world, moment_of, after=-7 * MINUTE)
     world.ledger.conditions.note(sync_answered_at=world.now() + 5 * MINUTE)
     world.pass_time(20 * MINUTE)
@@ -100,7 +100,7 @@ def test_what_another_process_heard_counts(world: World, moment_of: str) -> None
 
 
 @MOMENTS
-def test_one_row_goes_ahead_a_call_s_tail_before_the_last_safe_moment(world: World, moment_of: str) -> None:
+def test_one_row_goes_ahead_a_calls_tail_before_the_last_safe_moment(world: World, moment_of: str) -> None:
     stuck(world, moment_of, after=-7 * MINUTE)
     moment, tail = last_safe_moment(world), tail_of(world.engine.policy.limits)
     world.pass_time(moment - tail - SECOND - world.now())

@@ -1,4 +1,4 @@
-"""Deadlines on the wall clock: windows of seconds, real sockets, the sandbox's books as witness."""
+"""Deadlines on the wall clock: windows of seconds, real sockets, and the sandbox's books for what was bought."""
 
 from __future__ import annotations
 

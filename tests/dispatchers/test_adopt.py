@@ -92,7 +92,7 @@ async def test_again_gives_the_same_job_and_counts_nothing_twice(world: World):
             await d.adopt(remote, job="other")
 
 
-async def test_what_it_cost_counts_against_the_cap(world: World):
+async def test_what_it_cost_counts_against_the_spend_limit(world: World):
     remote = await made_elsewhere(world, 5)
     more = Request(params("more"), key="more")
     async with world.open() as d:

@@ -1,4 +1,4 @@
-"""What a call is given that cannot be right: the error says what to write, and nothing is accepted."""
+"""Arguments that cannot be right: the error says what to write, and nothing is accepted."""
 
 from __future__ import annotations
 

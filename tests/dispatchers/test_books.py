@@ -1,4 +1,4 @@
-"""Money, deadlines and figures: caps, prices, late work, `progress`, `report`, `advance`."""
+"""Money, deadlines and figures: spend limits, prices, late work, `progress`, `report`, `advance`."""
 
 from __future__ import annotations
 

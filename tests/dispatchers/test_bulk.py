@@ -1,4 +1,4 @@
-"""`dispatch_all`: whole or not at all, streamed in and out, and each request's fate is its own."""
+"""`dispatch_all`: accepted whole or not at all, streamed in and out, and each request has its own outcome."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ FLEXIBLE = Latency.FLEXIBLE
 FILES = "files-api-2025-04-14"
 
 
-async def test_dated_singles_wait_for_their_interval_and_go_together(world: World):
+async def test_single_requests_with_a_deadline_wait_for_their_interval_and_go_together(world: World):
     async with world.open(interval=timedelta(seconds=0.6)) as d:
         started = time.monotonic()
         tickets = [await d.dispatch(params(f"p{n}"), latency=HOURS_30) for n in range(3)]
@@ -29,7 +29,7 @@ async def test_dated_singles_wait_for_their_interval_and_go_together(world: Worl
     assert world.creates == 1
 
 
-async def test_flexible_ones_by_theirs(world: World):
+async def test_flexible_requests_wait_for_the_flexible_interval(world: World):
     async with world.open(flexible_interval=timedelta(seconds=0.3)) as d:
         for n in range(2):
             await d.dispatch(params(f"p{n}"), latency=FLEXIBLE)
@@ -109,7 +109,7 @@ async def test_a_batch_is_sent_by_the_one_who_seals_it(world: World):
     assert world.creates == 1
 
 
-async def test_slow_planning_is_seldom(world: World):
+async def test_a_planner_that_is_slow_runs_less_often(world: World):
     class Slow(SqliteLedger):
         def snapshot(self):
             looks.append(time.monotonic())
@@ -128,7 +128,7 @@ async def test_slow_planning_is_seldom(world: World):
     ledger.close()
 
 
-async def test_what_comes_while_it_plans_slowly_is_sent_in_time(world: World):
+async def test_what_comes_while_the_planner_is_slow_is_sent_in_time(world: World):
     class Slow(SqliteLedger):
         def snapshot(self):
             found = super().snapshot()
@@ -150,7 +150,7 @@ async def test_what_comes_while_it_plans_slowly_is_sent_in_time(world: World):
     ledger.close()
 
 
-async def test_far_deadlines_part_batches(world: World):
+async def test_requests_with_deadlines_far_apart_go_into_different_batches(world: World):
     async with world.open() as d:
         near = await d.dispatch(params("near"), latency=HOURS_30)
         far = await d.dispatch(params("far"), latency=timedelta(days=20))

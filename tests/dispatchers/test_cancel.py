@@ -207,7 +207,7 @@ async def test_retry_submits_without_anybody_waiting(world: World):
         await world.until(lambda: world.creates == 2)
 
 
-async def test_retry_of_a_bulk_without_a_name_is_its_own_affair(world: World):
+async def test_retry_of_a_bulk_without_a_name_leaves_other_requests_alone(world: World):
     async with world.open() as d:
         other = await d.dispatch(params("other"), key="other", latency=FLEXIBLE)
         assert await other.cancel() == 1

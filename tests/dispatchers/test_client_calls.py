@@ -132,7 +132,7 @@ async def test_what_expires_or_is_cancelled_is_an_error_with_a_sentence(world: W
         assert "cancel" in error.message
 
 
-async def test_nested_tags_say_what_differs(world: World):
+async def test_inner_tags_replace_only_what_they_name(world: World):
     async with world.open() as d:
         client = front(d, latency=HOURS_30, job="outer")
         with bw.tags(job="inner", latency=timedelta(hours=2)):

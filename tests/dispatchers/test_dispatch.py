@@ -31,7 +31,7 @@ async def test_blocking_is_answered_now(world: World):
     assert (world.calls, world.creates) == (1, 0)
 
 
-async def test_dated_goes_to_a_batch_and_waiting_submits_it(world: World):
+async def test_a_request_with_a_deadline_goes_to_a_batch_and_waiting_submits_it(world: World):
     async with world.open() as d:
         before = datetime.now(timezone.utc).replace(microsecond=0)  # counted from the last full second
         ticket = await d.dispatch(params("later"), key="k", latency=HOURS_30)
@@ -168,7 +168,7 @@ def notifiers() -> int:
     return sum(type(each).__name__ == "_Notifier" for each in gc.get_objects())
 
 
-async def test_who_asks_again_and_again_leaves_nothing_behind(world: World):
+async def test_waits_that_time_out_leave_no_notifier_behind(world: World):
     async with world.open() as d:
         ticket = await d.dispatch(params("x"), key="k", latency=HOURS_30)
         before = notifiers()
@@ -178,7 +178,7 @@ async def test_who_asks_again_and_again_leaves_nothing_behind(world: World):
         assert notifiers() == before
 
 
-async def test_who_gives_up_waiting_leaves_the_others_waiting(world: World):
+async def test_a_caller_who_gives_up_waiting_leaves_the_others_waiting(world: World):
     world.sandbox.sync_latency = 0.3
     async with world.open() as d:
         ticket = await d.dispatch(params("x"), key="k")
@@ -204,7 +204,7 @@ async def test_a_result_may_be_asked_for_twice_and_by_several(world: World):
     assert world.calls == 1
 
 
-async def test_a_timeout_that_is_none(world: World):
+async def test_what_is_no_timeout_is_refused(world: World):
     async with world.open() as d:
         ticket = await d.dispatch(params("x"))
         for wrong in (-1, "soon", True, timedelta(seconds=-1), float("nan")):

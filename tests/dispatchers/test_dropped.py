@@ -1,4 +1,4 @@
-"""A dispatcher that nobody holds any more ends by itself; whoever holds a ticket or a job of it holds it."""
+"""A dispatcher without references ends by itself. A ticket or a job of it is a reference to it."""
 
 from __future__ import annotations
 

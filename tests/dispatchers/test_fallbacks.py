@@ -134,7 +134,7 @@ async def test_a_later_process_goes_on_with_the_model_that_was_reached(world: Wo
     assert [body["model"] for body in model.asked] == [FIRST, SECOND]
 
 
-def test_a_spend_limit_keeps_what_all_models_may_cost(tmp_path: Path):
+def test_a_spend_limit_reserves_what_all_models_may_cost(tmp_path: Path):
     with Sandbox(reply=Model(THIRD)) as sandbox, sandbox.client() as inner:
 
         def reserved(policy: Policy) -> Any:

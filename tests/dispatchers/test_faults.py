@@ -1,4 +1,4 @@
-"""What passes by itself is sat out, and what is in doubt is looked for: nothing is lost, nothing bought unseen."""
+"""Faults that pass are waited out, and batches in doubt are looked for: nothing is lost, nothing bought unseen."""
 
 from __future__ import annotations
 

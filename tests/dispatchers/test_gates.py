@@ -1,4 +1,4 @@
-"""Slow uploads and slow readings of results hold up nothing else: eight of them, whose answers are held back."""
+"""Slow uploads and slow readings of results hold up nothing else: the sandbox holds back the answers of eight."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ async def test_a_cancelled_dispatch_is_durable_or_not_there(world: World):
 
 
 @pytest.mark.parametrize("colour", [Async("asyncio")], ids=["asyncio"])
-async def test_asyncios_own_cancel(world: World):
+async def test_a_task_that_asyncio_cancels(world: World):
     import asyncio
 
     world.sandbox.sync_latency = 60

@@ -70,7 +70,7 @@ async def test_the_reserve_of_a_bulk_counts_the_price_tiers_of_all_models_that_i
     assert groups[0] < groups[1]
 
 
-async def test_a_retry_is_kept_under_the_cap(world: World):
+async def test_a_retry_may_not_pass_the_spend_limit(world: World):
     async with world.open() as d:
         job = await d.dispatch_all(many(10), job="j", latency=Latency.FLEXIBLE)
         await job.cancel()
@@ -90,7 +90,7 @@ async def test_a_retry_is_kept_under_the_cap(world: World):
 
 
 @pytest.mark.timeout(180)  # five processes start; on a busy machine each takes up to 15 s
-def test_calls_of_processes_that_died_are_counted_and_stopped_by_the_cap(tmp_path: Path) -> None:
+def test_calls_of_processes_that_died_are_counted_and_stopped_by_the_spend_limit(tmp_path: Path) -> None:
     world = World(Sync(), tmp_path)
     world.sandbox.sync_latency = 30
     try:

@@ -75,7 +75,7 @@ async def test_refusals_are_tried_again_when_asked_for(world: World, lane: Lane)
     assert world.books.bought("virus") == 2
 
 
-async def test_all_refused_is_no_stop_sign(world: World):
+async def test_a_batch_that_was_refused_whole_suspends_no_lane(world: World):
     world.sandbox.reply = declining
     async with world.open() as d:
         requests = [bw.Request(params(f"virus {n}")) for n in range(3)]

@@ -1,4 +1,4 @@
-"""What is remembered of how requests were routed is what routing would say now."""
+"""Remembered routes: each is what routing would decide now."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def same(router: Router, request: bw.Request, now: datetime) -> bool:
 
 @pytest.mark.parametrize("name", CHOICES)
 @given(said, policies, st.timedeltas(timedelta(0), timedelta(days=400)))
-def test_what_is_remembered_is_what_would_be_decided(
+def test_a_remembered_route_is_the_one_that_would_be_decided_now(
     name: str, said: dict[str, Any], policy: Policy, gap: timedelta
 ) -> None:
     router = router_of(policy)
@@ -78,7 +78,7 @@ def test_what_is_remembered_is_what_would_be_decided(
         (None, Policy(max_spend=10)),  # prices may change meanwhile
     ],
 )
-def test_what_time_has_a_say_in_is_decided_anew(latency: bw.LatencyTag | None, policy: Policy) -> None:
+def test_a_route_that_depends_on_the_time_is_decided_anew(latency: bw.LatencyTag | None, policy: Policy) -> None:
     router, request = router_of(policy), bw.Request(params(), latency=latency)
     for now in (NOW, NOW + timedelta(hours=1)):
         assert same(router, request, now)

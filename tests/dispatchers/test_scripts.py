@@ -1,4 +1,4 @@
-"""`batchwise.dispatch` in a script and the command line: real processes, so the sync colour alone."""
+"""`batchwise.dispatch` in a script and the command line: real processes, so the synchronous dispatcher alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A database that is busy or full for a while, and faults of our own: tried again, and nothing ends for good."""
+"""A database that is busy or full for a while, and errors inside batchwise: all is tried again, and nothing ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lane that the API refuses for good rests: callers are told what to do, and the work stays queued."""
+"""A lane that the API refuses for good is suspended: callers are told what to do, and the work stays queued."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FLEXIBLE = Latency.FLEXIBLE
         ("messages.billing_402", "billing"),
     ],
 )
-async def test_the_sync_lane_rests_until_resume(world: World, fault, advice):
+async def test_the_sync_lane_takes_no_work_until_resume(world: World, fault, advice):
     world.sandbox.fault(fault, times=None)
     world.sandbox.sync_latency = 0.05
     async with world.open() as d:
@@ -142,7 +142,7 @@ async def test_leaving_finishes_what_was_begun_although_the_sync_lane_is_suspend
 
 
 @pytest.mark.parametrize("fault", ["create.unauthorized_401", "create.billing_402"])
-async def test_the_batch_lane_rests_until_resume(world: World, fault):
+async def test_the_batch_lane_takes_no_work_until_resume(world: World, fault):
     world.sandbox.fault(fault, times=None)
     async with world.open() as d:
         job = await d.dispatch_all(many(3), job="j", latency=FLEXIBLE)

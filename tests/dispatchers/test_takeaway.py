@@ -1,4 +1,4 @@
-"""Results to take away: in the order of the requests, as plain dicts, as a file that is there whole or not at all."""
+"""Results in the order of the requests, as plain dicts, and as a file that is there whole or not at all."""
 
 from __future__ import annotations
 

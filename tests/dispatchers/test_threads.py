@@ -1,4 +1,4 @@
-"""Threads that cannot start: nothing stays taken, and whoever waits does the work."""
+"""Threads that cannot start: no work stays claimed, and the caller who waits does it."""
 
 from __future__ import annotations
 

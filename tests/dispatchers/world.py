@@ -1,7 +1,7 @@
-"""One face for both colours, so that each behaviour is written once, as an async function.
+"""One interface to both dispatchers, so that each behaviour is tested once, by an async function.
 
-The synchronous dispatcher wears the asynchronous one's face: a call returns something that can be awaited or iterated,
-and does its work right there, without ever suspending. So a test of the sync colour runs without an event loop.
+The synchronous dispatcher gets the asynchronous one's interface: a call does its work right there, and gives something
+that can be awaited or iterated and never suspends. So a test of the synchronous dispatcher runs without an event loop.
 """
 
 from __future__ import annotations

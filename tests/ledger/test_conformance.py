@@ -1,4 +1,4 @@
-"""What every ledger does. A second backend has to pass this unchanged."""
+"""What every ledger does, whatever its database."""
 
 from __future__ import annotations
 
@@ -465,7 +465,7 @@ def test_the_spend_limit_over_a_period(world: World) -> None:
     world.accept("c", max_spend=world.max_spend(20, NOW + HOUR))
 
 
-def test_a_bulk_over_the_cap_stays_out_whole(world: World) -> None:
+def test_a_bulk_over_the_spend_limit_is_refused_whole(world: World) -> None:
     entries = [entry(str(n), PRICED, b"1234567890") for n in range(3)]
     with pytest.raises(SpendLimitError):
         world.bulk(entries, max_spend=world.max_spend(899))
@@ -490,7 +490,7 @@ def test_the_reserve_follows_cancel_reopen_and_requeue(world: World) -> None:
     world.accept("y", max_spend=world.max_spend(1_050))
 
 
-def test_what_has_no_price_counts_with_all_that_was_kept_for_it(world: World) -> None:
+def test_an_answer_without_a_price_counts_with_all_that_was_reserved_for_it(world: World) -> None:
     body = b"1234567890"  # a batch costs 100 at most, a call 200
     numbers = world.bulk([entry(str(n), PRICED, body) for n in range(3)])
     batch = world.opened()
@@ -508,7 +508,7 @@ def test_what_has_no_price_counts_with_all_that_was_kept_for_it(world: World) ->
     assert world.ledger.statistics.report(job=None).unpriced == 3
 
 
-def test_what_may_be_bought_again_is_kept_under_the_cap(world: World) -> None:
+def test_what_may_be_bought_again_is_reserved_under_the_spend_limit(world: World) -> None:
     body = b"1234567890"  # a batch costs 100 at most, a call 200
     numbers = world.bulk([entry(str(n), PRICED, body) for n in range(3)], max_spend=world.max_spend(900))
     batch = world.opened()
@@ -568,7 +568,7 @@ def test_books_of_large_amounts(world: World) -> None:
 # -- sealing ------------------------------------------------------------------------------------------------------
 
 
-def test_a_seal_takes_rows_in_order_and_tells(world: World) -> None:
+def test_a_seal_takes_rows_in_order_and_a_count_that_no_other_batch_has(world: World) -> None:
     numbers = world.bulk([entry(f"k{n}", body=str(n)) for n in range(10)])
     batch = world.sealed(taken={10, 9})
     assert batch.requests == 8
@@ -651,7 +651,7 @@ def test_the_life_of_a_batch_is_kept(world: World) -> None:
     assert ledger.snapshot().batches == ()
 
 
-def test_what_an_ended_batch_teaches(world: World) -> None:
+def test_an_ended_batch_is_a_sample_for_the_forecast(world: World) -> None:
     world.accept("a")
     batch = world.opened()
     assert world.ledger.statistics.history() == []
@@ -662,7 +662,7 @@ def test_what_an_ended_batch_teaches(world: World) -> None:
     assert (sample.requests, sample.hour) == (1, 12)
 
 
-def test_what_a_cancelled_batch_teaches(world: World) -> None:
+def test_a_cancelled_batch_is_a_sample_for_the_forecast(world: World) -> None:
     world.accept("a")
     batch = world.opened()
     world.ledger.settle([settlement(1)], now=NOW, batch=batch.id)
@@ -677,7 +677,7 @@ def test_what_a_cancelled_batch_teaches(world: World) -> None:
     assert world.ledger.snapshot().clock_offset == timedelta(minutes=5)
 
 
-def test_the_fence_sees_a_lost_row(world: World) -> None:
+def test_the_check_before_the_last_chunk_sees_a_lost_row(world: World) -> None:
     numbers = [world.accept(str(n)).row.id for n in range(2)]
     batch = world.sealed()
     posted(world.ledger, batch)
@@ -873,7 +873,7 @@ def test_failed_tries_are_noted(world: World) -> None:
     assert world.ledger.statistics.report(job=0).possible_doubles == 1
 
 
-def test_calls_are_told_from_what_batches_used_up(world: World) -> None:
+def test_attempts_of_calls_and_of_batches_are_counted_apart(world: World) -> None:
     row = world.accept("a", NIGHTLY).row
 
     def claim() -> Claim:
@@ -970,7 +970,9 @@ DATED = attrs.evolve(NIGHTLY, max_cost_each=6, max_cost_per_byte=2)
 
 
 @pytest.mark.parametrize("chunks", [[[0, 1, 2, 3, 4, 5, 6, 7]], [[5, 2], [7, 0, 1], [6], [4, 3]]])
-def test_answers_on_a_roll_end_as_settlements_do(world: World, twin: World, chunks: list[list[int]]) -> None:
+def test_answers_of_open_rows_settle_as_other_settlements_do(
+    world: World, twin: World, chunks: list[list[int]]
+) -> None:
     numbers, batch = mixed(world)
     assert mixed(twin) == (numbers, batch)
     open_rows = world.ledger.batches.open_rows(batch.id)
@@ -1034,7 +1036,7 @@ def test_what_has_settled_is_told_once_it_is_durable_and_once(world: World) -> N
     assert [each.requests for each in world.ledger.take_sums()] == [2]
 
 
-def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
+def test_open_rows_that_are_out_of_date_settle_nothing(world: World) -> None:
     numbers = world.bulk([entry(str(n), NIGHTLY) for n in range(4)])
     batch = world.opened()
 
@@ -1072,7 +1074,7 @@ def test_a_roll_that_is_out_of_date_settles_nothing(world: World) -> None:
     assert world.ledger.settle_answers(open_rows, [answer(numbers[0])], now=NOW), "told of it, it holds"
 
 
-def test_a_roll_has_bounds(world: World) -> None:
+def test_a_batch_of_too_many_kinds_has_no_open_rows(world: World) -> None:
     world.bulk([entry(str(n), attrs.evolve(FLEXIBLE, output_tokens=n + 1)) for n in range(255)], chunk=99)
     batch = world.opened()
     open_rows = world.ledger.batches.open_rows(batch.id)
@@ -1083,7 +1085,7 @@ def test_a_roll_has_bounds(world: World) -> None:
     assert world.ledger.batches.open_rows(world.opened().id) is None
 
 
-def test_a_roll_knows_the_sizes_of_small_and_large_bodies(world: World) -> None:
+def test_open_rows_know_the_sizes_of_small_and_large_bodies(world: World) -> None:
     bodies = ["x" * size for size in (10, 20_000, 65_535, 100_000, 7)]
     numbers = world.bulk([entry(str(n), FLEXIBLE if n < 2 else DATED, body=body) for n, body in enumerate(bodies)])
     batch = world.opened()

@@ -1,4 +1,4 @@
-"""What a spend limit keeps for a request, and what it refuses."""
+"""What a spend limit reserves for a request, and what it refuses."""
 
 from __future__ import annotations
 

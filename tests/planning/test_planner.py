@@ -1,4 +1,4 @@
-"""The planner's rules, one by one and as properties. `WAIT` below is what stands last where something is due later."""
+"""The planner's rules, one by one and as properties. `WAIT` is the last action if something is due later."""
 
 from __future__ import annotations
 

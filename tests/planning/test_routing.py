@@ -1,4 +1,4 @@
-"""`choose_lane`: the card's table as named cases, each rule by itself, and what holds for every request."""
+"""`choose_lane`: the README's table as named cases, each rule by itself, and what holds for every request."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def choose(policy: Policy | None = None, **tags: Any) -> bw.Decision:
         ),
     ],
 )
-def test_the_cards_workflows(name: str, tags: dict[str, Any], lane: Lane, reason: Reason) -> None:
+def test_the_workflows_of_the_readme(name: str, tags: dict[str, Any], lane: Lane, reason: Reason) -> None:
     decision = choose(**tags)
     assert (decision.lane, decision.reason) == (lane, reason), name
 
 
-def test_thirty_hours_is_the_cards_arithmetic() -> None:
+def test_thirty_hours_are_4_of_interval_24_of_window_and_2_of_reserve() -> None:
     decision = choose(latency=timedelta(hours=30))
     assert decision.deadline == NOW + 30 * HOUR
     assert decision.submit_by == NOW + 4 * HOUR

@@ -15,7 +15,7 @@ TERMS = Terms(
 )
 
 
-def test_another_model_is_asked_on_the_same_terms_but_for_the_prefix() -> None:
+def test_a_fallback_model_keeps_the_terms_but_for_the_prefix() -> None:
     assert TERMS.asking(["b"]) == attrs.evolve(TERMS, model="b")
     assert TERMS.asking(["a", "b", "c"]) == attrs.evolve(TERMS, model="c", refused_by=("a", "b"), prefix="")
     assert TERMS.asking(["a", "b"]).asked == ("a", "b")

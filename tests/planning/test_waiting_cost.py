@@ -116,7 +116,7 @@ def test_the_plan_of_the_docs() -> None:
 
 
 class TestGain:
-    def test_is_the_inequality_of_the_protocol(self) -> None:
+    def test_a_hedge_pays_if_the_inequality_of_the_docs_holds(self) -> None:
         usd = Decimal
         assert hedge_gain(p=0.1, saving=usd(1), hang=0.01, share_done=0.5, delay_cost=usd("0.09")) > 0
         assert hedge_gain(p=0.1, saving=usd(1), hang=0.01, share_done=0.5, delay_cost=usd("0.0956")) < 0

@@ -68,7 +68,7 @@ def names(found):
     return [violation.name for violation in found.violations]
 
 
-def test_a_light_load_follows_the_card():
+def test_a_light_load_keeps_a_third_of_the_buffer():
     found = plan()
     assert found.violations == ()
     assert found.nearest is None
@@ -711,7 +711,7 @@ def census(kind, seed, count):
 
 
 @pytest.mark.parametrize(("kind", "count"), [("steady", 300), ("burst", 60), ("slow lane", 8)])
-def test_a_plan_cries_wolf_in_few_cases(kind, count):
+def test_a_plan_seldom_names_violations_that_do_no_harm(kind, count):
     judged = census(kind, 1, count)
     feasible = [kept for called, kept, *_ in judged if called]
     refused = [kept for called, kept, *_ in judged if not called]

@@ -1,4 +1,4 @@
-"""Worlds under a spend limit in which answers cost all that they may, are lost, and are bought again: it is kept."""
+"""A spend limit is never passed, in random worlds where answers cost the most they can, are lost and bought again."""
 
 from __future__ import annotations
 

@@ -411,7 +411,7 @@ def test_a_batch_that_others_delete_is_bought_again_and_booked() -> None:
     world.close()
 
 
-def test_a_cut_reading_does_not_hide_a_stop_sign() -> None:
+def test_a_cut_reading_does_not_hide_an_error_of_the_whole_lane() -> None:
     world = World()
     world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
     world.run()
@@ -453,7 +453,9 @@ def test_a_batch_of_a_model_that_does_not_exist_fails_and_stops_no_lane(world: W
     assert not world.engine.suspensions.lanes
 
 
-def test_a_row_that_comes_twice_does_not_hide_a_stop_sign(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_comes_twice_does_not_hide_an_error_of_the_whole_lane(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "_ROWS", 1)
     names = commits(world, monkeypatch)
     failed = [retyped(line, "errored") for line in lines(world)]
@@ -467,7 +469,7 @@ def test_a_row_that_comes_twice_does_not_hide_a_stop_sign(world: World, monkeypa
     assert names.index("suspend") < names.index("requeue"), "or they go out again at once"
 
 
-def test_a_stop_sign_is_obeyed_for_all_rows_or_none_when_the_process_dies(
+def test_an_error_of_the_whole_lane_holds_for_all_rows_or_none_when_the_process_dies(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "CHUNK", 2)

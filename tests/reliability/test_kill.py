@@ -1,4 +1,4 @@
-"""A real process is killed at every crossing in turn; a second one finishes; the sandbox's books are the witness."""
+"""A real process is killed at every crossing in turn, and a second one finishes. The sandbox counts what was bought."""
 
 from __future__ import annotations
 

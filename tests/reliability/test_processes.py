@@ -1,4 +1,4 @@
-"""Several processes on one ledger: one acts on batches at a time, and one that stands still is no dead one."""
+"""Several processes on one ledger: one at a time acts on batches, and one that stands still is not dead."""
 
 from __future__ import annotations
 

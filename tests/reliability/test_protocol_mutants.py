@@ -1,4 +1,4 @@
-"""The tests catch what they are for: each scenario passes with the protocol as it is and fails with a wrong one.
+"""The tests catch wrong variants of the protocol: each scenario passes with the right one, and fails with a wrong one.
 
 A variant is switched on by a patch; the scenario's own check has to raise then.
 """

@@ -145,7 +145,7 @@ def test_requests_that_are_all_refused_alike_suspend_the_lane(world: World) -> N
         ("dropped before", "suspend"),
     ],
 )
-def test_the_lane_rests_before_anything_is_queued_for_it_again(
+def test_the_lane_is_suspended_before_anything_is_queued_for_it_again(
     fault: str, rests: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is queued while the lane still takes work goes out at once, into the same trouble."""
@@ -174,7 +174,7 @@ def test_what_began_before_a_resume_suspends_no_lane_after_it(
     assert set(outcomes(world).values()) == {"succeeded"}
 
 
-def test_a_full_queue_is_waited_for_and_in_the_end_told(world: World) -> None:
+def test_a_queue_that_stays_full_for_a_window_suspends_the_lane(world: World) -> None:
     world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
     world.api.order("create", "queue", always=True)
     world.pass_time(20 * HOUR, wakes=1_000)
@@ -401,7 +401,7 @@ def test_a_rescues_cancel_is_asked_for_again_if_it_did_not_take(world: World) ->
     assert world.ledger.statistics.report(job=None).missed == 0
 
 
-def test_a_sealed_batch_of_a_dead_process_is_queued_again_even_while_the_lane_rests(world: World) -> None:
+def test_a_sealed_batch_of_a_dead_process_is_queued_again_even_while_the_lane_is_suspended(world: World) -> None:
     world.dispatch_all(NAMES, bw.Latency.FLEXIBLE)
     world.run(3)
     assert view(world).state is BatchState.SEALED

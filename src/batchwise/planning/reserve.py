@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # `import batchwise` brings this module, and neither of these
     from batchwise.models import Policy
 
 __all__ = [
-    "allows_batch",
     "least_reserve",
     "longest_batch_of",
     "margin_of",
@@ -60,8 +59,3 @@ def reserve_for(policy: Policy, buffer: timedelta) -> timedelta:
     """Return the reserve kept of `buffer` (SLA less windows): the explicit one, else a third, never under the least."""
     least = least_reserve(policy)
     return least if policy.reserve is not None else max(least, buffer / 3)
-
-
-def allows_batch(policy: Policy, left: timedelta) -> bool:
-    """Whether the time that is left before a deadline is enough for a batch's window and for the reserve."""
-    return left >= policy.window + reserve_for(policy, left - policy.window)

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from batchwise.models import Lane, Policy
 
-from .reserve import allows_batch
+from .reserve import reserve_for
 from .state import Terms
 
 __all__ = ["call_costs", "may_call_again", "next_attempt", "pause_after", "pause_after_failures"]
@@ -43,9 +43,10 @@ def next_attempt(
         return (Lane.SYNC, False) if _may_meet(terms, now) else None
     if due is None:
         return Lane.BATCH, costs
+    left = due - now
+    fits = left >= policy.window + reserve_for(policy, left - policy.window)
     last = costs and spent == policy.max_attempts - 1
-    batch = allows_batch(policy, due - now) and not (last and sync_works)
-    return (Lane.BATCH if batch else Lane.SYNC), costs
+    return (Lane.BATCH if fits and not (last and sync_works) else Lane.SYNC), costs
 
 
 def may_call_again(terms: Terms, *, attempts: int, calls: int, now: datetime, policy: Policy) -> bool:

@@ -25,7 +25,7 @@ from .custom_ids import MAX_LENGTH
 from .forecast import Forecast
 from .pricing import PriceBook, book_of, estimate, estimated_tokens, named_remedy, to_usd
 from .prompt_prefix import Prefix, prefix_of, prefix_words
-from .reserve import allows_batch, least_reserve, longest_batch_of, reserve_for
+from .reserve import least_reserve, longest_batch_of, reserve_for
 from .waiting_cost import Hedge, best_hedge, delay_cost, longest_worthwhile
 
 __all__ = [
@@ -166,7 +166,7 @@ class _Rule(NamedTuple):
 
 
 def _inside_window(case: Case) -> bool:
-    return case.deadline is not None and not allows_batch(case.policy, case.left)
+    return case.deadline is not None and case.left < case.policy.window + case.reserve
 
 
 def hedge_wait(sla: timedelta) -> timedelta:

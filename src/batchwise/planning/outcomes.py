@@ -247,34 +247,25 @@ _BY_STATUS: Mapping[int, str] = {
 }
 
 
-class _Hold(NamedTuple):
-    kind: str
-    codes: re.Pattern[str]  # of `error.details.error_code`, whole
-    words: re.Pattern[str]  # in the message of one of `_WORDED`
-
-
-def _hold(kind: str, codes: str, words: str = "(?!)") -> _Hold:
-    return _Hold(kind, re.compile(codes), re.compile(words, re.IGNORECASE))
-
-
-_HOLDS = (
+_NO_WORDS = "(?!)"
+_HOLDS: Mapping[str, tuple[str, str]] = {
     # API documentation, errors: the monthly cap of the tier or of a contract. A limit that the user set, and low
     # credit, are told in words alone, as an `invalid_request_error`.
-    _hold(
-        "no_credit",
+    "no_credit": (
         "enforced_spend_limit_reached|contract_spend_limit_reached",
         "credit balance is too low|reached your specified (?:workspace )?api usage limits",
     ),
     # The code is documented; the words come without a code as a 400 (reported by users).
-    _hold("organisation_refused", "organization_on_hold|linked_organization_.*", "organization has been disabled"),
+    "organisation_refused": ("organization_on_hold|linked_organization_.*", "organization has been disabled"),
     # API documentation, error codes: from batches.create, and from every call.
-    _hold("workspace_refused", "workspace_human_review_disabled|workspace_policy_violation"),
+    "workspace_refused": ("workspace_human_review_disabled|workspace_policy_violation", _NO_WORDS),
     # API documentation, error codes: the key's creator has left the organisation's Claude Code members.
-    _hold("key_refused", "claude_code_key_creator_not_member"),
+    "key_refused": ("claude_code_key_creator_not_member", _NO_WORDS),
     # API documentation, error codes: customer-managed encryption keys.
-    _hold("own_key_refused", "cmek_key_disabled|cmek_key_network_blocked"),
-)
-"""The organisation, its workspace or its key is refused, and no request is to blame."""
+    "own_key_refused": ("cmek_key_disabled|cmek_key_network_blocked", _NO_WORDS),
+}
+"""The organisation, its workspace or its key is refused, and no request is to blame: by name the pattern of a whole
+`error.details.error_code`, and the pattern of words in the message of one of `_WORDED`."""
 _WORDED = frozenset({"invalid_request_error", "rate_limit_error", "permission_error", "billing_error"})
 _DAMAGE = re.compile(r"request body is not valid json|could not parse (?:the )?(?:request )?body", re.IGNORECASE)
 """Errors about a body that was valid JSON when it was sent: batchwise encodes every body."""
@@ -473,11 +464,11 @@ def _kind(fault: Fault) -> str:
         kind = _BY_STATUS[status]
     else:
         kind = fault.type if fault.type in _TABLE else "unknown_4xx"
-    for hold in _HOLDS:
-        if (fault.error_code is not None and hold.codes.fullmatch(fault.error_code)) or (
-            kind in _WORDED and hold.words.search(fault.message)
+    for name, (codes, words) in _HOLDS.items():
+        if (fault.error_code is not None and re.fullmatch(codes, fault.error_code)) or (
+            kind in _WORDED and re.search(words, fault.message, re.IGNORECASE)
         ):
-            return hold.kind
+            return name
     return "damaged_on_the_way" if kind == "invalid_request_error" and _DAMAGE.search(fault.message) else kind
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from operator import add, sub, truediv
 from typing import NamedTuple
@@ -46,7 +46,12 @@ _GROWTH_DOUBLES_AFTER = 60.0
 _LONGEST_BACKOFF = 60.0
 _SHORTEST_WAIT = 0.001
 _LONGEST_POLL = 1.0
-_KINDS = ("requests", "input-tokens", "output-tokens")
+_LIMITS = {
+    "requests": "requests_per_minute",
+    "input-tokens": "input_tokens_per_minute",
+    "output-tokens": "output_tokens_per_minute",
+}
+"""The fields of `Limits` with a bucket, by their words in the API's headers."""
 
 _WINDOW = 10.0
 """Seconds after which the weight of a call that was refused for overload has fallen to about a third (1/e)."""
@@ -215,7 +220,7 @@ class _Reach:
     def book(self, *amounts: float) -> None:
         self._done = list(map(add, self._done, amounts))
 
-    def share(self, limits: tuple[float, float, float], calls_per_minute: float) -> float | None:
+    def share(self, limits: Iterable[float], calls_per_minute: float) -> float | None:
         """None: not known."""
         if self._seconds < _REACH_SECONDS:
             return None
@@ -237,11 +242,7 @@ class Pacer:
     def __init__(
         self, limits: Limits, *, now: float, follows: bool = False, jitter: Callable[[], float] = random.random
     ) -> None:
-        self._buckets = (
-            _Bucket(limits.requests_per_minute, now, follows=follows),
-            _Bucket(limits.input_tokens_per_minute, now, follows=follows),
-            _Bucket(limits.output_tokens_per_minute, now, follows=follows),
-        )
+        self._buckets = [_Bucket(getattr(limits, field), now, follows=follows) for field in _LIMITS.values()]
         self._follows, self._jitter = follows, jitter
         self._ceiling = math.inf if limits.concurrency is None else float(limits.concurrency)
         self._learned_ceiling = False
@@ -288,8 +289,7 @@ class Pacer:
         self._advance(now)
         expected = self.share * self._crowd.value * self._overload.accepted
         calls = self._ceiling * 60.0 / self._planned_latency
-        requests, tokens_in, tokens_out = (bucket.limit for bucket in self._buckets)
-        measured = self._reach.share((requests, tokens_in, tokens_out), calls)
+        measured = self._reach.share((bucket.limit for bucket in self._buckets), calls)
         return expected if measured is None else min(expected, measured)
 
     def ask(self, now: float, *, input_tokens: int, output_tokens: int) -> Permit | float:
@@ -339,9 +339,8 @@ class Pacer:
             return "refusals"
         if self.running >= self.concurrency:
             return "concurrency"
-        names = "requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute"
         waits = [bucket.wait(self.share) for bucket in self._buckets]
-        return names[waits.index(max(waits))]
+        return list(_LIMITS.values())[waits.index(max(waits))]
 
     def done(
         self,
@@ -413,15 +412,14 @@ class Pacer:
         """
         self._advance(now)
         lowered = 1.0
-        for kind, bucket, running in zip(_KINDS, self._buckets, self._running, strict=True):
+        for kind, bucket, running in zip(_LIMITS, self._buckets, self._running, strict=True):
             limit = _number(headers.get(f"anthropic-ratelimit-{kind}-limit"))
             if limit is not None and limit >= 1:
                 bucket.header_limit = int(limit)
                 new = limit if bucket.given is None else min(limit, float(bucket.given))
-                if new < bucket.limit and not math.isinf(bucket.limit):
+                if not math.isinf(bucket.limit):
                     lowered = min(lowered, new / bucket.limit)
-                if new != bucket.limit:
-                    bucket.change(new)
+                bucket.change(new)
             remaining = _number(headers.get(f"anthropic-ratelimit-{kind}-remaining"))
             if remaining is not None and not math.isinf(bucket.limit):
                 bucket.level = min(bucket.level, max(0.0, remaining))

@@ -100,13 +100,13 @@ def simulate(
             books.refunds.append((now, 0, permit.output_tokens - used))
             books.used.append((now, used))
             if forecast is not None:
-                forecast.end(writing, asked, used, now)
+                writing.end(used, now)
             pacer.done(now, permit, input_tokens_used=tokens_in, output_tokens_used=used, latency=took)
         elif kind == "refused":
             (tokens_in, asked, _), (retry_after, refusal), permit, writing = detail
             books.refunds.append((now, tokens_in, permit.output_tokens))
             if forecast is not None:
-                forecast.drop("model", asked, writing)
+                writing.drop()
             pacer.refused(now, permit, refusal, retry_after)
             if refusal is Refusal.OVERLOADED:
                 heapq.heappush(events, (now + rng.random(), next(order), "again", detail[0]))

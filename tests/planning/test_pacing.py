@@ -353,7 +353,7 @@ def test_nonsense_in_headers_is_ignored(value: str) -> None:
 
 
 def learn(forecast: OutputForecast, max_tokens: int, used: int, now: float, took: float = 1.0) -> None:
-    forecast.end(forecast.begin("model", max_tokens, now - took), max_tokens, used, now)
+    forecast.begin("model", max_tokens, now - took).end(used, now)
 
 
 def test_the_forecast_learns_what_a_model_writes() -> None:
@@ -392,9 +392,9 @@ def test_long_answers_count_before_they_have_ended() -> None:
     forecast = OutputForecast()
     writing = [forecast.begin("model", 1_000, 0.0) for _ in range(10)]
     for each in writing[:9]:
-        forecast.end(each, 1_000, 10, 1.0)
+        each.end(10, 1.0)
     assert forecast.expect("model", 1_000, 10.0) > 100  # the tenth may write all that it may
-    forecast.drop("model", 1_000, writing[9])
+    writing[9].drop()
     assert forecast.expect("model", 1_000, 20.0) == pytest.approx(10, abs=1)
 
 
@@ -675,13 +675,13 @@ def test_what_a_model_writes_is_learned_by_any_clock(origin: float) -> None:
     forecast.begin("m", 1_000, origin)
     calls = [forecast.begin("m", 1_000, origin) for _ in range(5)]
     for call in calls:
-        forecast.end(call, 1_000, 100, origin + 10.0)
+        call.end(100, origin + 10.0)
     # The mean is (5 * 0.1 + 1) / 6 = 0.25; the mean square 0.175, so two standard errors are 0.3.
     spread = math.sqrt((5 * 0.01 + 1) / 6 - 0.25**2)
     assert forecast.expect("m", 1_000, origin + 20.0) == math.ceil(1_000 * (0.25 + 2 * spread / math.sqrt(5)))
     young = OutputForecast()
     for call in [young.begin("m", 1_000, origin) for _ in range(5)]:
-        young.end(call, 1_000, 100, origin + 10.0)
+        call.end(100, origin + 10.0)
     young.begin("m", 1_000, origin + 15.0)  # it has run for 5 s, which says nothing
     assert young.expect("m", 1_000, origin + 20.0) == pytest.approx(100, abs=1)
 

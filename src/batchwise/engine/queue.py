@@ -193,7 +193,7 @@ class CallQueue:
         """Note that the claim has its answer. It is unfinished until `finish` says that the answer is stored."""
         with self._lock:
             lane = self._has_ended(slot, now)
-            self._outputs.end(slot.writing, slot.claim.terms.max_tokens, used_out, now)
+            slot.writing.end(used_out, now)
             lane.pacer.done(
                 now,
                 slot.permit,
@@ -218,7 +218,7 @@ class CallQueue:
                 self._free(slot, now)
             else:
                 lane = self._has_ended(slot, now)
-                self._drop(slot)
+                slot.writing.drop()
                 wait = None if retry_after is None else retry_after / timedelta(seconds=1)
                 lane.pacer.refused(now, slot.permit, refusal, wait)
                 lane.pacer.observe(now, headers)
@@ -245,12 +245,9 @@ class CallQueue:
         lane.running -= 1
         return lane
 
-    def _drop(self, slot: Slot) -> None:
-        self._outputs.drop(slot.claim.terms.model, slot.claim.terms.max_tokens, slot.writing)
-
     def _free(self, slot: Slot, now: float) -> None:
         lane = self._has_ended(slot, now)
-        self._drop(slot)
+        slot.writing.drop()
         lane.pacer.done(now, slot.permit)
 
     def drain(self) -> list[Claim]:

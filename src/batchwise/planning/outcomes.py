@@ -245,8 +245,6 @@ _BY_STATUS: Mapping[int, str] = {
     425: "request_timeout",
     429: "rate_limit_error",
 }
-
-
 _NO_WORDS = "(?!)"
 _HOLDS: Mapping[str, tuple[str, str]] = {
     # API documentation, errors: the monthly cap of the tier or of a contract. A limit that the user set, and low
@@ -276,7 +274,6 @@ _BETA_WORDS = re.compile(r"anthropic-beta", re.IGNORECASE)
 _CULPRIT = re.compile(r"(?:^|[\s,;])requests(?:\.|\[)([0-9]{1,6})(?=[\].:\s]|$)")
 # No answer that could be used, though the request may have been done: gateways time out or lose the origin's answer.
 _ANSWERED = frozenset({500, 501, 503, 505, 529})
-
 
 UNAFFORDABLE = ResultError(
     "spend_limit",

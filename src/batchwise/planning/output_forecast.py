@@ -19,14 +19,23 @@ _HOLDS = 0.5
 class Writing:
     """A call that writes, or has written."""
 
-    __slots__ = ("began", "took", "used")
+    __slots__ = ("_kind", "_max_tokens", "began", "took", "used")
 
-    def __init__(self, began: float) -> None:
-        self.began = began
+    def __init__(self, kind: _Kind, max_tokens: int, began: float) -> None:
+        self._kind, self._max_tokens, self.began = kind, max_tokens, began
         self.took: float | None = None
         """Seconds; None while it writes."""
         self.used = 0.0
         """The share of its `max_tokens` that it wrote."""
+
+    def end(self, used: int, now: float) -> None:
+        """Note that it wrote so many tokens."""
+        self.took, self.used = now - self.began, used / max(1, self._max_tokens)
+
+    def drop(self) -> None:
+        """Forget the call, which failed: it says nothing about how much such calls write."""
+        if self in self._kind.calls:
+            self._kind.calls.remove(self)
 
 
 class _Kind:
@@ -61,19 +70,9 @@ class OutputForecast:
 
     def begin(self, model: str, max_tokens: int, now: float) -> Writing:
         """Note that a call begins; `end` it, or `drop` it."""
-        writing = Writing(now)
-        self._kinds.setdefault((model, max_tokens.bit_length()), _Kind()).calls.append(writing)
+        kind = self._kinds.setdefault((model, max_tokens.bit_length()), _Kind())
+        kind.calls.append(writing := Writing(kind, max_tokens, now))
         return writing
-
-    def end(self, writing: Writing, max_tokens: int, used: int, now: float) -> None:
-        """Note that a call wrote so many tokens."""
-        writing.took, writing.used = now - writing.began, used / max(1, max_tokens)
-
-    def drop(self, model: str, max_tokens: int, writing: Writing) -> None:
-        """Forget a call that failed: it says nothing about how much such calls write."""
-        kind = self._kinds[model, max_tokens.bit_length()]
-        if writing in kind.calls:
-            kind.calls.remove(writing)
 
 
 def _share(calls: deque[Writing], now: float) -> float:

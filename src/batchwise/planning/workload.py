@@ -75,8 +75,7 @@ class WorkloadPlan:
         lane: Where a dispatcher with this policy (without one: a default policy) sends the work.
         reason: The routing rule that decided.
         explanation: The decision in a sentence.
-        usd_per_month: Steady arrivals for 30 days on that lane; None: the model's price is unknown.
-        usd_per_month_sync: The same on the sync lane.
+        usd_per_month_sync: Steady arrivals for 30 days on the sync lane; None: the model's price is unknown.
         usd_per_month_batch: The same on the batch lane (without rescues).
         cadence: The same as a `Cadence`, to ask for `.cron()` and `.check_every_for(reserve_needed)`; None when
             the interval does not fit the SLA.

@@ -185,7 +185,7 @@ class AsyncIO(IO):
 
 
 def synchronous(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Return a function that runs a lane's method over `SyncIO` to its end."""
+    """Return a function that runs a coroutine to its end: one that awaits nothing that suspends, as over `SyncIO`."""
 
     @wraps(method)
     def run(*args: P.args, **keywords: P.kwargs) -> T:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import anthropic
 import httpx2
 
+from batchwise.api.colours import synchronous
 from batchwise.async_tickets import AsyncTicket
 from batchwise.basics.callers import users_line
 from batchwise.errors import BatchwiseError, ResultTimeoutError
@@ -30,7 +31,6 @@ from .tagging import Tags, current_tags
 __all__ = ["Shared", "async_client", "async_transport", "client"]
 
 _log = logging.getLogger("batchwise")
-_T = TypeVar("_T")
 _LONE_WAITS = 3
 _ALONE = (
     f"{_LONE_WAITS} calls in a row have each waited alone for a batch of one request; make calls at the same time, so "
@@ -76,57 +76,43 @@ class Shared:
 class _Answering(ABC):
     """Answers HTTP requests: Messages calls from the dispatcher, everything else from the API.
 
-    The steps are written once, as coroutines. The waits differ between threads and tasks, and are in the two
-    transports below.
+    Its steps are coroutines that await nothing but `_call`, so that the transports of threads and of tasks share them.
 
     Args:
         made: The dispatcher's client.
         tags: The tags of calls that have none of their own.
         shared: What the dispatcher's clients share.
+        accept: Accepts a request into a job and returns its ticket.
     """
+
+    _read: Callable[[httpx2.Request], Any]
+    """Reads the body of a request."""
+    _streams: Any
+    """The SDK's class of a streamed response."""
 
     def __init__(
         self,
         made: anthropic.Anthropic | anthropic.AsyncAnthropic,
         tags: Tags,
         shared: Shared,
+        accept: Callable[..., Ticket] | Callable[..., Awaitable[AsyncTicket]],
     ) -> None:
         # The user's client has applied middleware and default query already.
         self._inner = made.copy(middleware=[], set_default_query={})
-        self._tags, self._shared = tags, shared
+        self._tags, self._shared, self._accept = tags, shared, accept
         self._base = httpx2.URL(str(made.base_url))
         self._path = self._base.path.rstrip("/") + "/v1/messages"
         self._known = {name.lower(): value for name, value in made.default_headers.items()}
 
-    # -- what differs ---------------------------------------------------------------------------------------------
-
     @abstractmethod
-    async def _read(self, request: httpx2.Request) -> bytes:
-        """The body of a request."""
-
-    @abstractmethod
-    async def _accept(self, call: Call) -> Ticket | AsyncTicket:
-        """Accept a call into the ledger."""
-
-    @abstractmethod
-    async def _result(self, ticket: Any, timeout: float | None) -> Result:
-        """Wait for an outcome."""
-
-    @abstractmethod
-    async def _send(self, send: Callable[..., Any], url: str, **options: Any) -> httpx2.Response:
-        """Send a request to the API with this method of the SDK. The body of the response is not read yet."""
-
-    @abstractmethod
-    def _unread(self, response: httpx2.Response) -> httpx2.SyncByteStream | httpx2.AsyncByteStream:
-        """Stream the body of a response."""
-
-    # -- what is the same -----------------------------------------------------------------------------------------
+    async def _call(self, method: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+        """Call a method of the client, the dispatcher or a ticket, and return what it returns in the end."""
 
     async def _answer(self, request: httpx2.Request) -> httpx2.Response:
         """The response to any request."""
         if not self._is_call(request):
             return await self._sent_on(request)
-        body = await self._read(request)
+        body = await self._call(self._read, request)
         if request.headers.get("x-stainless-retry-count", "0") != "0":
             raise anthropic.APITimeoutError(request)  # a retry, which only a timeout causes, if retries are switched on
         try:
@@ -164,24 +150,26 @@ class _Answering(ABC):
     async def _outcome(self, call: Call, timeout: float | None) -> Result:
         """Accept a call and wait for its outcome."""
         with self._shared.repeats.named(call) as named:
-            ticket = await self._accept(named)
-            if ticket.decision.lane is not Lane.BATCH or ticket.status is Status.SETTLED:
-                return await self._result(ticket, timeout)
-            with self._shared.waiting() as alone:
+            ticket: Ticket | AsyncTicket = await self._call(self._accept, named.request, named.job)
+            waits = ticket.decision.lane is Lane.BATCH and ticket.status is not Status.SETTLED
+            with self._shared.waiting() if waits else nullcontext(False) as alone:
                 if alone:
                     users_line(*_BETWEEN).warn(_ALONE, UserWarning)
-                return await self._result(ticket, timeout)
+                found: Result = await self._call(ticket.result, timeout)
+        return found
 
     async def _sent_on(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request to the API as it is, and return the API's own response."""
         options: dict[str, Any] = {"cast_to": object, "options": _options(request), "stream": True}
         if request.method != "GET":
-            options["content"] = await self._read(request)
+            options["content"] = await self._call(self._read, request)
+        method = getattr(self._inner, request.method.lower())
         try:
-            response = await self._send(getattr(self._inner, request.method.lower()), str(request.url), **options)
+            stream = await self._call(method, str(request.url), stream_cls=self._streams, **options)
         except anthropic.APIStatusError as error:
             return _of_status(error)
-        return httpx2.Response(response.status_code, headers=response.headers.raw, stream=self._unread(response))
+        response: httpx2.Response = stream.response  # its body is not read yet
+        return httpx2.Response(response.status_code, headers=response.headers.raw, stream=response.stream)
 
 
 def _timeout(request: httpx2.Request) -> float | None:
@@ -207,53 +195,26 @@ def _of_status(error: anthropic.APIStatusError) -> httpx2.Response:
     return httpx2.Response(response.status_code, headers=headers, content=response.content)
 
 
-# -- threads -----------------------------------------------------------------------------------------------------------
-
-
-def _ran(answering: Coroutine[Any, Any, _T]) -> _T:
-    """Run a coroutine that never suspends, because all that it awaits blocks."""
-    try:
-        answering.send(None)
-    except StopIteration as end:
-        value: _T = end.value
-        return value
-    raise RuntimeError("a synchronous transport cannot wait for an event loop")
-
-
-class _Body(httpx2.SyncByteStream):
-    def __init__(self, response: httpx2.Response) -> None:
-        self._response = response
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._response.iter_raw()
-
-    def close(self) -> None:
-        self._response.close()
-
-
 class _Transport(_Answering, httpx2.BaseTransport):
-    def __init__(self, *args: Any, accept: Callable[..., Ticket]) -> None:
-        super().__init__(*args)
-        self._take = accept
+    _read = staticmethod(httpx2.Request.read)
+    _streams = anthropic.Stream[object]
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        return _ran(self._answer(request))
+        return synchronous(self._answer)(request)
 
-    async def _read(self, request: httpx2.Request) -> bytes:
-        return request.read()
+    async def _call(self, method: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+        return method(*args, **options)
 
-    async def _accept(self, call: Call) -> Ticket:
-        return self._take(call.request, call.job)
 
-    async def _result(self, ticket: Ticket, timeout: float | None) -> Result:
-        return ticket.result(timeout)
+class _AsyncTransport(_Answering, httpx2.AsyncBaseTransport):
+    _read = staticmethod(httpx2.Request.aread)
+    _streams = anthropic.AsyncStream[object]
 
-    async def _send(self, send: Callable[..., Any], url: str, **options: Any) -> httpx2.Response:
-        stream: anthropic.Stream[object] = send(url, stream_cls=anthropic.Stream[object], **options)
-        return stream.response
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return await self._answer(request)
 
-    def _unread(self, response: httpx2.Response) -> httpx2.SyncByteStream:
-        return _Body(response)
+    async def _call(self, method: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+        return await method(*args, **options)
 
 
 def client(
@@ -267,54 +228,15 @@ def client(
         shared: What the dispatcher's clients share.
         tags: The tags of calls that have none of their own.
     """
-    transport = _Transport(made, tags, shared, accept=accept)
+    transport = _Transport(made, tags, shared, accept)
     return made.copy(http_client=httpx2.Client(transport=transport), timeout=None, max_retries=0)
-
-
-# -- tasks -------------------------------------------------------------------------------------------------------------
-
-
-class _AsyncBody(httpx2.AsyncByteStream):
-    def __init__(self, response: httpx2.Response) -> None:
-        self._response = response
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._response.aiter_raw()
-
-    async def aclose(self) -> None:
-        await self._response.aclose()
-
-
-class _AsyncTransport(_Answering, httpx2.AsyncBaseTransport):
-    def __init__(self, *args: Any, accept: Callable[..., Awaitable[AsyncTicket]]) -> None:
-        super().__init__(*args)
-        self._take = accept
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        return await self._answer(request)
-
-    async def _read(self, request: httpx2.Request) -> bytes:
-        return await request.aread()
-
-    async def _accept(self, call: Call) -> AsyncTicket:
-        return await self._take(call.request, call.job)
-
-    async def _result(self, ticket: AsyncTicket, timeout: float | None) -> Result:
-        return await ticket.result(timeout)
-
-    async def _send(self, send: Callable[..., Any], url: str, **options: Any) -> httpx2.Response:
-        stream: anthropic.AsyncStream[object] = await send(url, stream_cls=anthropic.AsyncStream[object], **options)
-        return stream.response
-
-    def _unread(self, response: httpx2.Response) -> httpx2.AsyncByteStream:
-        return _AsyncBody(response)
 
 
 def async_transport(
     made: anthropic.AsyncAnthropic, *, accept: Callable[..., Awaitable[AsyncTicket]], shared: Shared, tags: Tags
 ) -> httpx2.AsyncBaseTransport:
     """The transport alone: for `AsyncDispatcher.transport`. Arguments as for `client`."""
-    return _AsyncTransport(made, tags, shared, accept=accept)
+    return _AsyncTransport(made, tags, shared, accept)
 
 
 def async_client(

@@ -124,7 +124,7 @@ class Checked(HTMLParser):
 @pytest.mark.parametrize(
     ("value", "says", "shows"),
     [
-        (PROGRESS, ["3 requests: 1 settled, 2 in_flight", "rescue at 2026-11-27T14:00"], ["msgbatch_1", HOSTILE]),
+        (PROGRESS, ["3 requests: 1 settled, 2 in_flight", "rescue at 2026-11-27 14:00:00"], ["msgbatch_1", HOSTILE]),
         (REPORT, ["3 requests settled, 1 of them truncated", "1 missed, the worst by 1 h"], ["$1.50", HOSTILE]),
         (bw.sla_cadence(30 * HOUR), ["submit every 4 h"], ["28 h"]),
         (PLANS[0], ["100 requests an hour within 30 h on the batch lane: submit every"], ["30 h"]),

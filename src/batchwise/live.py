@@ -37,10 +37,6 @@ _MOST_BATCHES = 8
 """The most batches that have a row of their own."""
 
 
-def _count(number: int) -> str:
-    return f"{number:,}"
-
-
 def _when(moment: datetime, now: datetime) -> str:
     """Write a moment in this machine's time zone; with the weekday if it is not today."""
     local, today = moment.astimezone(), now.astimezone().date()
@@ -48,22 +44,20 @@ def _when(moment: datetime, now: datetime) -> str:
 
 
 def _settled(progress: Progress) -> str:
-    outcomes = ", ".join(
-        f"{_count(number)} {outcome.value}" for outcome, number in progress.by_outcome.items() if number
-    )
-    return f"{_count(progress.settled)} of {_count(progress.total)} settled{f' ({outcomes})' if outcomes else ''}"
+    outcomes = ", ".join(f"{number:,} {outcome.value}" for outcome, number in progress.by_outcome.items() if number)
+    return f"{progress.settled:,} of {progress.total:,} settled{f' ({outcomes})' if outcomes else ''}"
 
 
 def _left(progress: Progress) -> str:
     return ", ".join(
-        f"{_count(number)} {status.value.replace('_', ' ')}"
+        f"{number:,} {status.value.replace('_', ' ')}"
         for status, number in progress.by_status.items()
         if number and status.value != "settled"
     )
 
 
 def _money(report: Report) -> str:
-    unknown = f"; {_count(report.unpriced)} of unknown price" if report.unpriced else ""
+    unknown = f"; {report.unpriced:,} of unknown price" if report.unpriced else ""
     return f"{dollars(report.cost)} so far, {dollars(report.saved)} saved{unknown}"
 
 
@@ -97,7 +91,7 @@ def _batches(batches: tuple[RunningBatch, ...], now: datetime) -> Table:
         first, last = batch.expected_end
         table.add_row(
             printable(batch.remote_id or "(id unknown)"),
-            _count(batch.requests),
+            f"{batch.requests:,}",
             batch.status.replace("_", " "),
             human(batch.elapsed - batch.elapsed % timedelta(seconds=1)),
             f"{_when(first, now)} to {_when(last, now)}",
@@ -105,7 +99,7 @@ def _batches(batches: tuple[RunningBatch, ...], now: datetime) -> Table:
         )
     if len(batches) > _MOST_BATCHES:
         more = batches[_MOST_BATCHES:]
-        table.add_row(f"{len(more)} more", _count(sum(batch.requests for batch in more)))
+        table.add_row(f"{len(more)} more", f"{sum(batch.requests for batch in more):,}")
     return table
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchwise import __version__
+from batchwise.basics.rendering import moment
 from batchwise.basics.timetext import parse_duration, parse_moment
 from batchwise.basics.wording import human, in_requests, in_results
 from batchwise.engine.finding import job_number
@@ -29,7 +30,7 @@ from batchwise.results import Result, as_settled
 from . import standing
 from .answers import Answer, Exit, as_json, code_of, jsonable, note, refuse, say, tell
 from .files import check_path, write_page, write_results
-from .ledgers import looking, planning, working
+from .ledgers import looking, working
 from .lines import Lines
 from .options import File, Job, Json, Ledger, MaybeJob, NewJob, Outcomes, PolicyFile, Text, Within, option
 from .standing import then_status
@@ -184,7 +185,7 @@ def plan(file: File, *, within: Within, ledger: Ledger = None, policy: PolicyFil
     from .plan import plan_of
 
     lines = Lines(file)
-    with planning(ledger, policy) as engine:
+    with looking(ledger, policy, or_empty=True) as engine:
         try:
             found = plan_of(engine, lines, _latency(within))
         except InvalidRequestError as error:
@@ -419,17 +420,15 @@ def purge(
     """Delete what settled before a moment, with prompts and results."""
     now = _utc_now()
     try:
-        moment = now - parse_duration(before, "--before")
+        at = now - parse_duration(before, "--before")
     except InvalidValueError:
-        moment = parse_moment(before, "--before", now=now)
-    if moment > now:
+        at = parse_moment(before, "--before", now=now)
+    if at > now:
         raise InvalidValueError(f"--before {before} is in the future; nothing was deleted")
     with looking(ledger) as engine:
-        count = engine.ledger.purge(before=moment)
-        values = {"ledger": engine.ledger.name, "before": jsonable(moment), "purged": count}
-        return Answer(
-            f"{in_requests(count)} deleted that settled before {moment.isoformat(timespec='seconds')}", values
-        )
+        count = engine.ledger.purge(before=at)
+        values = {"ledger": engine.ledger.name, "before": jsonable(at), "purged": count}
+        return Answer(f"{in_requests(count)} deleted that settled before {moment(at)}", values)
 
 
 # -- beside a ledger ----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from .answers import note
 if TYPE_CHECKING:
     from batchwise.dispatcher import Dispatcher
 
-__all__ = ["given_policy", "looking", "planning", "working"]
+__all__ = ["given_policy", "looking", "working"]
 
 
 def given_policy(ledger: Ledger, path: str | None) -> Policy | None:
@@ -38,27 +38,21 @@ def given_policy(ledger: Ledger, path: str | None) -> Policy | None:
 
 
 @contextmanager
-def looking(ledger: str | None, policy: str | None = None) -> Iterator[Engine]:
+def looking(ledger: str | None, policy: str | None = None, *, or_empty: bool = False) -> Iterator[Engine]:
     """Open an existing ledger to look at it: this needs no API key, and sends and creates nothing.
+
+    Args:
+        ledger: The ledger.
+        policy: The file of the policy.
+        or_empty: Whether to look at an empty ledger in memory if none is named and the default one does not exist.
 
     Raises:
         LedgerNotFoundError: There is no such ledger.
     """
-    with closing(open_ledger(ledger, must_exist=True)) as found:
-        yield Engine(found, given_policy(found, policy), endpoint=None)
-
-
-@contextmanager
-def planning(ledger: str | None, policy: str | None = None) -> Iterator[Engine]:
-    """As `looking`, but with an empty ledger in memory if none is named and the default one does not exist.
-
-    Raises:
-        LedgerNotFoundError: A ledger is named, and it does not exist.
-    """
     try:
         found = open_ledger(ledger, must_exist=True)
     except LedgerNotFoundError:
-        if ledger is not None:
+        if not or_empty or ledger is not None:
             raise
         found = open_ledger(":memory:")
     with closing(found):

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from batchwise.basics.rendering import moment
 from batchwise.basics.wording import dollars, human, in_requests
 from batchwise.engine.core import Engine
 from batchwise.errors import AdmissionError, InfeasibleSLAError, printable, shown
@@ -127,7 +128,7 @@ class Plan:
         for route in self.routes:
             yield f"{route.requests:,} on the {route.lane.value} lane ({route.reason}): {route.explanation}"
             moments = (("deadline", route.deadline), ("sent by", route.submit_by), ("rescue", route.rescue_at))
-            if told := [f"{name} {at.isoformat(timespec='seconds')}" for name, at in moments if at is not None]:
+            if told := [f"{name} {moment(at)}" for name, at in moments if at is not None]:
                 yield f"  {', '.join(told)} at the latest"
         if self.batches:
             yield f"{self.batches:,} {'batches' if self.batches > 1 else 'batch'}"

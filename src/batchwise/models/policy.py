@@ -17,6 +17,7 @@ from batchwise.errors import InvalidValueError, shown
 
 __all__ = ["GRAIN", "Limits", "Policy", "Rates", "check_policy"]
 
+_optional = attrs.validators.optional
 _MOST = 10**12
 """The largest count, and the most US dollars: a larger figure is a slip, and too large for a database's integers."""
 
@@ -46,6 +47,14 @@ def _positive_number(instance: object, attribute: attrs.Attribute[int], value: i
 def _flag(_instance: object, attribute: attrs.Attribute[bool], value: bool) -> None:
     if not isinstance(value, bool):
         raise InvalidValueError(f"{attribute.name}={shown(value)} is neither True nor False")
+
+
+def _one_of(*words: str) -> Callable[[object, attrs.Attribute[str], str], None]:
+    def check(_instance: object, attribute: attrs.Attribute[str], value: str) -> None:
+        if value not in words:
+            raise InvalidValueError(f"{attribute.name}={shown(value)} is not one of {', '.join(map(repr, words))}")
+
+    return check
 
 
 def _to_usd(value: object) -> Decimal:
@@ -103,18 +112,12 @@ class Limits:
         batch_requests_in_queue: Batch requests that may wait in the account's queue at the same time.
     """
 
-    requests_per_minute: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive_number))
-    input_tokens_per_minute: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_positive_number)
-    )
-    output_tokens_per_minute: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_positive_number)
-    )
-    concurrency: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive_number))
+    requests_per_minute: int | None = attrs.field(default=None, validator=_optional(_positive_number))
+    input_tokens_per_minute: int | None = attrs.field(default=None, validator=_optional(_positive_number))
+    output_tokens_per_minute: int | None = attrs.field(default=None, validator=_optional(_positive_number))
+    concurrency: int | None = attrs.field(default=None, validator=_optional(_positive_number))
     latency: timedelta = attrs.field(default=timedelta(seconds=10), validator=_positive)
-    batch_requests_in_queue: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_positive_number)
-    )
+    batch_requests_in_queue: int | None = attrs.field(default=None, validator=_optional(_positive_number))
 
     @classmethod
     def for_tier(cls, tier: Literal["start", "build", "scale"]) -> Limits:
@@ -267,17 +270,17 @@ class Policy:
     """
 
     window: timedelta = attrs.field(default=WINDOW, validator=_positive)
-    reserve: timedelta | None = attrs.field(default=None, validator=attrs.validators.optional(_not_negative))
+    reserve: timedelta | None = attrs.field(default=None, validator=_optional(_not_negative))
     min_reserve: timedelta = attrs.field(default=timedelta(minutes=15), validator=_not_negative)
-    interval: timedelta | None = attrs.field(default=None, validator=attrs.validators.optional(_positive))
+    interval: timedelta | None = attrs.field(default=None, validator=_optional(_positive))
     flexible_interval: timedelta = attrs.field(default=timedelta(hours=1), validator=_positive)
     hedge: bool = attrs.field(default=False, validator=_flag)
     delay_cost_per_hour: Decimal = attrs.field(default=Decimal(0), converter=_to_usd)
     zero_data_retention: bool = attrs.field(default=False, validator=_flag)
     max_attempts: int = attrs.field(default=3, validator=_positive_number)
     max_spend: Decimal | None = attrs.field(default=None, converter=attrs.converters.optional(_to_usd))
-    max_spend_period: timedelta | None = attrs.field(default=None, validator=attrs.validators.optional(_positive))
-    late: Literal["run", "fail"] = attrs.field(default="run")
+    max_spend_period: timedelta | None = attrs.field(default=None, validator=_optional(_positive))
+    late: Literal["run", "fail"] = attrs.field(default="run", validator=_one_of("run", "fail"))
     limits: Limits | Mapping[str, Limits] | None = attrs.field(default=None, converter=_to_limits, hash=False)
     poll_every: tuple[timedelta, timedelta] = attrs.field(
         default=(timedelta(seconds=1), timedelta(minutes=2)), converter=_to_poll_every
@@ -288,7 +291,7 @@ class Policy:
     exclusive_workspace: bool = attrs.field(default=False, validator=_flag)
     linger: timedelta = attrs.field(default=timedelta(seconds=1), validator=_not_negative)
     fallback_models: tuple[str, ...] = attrs.field(default=(), converter=_to_models)
-    cache: Literal["as_is", "prime"] = attrs.field(default="as_is")
+    cache: Literal["as_is", "prime"] = attrs.field(default="as_is", validator=_one_of("as_is", "prime"))
     prices: Mapping[str, Rates] = attrs.field(factory=dict, converter=_to_prices, hash=False)
 
     @classmethod
@@ -342,16 +345,6 @@ class Policy:
                 raise InvalidValueError(f"max_batch_requests={shown(value)} is neither a whole number nor 'auto'")
         elif value is not None:
             _positive_number(self, attribute, value)
-
-    @cache.validator
-    def _check_cache(self, _attribute: attrs.Attribute[str], value: str) -> None:
-        if value not in {"as_is", "prime"}:
-            raise InvalidValueError(f"cache={shown(value)} is not one of 'as_is', 'prime'")
-
-    @late.validator
-    def _check_late(self, _attribute: attrs.Attribute[str], value: str) -> None:
-        if value not in {"run", "fail"}:
-            raise InvalidValueError(f"late={value!r} is not one of 'run', 'fail'")
 
 
 def check_policy(policy: object) -> None:

@@ -81,8 +81,8 @@ class Progress:
         if by_outcome:
             yield f"outcomes: {by_outcome}"
         for batch in self.batches:
-            first, last = map(_moment, batch.expected_end)
-            rescue = "" if batch.rescue_at is None else f", rescue at {_moment(batch.rescue_at)}"
+            first, last = map(moment, batch.expected_end)
+            rescue = "" if batch.rescue_at is None else f", rescue at {moment(batch.rescue_at)}"
             yield (
                 f"batch {printable(batch.remote_id or '(id unknown)')}: {in_requests(batch.requests)}, {batch.status} "
                 f"for {human(batch.elapsed)}, expected to end between {first} and {last}{rescue}"
@@ -96,7 +96,7 @@ class Progress:
         if self.last_error is not None:
             yield f"failed last: {self.last_error}"
         if self.next_due is not None:
-            yield f"next due: {_moment(self.next_due)}"
+            yield f"next due: {moment(self.next_due)}"
 
     def _repr_html_(self) -> str:
         """Tables, for notebooks."""
@@ -134,7 +134,3 @@ class Progress:
     def done(self) -> bool:
         """Whether every accepted request has settled."""
         return self.settled == self.total
-
-
-def _moment(at: datetime) -> str:
-    return at.isoformat(timespec="seconds")

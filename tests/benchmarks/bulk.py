@@ -28,7 +28,7 @@ from .harness import Figure, Meter, child, folder, maker, note, paired, rotate, 
 BATCH = 100_000
 POLL = 0.1
 LATENCY = 0.1
-"""Seconds that a batch takes in the sandbox, for both sides alike: one poll, for waiting is no work of either."""
+"""Seconds that a batch takes in the sandbox, for both sides alike: one poll. Waiting is no work of either."""
 _LARGE = 500_000
 _PATIENCE = 600.0
 """Seconds to wait for a result before something is wrong."""

@@ -96,7 +96,7 @@ class Driver(ABC):
 
     @abstractmethod
     def _abandon(self) -> None:
-        """Let running calls end, then close. Takes no lock, for the garbage collector may call it."""
+        """Let running calls end, then close. Takes no lock: the garbage collector may call it."""
 
     @abstractmethod
     def _changed_by_others(self) -> None:

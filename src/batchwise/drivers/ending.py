@@ -100,7 +100,7 @@ class Ending:
         return bool(self._actions.under_way) or self._engine.queue.busy > 0
 
     async def _let_calls_end(self) -> None:
-        """Let running calls end, for they are paid for; begin no new ones."""
+        """Let running calls end, because they are paid for; begin no new ones."""
         self._life.stop()
         end, work = monotonic() + END_GRACE, self._notifiers.work
         await self._calls.put_back()

@@ -17,7 +17,7 @@ class Owner:
     Args:
         life: Whether the driver works.
         ledger_name: The ledger's name, for messages.
-        abandon: Ends the driver of a dispatcher that nobody holds. It takes no lock, for the garbage collector may
+        abandon: Ends the driver of a dispatcher that nobody holds. It takes no lock: the garbage collector may
             call it.
     """
 

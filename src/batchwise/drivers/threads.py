@@ -172,7 +172,7 @@ class ThreadDriver(Driver):
     def close(self, *, finish: bool, spare_calls: bool = False) -> None:
         """Close it; a second caller waits until it is closed.
 
-        In a signal's handler that interrupts batchwise's own work it returns at once, for that work has to go on first.
+        In a signal's handler that interrupts batchwise's own work it returns at once: that work has to go on first.
         Another thread then closes it.
 
         Args:

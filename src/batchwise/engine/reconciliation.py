@@ -111,7 +111,7 @@ async def _examine(engine: Engine, batch: BatchView, found: Sequence[BatchInfo])
 
 
 def _window_is_over(batch: BatchView, policy: Policy, now: datetime, server_now: datetime) -> bool:
-    """Whether a batch cannot turn up any more: by the server's clock too, for ours may have been set meanwhile."""
+    """Whether a batch cannot turn up any more: by the server's clock too, because ours may have been changed."""
     lasts = policy.window + policy.create_grace
     return now > batch.sealed_at + lasts and (batch.posting_server is None or server_now > batch.posting_server + lasts)
 

@@ -61,7 +61,7 @@ class _Setback:
 
 
 def _cause(error: Exception) -> str:
-    """Return the cause in words; of a foreign error only the type, for its message may hold secrets."""
+    """Return the cause in words; of a foreign error only the type, because its message may hold secrets."""
     if isinstance(error, BatchwiseError):
         return str(error)
     return f"{type(error).__name__} within batchwise; the log says where"

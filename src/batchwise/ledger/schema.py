@@ -25,7 +25,7 @@ __all__ = ["MIGRATIONS", "check_version", "statements"]
 # - A bulk dispatch without a name has a job without one. Its requests stay in the shared scope, where their keys are
 #   unique: `part` lists them by ranges of numbers, each with the ordinal of its first one in the bulk. `job.behind` is
 #   the cursor behind which their results are; all other jobs have none.
-# - Numbers are those of the last row and one; `deleted` has the highest of rows that are gone, for none is given twice
+# - Numbers are those of the last row and one; `deleted` has the highest of rows that are gone: no number is given twice
 #   (a counter would be one page more that each transaction writes).
 # - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
 # - Sums of money are text, added up by `plus`: SQLite's integers end at 9.2 million USD in pico-USD, and then become

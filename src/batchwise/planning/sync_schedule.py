@@ -362,7 +362,7 @@ def at_risk(cohorts: Sequence[Cohort], pace: Pace, *, now: datetime, tail: timed
 def servable(cohorts: Sequence[Cohort], pace: Pace, *, now: datetime, tail: timedelta) -> tuple[int, ...]:
     """Return how many requests of each cohort the lane can surely finish in time, in the given order.
 
-    The rest need not be cancelled, for it cannot be rescued. Serving these counts always `fits`. They are the most
+    The rest need not be cancelled: it cannot be rescued. Serving these counts always `fits`. They are the most
     possible if all are released by `now` and one resource binds (less at most one a cohort by rounding). With later
     releases the choice is a good one, not always the best.
     """

@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 
 FLOORS = [
     (
-        "What you hold",
+        "What you use",
         "#dbeafe",
         [
             ("dispatcher, tickets", "dispatch, wait, read results", "for threads and for tasks"),
@@ -16,7 +16,7 @@ FLOORS = [
         ],
     ),
     (
-        "Carrying out",
+        "Execution",
         "#dcfce7",
         [
             ("drivers", "threads and tasks: they decide", "when things are done, never what"),
@@ -24,7 +24,7 @@ FLOORS = [
         ],
     ),
     (
-        "Effects",
+        "Storage and API",
         "#fef3c7",
         [
             ("ledger", "all that is durable:", "SQLite, or Postgres"),

@@ -1244,7 +1244,7 @@ def test_a_bulk_without_a_name_goes_with_its_requests(world: World) -> None:
         assert not ledger.statistics.counts(job=gone)
         assert not ledger.results(job=gone, after=0, limit=9)
     with ledger.database.read() as db:
-        assert db.execute("SELECT id FROM job WHERE behind IS NOT NULL").fetchall() == [(job,)]
+        assert db.execute("SELECT id FROM job WHERE results_after IS NOT NULL").fetchall() == [(job,)]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 99])

@@ -1,1 +1,1 @@
-"""What is durable: one protocol, in one colour, with SQLite behind it."""
+"""What is durable: requests, batches and results, in a SQLite file or a Postgres database."""

@@ -13,7 +13,7 @@ from batchwise.planning.custom_ids import UNSEALED, custom_id
 from batchwise.planning.outcomes import UNAFFORDABLE
 
 from .database import Connection, Database
-from .records import BEHIND, CHUNK, RESULTS_BEHIND, UNSETTLED_IN_BATCH, Records, Row
+from .records import CHUNK, GROUP_RESULTS, UNSETTLED_IN_BATCH, Records, Row
 from .requests import Requests
 from .rows import IN_FLIGHT, LANES, canceled_line, decode_key, micros
 from .settlements import Settlements
@@ -79,18 +79,19 @@ class Cancelling:
 class Purging:
     """Deletes what has settled."""
 
-    def __init__(self, database: Database, records: Records) -> None:
-        self._database, self._records = database, records
+    def __init__(self, database: Database, records: Records, unnamed: Unnamed) -> None:
+        self._database, self._records, self._unnamed = database, records, unnamed
 
     def purge(self, *, before: datetime) -> int:
         """Delete what settled before then, results included; returns how many requests. The books keep their sums."""
         purged, after, found = 0, 0, CHUNK
         while found == CHUNK:
             with self._database.write("purge") as db:
+                which, values = self._unnamed.results_after(db, None, after)
                 settled = db.execute(
-                    f"SELECT r.seq, r.request, g.job, g.lane, g.outcome FROM {RESULTS_BEHIND} "
-                    f"WHERE {BEHIND} AND g.settled_at < ? ORDER BY g.last, r.seq LIMIT {CHUNK}",
-                    (after, after, after, micros(before)),
+                    f"SELECT r.seq, r.request, g.job, g.lane, g.outcome FROM {GROUP_RESULTS} "
+                    f"WHERE {which} AND g.settled_at < ? ORDER BY g.last, r.seq LIMIT {CHUNK}",
+                    (*values, micros(before)),
                 ).fetchall()
                 found = len(settled)
                 gone = [(each[1],) for each in settled]
@@ -102,7 +103,7 @@ class Purging:
                     [each[2:] for each in settled],
                 )
                 if found < CHUNK:
-                    Unnamed.purge(db)
+                    self._unnamed.purge(db)
                     last = self._records.last_result(db)
                     db.execute("DELETE FROM result_group WHERE settled_at < ?", (micros(before),))
                     db.execute("UPDATE deleted SET last = ? WHERE name = 'result'", (last,))

@@ -98,7 +98,7 @@ class Ledger:
         self._requeuing = Requeuing(database, records, books, self._requests, batches=self.batches)
         self._reopening = Reopening(database, records, books, unnamed)
         self._cancelling = Cancelling(database, records, self._settlements, self._requests)
-        self._purging = Purging(database, records)
+        self._purging = Purging(database, records, unnamed)
         repeats = Repeats(records, books, self._reopening)
         self._intakes = Intakes(database, records, books, repeats, self._runs, positions, unnamed)
         self._accepting = Accepting(

@@ -15,12 +15,11 @@ from .values import Turn
 
 __all__ = [
     "ATTEMPTS_NOW",
-    "BEHIND",
     "CHUNK",
+    "GROUP_RESULTS",
     "IN_BATCH",
     "LANE_NOW",
     "REQUESTS",
-    "RESULTS_BEHIND",
     "SENT_IN",
     "STATUS_NOW",
     "UNSETTLED",
@@ -43,10 +42,8 @@ REQUESTS = (
 """Requests q, with their results r and the groups g of these. Without a result, r and g are NULL."""
 LANE_NOW, ATTEMPTS_NOW = "coalesce(g.lane, q.lane)", "coalesce(g.attempts, q.attempts)"
 STATUS_NOW = "CASE WHEN r.seq IS NULL THEN q.status ELSE 2 END"
-RESULTS_BEHIND = "result_group g CROSS JOIN result r"
+GROUP_RESULTS = "result_group g CROSS JOIN result r"
 """Groups g and their results r: two loops, both in the order of settling."""
-BEHIND = "r.seq BETWEEN CASE WHEN g.first > ? THEN g.first ELSE ? + 1 END AND g.last AND g.last > ?"
-"""Condition: a result r comes after a cursor, which is bound three times."""
 _SELECT_ROWS = (
     f"SELECT q.id, q.job, q.size, q.terms, {LANE_NOW}, {STATUS_NOW}, "
     "CASE WHEN q.status = 1 AND q.lane = 1 THEN q.batch ELSE 0 END, "

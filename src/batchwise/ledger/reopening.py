@@ -16,7 +16,7 @@ from batchwise.planning.state import Terms
 
 from .books import Books, Moves, Place, cost_to_reserve
 from .database import Connection, Database
-from .records import CHUNK, RESULTS_BEHIND, Records, Row
+from .records import CHUNK, GROUP_RESULTS, Records, Row
 from .rows import LANE_CODES, OUTCOME_CODES, QUEUED
 from .unnamed import Unnamed
 from .values import MaxSpend
@@ -116,10 +116,10 @@ class Reopening:
 
     def _settled(self, db: Connection, wanted: _Wanted, after: int) -> tuple[list[Row], int]:
         """Return some of the wanted requests after a cursor, and the next cursor; -1: there are no more."""
-        behind, values = self._unnamed.results_behind(db, wanted.job, after)
+        which, values = self._unnamed.results_after(db, wanted.job, after)
         found = db.execute(
-            f"SELECT r.seq, r.request FROM {RESULTS_BEHIND} "
-            f"WHERE {behind} AND g.outcome {self._database.among} ORDER BY g.last, r.seq LIMIT {CHUNK}",
+            f"SELECT r.seq, r.request FROM {GROUP_RESULTS} "
+            f"WHERE {which} AND g.outcome {self._database.among} ORDER BY g.last, r.seq LIMIT {CHUNK}",
             (*values, wanted.outcomes),
         ).fetchall()
         rows = self._records.rows(db, [request for _, request in found if wanted.has(request)])

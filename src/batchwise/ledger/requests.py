@@ -64,8 +64,8 @@ class Requests:
             if which.batch is not None:
                 first, last = db.execute("SELECT first, last FROM batch WHERE id = ?", (which.batch,)).fetchone()
                 source, bounds = "FROM request q WHERE q.id BETWEEN ? AND ?", (max(first, after + 1), last)
-            elif which.job is not None and self._unnamed.behind(db, which.job) is not None:
-                source, bounds = self._unnamed.requests_behind(db, which.job, after)
+            elif which.job is not None and self._unnamed.has(db, which.job):
+                source, bounds = self._unnamed.requests_after(db, which.job, after)
                 order = "p.ordinal, q.id"
             else:
                 source, bounds = "FROM request q WHERE q.id > ?", (after,)
@@ -83,7 +83,7 @@ class Requests:
             if which.job is None:  # by the index on jobs and keys: there is none on keys alone
                 conditions.append("q.job IN (SELECT id FROM job WHERE visible = 1)")
         if which.job is not None:
-            unnamed = self._unnamed.behind(db, which.job) is not None
+            unnamed = self._unnamed.has(db, which.job)
             # The + keeps SQLite from the index on jobs and keys, where requests are not in their order.
             conditions.append(is_in("q.id") if unnamed else "q.job = ?" if which.key is not None else "+q.job = ?")
             values.append(which.job)
@@ -104,7 +104,7 @@ class Requests:
         """
         if which.requests is not None:
             return f"FROM request q WHERE q.id {self._database.among}", (self._database.list_of(which.requests),)
-        if self._unnamed.behind(db, which.job) is not None:
+        if self._unnamed.has(db, which.job):
             return f"FROM {REQUESTS_OF}", (which.job,)
         return None
 

@@ -45,7 +45,7 @@ class Results:
         """Return settled results in the order of settling, after the cursor `after`; job None: of all jobs."""
         rows: list[ResultRow] = []
         with self._database.read() as db:
-            last = max(after, self._unnamed.behind(db, job) or 0)
+            last = max(after, self._unnamed.start(db, job))
             which, values = self._unnamed.groups(db, job)
             select = f"SELECT g.* FROM result_group g WHERE g.last > ? AND {which} ORDER BY g.last LIMIT ?"
             most = _GROUPS
@@ -68,7 +68,7 @@ class Results:
 
     def _numbered(self, db: Connection, rows: list[ResultRow], job: int | None) -> list[ResultRow]:
         """Give rows their ordinals in this job, if it has no name; in a named job they have them already."""
-        if job is None or self._unnamed.behind(db, job) is None:
+        if job is None or not self._unnamed.has(db, job):
             return rows
         ordinals = self._unnamed.ordinals(db, job, [row.request for row in rows])
         return [row._replace(ordinal=ordinal) for row, ordinal in zip(rows, ordinals, strict=True)]

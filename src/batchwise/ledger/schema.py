@@ -23,8 +23,8 @@ __all__ = ["MIGRATIONS", "check_version", "statements"]
 #   `first` to `last`: a bulk's results come by the thousand. A job's results are found by its groups, in order. What
 #   has no job settles one by one, and is looked for in the order of settling: an index would be one more page to write.
 # - A bulk dispatch without a name has a job without one. Its requests stay in the shared scope, where their keys are
-#   unique: `part` lists them by ranges of numbers, each with the ordinal of its first one in the bulk. `job.behind` is
-#   the cursor behind which their results are; all other jobs have none.
+#   unique: `part` lists them by ranges of numbers, each with the ordinal of its first one in the bulk. Their
+#   results are all after the cursor `job.results_after`; all other jobs have none.
 # - Numbers are those of the last row and one; `deleted` has the highest of rows that are gone: no number is given twice
 #   (a counter would be one page more that each transaction writes).
 # - `turn.body` is the body before the turn: the one that continues it takes its place, and beginning anew restores it.
@@ -55,7 +55,7 @@ CREATE TABLE job (
     name {bytes} UNIQUE,
     visible {integer} NOT NULL DEFAULT 0,
     positions {integer} NOT NULL DEFAULT 0,
-    behind {integer}
+    results_after {integer}
 );
 INSERT INTO job (id, name, visible) VALUES (0, NULL, 1);
 CREATE TABLE part (

@@ -56,7 +56,7 @@ class Statistics:
     def counts(self, *, job: int | None) -> Counts:
         """Return how many requests are in each lane and status. Those of an unnamed bulk are counted one by one."""
         with self._database.read() as db:
-            if self._unnamed.behind(db, job) is None:
+            if not self._unnamed.has(db, job):
                 return counts_by_job(db, job, together=True)[0]
             rows = db.execute(_COUNT, (job,)).fetchall()
         return Counter(

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from itertools import chain, pairwise
 
 from .database import Connection, Database
-from .records import BEHIND, Records
+from .records import Records
 
 __all__ = ["REQUESTS_OF", "Unnamed", "is_in"]
 
 REQUESTS_OF = "part p CROSS JOIN request q WHERE p.job = ? AND q.id BETWEEN p.first AND p.last"
 """The parts p of such a job, to which its number is bound, with their requests q."""
+_AFTER = "r.seq BETWEEN CASE WHEN g.first > ? THEN g.first ELSE ? + 1 END AND g.last AND g.last > ?"
 
 
 def is_in(column: str) -> str:
@@ -29,58 +30,65 @@ class Unnamed:
 
     def __init__(self, database: Database, records: Records) -> None:
         self._database, self._records = database, records
-        self._behind: dict[int, int | None] = {}
-        database.undone.append(self._behind.clear)
+        self._starts: dict[int, int | None] = {}
+        database.undone.append(self._starts.clear)
 
     def add(self, db: Connection, given: Sequence[range]) -> int:
         """Store a bulk of these requests, in this order; returns the number of its job."""
         last = self._records.last_result(db)
-        job = self._database.insert(db, "INSERT INTO job (behind) VALUES (?)", (last,))
+        job = self._database.insert(db, "INSERT INTO job (results_after) VALUES (?)", (last,))
         parts = [(job, part.start, part.stop - 1, ordinal) for ordinal, part in _parts(given)]
         db.executemany("INSERT INTO part (job, first, last, ordinal) VALUES (?, ?, ?, ?)", parts)
         earlier = "SELECT min(seq) - 1 FROM part JOIN result ON request BETWEEN part.first AND part.last WHERE job = ?"
-        db.execute(f"UPDATE job SET behind = coalesce(({earlier}), behind) WHERE id = ?", (job, job))  # noqa: S608
+        db.execute(f"UPDATE job SET results_after = coalesce(({earlier}), results_after) WHERE id = ?", (job, job))  # noqa: S608
         return job
 
-    def behind(self, db: Connection, job: int | None) -> int | None:
-        """Return the cursor after which all results of such a job are; None: the job has a name."""
+    def has(self, db: Connection, job: int | None) -> bool:
+        """Whether a job is such a bulk."""
+        return self._start(db, job) is not None
+
+    def start(self, db: Connection, job: int | None) -> int:
+        """Return the cursor after which all results of a job are; 0 if it is no such bulk."""
+        return self._start(db, job) or 0
+
+    def _start(self, db: Connection, job: int | None) -> int | None:
         if not job:
             return None
-        if job not in self._behind:
-            found = db.execute("SELECT behind FROM job WHERE id = ?", (job,)).fetchone()
+        if job not in self._starts:
+            found = db.execute("SELECT results_after FROM job WHERE id = ?", (job,)).fetchone()
             if found is None:
                 return None
-            (self._behind[job],) = found
-        return self._behind[job]
+            (self._starts[job],) = found
+        return self._starts[job]
 
     def groups(self, db: Connection, job: int | None) -> tuple[str, tuple[int, ...]]:
         """The condition that groups g of results may hold some of a job (None: of any), and its values."""
         if job is None:
             return "TRUE", ()
-        if self.behind(db, job) is not None:
+        if self.has(db, job):
             return "g.job = 0", ()
         return f"g.job = ?{' AND g.job > 0' if job else ''}", (job,)  # has an index
 
     def results(self, db: Connection, job: int | None) -> tuple[str, tuple[int, ...]]:
         """The condition that results r of such groups are the job's, and its values."""
-        if job is None or self.behind(db, job) is None:
+        if job is None or not self.has(db, job):
             return "TRUE", ()
         return is_in("r.request"), (job,)
 
-    def results_behind(self, db: Connection, job: int | None, after: int) -> tuple[str, tuple[int, ...]]:
-        """The condition that results r of groups g are behind a cursor and of a job (None: of any), and its values."""
+    def results_after(self, db: Connection, job: int | None, after: int) -> tuple[str, tuple[int, ...]]:
+        """The condition that results r of groups g are after a cursor and of a job (None: of any), and its values."""
         (which, values), (mine, more) = self.groups(db, job), self.results(db, job)
-        start = max(after, self.behind(db, job) or 0)
-        return f"{BEHIND} AND {which} AND {mine}", (start, start, start, *values, *more)
+        start = max(after, self.start(db, job))
+        return f"{_AFTER} AND {which} AND {mine}", (start, start, start, *values, *more)
 
     @staticmethod
-    def requests_behind(db: Connection, job: int, after: int) -> tuple[str, tuple[int, ...]]:
+    def requests_after(db: Connection, job: int, after: int) -> tuple[str, tuple[int, ...]]:
         """Return what follows a SELECT of such a job's requests q after one of them (0: of all), and its values."""
         part = "SELECT ordinal FROM part WHERE job = ? AND first <= ? AND last >= ?"
         (ordinal,) = db.execute(part, (job, after, after)).fetchone() or (0,)
-        behind = "q.id BETWEEN CASE WHEN p.ordinal > ? OR p.first > ? THEN p.first ELSE ? + 1 END AND p.last"
+        later = "q.id BETWEEN CASE WHEN p.ordinal > ? OR p.first > ? THEN p.first ELSE ? + 1 END AND p.last"
         return (
-            f"FROM part p CROSS JOIN request q WHERE p.job = ? AND p.ordinal >= ? AND {behind}",
+            f"FROM part p CROSS JOIN request q WHERE p.job = ? AND p.ordinal >= ? AND {later}",
             (job, ordinal, ordinal, after, after),
         )
 
@@ -101,8 +109,8 @@ class Unnamed:
     def purge(db: Connection) -> None:
         """Delete such jobs if all their requests are gone."""
         gone = db.execute(
-            "SELECT id FROM job WHERE behind IS NOT NULL AND NOT EXISTS (SELECT 1 FROM part p CROSS JOIN request q "
-            "WHERE p.job = job.id AND q.id BETWEEN p.first AND p.last)"
+            "SELECT id FROM job WHERE results_after IS NOT NULL AND NOT EXISTS "
+            "(SELECT 1 FROM part p CROSS JOIN request q WHERE p.job = job.id AND q.id BETWEEN p.first AND p.last)"
         ).fetchall()
         db.executemany("DELETE FROM part WHERE job = ?", gone)
         db.executemany("DELETE FROM job WHERE id = ?", gone)

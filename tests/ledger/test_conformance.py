@@ -19,7 +19,7 @@ from batchwise.ledger.values import Claim, MaxSpend, Offer, ResultGroup, Turn, W
 from batchwise.models import Lane, Outcome, Policy
 from batchwise.planning.cache_priming import Caching, Hits, Primed
 from batchwise.planning.capacity import Measured
-from batchwise.planning.clock_skew import believed, longest_pause
+from batchwise.planning.clock_skew import corrected, longest_pause
 from batchwise.planning.custom_ids import new_nonce, sealer
 from batchwise.planning.packing import Sizes, body_chunks
 from batchwise.planning.prompt_prefix import BREAKPOINT
@@ -1494,12 +1494,12 @@ def test_what_is_believed_is_stored(world: World) -> None:
     ledger.batches.update(attrs.evolve(batch, sealed_at=NOW + DAY, polled_at=NOW + DAY, groups=()))
     ledger.conditions.note(batch_paused_until=NOW + DAY, sync_answered_at=NOW + DAY, sync_failed_at=NOW + DAY + MINUTE)
     known = ledger.snapshot()
-    right = believed(known, NOW, policy)
+    right = corrected(known, NOW, policy)
     for view, was in zip(right.batches, known.batches, strict=True):
         ledger.batches.update(view, was=was)
     ledger.conditions.set_right(right, now=NOW, latest=NOW + longest_pause(policy))
     assert ledger.snapshot() == right
-    assert believed(right, NOW, policy) is right
+    assert corrected(right, NOW, policy) is right
     assert (right.sync_answered_at, right.sync_failed_at) == (NOW - MINUTE, NOW), "in their order"
     assert [group.since for group in right.batch_queue] == [NOW]
     nonce, most = new_nonce(b"9" * 16), 9

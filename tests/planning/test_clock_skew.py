@@ -1,4 +1,4 @@
-"""Stored moments that a clock which was ahead left behind are taken as now; all others are believed."""
+"""Stored moments that a clock which was ahead left behind are taken as now; all others stay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.strategies import HOUR, NOW
 
 from batchwise.models import Lane, Policy, Reason
-from batchwise.planning.clock_skew import believed, longest_pause, sent_at, sent_by
+from batchwise.planning.clock_skew import corrected, longest_pause, sent_at, sent_by
 from batchwise.planning.state import BatchState, BatchView, Group, Snapshot, Terms
 
 SECOND, TICK = timedelta(seconds=1), timedelta(microseconds=1)
@@ -50,7 +50,7 @@ def test_what_lies_in_the_future_is_taken_as_now_and_nothing_else_changes(
     groups = tuple(map(group, members))
     views = tuple(batch(groups=groups, **times) for times in batches)
     before = Snapshot(**{name: tuple(map(group, times)) for name, times in queues.items()}, batches=views)
-    after = believed(before, NOW, POLICY)
+    after = corrected(before, NOW, POLICY)
     for name, times in queues.items():
         assert [found.since for found in getattr(after, name)] == [min(time, NOW) for time in times]
         for found, was in zip(getattr(after, name), getattr(before, name), strict=True):
@@ -71,7 +71,7 @@ def test_what_lies_in_the_future_is_taken_as_now_and_nothing_else_changes(
 
 def test_a_batch_that_was_never_sent_has_no_moments_to_mend() -> None:
     snapshot = Snapshot(batches=(batch(state=BatchState.SEALED),))
-    assert believed(snapshot, NOW, POLICY) is snapshot
+    assert corrected(snapshot, NOW, POLICY) is snapshot
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_batch_that_was_never_sent_has_no_moments_to_mend() -> None:
 )
 def test_a_pause_is_over_that_is_longer_than_any_that_is_given(until: datetime | None, kept: bool) -> None:
     snapshot = Snapshot(batch_paused_until=until)
-    found = believed(snapshot, NOW, POLICY)
+    found = corrected(snapshot, NOW, POLICY)
     assert found.batch_paused_until == (until if kept else None)
     assert (found is snapshot) == kept
 
@@ -102,7 +102,7 @@ def test_answers_and_failures_of_the_sync_lane_keep_their_order(
     def at(after: timedelta | None) -> datetime | None:
         return None if after is None else NOW + after
 
-    snapshot = believed(Snapshot(sync_answered_at=at(answered), sync_failed_at=at(failed)), NOW, POLICY)
+    snapshot = corrected(Snapshot(sync_answered_at=at(answered), sync_failed_at=at(failed)), NOW, POLICY)
     assert (snapshot.sync_answered_at, snapshot.sync_failed_at) == tuple(map(at, found))
 
 

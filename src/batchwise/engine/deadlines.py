@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from batchwise.ledger.ledger import Ledger
 from batchwise.models import Policy
 from batchwise.planning.capacity import tail_of
-from batchwise.planning.clock_skew import believed
+from batchwise.planning.clock_skew import corrected
 from batchwise.planning.deadline_risk import SAFE, Risk, risks
 from batchwise.planning.state import Snapshot
 
@@ -35,7 +35,7 @@ class Deadlines:
     def risk(self) -> Risk:
         """Return how many requests of all jobs are in danger."""
         now = self._now()
-        known = believed(self._ledger.snapshot(), now, self._policy)
+        known = corrected(self._ledger.snapshot(), now, self._policy)
         return sum(risks(known, now, self._policy).values(), SAFE)
 
     def watch(self, known: Snapshot, now: datetime) -> None:

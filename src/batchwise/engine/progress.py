@@ -11,7 +11,7 @@ import attrs
 
 from batchwise.models import BatchRecord, Lane, Outcome, Progress, Report, RunningBatch, Status
 from batchwise.planning import planner
-from batchwise.planning.clock_skew import believed
+from batchwise.planning.clock_skew import corrected
 from batchwise.planning.deadline_risk import SAFE, risks
 from batchwise.planning.forecast import Forecast
 from batchwise.planning.state import BatchState, BatchView, Snapshot
@@ -54,7 +54,7 @@ def progress(engine: Engine, job: int | None, wake_gap: timedelta = timedelta(0)
     """Return the progress of a job (by its number), or of all work."""
     policy, known = engine.policy, engine.situation.read()
     now = engine.now()
-    snapshot = believed(known, now, policy)
+    snapshot = corrected(known, now, policy)
     counts = engine.ledger.statistics.counts(job=job)
     found = risks(snapshot, now, policy)
     risk = sum(found.values(), SAFE) if job is None else found.get(job, SAFE)

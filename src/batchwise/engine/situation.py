@@ -9,7 +9,7 @@ import attrs
 
 from batchwise.ledger.ledger import Ledger
 from batchwise.models import Lane, Policy
-from batchwise.planning.clock_skew import believed, longest_pause
+from batchwise.planning.clock_skew import corrected, longest_pause
 from batchwise.planning.pricing import PriceBook, Tariff
 from batchwise.planning.state import Snapshot
 
@@ -80,7 +80,7 @@ class Situation:
 
     def set_right(self, known: Snapshot, now: datetime) -> Snapshot:
         """Return the snapshot with its times corrected after a step of the clock; a correction is stored, too."""
-        right = believed(known, now, self._policy)
+        right = corrected(known, now, self._policy)
         if right is not known:
             self._health.set_right(right)
             for batch, was in zip(right.batches, known.batches, strict=True):

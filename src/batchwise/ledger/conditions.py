@@ -126,7 +126,7 @@ class Conditions:
             meta.put(db, meta.SETBACK, None if setback is None else encode_setback(setback))
 
     def set_right(self, right: Snapshot, *, now: datetime, latest: datetime) -> None:
-        """Store what is believed (`planning.clock_skew.believed`) of the lanes and queues, batches aside.
+        """Store what is corrected (`planning.clock_skew.corrected`) of the lanes and queues, batches aside.
 
         No request has come to its place after `now`; a pause that ends after `latest` is over.
         """

@@ -165,7 +165,7 @@ def promises_of(snapshot: Snapshot, now: datetime, policy: Policy) -> Promises:
     for name, promised in promises.by_class.items():
         at_once = [attrs.evolve(cohort, release=None) for cohort in promised.cohorts]
         counts = servable(at_once, capacity.pace(name), now=now, tail=margin)
-        kept += (_less(cohort, count) for cohort, count in zip(at_once, counts, strict=True) if count)
+        kept += (_part_of(cohort, count) for cohort, count in zip(at_once, counts, strict=True) if count)
     return Promises.of(kept, capacity, now, margin, priming)
 
 
@@ -182,7 +182,7 @@ def may_wait(snapshot: Snapshot, prefix: str, until: datetime, now: datetime, po
     return promises.kept(now) is None
 
 
-def _less(cohort: Cohort, requests: int) -> Cohort:
+def _part_of(cohort: Cohort, requests: int) -> Cohort:
     return attrs.evolve(
         cohort,
         requests=requests,
@@ -265,7 +265,7 @@ def _split(
         found = promises
         for requests, release in ((batched, _release(terms, now, now, policy)), (group.requests - batched, now)):
             if requests:
-                found = found.with_one(_less(cohort_of(group, deadline, release), requests), now)
+                found = found.with_one(_part_of(cohort_of(group, deadline, release), requests), now)
         return found
 
     # Fewer in the batch never need more of the sync lane later.

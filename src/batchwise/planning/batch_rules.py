@@ -121,7 +121,7 @@ def _waits(agenda: Agenda) -> list[datetime]:
     return [group.since for group in (*agenda.snapshot.sync_running, *agenda.snapshot.sync_queue)]
 
 
-def _stake(agenda: Agenda, batch: BatchView) -> list[tuple[datetime, int]]:
+def _rescue_starts(agenda: Agenda, batch: BatchView) -> list[tuple[datetime, int]]:
     """Return when the rows of each of its terms have to be on the sync lane."""
     starts = ((agenda.rescues.start(group), group.terms.id) for group in batch.groups)
     return [(start, terms) for start, terms in starts if start is not None]
@@ -131,7 +131,7 @@ def _move_due(agenda: Agenda, batch: BatchView, look: Action | None = None) -> b
     """Apply rule 1. While there is time, look at the batch first: it may have ended."""
     if not agenda.sync_works:
         return False
-    due = [(start, terms) for start, terms in _stake(agenda, batch) if agenda.due(start)]
+    due = [(start, terms) for start, terms in _rescue_starts(agenda, batch) if agenda.due(start)]
     if not due:
         return False
     if look is not None and min(due)[0] > agenda.now and not _fresh(agenda, batch, min(due)[0]):
@@ -143,7 +143,7 @@ def _move_due(agenda: Agenda, batch: BatchView, look: Action | None = None) -> b
 
 def _move_unread(agenda: Agenda, batch: BatchView) -> None:
     unread = (batch.polled_at or batch.sealed_at) + reading_of(agenda.policy)
-    starts = [start for start, _ in _stake(agenda, batch)]
+    starts = [start for start, _ in _rescue_starts(agenda, batch)]
     if batch.failures or (starts and max(min(starts), unread) <= agenda.now):
         _move_due(agenda, batch)
     elif starts:

@@ -16,7 +16,7 @@ from batchwise.models import Policy
 
 from .state import BatchView, Group, Snapshot
 
-__all__ = ["believed", "longest_pause", "sent_at", "sent_by"]
+__all__ = ["corrected", "longest_pause", "sent_at", "sent_by"]
 
 _HEEDED = timedelta(hours=1)
 """The longest `retry-after` that is followed: our choice; the API's limits refill within minutes."""
@@ -33,7 +33,7 @@ def longest_pause(policy: Policy) -> timedelta:
     return max(shortest + longest, _HEEDED)
 
 
-def believed(snapshot: Snapshot, now: datetime, policy: Policy) -> Snapshot:
+def corrected(snapshot: Snapshot, now: datetime, policy: Policy) -> Snapshot:
     """Return the snapshot with moments that lie in the future and ought to be past replaced by now.
 
     It is the snapshot itself if there is nothing of the kind; else what is as it was is the same object in the new one.

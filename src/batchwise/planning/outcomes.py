@@ -224,7 +224,7 @@ _TABLE: Mapping[str, _Rule] = {
     "unknown_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),  # a connection lost, too
     MALFORMED: _Rule(_SETTLE, _SETTLE, _CREATE.NOT_CREATED),  # an answer, and paid: not bought again
     "damaged_on_the_way": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
-    # Not the request's fault, whatever the type says: `_HOLDS` tells them by their codes and words.
+    # Not the request's fault, whatever the type says: `_ACCOUNT_ERRORS` tells them by their codes and words.
     "no_credit": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_MONEY),
     "organisation_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_ORGANISATION),
     "workspace_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_WORKSPACE),
@@ -246,7 +246,7 @@ _BY_STATUS: Mapping[int, str] = {
     429: "rate_limit_error",
 }
 _NO_WORDS = "(?!)"
-_HOLDS: Mapping[str, tuple[str, str]] = {
+_ACCOUNT_ERRORS: Mapping[str, tuple[str, str]] = {
     # API documentation, errors: the monthly cap of the tier or of a contract. A limit that the user set, and low
     # credit, are told in words alone, as an `invalid_request_error`.
     "no_credit": (
@@ -461,7 +461,7 @@ def _kind(fault: Fault) -> str:
         kind = _BY_STATUS[status]
     else:
         kind = fault.type if fault.type in _TABLE else "unknown_4xx"
-    for name, (codes, words) in _HOLDS.items():
+    for name, (codes, words) in _ACCOUNT_ERRORS.items():
         if (fault.error_code is not None and re.fullmatch(codes, fault.error_code)) or (
             kind in _WORDED and re.search(words, fault.message, re.IGNORECASE)
         ):

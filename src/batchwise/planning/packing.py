@@ -81,8 +81,7 @@ def telling_count(count: int, taken: Collection[int]) -> int | None:
         taken: The counts of all batches that a create of unknown outcome could be confused with: those unfinished in
             the ledger and those that the API lists as unfinished.
     """
-    unusable = taken if isinstance(taken, (set, frozenset)) else set(taken)
-    return next((candidate for candidate in range(count, 0, -1) if candidate not in unusable), None)
+    return next((candidate for candidate in range(count, 0, -1) if candidate not in taken), None)
 
 
 @attrs.frozen(kw_only=True)

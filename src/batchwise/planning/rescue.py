@@ -24,7 +24,7 @@ __all__ = [
     "is_hedged",
 ]
 
-_CALM = Fraction(70, 100)
+_HEDGED = Fraction(70, 100)
 """The share of the limits that hedged work counts on, so that later urgent work finds room: our choice."""
 
 
@@ -89,7 +89,7 @@ class Rescues:
         cohorts = (cohort for cohort, _, _ in cohorts_of(snapshot, now))
         self._cohorts = self.capacity.by_class(cohorts, attrgetter("model"))
         self._starts = self._latest(FILLED)
-        self._calm = self._latest(_CALM) if policy.hedge else self._starts
+        self._hedged_starts = self._latest(_HEDGED) if policy.hedge else self._starts
         self._lost = self._hopeless()
 
     def _latest(self, share: Fraction) -> dict[tuple[str, datetime], datetime]:
@@ -135,9 +135,9 @@ class Rescues:
         For hedged work at the latest at the moment of its decision: the hedge was priced by it.
         """
         key, terms = self._key(group), group.terms
-        if key is None or key not in self._calm:
+        if key is None or key not in self._hedged_starts:
             return None
-        last = self._calm[key] - self._policy.cancel_settle
+        last = self._hedged_starts[key] - self._policy.cancel_settle
         return min(last, terms.rescue_at) if terms.hedged and terms.rescue_at is not None else last
 
     def cancel_moments(self, batch: BatchView) -> list[datetime]:

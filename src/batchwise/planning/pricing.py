@@ -216,9 +216,7 @@ def cost(usage: Mapping[str, Any], rates: Tariff) -> int:
     written = get("cache_creation_input_tokens") or 0
     read = get("cache_read_input_tokens") or 0
     rates = rates.at_length(fresh + written + read)
-    total: int = fresh * rates.input + (get("output_tokens") or 0) * rates.output
-    if read:
-        total += read * rates.cache_read
+    total: int = fresh * rates.input + (get("output_tokens") or 0) * rates.output + read * rates.cache_read
     if written:
         split = get("cache_creation")
         hour = min((split.get("ephemeral_1h_input_tokens") or 0) if split else 0, written)

@@ -33,7 +33,7 @@ class KeptPolicy:
         """The policy that the ledger does not keep yet; None: it keeps this one."""
         if kept is not None and self._unstored is not None:
             words = self.policy.differs_from(kept)
-            _log.info("batchwise: other policy than the work in %s was accepted under: %s", ledger.name, words)
+            _log.info("batchwise: the work in %s was accepted under another policy: %s", ledger.name, words)
 
     def keep(self) -> None:
         """Have the ledger keep the given policy, once."""

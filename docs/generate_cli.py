@@ -53,7 +53,7 @@ CODES = {
     Exit.DONE: "done",
     Exit.ERROR: "it could not be done; the reason is on stderr",
     Exit.USAGE: "the command line, or the file of the policy, is wrong; the reason is on stderr",
-    Exit.SUSPENDED: "a lane is suspended: the API refuses work until somebody mends the cause (a key, credit, a limit)",
+    Exit.SUSPENDED: "a lane is suspended: the API refuses work until somebody fixes the cause (a key, credit, a limit)",
     Exit.AT_RISK: "deadlines are at risk or overdue",
     Exit.NOT_FOUND: "there is no such ledger, job or request",
     Exit.INTERRUPTED: "interrupted by Ctrl-C, or `advance --watch` by SIGTERM; all that was accepted is in the ledger",

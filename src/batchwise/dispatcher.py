@@ -364,7 +364,7 @@ class Dispatcher:
         return self._driver.cancel(job=None if job is None else job_number(self._ledger, job))
 
     def resume(self) -> None:
-        """Let suspended lanes take work again. Call it when the cause, such as a wrong API key, is mended."""
+        """Let suspended lanes take work again. Call it when the cause, such as a wrong API key, is fixed."""
         self._driver.check()
         self._engine.suspensions.resume()
         self._driver.wake()

@@ -145,7 +145,7 @@ class UnknownPriceError(BatchwiseError):
 
 
 class LaneSuspendedError(BatchwiseError):
-    """A lane is suspended: the API refuses work for a reason that a retry cannot mend. Queued work stays queued."""
+    """A lane is suspended: the API refuses work for a reason that a retry cannot fix. Queued work stays queued."""
 
 
 class WrongWorkspaceError(BatchwiseError):

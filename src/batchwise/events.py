@@ -191,7 +191,7 @@ class Rescued(_Event):
 
 @attrs.frozen(kw_only=True)
 class Suspended(_Event):
-    """A lane was suspended. Its work stays queued until somebody mends the cause.
+    """A lane was suspended. Its work stays queued until somebody fixes the cause.
 
     Attributes:
         lane: The lane.

@@ -37,7 +37,7 @@ class Ticket(TicketView):
         Raises:
             ResultTimeoutError: The request did not settle in time. Nothing is lost: call it again.
             TicketNotFoundError: The request was purged before this ticket had seen its result.
-            LaneSuspendedError: The lane is suspended, so the request cannot settle until the cause is mended.
+            LaneSuspendedError: The lane is suspended, so the request cannot settle until the cause is fixed.
         """
         limit = seconds(timeout)
         self._driver.check()

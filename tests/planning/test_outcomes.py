@@ -562,7 +562,7 @@ def test_what_is_no_message_says_so_and_is_not_bought_again(answer: object) -> N
     ("status", "kind", "mend"),
     [
         (401, "authentication_error", "check the API key and its workspace, then resume()"),
-        (402, "billing_error", "mend the account's credit, billing or spend limit in the Console, then resume()"),
+        (402, "billing_error", "fix the account's credit, billing or spend limit in the Console, then resume()"),
     ],
 )
 def test_a_suspended_create_says_what_happened_and_what_to_do(status: int, kind: str, mend: str) -> None:

@@ -36,7 +36,7 @@ class Exit(IntEnum):
     USAGE = 2
     """The command line, or the file of the policy, is wrong; the reason is on stderr."""
     SUSPENDED = 3
-    """A lane is suspended: the API refuses work until somebody mends the cause."""
+    """A lane is suspended: the API refuses work until somebody fixes the cause."""
     AT_RISK = 4
     """Deadlines are at risk or overdue."""
     NOT_FOUND = 5

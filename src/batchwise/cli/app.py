@@ -388,7 +388,7 @@ def retry(
 
 @_verb
 def resume(*, ledger: Ledger = None) -> Answer:
-    """Let suspended lanes take work again, once the cause is mended. The next run sends it."""
+    """Let suspended lanes take work again, once the cause is fixed. The next run sends it."""
     with looking(ledger) as engine:
         engine.ledger.conditions.resume()
         return Answer("both lanes take work again", {"ledger": engine.ledger.name})

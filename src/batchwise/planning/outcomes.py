@@ -194,15 +194,15 @@ class _Rule(NamedTuple):
 
 _SETTLE, _RETRY, _SUSPEND, _CREATE = Verdict.SETTLE, Verdict.RETRY, Verdict.SUSPEND, CreateOutcome
 _KEY = "check the API key and its workspace, then resume()"
-_MONEY = "mend the account's credit, billing or spend limit in the Console, then resume()"
+_MONEY = "fix the account's credit, billing or spend limit in the Console, then resume()"
 _ACCESS = "give the API key access, or cancel the request that needs it, then resume()"
 _ENDPOINT = "check the client's base URL and its headers, then resume()"
 _SHARED = (
-    "send one alone on the sync lane to read why, mend what the requests share (model, betas, parameters) or the "
+    "send one alone on the sync lane to read why, fix what the requests share (model, betas, parameters) or the "
     "account, then resume()"
 )
 _ORGANISATION = "settle with Anthropic why the organization is refused, then resume()"
-_WORKSPACE = "mend the workspace's settings in the Console, or use another workspace's key, then resume()"
+_WORKSPACE = "fix the workspace's settings in the Console, or use another workspace's key, then resume()"
 _OWN_KEY = "give the API access to the workspace's encryption key again, then resume()"
 
 # error                    a batch's row  a call    a create that made nothing  costs  the mend of a suspended lane

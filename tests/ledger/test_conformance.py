@@ -619,7 +619,6 @@ def test_the_life_of_a_batch_is_kept(world: World) -> None:
     ledger, batch = world.ledger, world.sealed()
     posted(ledger, batch, watermark="msgbatch_0", posting_server=NOW - HOUR)
     view = world.view(batch.id)
-    assert view.whole
     assert (view.state, view.watermark, view.posting_server, view.posting_at) == (
         BatchState.POSTING,
         "msgbatch_0",
@@ -681,10 +680,9 @@ def test_the_check_before_the_last_chunk_sees_a_lost_row(world: World) -> None:
     numbers = [world.accept(str(n)).row.id for n in range(2)]
     batch = world.sealed()
     posted(world.ledger, batch)
+    assert world.ledger.batches.still_posting(batch.id)
     world.ledger.settle([settlement(numbers[0], lane=SYNC)], now=NOW)
-    known = world.ledger.batches.get(batch.id)
-    assert known is not None
-    assert not known.whole
+    assert not world.ledger.batches.still_posting(batch.id)
 
 
 def test_a_batch_is_posted_once(world: World) -> None:
@@ -1549,6 +1547,11 @@ def test_the_version_shows_changes_and_only_those(world: World) -> None:
     assert changed != before
     world.accept("a")
     assert world.ledger.version() == changed
+    world.ledger.conditions.suspend(SYNC, "key revoked")
+    suspended = world.ledger.version()
+    assert suspended != changed
+    world.ledger.conditions.suspend(SYNC, "key revoked")
+    assert world.ledger.version() == suspended
 
 
 def test_a_closed_ledger_says_so(world: World) -> None:

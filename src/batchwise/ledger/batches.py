@@ -36,6 +36,8 @@ _ENTRIES = 128
 _ENTRY_BYTES = 4_000_000
 _ACCEPTED_TERMS = "SELECT id FROM terms WHERE staged = 0 AND id"
 _LIVE = f"SELECT {BATCH_COLUMNS} FROM batch WHERE live = 1"
+_WHOLE = "requests = (SELECT coalesce(sum(requests), 0) FROM cohort c WHERE c.batch = b.id)"
+"""Whether no request of a batch b has settled or left it."""
 _ALIKE = "SELECT count(*), min(id), max(id), min(terms), max(terms), min(attempts), max(attempts)"
 
 
@@ -165,11 +167,8 @@ class Batches:
         Then no process has taken its requests for lost and sent them otherwise.
         """
         with self._database.read() as db:
-            row = db.execute(f"{_LIVE} AND id = ?", (batch,)).fetchone()
-            if row is None or not self._in_its_epoch(db, batch):
-                return False
-            view = self._view(db, row)
-            return view.state is BatchState.POSTING and view.whole
+            state, whole = db.execute(f"SELECT state, {_WHOLE} FROM batch b WHERE id = ?", (batch,)).fetchone()
+            return state == BatchState.POSTING.value and bool(whole) and self._in_its_epoch(db, batch)
 
     def _in_its_epoch(self, db: Connection, batch: int) -> bool:
         (epoch,) = db.execute("SELECT epoch FROM batch WHERE id = ?", (batch,)).fetchone()
@@ -361,10 +360,6 @@ class Batches:
 
     def _sent_in(self, db: Connection, batch: int) -> tuple[int, int, str]:
         """The first and the last number of a batch, and what holds of its requests that are not settled."""
-        first, last, whole = db.execute(
-            "SELECT first, last, requests = (SELECT coalesce(sum(requests), 0) FROM cohort c WHERE c.batch = b.id) "
-            "FROM batch b WHERE id = ?",
-            (batch,),
-        ).fetchone()
+        first, last, whole = db.execute(f"SELECT first, last, {_WHOLE} FROM batch b WHERE id = ?", (batch,)).fetchone()
         # Of a whole batch nothing is settled: no need to look for each row's result.
         return first, last, SENT_IN if whole else IN_BATCH

@@ -58,13 +58,13 @@ def with_prefix(values: Mapping[str, str], prefix: str) -> dict[str, str]:
 
 def put(db: Connection, name: str, value: str | None) -> None:
     """Store a value under a name; None: delete it."""
-    if get(db, name) == value:
-        return
     if value is None:
         db.execute("DELETE FROM meta WHERE name = ?", (name,))
-    else:
+    else:  # a transaction that puts what is there changes nothing, and is not committed
         db.execute(
-            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (name, value)
+            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value "
+            "WHERE meta.value <> excluded.value",
+            (name, value),
         )
 
 

@@ -48,7 +48,7 @@ _NOTIFY = Statement(b"SELECT pg_notify($1, '')")
 _MANY = 500
 """Statements that are sent together, at most."""
 _PLACE = re.compile(r"'[^']*'|\?")
-_UNSURE = re.compile(r"\b(?:SELECT|DO NOTHING|RETURNING)\b")
+_UNSURE = re.compile(r"\b(?:SELECT|WHERE|DO NOTHING|RETURNING)\b")
 _HEADER, _TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
 _INTEGER, _LENGTH, _WIDTH = struct.Struct("!iq"), struct.Struct("!i"), struct.Struct("!h")
 _NULL = b"\xff\xff\xff\xff"

@@ -230,11 +230,6 @@ class BatchView:
         """Return when the API began with it, or else when it was sealed, by our clock."""
         return self.sealed_at if self.created_at is None else self.created_at - clock_offset
 
-    @property
-    def whole(self) -> bool:
-        """Whether none of its requests has left it or settled."""
-        return sum(group.requests for group in self.groups) == self.requests
-
 
 @attrs.frozen
 class Setback:

@@ -28,6 +28,7 @@ from .effects import store
 from .ports import api
 from .reading import Reader
 from .sorting import CHUNK, Sorter
+from .suspensions import MAX_FAILURES
 
 __all__ = ["cancel", "collect", "move_from_batch", "poll", "probe"]
 
@@ -36,8 +37,6 @@ _log = logging.getLogger("batchwise")
 _ZERO = timedelta(0)
 _REREADS = 3
 """How often a read that lacks rows is repeated before they are bought again."""
-_MAX_FAILURES = 10
-"""Polls or reads of one batch that fail in a row before the lane is suspended."""
 _YOUNG = timedelta(minutes=5)
 """A batch so young may be unknown to `retrieve` (seen: for a second or so)."""
 
@@ -224,7 +223,7 @@ async def _note_failed_look(
     failures = batch.failures + 1
     noted = attrs.evolve(batch, polled_at=engine.now(), failures=failures)
     await store(engine.ledger.batches.update, noted, was=batch)
-    if reason is None and failures >= _MAX_FAILURES:
+    if reason is None and failures >= MAX_FAILURES:
         reason = (
             f"batch {printable(batch.remote_id or '')} could not be read {failures} times in a row ({words}); "
             "see whether the API can be reached, then resume()"

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import random
 from datetime import timedelta
 
-import tenacity
-
 from batchwise.models import Policy
+from batchwise.planning.retries import pause_after
 
 __all__ = ["backoff", "overload_pause"]
 
+_SECOND = timedelta(seconds=1)
+
 
 def backoff(failures: int, policy: Policy) -> timedelta:
-    """Return a pause that grows exponentially, with jitter, from the shortest to the longest poll gap."""
-    shortest, longest = (gap / timedelta(seconds=1) for gap in policy.poll_every)
-    return _drawn(
-        tenacity.wait_exponential(multiplier=shortest, max=longest) + tenacity.wait_random(0, shortest), failures
-    )
+    """Return a pause that doubles from the shortest to the longest poll gap, and up to the shortest gap more."""
+    shortest, longest = policy.poll_every
+    return pause_after(max(1, failures), shortest, longest) + _share() * shortest
 
 
 def overload_pause(refusals: int) -> timedelta:
-    """Return the pause of a call after so many 529s: full jitter, up to 1 s, 2 s, 4 s, ... 16 s."""
-    return _drawn(tenacity.wait_random_exponential(multiplier=1, max=16), refusals)
+    """Return the pause of a call after so many 529s: a random part of 1 s, 2 s, 4 s, ... 16 s."""
+    return _share() * pause_after(max(1, refusals), _SECOND, 16 * _SECOND)
 
 
-def _drawn(strategy: tenacity.wait.wait_base, attempt: int) -> timedelta:
-    state = tenacity.RetryCallState(retry_object=tenacity.Retrying(), fn=None, args=(), kwargs={})
-    state.attempt_number = max(1, attempt)
-    return timedelta(seconds=float(strategy(state)))
+def _share() -> float:
+    return random.random()  # noqa: S311  # it protects nothing

@@ -29,15 +29,14 @@ from batchwise.planning.state import BatchState, BatchView
 from .core import Engine
 from .effects import store
 from .ports import api
-from .rebuying import buy_again
+from .sorting import buy_again
 from .submission import record_created
+from .suspensions import MAX_FAILURES
 
 __all__ = ["give_up", "reconcile", "too_old"]
 
 _LOOKING = "looking"
 """The setback's name when the API does not list its batches."""
-_MAX_FAILURES = 10
-"""Looks for one batch that fail in a row before the lane is suspended."""
 _VANISHED = 3
 """Creates given up in a row before the lane is suspended."""
 _SKEW = timedelta(minutes=5)
@@ -126,7 +125,7 @@ async def _unseen(
     engine.setbacks.refused(_LOOKING, "looking for a batch", fault, pause_after_failures(failures, engine.policy))
     ruling = rule_call(fault)
     reason = ruling.reason if ruling.verdict is Verdict.SUSPEND else None
-    if reason is None and failures >= _MAX_FAILURES and batch.state is BatchState.IN_DOUBT:
+    if reason is None and failures >= MAX_FAILURES and batch.state is BatchState.IN_DOUBT:
         reason = (
             f"a batch whose create was not answered could not be looked for {failures} times in a row, the last time: "
             f"{fault.summary}; see whether the API can be reached, then resume()"

@@ -7,22 +7,22 @@ from datetime import datetime
 from typing import Any
 
 from batchwise.basics.jsontext import decode
+from batchwise.errors import SpendLimitError
 from batchwise.ledger.values import RequestRow, Settlement, Turn, Which
 from batchwise.models import Lane, Outcome, ResultError
 from batchwise.planning.continuation import next_call
-from batchwise.planning.outcomes import Ruling, Verdict
+from batchwise.planning.outcomes import UNAFFORDABLE, Ruling, Verdict
 from batchwise.planning.retries import next_attempt
 from batchwise.planning.state import BatchView
 
 from .core import Engine
 from .money import Biller
-from .rebuying import buy_again
 from .settlements import settlement_of, settlement_without_answer
 
-__all__ = ["CHUNK", "Sorter"]
+__all__ = ["CHUNK", "Sorter", "buy_again"]
 
 CHUNK = 2_000
-"""The most rows that one transaction gives back."""
+"""The most rows that one transaction queues again."""
 
 
 class Sorter:
@@ -126,3 +126,49 @@ class Sorter:
         """Return the requests that settled since the last call."""
         ended, self.ended = self.ended, []
         return ended
+
+
+def buy_again(
+    engine: Engine, batch: BatchView, requests: Sequence[int], *, lane: Lane, costs_attempt: bool
+) -> list[int]:
+    """Queue rows of a batch again that may have been billed. Returns the numbers of those that failed instead.
+
+    Rows for which the spend limit has no room in another batch go to the sync lane, whose cost was reserved when they
+    were accepted. A row that only a batch takes then fails.
+    """
+    ledger, ended = engine.ledger, list[int]()
+
+    def queue(numbers: Sequence[int], where: Lane) -> None:
+        which = Which(requests=numbers, batch=batch.id)
+        ledger.requeue(
+            which,
+            lane=where,
+            costs_attempt=costs_attempt,
+            now=engine.now(),
+            maybe_billed=True,
+            max_spend=engine.spend_limit.max_spend(),
+        )
+
+    for start in range(0, len(requests), CHUNK):
+        part = requests[start : start + CHUNK]
+        try:
+            queue(part, lane)
+        except SpendLimitError:
+            members = ledger.rows(Which(requests=part, batch=batch.id))
+            alone = [number for number, member in members.items() if member.terms.batch_only]
+            queue([number for number, member in members.items() if not member.terms.batch_only], Lane.SYNC)
+            ends = [
+                settlement_without_answer(
+                    number,
+                    members[number].key,
+                    Outcome.FAILED,
+                    UNAFFORDABLE,
+                    lane=Lane.BATCH,
+                    nonce=batch.nonce,
+                    maybe_billed=True,
+                )
+                for number in alone
+            ]
+            ledger.settle(ends, now=engine.now(), batch=batch.id)
+            ended += alone
+    return ended

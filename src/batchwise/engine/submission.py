@@ -36,13 +36,12 @@ from .effects import store, store_surely
 from .pauses import backoff
 from .ports import api
 from .settlements import settlement_without_answer
+from .suspensions import MAX_FAILURES
 
 __all__ = ["FenceError", "record_created", "submit", "take_back"]
 
 _SENDING = "sending"
 """The setback's name when the API takes no batch."""
-_MAX_FAILURES = 10
-"""Failed creates in a row, without proof of a lasting cause, before the lane is suspended."""
 _REFUSED = 10
 """Batches of one request refused in a row before the lane is suspended."""
 _CUT_OFF = 3
@@ -276,13 +275,13 @@ async def _not_created(
     if reason is None:
         failed = await store(engine.ledger.conditions.note_failure, "full" if full else "create", now=engine.now())
         wait = ruling.wait or (engine.policy.poll_every[0] if smaller else backoff(failed.times, engine.policy))
-        if not full and failed.times >= _MAX_FAILURES:
+        if not full and failed.times >= MAX_FAILURES:
             reason = (
                 f"{failed.times} create calls in a row failed, the last time: {fault.summary}; see whether the API can "
                 "be reached, then resume()"
             )
         lasts = engine.now() - failed.since > engine.policy.window  # the batches that filled the queue have ended
-        if full and lasts and failed.times >= _MAX_FAILURES:  # the clock may have been set: one refusal lasts no window
+        if full and lasts and failed.times >= MAX_FAILURES:  # the clock may have been set: one refusal lasts no window
             reason = (
                 f"the API has refused every batch for a whole window ({fault.summary}); see what fills the "
                 "account's queue, then resume()"

@@ -14,9 +14,11 @@ from batchwise.planning.state import Snapshot
 
 from .event_emitter import EventEmitter
 
-__all__ = ["Suspensions"]
+__all__ = ["MAX_FAILURES", "Suspensions"]
 
 _log = logging.getLogger("batchwise")
+MAX_FAILURES = 10
+"""So many failures in a row suspend the batch lane, without proof of a lasting cause: of creates, or of looks."""
 
 
 class Suspensions:

@@ -32,7 +32,7 @@ BOOK = PriceBook({MODEL: RATES})
 TARIFFS = {MODEL: next(filter(None, [BOOK.rates(MODEL, Lane.BATCH)]))}
 PREFIX_TOKENS = 20_000
 _BACKLOG = 256  # as in engine/actions.py
-_MAX_FAILURES = 10  # as in engine/submission.py
+_MAX_FAILURES = 10  # as in engine/suspensions.py
 
 
 @attrs.define

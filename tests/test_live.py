@@ -67,8 +67,8 @@ def test_what_is_shown(monkeypatch):
     assert "1 h 30 min" in text
     assert "2 more" in text
     assert "7 requests may miss their deadline" in text
-    assert "4 requests are overdue" in text
-    assert "the batch lane is suspended: authentication_error" in text
+    assert "overdue: 4 requests not settled" in text
+    assert "suspended: the batch lane: authentication_error" in text
     assert "failed last: polling failed 3 times" in text
     assert "%" not in text
     assert "\x1b" not in text
@@ -76,7 +76,7 @@ def test_what_is_shown(monkeypatch):
 
 def test_one_request_is_told_as_one():
     text = drawn(bw.Progress(total=1, by_status={}, by_outcome={}, by_lane={}, at_risk=1, overdue=1))
-    assert "1 request is overdue" in text
+    assert "overdue: 1 request not settled" in text
     assert "1 request may miss their deadline" in text
 
 

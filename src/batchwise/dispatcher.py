@@ -70,7 +70,7 @@ class Dispatcher:
         policy: Policy | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        self._own_client = client is None
+        own_client = client is None
         if client is None:
             import anthropic
 
@@ -79,20 +79,20 @@ class Dispatcher:
         self._client = client
         stopping = threading.Event()
         self._deprecations = Deprecations()
-        self._own_ledger = not hasattr(ledger, "snapshot")
+        own_ledger = not hasattr(ledger, "snapshot")
         self._ledger = open_ledger(ledger)
         try:
             self._engine = Engine(self._ledger, policy, endpoint=base_url(client), on_event=on_event)
         except BaseException:
-            if self._own_ledger:
+            if own_ledger:
                 self._ledger.close()
             raise
         self._driver = ThreadDriver(
             self._engine,
             SyncPorts(client, sleep=stopping.wait),
             stopping,
-            owns_ledger=self._own_ledger,
-            close_client=client.close if self._own_client else None,
+            owns_ledger=own_ledger,
+            close_client=client.close if own_client else None,
         )
         self._fronts = Shared(self._engine.policy, self._engine.now)
         self._driver.serve(self)

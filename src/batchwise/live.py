@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 import anyio
 
 from .async_tickets import AsyncJob
-from .basics.wording import dollars, human, in_requests
+from .basics.wording import dollars, human
 from .engine.handles import JobView
 from .errors import BatchwiseError, InvalidValueError, printable
 from .models import Progress, Report, RunningBatch
+from .models.progress import warnings_of
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -66,17 +67,6 @@ def _rescue(progress: Progress, now: datetime) -> str | None:
     if first is None:
         return None
     return f"{_when(first, now)} (in {human(first - now)})" if first > now else f"{_when(first, now)} (now)"
-
-
-def _warnings(progress: Progress) -> Iterator[str]:
-    for lane, reason in progress.suspended.items():
-        yield f"the {lane.value} lane is suspended: {printable(reason)}"
-    if progress.overdue:
-        yield f"{in_requests(progress.overdue)} {'is' if progress.overdue == 1 else 'are'} overdue"
-    if progress.at_risk:
-        yield f"{in_requests(progress.at_risk)} may miss their deadline"
-    if progress.last_error is not None:
-        yield f"failed last: {printable(progress.last_error)}"
 
 
 def _batches(batches: tuple[RunningBatch, ...], now: datetime) -> Table:
@@ -128,7 +118,7 @@ def view(progress: Progress, report: Report | None, *, name: str | None, now: da
     parts: list[RenderableType] = [facts]
     if progress.batches:
         parts += [Text(), _batches(progress.batches, now)]
-    parts += [Text(words, style="bold red") for words in _warnings(progress)]
+    parts += [Text(words, style="bold red") for words in warnings_of(progress)]
     return Panel(Group(*parts), title=printable(name or "batchwise"), title_align="left", expand=False)
 
 
@@ -136,7 +126,7 @@ def _line(progress: Progress, report: Report | None, now: datetime) -> str:
     parts = [_settled(progress), _left(progress), "" if report is None else _money(report)]
     if rescue := _rescue(progress, now):
         parts.append(f"rescue {rescue}")
-    return "; ".join([*filter(None, parts), *_warnings(progress)])
+    return "; ".join([*filter(None, parts), *warnings_of(progress)])
 
 
 class _Surface(Protocol):

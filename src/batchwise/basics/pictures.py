@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import attrs
 
@@ -38,12 +38,6 @@ _TIMELINE = (
     "red if the batch ended later."
 )
 _FORECAST = "Grey: the durations within which 80 % of such batches are expected to end; dot: the real duration."
-
-
-class _Figure(NamedTuple):
-    name: str
-    words: str
-    svg: str
 
 
 @attrs.frozen(kw_only=True)
@@ -190,14 +184,14 @@ def report_page(
         BatchwiseError: matplotlib is not installed.
     """
     drawn = list(batches)
-    figures = [_Figure("Money", _MONEY, _money(money))]
+    figures = [("Money", _MONEY, _money(money))]
     if drawn:
-        figures.append(_Figure("Batches against their deadlines", _TIMELINE, _timeline(drawn, now)))
+        figures.append(("Batches against their deadlines", _TIMELINE, _timeline(drawn, now)))
     if any(batch.ended_at is not None for batch in drawn):
-        figures.append(_Figure("Forecast against what it took", _FORECAST, _forecast(drawn)))
+        figures.append(("Forecast against what it took", _FORECAST, _forecast(drawn)))
     parts = [
-        f"<h2>{escape(each.name)}</h2><figure>{each.svg}<figcaption>{escape(each.words)}</figcaption></figure>"
-        for each in figures
+        f"<h2>{escape(name)}</h2><figure>{svg}<figcaption>{escape(words)}</figcaption></figure>"
+        for name, words, svg in figures
     ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'

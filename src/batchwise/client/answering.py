@@ -149,7 +149,7 @@ def answer_of(result: Result, *, stream: bool) -> Answer:
     if rule_row(told).billed:  # a refusal, and an answer that was cut off, too: as the API gave it
         message = told["message"]
         if stream:
-            return Answer(200, {**headers, "content-type": "text/event-stream"}, _stream(message))
+            return Answer(200, {**headers, "content-type": "text/event-stream"}, map(encoded, events(message)))
         return Answer(200, {**headers, "content-type": "application/json"}, (encode(message),))
     error = told.get("error")
     if isinstance(error, Mapping) and isinstance(error.get("error"), Mapping):  # as the API worded it
@@ -161,10 +161,6 @@ def answer_of(result: Result, *, stream: bool) -> Answer:
     if not (isinstance(status, int) and 400 <= status < 600):
         status = _STATUS.get(kind, 500)
     return _failure(status, headers, {**_body(kind, words), "request_id": request_id})
-
-
-def _stream(message: Mapping[str, Any]) -> Iterator[bytes]:
-    return map(encoded, events(message))
 
 
 def _body(kind: str, words: str) -> dict[str, Any]:

@@ -23,38 +23,24 @@ _DELTA_USAGE = frozenset(
     }
 )
 """The parts of `usage` that the API repeats in `message_delta` (SDK 2.14, `beta_message_delta_usage.py`)."""
-_TOOL_USES = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
-"""Types of blocks whose input the API streams as pieces of JSON (SDK 1.4 and 2.14, `TRACKS_TOOL_INPUT`)."""
-
-
-def _text(block: Mapping[str, Any]) -> tuple[Event, list[Event]]:
-    citations = block.get("citations") or []
-    start = {**block, "text": "", **({"citations": []} if citations else {})}
-    deltas: list[Event] = [{"type": "citations_delta", "citation": citation} for citation in citations]
-    return start, [*deltas, {"type": "text_delta", "text": block["text"]}]
-
-
-def _thinking(block: Mapping[str, Any]) -> tuple[Event, list[Event]]:
-    start = {**block, "thinking": "", "signature": ""}
-    signature = {"type": "signature_delta", "signature": block.get("signature") or ""}
-    return start, [{"type": "thinking_delta", "thinking": block["thinking"]}, signature]
-
-
-def _tool_use(block: Mapping[str, Any]) -> tuple[Event, list[Event]]:
-    return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": encode(block["input"]).decode()}]
 
 
 def _parts(block: Any) -> tuple[Any, list[Event]]:
     """Return how a block starts, and the deltas that complete it. A type without deltas starts complete."""
-    if not isinstance(block, Mapping):
-        return block, []
-    kind = block.get("type")
-    if kind == "text" and isinstance(block.get("text"), str):
-        return _text(block)
-    if kind == "thinking" and isinstance(block.get("thinking"), str):
-        return _thinking(block)
-    if kind in _TOOL_USES and isinstance(block.get("input"), Mapping):
-        return _tool_use(block)
+    match block:
+        case {"type": "text", "text": str(text)}:
+            citations = block.get("citations") or []
+            deltas: list[Event] = [{"type": "citations_delta", "citation": each} for each in citations]
+            start = {**block, "text": "", **({"citations": []} if citations else {})}
+            return start, [*deltas, {"type": "text_delta", "text": text}]
+        case {"type": "thinking", "thinking": str(thinking)}:
+            return {**block, "thinking": "", "signature": ""}, [
+                {"type": "thinking_delta", "thinking": thinking},
+                {"type": "signature_delta", "signature": block.get("signature") or ""},
+            ]
+        # The API streams the input as pieces of JSON (SDK 1.4 and 2.14, `TRACKS_TOOL_INPUT`).
+        case {"type": "tool_use" | "server_tool_use" | "mcp_tool_use", "input": dict(given)}:
+            return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": encode(given).decode()}]
     return block, []
 
 

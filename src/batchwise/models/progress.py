@@ -13,7 +13,7 @@ from batchwise.errors import printable
 
 from .tags import Lane, Outcome, Status
 
-__all__ = ["Progress", "RunningBatch"]
+__all__ = ["Progress", "RunningBatch", "warnings_of"]
 
 
 @attrs.frozen(kw_only=True)
@@ -87,14 +87,7 @@ class Progress:
                 f"batch {printable(batch.remote_id or '(id unknown)')}: {in_requests(batch.requests)}, {batch.status} "
                 f"for {human(batch.elapsed)}, expected to end between {first} and {last}{rescue}"
             )
-        for lane, reason in self.suspended.items():
-            yield f"suspended: the {lane.value} lane: {reason}"
-        if self.at_risk:
-            yield f"at risk: {in_requests(self.at_risk)} may miss their deadline"
-        if self.overdue:
-            yield f"overdue: {in_requests(self.overdue)} not settled after the deadline"
-        if self.last_error is not None:
-            yield f"failed last: {self.last_error}"
+        yield from warnings_of(self)
         if self.next_due is not None:
             yield f"next due: {moment(self.next_due)}"
 
@@ -134,3 +127,15 @@ class Progress:
     def done(self) -> bool:
         """Whether every accepted request has settled."""
         return self.settled == self.total
+
+
+def warnings_of(progress: Progress) -> Iterator[str]:
+    """Yield a line for each thing that somebody should look at."""
+    for lane, reason in progress.suspended.items():
+        yield f"suspended: the {lane.value} lane: {printable(reason)}"
+    if progress.at_risk:
+        yield f"at risk: {in_requests(progress.at_risk)} may miss their deadline"
+    if progress.overdue:
+        yield f"overdue: {in_requests(progress.overdue)} not settled after the deadline"
+    if progress.last_error is not None:
+        yield f"failed last: {printable(progress.last_error)}"

@@ -93,10 +93,10 @@ def divided_guarantee(requests: int, tariff: Tariff) -> float:
 
 
 def learner_guarantee(requests: int, tariff: Tariff) -> float:
-    """What even a rule could not stay under that knows all rates once its first batch has ended: there are two ways.
+    """Return the worst case of the best rule that knows all rates once its first batch has ended.
 
-    Its first batch is one request that primes, which is dear where priming does not help, or one sent as it is, which
-    is paid beside the primer where priming does. More of them at once would only cost more.
+    Such a rule begins in one of two ways. Either its first batch is one request that primes, which is wasted if priming
+    does not help. Or it is one request sent as it is, which is paid besides the primer if priming helps.
     """
     primed_first, as_is_first = [], []
     for rates in WORLDS:

@@ -56,7 +56,7 @@ def maker(size: int) -> Callable[[int], dict[str, Any]]:
 
 
 def environment() -> dict[str, str]:
-    """Of all processes that are measured: byte code is kept, as it is of what pip has installed.
+    """Return the environment of all measured processes. They keep byte code, as pip does for what it installs.
 
     To compile a package at each start takes time and a megabyte, which its user has paid once.
     """

@@ -73,7 +73,7 @@ def workspace(days: int, seed: int) -> dict[str, Any]:
 
 
 def run(*, quick: bool) -> Iterator[tuple[str, list[Figure]]]:
-    """The second day beside the last; the first one begins with an empty ledger."""
+    """Compare the last day with the second: the first one begins with an empty ledger."""
     days = 3 if quick else 6
     found = []
     for seed in range(1 if quick else _WORKSPACES):

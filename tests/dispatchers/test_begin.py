@@ -21,7 +21,7 @@ from .world import PATIENCE
 
 
 class Database(SqliteDatabase):
-    """Does something else before or after it commits an acceptance, once it has been told to."""
+    """Calls `before` and `after`, if they are set, before and after it commits an acceptance."""
 
     before: Any = None
     after: Any = None

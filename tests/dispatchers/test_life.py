@@ -34,7 +34,7 @@ async def test_leaving_sends_what_is_queued_and_does_not_wait_for_batches(world:
 
 
 def size(job: Any) -> int:
-    """Of a job of either colour."""
+    """Return the length of a job of either dispatcher."""
     found = getattr(job, "_inner", job)
     assert found  # one without requests is true, too
     return len(found)

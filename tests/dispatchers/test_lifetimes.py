@@ -100,8 +100,8 @@ async def test_closing_without_finishing_leaves_queued_work_queued(world: World)
         assert (await d.ticket("x")).status is Status.QUEUED
 
 
-def test_an_event_loop_that_ends_takes_it_along(tmp_path):
-    """`asyncio.run` cancels what nobody has closed: then its locks are free, and its work is the next one's."""
+def test_a_dispatcher_ends_with_its_event_loop(tmp_path):
+    """`asyncio.run` cancels its tasks. Then its locks are free, and the next dispatcher does its work."""
     world = World(ASYNCIO, tmp_path)
     world.sandbox.sync_latency = 60
 

@@ -50,7 +50,7 @@ async def test_calls_of_many_tasks_share_commits(world: World):
 
 @pytest.mark.parametrize("colour", ASYNC, ids=lambda colour: colour.name)
 async def test_the_error_of_one_is_its_own(world: World):
-    """And what is asked for while others are at it is done next, though whoever began is cancelled."""
+    """What is asked for meanwhile is done next, even if the task that began is cancelled."""
 
     def begin(number: int):
         def end() -> int:

@@ -68,7 +68,7 @@ class _Call:
 
 
 class _Facade:
-    """A synchronous object with its asynchronous twin's face."""
+    """A synchronous object with the interface of its asynchronous twin."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -212,7 +212,7 @@ def clock_of(dispatcher: Any) -> Callable[[timedelta], None]:
 
 
 class SlowToLearn(SqliteLedger):
-    """Takes a while to note whose workspace it is, as the first answer tells: that is not stored yet meanwhile."""
+    """A ledger that takes a while to store its workspace, which the first answer names."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

@@ -42,7 +42,7 @@ def content(*blocks: dict[str, object], **more: object) -> Request:
 
 
 def kept(request: Request, lane: Lane = Lane.SYNC, prices: PriceBook = BOOK) -> int:
-    """What is kept for it on a lane, once."""
+    """Return what is reserved for it on a lane, once."""
     each, per_byte = most_cost(
         prices,
         request.traits,

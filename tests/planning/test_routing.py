@@ -405,7 +405,7 @@ def test_what_is_no_request_is_refused_with_what_to_write() -> None:
 
 @pytest.mark.parametrize(("more", "hedges"), [(timedelta(0), False), (timedelta.resolution, True)])
 def test_a_hedge_needs_some_time_to_run_before_its_rescue(more: timedelta, hedges: bool) -> None:
-    """Of two hours 5 min are waited, and 1 h 45 min and 10 min for the cancel are kept."""
+    """Of two hours, 5 min are for waiting, 1 h 45 min for the reserve, and 10 min for the cancel."""
     policy = Policy(hedge=True, min_reserve=timedelta(minutes=105))
     decision = choose(policy, latency=2 * HOUR + more)
     said = next(check.verdict for check in decision.checks if check.rule is Reason.HEDGED)

@@ -394,7 +394,7 @@ class Task:
             self._effect, self.value = None, stop.value
 
     def do_and_die(self, api: Api) -> None:
-        """Have the effect; its outcome is seen by nobody."""
+        """Carry the effect out, and end before its outcome is seen."""
         effect = self._effect
         try:
             if isinstance(effect, Ask):

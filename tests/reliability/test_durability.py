@@ -40,7 +40,7 @@ class Record:
             self.events.append(what)
 
     def unsynced(self) -> list[str]:
-        """The commits whose writes have not been followed by a sync, as things stand."""
+        """Return the writes and commits that no sync has followed yet."""
         last = max((index for index, event in enumerate(self.events) if event == "sync"), default=-1)
         return [event for event in self.events[last + 1 :] if event == "write" or event.startswith("commit")]
 

@@ -376,7 +376,7 @@ class Verdict:
 
 
 def _first_life(world: World, base_url: str, ledger: str) -> str | None:
-    """The befallen process; what is wrong about how it ended."""
+    """Run the first process, to which something happens; return what is wrong with its end."""
     process = context().Process(target=live_befallen, args=(world, base_url, ledger))
     beside = {"busy": hold_the_ledger, "cut": cut_the_sessions}.get(world.host)
     holder = None if beside is None else context().Process(target=beside, args=(ledger, world.moment))

@@ -33,7 +33,7 @@ def table(days: int) -> dict[str, Any]:
 
 
 def run(*, quick: bool) -> Iterator[tuple[str, list[Figure]]]:
-    """The whole table stands in the title."""
+    """Give the figures; their title is the whole table."""
     note("simulation")
     found = child("simulation.figures", "table", days=6 if quick else 28)
     counts = {

@@ -145,7 +145,7 @@ def clairvoyant(arrivals: Sequence[Arrival], scenario: Scenario, instants: Mappi
 
 @contextmanager
 def _no_reserve() -> Iterator[dict[str, Any]]:
-    """Nothing is kept to redo what batches leave: everything may wait until its deadline."""
+    """Keep no reserve: every request may wait until its deadline."""
     with (
         mock.patch.object(rescue, "latest_starts", lambda cohorts, *_, **__: [each.deadline for each in cohorts]),
         mock.patch.object(rescue, "margin_of", return_value=timedelta(0)),

@@ -122,7 +122,7 @@ class Database(Protocol):
         """Insert one row into a table that numbers its rows; returns the number."""
 
     def insert_rows(self, db: Connection, into: str, columns: Sequence[int | Column]) -> bool:
-        """Insert rows; False: one of them is there already. Then the transaction has to be given up.
+        """Insert rows; False: one of them is there already. Then the transaction has to be rolled back.
 
         Args:
             db: The connection of a write transaction.

@@ -85,7 +85,7 @@ class _Answer:
         if self.came is None:
             self._transaction.send()
         if self.came is None:
-            raise psycopg.InterfaceError("its transaction was given up")
+            raise psycopg.InterfaceError("its transaction was rolled back")
         return self.came
 
     @property

@@ -55,16 +55,16 @@ class Requeuing:
         """Queue requests that are not settled for a lane; returns how many.
 
         Args:
-            which: By their numbers, those that are in flight (with a batch, still in that one). By a batch alone, all
-                that is in it (of these terms). By their terms alone, those that are queued for the other lane.
+            which: With numbers: those of these requests that are in flight, and in the batch, if one is given. With a
+                batch alone: all its requests, of these terms. With terms alone: what is queued for the other lane.
             lane: For which lane.
             now: The time.
-            costs_attempt: By their numbers: whether they have used up an attempt.
+            costs_attempt: Whether they have used up an attempt; only with numbers.
             maybe_billed: They may have been billed, and count as possible doubles.
             max_spend: The spend limit, which those that may have been billed must not pass.
-            keep: By a batch: the batch keeps its state. A row that it still delivers is used if it is the first answer,
-                and else is booked as wasted. Without `keep` the batch becomes `void` once no request is left in it.
-            turn: By their numbers: the message after which they go on.
+            keep: With a batch alone: the batch keeps its state. A row that it still delivers is used if it is the first
+                answer, and else is booked as wasted. Without `keep` the batch becomes `void` once it is empty.
+            turn: The message after which they go on; only with numbers.
 
         Raises:
             SpendLimitError: Billing them again could pass the spend limit. None is queued.

@@ -71,7 +71,7 @@ class _Kind(NamedTuple):
 
 
 class _OutOfDateError(Exception):
-    """Open rows are out of date: the transaction is given up. A savepoint would keep a copy of each changed page."""
+    """Open rows are out of date: the transaction is rolled back. A savepoint would keep a copy of each changed page."""
 
 
 @attrs.define(eq=False)

@@ -46,7 +46,7 @@ class SharedCommit(Generic[C]):
         name: What its transactions do; see `Database.write`.
         work: Carries calls out inside a transaction. The error that it raises, all of them get;
             what interrupts a thread, such as KeyboardInterrupt, is raised in that thread alone.
-        failed: Called when a transaction was given up.
+        failed: Called when a transaction was rolled back.
         ask: Asks inside the transaction for what `work` has to know of calls, before it has to wait for others.
     """
 

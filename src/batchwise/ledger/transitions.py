@@ -135,7 +135,7 @@ def beginning(state: BatchState) -> str:
 
 
 def check(batch: int, was: BatchState, to: BatchState) -> None:
-    """See that a state may follow the one that a batch has.
+    """Check that a state may follow the one that a batch has.
 
     Raises:
         LedgerError: It may not.
@@ -148,7 +148,7 @@ def check(batch: int, was: BatchState, to: BatchState) -> None:
 
 
 def check_beginning(state: RequestState) -> None:
-    """See that a request may begin in a state.
+    """Check that a request may begin in a state.
 
     Raises:
         LedgerError: It may not.
@@ -158,7 +158,7 @@ def check_beginning(state: RequestState) -> None:
 
 
 def check_request(was: RequestState, to: RequestState) -> None:
-    """See that a state may follow the one that a request has. The same state may: it goes on on other terms.
+    """Check that a state may follow the one that a request has. The same state may: it goes on on other terms.
 
     Raises:
         LedgerError: It may not.

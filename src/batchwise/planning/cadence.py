@@ -240,13 +240,13 @@ class Cadence:
         shorter = max((period for period in _CRON if period < self.interval), default=ZERO)
         if nearest and shorter:
             return _CRON[shorter]
-        mend = (
+        fix = (
             f"the nearest shorter interval that it can express is {exact(shorter)} ({_CRON[shorter]!r}): "
             "take cron(nearest=True), or with_interval(nearest)"
             if shorter
             else "its shortest period is a minute: keep a dispatcher running instead"
         )
-        raise NoCronExpressionError(f"interval={exact(self.interval)} has no cron expression; {mend}", nearest=shorter)
+        raise NoCronExpressionError(f"interval={exact(self.interval)} has no cron expression; {fix}", nearest=shorter)
 
 
 def sla_cadence(

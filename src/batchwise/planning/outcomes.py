@@ -189,7 +189,7 @@ class _Rule(NamedTuple):
     call: Verdict
     create: CreateOutcome  # once it is proved that nothing was created
     costs_attempt: bool = True  # of a call; a row that is tried again always costs one, so that nothing spins
-    mend: str = ""
+    fix: str = ""
 
 
 _SETTLE, _RETRY, _SUSPEND, _CREATE = Verdict.SETTLE, Verdict.RETRY, Verdict.SUSPEND, CreateOutcome
@@ -205,31 +205,31 @@ _ORGANISATION = "settle with Anthropic why the organization is refused, then res
 _WORKSPACE = "fix the workspace's settings in the Console, or use another workspace's key, then resume()"
 _OWN_KEY = "give the API access to the workspace's encryption key again, then resume()"
 
-# error                    a batch's row  a call    a create that made nothing  costs  the mend of a suspended lane
+# error                    a batch's row  a call    a create that made nothing  costs  the fix of a suspended lane
 _TABLE: Mapping[str, _Rule] = {
     "invalid_request_error": _Rule(_SETTLE, _SETTLE, _CREATE.INVALID),
     "request_too_large": _Rule(_SETTLE, _SETTLE, _CREATE.TOO_LARGE),
-    "not_found_error": _Rule(_SETTLE, _SETTLE, _CREATE.SUSPENDED, mend=_ENDPOINT),
-    "authentication_error": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_KEY),
+    "not_found_error": _Rule(_SETTLE, _SETTLE, _CREATE.SUSPENDED, fix=_ENDPOINT),
+    "authentication_error": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, fix=_KEY),
     # May be the request's own (a file, a model): it costs an attempt, lest one request stop the lane for ever.
-    "permission_error": _Rule(_SETTLE, _SUSPEND, _CREATE.SUSPENDED, mend=_ACCESS),
-    "billing_error": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_MONEY),
+    "permission_error": _Rule(_SETTLE, _SUSPEND, _CREATE.SUSPENDED, fix=_ACCESS),
+    "billing_error": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, fix=_MONEY),
     "rate_limit_error": _Rule(_RETRY, _RETRY, _CREATE.RATE_LIMITED, costs_attempt=False),
     "conflict_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
     "request_timeout": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
     "api_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),  # and every other 5xx
     "timeout_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
     "overloaded_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),  # a call that is refused so: see `call_costs`
-    "unknown_4xx": _Rule(_SETTLE, _SETTLE, _CREATE.SUSPENDED, mend=_ENDPOINT),
+    "unknown_4xx": _Rule(_SETTLE, _SETTLE, _CREATE.SUSPENDED, fix=_ENDPOINT),
     "unknown_error": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),  # a connection lost, too
     MALFORMED: _Rule(_SETTLE, _SETTLE, _CREATE.NOT_CREATED),  # an answer, and paid: not bought again
     "damaged_on_the_way": _Rule(_RETRY, _RETRY, _CREATE.NOT_CREATED),
     # Not the request's fault, whatever the type says: `_ACCOUNT_ERRORS` tells them by their codes and words.
-    "no_credit": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_MONEY),
-    "organisation_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_ORGANISATION),
-    "workspace_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_WORKSPACE),
-    "key_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_KEY),
-    "own_key_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, mend=_OWN_KEY),
+    "no_credit": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, fix=_MONEY),
+    "organisation_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, fix=_ORGANISATION),
+    "workspace_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, fix=_WORKSPACE),
+    "key_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, fix=_KEY),
+    "own_key_refused": _Rule(_SUSPEND, _SUSPEND, _CREATE.SUSPENDED, costs_attempt=False, fix=_OWN_KEY),
 }
 _PROFILE = _Rule(_SETTLE, _SETTLE, _CREATE.SUSPENDED)
 _BY_STATUS: Mapping[int, str] = {
@@ -295,7 +295,7 @@ def rule_row(result: Mapping[str, Any], *, structured: bool = False) -> Ruling:
         case "errored":
             fault = _row_fault(result.get("error"))
             rule = _TABLE[_kind(fault)]
-            return _ruling(fault, rule.row, rule.mend, costs_attempt=rule.row is not Verdict.SUSPEND)
+            return _ruling(fault, rule.row, rule.fix, costs_attempt=rule.row is not Verdict.SUSPEND)
         case "expired":
             error = ResultError("expired", "the batch's window ended before this request's turn", retryable=True)
             return Ruling(verdict=Verdict.RETRY, outcome=Outcome.EXPIRED, error=error)
@@ -321,7 +321,7 @@ def rule_call(fault: Fault, *, bills_profile: bool = False) -> Ruling:
         return _unusable(kind, fault.message)
     rule = _PROFILE if bills_profile and status == 402 else _TABLE[kind]
     lost = status is None or status < 400 or (status >= 500 and status not in _ANSWERED)
-    ruling = _ruling(fault, rule.call, rule.mend, costs_attempt=rule.costs_attempt)
+    ruling = _ruling(fault, rule.call, rule.fix, costs_attempt=rule.costs_attempt)
     return attrs.evolve(ruling, maybe_billed=fault.request_sent and lost, wait=fault.retry_after)
 
 
@@ -362,7 +362,7 @@ def rule_create(fault: Fault) -> CreateRuling:
         culprits=culprits(fault.message) if invalid else (),
         everyone=invalid and _BETA_WORDS.search(fault.message) is not None,
         wait=fault.retry_after,
-        reason=_reason(error, rule.mend, rule.call) if outcome is CreateOutcome.SUSPENDED else None,
+        reason=_reason(error, rule.fix, rule.call) if outcome is CreateOutcome.SUSPENDED else None,
     )
 
 
@@ -386,8 +386,8 @@ def lane_wide_error(errors: Mapping[tuple[str, str], int], rows: int) -> str | N
     if count != rows or rule.row is Verdict.RETRY or (known == "not_found_error" and _NO_MODEL.match(message)):
         return None
     error = ResultError(kind, message, retryable=True)
-    mend = _SHARED if rule.mend in ("", _ENDPOINT) else rule.mend  # the create got through: the endpoint is right
-    return f"all {rows} requests of a batch failed alike: {_reason(error, mend, rule.row)}"
+    fix = _SHARED if rule.fix in ("", _ENDPOINT) else rule.fix  # the create got through: the endpoint is right
+    return f"all {rows} requests of a batch failed alike: {_reason(error, fix, rule.row)}"
 
 
 def culprits(message: str) -> tuple[int, ...]:
@@ -469,7 +469,7 @@ def _kind(fault: Fault) -> str:
     return "damaged_on_the_way" if kind == "invalid_request_error" and _DAMAGE.search(fault.message) else kind
 
 
-def _ruling(fault: Fault, verdict: Verdict, mend: str, *, costs_attempt: bool) -> Ruling:
+def _ruling(fault: Fault, verdict: Verdict, fix: str, *, costs_attempt: bool) -> Ruling:
     error = ResultError(fault.type, fault.message, retryable=verdict is not Verdict.SETTLE)
     suspended = verdict is Verdict.SUSPEND
     return Ruling(
@@ -477,18 +477,18 @@ def _ruling(fault: Fault, verdict: Verdict, mend: str, *, costs_attempt: bool) -
         outcome=None if suspended else Outcome.FAILED,
         error=error,
         costs_attempt=costs_attempt,
-        reason=_reason(error, mend, verdict) if suspended else None,
+        reason=_reason(error, fix, verdict) if suspended else None,
     )
 
 
-def _reason(error: ResultError, mend: str, verdict: Verdict) -> str:
+def _reason(error: ResultError, fix: str, verdict: Verdict) -> str:
     """Return why a lane is suspended, and what to do.
 
     It quotes the API only for errors of the account: the API checks key, access and credit before it reads the request.
     The messages of other errors may quote the request.
     """
     words = f": {error.message.rstrip('.')}" if verdict is Verdict.SUSPEND else ""
-    return f"{error.type}{words}; {mend}"
+    return f"{error.type}{words}; {fix}"
 
 
 def was_cut(line: bytes) -> bool:

@@ -132,6 +132,23 @@ def test_page(page, tmp_path, monkeypatch):
                     del sys.modules[path.stem]
 
 
+def test_no_page_shows_a_name_that_only_its_hidden_blocks_define():
+    """A reader copies what is shown. `batch_id` is the reader's own."""
+    lines = []
+    for page in PAGES:
+        shown = re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        blocks = re.findall(r"^```python\n(.*?)^```", shown, re.DOTALL | re.MULTILINE)
+        code = "\n".join(block for block in blocks if not block.startswith(">>>"))
+        name = f"--stdin-filename={page.relative_to(ROOT).with_suffix('.py')}"
+        options = ["--isolated", "--select=F821", "--config=builtins=['batch_id']", "--output-format=concise", name]
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", "check", *options, "-"],
+            input=code, check=False, stdout=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+        lines += [line for line in done.stdout.splitlines() if "F821" in line or "invalid-syntax" in line]
+    assert not lines
+
+
 def test_the_example_of_the_readme_is_short():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     example = text.partition("```python\n")[2].partition("```")[0]

@@ -165,7 +165,6 @@ HEAVY = {
     "httpx",
     "genai_prices",
     "sqlite3",
-    "tenacity",
     "anyio",
     "asyncio",
     "batchwise.models",

@@ -145,7 +145,7 @@ class Books:
 
     def reserved_cost(self, db: Connection) -> int:
         """Pico-USD reserved for unsettled requests."""
-        return _reserved_cost(db)
+        return int(meta.get(db, "reserved_cost") or 0)
 
     def spend(self, db: Connection, cost: int, now: datetime) -> None:
         """Book pico-USD as spent now."""
@@ -362,9 +362,9 @@ class Moves:
                         (requests, size, *place),
                     )
         if reserved:
-            meta.put(db, "reserved_cost", str(_reserved_cost(db) + reserved))
+            db.execute(
+                "INSERT INTO meta VALUES ('reserved_cost', ?) "
+                "ON CONFLICT (name) DO UPDATE SET value = plus(meta.value, excluded.value)",
+                (str(reserved),),
+            )
         self._delta.clear()
-
-
-def _reserved_cost(db: Connection) -> int:
-    return int(meta.get(db, "reserved_cost") or 0)

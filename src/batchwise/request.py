@@ -25,9 +25,9 @@ __all__ = ["BILLED_TO_A_PROFILE", "MAX_KEY_LENGTH", "Request", "Traits", "check_
 
 MAX_KEY_LENGTH = 1_024
 BILLED_TO_A_PROFILE = "billing_policy.bill_to"
-"""Stands among the parameters of a request whose bill goes to a user profile."""
+"""Added to the parameter names of a request that is billed to a user profile."""
 _MOST_TOKENS = 1_000_000_000
-"""Far more than any model puts out for one request (300,000, API documentation, 2026)."""
+"""Far more than any model writes for one request (300,000, API documentation, 2026)."""
 
 _NO_PARAMS: Any = object()
 _EXAMPLE = "{'model': 'claude-...', 'max_tokens': 1024, 'messages': [{'role': 'user', 'content': '...'}]}"
@@ -46,7 +46,7 @@ _OPTION_NAMES = frozenset(_CALL_OPTIONS)
 
 
 class Traits(NamedTuple):
-    """What routing looks at in the params; requests that share it (and their tags) share a decision."""
+    """What routing needs to know of the params. Requests with the same traits and the same tags share a decision."""
 
     model: str
     max_tokens: int
@@ -55,11 +55,11 @@ class Traits(NamedTuple):
     tool_choice: str
     speed: str
     structured: bool = False
-    """The answer has to keep to a JSON schema."""
+    """Whether the answer has to keep to a JSON schema."""
 
 
 def check_one_dict(call: str, given: Iterable[str]) -> None:
-    """Refuse a call that has the parameters one by one, as the SDK's `messages.create` takes them.
+    """Refuse a call with `model=`, `max_tokens=` or `messages=`, as the SDK's `messages.create` takes them.
 
     Raises:
         InvalidRequestError: One of `given` is such a parameter.
@@ -73,10 +73,10 @@ def check_one_dict(call: str, given: Iterable[str]) -> None:
 
 
 def check_key(key: object) -> str:
-    """`key` if it can be one.
+    """Return a key, checked.
 
     Raises:
-        InvalidRequestError: It is no string, empty, or over 1,024 characters.
+        InvalidRequestError: It is not a string, is empty, or has over 1,024 characters.
     """
     if not isinstance(key, str):
         raise InvalidRequestError(f"key={shown(key)} is not a string; use e.g. key=str(path)")
@@ -89,10 +89,10 @@ def check_key(key: object) -> str:
 
 
 def check_job(job: object) -> str:
-    """`job` if it can be a job's name.
+    """Return the name of a job, checked.
 
     Raises:
-        InvalidValueError: It is no string, or empty.
+        InvalidValueError: It is not a string, or is empty.
     """
     if not isinstance(job, str) or not job:
         raise InvalidValueError(f"job={shown(job)} is not a name; give a str of one character or more, or leave it out")
@@ -100,7 +100,7 @@ def check_job(job: object) -> str:
 
 
 def _to_params(params: object) -> Mapping[str, Any]:
-    """What belongs into the body, where the options of the call say nothing."""
+    """Return the params without options of the SDK's call that are given but left empty."""
     if not isinstance(params, (dict, Mapping)):  # dict first: the look at an abstract class takes 0.2 us
         raise InvalidRequestError(
             f"params is a {type(params).__name__}; give the call's body as a dict, e.g. {_EXAMPLE}"
@@ -150,7 +150,7 @@ def _to_expected(tokens: object) -> int | None:
 
 
 def _traits(params: Mapping[str, Any], betas: tuple[str, ...]) -> Traits:
-    """What routing looks at in params as `encode` gives them: whatever is a mapping in them is a dict."""
+    """Return the traits of params as `encode` returns them, where every mapping is a dict."""
     try:
         model, max_tokens, messages = params["model"], params["max_tokens"], params["messages"]
     except KeyError as error:
@@ -180,7 +180,7 @@ def _plain_traits(model: str, max_tokens: int, names: tuple[str, ...]) -> Traits
 
 
 def _added_tools(messages: Iterable[Any]) -> Iterator[str]:
-    """The types of the tools that messages define (SDK 2.14, beta `tool_addition`); references name known ones."""
+    """Yield the types of tools that messages define (SDK 2.14, beta `tool_addition`), not of those they refer to."""
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         for block in content if isinstance(content, (list, tuple)) else ():
@@ -192,30 +192,31 @@ def _added_tools(messages: Iterable[Any]) -> Iterator[str]:
 
 @attrs.frozen(init=False, eq=False, repr=False, slots=False)
 class Request:
-    """One Messages call and what its caller says about it.
+    """One Messages call, and what its caller says about it.
 
-    The encoded bytes are fixed at construction; changing `params` afterwards changes nothing. Equality and hash go
-    by the content's digest and the tags.
+    The body is encoded when the request is made; changing `params` afterwards changes nothing. Two requests are equal
+    if their content and their tags are.
 
     Args:
-        params: The JSON body of a Messages call. What the SDK takes inside it is taken and encoded the same: content
-            blocks and other pydantic models, `omit` and `NOT_GIVEN`, dates, sets, generators, and `pathlib.Path` and
-            open files as the data of base64 sources. They are read now, and not again.
-        key: The caller's name for it, unique within its job: 1 to 1,024 characters.
-        latency: How long the caller can wait. Left out it means `Latency.BLOCKING`, or the default that
-            `dispatch_all` is given.
-        tool_use: What the request does with tools; None infers it from the params, cautiously.
-        betas: `anthropic-beta` values.
-        stream: The caller wants streaming; it routes to the sync lane.
-        expected_output_tokens: The usual size of the answer, for forecasts of money and time.
-        output_format: The answer keeps to the JSON schema of this type: a pydantic model, or any type that pydantic's
-            `TypeAdapter` takes. It is asked for as the SDK's `messages.parse` does, and becomes a part of the params;
-            `Result.parse` reads the answer. One that was cut off fails with `truncated`.
-        labels: Who or what it is billed to, such as `{"team": "search"}`; see `Report.by_label`. No content: it is not
-            sent, and a key's first labels stand. Of each name a few values make sense, not one for each request.
+        params: The JSON body of a Messages call. It may hold all that the SDK takes, which is encoded in the same way:
+            content blocks and other pydantic models, `omit` and `NOT_GIVEN`, dates, sets, generators, and
+            `pathlib.Path` and open files as the data of base64 sources. Files and generators are read now, once.
+        key: Your name for the request, unique within its job: 1 to 1,024 characters. None: one is generated.
+        latency: How long you can wait for the answer. None: the latency that `dispatch_all` is given, else
+            `Latency.BLOCKING`.
+        tool_use: What the request does with tools. None: it is inferred from the params, and never as PATIENT.
+        betas: Values for the header `anthropic-beta`.
+        stream: Whether you want the answer as a stream. Only the sync lane can stream.
+        expected_output_tokens: The usual length of the answer in tokens, for forecasts of cost and time.
+        output_format: A type; the answer has to keep to its JSON schema. A pydantic model, or any type that pydantic's
+            `TypeAdapter` takes. The schema becomes a part of the params, as in the SDK's `messages.parse`, and
+            `Result.parse` reads the answer. An answer that is cut off settles FAILED, with the error `truncated`.
+        labels: Who or what the request is billed to, such as `{"team": "search"}`. See `Report.by_label`. Labels are
+            not sent, and not a part of the content: for a key that exists already, the first labels stay. Use few
+            values for each name, not one for each request.
 
     Raises:
-        InvalidRequestError: A field is missing, malformed, or belongs elsewhere; the message says which and where.
+        InvalidRequestError: A field is missing or malformed, or does not belong there; the message says which one.
     """
 
     key: str | None
@@ -273,10 +274,10 @@ class Request:
             raise InvalidRequestError(f"{where}: {error}") from None
 
     def keyed(self, key: str) -> Request:
-        """The same request under another key.
+        """Return the same request with another key.
 
         Raises:
-            InvalidRequestError: It cannot be a key.
+            InvalidRequestError: The key is not a string of 1 to 1,024 characters.
         """
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__, key=check_key(key))
@@ -284,7 +285,7 @@ class Request:
 
     @cached_property
     def digest(self) -> bytes:
-        """16 bytes of SHA-256 over the content: the canonical params, the betas and the stream flag."""
+        """The first 16 bytes of a SHA-256 over the content: the sorted params, the betas and the stream flag."""
         content = canonical(self.body)
         if self.betas:
             content += b"\0" + ",".join(self.betas).encode()
@@ -292,12 +293,12 @@ class Request:
 
     @property
     def latency(self) -> LatencyTag:
-        """How long the caller can wait."""
+        """How long the caller can wait for the answer."""
         return Latency.BLOCKING if self.latency_tag is None else self.latency_tag
 
     @property
     def labels(self) -> dict[str, str]:
-        """Who or what it is billed to."""
+        """Who or what the request is billed to."""
         return dict(self.label_pairs)
 
     @property
@@ -308,12 +309,12 @@ class Request:
 
     @property
     def model(self) -> str:
-        """The model asked for."""
+        """The id of the model."""
         return self.traits.model
 
     @property
     def max_tokens(self) -> int:
-        """The most output tokens asked for."""
+        """The most output tokens that the answer may have."""
         return self.traits.max_tokens
 
     def _identity(self) -> tuple[object, ...]:

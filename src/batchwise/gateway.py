@@ -94,7 +94,7 @@ def _is_allowed(headers: Mapping[str, str], token: str | None) -> bool:
 
 
 def _response(answer: Answer) -> Response:
-    return Response(b"".join(answer.body), status_code=answer.status, headers=dict(answer.headers))
+    return Response(answer.body, status_code=answer.status, headers=dict(answer.headers))
 
 
 async def _body_of(response: httpx2.Response) -> AsyncIterator[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from heapq import heappop, heappush
@@ -80,11 +80,11 @@ class Call(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An HTTP response: its status, its headers, and its body in pieces."""
+    """An HTTP response."""
 
     status: int
     headers: Mapping[str, str]
-    body: Iterable[bytes]
+    body: bytes
 
 
 def read_call(
@@ -149,8 +149,10 @@ def answer_of(result: Result, *, stream: bool) -> Answer:
     if rule_row(told).billed:  # a refusal, and an answer that was cut off, too: as the API gave it
         message = told["message"]
         if stream:
-            return Answer(200, {**headers, "content-type": "text/event-stream"}, map(encoded, events(message)))
-        return Answer(200, {**headers, "content-type": "application/json"}, (encode(message),))
+            return Answer(
+                200, {**headers, "content-type": "text/event-stream"}, b"".join(map(encoded, events(message)))
+            )
+        return Answer(200, {**headers, "content-type": "application/json"}, encode(message))
     error = told.get("error")
     if isinstance(error, Mapping) and isinstance(error.get("error"), Mapping):  # as the API worded it
         return _failure(_STATUS.get(str(error["error"].get("type")), 500), headers, error)
@@ -171,7 +173,7 @@ def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any]) -
     request_id = body.get("request_id") or headers.get("request-id")
     told = {**body, **({"request_id": request_id} if request_id else {})}
     given = {"request-id": str(request_id)} if request_id else {}
-    return Answer(status, {**headers, **given, "content-type": "application/json"}, (encode(told),))
+    return Answer(status, {**headers, **given, "content-type": "application/json"}, encode(told))
 
 
 def failed(status: int, kind: str, words: str) -> Answer:

@@ -124,7 +124,7 @@ class _Answering(ABC):
             raise anthropic.APITimeoutError(request) from error
         except BatchwiseError as error:
             answer = refusal(error)
-        return httpx2.Response(answer.status, headers=dict(answer.headers), content=b"".join(answer.body))
+        return httpx2.Response(answer.status, headers=dict(answer.headers), content=answer.body)
 
     def _is_call(self, request: httpx2.Request) -> bool:
         url = request.url

@@ -57,13 +57,14 @@ def _one_of(*words: str) -> Callable[[object, attrs.Attribute[str], str], None]:
     return check
 
 
-def _to_usd(value: object) -> Decimal:
+def _to_usd(value: object, field: str) -> Decimal:
+    wrong = f"{field}={shown(value)} is not an amount of US dollars"
     try:
         amount = Decimal(str(value))
     except ArithmeticError:
-        raise InvalidValueError(f"{shown(value)} is not an amount of US dollars; give a Decimal or an int") from None
+        raise InvalidValueError(f"{wrong}; give a Decimal or an int") from None
     if not amount.is_finite() or not 0 <= amount <= _MOST:
-        raise InvalidValueError(f"{shown(value)} is not an amount of US dollars from 0 to {_MOST:,}")
+        raise InvalidValueError(f"{wrong} from 0 to {_MOST:,}")
     return amount
 
 
@@ -72,10 +73,20 @@ GRAIN = Decimal("0.0001")
 surcharge for inference in the US, is exact."""
 
 
+def _to_max_spend(value: object) -> Decimal:
+    return _to_usd(value, "max_spend")
+
+
+def _to_delay_cost(value: object) -> Decimal:
+    return _to_usd(value, "delay_cost_per_hour")
+
+
 def _to_rate(value: object) -> Decimal:
-    rate = _to_usd(value)
+    rate = _to_usd(value, "rate")
     if rate % GRAIN:
-        raise InvalidValueError(f"{shown(value)} USD per million tokens is finer than {GRAIN}; round it to 4 decimals")
+        raise InvalidValueError(
+            f"rate={shown(value)} USD per million tokens is finer than {GRAIN}; round it to 4 decimals"
+        )
     return rate
 
 
@@ -275,10 +286,10 @@ class Policy:
     interval: timedelta | None = attrs.field(default=None, validator=_optional(_positive))
     flexible_interval: timedelta = attrs.field(default=timedelta(hours=1), validator=_positive)
     hedge: bool = attrs.field(default=False, validator=_flag)
-    delay_cost_per_hour: Decimal = attrs.field(default=Decimal(0), converter=_to_usd)
+    delay_cost_per_hour: Decimal = attrs.field(default=Decimal(0), converter=_to_delay_cost)
     zero_data_retention: bool = attrs.field(default=False, validator=_flag)
     max_attempts: int = attrs.field(default=3, validator=_positive_number)
-    max_spend: Decimal | None = attrs.field(default=None, converter=attrs.converters.optional(_to_usd))
+    max_spend: Decimal | None = attrs.field(default=None, converter=attrs.converters.optional(_to_max_spend))
     max_spend_period: timedelta | None = attrs.field(default=None, validator=_optional(_positive))
     late: Literal["run", "fail"] = attrs.field(default="run", validator=_one_of("run", "fail"))
     limits: Limits | Mapping[str, Limits] | None = attrs.field(default=None, converter=_to_limits, hash=False)

@@ -100,7 +100,7 @@ class ActionRunner:
             else:
                 raised.append(error)
         else:
-            self._engine.setbacks.mended(what)
+            self._engine.setbacks.resolved(what)
         finally:
             with self._lock:
                 del self._groups[mark]

@@ -65,7 +65,7 @@ class CallRunner:
                 self._life.fail(error)
             else:
                 _log.exception("batchwise: the outcome of a call could not be stored")
-        self._engine.setbacks.mended(what)
+        self._engine.setbacks.resolved(what)
         self._notifiers.work.notify()
         if self.used_up:
             self._notifiers.pump.notify()

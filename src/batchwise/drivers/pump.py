@@ -87,7 +87,7 @@ class Pump:
                 self._life.fail(error)
                 return 0.0
             return self._retrying.failed(_LOOKING, _LOOKING, error)
-        self._engine.setbacks.mended(_LOOKING)
+        self._engine.setbacks.resolved(_LOOKING)
         return wait
 
     def _wake_for_problems(self) -> None:
@@ -127,7 +127,7 @@ class Pump:
                 raise
             self._retrying.failed(what, describe(action), error)
             return False
-        self._engine.setbacks.mended(what)
+        self._engine.setbacks.resolved(what)
         return moved
 
     async def _sleep(self, seen: Any, wait: float | None) -> None:

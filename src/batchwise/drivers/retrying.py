@@ -65,7 +65,7 @@ class Retrying:
             return True
 
         await persist(procedure, retry)
-        self._setbacks.mended(_CLOSING)
+        self._setbacks.resolved(_CLOSING)
 
     def raise_if_stuck(self) -> None:
         """Raise the error of something that has failed for `END_GRACE` seconds: it is no use to wait longer."""

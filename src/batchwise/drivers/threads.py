@@ -141,7 +141,7 @@ class ThreadDriver(Driver):
                 if self._pumping is None:
                     self._pumping = self._thread(self._pump.run, "batchwise-pump")
                     if self._pumping is not None:
-                        self.engine.setbacks.mended(_STARTING)
+                        self.engine.setbacks.resolved(_STARTING)
 
     def _is_alone(self) -> bool:
         self._start()
@@ -213,7 +213,7 @@ class ThreadDriver(Driver):
 
     def _end(self, *, finish: bool, spare_calls: bool) -> None:
         wait = finish
-        self.engine.setbacks.mended(_STARTING)  # closing works in this thread
+        self.engine.setbacks.resolved(_STARTING)  # closing works in this thread
         try:
             drive(self._ending.finish(finish=finish, spare_calls=spare_calls), self._ports)
         except BatchwiseError:

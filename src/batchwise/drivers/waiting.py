@@ -63,7 +63,7 @@ class Waiting:
         end = None if timeout is None else monotonic() + timeout
         waiter = object()  # the key of its setbacks
         with self._waiters.listening(request) as notifier, ExitStack() as at_end:
-            at_end.callback(self._engine.setbacks.mended, waiter)
+            at_end.callback(self._engine.setbacks.resolved, waiter)
             while True:
                 seen = notifier.version()
                 self._life.raise_fatal()
@@ -98,5 +98,5 @@ class Waiting:
             if not passing(error):
                 raise
             return None, setbacks.failed(waiter, "looking for what is waited for", error)
-        setbacks.mended(waiter)
+        setbacks.resolved(waiter)
         return value, None

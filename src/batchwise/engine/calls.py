@@ -134,7 +134,7 @@ async def _take_in(engine: Engine, slot: Slot, claim: Claim, reply: Reply) -> Cl
         outcome = ruling.outcome or outcome
         # Before the request settles: a planner that saw neither would probe with another row.
         news = engine.health.note_call(answered=True)
-        engine.setbacks.mended(_CALLING)
+        engine.setbacks.resolved(_CALLING)
         note_pace(engine, slot, reply, usage)
         if answer.goes_on is not None:
             await _fall_back(engine, slot, answer.goes_on, answer.line)

@@ -57,7 +57,7 @@ async def _seen(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
     if info.status != "ended" and _overdue(engine, info):
         await _note_failed_look(engine, batch, f"it should have ended at {info.expires_at:%Y-%m-%d %H:%M} UTC")
         return
-    engine.setbacks.mended(_asking(batch))
+    engine.setbacks.resolved(_asking(batch))
     await store(_update, engine, batch, info, was=batch)
 
 
@@ -240,7 +240,7 @@ def _gone(kind: str, words: str, *, verdict: Verdict) -> Ruling:
 
 async def _lost(engine: Engine, batch: BatchView, ruling: Ruling) -> None:
     """Settle or requeue the requests of a batch whose rows will not come."""
-    engine.setbacks.mended(_asking(batch))
+    engine.setbacks.resolved(_asking(batch))
 
     def give_back() -> list[int]:
         sorter = Sorter(engine, batch)
@@ -275,7 +275,7 @@ async def collect(engine: Engine, batch: BatchView) -> None:
             ", ".join(f"{kind}: {more:+d}" for kind, more in reader.off.items()),
         )
     if whole:
-        engine.setbacks.mended(_asking(batch))
+        engine.setbacks.resolved(_asking(batch))
     if not missing:
         closed = attrs.evolve(batch, state=BatchState.CLOSED, polled_at=engine.now())
         await store(engine.ledger.batches.update, closed, was=batch)

@@ -51,7 +51,7 @@ async def reconcile(engine: Engine, batch: BatchView) -> None:
     except LaneFault as error:
         await _unseen(engine, batch, batch, error.fault, now, resumes)
         return
-    engine.setbacks.mended(_LOOKING)
+    engine.setbacks.resolved(_LOOKING)
     evidence = await _examine(engine, batch, found)
     offset = (await store(engine.ledger.snapshot)).clock_offset
     looked = attrs.evolve(batch, candidates=evidence.candidates, struck=evidence.struck, polled_at=now, failures=0)

@@ -123,7 +123,7 @@ class Setbacks:
         self._open[what] = found = _Setback(words, cause, error, times, since, retry_at, next_try)
         return found
 
-    def mended(self, what: Hashable) -> None:
+    def resolved(self, what: Hashable) -> None:
         """Note that it worked, or that nobody needs it any more."""
         if self._open:
             with self._lock:
@@ -142,7 +142,7 @@ class Setbacks:
 
     @property
     def last(self) -> str | None:
-        """The last failure that has not been mended: what failed, how often, and when it is tried again."""
+        """The last failure that has not been resolved: what failed, how often, and when it is tried again."""
         found = self._last()
         return None if found is None else str(found)
 

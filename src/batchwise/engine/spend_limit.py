@@ -88,7 +88,7 @@ class SpendLimit:
             known = read_again()
         right, held = self._without_unreserved(known, now)
         if not held:
-            self._setbacks.mended(_UNRESERVED)
+            self._setbacks.resolved(_UNRESERVED)
             return right, ()
         pause = self._policy.poll_every[1]
         fault = Fault(None, "spend_limit", _NO_ROOM.format(held))

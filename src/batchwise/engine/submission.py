@@ -168,7 +168,7 @@ def record_created(engine: Engine, batch: BatchView, info: BatchInfo) -> None:
         expires_at=info.expires_at,
         now=engine.now(),
     )
-    engine.setbacks.mended(_SENDING)
+    engine.setbacks.resolved(_SENDING)
     _resize(engine, batch, Sizes.worked)
     _emit_created(engine, batch, info)
 
@@ -244,7 +244,7 @@ async def _count_refusal(engine: Engine, ruling: CreateRuling) -> None:
     if refused.times >= _REFUSED:
         reason = (
             f"{refused.times} requests in a row were refused, each alone in its batch, the last with "
-            f"{ruling.error.type}; their results say why. Mend what the requests share, then resume()"
+            f"{ruling.error.type}; their results say why. Fix what the requests share, then resume()"
         )
         await store(engine.suspensions.suspend, Lane.BATCH, reason)
 
@@ -291,5 +291,5 @@ async def _not_created(
         engine.setbacks.refused(_SENDING, "sending a batch", fault, pause)
         await store(engine.ledger.conditions.note, batch_paused_until=engine.now() + pause)
     else:
-        engine.setbacks.mended(_SENDING)  # the suspension says what to do
+        engine.setbacks.resolved(_SENDING)  # the suspension says what to do
         await store(engine.suspensions.suspend, Lane.BATCH, reason, resumes=resumes)

@@ -265,7 +265,7 @@ class Snapshot:
         sync_answered_at: When a call of the sync lane was last answered (our clock).
         sync_failed_at: When one was last refused for good or not answered (our clock).
         advanced_at: When a process last called `advance` (our clock).
-        setback: The last failure that a process stored and that has not been mended.
+        setback: The last failure that a process stored and that has not been resolved.
         measured: What was measured of the sync lane, by class of models.
         prefixes: The records of the prefixes of queued requests, by their digests.
         hits: How often rows of batches have hit the prompt cache.

@@ -224,8 +224,8 @@ def _failure(
 async def _faulted(engine: Engine, slot: Slot, claim: Claim, error: LaneFault, resumes: int) -> None:
     """Retry or settle a request whose call failed; `resumes`: `Suspensions.resumes` when the call began."""
     ruling = rule_call(error.fault, bills_profile=error.fault.status == 402 and bills_profile(claim.body))
-    refusal = refusal_of(error.fault)
-    engine.queue.failed(slot, monotonic(), refusal=refusal, retry_after=ruling.wait, headers=error.headers)
+    refusal, asked = refusal_of(error.fault), error.fault.retry_after
+    engine.queue.failed(slot, monotonic(), refusal=refusal, retry_after=asked, headers=error.headers)
     answered = ruling.verdict is Verdict.SETTLE and error.fault.status is not None
     if refusal is not None:
         await store_pace(engine, claim)
@@ -242,13 +242,13 @@ async def _faulted(engine: Engine, slot: Slot, claim: Claim, error: LaneFault, r
     )
     tried = _tried(claim, costs=costs)
     if refusal is None:
-        wait = ruling.wait or backoff(max(tried.attempts, unpaid), engine.policy)
+        wait = asked or backoff(max(tried.attempts, unpaid), engine.policy)
     elif refusal is Refusal.OVERLOADED:  # this call waits so long; the pacer decides how much the lane slows down
-        wait = max(ruling.wait or _ZERO, overload_pause(unpaid))
+        wait = max(asked or _ZERO, overload_pause(unpaid))
     else:
         wait = _ZERO  # the pacer holds up the whole lane
     if ruling.verdict is Verdict.RETRY and _may_call(engine, tried):
-        engine.setbacks.refused(_CALLING, "calling the sync lane", error.fault, max(wait, ruling.wait or _ZERO))
+        engine.setbacks.refused(_CALLING, "calling the sync lane", error.fault, max(wait, asked or _ZERO))
         await _retry(engine, slot, tried, wait, costs=costs, maybe_billed=ruling.maybe_billed)
         return
     engine.sync_lane.forget_unpaid(claim.id)

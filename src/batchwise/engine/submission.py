@@ -271,10 +271,10 @@ async def _not_created(
 ) -> None:
     """Pause or suspend the lane: nothing was created. `smaller`: the next batch is smaller, and is tried soon."""
     full = ruling.outcome is CreateOutcome.QUEUE_FULL
-    reason, wait = ruling.reason, ruling.wait or timedelta(0)
+    reason, wait = ruling.reason, fault.retry_after or timedelta(0)
     if reason is None:
         failed = await store(engine.ledger.conditions.note_failure, "full" if full else "create", now=engine.now())
-        wait = ruling.wait or (engine.policy.poll_every[0] if smaller else backoff(failed.times, engine.policy))
+        wait = fault.retry_after or (engine.policy.poll_every[0] if smaller else backoff(failed.times, engine.policy))
         if not full and failed.times >= MAX_FAILURES:
             reason = (
                 f"{failed.times} create calls in a row failed, the last time: {fault.summary}; see whether the API can "

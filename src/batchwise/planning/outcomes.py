@@ -148,7 +148,6 @@ class Ruling:
         costs_attempt: Whether this try counts among the request's attempts; False: it is forgiven.
         maybe_billed: The attempt may have been billed although no answer can be used; another one may buy it twice.
         caller_decides: A canceled row: tried again if batchwise canceled to rescue, settled if the caller canceled.
-        wait: How long the API asks to wait before the lane's next call.
         reason: Why the lane is suspended, and what to do; only for SUSPEND.
     """
 
@@ -159,7 +158,6 @@ class Ruling:
     costs_attempt: bool = True
     maybe_billed: bool = False
     caller_decides: bool = False
-    wait: timedelta | None = None
     reason: str | None = None
 
 
@@ -172,7 +170,6 @@ class CreateRuling:
         error: The error with which the culprits of an INVALID create settle.
         culprits: Positions in the batch that the API names; empty: it names none.
         everyone: The create is INVALID because of something that all requests share (the betas).
-        wait: How long the API asks to wait.
         reason: Why the lane is suspended, and what to do; only for SUSPENDED.
     """
 
@@ -180,7 +177,6 @@ class CreateRuling:
     error: ResultError
     culprits: tuple[int, ...] = ()
     everyone: bool = False
-    wait: timedelta | None = None
     reason: str | None = None
 
 
@@ -321,8 +317,8 @@ def rule_call(fault: Fault, *, bills_profile: bool = False) -> Ruling:
         return _unusable(kind, fault.message)
     rule = _PROFILE if bills_profile and status == 402 else _TABLE[kind]
     lost = status is None or status < 400 or (status >= 500 and status not in _ANSWERED)
-    ruling = _ruling(fault, rule.call, rule.fix, costs_attempt=rule.costs_attempt)
-    return attrs.evolve(ruling, maybe_billed=fault.request_sent and lost, wait=fault.retry_after)
+    maybe_billed = fault.request_sent and lost
+    return _ruling(fault, rule.call, rule.fix, costs_attempt=rule.costs_attempt, maybe_billed=maybe_billed)
 
 
 def refusal_of(fault: Fault) -> Refusal | None:
@@ -361,7 +357,6 @@ def rule_create(fault: Fault) -> CreateRuling:
         error=error,
         culprits=culprits(fault.message) if invalid else (),
         everyone=invalid and _BETA_WORDS.search(fault.message) is not None,
-        wait=fault.retry_after,
         reason=_reason(error, rule.fix, rule.call) if outcome is CreateOutcome.SUSPENDED else None,
     )
 
@@ -469,7 +464,7 @@ def _kind(fault: Fault) -> str:
     return "damaged_on_the_way" if kind == "invalid_request_error" and _DAMAGE.search(fault.message) else kind
 
 
-def _ruling(fault: Fault, verdict: Verdict, fix: str, *, costs_attempt: bool) -> Ruling:
+def _ruling(fault: Fault, verdict: Verdict, fix: str, *, costs_attempt: bool, maybe_billed: bool = False) -> Ruling:
     error = ResultError(fault.type, fault.message, retryable=verdict is not Verdict.SETTLE)
     suspended = verdict is Verdict.SUSPEND
     return Ruling(
@@ -477,6 +472,7 @@ def _ruling(fault: Fault, verdict: Verdict, fix: str, *, costs_attempt: bool) ->
         outcome=None if suspended else Outcome.FAILED,
         error=error,
         costs_attempt=costs_attempt,
+        maybe_billed=maybe_billed,
         reason=_reason(error, fix, verdict) if suspended else None,
     )
 

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import psycopg
 import pytest
 
@@ -37,10 +38,11 @@ from batchwise.models import Lane, Status
 from tests.postgres import Schemas, restart, start
 from tests.waiting import until
 
-from .model import NOW, PATIENT, World, entry, find, marks
+from .model import FLEXIBLE, NOW, PATIENT, World, find, marks, settlement
 from .proxies import Pooler, Proxy
 
 SECRET = "hunter2-not-for-logs"
+PRICED = attrs.evolve(FLEXIBLE, max_cost_each=100, max_cost_per_byte=10)
 
 
 @pytest.fixture
@@ -727,20 +729,36 @@ def test_subclasses_see_each_commit(url: str) -> None:
     assert names == ["start_run", "accept", "flush"]
 
 
-def test_a_snapshot_takes_a_few_trips_to_the_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each trip costs a hosted database a millisecond, in each planning pass of each process."""
+def test_a_snapshot_and_a_request_take_a_few_trips_to_the_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trip costs a hosted database a millisecond, in which other processes may wait for the ledger's lock."""
     trips, run = list[int](), Wire.run
 
     def counted(wire: Wire, statements: Sequence[tuple[Statement, Sequence[Any]]]) -> list[Rows]:
         trips.append(len(statements))
         return run(wire, statements)
 
+    def taken(step: Callable[[], object]) -> int:
+        trips.clear()
+        step()
+        return len(trips)
+
     with closing(opened(url)) as ledger:
-        World(ledger).bulk([entry(f"{n}") for n in range(3)])
-        ledger.snapshot()  # reads the terms, which are remembered
-        monkeypatch.setattr(Wire, "run", counted)
+        world, numbers = World(ledger), list[int]()
+        limit = world.max_spend(10**12)
+
+        def accept(key: str) -> None:
+            numbers.append(world.accept(key, PRICED, max_spend=limit).row.id)
+
+        def settle() -> None:
+            ledger.settle([settlement(numbers.pop())], now=NOW)
+
+        accept("a")  # reads the terms, which are remembered
+        settle()
         ledger.snapshot()
-    assert len(trips) <= 4, trips  # the values by name, the cohorts, the batches, and the end
+        monkeypatch.setattr(Wire, "run", counted)
+        assert taken(ledger.snapshot) <= 4, "the values by name, the cohorts, the batches, and the end"
+        assert taken(lambda: accept("b")) <= 4
+        assert taken(settle) <= 6
 
 
 def test_an_insertion_waits_for_the_next_statement_and_fails_with_it(url: str) -> None:

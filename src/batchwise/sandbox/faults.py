@@ -57,7 +57,7 @@ KNOWN_FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "messages.drop_after_billing": ("answered and billed, but the connection drops before the answer", {}),
     "messages.overloaded_529": ("529", {}),
     "messages.rate_limited_429": ("429, `retry_after` seconds in the header, or no header if None", {"retry_after": 1}),
-    "messages.spend_cap": ("429 of the monthly cap, `enforced_spend_limit_reached`, no retry-after", {}),
+    "messages.spend_cap": ("429 of the monthly spend limit, `enforced_spend_limit_reached`, no retry-after", {}),
     "messages.error_500": ("500", {}),
     "messages.slow": ("takes `delay` seconds more", {"delay": 1.0}),
     "messages.unauthorized_401": ("401", {}),

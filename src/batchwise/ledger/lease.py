@@ -28,7 +28,7 @@ class Lease:
         return self._lock.held
 
     def acquire(self) -> bool:
-        """Try, without waiting; True if held (already or now).
+        """Try to take it, without waiting; returns whether it is held.
 
         Raises:
             LedgerError: The database failed or is busy; it is not held.

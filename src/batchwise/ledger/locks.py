@@ -48,7 +48,7 @@ class ProcessLock:
         return getattr(getattr(self._lock, "_context", None), "lock_file_fd", None)
 
     def acquire(self) -> bool:
-        """Try, without waiting; True if held (already or now).
+        """Try to take it, without waiting; returns whether it is held.
 
         Raises:
             LedgerError: The lock file cannot be made.
@@ -104,7 +104,7 @@ class MemoryLock:
         return self._held
 
     def acquire(self) -> bool:
-        """Take it; always works."""
+        """Take it, which always works."""
         self._held = True
         return True
 

@@ -80,7 +80,7 @@ class SessionLock:
         return self._session.holds(self)
 
     def acquire(self) -> bool:
-        """Try, without waiting; True if held (already or now).
+        """Try to take it, without waiting; returns whether it is held.
 
         Raises:
             LedgerError: The database cannot be reached.

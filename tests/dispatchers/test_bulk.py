@@ -281,9 +281,9 @@ async def test_a_repeated_bulk_without_a_name_is_read_in_bounded_memory(world: W
 
 async def test_cancelling_a_bulk_without_a_name_is_a_few_transactions(world: World):
     class Counting(SqliteDatabase):
-        def write(self, name: str, *, quiet: bool = False):
+        def write(self, name: str, **options: bool):
             names.append(name)
-            return super().write(name, quiet=quiet)
+            return super().write(name, **options)
 
     names: list[str] = []
     world.sandbox.batch_latency = 60

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import anthropic
 import httpx2
 import pytest
 
 import batchwise as bw
-from batchwise.ledger import sqlite_file
+from batchwise.ledger import bulk, sqlite_database, sqlite_file
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.sqlite_database import SqliteDatabase
 from batchwise.sandbox import Sandbox
@@ -43,6 +42,10 @@ class Record:
         """Return the writes and commits that no sync has followed yet."""
         last = max((index for index, event in enumerate(self.events) if event == "sync"), default=-1)
         return [event for event in self.events[last + 1 :] if event == "write" or event.startswith("commit")]
+
+    def unsynced_accepts(self) -> list[str]:
+        """What was accepted and is not synced. The pump may be about to sync a commit of its own."""
+        return [event for event in self.unsynced() if event.endswith("accept")]
 
     def between(self, first: str, second: str) -> list[str]:
         start = self.events.index(first)
@@ -93,6 +96,7 @@ def run(folder: Path) -> tuple[Record, list[tuple[str, list[str]]]]:
         ) as dispatcher:
             requests = [bw.Request(params(f"row {number}"), key=f"row {number}") for number in range(5)]
             job = dispatcher.dispatch_all(requests, job="job", latency=timedelta(hours=30))
+            loose.append(("bulk", record.unsynced_accepts()))
             for result in job.results(timeout=30):
                 loose.append((f"result {result.key}", record.unsynced()))
                 record.events.append("hand over")
@@ -118,23 +122,47 @@ def check(record: Record, loose: list[tuple[str, list[str]]]) -> None:
         ("commit accept", "send /v1/messages"),
     ):
         assert "sync" in record.between(first, second), f"no sync between {first!r} and {second!r}"
+    assert "sync" not in record.between("commit stage", "commit intake accept")  # nobody relies on a part of a bulk
 
 
 def test_what_is_relied_on_is_synced_first(tmp_path: Path) -> None:
     check(*run(tmp_path))
 
 
+def test_what_is_accepted_in_the_midst_of_a_bulk_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "_ROWS", 2)
+    record = RecordedDatabase.record = Record()
+    loose: list[str] = []
+
+    with Sandbox(batch_latency=60) as sandbox, vfs.watched(record.file):
+        client = anthropic.Anthropic(base_url=sandbox.base_url, api_key="sandbox")
+        ledger = SqliteLedger(RecordedDatabase(tmp_path / "ledger.db"))
+
+        def requests() -> Iterator[bw.Request]:
+            for number in range(6):
+                if number % 2:  # behind a part that is staged already
+                    dispatcher.dispatch(params(f"single {number}"), latency=timedelta(hours=30))
+                    loose.extend(record.unsynced_accepts())
+                yield bw.Request(params(f"row {number}"), key=f"row {number}")
+
+        with bw.Dispatcher(client, ledger=ledger, policy=POLICY) as dispatcher:
+            dispatcher.dispatch_all(requests(), job="job", latency=timedelta(hours=30))
+            loose.extend(record.unsynced_accepts())
+            dispatcher.close(finish=False)
+    assert record.events.count("commit stage") == 3
+    assert not loose
+
+
 @pytest.mark.parametrize("setting", ["NORMAL", "OFF"])
 def test_the_check_catches_a_ledger_that_does_not_sync(
     setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Callable[..., Any] = sqlite_file._settle_in
-
-    def loose(db: sqlite3.Connection, path: str) -> None:
-        real(db, path)
+    def loose(db: sqlite3.Connection, *, each: bool) -> None:
+        assert each in {True, False}
         db.execute(f"PRAGMA synchronous = {setting}")
 
-    monkeypatch.setattr(sqlite_file, "_settle_in", loose)
+    monkeypatch.setattr(sqlite_file, "sync_commits", loose)
+    monkeypatch.setattr(sqlite_database, "sync_commits", loose)
     record, unsynced = run(tmp_path)
     with pytest.raises(AssertionError):
         check(record, unsynced)

@@ -170,7 +170,7 @@ class Intake:
         before = len(self._stored)
         while True:
             try:
-                with self._database.write("stage") as db:
+                with self._database.write("stage", durable=False) as db:
                     staged = self._stage(db, chunk)
             except BaseException as error:
                 del self._stored[before:]  # terms that were stored with this chunk went with it

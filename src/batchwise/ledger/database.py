@@ -92,12 +92,13 @@ class Database(Protocol):
     def json_array(self, column: str) -> str:
         """Return SQL that makes a JSON array of a column's values, in the order of the rows."""
 
-    def write(self, name: str, *, quiet: bool = False) -> AbstractContextManager[Connection]:
+    def write(self, name: str, *, quiet: bool = False, durable: bool = True) -> AbstractContextManager[Connection]:
         """A write transaction, one at a time. It is durable when the block has been left.
 
         Args:
             name: What it does. Tests that count, delay or break commits tell them apart by it.
             quiet: Nobody has to look at what it changes: `version` stays the same, where the database can do that.
+            durable: Whether it has to outlast a power failure before the next durable one is committed.
 
         Raises:
             LedgerError: The database failed or is busy; nothing was changed.

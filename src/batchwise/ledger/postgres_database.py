@@ -223,7 +223,13 @@ class PostgresDatabase:
     # -- transactions -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def write(self, name: str, *, quiet: bool = False) -> Iterator[Transaction]:
+    def write(
+        self,
+        name: str,
+        *,
+        quiet: bool = False,
+        durable: bool = True,  # noqa: ARG002 (the server may crash while this process goes on, and relies on it)
+    ) -> Iterator[Transaction]:
         """A write transaction. If it changed nothing, nothing is committed."""
         with self._using():
             self._transaction = Transaction(self, (_BEGIN, ()), (_LOCK, (self._key,)))

@@ -19,7 +19,7 @@ from . import forks
 from .database import BUSY_SECONDS, Column, Connection, busy, closed
 from .files import file_id, path_of, refused, still
 from .locks import MemoryLock, ProcessLock
-from .sqlite_file import connect
+from .sqlite_file import connect, sync_commits
 
 __all__ = ["SqliteDatabase"]
 
@@ -56,6 +56,8 @@ class SqliteDatabase:
         self._inside = 0
         """How many uses of the connection, one inside the other, the thread has begun that holds the lock."""
         self._open, self._connected = True, True
+        self._durable = True
+        """Whether each commit is synced; else the next one that is, or a checkpoint, syncs it, too."""
         self._commits = 0
         self._wiped = True
         """Whether the log holds nothing of what was purged."""
@@ -78,10 +80,13 @@ class SqliteDatabase:
     # -- transactions -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def write(self, name: str, *, quiet: bool = False) -> Iterator[sqlite3.Connection]:
+    def write(self, name: str, *, quiet: bool = False, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """A write transaction. If it changed nothing, nothing is committed."""
         with self._using():
             self._check_file()
+            if durable != self._durable:
+                sync_commits(self.connection, each=durable)
+                self._durable = durable
             self.connection.execute("BEGIN IMMEDIATE")
             before = self.connection.total_changes
             try:
@@ -265,7 +270,7 @@ class SqliteDatabase:
 
     def _connect_again(self) -> None:
         self.connection, _ = connect(self.name, known=self._file)
-        self._connected = True
+        self._connected, self._durable = True, True
         self._commits += _RECONNECTED  # another connection counts others' changes anew
 
     def abandon(self) -> None:

@@ -11,7 +11,7 @@ from . import schema
 from .database import BUSY_SECONDS
 from .files import APPLICATION_ID, FileId, create, file_id, make_private, refused
 
-__all__ = ["connect", "migrate"]
+__all__ = ["connect", "migrate", "sync_commits"]
 
 _OPENING_PAUSE = 0.02
 _WORDS = {
@@ -96,8 +96,7 @@ def _configure(db: sqlite3.Connection, path: str) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(_OPENING_PAUSE)
-    # FULL: with NORMAL no sync stands between a seal's commit and its POST, and a lost seal is a batch bought twice.
-    db.execute("PRAGMA synchronous = FULL")
+    sync_commits(db, each=True)
     db.execute("PRAGMA foreign_keys = ON")
     # 8 MB: soon the log is written over, which syncs faster than one that grows, and no commit waits long for it.
     db.execute("PRAGMA wal_autocheckpoint = 250")
@@ -106,6 +105,12 @@ def _configure(db: sqlite3.Connection, path: str) -> None:
     db.execute("PRAGMA temp_store = MEMORY")
     if path != ":memory:" and db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         raise LedgerError(f"{path} lies on a file system without shared memory; keep the ledger on a local disk")
+
+
+def sync_commits(db: sqlite3.Connection, *, each: bool) -> None:
+    """Have each commit synced to the disk, or only together with a later one that is, or at a checkpoint."""
+    # With NORMAL no sync stands between a seal's commit and its POST, and a lost seal is a batch bought twice.
+    db.execute(f"PRAGMA synchronous = {'FULL' if each else 'NORMAL'}")
 
 
 def migrate(db: sqlite3.Connection, path: str) -> None:

@@ -165,6 +165,7 @@ HEAVY = {
     "httpx",
     "genai_prices",
     "sqlite3",
+    "tenacity",
     "anyio",
     "asyncio",
     "batchwise.models",

@@ -10,7 +10,7 @@ import httpx2
 import orjson
 import pytest
 
-from batchwise.api.faults import LaneFault, is_transient, pause_before_retry, retry_after, server_time, translate
+from batchwise.api.faults import LaneFault, is_transient, retry_after, server_time, translate
 from batchwise.planning.outcomes import CreateOutcome, Fault, rule_create
 from tests.api.harness import URL
 from tests.api.test_requests import BATCH, ok
@@ -272,27 +272,3 @@ def test_creates_and_messages_are_never_tried_again_here(status, lanes, httpx2_m
     caught(lanes.call, b"{}", model="m", max_tokens=64_000)
     assert (create.call_count, message.call_count) == (1, 2)
     assert lanes.slept == []
-
-
-@pytest.mark.parametrize(
-    ("tries", "seconds", "asked", "least", "most"),
-    [
-        (1, 0.0, None, 0.5, 1.0),
-        (2, 0.0, None, 1.0, 1.5),
-        (3, 0.0, None, 2.0, 2.5),
-        (4, 0.0, None, None, None),
-        (1, 9.0, None, 0.5, 1.0),
-        (1, 9.5, None, None, None),
-        (1, 0.0, 0.0, 0.1, 0.1),
-        (1, 0.0, 9.9, 9.9, 9.9),
-        (1, 0.0, 10.0, None, None),
-    ],
-)
-def test_a_retry_comes_within_ten_seconds_or_not_at_all(tries, seconds, asked, least, most):
-    wait = None if asked is None else timedelta(seconds=asked)
-    error = LaneFault(Fault(status=503, type="api_error", message="", retry_after=wait))
-    pauses = [pause_before_retry(error, tries, seconds) for _ in range(50)]
-    if least is None:
-        assert set(pauses) == {None}
-    else:
-        assert all(pause is not None and least <= pause <= most for pause in pauses)

@@ -23,7 +23,6 @@ import attrs
 import pytest
 
 import batchwise as bw
-from batchwise.api.faults import LaneFault, is_transient
 from batchwise.engine import collection
 from batchwise.sandbox import KNOWN_FAULTS, Sandbox
 from tests.dispatchers.world import Async, Colour, Sync, listed
@@ -163,12 +162,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes minutes by default, so that a persistent fault shows its end within seconds."""
     monkeypatch.setattr(collection, "_YOUNG", timedelta(seconds=1))
     monkeypatch.setattr("batchwise.planning.pacing._LONGEST_BACKOFF", 0.1)
-    monkeypatch.setattr("batchwise.api.batches.pause_before_retry", _one_retry)
+    monkeypatch.setattr("batchwise.api.batches.retry_options", _few_retries)
     monkeypatch.setattr("batchwise.planning.retries._FREE_REFUSALS", 3)
 
 
-def _one_retry(error: LaneFault, tries: int, _seconds: float) -> float | None:
-    return 0.01 if tries < 2 and is_transient(error) else None
+def _few_retries() -> dict[str, Any]:
+    import tenacity
+
+    from batchwise.api.faults import is_transient
+
+    return {
+        "retry": tenacity.retry_if_exception(is_transient),
+        "stop": tenacity.stop_after_attempt(2),
+        "wait": tenacity.wait_fixed(0.01),
+        "reraise": True,
+    }
 
 
 _ALL = [Sync(), Async("asyncio"), Async("trio")]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
-from time import monotonic
 from typing import Any, TypeVar
 
 import httpx2
+import tenacity
 
 from . import wire
 from .colours import IO
-from .faults import LaneFault, pause_before_retry, translate
+from .faults import retry_options, translate
 from .types import BatchInfo, Listing
 from .uploads import Upload
 
@@ -147,14 +147,7 @@ class BatchLane:
         return await self._tried(ask)
 
     async def _tried(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Make an idempotent call, and repeat it after failures that may end by themselves."""
-        begun, tries = monotonic(), 0
-        while True:
-            try:
-                return await call()
-            except LaneFault as error:
-                tries += 1
-                pause = pause_before_retry(error, tries, monotonic() - begun)
-                if pause is None:
-                    raise
-            await self._io.sleep(pause)
+        async def attempt() -> _T:  # tenacity awaits only what it can tell is a coroutine function
+            return await call()
+
+        return await tenacity.AsyncRetrying(sleep=self._io.sleep, **retry_options())(attempt)

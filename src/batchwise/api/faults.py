@@ -7,13 +7,13 @@ the text of the transport's error.
 from __future__ import annotations
 
 import email.utils
-import random
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import anthropic
 import httpx2
+import tenacity
 
 from batchwise.planning.outcomes import MALFORMED, Fault, Verdict, rule_call
 
@@ -21,8 +21,8 @@ __all__ = [
     "LaneFault",
     "is_transient",
     "malformed",
-    "pause_before_retry",
     "retry_after",
+    "retry_options",
     "server_time",
     "translate",
 ]
@@ -30,7 +30,6 @@ __all__ = [
 MESSAGE_LIMIT = 500
 TRIES = 4
 TRY_SECONDS = 10.0
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 4.0
 
 _TYPES = {
     400: "invalid_request_error",
@@ -193,22 +192,20 @@ def is_transient(error: BaseException) -> bool:
     return retryable and error.fault.type != "redirect"
 
 
-def pause_before_retry(error: LaneFault, tries: int, seconds: float) -> float | None:
-    """Return the seconds until an idempotent call is tried again that failed; None: it is not.
+_backoff = tenacity.wait_exponential(multiplier=0.5, max=4.0) + tenacity.wait_random(0, 0.5)
 
-    There are up to 4 tries within 10 s. A longer `retry-after` ends them at once.
 
-    Args:
-        error: The last failure.
-        tries: How many there were.
-        seconds: Since the first one began.
-    """
-    if tries >= TRIES or not is_transient(error):
-        return None
-    asked = error.fault.retry_after
-    if asked is None:
-        pause = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2 ** (tries - 1))
-        pause += random.random() * SHORTEST_PAUSE  # noqa: S311  # it protects nothing
-    else:
-        pause = max(asked.total_seconds(), 0.1)
-    return pause if seconds + pause < TRY_SECONDS else None
+def _pause(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome is not None else None
+    asked = error.fault.retry_after if isinstance(error, LaneFault) else None
+    return _backoff(state) if asked is None else max(asked.total_seconds(), 0.1)
+
+
+def retry_options() -> dict[str, Any]:
+    """Return how idempotent calls are retried: up to 4 tries within 10 s; a longer `retry-after` ends it at once."""
+    return {
+        "retry": tenacity.retry_if_exception(is_transient),
+        "stop": tenacity.stop_after_attempt(TRIES) | tenacity.stop_before_delay(TRY_SECONDS),
+        "wait": _pause,
+        "reraise": True,
+    }

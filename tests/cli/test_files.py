@@ -139,10 +139,21 @@ def test_a_file_without_requests(batchwise, tmp_path):
     assert out.read_text() == ""
 
 
-def test_a_file_that_is_not_there(batchwise, tmp_path):
-    said = batchwise("submit", str(tmp_path / "none.jsonl"), "--within", "30h", "--job", "nightly")
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"file": "none.jsonl"}, "cannot be read"),
+        ({"--within": "30"}, "not a duration"),
+        ({"--policy": "none.toml"}, "none.toml"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["run", "submit"])
+def test_what_is_wrong_at_the_start_leaves_no_ledger_behind(batchwise, file, ledger, verb, wrong, words):
+    options = {"--within": "30h", "--job": "nightly"} | {name: each for name, each in wrong.items() if name != "file"}
+    said = batchwise(verb, wrong.get("file", file), *(part for option in options.items() for part in option))
     assert said.code == 2
-    assert "cannot be read" in said.err
+    assert words in said.err
+    assert not ledger.exists()
 
 
 def test_a_moment_as_the_deadline(batchwise, file, ledger):

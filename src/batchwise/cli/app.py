@@ -104,10 +104,9 @@ def _latency(within: str) -> LatencyTag:
 # -- accepting ----------------------------------------------------------------------------------------------------
 
 
-def _accepted(dispatcher: Dispatcher, file: str, within: str, job: str) -> DispatchedJob:
-    lines = Lines(file)
+def _accepted(dispatcher: Dispatcher, lines: Lines, latency: LatencyTag, job: str) -> DispatchedJob:
     try:
-        return dispatcher.dispatch_all(lines, job=job, latency=_latency(within))
+        return dispatcher.dispatch_all(lines, job=job, latency=latency)
     except InvalidRequestError as error:
         raise lines.named(error) from None
 
@@ -130,12 +129,13 @@ def run(
     """
     from batchwise.live import track
 
+    lines, latency = Lines(file), _latency(within)  # first: what is wrong leaves no new ledger behind
     if out is not None:
         check_path(out)
     # A URL may hold a password, and its shell knows it.
     where = f" --ledger {quote(ledger)}" if ledger and "://" not in ledger else ""
     with working(ledger, policy, must_exist=False) as (dispatcher, name):
-        accepted = _accepted(dispatcher, file, within, job)
+        accepted = _accepted(dispatcher, lines, latency, job)
         try:
             progress = track(accepted)
         except KeyboardInterrupt:
@@ -146,23 +146,23 @@ def run(
         report = accepted.report()
         written = None if out is None else write_results(accepted.results(ordered=True), out)
     values = {"ledger": name, "job": job, "progress": jsonable(progress), "report": jsonable(report)}
-    lines = [str(progress), str(report)]
+    told = [str(progress), str(report)]
     if written is not None:
         values["written"] = written
-        lines.append(f"{in_results(written)} in {out}")
+        told.append(f"{in_results(written)} in {out}")
     failed = progress.total - progress.by_outcome.get(Outcome.SUCCEEDED, 0)
     code: int = code_of(progress)
     if failed:
         code = code or Exit.ERROR
         have = "has" if failed == 1 else "have"
-        lines.append(
+        told.append(
             f"{in_requests(failed)} {have} no answer; to queue them again: `batchwise retry {quote(job)}{where}`"
         )
     if out == "-":  # the results are on stdout
-        for line in lines:
+        for line in told:
             note(line)
-        lines = []
-    return Answer("\n".join(lines), values, code)
+        told = []
+    return Answer("\n".join(told), values, code)
 
 
 @_verb
@@ -171,8 +171,9 @@ def submit(file: File, *, within: Within, job: NewJob, ledger: Ledger = None, po
 
     The same command, run again, buys nothing twice.
     """
+    lines, latency = Lines(file), _latency(within)  # first: what is wrong leaves no new ledger behind
     with working(ledger, policy, must_exist=False, finish=True) as (dispatcher, _):
-        _accepted(dispatcher, file, within, job)
+        _accepted(dispatcher, lines, latency, job)
     return standing.status(job, ledger, policy)
 
 

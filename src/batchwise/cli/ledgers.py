@@ -17,24 +17,14 @@ from .answers import note
 if TYPE_CHECKING:
     from batchwise.dispatcher import Dispatcher
 
-__all__ = ["given_policy", "looking", "working"]
+__all__ = ["looking", "working"]
 
 
-def given_policy(ledger: Ledger, path: str | None) -> Policy | None:
-    """Read the policy from a TOML file, and print where it differs from the policy that the ledger keeps.
-
-    Returns:
-        The policy. None: no file is named.
-
-    Raises:
-        InvalidValueError: The file does not hold a policy.
-    """
-    if path is None:
-        return None
-    policy, kept = Policy.from_toml(path), ledger.conditions.kept_policy()
-    if kept is not None and policy != kept:
+def _note_other(ledger: Ledger, policy: Policy | None) -> None:
+    """Print where a policy differs from the one that the ledger keeps."""
+    kept = ledger.conditions.kept_policy()
+    if policy is not None and kept is not None and policy != kept:
         note(f"the work in {ledger.name} was accepted under another policy: {policy.differs_from(kept)}")
-    return policy
 
 
 @contextmanager
@@ -47,8 +37,10 @@ def looking(ledger: str | None, policy: str | None = None, *, or_empty: bool = F
         or_empty: Whether to look at an empty ledger in memory if none is named and the default one does not exist.
 
     Raises:
+        InvalidValueError: The file does not hold a policy.
         LedgerNotFoundError: There is no such ledger.
     """
+    given = None if policy is None else Policy.from_toml(policy)
     try:
         found = open_ledger(ledger, must_exist=True)
     except LedgerNotFoundError:
@@ -56,7 +48,8 @@ def looking(ledger: str | None, policy: str | None = None, *, or_empty: bool = F
             raise
         found = open_ledger(":memory:")
     with closing(found):
-        yield Engine(found, given_policy(found, policy), endpoint=None)
+        _note_other(found, given)
+        yield Engine(found, given, endpoint=None)
 
 
 @contextmanager
@@ -72,12 +65,15 @@ def working(
         finish: Whether at the end, unless the block raises, queued requests are submitted and running calls end.
 
     Raises:
+        InvalidValueError: The file does not hold a policy.
         LedgerNotFoundError: The ledger does not exist, and `must_exist` is set.
     """
     from batchwise.dispatcher import Dispatcher  # imports the SDK, which the other verbs do not need
 
+    given = None if policy is None else Policy.from_toml(policy)  # first: a wrong one leaves no new ledger behind
     with closing(open_ledger(ledger, must_exist=must_exist)) as found:
-        dispatcher = Dispatcher(ledger=found, policy=given_policy(found, policy))
+        _note_other(found, given)
+        dispatcher = Dispatcher(ledger=found, policy=given)
         try:
             yield dispatcher, found.name
         except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import IO
 
 from batchwise.basics.jsontext import UnreadableError, decode
@@ -21,11 +22,19 @@ class Lines:
 
     Args:
         path: The file; `-` is stdin.
+
+    Raises:
+        InvalidValueError: There is no such file.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._number = 0
+        if path != "-":
+            try:
+                Path(path).stat()  # a pipe can be opened only once
+            except OSError as error:
+                raise self._unreadable(error) from None
 
     def __iter__(self) -> Iterator[Request]:
         try:
@@ -34,7 +43,10 @@ class Lines:
                     if line.strip():
                         yield self._request(line)
         except OSError as error:
-            raise InvalidValueError(f"{shown(self.path)} cannot be read: {error.strerror}") from None
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: OSError) -> InvalidValueError:
+        return InvalidValueError(f"{shown(self.path)} cannot be read: {error.strerror}")
 
     def _open(self) -> AbstractContextManager[IO[bytes]]:
         return nullcontext(sys.stdin.buffer) if self.path == "-" else open(self.path, "rb")  # noqa: PTH123

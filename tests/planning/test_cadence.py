@@ -280,6 +280,7 @@ def test_the_shortest_sla_is_one_that_a_dispatcher_batches():
 @pytest.mark.parametrize(
     ("arguments", "reserve", "shortest"),
     [
+        ({"overhead": HOUR / 6}, " and an overhead of 10 min", "24 h 25 min"),
         ({}, "", "24 h 15 min"),  # a third of whatever buffer there is: no reserve stands in the way
         ({"reserve": HOUR}, " and a reserve of at least 1 h", "25 h"),
         ({"policy": Policy()}, " and a reserve of at least 15 min", "24 h 15 min"),
@@ -289,9 +290,8 @@ def test_an_infeasible_sla_names_all_that_takes_its_time(arguments, reserve, sho
     with pytest.raises(InfeasibleSLAError) as raised:
         sla_cadence(24 * HOUR, **arguments)
     assert str(raised.value) == (
-        "sla=24 h leaves no time beside the batch window of 24 h (rounds=1) and an overhead of "
-        f"0 ms{reserve}. The shortest SLA that a dispatcher sends to a batch is {shortest}; each hour of interval "
-        "asks for more on top"
+        f"sla=24 h leaves no time beside the batch window of 24 h (rounds=1){reserve}. The shortest SLA that a "
+        f"dispatcher sends to a batch is {shortest}, plus the interval at which you submit"
     )
 
 

@@ -348,10 +348,11 @@ def _infeasible(
     pairs, odd = divmod(overhead // _TICK, 2)
     derived = ZERO if policy.reserve is not None else (3 * pairs + odd) * _TICK
     shortest = bounded(lambda: windows + max(least + overhead, derived), "the shortest SLA")
+    beside = f" and an overhead of {exact(overhead)}" if overhead else ""
     return InfeasibleSLAError(
-        f"sla={exact(sla)} leaves no time beside the batch window of {exact(windows)} (rounds={rounds}) and an "
-        f"overhead of {exact(overhead)}{named}. The shortest SLA that a dispatcher sends to a batch is "
-        f"{exact(shortest)}; each hour of interval asks for more on top",
+        f"sla={exact(sla)} leaves no time beside the batch window of {exact(windows)} (rounds={rounds}){beside}"
+        f"{named}. The shortest SLA that a dispatcher sends to a batch is {exact(shortest)}, plus the interval at "
+        "which you submit",
         shortest=shortest,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import re
@@ -11,6 +12,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +22,11 @@ from pathlib import Path
 import pytest
 
 from batchwise.errors import BatchwiseError, ForkedDispatcherError, KeyConflictError, LedgerError
-from batchwise.ledger import bulk, schema, sharing
+from batchwise.ledger import bulk, schema, sharing, sqlite_database
 from batchwise.ledger.opening import open_ledger
 from batchwise.ledger.sqlite import SqliteLedger
 from batchwise.ledger.sqlite_database import SqliteDatabase
+from batchwise.ledger.sqlite_file import sync_commits
 from batchwise.ledger.values import Entry, Which
 from batchwise.models import Outcome
 
@@ -108,6 +111,60 @@ def test_durability_is_not_loosened(tmp_path: Path) -> None:
     }
     assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
     ledger.close()
+
+
+def test_an_interruption_while_syncing_is_switched_off_leaves_commits_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(db: sqlite3.Connection, *, each: bool) -> None:
+        sync_commits(db, each=each)
+        raise KeyboardInterrupt
+
+    with closing(SqliteLedger(tmp_path / "ledger.db")) as ledger:
+        with monkeypatch.context() as patched:
+            patched.setattr(sqlite_database, "sync_commits", interrupted)
+            with pytest.raises(KeyboardInterrupt), ledger.database.write("stage", durable=False):
+                pass
+        with ledger.database.write("accept") as db:
+            assert db.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_an_interruption_of_a_wait_for_another_writer_leaves_no_transaction_open(tmp_path: Path) -> None:
+    """Python raises KeyboardInterrupt as soon as SQLite returns: then the transaction has begun."""
+    here = threading.get_ident()
+
+    def interrupt() -> None:
+        time.sleep(0.1)  # until the wait has begun
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(here), ctypes.py_object(KeyboardInterrupt))
+        other.rollback()
+
+    def write(threads: ThreadPoolExecutor) -> None:
+        threads.submit(interrupt)
+        with ledger.database.write("flush"):
+            pass
+
+    path = tmp_path / "ledger.db"
+    with closing(SqliteLedger(path)) as ledger, closing(sqlite3.connect(path, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(1) as threads, pytest.raises(KeyboardInterrupt):
+            write(threads)
+        assert not ledger.database.connection.in_transaction
+        World(ledger).accept("a")
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_a_transaction_inside_another_is_refused_and_harms_nothing(kind: str, tmp_path: Path) -> None:
+    """A signal's handler may ask for one."""
+    with closing(SqliteLedger(tmp_path / "ledger.db")) as ledger:
+        database = ledger.database
+        with database.write("outer") as db:
+            db.execute("INSERT INTO meta VALUES ('a', '1')")
+            with pytest.raises(LedgerError), database.read() if kind == "read" else database.write("inner"):
+                pass
+            assert db.in_transaction
+            db.execute("INSERT INTO meta VALUES ('b', '2')")
+        with database.read() as db:
+            assert db.execute("SELECT count(*) FROM meta WHERE name IN ('a', 'b')").fetchone() == (2,)
 
 
 def test_every_change_is_one_commit_of_a_known_name(tmp_path: Path) -> None:

@@ -84,12 +84,14 @@ class SqliteDatabase:
         """A write transaction. If it changed nothing, nothing is committed."""
         with self._using():
             self._check_file()
+            self._check_alone()
             if durable != self._durable:
+                self._durable = False  # first: after Ctrl-C in here, the next durable write sets it anew
                 sync_commits(self.connection, each=durable)
                 self._durable = durable
-            self.connection.execute("BEGIN IMMEDIATE")
             before = self.connection.total_changes
-            try:
+            try:  # around BEGIN, too: Ctrl-C while it waits for another writer is raised when it has begun
+                self.connection.execute("BEGIN IMMEDIATE")
                 yield self.connection
                 self._check_open()  # a child that a signal's handler forked in here commits nothing
                 if self.connection.total_changes == before:
@@ -107,7 +109,7 @@ class SqliteDatabase:
                 raise
 
     def commit(self, name: str) -> None:  # noqa: ARG002 (for subclasses, which tell commits apart by it)
-        """Every change to the ledger becomes durable here and nowhere else."""
+        """Every change to the ledger is committed here and nowhere else."""
         self.connection.execute("COMMIT")
 
     @contextmanager
@@ -115,8 +117,9 @@ class SqliteDatabase:
         """A read transaction: all its selects see one state."""
         with self._using():
             self._check_file()
-            self.connection.execute("BEGIN")
+            self._check_alone()
             try:
+                self.connection.execute("BEGIN")
                 yield self.connection
             finally:
                 if self._open and self.connection.in_transaction:
@@ -149,6 +152,11 @@ class SqliteDatabase:
         """
         if self._file is not None and not still(self.name, self._file):
             raise refused(self.name, file_id(self.name))
+
+    def _check_alone(self) -> None:
+        """Refuse a transaction inside another, which it must not roll back: a signal's handler may ask for one."""
+        if self.connection.in_transaction:
+            raise sqlite3.OperationalError("this thread has begun another transaction")
 
     def _ledger_error(self, error: sqlite3.Error) -> LedgerError:
         if "locked" in str(error) or "busy" in str(error):

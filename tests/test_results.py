@@ -160,3 +160,9 @@ def test_without_a_message_nothing_stopped() -> None:
 def test_what_is_no_type_is_the_callers_mistake() -> None:
     with pytest.raises(bw.InvalidValueError, match="is not a type"):
         text_result("1").parse(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("type_", "words"), [(int, "not a int"), (int | None, "not a value of this type")])
+def test_an_answer_of_another_type_is_refused_in_a_whole_sentence(type_: type, words: str) -> None:
+    with pytest.raises(bw.RequestFailedError, match=rf"has a text that is {words} \("):
+        text_result("yes").parse(type_)

@@ -308,7 +308,7 @@ class Result:
         try:
             return read(self._last_text(), type_)
         except UnfitError as error:
-            name = printable(getattr(type_, "__name__", "such value"))
+            name = printable(getattr(type_, "__name__", "value of this type"))
             raise self._unreadable(f"a text that is not a {name} ({error})") from None
 
     def _last_text(self) -> str:

@@ -189,7 +189,6 @@ def synchronous(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
     @wraps(method)
     def run(*args: P.args, **keywords: P.kwargs) -> T:
-        """See `IO.run`."""
         try:
             method(*args, **keywords).send(None)
         except StopIteration as stop:

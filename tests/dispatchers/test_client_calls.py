@@ -9,6 +9,7 @@ from typing import Any
 
 import anthropic
 import anyio
+import httpx2
 import pytest
 from anthropic import beta_async_tool, beta_tool
 from pydantic import BaseModel
@@ -93,6 +94,25 @@ async def test_the_client_may_be_derived_and_middleware_runs_around_calls_and_th
         raw = await got(client.models.with_raw_response.retrieve("claude-haiku-4-5"))
         assert raw.headers["request-id"].startswith("req_")
     assert world.calls == 3
+
+
+async def test_an_event_hook_of_the_client_may_read_what_goes_to_the_api_as_it_is(world: World):
+    seen: list[str] = []
+
+    def read(response: httpx2.Response) -> None:
+        seen.append(f"{response.url.path} {len(response.read())}")
+
+    async def read_async(response: httpx2.Response) -> None:
+        seen.append(f"{response.url.path} {len(await response.aread())}")
+
+    if world.colour.name == "sync":
+        http: Any = httpx2.Client(event_hooks={"response": [read]})
+    else:
+        http = httpx2.AsyncClient(event_hooks={"response": [read_async]})
+    async with world.open(client=world.client(http_client=http)) as d:
+        client = front(d).with_options(timeout=PATIENCE)
+        assert (await got(client.models.retrieve("claude-haiku-4-5"))).id.startswith("claude-haiku-4-5")
+        assert len(seen) == 1, seen
 
 
 async def test_a_timeout_of_the_caller_is_told_once_and_buys_nothing_again(world: World):

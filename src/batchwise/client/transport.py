@@ -167,8 +167,10 @@ class _Answering(ABC):
         try:
             stream = await self._call(method, str(request.url), stream_cls=self._streams, **options)
         except anthropic.APIStatusError as error:
-            return _of_status(error)
-        response: httpx2.Response = stream.response  # its body is not read yet
+            return _whole(error.response)
+        response: httpx2.Response = stream.response
+        if response.is_closed:  # an event hook of the HTTP client has read it
+            return _whole(response)
         return httpx2.Response(response.status_code, headers=response.headers.raw, stream=response.stream)
 
 
@@ -188,9 +190,8 @@ def _options(request: httpx2.Request) -> dict[str, Any]:
     return options
 
 
-def _of_status(error: anthropic.APIStatusError) -> httpx2.Response:
-    """The response behind an error of the SDK; its body is read and decoded already."""
-    response = error.response
+def _whole(response: httpx2.Response) -> httpx2.Response:
+    """A response whose body is read and decoded already."""
     headers = [(n, v) for n, v in response.headers.items() if n not in {"content-encoding", *_HOP_BY_HOP}]
     return httpx2.Response(response.status_code, headers=headers, content=response.content)
 

@@ -142,7 +142,11 @@ def test_one_that_outlived_its_event_loop_is_only_told_of(sandbox: Sandbox, tmp_
 def test_a_call_that_runs_when_it_is_dropped_is_stored(sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.sync_latency = 0.5
     with told(1):
-        bw.Dispatcher(ledger=tmp_path / "ledger.db", policy=POLICY).dispatch(params("x"), key="x", latency=LATER / 30)
+        ticket = bw.Dispatcher(ledger=tmp_path / "ledger.db", policy=POLICY).dispatch(
+            params("x"), key="x", latency=LATER / 30
+        )
+        until(lambda: sandbox.books.requests_by_path["POST /v1/messages"], "the call runs")
+        del ticket
     until(lambda: sandbox.books.billed("sync"))
     with bw.Dispatcher(ledger=tmp_path / "ledger.db", policy=POLICY) as d:
         assert d.ticket("x").result(PATIENCE).ok

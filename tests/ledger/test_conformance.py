@@ -432,6 +432,21 @@ def test_an_ended_bulk_takes_no_more(world: World) -> None:
 PRICED = attrs.evolve(FLEXIBLE, max_cost_each=100, max_cost_per_byte=10)
 
 
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_a_transaction_inside_another_is_refused_and_harms_nothing(world: World, kind: str) -> None:
+    """A signal's handler may ask for one."""
+    database = world.ledger.database
+    with database.write("outer") as db:
+        db.execute("INSERT INTO meta VALUES ('a', '1')")
+        inner = database.read() if kind == "read" else database.write("inner")
+        with pytest.raises(LedgerError, match="in this thread"), inner as inside:
+            inside.execute("INSERT INTO meta VALUES ('c', '3')")
+        db.execute("INSERT INTO meta VALUES ('b', '2')")
+    with database.read() as db:
+        found = db.execute("SELECT name FROM meta WHERE name IN ('a', 'b', 'c') ORDER BY name").fetchall()
+    assert found == [("a",), ("b",)]
+
+
 def test_the_spend_limit_counts_reserved_spent_and_wasted(world: World) -> None:
     body = b"1234567890"  # 300 reserved: a call costs 200 at most, a batch half of it
     one = world.accept("a", PRICED, body, max_spend=world.max_spend(300)).row.id

@@ -152,21 +152,6 @@ def test_an_interruption_of_a_wait_for_another_writer_leaves_no_transaction_open
         World(ledger).accept("a")
 
 
-@pytest.mark.parametrize("kind", ["read", "write"])
-def test_a_transaction_inside_another_is_refused_and_harms_nothing(kind: str, tmp_path: Path) -> None:
-    """A signal's handler may ask for one."""
-    with closing(SqliteLedger(tmp_path / "ledger.db")) as ledger:
-        database = ledger.database
-        with database.write("outer") as db:
-            db.execute("INSERT INTO meta VALUES ('a', '1')")
-            with pytest.raises(LedgerError), database.read() if kind == "read" else database.write("inner"):
-                pass
-            assert db.in_transaction
-            db.execute("INSERT INTO meta VALUES ('b', '2')")
-        with database.read() as db:
-            assert db.execute("SELECT count(*) FROM meta WHERE name IN ('a', 'b')").fetchone() == (2,)
-
-
 def test_every_change_is_one_commit_of_a_known_name(tmp_path: Path) -> None:
     names: list[str] = []
 

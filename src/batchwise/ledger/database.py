@@ -178,6 +178,15 @@ def busy(name: str) -> LedgerError:
     )
 
 
+def nested(name: str) -> LedgerError:
+    """Return the error for a transaction inside another one of the same thread."""
+    return LedgerError(
+        f"a transaction of the ledger {name} is open in this thread; nothing of this step was changed. "
+        "In a signal's handler call no method of a dispatcher but close()",
+        passing=True,
+    )
+
+
 def closed(name: str) -> ClosedDispatcherError:
     """Return the error for a ledger that is used after it was closed."""
     return ClosedDispatcherError(f"the ledger {name} is closed; open it again")

@@ -21,7 +21,7 @@ from psycopg import errors
 from batchwise.errors import LedgerError
 
 from . import forks
-from .database import Column, Connection, Cursor, closed
+from .database import Column, Connection, Cursor, closed, nested
 from .postgres_connection import ledger_error, target
 from .postgres_schema import check_pooler, migrate
 from .postgres_session import Session, SessionLock, channel_of, discard, key_of
@@ -187,7 +187,7 @@ class PostgresDatabase:
         self._commits = self._changes_by_others = 0
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._key, self._channel = key_of(self._where.schema, "write"), channel_of(self._where.schema)
-        self._quiet = False
+        self._inside = self._quiet = False
         self._transaction = Transaction(self)
         self._number = ""
         self._mark = f"commit:{uuid4().hex}"
@@ -248,7 +248,7 @@ class PostgresDatabase:
                 raise
 
     def commit(self, name: str) -> None:  # noqa: ARG002 (for subclasses, which tell commits apart by it)
-        """Every change to the ledger becomes durable here and nowhere else."""
+        """Every change to the ledger is committed here and nowhere else."""
         transaction = self._transaction
         _, self._number = transaction.beginning[-1].fetchone()
         transaction.later(_MARK, (self._mark, self._number))
@@ -305,11 +305,15 @@ class PostgresDatabase:
     def _using(self) -> Iterator[None]:
         with self.lock:
             self._check_open()
+            if self._inside:  # a signal's handler may ask for a transaction inside another, which it would end
+                raise nested(self.name)
             try:
+                self._inside = True
                 yield
             except psycopg.Error as error:
                 raise ledger_error(self.name, error) from None
             finally:
+                self._inside = False
                 self._roll_back()
 
     def run(self, statements: Sequence[tuple[Statement, Sequence[Any]]], *, reconnect: bool = False) -> list[Rows]:

@@ -16,7 +16,7 @@ import orjson
 from batchwise.errors import LedgerError
 
 from . import forks
-from .database import BUSY_SECONDS, Column, Connection, busy, closed
+from .database import BUSY_SECONDS, Column, Connection, busy, closed, nested
 from .files import file_id, path_of, refused, still
 from .locks import MemoryLock, ProcessLock
 from .sqlite_file import connect, sync_commits
@@ -154,9 +154,13 @@ class SqliteDatabase:
             raise refused(self.name, file_id(self.name))
 
     def _check_alone(self) -> None:
-        """Refuse a transaction inside another, which it must not roll back: a signal's handler may ask for one."""
+        """Refuse a transaction inside another, which it would end: a signal's handler may ask for one.
+
+        Raises:
+            LedgerError: This thread has begun a transaction.
+        """
         if self.connection.in_transaction:
-            raise sqlite3.OperationalError("this thread has begun another transaction")
+            raise nested(self.name)
 
     def _ledger_error(self, error: sqlite3.Error) -> LedgerError:
         if "locked" in str(error) or "busy" in str(error):

@@ -81,7 +81,7 @@ async def test_a_retry_may_not_pass_the_spend_limit(world: World):
             await (await d.job("j")).retry()
         assert await d.report() == before
     async with world.open(max_spend="100") as d:
-        with pytest.raises(SpendLimitError):  # what was accepted without a cap is kept for by all that the model takes
+        with pytest.raises(SpendLimitError):  # for work without a limit, all that the model takes is reserved
             await d.dispatch(params("x", tools=[{"type": "web_search_20260101", "name": "web_search"}]))
         found = await d.job("j")
         done = (await d.progress("j")).by_outcome
@@ -103,7 +103,7 @@ def test_calls_of_processes_that_died_are_counted_and_stopped_by_the_spend_limit
                     break
                 killed += 1
         cost = Decimal(1_024) * 10 / 10**6
-        assert 3 <= killed <= Decimal("0.036") / cost, "the cap stops it"
+        assert 3 <= killed <= Decimal("0.036") / cost, "the spend limit stops it"
         world.sandbox.sync_latency = 0
         shown = world.ran("""
 with bw.Dispatcher() as d:

@@ -38,7 +38,7 @@ ZERO = timedelta(0)
 spans = st.timedeltas(min_value=ZERO, max_value=timedelta(days=3))
 
 
-# The card
+# The README's figures
 
 
 def test_thirty_hours_submit_every_four():

@@ -34,7 +34,7 @@ def choose(policy: Policy | None = None, **tags: Any) -> bw.Decision:
     return bw.choose_lane(request(**tags), now=NOW, policy=policy or Policy())
 
 
-# -- the card's table -------------------------------------------------------------------------------------------------
+# -- the README's table -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -589,7 +589,7 @@ class World:
         paid = self.paid()
         booked = int((report.cost + report.wasted).scaleb(12))
         cap = self.policy.max_spend
-        assert cap is None or paid <= cap.scaleb(12), f"{paid} paid, over the cap of {cap}"
+        assert cap is None or paid <= cap.scaleb(12), f"{paid} paid, over the spend limit of {cap}"
         assert booked <= paid, f"the books have more than the bill: {report} {paid}"
 
     def paid(self) -> int:

@@ -318,7 +318,7 @@ def test_for_ever(fault: str, colour: Colour, store: Store) -> None:
         assert run.requests < MOST_REQUESTS, run.sandbox.books.requests_by_path
         for error in run.suspended:
             assert "resume()" in str(error), "it does not say what to do"
-        # Nothing is lost by it: once it is mended, the rest goes on. What failed has its reason and stays.
+        # Nothing is lost by it: once it is fixed, the rest goes on. What failed has its reason and stays.
         sandbox.clear_faults()
         run.suspended.clear()
         done = dict(run.results)

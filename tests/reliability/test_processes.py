@@ -147,7 +147,7 @@ def test_at_the_last_safe_moment_a_stopped_owners_requests_go_to_the_sync_lane(
         assert sandbox.books.bought_by_prompt("sync") == PROMPTS
         if sent:
             assert sandbox.books.requests_by_path[CREATE + "/{id}/cancel"] >= 1
-        # Not sent: the fence before the last chunk broke the create off, and nothing was bought.
+        # Not sent: the check before the last chunk broke the create off, and nothing was bought.
         assert sandbox.books.bought_twice() == {}
         assert len(sandbox.books.batches) == int(sent)
 

@@ -150,3 +150,13 @@ async def test_a_single_request_given_as_a_bulk_is_told_to_use_dispatch(world: W
         with pytest.raises(InvalidRequestError, match=f"not a {type(given).__name__}; use dispatch for a single one"):
             await d.dispatch_all(given, output_format=output_format)
         assert (await d.progress()).total == 0
+
+
+async def test_a_bulk_may_be_a_dataset_that_gives_its_items_by_number(world: World):
+    class Dataset:
+        def __getitem__(self, number: int) -> Request:
+            return [Request(params("one")), Request(params("two"))][number]
+
+    async with world.open() as d:
+        await d.dispatch_all(Dataset(), latency=Latency.FLEXIBLE)
+        assert (await d.progress()).total == 2

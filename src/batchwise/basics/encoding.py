@@ -163,7 +163,7 @@ def _shallow(value: Any) -> Any:
         return str(value)
     if not isinstance(value, type) and callable(getattr(value, "to_dict", None)) and hasattr(value, "call"):
         return _mapping(value.to_dict())  # a tool as the SDK's tool runner takes it
-    raise _NoFormError(f"is a {type(value).__name__}, which has no JSON form; {_mend(value)}")
+    raise _NoFormError(f"is a {type(value).__name__}, which has no JSON form; {_fix(value)}")
 
 
 def _text(value: str) -> str:
@@ -250,7 +250,7 @@ def _loaded(module: str, *names: str) -> tuple[Any, ...]:
     return tuple(getattr(sys.modules.get(module), name, ()) for name in names)
 
 
-def _mend(value: object) -> str:
+def _fix(value: object) -> str:
     if isinstance(value, type):
         return "to ask for its JSON schema, say output_format=...; elsewhere give e.g. Model.model_json_schema()"
     if is_omitted(value):

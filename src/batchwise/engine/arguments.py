@@ -83,13 +83,14 @@ def retagged(request: Request, tags: Mapping[str, Any]) -> Request:
     return Request(request.params, betas=request.betas, stream=request.stream, **merged)
 
 
-def formatted(requests: Iterable[Request], output_format: object) -> Iterable[Request]:
+def formatted(requests: Any, output_format: object) -> Iterable[Request]:
     """Return the requests of `dispatch_all`; those without a JSON schema of their own get the schema of this type.
 
     Raises:
         InvalidRequestError: What was given is not several requests.
     """
-    if isinstance(requests, (Request, Mapping, str)) or not isinstance(requests, Iterable):
+    several = isinstance(requests, Iterable) or hasattr(requests, "__getitem__")  # as `for` takes them
+    if isinstance(requests, (Request, Mapping, str)) or not several:
         raise InvalidRequestError(
             f"dispatch_all takes several requests, such as a list of them, not a {type(requests).__name__}; "
             "use dispatch for a single one"

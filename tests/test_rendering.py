@@ -296,4 +296,4 @@ def test_no_duration_is_shown_as_python_writes_it(told: Callable[[], str]) -> No
 
 
 def test_the_shortest_sla_is_said_in_hours_and_minutes() -> None:
-    assert "a batch is 24 h 15 min; each hour" in refused(lambda: bw.sla_cadence(24 * HOUR))
+    assert "a batch is 24 h 15 min, plus the interval" in refused(lambda: bw.sla_cadence(24 * HOUR))

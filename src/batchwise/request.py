@@ -175,7 +175,7 @@ def _traits(params: Mapping[str, Any], betas: tuple[str, ...]) -> Traits:
 
 @lru_cache  # the requests of a bulk mostly share them
 def _plain_traits(model: str, max_tokens: int, names: tuple[str, ...]) -> Traits:
-    """Of params that are no more than the three that each call needs."""
+    """Return the traits of params that hold only the three that each call needs."""
     return Traits(_to_model(model), _to_max_tokens(max_tokens), names, (), "auto", "")
 
 

@@ -356,3 +356,10 @@ def test_what_waits_for_a_primer_is_promised_from_its_end_on_and_only_once() -> 
         assert may_wait(waiting, "q", latest + HOUR, NOW, POLICY)
     alone = group(1, None, prefix="p"), group(1, batch_only=True, prefix="p")
     assert may_wait(Snapshot(batch_queue=alone), "p", NOW + 99 * HOUR, NOW, POLICY)
+
+
+def test_a_class_without_work_needs_no_promises() -> None:
+    capacity = Capacity(POLICY, NOW)
+    promises = Promises.of((), capacity, NOW, ZERO).with_classes({"m": ()}, NOW)
+    assert promises.cohorts == ()
+    assert promises.kept(NOW) is None

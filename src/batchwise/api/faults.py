@@ -17,15 +17,7 @@ import tenacity
 
 from batchwise.planning.outcomes import MALFORMED, Fault, Verdict, rule_call
 
-__all__ = [
-    "LaneFault",
-    "is_transient",
-    "malformed",
-    "retry_after",
-    "retry_options",
-    "server_time",
-    "translate",
-]
+__all__ = ["LaneFault", "is_transient", "malformed", "retry_after", "retry_options", "server_time", "translate"]
 
 MESSAGE_LIMIT = 500
 TRIES = 4

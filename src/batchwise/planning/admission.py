@@ -51,7 +51,7 @@ class Promises:
     """All promises, by class of models: each class has a sync lane to itself.
 
     Attributes:
-        capacity: Of the sync lane.
+        capacity: What the sync lane can do.
         margin: How long before its deadline the last call has to be sent.
         priming: As `priming_ends` returns it: requests that share these prefixes wait.
         by_class: The promises of each class.
@@ -84,7 +84,7 @@ class Promises:
             by_class[name] = Promised(
                 (*known.cohorts, *cohorts),
                 sum((work(each, pace) for each in cohorts), known.work),
-                min(*spans, known.shortest),
+                min((*spans, known.shortest)),
             )
         return attrs.evolve(self, by_class=by_class)
 

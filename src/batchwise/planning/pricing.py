@@ -113,7 +113,7 @@ class Tariff:
         return attrs.evolve(self, **tokens, above=None if self.above is None else self.above.scaled(factor))
 
 
-@cache  # each look reads a file, which took half of the time of storing one answer
+@cache  # each look reads a file, which takes 0.4 ms, and each answer that is stored asks
 def _release() -> str:
     return version("genai-prices")
 

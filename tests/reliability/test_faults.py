@@ -23,6 +23,7 @@ import attrs
 import pytest
 
 import batchwise as bw
+from batchwise.api.faults import retry_options
 from batchwise.engine import collection
 from batchwise.sandbox import KNOWN_FAULTS, Sandbox
 from tests.dispatchers.world import Async, Colour, Sync, listed
@@ -81,8 +82,15 @@ FAILED_ONCE = {"results.unknown_type": {"unknown_result_type"}}
 
 
 def rescued(policy: bw.Policy) -> tuple[bw.Policy, timedelta]:
-    """A policy and an SLA by which a batch that outlasts its window is cancelled and rescued after two seconds."""
-    return attrs.evolve(policy, window=1_000 * MILLISECOND, min_reserve=0 * MILLISECOND), timedelta(seconds=3)
+    """A policy and an SLA by which a batch that outlasts its window is cancelled and rescued after four seconds.
+
+    By the latency of calls the last safe moment is a second before the deadline: a busy machine may stand still.
+    """
+    limits = bw.Limits(latency=300 * MILLISECOND, concurrency=8)
+    return (
+        attrs.evolve(policy, window=1_000 * MILLISECOND, min_reserve=0 * MILLISECOND, limits=limits),
+        timedelta(seconds=5),
+    )
 
 
 class Run:
@@ -388,6 +396,19 @@ def test_the_server_restarts_while_everything_runs(tmp_path: Path) -> None:
         assert all(result.ok for result in run.results.values())
         assert run.excess <= run.report.possible_doubles
         assert all(prompt.startswith("call") for prompt in sandbox.books.bought_twice())
+
+
+@COLOURS
+def test_rows_leave_a_batch_in_time_while_its_cancel_is_still_being_tried(
+    colour: Colour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchwise.api.batches.retry_options", retry_options)  # for over three seconds
+    run = Run(tmp_path / "ledger.db", "cancel.error_500", colour)
+    with run.sandbox as sandbox:
+        sandbox.fault("cancel.error_500", times=None)
+        run.go()
+        assert len(run.results) == ROWS + CALLS
+        assert all(result.ok and result.met_deadline is not False for result in run.results.values())
 
 
 @COLOURS

@@ -73,12 +73,14 @@ async def cancel(engine: Engine, batch: BatchView) -> None:
         requests = sum(group.requests for group in batch.groups)
         engine.emitter.emit(Rescued(at=now, batch=remote, requests=requests, canceled=True))
     asked = attrs.evolve(batch, state=BatchState.CANCELING, cancel_at=batch.cancel_at or now, polled_at=now)
+    # First: the last safe moment of its rows may come before the API answers.
+    if not await store(engine.ledger.batches.update, asked, was=batch):
+        return
     try:
         info = await api.cancel(remote)
     except LaneFault:  # the batch may have ended, or the cancel may have arrived: the next poll tells
-        await store(engine.ledger.batches.update, asked, was=batch)
         return
-    await store(_update, engine, asked, info, was=batch)
+    await store(_update, engine, asked, info, was=asked)
 
 
 async def move_from_batch(engine: Engine, batch: BatchView, terms: tuple[int, ...]) -> None:
